@@ -1,0 +1,90 @@
+# `make` alone lists the targets. Everything is installed into .venv; nothing else on the machine is touched.
+
+VENV    ?= .venv
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+HOST    ?= 127.0.0.1
+PORT    ?= 8000
+STUDIES ?= output/studies
+DATA    ?= ../shared/data
+THREADS ?= 2
+JOBS    ?= 2
+
+BIN     := $(VENV)/bin
+# monailabel and dcmqi call `python` and their tools by name: the venv's must come first.
+export PATH := $(abspath $(BIN)):$(PATH)
+# A fixed number of threads: more than there are cores slows every model down.
+RUN     := OMP_NUM_THREADS=$(THREADS) $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve doctor test test-slow lint bench-clicks bench-speed clean distclean
+
+help:  ## list the targets
+	@echo "Targets (make TARGET):"
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  \1\t/' | expand -t 16
+	@echo "Variables: PYTHON, VENV, HOST, PORT, STUDIES, DATA, THREADS, JOBS (make serve PORT=8001)"
+
+$(BIN)/python:
+	@echo "== making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] < (3, 13) else 1)' || \
+	    { echo "ssmsam needs Python 3.10 to 3.12, 3.11 is tested; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml | $(BIN)/python
+	@echo "== installing what ssmsam needs (minutes and several GB the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@echo "== installing what the tests and checks need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+setup: $(VENV)/.installed  ## make .venv and install everything that running needs
+
+demo: setup  ## start the server on the samples, click as an annotator would, print Dice and times, end
+	@echo "== demo: the real server on a copy of sample-datasets/abdomen"
+	$(RUN) apps/demo.py --json output/demo.json --picture output/demo.png
+
+serve: setup  ## start the server and leave it running (HOST, PORT, STUDIES)
+	@[ "$(STUDIES)" != output/studies ] || [ -d $(STUDIES) ] || \
+	    { echo "== copying the sample volumes to $(STUDIES)"; mkdir -p $(STUDIES); \
+	      cp sample-datasets/abdomen/images/*.nii.gz $(STUDIES)/; }
+	@echo "== serving $(STUDIES); stop with Ctrl-C"
+	@echo "   3D Slicer, MONAI Label module, server address: http://$(HOST):$(PORT)"
+	@echo "   what the server offers:                        http://$(HOST):$(PORT)/info/"
+	@echo "   every REST call:                               http://$(HOST):$(PORT)/"
+	OMP_NUM_THREADS=$(THREADS) monailabel start_server --app ssmsam_app --studies $(STUDIES) --host $(HOST) --port $(PORT)
+
+doctor: setup  ## say what works here, what does not, and what to do
+	@$(BIN)/python apps/doctor.py
+
+test: $(VENV)/.installed-dev  ## run the tests (all but the slow ones)
+	@echo "== tests, $(THREADS) threads"
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev  ## run the tests that need real data or minutes
+	@echo "== slow tests, $(THREADS) threads"
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.installed-dev  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-clicks: setup  ## simulated clicks on patients kept aside, CT and MR (DATA, JOBS)
+	$(RUN) apps/benchmark.py clicks --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \
+	    --json benchmarks/clicks_abdomen_ct.json --figures benchmarks/figures/clicks_abdomen_ct
+	$(RUN) apps/benchmark.py clicks --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
+	    --json benchmarks/clicks_abdomen_mr.json --figures benchmarks/figures/clicks_abdomen_mr
+
+bench-speed: setup  ## a later click against re-encoding on every click, start-up time, memory
+	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \
+	    --data sample-datasets/abdomen --json benchmarks/speed.json
+
+clean:  ## remove what runs and checks left behind; .venv stays
+	rm -rf output build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info
+	rm -rf ssmsam_app/logs ssmsam_app/model ssmsam_app/bin
+	find lib apps tests ssmsam_app -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv too
+	rm -rf $(VENV)
