@@ -1,0 +1,60 @@
+"""NRRD and MetaImage files to volumes, by SimpleITK."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ssmsam.imaging.geometry import orthogonal_grid
+from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.imaging.voxels import compact
+
+
+def read_itk(path: Path) -> Volume:
+    """Read a .nrrd, .nhdr, .mha or .mhd file."""
+    reader = _open(path)
+    grid = _grid(reader, path)
+    try:
+        array = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise UnreadableVolume(f"{path}: the voxels cannot be read. The file may be cut short. ({error})") from error
+    return Volume(compact(array.reshape(grid.shape)), grid.affine)
+
+
+def itk_grid(path: Path) -> Grid:
+    """The grid of a file that :func:`read_itk` reads, from its header alone."""
+    return _grid(_open(path), path)
+
+
+def _open(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnreadableVolume(f"{path}: not a readable image file. ({error})") from error
+    return reader
+
+
+def _grid(reader: sitk.ImageFileReader, path: Path) -> Grid:
+    size = reader.GetSize()
+    if reader.GetNumberOfComponents() != 1:
+        raise UnreadableVolume(
+            f"{path}: {reader.GetNumberOfComponents()} values per voxel (colour, vectors or several segments); "
+            "one grey value is needed. Save the channel you want as a file of its own."
+        )
+    if len(size) < 2 or any(n != 1 for n in size[3:]):
+        raise UnreadableVolume(
+            f"{path}: an image of {len(size)} dimensions {size}; one 3-D image is needed. "
+            "Save the time point you want as a file of its own."
+        )
+    used = min(len(size), 3)
+    affine = np.eye(4)
+    direction = np.reshape(reader.GetDirection(), (len(size), len(size)))
+    affine[:used, :used] = direction[:used, :used] * reader.GetSpacing()[:used]
+    affine[:used, 3] = reader.GetOrigin()[:used]
+    columns, rows, slices = (*size, 1)[:3]
+    return orthogonal_grid((slices, rows, columns), affine, path)

@@ -1,0 +1,115 @@
+"""How intensities become encoder input in [0, 1]: one scale for the whole volume, never one per slice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from math import gcd
+from typing import ClassVar
+
+import numpy as np
+
+from ssmsam.imaging.volume import Volume
+
+SAMPLE_VOXELS = 2_000_000
+"""Percentiles of larger volumes come from about this many voxels, evenly spread."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The intensities that become 0 and 1."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
+            raise ValueError(f"a scale needs low < high, got {self.low} and {self.high}")
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Any array -> float32 of its shape in [0, 1]; below ``low`` and not-a-number become 0, above ``high`` 1."""
+        unit = (np.asarray(array).astype(np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
+        return np.clip(np.nan_to_num(unit, copy=False, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class IntensityRecipe(ABC):
+    """A named way to find the scale of a volume."""
+
+    name: ClassVar[str]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over name and parameters: part of every cache key and every result."""
+        return hashlib.sha256(json.dumps([self.name, asdict(self)], sort_keys=True).encode()).hexdigest()
+
+    @abstractmethod
+    def scale(self, volume: Volume) -> Scale:
+        """The scale of this volume."""
+
+
+@dataclass(frozen=True)
+class CtWindow(IntensityRecipe):
+    """A fixed window in Hounsfield units; the default shows the soft tissue of the abdomen."""
+
+    low_hu: float = -160.0
+    high_hu: float = 240.0
+    name: ClassVar[str] = "ct_window"
+
+    def scale(self, volume: Volume) -> Scale:
+        return Scale(self.low_hu, self.high_hu)
+
+
+@dataclass(frozen=True)
+class MrPercentiles(IntensityRecipe):
+    """From one percentile of the whole volume to another: for intensities without a unit."""
+
+    low: float = 0.5
+    high: float = 99.5
+    name: ClassVar[str] = "mr_percentiles"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 100:
+            raise ValueError(f"percentiles need 0 <= low < high <= 100, got {self.low} and {self.high}")
+
+    def scale(self, volume: Volume) -> Scale:
+        values = _sample(volume.array)
+        if not values.size:
+            return Scale(0.0, 1.0)
+        low, high = np.percentile(values, [self.low, self.high])
+        if low == high:  # something small on an even background
+            low, high = values.min(), values.max()
+        return Scale(float(low), float(high) if high > low else float(low) + 1.0)
+
+
+def recipe_for(volume: Volume) -> IntensityRecipe:
+    """The default recipe of a volume: a soft-tissue window for CT, percentiles for everything else."""
+    modality = volume.modality or guess_modality(volume)
+    return CtWindow() if modality == "CT" else MrPercentiles()
+
+
+def guess_modality(volume: Volume) -> str:
+    """ "CT" when the values look like Hounsfield units, else "MR", which stands for intensities without a unit.
+
+    For files that do not say. Hounsfield units reach down to fat or air (-90 or less in at least 0.5 % of the
+    voxels), do not go far below air, and at least 5 % of the voxels are soft tissue (-80 to 300). MR and 8-bit
+    images begin at 0; normalised images have small negative values.
+    """
+    values = _sample(volume.array)
+    if not values.size:
+        return "MR"
+    low = np.percentile(values, 0.5)
+    tissue = np.mean((values > -80) & (values < 300))
+    return "CT" if -4096 < low <= -90 and tissue >= 0.05 else "MR"
+
+
+def _sample(array: np.ndarray) -> np.ndarray:
+    """Finite values (N,) of the array: all of them, or an even and repeatable choice when it is large."""
+    flat = array.reshape(-1)
+    step = max(1, flat.size // SAMPLE_VOXELS)
+    while gcd(step, flat.size) > 1:  # a common factor would visit the same columns in every row
+        step += 1
+    values = flat[::step]
+    return values[np.isfinite(values)]

@@ -1,0 +1,71 @@
+"""Volumes to files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+from ssmsam.imaging.geometry import RAS_LPS
+from ssmsam.imaging.volume import Volume
+
+
+def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> None:
+    """Write a .nii, .nii.gz or .nrrd file on the volume's own grid, keeping the type of its voxels.
+
+    The file appears whole or not at all. ``compress`` chooses gzip or raw NRRD; NIfTI says it by its suffix.
+    The same volume always makes the same bytes. Raises ValueError for another suffix.
+    """
+    path = Path(path)
+    for suffix in (".nii.gz", ".nii", ".nrrd"):
+        if path.name.lower().endswith(suffix):
+            break
+    else:
+        raise ValueError(f"cannot write {path.name}: the name has to end in .nii, .nii.gz or .nrrd")
+    with _whole(path, suffix) as partial:
+        if suffix == ".nrrd":
+            sitk.WriteImage(_itk_image(volume), str(partial), compress)
+        else:
+            nib.save(_nifti_image(volume), partial)
+
+
+@contextmanager
+def _whole(path: Path, suffix: str) -> Iterator[Path]:
+    """A place to write that becomes ``path`` in one step at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        partial = Path(folder) / f"volume{suffix}"
+        yield partial
+        os.replace(partial, path)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """The array in a type that both formats know."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _nifti_image(volume: Volume) -> nib.Nifti1Image:
+    array = _storable(volume.array)
+    affine = RAS_LPS @ volume.affine
+    image = nib.Nifti1Image(array.T, affine, dtype=array.dtype)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _itk_image(volume: Volume) -> sitk.Image:
+    image = sitk.GetImageFromArray(_storable(volume.array))
+    spacing = np.array(volume.spacing[::-1])
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((volume.affine[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(volume.affine[:3, 3].tolist())
+    return image
