@@ -1,0 +1,215 @@
+"""What works on this machine, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from ssmsam.encoders.manifest import entry, manifest
+from ssmsam.encoders.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, find_weights
+
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+
+_EXTRAS_NEEDED = ("", "server")
+_GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``step`` says what to do; it is empty when nothing needs doing."""
+
+    subject: str
+    level: str
+    """"OK", "WARN" (something optional or slow) or "FAIL" (something will not work)."""
+    text: str
+    step: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to look: the repository's root, the folders of weights and embeddings, and the ports meant to be used."""
+
+    root: Path
+    weights: Path | None = None
+    store: Path = Path.home() / ".cache" / "ssmsam"
+    server_port: int = 8000
+    orthanc_port: int = 8042
+
+
+def examine(place: Place) -> Iterator[Finding]:
+    """Every finding, in the order in which a newcomer would want to know. Changes nothing, needs no network."""
+    yield python()
+    yield from packages()
+    yield from devices()
+    for name in manifest():
+        yield weights(name, folder=place.weights)
+    yield samples(place.root)
+    yield disk(place.store)
+    yield port(place.server_port, "the server", "PORT=8001 make serve")
+    yield from programs()
+    yield port(place.orthanc_port, "Orthanc", "use the one that runs, or stop it", used_is_fine=True)
+
+
+def python() -> Finding:
+    """The interpreter's version and the machine."""
+    text = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    if (3, 10) <= sys.version_info[:2] < (3, 13):
+        return Finding("python", OK, text)
+    return Finding("python", FAIL, text, "use Python 3.10 to 3.12 (3.11 is tested): make setup PYTHON=python3.11")
+
+
+def packages() -> Iterator[Finding]:
+    """Every requirement that the installed package declares, against what is installed."""
+    try:
+        declared = [Requirement(line) for line in metadata.requires("ssmsam") or []]
+    except metadata.PackageNotFoundError:
+        yield Finding("package ssmsam", FAIL, "not installed", "make setup, or pip install -r requirements.txt")
+        return
+    fine = []
+    for requirement in declared:
+        extra = _extra(requirement)
+        finding = _package(requirement, needed=extra in _EXTRAS_NEEDED)
+        if finding.level == OK:
+            fine.append(finding.text)
+        else:
+            yield finding
+    yield Finding("packages", OK, ", ".join(fine))
+
+
+def _extra(requirement: Requirement) -> str:
+    """The optional extra that asks for this requirement, "" for one that is always needed."""
+    if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        return ""
+    return next((extra for extra in ("server", "dev") if requirement.marker.evaluate({"extra": extra})), "other")
+
+
+def _package(requirement: Requirement, *, needed: bool) -> Finding:
+    subject = f"package {requirement.name}"
+    wanted = f"{requirement.name}{requirement.specifier}"
+    level = FAIL if needed else WARN
+    step = "make setup" if needed else "make test installs it; only the tests and checks need it"
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Finding(subject, level, f"{wanted} is needed and not installed", step)
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding(subject, level, f"{wanted} is needed, {version} is installed", f'pip install "{wanted}"')
+    return Finding(subject, OK, f"{requirement.name} {version}")
+
+
+def devices() -> Iterator[Finding]:
+    """Where networks will run."""
+    if torch.cuda.is_available():
+        yield Finding("device", OK, f"cuda: {torch.cuda.get_device_name()}")
+    else:
+        cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+        text = f"cpu: {cores} cores, torch uses {threads} threads"
+        step = f"set OMP_NUM_THREADS={cores}: more threads than cores are slower" if threads > cores else ""
+        yield Finding("device", WARN if step else OK, text, step)
+    try:
+        import torchvision  # noqa: F401 (segment-anything needs it; importing it is the test)
+    except (ImportError, RuntimeError) as error:
+        step = "torch and torchvision must come from the same build: install both again from one index"
+        yield Finding("torchvision", FAIL, f"does not import: {error}", step)
+
+
+def weights(name: str, *, folder: Path | None = None) -> Finding:
+    """Whether an encoder's weights are there and are what their manifest says (sha256)."""
+    subject, known = f"weights {name}", entry(name)
+    try:
+        path = find_weights(name, folder=folder)
+    except CorruptWeights as error:
+        return Finding(subject, FAIL, str(error), f"delete the file, then: {_get_weights(name)}")
+    except MissingWeights:
+        level = FAIL if known.url is None else WARN
+        return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
+    text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
+    if known.sha256 is None:
+        return Finding(
+            subject, WARN, f"{text}, checksum not recorded", f"python -m ssmsam.encoders.manifest --record {name}"
+        )
+    return Finding(subject, OK, f"{text}, checksum right, licence: {known.licence}")
+
+
+def _get_weights(name: str) -> str:
+    if entry(name).url is None:
+        return "it comes with the repository: fetch that file again, or train it with apps/pretrain.py"
+    return f"python apps/doctor.py --download {name}, or name a folder that holds it: {FOLDER_VARIABLE}=DIR"
+
+
+def samples(root: Path) -> Finding:
+    """Whether the sample volumes are there, each with its labels."""
+    folder = root / "sample-datasets" / "abdomen"
+    images = {path.name for path in (folder / "images").glob("*.nii.gz")}
+    labels = {path.name for path in (folder / "labels").glob("*.nii.gz")}
+    if not images:
+        return Finding("sample data", FAIL, "sample-datasets/abdomen holds no image", "python apps/samples.py")
+    if images - labels:
+        text = f"no labels for {', '.join(sorted(images - labels))}"
+        return Finding("sample data", WARN, text, "python apps/samples.py")
+    return Finding("sample data", OK, f"{len(images)} volumes with labels")
+
+
+def disk(store: Path) -> Finding:
+    """Free space where embeddings are kept (a volume of 150 slices takes 20 to 300 MB, by encoder)."""
+    folder = next(path for path in (store, *store.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{free / _GIB:.0f} GiB free for embeddings in {store}"
+    if free < _GIB:
+        return Finding("disk", FAIL, text, "free some space, or choose another folder with --conf store DIR")
+    if free < 10 * _GIB:
+        return Finding("disk", WARN, text, "enough for small studies only")
+    return Finding("disk", OK, text)
+
+
+def port(number: int, user: str, step: str, *, used_is_fine: bool = False) -> Finding:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        used = probe.connect_ex(("127.0.0.1", number)) == 0
+    if used and not used_is_fine:
+        return Finding(f"port {number}", WARN, f"something listens there already, {user} cannot", step)
+    return Finding(f"port {number}", OK, f"{'in use' if used else 'free'} ({user})")
+
+
+def programs() -> Iterator[Finding]:
+    """Programs that MONAI Label or the viewers call by name."""
+    launcher = shutil.which("python")
+    if launcher is None or Path(launcher).parent.resolve() != Path(sys.executable).parent.resolve():
+        text = "`python` on PATH is not the one that runs this; `monailabel start_server` would use it"
+        yield Finding("PATH", WARN, text, f"source {_activate()}, or start with make serve")
+    if shutil.which("itkimage2segimage"):
+        yield Finding("dcmqi", OK, "itkimage2segimage is on PATH")
+    else:
+        text = "itkimage2segimage is not on PATH: a start on a DICOMweb store would try to download it"
+        yield Finding("dcmqi", WARN, text, f"source {_activate()} (it comes with pip install dcmqi)")
+    yield _optional(
+        "Orthanc", ("Orthanc", "orthanc"), "a local DICOM store", "apt-get install orthanc orthanc-dicomweb"
+    )
+    browsers = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    yield _optional("browser", browsers, "automatic checks of OHIF", "apt-get install chromium")
+
+
+def _activate() -> str:
+    activate = Path(sys.prefix) / "bin" / "activate"
+    return os.path.relpath(activate) if activate.exists() else ".venv/bin/activate"
+
+
+def _optional(subject: str, names: tuple[str, ...], purpose: str, step: str) -> Finding:
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found:
+        return Finding(subject, OK, f"{found} ({purpose})")
+    return Finding(subject, WARN, f"not installed; needed for {purpose} only", step)

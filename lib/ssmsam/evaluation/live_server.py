@@ -1,0 +1,134 @@
+"""A real server in its own process, started by MONAI Label's stock command, for the demo and for timings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+
+
+class ServerFailed(RuntimeError):
+    """The server ended, or did not answer in time. The message holds the end of what it printed."""
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A server that answers. ``start_s`` is the time from the command to the first answer of ``/info/``."""
+
+    url: str
+    pid: int
+    start_s: float
+    log: Path
+
+    def memory_mb(self) -> dict[str, float]:
+        """Resident memory of the server's processes now, and the peak of the main one, in MB (Linux only)."""
+        pids = [self.pid, *_children(self.pid)]
+        now = sum(_status_kb(pid, "VmRSS") for pid in pids)
+        return {"now": now / 1024, "peak": max(_status_kb(pid, "VmHWM") for pid in pids) / 1024}
+
+
+@contextmanager
+def live_server(
+    *,
+    app: Path,
+    studies: Path,
+    port: int | None = None,
+    conf: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 180.0,
+) -> Iterator[LiveServer]:
+    """Run ``monailabel start_server`` on ``studies`` until the block ends, on a free port if none is given.
+
+    ``conf`` becomes ``--conf KEY VALUE``. The server's own output goes to a temporary file that is removed at the
+    end. Raises :class:`ServerFailed` when it does not answer within ``timeout_s`` seconds.
+    """
+    port = port or free_port()
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+    command += ["--host", LOOPBACK, "--port", str(port)]
+    for key, value in (conf or {}).items():
+        command += ["--conf", key, value]
+    with tempfile.TemporaryDirectory(prefix="ssmsam-server-") as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as output:
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                command,
+                cwd=folder,  # an empty folder: nothing near it can be taken for a study
+                env=_environment(environment or {}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            url = f"http://{LOOPBACK}:{port}"
+            _wait(process, url, log, timeout_s)
+            yield LiveServer(url=url, pid=process.pid, start_s=time.perf_counter() - started, log=log)
+        finally:
+            _stop(process)
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The caller's environment with the tools that stand beside this interpreter first on PATH."""
+    beside = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": beside + os.pathsep + os.environ.get("PATH", ""), **extra}
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise ServerFailed(f"the server ended with status {process.returncode}:\n{_end_of(log)}")
+        try:
+            with urllib.request.urlopen(f"{url}/info/", timeout=5):
+                return
+        except OSError:  # not listening yet, or not ready: that is what the loop waits for
+            time.sleep(0.1)
+    raise ServerFailed(f"the server did not answer within {timeout_s:.0f} s:\n{_end_of(log)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_of(log: Path, lines: int = 30) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _children(pid: int) -> list[int]:
+    """Processes below ``pid``, as Linux lists them."""
+    try:
+        direct = [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return direct + [below for child in direct for below in _children(child)]
+
+
+def _status_kb(pid: int, field: str) -> float:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return float(line.split()[1])
+    except OSError:
+        return 0.0  # it ended meanwhile, or this is not Linux
+    return 0.0

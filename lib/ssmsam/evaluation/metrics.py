@@ -1,0 +1,70 @@
+"""Agreement between two masks, and how sure a mean of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice in per cent of two masks of one shape; any non-zero element is inside.
+
+    Both empty is a full agreement, 100; one of them empty is 0. Raises ValueError when the shapes differ.
+    """
+    a, b = _masks(prediction, truth)
+    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+    return 100.0 if total == 0 else 200.0 * int(np.count_nonzero(a & b)) / total
+
+
+def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union in per cent, with the same rule for empty masks as :func:`dice`."""
+    a, b = _masks(prediction, truth)
+    union = int(np.count_nonzero(a | b))
+    return 100.0 if union == 0 else 100.0 * int(np.count_nonzero(a & b)) / union
+
+
+def _masks(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(prediction), np.asarray(truth)
+    if a.shape != b.shape:
+        raise ValueError(f"the masks must have one shape, got {a.shape} and {b.shape}")
+    return a != 0, b != 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The mean over cases, the 95 % confidence interval of that mean, and the number of cases."""
+
+    mean: float
+    ci95: tuple[float, float]
+    n: int
+
+    def as_json(self) -> dict[str, object]:
+        return {"mean": round(self.mean, 3), "ci95": [round(end, 3) for end in self.ci95], "n": self.n}
+
+
+def bootstrap_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of ``values``, one value per case.
+
+    The cases are what is drawn again, so give one value per case, never one per slice. With a single case the
+    interval is that value itself: nothing is known of the spread. Raises ValueError for no values.
+    """
+    data = np.asarray(list(values), dtype=np.float64)
+    if data.size == 0:
+        raise ValueError("an interval needs at least one value")
+    picks = np.random.default_rng(seed).integers(0, data.size, size=(resamples, data.size))
+    low, high = np.percentile(data[picks].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def summarise(values: Iterable[float]) -> Summary:
+    """:class:`Summary` of one value per case. Raises ValueError for no values."""
+    data = [float(value) for value in values]
+    interval = bootstrap_ci(data)
+    return Summary(mean=float(np.mean(data)), ci95=interval, n=len(data))
+
+
+def mean_over_labels(per_label: Mapping[str, Summary]) -> float:
+    """The mean over labels of the mean over cases: a rare organ counts as much as a frequent one."""
+    return float(np.mean([summary.mean for summary in per_label.values()])) if per_label else float("nan")
