@@ -1,0 +1,92 @@
+"""From volumes to embeddings: in memory, else on disk, else through the encoder, and never twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import chain
+from weakref import WeakValueDictionary
+
+import torch
+
+from ssmsam.encoders.encoder import Encoder
+from ssmsam.encoders.gate import Gate
+from ssmsam.encoders.half import Half, to_halves
+from ssmsam.encoders.memory import SliceMemory
+from ssmsam.encoders.store import EmbeddingKey, EmbeddingStore
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.recipe import IntensityRecipe, recipe_for
+from ssmsam.imaging.volume import Volume
+
+STORED_SLICES = Plane(0)
+DEFAULT_MEMORY_BYTES = 2**30
+BATCH_SECONDS = 0.5
+"""How long a background batch may keep a user's click waiting, where a single slice takes less."""
+LARGEST_BATCH = 16
+
+
+class Embedder:
+    """Owns one encoder and hands out embeddings of volumes. Safe for many threads.
+
+    ``store`` keeps embeddings on disk; without one they live in memory only. ``memory_bytes`` bounds what is kept in
+    memory over all volumes, the least recently used slices going first. ``encoded`` counts the slices that went
+    through the encoder.
+    """
+
+    def __init__(
+        self, *, encoder: Encoder, store: EmbeddingStore | None = None, memory_bytes: int = DEFAULT_MEMORY_BYTES
+    ) -> None:
+        self.encoder = encoder
+        self.store = store
+        self.memory = SliceMemory(memory_bytes)
+        self.encoded = 0
+        self._gate = Gate()
+        self._seconds: float | None = None
+        self._open: WeakValueDictionary[str, VolumeEmbeddings] = WeakValueDictionary()
+        self._opening = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is, and where embeddings are handed out."""
+        return next((tensor.device for tensor in self.encoder.parameters()), torch.device("cpu"))
+
+    @property
+    def batch_size(self) -> int:
+        """Slices of a background batch: about :data:`BATCH_SECONDS` of work, by the last slice's time."""
+        if self._seconds is None:
+            return 1
+        return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / max(self._seconds, 1e-6))))
+
+    def open(
+        self, volume: Volume, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
+    ) -> VolumeEmbeddings:
+        """The embeddings of a volume, made slice by slice when they are asked for.
+
+        ``recipe`` is :func:`recipe_for` the volume by default. Equal volume, recipe and plane give the same object.
+        """
+        recipe = recipe or recipe_for(volume)
+        key = EmbeddingKey.of(self.encoder, pixel_digest=volume.digest, plane=plane, recipe_digest=recipe.digest)
+        with self._opening:
+            opened = self._open.get(key.digest)
+            if opened is None:
+                opened = VolumeEmbeddings(embedder=self, volume=volume, recipe=recipe, plane=plane, key=key)
+                self._open[key.digest] = opened
+            return opened
+
+    def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Half]:
+        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before waiting background work."""
+        with self._gate.hold(urgent=urgent), torch.inference_mode():
+            start = time.perf_counter()
+            halves = to_halves(self.encoder.encode(slices.to(self.device)))
+            self._seconds = (time.perf_counter() - start) / len(slices)
+            self.encoded += len(slices)
+        return halves
+
+
+def nearest_first(index: int, count: int) -> list[int]:
+    """All slice indices of a volume of ``count`` slices, by distance from ``index``."""
+    if not 0 <= index < count:
+        raise ValueError(f"slice {index} is not in a volume of {count} slices")
+    pairs = ((index - distance, index + distance) for distance in range(1, count))
+    return [index, *(near for near in chain.from_iterable(pairs) if 0 <= near < count)]

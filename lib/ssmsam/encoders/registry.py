@@ -1,0 +1,36 @@
+"""Encoders by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssmsam.encoders.encoder import Encoder
+from ssmsam.encoders.manifest import entry, manifest
+from ssmsam.encoders.weights import find_weights
+
+ENCODERS: tuple[str, ...] = tuple(manifest())
+"""All names that :func:`load_encoder` knows: our own ``small`` first, which comes with this package."""
+
+
+def load_encoder(
+    name: str,
+    *,
+    folder: Path | str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    allow_unverified: bool = False,
+) -> Encoder:
+    """A frozen encoder in evaluation mode on ``device``. Number of threads and other global settings stay as they are.
+
+    ``folder``, ``download`` and ``allow_unverified`` are those of :func:`ssmsam.encoders.weights.find_weights`, whose
+    errors are raised: ValueError for an unknown name, MissingWeights, CorruptWeights.
+    """
+    architecture = entry(name).architecture
+    path = find_weights(name, folder=folder, download=download, allow_unverified=allow_unverified)
+    if architecture == "small":
+        from ssmsam.encoders.small import SmallEncoder
+
+        return SmallEncoder.from_file(path).to(device).eval().requires_grad_(False)
+    from ssmsam.encoders.sam import SamEncoder
+
+    return SamEncoder.from_file(path, name=name, device=device).eval()

@@ -1,0 +1,205 @@
+"""The embeddings of one volume in one plane."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.encoder import Embedding
+from ssmsam.encoders.frame import Frame
+from ssmsam.encoders.half import Half, to_embedding
+from ssmsam.encoders.store import EmbeddingKey
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.recipe import IntensityRecipe, Scale
+from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from ssmsam.encoders.embedder import Embedder
+
+logger = logging.getLogger(__name__)
+
+CLAIM_SECONDS = 120.0
+"""How long to wait for another process that is making the slice a user wants, before making it here too."""
+POLL_SECONDS = 0.05
+
+
+class VolumeEmbeddings:
+    """Embeddings by slice index. Made by :meth:`Embedder.open`; safe for many threads.
+
+    Values pass through float16 whether or not they come from the disk, so that the answer to a prompt does not depend
+    on where its embedding came from.
+    """
+
+    def __init__(
+        self, *, embedder: Embedder, volume: Volume, recipe: IntensityRecipe, plane: Plane, key: EmbeddingKey
+    ) -> None:
+        self.plane = plane
+        self.recipe = recipe
+        self.key = key
+        self.grid: Grid = volume.grid
+        self.count = plane.count(self.grid)
+        height, width = plane.slice_shape(self.grid)
+        self.frame = Frame(height, width, embedder.encoder.spec.input_size, plane.pixel_mm(self.grid))
+        self._embedder = embedder
+        self._volume = volume
+        self._stored = embedder.store.open(key, grid=self.grid, count=self.count) if embedder.store else None
+        self._flights: dict[int, Future[Half | None]] = {}
+        self._flights_lock = threading.Lock()
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The intensities that become 0 and 1, one pair for the whole volume."""
+        return self.recipe.scale(self._volume)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(count,) bool: the slices that need no encoder any more."""
+        memory, digest = self._embedder.memory, self.key.digest
+        in_memory = np.array([memory.holds(digest, index) for index in range(self.count)], dtype=bool)
+        return in_memory | self._stored.done if self._stored else in_memory
+
+    def slice(self, index: int) -> Embedding:
+        """A batch of 1, float32, on the encoder's device. Goes before background work that waits for the encoder.
+
+        Raises ValueError for an index outside the volume.
+        """
+        index = self._checked(index)
+        half = self._embedder.memory.get(self.key.digest, index)
+        while half is None:
+            flight, mine = self._board(index)
+            if not mine:
+                half = flight.result()  # None when the other thread failed: then it is this one's turn
+                continue
+            try:
+                half = self._make(index)
+            finally:
+                self._land(index, half)
+        return to_embedding(half, self._embedder.device)
+
+    def embed(self, indices: Iterable[int] | None = None, *, progress: Progress = silent) -> None:
+        """Make the embeddings of these slices (default: all), in this order, leaving out those that are done.
+
+        Works in small batches. Raising :class:`Cancelled` in ``progress("embed", done, total)`` stops between two of
+        them; finished slices stay. Slices that another thread or process is making are left to it and waited for.
+        """
+        wanted = [self._checked(index) for index in dict.fromkeys(range(self.count) if indices is None else indices)]
+        made: set[int] = set()
+        while True:
+            done = self.done
+            pending = [index for index in wanted if not done[index] and index not in made]
+            progress("embed", len(wanted) - len(pending), len(wanted))
+            if not pending:
+                return
+            batch = self._take(pending)
+            if batch:
+                self._make_batch(batch)
+                made.update(batch)
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def inputs(self, indices: list[int]) -> torch.Tensor:
+        """What the encoder sees of these slices: (B, 3, size, size) in [0, 1].
+
+        The three channels are the slice, or with its neighbours where the encoder reads them; the first and the last
+        slice of the volume stand in for neighbours beyond them.
+        """
+        context = self._embedder.encoder.spec.context
+        offsets = (-context, 0, context) if context else (0,)
+        near = np.clip(np.add.outer(indices, offsets), 0, self.count - 1)
+        pixels = self.scale.apply(self.plane.stack(self._volume.array)[near])
+        return self.frame.to_input(torch.from_numpy(pixels)).expand(-1, 3, -1, -1)
+
+    # one slice, for a user who waits
+
+    def _make(self, index: int) -> Half:
+        """Through the encoder, unless another thread or process has just done it."""
+        half = self._known(index)
+        if half is not None:
+            return half
+        if self._stored:
+            self._stored.claim(index, timeout=CLAIM_SECONDS)
+        try:
+            half = self._known(index)
+            if half is None:
+                half = self._embedder.encode(self.inputs([index]), urgent=True)[0]
+                self._keep([index], [half])
+            return half
+        finally:
+            if self._stored:
+                self._stored.release(index)
+
+    def _known(self, index: int) -> Half | None:
+        """From memory or from the disk."""
+        half = self._embedder.memory.get(self.key.digest, index)
+        if half is None and self._stored:
+            half = self._stored.read(index)
+            if half is not None:
+                self._embedder.memory.put(self.key.digest, index, half)
+        return half
+
+    # many slices, in the background
+
+    def _take(self, pending: list[int]) -> list[int]:
+        """The next slices to make that neither another thread nor another process is making; to be landed."""
+        taken: list[int] = []
+        for index in pending:
+            if len(taken) == self._embedder.batch_size:
+                break
+            if not self._board(index)[1]:
+                continue
+            if self._stored and not self._stored.claim(index):
+                self._land(index, None)
+            else:
+                taken.append(index)
+        return taken
+
+    def _make_batch(self, batch: list[int]) -> None:
+        halves: dict[int, Half] = {}
+        try:
+            done = self.done  # another process may have made some between our look and our claim
+            missing = [index for index in batch if not done[index]]
+            if missing:
+                made = self._embedder.encode(self.inputs(missing), urgent=False)
+                halves = dict(zip(missing, made, strict=True))
+                self._keep(missing, made)
+        finally:
+            for index in batch:
+                if self._stored:
+                    self._stored.release(index)
+                self._land(index, halves.get(index))
+
+    def _keep(self, indices: list[int], halves: list[Half]) -> None:
+        if self._stored:
+            self._stored.write(indices, halves)
+        for index, half in zip(indices, halves, strict=True):
+            self._embedder.memory.put(self.key.digest, index, half)
+
+    # which slices this process is making right now
+
+    def _board(self, index: int) -> tuple[Future[Half | None], bool]:
+        """The making of a slice, and whether it falls to the caller, who then must :meth:`_land` it."""
+        with self._flights_lock:
+            flight = self._flights.get(index)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[index] = Future()
+            return flight, True
+
+    def _land(self, index: int, half: Half | None) -> None:
+        with self._flights_lock:
+            flight = self._flights.pop(index)
+        flight.set_result(half)
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self.count:
+            raise ValueError(f"slice {index} is not in this volume: it has {self.count} slices in this plane")
+        return int(index)

@@ -1,0 +1,147 @@
+"""Finding weights files and knowing that they are whole. Nothing is downloaded without being asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pooch
+
+from ssmsam.encoders.manifest import PACKAGED, WeightsEntry, entry, sha256_of
+
+logger = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "SSMSAM_WEIGHTS"
+"""Environment variable that names a folder of weights files."""
+
+UNVERIFIED_VARIABLE = "SSMSAM_UNVERIFIED_WEIGHTS"
+"""Environment variable that, set to 1, accepts files whose sha256 is not the published one (own fine-tuned SAM)."""
+
+_known_digests: dict[str, list] = {}
+
+
+class MissingWeights(FileNotFoundError):
+    """A weights file is in none of the folders. The message says how to get it."""
+
+
+class CorruptWeights(ValueError):
+    """A weights file is there but is not what it should be. The message says what to do."""
+
+
+def cache_folder() -> Path:
+    """The user's own folder for downloaded weights."""
+    return Path(pooch.os_cache("ssmsam")) / "weights"
+
+
+def find_weights(
+    name: str, *, folder: Path | str | None = None, download: bool = False, allow_unverified: bool = False
+) -> Path:
+    """The verified weights file of encoder ``name``.
+
+    Looked for in ``folder``, then in the folder named by ``SSMSAM_WEIGHTS``, then in this package (for weights that
+    come with it), then in the user's cache folder. With ``download`` a missing file is fetched into the first of
+    these folders that may be written. ``allow_unverified`` (or ``SSMSAM_UNVERIFIED_WEIGHTS=1``) accepts a file of the
+    right name with another sha256, for weights fine-tuned by the user; loading stays strict and ``weights_only``.
+
+    Raises ValueError for an unknown name, :class:`MissingWeights`, :class:`CorruptWeights`.
+    """
+    wanted = entry(name)
+    folders = _folders(folder, packaged=wanted.url is None)
+    for candidate in folders:
+        path = candidate / wanted.file
+        if path.is_file():
+            verify(path, wanted, allow_unverified=allow_unverified)
+            return path
+    if download and wanted.url is not None:
+        return _download(wanted, folders[0])
+    raise MissingWeights(_how_to_get(wanted, folders))
+
+
+def weights_digest(path: Path) -> str:
+    """sha256 of a file. Remembered by path, size and time of change: large files are read once, not at each start."""
+    path = path.resolve()
+    status = path.stat()
+    stamp = [status.st_size, status.st_mtime_ns]
+    remembered = cache_folder() / "digests.json"
+    if str(path) not in _known_digests:
+        _known_digests.update(_read_digests(remembered))
+    found = _known_digests.get(str(path))
+    if found and found[:2] == stamp:
+        return str(found[2])
+    digest = sha256_of(path)
+    _known_digests[str(path)] = [*stamp, digest]
+    _write_digests(remembered)
+    return digest
+
+
+def verify(path: Path, wanted: WeightsEntry, *, allow_unverified: bool = False) -> None:
+    """Check size and sha256 of a file against the manifest. Raises :class:`CorruptWeights`."""
+    if wanted.sha256 is None:
+        logger.warning("sha256 of the %s weights is not known: %s is used unverified", wanted.name, path)
+        return
+    size = path.stat().st_size
+    found = weights_digest(path) if wanted.bytes in (None, size) else None
+    if found == wanted.sha256:
+        return
+    if allow_unverified or os.environ.get(UNVERIFIED_VARIABLE) == "1":
+        logger.warning("%s is not the published file of %s: used unverified, as asked for", path, wanted.name)
+        return
+    difference = f"{size} bytes, expected {wanted.bytes}" if found is None else f"sha256 {found}"
+    raise CorruptWeights(
+        f"{path} is not the {wanted.name} weights: found {difference} (expected sha256 {wanted.sha256}). "
+        f"The file is incomplete or another one. Delete it and fetch it again: {_fetch(wanted)}. "
+        f"If these are your own weights of the same layout, set {UNVERIFIED_VARIABLE}=1."
+    )
+
+
+def _folders(folder: Path | str | None, *, packaged: bool) -> list[Path]:
+    named = [folder, os.environ.get(FOLDER_VARIABLE), PACKAGED if packaged else None, cache_folder()]
+    return [Path(place).expanduser() for place in named if place]
+
+
+def _fetch(wanted: WeightsEntry) -> str:
+    if wanted.url is None:
+        return "it comes with the ssmsam package, so install that again"
+    return f"python apps/doctor.py --download {wanted.name}"
+
+
+def _how_to_get(wanted: WeightsEntry, folders: list[Path]) -> str:
+    places = ", ".join(str(place) for place in folders)
+    message = f"the weights file {wanted.file} of encoder {wanted.name} is not there. Looked in: {places}. "
+    if wanted.url is None:
+        return message + f"It is part of this package: {_fetch(wanted)}, or run apps/pretrain.py to train it."
+    return message + (
+        f"Either download {wanted.url} and copy it into one of these folders, or run {_fetch(wanted)}, "
+        "or start the server with --conf download true. Another folder is named with --conf weights DIR "
+        f"or the environment variable {FOLDER_VARIABLE}."
+    )
+
+
+def _download(wanted: WeightsEntry, folder: Path) -> Path:
+    known_hash = wanted.sha256 and f"sha256:{wanted.sha256}"
+    logger.info("downloading weights name=%s url=%s folder=%s", wanted.name, wanted.url, folder)
+    try:
+        return Path(pooch.retrieve(wanted.url, known_hash, fname=wanted.file, path=folder, progressbar=True))
+    except ValueError as error:  # how pooch says that the hash differs; it has deleted the file
+        raise CorruptWeights(f"the download of {wanted.url} is not the expected file, try again: {error}") from error
+    except OSError as error:  # requests' errors are OSErrors too
+        raise MissingWeights(f"downloading {wanted.url} into {folder} failed: {error}") from error
+
+
+def _read_digests(remembered: Path) -> dict[str, list]:
+    try:
+        return dict(json.loads(remembered.read_text()))
+    except (OSError, ValueError):  # absent or half-written: the digests are computed again
+        return {}
+
+
+def _write_digests(remembered: Path) -> None:
+    partial = remembered.with_name(f"{remembered.name}.{os.getpid()}.partial")
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(_known_digests))
+        partial.replace(remembered)
+    except OSError as error:  # a read-only home only costs time at the next start
+        logger.debug("cannot remember weights digests in %s: %s", remembered, error)
