@@ -1,0 +1,37 @@
+import matplotlib.image
+import numpy as np
+import pytest
+from ssmsam.evaluation.annotator import Click
+from ssmsam.evaluation.figures import Panel, draw_curves, draw_overlays
+
+
+def _panel(mask: np.ndarray) -> Panel:
+    image = np.full(mask.shape, 0.5)
+    return Panel("liver", image, mask, truth=mask, clicks=[Click(20, 15, True), Click(3, 3, False)])
+
+
+def _coloured(path) -> np.ndarray:
+    pixels = matplotlib.image.imread(path)[..., :3]
+    return np.ptp(pixels, axis=2) > 0.1
+
+
+def test_a_mask_is_seen_in_the_picture(tmp_path):
+    mask = np.zeros((40, 60), dtype=bool)
+    plain = draw_overlays(tmp_path / "plain.png", [Panel("", np.full(mask.shape, 0.5), mask)])
+    mask[10:30, 15:45] = True
+    drawn = draw_overlays(tmp_path / "new folder" / "drawn.png", [_panel(mask)])
+    assert _coloured(plain).sum() == 0
+    assert _coloured(drawn).mean() > 0.05
+
+
+def test_curves_are_drawn_for_every_name(tmp_path):
+    curves = {"liver": {1: 60.0, 3: 70.0}, "mean": {1: 50.0, 3: 65.0}}
+    path = draw_curves(tmp_path / "curves.png", curves, title="Dice by clicks")
+    assert matplotlib.image.imread(path).std() > 0.01
+
+
+def test_nothing_to_draw_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw_overlays(tmp_path / "a.png", [])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw_curves(tmp_path / "a.png", {}, title="")
