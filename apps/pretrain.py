@@ -1,0 +1,119 @@
+"""Train the small model.
+
+    python apps/pretrain.py pack --data DIR [DIR ...] --out PACK   labelled folders (images/ + labels/) -> pack
+    python apps/pretrain.py train --data PACK --out FILE           train; go on with --resume FILE.ckpt
+
+`train` needs only torch, numpy, scipy, scikit-image and safetensors, so that it also runs on a GPU machine without
+the rest of this project's requirements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_pack(commands.add_parser("pack", help="prepare labelled folders for training"))
+    _add_train(commands.add_parser("train", help="train the small model on a pack"))
+    arguments = parser.parse_args()
+    {"pack": pack, "train": train}[arguments.command](arguments)
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with images/ and labels/")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
+    parser.add_argument(
+        "--regions-only", nargs="*", default=[], metavar="FOLDER", help="folders whose labels are not used"
+    )
+    parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of the pack")
+    parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) to go on from")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--pairs", type=int, default=4, help="pairs of slices in a batch")
+    parser.add_argument("--targets", type=int, default=2, help="targets for each pair")
+    parser.add_argument("--side", type=int, default=144, help="side of a training crop, a multiple of 16")
+    parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Write one file for each case; cases that are there already are kept."""
+    from ssmsam.imaging.reading import read_volume
+    from ssmsam.imaging.recipe import recipe_for
+    from ssmsam.pretraining.pack import pack_info, pack_volume, save_packed
+
+    for image_path, label_path in tqdm(list(_cases(arguments)), unit="case"):
+        dataset, name = image_path.parent.parent.name, image_path.name.split(".")[0]
+        if (arguments.out / f"{dataset}-{name}.npz").exists():
+            continue
+        image, label = read_volume(image_path), read_volume(label_path)
+        values = sorted(int(v) for v in set(label.array.ravel().tolist()) if v > 0)
+        labels = {} if dataset in arguments.regions_only else {str(v): v for v in values}
+        scale = recipe_for(image).scale(image)
+        info = pack_info(image, dataset=dataset, name=name, labels=labels)
+        packed = pack_volume(image, label, scale=(scale.low, scale.high), info=info, seed=len(name))
+        save_packed(packed, arguments.out)
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    for folder in arguments.data:
+        images = [p for p in sorted((folder / "images").iterdir()) if p.name.split(".")[0] not in arguments.exclude]
+        for image in images[: arguments.limit]:
+            label = folder / "labels" / image.name
+            if label.exists():
+                yield image, label
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train with a progress bar in seconds."""
+    import torch
+    from ssmsam.pretraining.episodes import EpisodeConfig
+    from ssmsam.pretraining.pack import load_pack
+    from ssmsam.pretraining.training import TrainingConfig, train
+
+    torch.set_num_threads(arguments.threads)
+    episodes = EpisodeConfig(
+        pairs=arguments.pairs,
+        targets=arguments.targets,
+        side=arguments.side,
+        dataset_weights=json.loads(arguments.dataset_weights),
+    )
+    config = TrainingConfig(
+        minutes=arguments.minutes,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        device=arguments.device,
+        episodes=episodes,
+    )
+    bar = tqdm(total=int(60 * config.minutes), unit="s")
+
+    def progress(phase: str, done: int, total: int) -> None:
+        bar.update(done - bar.n)
+
+    trainer = train(
+        load_pack(arguments.data), out=arguments.out, config=config, resume=arguments.resume, progress=progress
+    )
+    bar.close()
+    print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

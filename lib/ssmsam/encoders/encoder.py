@@ -1,0 +1,52 @@
+"""What every image encoder promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import nn
+
+
+class Embedding(TypedDict):
+    """What an encoder makes of B slices.
+
+    ``image`` (B, channels, h, w) with h = input_size / stride; ``levels`` are further maps, finest first, each
+    (B, c, h_l, w_l) covering the same input.
+    """
+
+    image: torch.Tensor
+    levels: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What a decoder, the store and the documentation need to know of an encoder."""
+
+    name: str
+    input_size: int
+    """Side of the square input in pixels."""
+    stride: int
+    """Input pixels per cell of ``image``."""
+    channels: int
+    level_strides: tuple[int, ...] = ()
+    level_channels: tuple[int, ...] = ()
+    level_names: tuple[str, ...] = ()
+    """What tells the levels from others that the same weights could give: part of every cache key."""
+    context: int = 0
+    """Neighbouring slices read on each side: 0 repeats the slice in all three channels, 1 reads (k-1, k, k+1)."""
+    licence: str = ""
+
+
+class Encoder(nn.Module, ABC):
+    """``encode(slices)`` of frozen weights. Intensities come in as [0, 1] by the volume's intensity recipe."""
+
+    spec: EncoderSpec
+    weights_sha256: str
+    """sha256 of the weights' file, or of the state for weights that never were one: part of every cache key."""
+
+    @abstractmethod
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        """(B, 3, input_size, input_size) float in [0, 1] -> :class:`Embedding`."""

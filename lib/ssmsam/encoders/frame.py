@@ -1,0 +1,74 @@
+"""Between the pixels of a slice and the square input of an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A slice of (height, width) pixels drawn into the top-left of a (size, size) input, rest zero.
+
+    The longer side **in millimetres** fills the input, so that pixels are square there even when the slice's are
+    not (a sagittal view of thick axial slices). Points are (x, y) with whole numbers at pixel *centres* in both
+    frames; resampling keeps pixel *areas* aligned (no half-pixel shift).
+    """
+
+    height: int
+    width: int
+    size: int
+    pixel_mm: tuple[float, float] = (1.0, 1.0)
+    """Millimetres per pixel along (y, x)."""
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """(rows, columns) of the input that the slice fills."""
+        extent = self.height * self.pixel_mm[0], self.width * self.pixel_mm[1]
+        rows, columns = (max(1, round(self.size * side / max(extent))) for side in extent)
+        return rows, columns
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Input pixels per slice pixel along (y, x)."""
+        rows, columns = self.resized
+        return rows / self.height, columns / self.width
+
+    @property
+    def input_mm(self) -> float:
+        """Millimetres per pixel of the input."""
+        return max(self.height * self.pixel_mm[0], self.width * self.pixel_mm[1]) / self.size
+
+    def to_input(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, height, width) -> (B, C, size, size), float, antialiased when shrinking."""
+        self._expect(images)
+        if self.resized == tuple(images.shape[-2:]):
+            drawn = images.float()
+        else:
+            drawn = F.interpolate(images.float(), self.resized, mode="bilinear", align_corners=False, antialias=True)
+        rows, columns = self.resized
+        return F.pad(drawn, (0, self.size - columns, 0, self.size - rows))
+
+    def points_to_input(self, xy: np.ndarray) -> np.ndarray:
+        """Points (N, 2) as (x, y) in slice pixels -> the same in input pixels."""
+        scale_y, scale_x = self.scale
+        return (np.asarray(xy, dtype=np.float64).reshape(-1, 2) + 0.5) * (scale_x, scale_y) - 0.5
+
+    def points_to_slice(self, xy: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`points_to_input`."""
+        scale_y, scale_x = self.scale
+        return (np.asarray(xy, dtype=np.float64).reshape(-1, 2) + 0.5) / (scale_x, scale_y) - 0.5
+
+    def logits_to_slice(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C, h, w) that cover the whole input at any resolution -> (B, C, height, width)."""
+        full = F.interpolate(logits.float(), (self.size, self.size), mode="bilinear", align_corners=False)
+        rows, columns = self.resized
+        shape = (self.height, self.width)
+        return F.interpolate(full[..., :rows, :columns], shape, mode="bilinear", align_corners=False)
+
+    def _expect(self, images: torch.Tensor) -> None:
+        if images.ndim != 4 or tuple(images.shape[-2:]) != (self.height, self.width):
+            raise ValueError(f"expected images (B, C, {self.height}, {self.width}), got {tuple(images.shape)}")

@@ -1,0 +1,60 @@
+"""The plane of work: which axis of the volume the slices are taken along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssmsam.imaging.volume import Grid
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Slices perpendicular to one array axis: 0 the stored slices (default), 1 across rows, 2 across columns.
+
+    Within a slice, x runs along its last array axis and y along the one before. This class is the only place
+    where a voxel index [i, j, k] = (column, row, slice) becomes (slice index, x, y) and back.
+    """
+
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.axis not in (0, 1, 2):
+            raise ValueError(f"a plane's axis is 0 (stored slices), 1 (rows) or 2 (columns), got {self.axis!r}")
+
+    def stack(self, array: np.ndarray) -> np.ndarray:
+        """(slices, rows, columns) -> a view (n, height, width) of the slices of this plane."""
+        return np.moveaxis(array, self.axis, 0)
+
+    def unstack(self, slices: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`stack`."""
+        return np.moveaxis(slices, 0, self.axis)
+
+    def count(self, grid: Grid) -> int:
+        """How many slices the plane has."""
+        return grid.shape[self.axis]
+
+    def slice_shape(self, grid: Grid) -> tuple[int, int]:
+        """(height, width) of a slice in voxels."""
+        height, width = np.delete(grid.shape, self.axis)
+        return int(height), int(width)
+
+    def pixel_mm(self, grid: Grid) -> tuple[float, float]:
+        """Millimetres per pixel along (y, x) of a slice."""
+        y, x = np.delete(grid.spacing, self.axis)
+        return float(y), float(x)
+
+    def slice_mm(self, grid: Grid) -> float:
+        """Millimetres between neighbouring slices."""
+        return grid.spacing[self.axis]
+
+    def split(self, ijk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Voxel indices (N, 3) as (column, row, slice) -> slice indices (N,) and points (N, 2) as (x, y)."""
+        kji = np.asarray(ijk, dtype=np.float64).reshape(-1, 3)[:, ::-1]
+        return np.rint(kji[:, self.axis]).astype(int), np.delete(kji, self.axis, axis=1)[:, ::-1]
+
+    def join(self, index: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`split`: (N,) slice indices and (N, 2) points -> (N, 3) [i, j, k]."""
+        yx = np.asarray(xy, dtype=np.float64).reshape(-1, 2)[:, ::-1]
+        return np.insert(yx, self.axis, np.asarray(index, dtype=np.float64), axis=1)[:, ::-1]

@@ -1,0 +1,94 @@
+"""The small model's prompted mask decoder, one slice at a time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from ssmsam.encoders.encoder import Embedding
+from ssmsam.encoders.frame import Frame
+from ssmsam.encoders.small import SPEC, part_of
+from ssmsam.prompting.decoder import Candidates, Neighbour
+from ssmsam.prompting.prompt import SlicePrompt
+from ssmsam.prompting.small_network import (
+    LOGITS_STRIDE,
+    WIDTH,
+    PointKind,
+    Prompts,
+    SmallPromptNetwork,
+    describe_target,
+)
+
+CLOSENESS_MM = 10.0
+"""Distance at which a neighbour's closeness has fallen to 1/e."""
+
+
+class SmallPromptDecoder:
+    """:class:`~ssmsam.prompting.decoder.PromptDecoder` of the small model."""
+
+    logits_size = SPEC.input_size // LOGITS_STRIDE
+
+    def __init__(self, *, network: SmallPromptNetwork) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @classmethod
+    def from_file(cls, path: Path) -> SmallPromptDecoder:
+        """From the same file as the encoder."""
+        network = SmallPromptNetwork()
+        network.load_state_dict(part_of(load_file(str(path)), "prompting"))
+        return cls(network=network)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        embedding: Embedding,
+        *,
+        frame: Frame,
+        prompt: SlicePrompt | None = None,
+        previous: torch.Tensor | None = None,
+        neighbour: Neighbour | None = None,
+    ) -> Candidates:
+        if (prompt is None or prompt.empty) and previous is None and neighbour is None:
+            raise ValueError("nothing says where the target is: give a positive point, a box or a neighbour's mask")
+        device = embedding["image"].device
+        points, kinds = point_tensors(prompt or SlicePrompt(), frame)
+        blank = torch.zeros(1, 1, self.logits_size, self.logits_size, device=device)
+        prompts = Prompts(
+            points=points[None].to(device),
+            kinds=kinds[None].to(device),
+            previous=blank if previous is None else previous.to(device),
+            neighbour=blank if neighbour is None else neighbour.mask.to(device) * 2 - 1,
+            closeness=torch.tensor([closeness(neighbour.distance_mm) if neighbour else 0.0], device=device),
+            targets=describe_target(neighbour.embedding["image"], neighbour.mask.to(device))
+            if neighbour
+            else torch.zeros(1, 2, WIDTH, device=device),
+        )
+        answer = self.network(embedding, prompts)
+        order = answer.quality[0].argsort(descending=True)
+        presence = 1.0 if prompt is not None and not prompt.empty else float(answer.presence[0].sigmoid())
+        return Candidates(answer.logits[0, order], answer.quality[0, order].sigmoid(), presence)
+
+
+def closeness(distance_mm: float) -> float:
+    """How much a neighbour's mask says about this slice: 1 at no distance, 1/e at CLOSENESS_MM."""
+    return math.exp(-distance_mm / CLOSENESS_MM)
+
+
+def point_tensors(prompt: SlicePrompt, frame: Frame) -> tuple[torch.Tensor, torch.Tensor]:
+    """A slice's prompt -> points (P, 2) in input pixels and kinds (P,)."""
+    corners = np.zeros((0, 2)) if prompt.box is None else np.reshape(prompt.box, (2, 2))
+    xy = np.concatenate([np.reshape(p, (-1, 2)) for p in (prompt.positive, prompt.negative, corners)])
+    kinds = [PointKind.POSITIVE] * len(prompt.positive) + [PointKind.NEGATIVE] * len(prompt.negative)
+    kinds += [PointKind.BOX_TOP_LEFT, PointKind.BOX_BOTTOM_RIGHT] if len(corners) else []
+    points = torch.from_numpy(frame.points_to_input(xy)).float()
+    return points, torch.tensor([int(kind) for kind in kinds], dtype=torch.long)
+
+
+def mask_to_logits_grid(mask: torch.Tensor, frame: Frame, side: int) -> torch.Tensor:
+    """A slice's mask (1, 1, height, width) -> (1, 1, side, side) in [0, 1], drawn in the encoder's input frame."""
+    return F.interpolate(frame.to_input(mask.float()), (side, side), mode="bilinear", antialias=True)
