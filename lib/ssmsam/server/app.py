@@ -1,0 +1,181 @@
+"""The MONAI Label app without its tasks: start, configuration, studies, inference, information."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NoReturn
+
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.strategy import Strategy
+
+import ssmsam
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.registry import ENCODERS, load_encoder
+from ssmsam.encoders.store import EmbeddingStore
+from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.prompting.registry import load_decoder
+from ssmsam.server.background import Background
+from ssmsam.server.configuration import UNUSED_KEYS, Configuration, ConfigurationError
+from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
+from ssmsam.server.identifiers import safe_name
+from ssmsam.server.images import Images, Source
+from ssmsam.server.machine import choose_device, find_dicom_tools, use_threads
+from ssmsam.server.prompted import Prompting
+from ssmsam.server.studies import StudiesFolder
+from ssmsam.server.warmup import WarmUp
+
+logger = logging.getLogger(__name__)
+
+GB = 10**9
+
+
+class ServerApp(MONAILabelApp):
+    """Everything of a server except which tasks there are: a subclass names them in ``MODELS`` and ``STRATEGIES``."""
+
+    MODELS: ClassVar[Mapping[str, Callable[[Prompting], InferTask]]] = {}
+    STRATEGIES: ClassVar[Mapping[str, Callable[[], Strategy]]] = {}
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
+        find_dicom_tools()
+        try:
+            self.configuration = Configuration.parse(conf or {}, models=tuple(self.MODELS), encoders=ENCODERS)
+            self.device = choose_device(self.configuration.device)
+            self._load()
+        except (ConfigurationError, MissingWeights, CorruptWeights) as error:
+            refuse_to_start(error)
+        for key in UNUSED_KEYS & set(conf or {}):
+            logger.info("--conf %s has no effect in this app", key)
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=dict(conf or {}),
+            name=f"ssmsam ({ssmsam.__version__})",
+            description="Annotate a few slices and get the rest: clicks and boxes to masks, on any CT or MR",
+            version=ssmsam.__version__,
+            labels=list(self.configuration.labels),
+        )
+
+    def _load(self) -> None:
+        """The network, its decoder and the embedding store."""
+        configuration = self.configuration
+        threads = use_threads(configuration.threads)
+        wanted: dict[str, Any] = {
+            "folder": configuration.weights,
+            "download": configuration.download,
+            "device": self.device,
+        }
+        self.encoder = load_encoder(configuration.encoder, **wanted)
+        self.decoder = load_decoder(configuration.encoder, **wanted)
+        store = EmbeddingStore(configuration.store, quota_bytes=int(configuration.store_gb * GB))
+        self.embedder = Embedder(encoder=self.encoder, store=store, memory_bytes=int(configuration.memory_gb * GB))
+        logger.info(
+            "Encoder %s (%s) on %s, %d threads; embeddings in %s",
+            configuration.encoder, self.encoder.weights_sha256[:12], self.device, threads, configuration.store,
+        )  # fmt: skip
+
+    def init_datastore(self) -> Datastore:
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return StudiesFolder(
+            self.studies,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        self.images = Images(
+            datastore=self.datastore(),
+            embedder=self.embedder,
+            memory_bytes=int(self.configuration.memory_gb * GB),
+        )
+        self.background = Background(self.images, enabled=self.configuration.precompute)
+        room = Prompting(images=self.images, embedder=self.embedder, decoder=self.decoder, background=self.background)
+        return {name: make(room) for name, make in self.MODELS.items() if name in self.configuration.models}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        return {name: make() for name, make in self.STRATEGIES.items()}
+
+    def on_init_complete(self) -> None:
+        """The server is about to answer: mend its routes, and warm up meanwhile."""
+        from monailabel.app import app as server
+
+        from ssmsam.server.routes import install_routes
+
+        super().on_init_complete()
+        install_routes(server)
+        install_handlers(server)
+        self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)
+        self.warm_up.start()
+
+    def info(self) -> dict[str, Any]:
+        """What viewers ask for, with one more key that they do not read."""
+        warm = getattr(self, "warm_up", None)
+        return {
+            **super().info(),
+            "ssmsam": {
+                "encoder": self.configuration.encoder,
+                "device": self.device,
+                "warm": warm.done if warm else False,
+                "encoded_slices": self.embedder.encoded,
+                "embedding": self.background.status,
+            },
+        }
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run a task. ``image`` is an id of the datastore, or a :class:`Source`; never a path.
+
+        With ``save_label`` the mask is kept in the datastore under ``label_tag``. Raises what the task raises.
+        """
+        task = self.require_model(str(request.get("model") or ""))
+        image = request.get("image")
+        source = image if isinstance(image, Source) else self.images.from_datastore(str(image or ""))
+        path, details = task({**request, "image": source, "description": task.description})
+        label = path
+        tag = safe_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), what="a label tag")
+        if path and request.get("save_label"):
+            if not source.image_id:
+                raise InvalidRequest("save_label needs an image of the datastore")
+            label = (datastore or self.datastore()).save_label(
+                source.image_id, path, tag, {"model": request["model"], "params": details}
+            )
+        return {"label": label, "tag": tag, "file": path, "params": details}
+
+    def require_model(self, name: str) -> InferTask:
+        """The task of this name. Raises NotKnown."""
+        if name not in self._infers:
+            raise NotKnown("model", name, self._infers)
+        task: InferTask = self._infers[name]
+        return task
+
+    def require_strategy(self, name: str) -> Strategy:
+        """The strategy of this name. Raises NotKnown."""
+        if name not in self._strategies:
+            raise NotKnown("strategy", name, self._strategies)
+        strategy: Strategy = self._strategies[name]
+        return strategy
+
+    def model_file(self, model: str, validate: bool = True) -> str:
+        self.require_model(model)
+        raise NotKnown("file for model", model, step="Weights are chosen at start, with --conf encoder and weights")
+
+
+def refuse_to_start(error: Exception) -> NoReturn:
+    """End the process with a message that a user can act on.
+
+    Inside the server's start an exception would be shown as a long trace and lose its message, so the process ends
+    here. Elsewhere the caller gets the exception.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise error from None
+    print(f"\nssmsam does not start: {error}", file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(2)

@@ -1,0 +1,78 @@
+"""From what went wrong to what the user reads: a status and a JSON ``detail``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from monailabel.interfaces.exception import (
+    ImageNotFoundException,
+    LabelNotFoundException,
+    MONAILabelError,
+    MONAILabelException,
+)
+
+from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.prompting.request import InvalidPrompt
+from ssmsam.server.identifiers import InvalidName, shown
+
+logger = logging.getLogger(__name__)
+
+
+class NotKnown(LookupError):
+    """The request names something that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str] = (), *, step: str = "") -> None:
+        valid = ", ".join(sorted(known))
+        listed = f"; known: {valid}" if valid else ""
+        super().__init__(f"there is no {kind} {shown(name)}{listed}" + (f". {step}" if step else ""))
+
+
+class InvalidRequest(ValueError):
+    """The request is not what the route expects. The message says what it should be."""
+
+
+STATUS: dict[type[Exception], int] = {
+    NotKnown: 404,
+    InvalidRequest: 422,
+    InvalidName: 422,
+    InvalidPrompt: 422,
+    UnreadableVolume: 422,
+    MissingWeights: 503,
+    CorruptWeights: 503,
+}
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer with JSON whatever happens."""
+    for error, status in STATUS.items():
+        app.add_exception_handler(error, _answer(status))
+    app.add_exception_handler(MONAILabelException, _framework_error)
+    app.add_exception_handler(Exception, _unforeseen)
+    app.middleware_stack = None  # built before the app starts; the next request builds it with these handlers
+
+
+def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:
+    def answer(request: Request, error: Exception) -> JSONResponse:
+        logger.info("%s %s: %d %s", request.method, request.url.path, status, error)
+        return JSONResponse({"detail": str(error)}, status_code=status)
+
+    return answer
+
+
+def _framework_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ImageNotFoundException | LabelNotFoundException):
+        status = 404
+    else:
+        status = 422 if getattr(error, "error", None) is MONAILabelError.INVALID_INPUT else 500
+    logger.info("%s %s: %d %s", request.method, request.url.path, status, getattr(error, "msg", error))
+    return JSONResponse({"detail": str(getattr(error, "msg", "the request failed"))}, status_code=status)
+
+
+def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    """The answer names only the kind of error: a message may hold paths or names. The server logs the trace."""
+    detail = f"the server failed ({type(error).__name__}); its log holds the trace"
+    return JSONResponse({"detail": detail}, status_code=500)

@@ -1,0 +1,62 @@
+"""What the machine offers: device, threads, programs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from ssmsam.server.configuration import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> str:
+    """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises ConfigurationError when it is missing."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        wanted = int(name.partition(":")[2] or 0)
+        if wanted >= torch.cuda.device_count():
+            raise ConfigurationError(
+                f"--conf device {name}: torch sees {torch.cuda.device_count()} GPUs here; use cpu or auto"
+            )
+    return name
+
+
+def choose_threads(wanted: int) -> int:
+    """``wanted`` if above 0, else what ``OMP_NUM_THREADS`` says, else one thread per physical core we may use.
+
+    Two threads on the two halves of one core slow a matrix product down rather than up.
+    """
+    if wanted > 0:
+        return wanted
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def use_threads(wanted: int) -> int:
+    """Set torch's threads per computation; returns their number."""
+    threads = choose_threads(wanted)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def find_dicom_tools() -> None:
+    """Put the environment's own programs on PATH: a DICOMweb start looks for ``itkimage2segimage`` there.
+
+    Calling ``venv/bin/python`` does not put ``venv/bin`` on PATH, and without the program MONAI Label would try
+    to download it.
+    """
+    programs = Path(sys.executable).parent
+    if shutil.which("itkimage2segimage") is None and (programs / "itkimage2segimage").exists():
+        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+        logger.info("Using the DICOM programs in %s", programs)

@@ -1,0 +1,85 @@
+"""What our routes share: the app, who is allowed in, and checked parameters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from fastapi import Depends, File, Form, UploadFile
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.identifiers import volume_suffix
+
+if TYPE_CHECKING:
+    from ssmsam.server.app import ServerApp
+
+AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
+Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+
+JsonText = Annotated[str, Form()]
+Upload = Annotated[UploadFile, File()]
+MaybeUpload = Annotated[UploadFile | None, File()]
+
+
+def the_app() -> ServerApp:
+    """The app of this server."""
+    return cast("ServerApp", app_instance())
+
+
+def known_image(image: str) -> str:
+    """The query parameter ``image``, which the datastore has."""
+    return the_app().images.require(image)
+
+
+def known_id(id: str) -> str:
+    """The same where the parameter is called ``id``."""
+    return the_app().images.require(id)
+
+
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what the request sends, which goes when the request is over, however it ends."""
+    with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
+        yield Path(folder)
+
+
+Scratch = Annotated[Path, Depends(scratch_folder)]
+KnownImage = Annotated[str, Depends(known_image)]
+KnownId = Annotated[str, Depends(known_id)]
+
+
+def require_label(label: str, tag: str) -> None:
+    """Raise NotKnown unless the datastore has a label for image ``label`` under ``tag``."""
+    app = the_app()
+    app.images.require(label)
+    tags = app.datastore().get_labels_by_image_id(label)
+    if tag not in tags:
+        raise NotKnown(f"label of image {label!r} with the tag", tag, map(str, tags))
+
+
+def json_object(text: str | None, *, name: str) -> dict[str, Any]:
+    """The JSON object in a form field. Raises InvalidRequest."""
+    try:
+        value = json.loads(text) if text and text.strip() else {}
+    except ValueError as error:
+        raise InvalidRequest(f"{name} is not valid JSON: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{name} has to be a JSON object, {{...}}, not {type(value).__name__}")
+    return value
+
+
+def received(file: UploadFile, scratch: Path, **allowed: tuple[str, ...]) -> Path:
+    """An uploaded file on disk. Its suffix is checked, its name is not used."""
+    suffix = volume_suffix(file.filename, **allowed)
+    with tempfile.NamedTemporaryFile(dir=scratch, suffix=suffix, delete=False) as copy:
+        shutil.copyfileobj(file.file, copy)
+    return Path(copy.name)

@@ -1,0 +1,92 @@
+"""``POST /infer/{model}``: the whole contract of the stock route, in a thread, with checked names."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, UploadFile
+from fastapi.background import BackgroundTasks
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.utils.convert import binary_to_image, nifti_to_dicom_seg
+from monailabel.endpoints.infer import ResultType, send_response
+from monailabel.utils.others.generic import remove_file
+
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.identifiers import VOLUME_SUFFIXES
+from ssmsam.server.images import Source
+from ssmsam.server.routes.common import AnyUser, JsonText, MaybeUpload, Scratch, json_object, received, the_app
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["Infer"])
+
+
+@router.post("/infer/{model}", summary="Run inference")
+def infer(
+    background_tasks: BackgroundTasks,
+    user: AnyUser,
+    scratch: Scratch,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: JsonText = "{}",
+    file: MaybeUpload = None,
+    label: MaybeUpload = None,
+    output: ResultType | None = None,
+) -> Any:
+    """Segment an image of the datastore (``image``), of a session (``session_id``) or of this request (``file``).
+
+    ``params`` is a JSON object with prompts and options; ``label`` may hold a mask, such as scribbles. ``output``
+    chooses the answer: ``image`` (the mask file), ``json`` (its details), ``dicom_seg``, or both as multipart.
+    """
+    app = the_app()
+    app.require_model(model)
+    options = json_object(params, name="params")
+    if output == ResultType.dicom_seg:
+        _require_dicom_store()
+    source = _source(image, session_id, file, scratch)
+    request = {**options, "model": model, "image": source}
+    if label:
+        request["label_file"] = str(_label_file(label, source, scratch))
+    logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
+    result = app.infer(request)
+    if output == ResultType.dicom_seg:
+        result["dicom_seg"] = _dicom_seg(source, result, options)
+        background_tasks.add_task(remove_file, result["dicom_seg"])
+    return send_response(app.datastore(), result, output, background_tasks)
+
+
+def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:
+    """The image to work on. As in MONAI Label, a session is preferred to a file, and a file to an id."""
+    app = the_app()
+    if session_id:
+        return app.images.from_session(app.sessions(), session_id)
+    if file:
+        return app.images.from_upload(received(file, scratch))
+    return app.images.from_datastore(image)
+
+
+def _label_file(label: UploadFile, source: Source, scratch: Path) -> Path:
+    path = received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))
+    if path.suffix != ".bin":
+        return path
+    converted = Path(binary_to_image(str(source.path), str(path)))  # raw voxels on the image's grid
+    return Path(shutil.move(converted, scratch / f"label-{converted.name}"))
+
+
+def _require_dicom_store() -> None:
+    if not isinstance(the_app().datastore(), DICOMWebDatastore):
+        raise InvalidRequest("output=dicom_seg needs studies from a DICOMweb server; ask for output=image")
+
+
+def _dicom_seg(source: Source, result: dict[str, Any], options: dict[str, Any]) -> str:
+    """Write the mask as DICOM SEG; returns its path."""
+    if not result["params"].get("voxels"):
+        remove_file(result["file"])
+        raise InvalidRequest("the mask is empty: there is nothing to write as DICOM SEG")
+    names = sorted(result["params"]["label_names"].items(), key=lambda item: item[1])
+    info = options.get("label_info") or [{"name": name, "idx": value} for name, value in names]
+    series = source.path.with_name(source.image_id)  # the folder of DICOM files beside the converted volume
+    return str(nifti_to_dicom_seg(str(series), result["file"], info, use_itk=True))

@@ -1,0 +1,109 @@
+"""The DICOMweb server behind ``/proxy/dicom``: with the query string, a timeout, and without blocking anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+from urllib.parse import unquote
+
+import requests
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import Response, StreamingResponse
+from monailabel.config import settings
+
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.routes.common import AnyUser
+
+router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
+
+PIECE = 1 << 20
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+Body = Annotated[bytes, Depends(_body)]
+
+
+@router.api_route("/wado/{path:path}", methods=["GET", "POST"])
+def wado(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    return _forward(request, settings.MONAI_LABEL_WADO_PREFIX, path, body)
+
+
+@router.api_route("/qido/{path:path}", methods=["GET", "POST"])
+def qido(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    # some viewers ask for metadata among their queries
+    metadata = path.endswith("metadata")
+    return _forward(
+        request, settings.MONAI_LABEL_WADO_PREFIX if metadata else settings.MONAI_LABEL_QIDO_PREFIX, path, body
+    )
+
+
+@router.api_route("/stow/{path:path}", methods=["GET", "POST"])
+def stow(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    return _forward(request, settings.MONAI_LABEL_STOW_PREFIX, path, body)
+
+
+@router.api_route("/{path:path}", methods=["GET", "POST"])
+def other(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    return _forward(request, None, path, body)
+
+
+def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Response:
+    try:
+        answer = requests.request(
+            request.method,
+            _url(prefix, path),
+            params=list(request.query_params.multi_items()),
+            headers=_headers(request),
+            data=body or None,
+            auth=_account(),
+            timeout=settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
+            stream=True,
+        )
+    except requests.Timeout as error:
+        raise HTTPException(504, "the DICOMweb server did not answer in time") from error
+    except requests.RequestException as error:
+        raise HTTPException(502, "the DICOMweb server cannot be reached") from error
+    kept = {name: answer.headers[name] for name in ("ETag", "Last-Modified", "Warning") if name in answer.headers}
+    return StreamingResponse(
+        _pieces(answer), answer.status_code, headers=kept, media_type=answer.headers.get("Content-Type")
+    )
+
+
+def _url(prefix: str | None, path: str) -> str:
+    """The address on the DICOMweb server. Nothing outside its DICOMweb root can be reached."""
+    if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+        raise NotKnown("DICOMweb server", "proxy", step="The studies of this server are a folder")
+    if any(part in (".", "..") for part in unquote(path).replace("\\", "/").split("/")):
+        raise InvalidRequest("the path must not contain '.' or '..'")
+    parts = [settings.MONAI_LABEL_STUDIES.rstrip("/"), (prefix or "").strip("/"), path.lstrip("/")]
+    return "/".join(part for part in parts if part)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """What the viewer wants and sends; its cookies and tokens are for this server, not for the other."""
+    headers = {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
+    if "googleapis.com" in settings.MONAI_LABEL_STUDIES:
+        headers["Authorization"] = f"Bearer {_google_token()}"
+    return headers
+
+
+def _account() -> tuple[str, str] | None:
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    return (user, password) if user and password and "googleapis.com" not in settings.MONAI_LABEL_STUDIES else None
+
+
+def _google_token() -> str:
+    import google.auth
+    import google.auth.transport.requests
+
+    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    credentials.refresh(google.auth.transport.requests.Request())
+    return str(credentials.token)
+
+
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    with answer:
+        yield from answer.iter_content(PIECE)

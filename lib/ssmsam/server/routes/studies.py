@@ -1,0 +1,156 @@
+"""The datastore's routes: every id, tag and file is checked before MONAI Label's own function runs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.background import BackgroundTasks
+from fastapi.responses import FileResponse, Response
+from monailabel.endpoints import datastore as stock
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.utils.others.generic import remove_file
+
+from ssmsam.imaging.writing import write_volume
+from ssmsam.server.errors import NotKnown
+from ssmsam.server.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
+from ssmsam.server.routes.common import (
+    Admin,
+    Annotator,
+    AnyUser,
+    JsonText,
+    KnownId,
+    KnownImage,
+    Upload,
+    json_object,
+    require_label,
+    the_app,
+)
+
+router = APIRouter(prefix="/datastore", tags=["Datastore"])
+
+
+@router.get("/", summary="All images and labels")
+def contents(user: AnyUser, output: stock.ResultType | None = None) -> Any:
+    return stock.datastore(output)
+
+
+@router.put("/", include_in_schema=False, deprecated=True)
+@router.put("/image", summary="Upload an image")
+def add_image(
+    user: Annotator,
+    background_tasks: BackgroundTasks,
+    file: Upload,
+    image: str | None = None,
+    params: JsonText = "{}",
+) -> dict[str, str]:
+    suffix = volume_suffix(file.filename)
+    sent_name = Path((file.filename or "").replace("\\", "/")).name
+    safe_name(image or sent_name[: -len(suffix)], what="an image id")
+    json_object(params, name="params")
+    added: dict[str, str] = stock.add_image(background_tasks, image, params, file, user.username)
+    return added
+
+
+@router.delete("/", include_in_schema=False, deprecated=True)
+@router.delete("/image", summary="Remove an image and its labels")
+def remove_image(user: Admin, id: KnownId) -> dict[str, Any]:
+    return stock.remove_image(id, user.username)
+
+
+@router.head("/image", summary="Whether an image exists")
+def check_image(user: AnyUser, image: KnownImage, check_sum: str | None = None) -> Any:
+    return stock.download_image(image, check_only=True, check_sum=check_sum)
+
+
+@router.get("/image", summary="Download an image")
+def download_image(user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks) -> Response:
+    """The stored file, or a NIfTI file with the same voxel indices where a folder of DICOM files is stored."""
+    app = the_app()
+    app.background.prefer(image)
+    source = app.images.from_datastore(image)
+    if source.path.is_dir():
+        folder = tempfile.mkdtemp(prefix="ssmsam-")
+        background_tasks.add_task(remove_file, folder)
+        copy = Path(folder) / f"{image}.nii.gz"
+        write_volume(app.images.open(source).volume, copy)
+        return FileResponse(copy, media_type="application/gzip", filename=copy.name)
+    return stock.download_image(image)
+
+
+@router.get("/image/info", summary="What is known of an image")
+def image_info(user: AnyUser, image: KnownImage) -> dict[str, Any]:
+    found: dict[str, Any] = stock.get_image_info(image)
+    return found
+
+
+@router.put("/image/info", summary="Add to what is known of an image")
+def update_image_info(user: Annotator, image: KnownImage, info: JsonText = "{}") -> Any:
+    json_object(info, name="info")
+    return stock.update_image_info(image, info, user.username)
+
+
+@router.put("/label", summary="Save a label")
+def save_label(
+    user: Annotator,
+    image: KnownImage,
+    background_tasks: BackgroundTasks,
+    label: Upload,
+    params: JsonText = "{}",
+    tag: str = DefaultLabelTag.FINAL.value,
+) -> dict[str, Any]:
+    volume_suffix(label.filename, allowed=(*VOLUME_SUFFIXES, ".bin"))
+    json_object(params, name="params")
+    if tag:
+        safe_name(tag, what="a label tag")
+    saved: dict[str, Any] = stock.save_label(background_tasks, image, params, tag, label, user.username)
+    return saved
+
+
+@router.delete("/label", summary="Remove a label")
+def remove_label(user: Admin, id: str, tag: str) -> dict[str, Any]:
+    require_label(id, tag)
+    return stock.remove_label(id, tag, user.username)
+
+
+@router.head("/label", summary="Whether a label exists")
+def check_label(user: AnyUser, image: str, tag: str) -> Any:
+    require_label(image, tag)
+    return stock.download_label(image, tag, check_only=True)
+
+
+@router.get("/label", summary="Download a label")
+def download_label(user: AnyUser, label: str, tag: str) -> Any:
+    require_label(label, tag)
+    return stock.download_label(label, tag)
+
+
+@router.get("/label/info", summary="What is known of a label")
+def label_info(user: AnyUser, label: str, tag: str) -> dict[str, Any]:
+    require_label(label, tag)
+    found: dict[str, Any] = stock.get_label_info(label, tag)
+    return found
+
+
+@router.put("/label/info", summary="Add to what is known of a label")
+def update_label_info(user: Annotator, label: str, tag: str, info: JsonText = "{}") -> Any:
+    require_label(label, tag)
+    json_object(info, name="info")
+    return stock.update_label_info(label, tag, info, user.username)
+
+
+@router.put("/updatelabelinfo", include_in_schema=False, deprecated=True)
+def update_label_info_once_more(user: Annotator, label: str, tag: str, params: JsonText = "{}") -> Any:
+    return update_label_info(user, label, tag, params)
+
+
+@router.get("/dataset", summary="All finished images and labels as a ZIP file")
+def download_dataset(user: Annotator, background_tasks: BackgroundTasks, limit_cases: int | None = None) -> Response:
+    datastore = the_app().datastore()
+    if not datastore.datalist():
+        raise NotKnown("label with the tag", "final", step="The archive holds finished labels; save one first")
+    archive = datastore.get_dataset_archive(limit_cases)
+    background_tasks.add_task(remove_file, archive)
+    return FileResponse(archive, media_type="application/zip", filename="dataset.zip")

@@ -1,0 +1,82 @@
+"""Information, next samples, and the work that MONAI Label starts in processes of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import Response
+from monailabel.endpoints import activelearning as stock_samples
+from monailabel.endpoints import batch_infer as stock_batch
+from monailabel.endpoints import scoring as stock_scoring
+from monailabel.endpoints import train as stock_train
+from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+
+from ssmsam.server.errors import NotKnown
+from ssmsam.server.identifiers import safe_name
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, the_app
+
+router = APIRouter()
+
+
+@router.get("/info/", tags=["App"], summary="What this app offers")
+def info(user: AnyUser) -> dict[str, Any]:
+    return the_app().info()
+
+
+@router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image to annotate")
+def next_sample(user: AnyUser, strategy: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    app = the_app()
+    app.require_strategy(strategy)
+    found: dict[str, Any] = stock_samples.sample(strategy, params, user.username)
+    if found.get("id"):
+        app.background.prefer(found["id"])
+    return found
+
+
+@router.post("/batch/infer/{model}", tags=["Infer"], summary="Run a model on many images")
+def batch_infer(
+    user: Admin,
+    model: str,
+    images: BatchInferImageType | None = BatchInferImageType.IMAGES_ALL,
+    params: dict[str, Any] | None = None,
+    run_sync: bool = False,
+) -> Any:
+    app = the_app()
+    app.require_model(model)
+    # the stock defaults are for GPUs only: without one they divide by the number of GPUs
+    options = {"device": app.device, "multi_gpu": False, "max_workers": 1, "save_label": True, **(params or {})}
+    options.pop("model", None)
+    if isinstance(options.get("images"), list):
+        options["images"] = [app.images.require(str(image)) for image in options["images"]]
+    if "label_tag" in options:
+        safe_name(str(options["label_tag"]), what="a label tag")
+    return stock_batch.run(model, images, options, run_sync)
+
+
+@router.post("/train/{model}", tags=["Train"], summary="Train a model")
+def train(
+    user: Admin, model: str, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
+) -> Any:
+    known = the_app().info()["trainers"]
+    if model not in known:
+        raise NotKnown("train task", model, known)
+    return stock_train.run_model(model, params, run_sync, enqueue)
+
+
+@router.post("/scoring/{method}", tags=["Scoring"], summary="Score labels")
+def score(user: Annotator, method: str, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
+    known = the_app().info()["scoring"]
+    if method not in known:
+        raise NotKnown("scoring method", method, known)
+    return stock_scoring.run_method(method, params, run_sync)
+
+
+@router.get("/logs/gpu", tags=["Others"], summary="What nvidia-smi says")
+def gpu(user: Admin) -> Response:
+    try:
+        said = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError as error:
+        raise HTTPException(404, "this machine has no nvidia-smi") from error
+    return Response(said.stdout, media_type="text/plain")

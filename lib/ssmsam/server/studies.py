@@ -1,0 +1,72 @@
+"""The folder of studies as a MONAI Label datastore."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import LocalDatastore
+
+from ssmsam.server.identifiers import VOLUME_SUFFIXES
+
+
+class StudiesFolder(LocalDatastore):
+    """MONAI Label's local datastore, which also sees DICOM series and an ``images`` sub-folder.
+
+    Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files is an image; its id is its name without
+    the suffix. Labels lie under ``labels/<tag>/``. Where the folder itself holds no image but has a sub-folder
+    ``images``, that is where they are looked for.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, auto_reload: bool = True, read_only: bool = False) -> None:
+        root = Path(folder)
+        inside = root / "images"
+        nested = inside.is_dir() and not _images_in(root)
+        super().__init__(
+            str(folder),
+            images_dir="images" if nested else ".",
+            extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
+            auto_reload=auto_reload,
+            read_only=read_only,
+        )
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        info: dict[str, Any] = super().get_image_info(image_id)
+        if os.path.isdir(info.get("path", "")):
+            info["path"] = ""  # a viewer on this machine would try to open the folder; it has to ask for the file
+            info["name"] = f"{image_id}.nii.gz"
+        return info
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        for suffix in VOLUME_SUFFIXES:
+            if file.endswith(suffix):
+                return file[: -len(suffix)], suffix
+        return file, ""
+
+    def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
+        files: dict[str, str] = super()._list_files(path, patterns)
+        if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
+            files.update({name: name for name in _series_in(Path(path))})
+        return files
+
+
+def _images_in(folder: Path) -> list[str]:
+    files = [entry.name for entry in folder.iterdir() if entry.name.lower().endswith(VOLUME_SUFFIXES)]
+    return files + _series_in(folder)
+
+
+def _series_in(folder: Path) -> list[str]:
+    """The names of the sub-folders that hold DICOM files."""
+    candidates = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in candidates if _holds_dicom(entry))
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Whether the first file that is not hidden has DICOM's mark. One file is enough: folders can be large."""
+    with os.scandir(folder) as entries:
+        first = next((entry.path for entry in entries if entry.is_file() and not entry.name.startswith(".")), None)
+    if first is None:
+        return False
+    with open(first, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
