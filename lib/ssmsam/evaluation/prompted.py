@@ -1,0 +1,109 @@
+"""The prompted model under test: the same functions that answer the server's requests, called without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
+from ssmsam.encoders.registry import load_encoder
+from ssmsam.evaluation.annotator import Click
+from ssmsam.evaluation.clicks import Box
+from ssmsam.prompting.decoder import PromptDecoder
+from ssmsam.prompting.registry import load_decoder
+from ssmsam.prompting.request import InvalidPrompt, PromptRequest
+from ssmsam.prompting.session import segment_2d, segment_3d
+from ssmsam.prompting.state import SegmentationState
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which weights to load, and where to run them."""
+
+    encoder: str = "small"
+    weights: Path | None = None
+    device: str = "cpu"
+    allow_unverified: bool = False
+    """Accept weights that are not the published ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptedModel:
+    """An encoder with its decoder."""
+
+    embedder: Embedder
+    decoder: PromptDecoder
+
+    @classmethod
+    def load(cls, choice: ModelChoice) -> PromptedModel:
+        """Raises what the registries raise: ValueError, MissingWeights, CorruptWeights."""
+        encoder = load_encoder(
+            choice.encoder,
+            folder=choice.weights,
+            device=choice.device,
+            allow_unverified=choice.allow_unverified,
+        )
+        decoder = load_decoder(
+            choice.encoder,
+            folder=choice.weights,
+            device=choice.device,
+            allow_unverified=choice.allow_unverified,
+        )
+        return cls(Embedder(encoder=encoder), decoder)
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.embedder.encoder.weights_sha256
+
+
+class PromptedTarget:
+    """One object of one volume; a :class:`~ssmsam.evaluation.clicks.Target`. Remembers what the server would."""
+
+    def __init__(self, embeddings: VolumeEmbeddings, decoder: PromptDecoder) -> None:
+        self._embeddings = embeddings
+        self._decoder = decoder
+        self._state = SegmentationState()
+
+    def slice_mask(self, index: int, clicks: Sequence[Click], box: Box | None) -> np.ndarray:
+        """Mask (height, width) that ``sam_2d`` answers; empty when it finds nothing in the box."""
+        request = self._request(index, clicks, box, dimension=2)
+        try:
+            answer = segment_2d(request, self._embeddings, self._decoder, self._state)
+        except InvalidPrompt:  # the box or the clicks lead to no mask: counts as one that missed everything
+            return np.zeros(self._embeddings.grid.shape[1:], dtype=bool)
+        return answer.mask[index] != 0
+
+    def volume_mask(self, index: int, clicks: Sequence[Click], box: Box | None) -> np.ndarray:
+        """Mask (slices, rows, columns) that ``sam_3d`` answers.
+
+        The clicks are sent one after the other, as a user sets them; the last one, or the box, goes through the
+        volume.
+        """
+        try:
+            for n in range(1, len(clicks)):
+                request = self._request(index, clicks[:n], None, dimension=3, propagate=False)
+                segment_3d(request, self._embeddings, self._decoder, self._state)
+            request = self._request(index, clicks, box, dimension=3)
+            return segment_3d(request, self._embeddings, self._decoder, self._state).mask != 0
+        except InvalidPrompt:
+            return np.zeros(self._embeddings.grid.shape, dtype=bool)
+
+    def _request(
+        self, index: int, clicks: Sequence[Click], box: Box | None, *, dimension: int, propagate: bool = True
+    ) -> PromptRequest:
+        params = {"propagate": propagate, **click_params(index, clicks, box)}
+        return PromptRequest.parse(
+            params, grid=self._embeddings.grid, plane=self._embeddings.plane, dimension=dimension
+        )
+
+
+def click_params(index: int, clicks: Sequence[Click], box: Box | None = None) -> dict[str, object]:
+    """Clicks and a box on stored slice ``index`` as the parameters of an inference request."""
+    points: dict[bool, list[list[int]]] = {True: [], False: []}
+    for click in clicks:
+        points[click.positive].append([click.x, click.y, index])
+    roi = [] if box is None else list(box)
+    return {"foreground": points[True], "background": points[False], "roi": roi, "slice": index}

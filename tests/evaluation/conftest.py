@@ -1,0 +1,24 @@
+"""Plumbing without trained weights: a small model with random ones, in a file as training writes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from ssmsam.encoders.manifest import entry
+from ssmsam.encoders.small import SmallEncoder
+from ssmsam.evaluation.prompted import ModelChoice
+from ssmsam.prompting.small_network import SmallPromptNetwork
+
+
+@pytest.fixture(scope="session")
+def random_small(tmp_path_factory) -> ModelChoice:
+    """The choice that loads a small model with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    parts = {"encoder": SmallEncoder(), "prompting": SmallPromptNetwork()}
+    state = {
+        f"{part}.{name}": tensor for part, network in parts.items() for name, tensor in network.state_dict().items()
+    }
+    save_file(state, str(folder / entry("small").file))
+    return ModelChoice(weights=folder, allow_unverified=True)

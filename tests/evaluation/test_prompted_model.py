@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from ssmsam.evaluation.annotator import Click
+from ssmsam.evaluation.prompted import PromptedModel, PromptedTarget, click_params
+from ssmsam.imaging.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def model(random_small):
+    return PromptedModel.load(random_small)
+
+
+@pytest.fixture(scope="module")
+def embeddings(model):
+    image = np.random.default_rng(0).normal(100, 30, size=(5, 40, 64)).astype(np.float32)
+    return model.embedder.open(Volume(image, np.diag([1.0, 1.0, 3.0, 1.0]), modality="MR"))
+
+
+def test_clicks_become_voxel_indices_column_row_slice():
+    params = click_params(4, [Click(x=30, y=7, positive=True), Click(x=2, y=1, positive=False)], (1, 2, 3, 4))
+    assert params == {"foreground": [[30, 7, 4]], "background": [[2, 1, 4]], "roi": [1, 2, 3, 4], "slice": 4}
+
+
+def test_the_mask_of_a_slice_keeps_to_the_clicks(model, embeddings):
+    target = PromptedTarget(embeddings, model.decoder)
+    clicks = [Click(50, 10, True)]
+    mask = target.slice_mask(2, clicks, None)
+    assert mask.shape == (40, 64)
+    assert mask[10, 50]
+    clicks.append(Click(5, 30, False))
+    assert not target.slice_mask(2, clicks, None)[30, 5]
+
+
+def test_later_clicks_on_a_slice_need_no_encoder(model, embeddings):
+    target = PromptedTarget(embeddings, model.decoder)
+    target.slice_mask(3, [Click(50, 10, True)], None)
+    before = model.embedder.encoded
+    target.slice_mask(3, [Click(50, 10, True), Click(5, 30, False)], None)
+    PromptedTarget(embeddings, model.decoder).slice_mask(3, [Click(20, 20, True)], None)
+    assert model.embedder.encoded == before
+
+
+def test_the_mask_of_a_volume_holds_the_clicked_slice(model, embeddings):
+    mask = PromptedTarget(embeddings, model.decoder).volume_mask(2, [Click(50, 10, True), Click(5, 30, False)], None)
+    assert mask.shape == (5, 40, 64)
+    assert mask[2, 10, 50]
+    assert not mask[2, 30, 5]
+
+
+def test_a_box_keeps_the_mask_near_it_or_finds_nothing(model, embeddings):
+    mask = PromptedTarget(embeddings, model.decoder).slice_mask(1, [], (20, 10, 40, 25))
+    mask[8:28, 18:43] = False  # the box with its margin
+    assert not mask.any()
