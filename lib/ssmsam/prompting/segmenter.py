@@ -1,0 +1,121 @@
+"""One slice: from prompts to a mask that keeps to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.prompting.correction import (
+    DEFAULTS,
+    CorrectionConfig,
+    carve,
+    limit_to_box,
+    obey,
+    satisfied,
+    violates,
+    without_clicked_pieces,
+    without_crumbs,
+    without_islands,
+)
+from ssmsam.prompting.decoder import Candidates, PromptDecoder
+from ssmsam.prompting.drawing import draw_mask, logits_to_pixels, mask_to_logits
+from ssmsam.prompting.prompt import SlicePrompt
+
+
+@dataclass(frozen=True, eq=False)
+class SliceAnswer:
+    """The mask of one slice and what is known about it."""
+
+    mask: np.ndarray
+    """(height, width) bool."""
+    logits: torch.Tensor | None
+    """(1, 1, S, S) of the chosen candidate, to feed back on the next click; None for a carved mask."""
+    quality: float
+    """Predicted IoU of the chosen candidate in [0, 1]."""
+    corrected: bool
+    """Whether the decoder's mask had to be changed to keep to the clicks."""
+
+
+def segment_slice(
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    index: int,
+    prompt: SlicePrompt,
+    *,
+    previous: torch.Tensor | None = None,
+    base: np.ndarray | None = None,
+    config: CorrectionConfig = DEFAULTS,
+) -> SliceAnswer:
+    """Segment slice ``index`` by its prompts. Every positive click ends up inside the mask, every negative one outside.
+
+    ``previous`` are the logits of the last answer on this slice. Without them, ``base`` (height, width) is the mask
+    that the user saw there, from propagation for instance: the prompt then corrects it. The prompt must not be empty.
+    """
+    embedding = embeddings.slice(index)
+    frame = embeddings.frame
+    if previous is None and base is not None and base.any():
+        previous = mask_to_logits(draw_mask(base, frame, decoder.logits_size))
+    if previous is not None:
+        previous = previous.to(embedding["image"].device)
+    candidates = decoder.predict(embedding, frame=frame, prompt=prompt, previous=previous)
+    pixels = logits_to_pixels(candidates.logits, frame)
+    chosen = choose(pixels, candidates, prompt, config)
+    mask = limit_to_box(pixels[chosen] > 0, prompt, config)
+    corrected = violates(mask, prompt)
+    if corrected:
+        mask = obey(mask, pixels[chosen], prompt, config)
+    return SliceAnswer(
+        mask=without_islands(mask, prompt, config),
+        logits=candidates.logits[None, chosen : chosen + 1],
+        quality=float(candidates.quality[chosen]),
+        corrected=corrected,
+    )
+
+
+def choose(pixels: np.ndarray, candidates: Candidates, prompt: SlicePrompt, config: CorrectionConfig) -> int:
+    """The candidate that agrees with most clicks; between equals the one of the best predicted quality.
+
+    ``pixels`` (M, height, width) are the candidates' logits. A box counts as one more click, met by the share of the
+    mask that is inside it. An empty mask agrees with nothing.
+    """
+
+    def worth(number: int) -> float:
+        mask = pixels[number] > 0
+        if not mask.any():
+            return -1.0
+        inside = limit_to_box(mask, prompt, config).sum() / mask.sum()
+        return satisfied(mask, prompt) + float(inside) + float(candidates.quality[number])
+
+    return max(range(len(pixels)), key=worth)
+
+
+def correct_slice(
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    index: int,
+    prompt: SlicePrompt,
+    base: np.ndarray,
+    *,
+    config: CorrectionConfig = DEFAULTS,
+) -> SliceAnswer:
+    """Take the negative clicks of ``prompt`` out of a mask (height, width) that was made without them.
+
+    The decoder proposes what to leave out; only what it leaves out around the clicks is followed, so the mask never
+    grows and never changes far from a click.
+    """
+    embedding = embeddings.slice(index)
+    drawn = mask_to_logits(draw_mask(base, embeddings.frame, decoder.logits_size, embedding["image"].device))
+    candidates = decoder.predict(embedding, frame=embeddings.frame, prompt=prompt, previous=drawn)
+    pixels = logits_to_pixels(candidates.logits, embeddings.frame)
+    chosen = choose(pixels, candidates, prompt, config)
+    mask = carve(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
+    mask = obey(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
+    return SliceAnswer(
+        mask=without_crumbs(mask, base, config),
+        logits=None,
+        quality=float(candidates.quality[chosen]),
+        corrected=True,
+    )
