@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BIAS_CELLS = 2**24
-"""Elements of the bias made at once: one head of 64 x 64 tokens, 64 MB. All heads of SAM at once need 800 MB, and
-the operating system then spends more time handing out memory than the processor spends computing."""
+BIAS_CELLS = 2**22
+"""Elements of the bias that are made at once, 16 MB, or one head where that alone is more. All heads of SAM at once
+need 800 MB: the operating system then spends more time handing out memory than the processor spends computing."""
 
 
 class HeadwiseAttention(nn.Module):
@@ -36,24 +36,26 @@ class HeadwiseAttention(nn.Module):
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.flatten(1, 2).unbind(0)  # each (B * heads, tokens, channels / heads)
         step = max(1, BIAS_CELLS // tokens**2)
-        parts = [
-            self._attend(query[i : i + step], key[i : i + step], value[i : i + step], height, width)
-            for i in range(0, len(query), step)
-        ]
+        scratch = torch.empty(step, height, width, height, width, dtype=x.dtype, device=x.device)
+        parts = []
+        for start in range(0, len(query), step):
+            q, k, v = (part[start : start + step, None] for part in (query, key, value))
+            bias = self._bias(q[:, 0], scratch[: len(q)]) if self.use_rel_pos else None
+            parts.append(F.scaled_dot_product_attention(q, k, v, bias)[:, 0])
         merged = torch.cat(parts).view(batch, self.num_heads, tokens, -1).transpose(1, 2)
         return self.proj(merged.reshape(batch, height, width, channels))
 
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, height: int, width: int
-    ) -> torch.Tensor:
-        """(N, tokens, c) each -> (N, tokens, c). The bias is a row term plus a column term of each query."""
-        bias = None
-        if self.use_rel_pos:
-            grid = query.view(-1, height, width, query.shape[-1])
-            rows = torch.einsum("nhwc,hkc->nhwk", grid, relative(self.rel_pos_h, height))
-            columns = torch.einsum("nhwc,wkc->nhwk", grid, relative(self.rel_pos_w, width))
-            bias = (rows[..., :, None] + columns[..., None, :]).view(len(query), height * width, height * width)
-        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], _head(bias))[:, 0]
+    def _bias(self, query: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+        """Queries (N, tokens, c) -> (N, 1, tokens, tokens): for each query, row term plus column term of the key.
+
+        Written into ``scratch`` (N, H, W, H, W), memory that is used again and again, unless gradients need it.
+        """
+        height, width = scratch.shape[1:3]
+        grid = query.view(-1, height, width, query.shape[-1])
+        rows = torch.einsum("nhwc,hkc->nhwk", grid, relative(self.rel_pos_h, height))[..., :, None]
+        columns = torch.einsum("nhwc,wkc->nhwk", grid, relative(self.rel_pos_w, width))[..., None, :]
+        bias = rows + columns if rows.requires_grad else torch.add(rows, columns, out=scratch)
+        return bias.reshape(len(query), 1, height * width, height * width)
 
 
 def relative(table: torch.Tensor, size: int) -> torch.Tensor:
@@ -62,7 +64,3 @@ def relative(table: torch.Tensor, size: int) -> torch.Tensor:
         raise ValueError(f"these weights are for {(len(table) + 1) // 2} tokens along an axis, got {size}")
     position = torch.arange(size, device=table.device)
     return table[position[:, None] - position[None, :] + size - 1]
-
-
-def _head(bias: torch.Tensor | None) -> torch.Tensor | None:
-    return None if bias is None else bias[:, None]

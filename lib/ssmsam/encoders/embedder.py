@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
 
+from ssmsam.encoders.catalogue import Catalogue, fingerprint
 from ssmsam.encoders.encoder import Encoder
 from ssmsam.encoders.gate import Gate
 from ssmsam.encoders.half import Half, to_halves
@@ -16,8 +20,10 @@ from ssmsam.encoders.memory import SliceMemory
 from ssmsam.encoders.store import EmbeddingKey, EmbeddingStore
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.recipe import IntensityRecipe, recipe_for
-from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.imaging.volume import Grid, Volume
 
 STORED_SLICES = Plane(0)
 DEFAULT_MEMORY_BYTES = 2**30
@@ -66,11 +72,36 @@ class Embedder:
         ``recipe`` is :func:`recipe_for` the volume by default. Equal volume, recipe and plane give the same object.
         """
         recipe = recipe or recipe_for(volume)
-        key = EmbeddingKey.of(self.encoder, pixel_digest=volume.digest, plane=plane, recipe_digest=recipe.digest)
+        return self._opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
+
+    def open_source(
+        self, source: Path | str, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
+    ) -> VolumeEmbeddings:
+        """The same for a file or a DICOM folder, whose pixels are read only when a slice has to be encoded.
+
+        That holds once a source has been opened before and as long as none of its files changes; the embedder needs
+        a store for it. Raises FileNotFoundError, and UnreadableVolume of :func:`read_volume`.
+        """
+        catalogue = Catalogue(self.store.root / "catalogue") if self.store else None
+        known = catalogue.find(source) if catalogue else None
+        if known is not None:
+            load = partial(_read_again, Path(source), known.pixel_digest)
+            recipe = recipe or known.recipe
+            return self._opened(known.pixel_digest, grid=known.grid, load=load, recipe=recipe, plane=plane)
+        before = fingerprint(source)
+        volume = read_volume(source)
+        if catalogue:
+            catalogue.add(source, volume=volume, recipe=recipe_for(volume), fingerprint=before)
+        return self.open(volume, recipe=recipe, plane=plane)
+
+    def _opened(
+        self, digest: str, *, grid: Grid, load: Callable[[], Volume], recipe: IntensityRecipe, plane: Plane
+    ) -> VolumeEmbeddings:
+        key = EmbeddingKey.of(self.encoder, pixel_digest=digest, plane=plane, recipe_digest=recipe.digest)
         with self._opening:
             opened = self._open.get(key.digest)
             if opened is None:
-                opened = VolumeEmbeddings(embedder=self, volume=volume, recipe=recipe, plane=plane, key=key)
+                opened = VolumeEmbeddings(embedder=self, grid=grid, load=load, recipe=recipe, plane=plane, key=key)
                 self._open[key.digest] = opened
             return opened
 
@@ -82,6 +113,13 @@ class Embedder:
             self._seconds = (time.perf_counter() - start) / len(slices)
             self.encoded += len(slices)
         return halves
+
+
+def _read_again(source: Path, digest: str) -> Volume:
+    volume = read_volume(source)
+    if volume.digest != digest:
+        raise UnreadableVolume(f"{source} has changed while it was in use: open it again")
+    return volume
 
 
 def nearest_first(index: int, count: int) -> list[int]:

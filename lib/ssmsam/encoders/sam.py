@@ -69,7 +69,9 @@ def _load(name: str, path: Path) -> Sam:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         sam.load_state_dict(state, strict=True, assign=True)
-    except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         raise CorruptWeights(
             f"{path} is not a {name} checkpoint of the official layout (a plain state dict of image_encoder, "
             f"prompt_encoder and mask_decoder). A training checkpoint must be reduced to that first. {error}"

@@ -146,15 +146,16 @@ class StoredVolume:
     # how it lies on the disk
 
     def _known_layout(self) -> Layout | None:
-        """From memory or from ``meta.json``; None when the volume is not there, or is of another identity."""
+        """From memory or from the disk; None when the volume is not there, not whole, or of another identity."""
         if self._layout is None:
             try:
                 meta = json.loads((self.folder / "meta.json").read_text())
-                if meta["identity"] == self._identity:
-                    self._layout = {
-                        name: Tensor(tuple(shape), offset) for name, (shape, offset) in meta["tensors"].items()
-                    }
-            except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: as if there were nothing
+                layout = {name: Tensor(tuple(shape), offset) for name, (shape, offset) in meta["tensors"].items()}
+                sizes = [(self.folder / f"{name}.npy").stat().st_size for name in layout]
+                whole = sizes == [tensor.start(self.count) for tensor in layout.values()]
+                if whole and meta["identity"] == self._identity:
+                    self._layout = layout
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged: as if not there
                 return None
         return self._layout
 
@@ -172,7 +173,7 @@ class StoredVolume:
 
     def _write(self, indices: Sequence[int], halves: Sequence[Half]) -> bool:
         layout = self._known_layout()
-        if layout is None or {name: tensor.shape for name, tensor in layout.items()} != _shapes(halves[0]):
+        if layout is None or not _fits(halves[0], layout):
             layout = self._create(halves[0])
         if layout is None:
             return self._refuse("it is larger than what the quota leaves")
@@ -192,17 +193,16 @@ class StoredVolume:
 
     def _create(self, half: Half) -> Layout | None:
         """Make the files, unless another process just did. None when there is no room for them."""
-        shapes = _shapes(half)
         with self._lock:
             self._layout = None
             layout = self._known_layout()
-            if layout is not None and {name: tensor.shape for name, tensor in layout.items()} == shapes:
+            if layout is not None and _fits(half, layout):
                 return layout
             if not self._reserve(self.count * sum(array.nbytes for array in half.values())):
                 return None
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "meta.json").unlink(missing_ok=True)
-            layout = {name: self._create_tensor(name, shape) for name, shape in shapes.items()}
+            layout = {name: self._create_tensor(name, array.shape) for name, array in half.items()}
             np.zeros(self.count, RECORD).tofile(self.folder / "slices.bin")
             (self.folder / "used").touch()
             tensors = {name: (tensor.shape, tensor.offset) for name, tensor in layout.items()}
@@ -246,8 +246,8 @@ class StoredVolume:
         return False
 
 
-def _shapes(half: Half) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in half.items()}
+def _fits(half: Half, layout: Layout) -> bool:
+    return {name: array.shape for name, array in half.items()} == {name: layout[name].shape for name in layout}
 
 
 def _bytes(array: np.ndarray) -> bytes:

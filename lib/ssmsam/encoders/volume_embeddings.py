@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -40,25 +40,38 @@ class VolumeEmbeddings:
     """
 
     def __init__(
-        self, *, embedder: Embedder, volume: Volume, recipe: IntensityRecipe, plane: Plane, key: EmbeddingKey
+        self,
+        *,
+        embedder: Embedder,
+        grid: Grid,
+        load: Callable[[], Volume],
+        recipe: IntensityRecipe,
+        plane: Plane,
+        key: EmbeddingKey,
     ) -> None:
+        """``load()`` gives the volume, and is called when a slice must be encoded for the first time."""
         self.plane = plane
         self.recipe = recipe
         self.key = key
-        self.grid: Grid = volume.grid
-        self.count = plane.count(self.grid)
-        height, width = plane.slice_shape(self.grid)
-        self.frame = Frame(height, width, embedder.encoder.spec.input_size, plane.pixel_mm(self.grid))
+        self.grid = grid
+        self.count = plane.count(grid)
+        height, width = plane.slice_shape(grid)
+        self.frame = Frame(height, width, embedder.encoder.spec.input_size, plane.pixel_mm(grid))
         self._embedder = embedder
-        self._volume = volume
-        self._stored = embedder.store.open(key, grid=self.grid, count=self.count) if embedder.store else None
+        self._load = load
+        self._stored = embedder.store.open(key, grid=grid, count=self.count) if embedder.store else None
         self._flights: dict[int, Future[Half | None]] = {}
         self._flights_lock = threading.Lock()
 
     @cached_property
+    def volume(self) -> Volume:
+        """The voxels: read now, if they were not needed before."""
+        return self._load()
+
+    @cached_property
     def scale(self) -> Scale:
         """The intensities that become 0 and 1, one pair for the whole volume."""
-        return self.recipe.scale(self._volume)
+        return self.recipe.scale(self.volume)
 
     @property
     def done(self) -> np.ndarray:
@@ -115,7 +128,7 @@ class VolumeEmbeddings:
         context = self._embedder.encoder.spec.context
         offsets = (-context, 0, context) if context else (0,)
         near = np.clip(np.add.outer(indices, offsets), 0, self.count - 1)
-        pixels = self.scale.apply(self.plane.stack(self._volume.array)[near])
+        pixels = self.scale.apply(self.plane.stack(self.volume.array)[near])
         return self.frame.to_input(torch.from_numpy(pixels)).expand(-1, 3, -1, -1)
 
     # one slice, for a user who waits
