@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_LABELS = (
-    "liver", "spleen", "right_kidney", "left_kidney", "gallbladder", "pancreas", "stomach", "aorta",
-    "inferior_vena_cava", "urinary_bladder", "heart", "left_lung", "right_lung", "lesion", "tumor", "other",
+    "liver", "spleen", "right kidney", "left kidney", "gallbladder", "pancreas", "stomach", "aorta",
+    "inferior vena cava", "urinary bladder", "heart", "left lung", "right lung", "lesion", "tumor", "other",
 )  # fmt: skip
 
 RESERVED_LABELS = frozenset(

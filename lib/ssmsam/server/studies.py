@@ -12,20 +12,15 @@ from ssmsam.server.identifiers import VOLUME_SUFFIXES
 
 
 class StudiesFolder(LocalDatastore):
-    """MONAI Label's local datastore, which also sees DICOM series and an ``images`` sub-folder.
+    """MONAI Label's local datastore, which also sees DICOM series.
 
     Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files is an image; its id is its name without
-    the suffix. Labels lie under ``labels/<tag>/``. Where the folder itself holds no image but has a sub-folder
-    ``images``, that is where they are looked for.
+    the suffix. Labels lie under ``labels/<tag>/``.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, auto_reload: bool = True, read_only: bool = False) -> None:
-        root = Path(folder)
-        inside = root / "images"
-        nested = inside.is_dir() and not _images_in(root)
         super().__init__(
             str(folder),
-            images_dir="images" if nested else ".",
             extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
             auto_reload=auto_reload,
             read_only=read_only,
@@ -49,11 +44,6 @@ class StudiesFolder(LocalDatastore):
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
             files.update({name: name for name in _series_in(Path(path))})
         return files
-
-
-def _images_in(folder: Path) -> list[str]:
-    files = [entry.name for entry in folder.iterdir() if entry.name.lower().endswith(VOLUME_SUFFIXES)]
-    return files + _series_in(folder)
 
 
 def _series_in(folder: Path) -> list[str]:

@@ -1,0 +1,108 @@
+"""Starting, stopping, and what survives both."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from cases import CT, Truth, copy_of
+from serving import Server
+from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.writing import write_volume
+from viewers import slicer
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def one_study(tmp_path: Path) -> Path:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    copy_of(CT, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("conf", "words"),
+    [
+        ({"model": "sam_2d"}, ["unknown --conf key model", "models", "encoder", "weights"]),
+        ({"models": "sam_2d,sam_4d"}, ["sam_4d", "sam_3d"]),
+        ({"encoder": "huge"}, ["small", "sam_vit_b"]),
+        ({"encoder": "sam_vit_h"}, ["sam_vit_h", "--download"]),
+    ],
+)
+def test_a_wrong_configuration_stops_the_start(
+    start: Start, one_study: Path, conf: dict[str, str], words: list[str]
+) -> None:
+    server = start(studies=one_study, conf=conf)
+    assert server.ended_with() != 0
+    last = server.said().strip().splitlines()[-1]
+    assert last.startswith("ssmsam does not start")
+    assert all(word in last for word in words), last
+    assert "Traceback" not in server.said()
+
+
+def test_embeddings_survive_a_kill_and_a_restart(start: Start, one_study: Path, tmp_path: Path, ct: Truth) -> None:
+    home = tmp_path / "home"
+    count = ct.grid.shape[0]
+    click = ct.click("liver")
+
+    first = start(studies=one_study, home=home).wait_until_it_answers()
+    requests.post(f"{first.url}/activelearning/first", json={}, timeout=60).raise_for_status()
+    first.wait_for(lambda info: info["ssmsam"]["encoded_slices"] >= 5)
+    made = first.info()["ssmsam"]["encoded_slices"]
+    assert made < count, "killed too late to be in the middle"
+    first.kill()
+
+    second = start(studies=one_study, home=home).wait_until_it_answers()
+    answer = slicer(second.url, "sam_3d", CT, label="liver", foreground=[click])
+    assert answer.mask[click[2], click[1], click[0]] == 1
+    second.wait_for(lambda info: info["ssmsam"]["embedding"]["done"] == count)
+    encoded = second.info()["ssmsam"]["encoded_slices"]
+    assert encoded <= count - made + 1, "what the killed server had finished was made again"
+    assert second.stop() == 0
+
+    third = start(studies=one_study, home=home).wait_until_it_answers()
+    again = slicer(third.url, "sam_3d", CT, label="liver", foreground=[click])
+    np.testing.assert_array_equal(again.mask, answer.mask)
+    assert again.params["encoded_slices"] == 0
+
+    allowed = {"ct_01.nii.gz", "datastore_v2.json", ".lock", "labels", "labels/final", "labels/original"}
+    assert {str(path.relative_to(one_study)) for path in one_study.rglob("*")} <= allowed
+
+
+def test_the_first_click_is_not_slower_than_the_next(start: Start, one_study: Path, ct: Truth) -> None:
+    server = start(studies=one_study, conf={"precompute": "false"}).wait_until_it_answers().wait_until_warm()
+    i, j, k = ct.click("liver")
+    seconds = []
+    for step in range(5):  # each on a slice of its own, so that each needs the encoder
+        started = time.perf_counter()
+        slicer(server.url, "sam_2d", CT, label="liver", foreground=[[i, j, k + step]], slice=k + step)
+        seconds.append(time.perf_counter() - started)
+    reading = 2.0  # the first click also reads the file
+    assert seconds[0] < reading + 3 * statistics.median(seconds[1:]), seconds
+
+
+def test_info_stays_fast_with_a_thousand_images(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    tiny = folder / "case_0000.nii.gz"
+    write_volume(Volume(np.zeros((2, 8, 8), np.int16), np.eye(4), "CT"), tiny)
+    for number in range(1, 1000):
+        os.link(tiny, folder / f"case_{number:04d}.nii.gz")
+    server = start(studies=folder, conf={"models": "sam_2d"}).wait_until_it_answers().wait_until_warm()
+    info = server.info()
+    assert info["datastore"]["total"] == 1000
+    assert list(info["models"]) == ["sam_2d"]
+    seconds = []
+    for _ in range(15):
+        started = time.perf_counter()
+        server.info()
+        seconds.append(time.perf_counter() - started)
+    assert statistics.median(seconds) < 0.1
