@@ -79,7 +79,7 @@ def read_dicom(folder: Path) -> Volume:
 
 def _image_headers(folder: Path) -> Iterator[tuple[Path, pydicom.Dataset]]:
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith("."):
+        if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
             continue
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)

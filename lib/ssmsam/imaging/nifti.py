@@ -42,7 +42,7 @@ def nifti_grid(path: Path) -> Grid:
 
 def _open(path: Path) -> nib.Nifti1Pair:
     try:
-        image = nib.load(path)
+        image = nib.load(path, mmap=False)  # a map would change, or crash, when the file is replaced
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise UnreadableVolume(f"{path}: not a readable NIfTI file ({error}).") from error
     if not isinstance(image, nib.Nifti1Pair):  # the parent of all NIfTI kinds

@@ -81,7 +81,9 @@ class MrPercentiles(IntensityRecipe):
         low, high = np.percentile(values, [self.low, self.high])
         if low == high:  # something small on an even background
             low, high = values.min(), values.max()
-        return Scale(float(low), float(high) if high > low else float(low) + 1.0)
+        if low == high:  # constant: everything becomes 0
+            high = low + max(1.0, abs(low))
+        return Scale(float(low), float(high))
 
 
 def recipe_for(volume: Volume) -> IntensityRecipe:
@@ -91,25 +93,25 @@ def recipe_for(volume: Volume) -> IntensityRecipe:
 
 
 def guess_modality(volume: Volume) -> str:
-    """ "CT" when the values look like Hounsfield units, else "MR", which stands for intensities without a unit.
+    """Guess "CT" or "MR" for files that do not say; "MR" stands for all intensities without a unit.
 
-    For files that do not say. Hounsfield units reach down to fat or air (-90 or less in at least 0.5 % of the
-    voxels), do not go far below air, and at least 5 % of the voxels are soft tissue (-80 to 300). MR and 8-bit
-    images begin at 0; normalised images have small negative values.
+    Values look like Hounsfield units when they reach down to fat or air (-90 or less in at least 0.5 % of the
+    voxels), stay above -3100 (padding included), and at least 8 % of the voxels are soft tissue (-80 to 300).
+    MR and 8-bit images begin at 0; normalised images have small negative values.
     """
     values = _sample(volume.array)
     if not values.size:
         return "MR"
     low = np.percentile(values, 0.5)
     tissue = np.mean((values > -80) & (values < 300))
-    return "CT" if -4096 < low <= -90 and tissue >= 0.05 else "MR"
+    return "CT" if -3100 < low <= -90 and tissue >= 0.08 else "MR"
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    """Finite values (N,) of the array: all of them, or an even and repeatable choice when it is large."""
+    """Finite values (N,) of the array, float64: all of them, or an even and repeatable choice when it is large."""
     flat = array.reshape(-1)
     step = max(1, flat.size // SAMPLE_VOXELS)
     while gcd(step, flat.size) > 1:  # a common factor would visit the same columns in every row
         step += 1
     values = flat[::step]
-    return values[np.isfinite(values)]
+    return values[np.isfinite(values)].astype(np.float64)

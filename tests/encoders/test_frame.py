@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from ssmsam.encoders.frame import Frame
+
+frames = st.builds(
+    Frame,
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    size=st.sampled_from([32, 64, 96]),
+    pixel_mm=st.tuples(st.floats(0.3, 8), st.floats(0.3, 8)),
+)
+points = arrays.arrays(np.float64, st.tuples(st.integers(0, 5), st.just(2)), elements=st.floats(-100, 600))
+
+
+@given(frames, points)
+def test_points_come_back(frame: Frame, xy: np.ndarray) -> None:
+    np.testing.assert_allclose(frame.points_to_slice(frame.points_to_input(xy)), xy, atol=1e-6)
+    np.testing.assert_allclose(frame.points_to_input(frame.points_to_slice(xy)), xy, atol=1e-6)
+
+
+@given(frames)
+def test_the_slice_fills_the_input_along_its_longer_side(frame: Frame) -> None:
+    rows, columns = frame.resized
+    assert max(rows, columns) == frame.size
+    assert min(rows, columns) >= 1
+
+
+@given(frames)
+def test_pixels_are_square_in_the_input(frame: Frame) -> None:
+    rows, columns = frame.resized
+    assume(min(rows, columns) > 1)
+    for side, pixels, mm in ((frame.height, rows, frame.pixel_mm[0]), (frame.width, columns, frame.pixel_mm[1])):
+        assert side * mm == pytest.approx(pixels * frame.input_mm, abs=frame.input_mm)
+
+
+@given(frames)
+def test_pixel_areas_stay_aligned(frame: Frame) -> None:
+    """The outer edges of the slice, half a pixel beyond its corner centres, lie on the edges of what it fills."""
+    edges = np.array([[-0.5, -0.5], [frame.width - 0.5, frame.height - 0.5]])
+    rows, columns = frame.resized
+    np.testing.assert_allclose(frame.points_to_input(edges), [[-0.5, -0.5], [columns - 0.5, rows - 0.5]], atol=1e-9)
+
+
+def centroid(image: torch.Tensor) -> np.ndarray:
+    """(x, y) of the mass of (H, W)."""
+    mass = image.double()
+    y, x = torch.meshgrid(*(torch.arange(n).double() for n in mass.shape), indexing="ij")
+    return np.array([float((mass * x).sum() / mass.sum()), float((mass * y).sum() / mass.sum())])
+
+
+@pytest.mark.parametrize("pixel_mm", [(1.0, 1.0), (3.0, 1.0), (0.8, 2.0)])
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (64, 64), (130, 90), (301, 257)])
+def test_a_bright_spot_lands_where_its_point_lands(height: int, width: int, pixel_mm: tuple[float, float]) -> None:
+    frame = Frame(height, width, 64, pixel_mm)
+    spot = np.array([[width // 3, height // 4]])
+    image = torch.zeros(1, 1, height, width)
+    image[0, 0, spot[0, 1], spot[0, 0]] = 1
+    drawn = frame.to_input(image)
+    assert drawn.shape == (1, 1, 64, 64)
+    # Antialiasing weighs whole pixels, so the centre of mass may move by a fraction of one, never by half.
+    np.testing.assert_allclose(centroid(drawn[0, 0]), frame.points_to_input(spot)[0], atol=0.3)
+
+
+def test_no_shift_on_average() -> None:
+    """Over all columns the offsets cancel: a half-pixel shift would stay."""
+    frame = Frame(8, 100, 64)
+    offsets = []
+    for x in range(10, 90):
+        image = torch.zeros(1, 1, 8, 100)
+        image[..., x] = 1
+        offsets.append(centroid(frame.to_input(image)[0, 0])[0] - frame.points_to_input(np.array([[x, 0]]))[0, 0])
+    assert abs(np.mean(offsets)) < 0.02
+
+
+@pytest.mark.parametrize("resolution", [16, 64, 256])
+def test_logits_go_back_to_the_place_of_the_slice(resolution: int) -> None:
+    frame = Frame(50, 30, 64, (1.0, 2.0))
+    x, y = 11, 33
+    at = frame.points_to_input(np.array([[x, y]]))[0]
+    rows, columns = np.mgrid[:resolution, :resolution] + 0.5
+    step = 64 / resolution
+    hill = np.exp(-(((columns * step - 0.5 - at[0]) / 6) ** 2) - ((rows * step - 0.5 - at[1]) / 6) ** 2)
+    back = frame.logits_to_slice(torch.from_numpy(hill)[None, None])
+    assert back.shape == (1, 1, 50, 30)
+    np.testing.assert_allclose(centroid(back[0, 0]), (x, y), atol=0.4)
+
+
+@given(frames)
+def test_outside_the_slice_the_input_is_zero(frame: Frame) -> None:
+    drawn = frame.to_input(torch.ones(1, 2, frame.height, frame.width))
+    rows, columns = frame.resized
+    assert torch.allclose(drawn[..., :rows, :columns], torch.ones(()), atol=1e-5)
+    assert drawn.sum() == pytest.approx(2 * rows * columns, rel=1e-4)
+
+
+def test_a_slice_of_the_input_size_is_not_touched() -> None:
+    image = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(Frame(64, 64, 64).to_input(image), image.float())
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 10, 11), (3, 10, 10)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected images"):
+        Frame(10, 10, 64).to_input(torch.zeros(shape))
