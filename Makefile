@@ -4,7 +4,7 @@ VENV    ?= .venv
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 HOST    ?= 127.0.0.1
 PORT    ?= 8000
-STUDIES ?= output/studies
+STUDIES ?= sample-datasets/abdomen
 DATA    ?= ../shared/data
 THREADS ?= 2
 JOBS    ?= 2
@@ -46,9 +46,6 @@ demo: setup  ## start the server on the samples, click as an annotator would, pr
 	$(RUN) apps/demo.py --json output/demo.json --picture output/demo.png
 
 serve: setup  ## start the server and leave it running (HOST, PORT, STUDIES)
-	@[ "$(STUDIES)" != output/studies ] || [ -d $(STUDIES) ] || \
-	    { echo "== copying the sample volumes to $(STUDIES)"; mkdir -p $(STUDIES); \
-	      cp sample-datasets/abdomen/images/*.nii.gz $(STUDIES)/; }
 	@echo "== serving $(STUDIES); stop with Ctrl-C"
 	@echo "   3D Slicer, MONAI Label module, server address: http://$(HOST):$(PORT)"
 	@echo "   what the server offers:                        http://$(HOST):$(PORT)/info/"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from ssmsam.doctor import FAIL, Place, examine
-from ssmsam.encoders.manifest import manifest
+from ssmsam.encoders.manifest import manifest as known_weights
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights, find_weights
 from ssmsam.evaluation.manifest import run_manifest
+from ssmsam.evaluation.results import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"OK": "\033[32m", "WARN": "\033[33m", "FAIL": "\033[31m"}
@@ -29,16 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     failed = sum(finding.level == FAIL for finding in findings)
     print(f"\n{failed} of {len(findings)} findings will not work." if failed else "\nEverything needed works.")
     if options.json:
-        record = {"findings": [finding.as_json() for finding in findings]}
-        record["manifest"] = run_manifest(protocol="doctor", data={}, weights={})
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        manifest = run_manifest(protocol="doctor", data={}, weights={})
+        write_result(options.json, {"findings": [asdict(finding) for finding in findings], "manifest": manifest})
     return 1 if failed else 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    downloadable = [name for name, known in manifest().items() if known.url]
+    downloadable = [name for name, known in known_weights().items() if known.url]
     parser.add_argument("--download", choices=downloadable, help="fetch these weights and check them")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
     parser.add_argument("--port", type=int, default=8000, help="the port meant for the server")

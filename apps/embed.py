@@ -37,7 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     try:
         encoder = load_encoder(
-            options.encoder, folder=options.weights, download=options.download, device=options.device
+            options.encoder,
+            folder=options.weights,
+            download=options.download,
+            device=options.device,
+            allow_unverified=options.allow_unverified,
         )
     except (MissingWeights, CorruptWeights) as error:
         print(error, file=sys.stderr)
@@ -64,6 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("studies", type=Path, help="a folder as the server's --studies: files, or folders of DICOM")
     parser.add_argument("--encoder", choices=ENCODERS, default="small")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
+    parser.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
     parser.add_argument("--download", action="store_true", help="fetch missing weights")
     parser.add_argument("--store", type=Path, default=default_store(), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--store-gb", type=float, default=20.0, metavar="GB", help="size limit, default %(default)s")

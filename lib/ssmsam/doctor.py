@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -33,9 +33,6 @@ class Finding:
     """"OK", "WARN" (something optional or slow) or "FAIL" (something will not work)."""
     text: str
     step: str = ""
-
-    def as_json(self) -> dict[str, str]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -152,9 +149,9 @@ def _get_weights(name: str) -> str:
 
 def samples(root: Path) -> Finding:
     """Whether the sample volumes are there, each with its labels."""
-    folder = root / "sample-datasets" / "abdomen"
-    images = {path.name for path in (folder / "images").glob("*.nii.gz")}
-    labels = {path.name for path in (folder / "labels").glob("*.nii.gz")}
+    folder = root / "sample-datasets"
+    images = {path.name for path in (folder / "abdomen").glob("*.nii.gz")}
+    labels = {path.name for path in (folder / "abdomen_labels").glob("*.nii.gz")}
     if not images:
         return Finding("sample data", FAIL, "sample-datasets/abdomen holds no image", "python apps/samples.py")
     if images - labels:

@@ -40,6 +40,14 @@ def test_cases_are_chosen_by_name_and_number(folder):
         open_set(folder, only=["x"])
 
 
+def test_labels_may_lie_in_a_folder_beside_the_images(folder):
+    (folder / "images").rename(folder / "knee")
+    (folder / "labels").rename(folder / "knee_labels")
+    found = open_set(folder / "knee")
+    assert found.name == "knee"
+    assert [case.name for case in found.cases] == ["a", "b", "c"]
+
+
 def test_a_folder_without_cases_says_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="expected images/NAME and labels/NAME"):
         open_set(tmp_path)

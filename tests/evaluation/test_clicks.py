@@ -93,9 +93,9 @@ def test_a_case_is_measured_on_slices_and_in_the_volume():
     records = run_case(volume, labels, names, lambda: Thresholder(volume.array), protocol)
     assert {record["label"] for record in records} == {"round organ", "label 2"}
     of_volume = {record["label"]: record for record in records if record["task"] == "volume"}
-    assert of_volume["round organ"]["dice"]["1 clicks"] == 100.0
+    assert of_volume["round organ"]["dice"]["1 click"] == 100.0
     # one click finds one half of the second organ, the second click the other
-    assert 50 < of_volume["label 2"]["dice"]["1 clicks"] < 90
+    assert 50 < of_volume["label 2"]["dice"]["1 click"] < 90
     assert of_volume["label 2"]["dice"]["3 clicks"] == 100.0
     assert of_volume["label 2"]["slice"] == 5
     box = np.zeros(labels.shape, dtype=bool)
@@ -105,11 +105,11 @@ def test_a_case_is_measured_on_slices_and_in_the_volume():
 
 def test_the_summary_averages_slices_then_cases_then_labels():
     def record(case, label, score, needed):
-        return {"task": "slice", "case": case, "label": label, "dice": {"1 clicks": score}, "clicks_to_good": needed}
+        return {"task": "slice", "case": case, "label": label, "dice": {"1 click": score}, "clicks_to_good": needed}
 
     records = [record("a", "liver", 80.0, 1)] * 3 + [record("b", "liver", 40.0, None), record("a", "spleen", 20.0, 4)]
     summary = summarise_records(records, ClickProtocol(slice_clicks=(1, 10)))
-    one = summary["slice"]["1 clicks"]
+    one = summary["slice"]["1 click"]
     assert one["per_label"]["liver"]["mean"] == 60.0
     assert one["per_label"]["liver"]["n"] == 2
     assert one["mean_dice"] == 40.0

@@ -1,4 +1,7 @@
-"""A labelled set on disk: ``images/NAME`` and ``labels/NAME``, and what the label numbers mean."""
+"""A labelled set on disk, and what its label numbers mean.
+
+A set is a folder with ``images/NAME`` and ``labels/NAME``, or a folder SET of images beside a folder SET_labels.
+"""
 
 from __future__ import annotations
 
@@ -82,14 +85,21 @@ def open_set(
 
 
 def _cases(folder: Path) -> dict[str, Case]:
+    images, labels = _folders(folder.resolve())
     found: dict[str, Case] = {}
-    for image in sorted((folder / "images").glob("*")):
+    for image in sorted(images.glob("*")):
         ending = next((end for end in _ENDINGS if image.name.endswith(end)), None)
-        labels = folder / "labels" / image.name
-        if ending and labels.exists():
+        if ending and (labels / image.name).exists():
             name = image.name[: -len(ending)]
-            found[name] = Case(name, image, labels)
+            found[name] = Case(name, image, labels / image.name)
     return found
+
+
+def _folders(folder: Path) -> tuple[Path, Path]:
+    """Where the images and the labels of a set are."""
+    if (folder / "images").is_dir():
+        return folder / "images", folder / "labels"
+    return folder, folder.with_name(folder.name + "_labels")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ class ClickProtocol:
         return asdict(self)
 
 
+def click_name(n: int) -> str:
+    """The prompt "n clicks" as results call it."""
+    return "1 click" if n == 1 else f"{n} clicks"
+
+
 class Target(Protocol):
     """One object of one volume being segmented, from nothing. Slices are those of the acquisition plane."""
 
@@ -87,7 +92,7 @@ def slice_record(
     scores, _ = click_through(
         truth, lambda clicks: target.slice_mask(index, clicks, None), limit=protocol.limit, pixel_mm=pixel_mm
     )
-    by_prompt = {f"{n} clicks": scores[n - 1] for n in protocol.slice_clicks}
+    by_prompt = {click_name(n): scores[n - 1] for n in protocol.slice_clicks}
     by_prompt["box"] = dice(new_target().slice_mask(index, [], bounding_box(truth)), truth)
     reached = [n for n, score in enumerate(scores, start=1) if score >= protocol.good_dice]
     return {"task": "slice", "slice": index, "dice": by_prompt, "clicks_to_good": reached[0] if reached else None}
@@ -107,7 +112,7 @@ def volume_record(
     )
     by_prompt = {}
     for n in protocol.volume_clicks:
-        by_prompt[f"{n} clicks"] = dice(new_target().volume_mask(index, clicks[:n], None), truth)
+        by_prompt[click_name(n)] = dice(new_target().volume_mask(index, clicks[:n], None), truth)
     by_prompt["box"] = dice(new_target().volume_mask(index, [], bounding_box(truth[index])), truth)
     return {"task": "volume", "slice": index, "dice": by_prompt}
 

@@ -45,7 +45,7 @@ def live_server(
     port: int | None = None,
     conf: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
-    timeout_s: float = 180.0,
+    timeout_s: float = 300.0,
 ) -> Iterator[LiveServer]:
     """Run ``monailabel start_server`` on ``studies`` until the block ends, on a free port if none is given.
 

@@ -1,0 +1,204 @@
+"""Measure how well and how fast clicks become masks, and record it with all that is needed to run it again.
+
+clicks  a simulated annotator clicks on every organ of every case; Dice after 1, 3, 5 and 10 clicks, for a box,
+        and in the whole volume. A run that was stopped goes on where it was.
+speed   a click on an embedded slice against encoding the slice on every click; start-up time and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from ssmsam.encoders.registry import ENCODERS
+from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.evaluation.cases import LabelledSet, open_set, read_notes
+from ssmsam.evaluation.click_run import ClickRun
+from ssmsam.evaluation.clicks import ClickProtocol
+from ssmsam.evaluation.examples import draw_figures
+from ssmsam.evaluation.live_server import ServerFailed
+from ssmsam.evaluation.manifest import run_manifest
+from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam.evaluation.results import RunLog, write_result
+from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        return options.protocol(options)
+    except (MissingWeights, CorruptWeights, ServerFailed, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; start again with the same arguments to go on", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    protocols = parser.add_subparsers(required=True, metavar="{clicks,speed}")
+
+    clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
+    clicks.set_defaults(protocol=run_clicks)
+    clicks.add_argument("--encoder", choices=ENCODERS, default="small")
+    clicks.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
+    clicks.add_argument("--validation", action="store_true", help="only the cases that the label table keeps aside")
+    clicks.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
+    clicks.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
+    clicks.add_argument("--no-volumes", action="store_true", help="slices only")
+    clicks.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
+    clicks.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
+
+    speed = protocols.add_parser("speed", help="seconds and memory")
+    speed.set_defaults(protocol=run_speed)
+    speed.add_argument("--encoder", choices=ENCODERS, action="append", metavar="NAME", help="may be repeated")
+    speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
+    speed.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
+    speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
+
+    for protocol in (clicks, speed):
+        protocol.add_argument("--data", type=Path, required=True, metavar="DIR", help="images/NAME and labels/NAME")
+        protocol.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
+        protocol.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
+        protocol.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
+        protocol.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        protocol.add_argument("--threads", type=int, default=default_threads(), metavar="N", help="in each process")
+        protocol.add_argument("--json", type=Path, metavar="FILE", help="the result; FILE.log keeps what is finished")
+    return parser.parse_args(arguments)
+
+
+def default_threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+
+
+def run_clicks(options: argparse.Namespace) -> int:
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    run = ClickRun(
+        labelled_set=labelled_set(options),
+        model=choice,
+        weights_sha256=PromptedModel.load(choice).weights_sha256,
+        protocol=ClickProtocol(volumes=not options.no_volumes),
+        jobs=options.jobs,
+        threads=options.threads,
+    )
+    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    with tqdm(total=len(run.labelled_set.cases), unit="case", desc=run.labelled_set.name, disable=None) as bar:
+        result = run.run(log, progress=lambda _, done, total: bar.update(done - bar.n) and None)
+    print_clicks(result)
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    if options.figures:
+        for path in draw_figures(options.figures, run, result):
+            print(f"figure: {path}")
+    return 0
+
+
+def labelled_set(options: argparse.Namespace) -> LabelledSet:
+    """The cases and label names that the options ask for."""
+    notes = read_notes(options.label_names, options.data.resolve().name)
+    names = dict(notes.label_names)
+    for pair in options.labels or ():
+        name, _, number = pair.rpartition("=")
+        if not name or not number.isdecimal():
+            raise ValueError(f"--labels takes NAME=NUMBER, got {pair!r}")
+        names[int(number)] = name
+    only = options.cases
+    if options.validation and not notes.validation:
+        raise ValueError(f"{options.label_names} keeps no case of {options.data} aside; name them with --cases")
+    if options.validation:
+        only = [name for name in notes.validation if only is None or name in only]
+    return open_set(options.data, label_names=names, only=only, limit=options.limit)
+
+
+def print_clicks(result: dict[str, Any]) -> None:
+    """Dice in per cent, a row for each label, a column for each prompt."""
+    for task in ("slice", "volume"):
+        prompts = result["tasks"].get(task)
+        if not prompts:
+            continue
+        print(f"\nDice of a {task} (%){'':8}" + "".join(f"{prompt:>11}" for prompt in prompts))
+        for label in next(iter(prompts.values()))["per_label"]:
+            cells = "".join(f"{found['per_label'][label]['mean']:11.1f}" for found in prompts.values())
+            print(f"{label[:28]:28}{cells}")
+        print(f"{'mean over labels':28}" + "".join(f"{found['mean_dice']:11.1f}" for found in prompts.values()))
+    good = result["tasks"]["clicks_to_good"]
+    print(
+        f"\nclicks to {good['dice']:.0f} % on a slice: {good['mean']:.1f} "
+        f"(not reached on {good['not_reached_percent']:.0f} % of {good['n_slices']} slices, counted as the limit)"
+    )
+
+
+def run_speed(options: argparse.Namespace) -> int:
+    case = open_set(options.data, limit=1).cases[0]
+    volume, _ = case.read()
+    protocol = SpeedProtocol(rounds=options.rounds, threads=options.threads)
+    encoders: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder:
+        for name in dict.fromkeys(options.encoder or ["small"]):
+            random = name in options.random_weights
+            weights = write_random_weights(name, Path(folder)).parent if random else options.weights
+            choice = ModelChoice(name, weights, options.device, random or options.allow_unverified)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:  # its own peak of memory
+                encoders[name] = {
+                    "random_weights": random,
+                    **alone.submit(measure_model, choice, volume, protocol).result(),
+                }
+            print_speed(name, encoders[name])
+    server = None if options.no_server else time_server(options.data)
+    result = {
+        "protocol": "speed",
+        "method": "sam_2d",
+        "settings": {
+            "rounds": protocol.rounds,
+            "threads": protocol.threads,
+            "volume": case.name,
+            "shape": volume.shape,
+        },
+        "encoders": encoders,
+        "server": server,
+        "manifest": run_manifest(
+            protocol="speed",
+            data=LabelledSet(options.data.resolve().name, (case,), {}).manifest(),
+            weights={name: found["weights_sha256"] for name, found in encoders.items()},
+            device=options.device,
+        ),
+    }
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    return 0
+
+
+def time_server(data: Path) -> dict[str, Any]:
+    """Start the server on links to the images, so that it writes nothing beside them."""
+    with tempfile.TemporaryDirectory(prefix="ssmsam-studies-") as folder:
+        for image in (data / "images").iterdir():
+            (Path(folder) / image.name).symlink_to(image.resolve())
+        found = measure_server(ROOT / "ssmsam_app", Path(folder))
+    print(f"server: answers {found['start_seconds']['median']:.1f} s after the command, {found['memory_mb']} MB then")
+    return found
+
+
+def print_speed(name: str, found: dict[str, Any]) -> None:
+    seconds = {what: timing["median"] for what, timing in found["seconds"].items()}
+    note = ", random weights" if found["random_weights"] else ""
+    print(f"{name} ({found['input_size']} pixels{note}), medians:")
+    print(f"  embedding a slice            {seconds['embed_slice']:8.3f} s")
+    print(f"  first click on a slice       {seconds['first_click']:8.3f} s")
+    print(f"  later click                  {seconds['later_click']:8.3f} s")
+    print(f"  later click with re-encoding {seconds['reencoding_click']:8.3f} s  ({found['ratio']:.1f} times as long)")
+    print(f"  peak memory                  {found['peak_memory_mb']:8d} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).resolve().parents[2] / "sample-datasets" / "abdomen"
+
+
+@pytest.fixture
+def program(load_app):
+    return load_app("benchmark")
+
+
+def test_clicks_on_a_sample_volume_are_measured_recorded_drawn_and_not_measured_twice(
+    program, random_small, tmp_path, capsys, monkeypatch
+):
+    record, figures = tmp_path / "clicks.json", tmp_path / "figures"
+    options = [
+        "clicks",
+        "--data",
+        str(SAMPLES),
+        "--cases",
+        "ct_01",
+        "--no-volumes",
+        "--threads",
+        "1",
+        "--json",
+        str(record),
+    ]
+    options += ["--weights", str(random_small.weights), "--allow-unverified"]
+    assert program.main([*options, "--figures", str(figures)]) == 0
+    result = json.loads(record.read_text())
+    assert set(result["per_label"]) == {"liver", "spleen", "right kidney", "left kidney", "aorta", "lesion"}
+    assert result["manifest"]["data"]["cases"] == ["ct_01"]
+    assert {path.name for path in figures.iterdir()} == {"slice_curves.png", "examples.png"}
+    assert "mean over labels" in capsys.readouterr().out
+
+    monkeypatch.setattr("ssmsam.evaluation.click_run.measure_case", lambda case, run: pytest.fail("measured again"))
+    assert program.main(options) == 0
+    assert json.loads(record.read_text())["tasks"] == result["tasks"]
+
+
+def test_wrong_arguments_say_what_is_right(program, random_small, tmp_path, capsys):
+    weights = ["--weights", str(random_small.weights), "--allow-unverified"]
+    assert program.main(["clicks", "--data", str(SAMPLES), "--cases", "ct_99", *weights]) == 1
+    assert "it has ct_01" in capsys.readouterr().err
+    assert program.main(["clicks", "--data", str(SAMPLES), "--labels", "liver", *weights]) == 1
+    assert "NAME=NUMBER" in capsys.readouterr().err
+    assert program.main(["clicks", "--data", str(SAMPLES), "--validation", *weights]) == 1
+    assert "name them with --cases" in capsys.readouterr().err
+
+
+def test_speed_is_recorded_with_a_ratio(program, random_small, tmp_path):
+    record = tmp_path / "speed.json"
+    options = ["speed", "--data", str(SAMPLES), "--rounds", "3", "--threads", "1", "--no-server", "--json", str(record)]
+    assert program.main([*options, "--weights", str(random_small.weights), "--allow-unverified"]) == 0
+    small = json.loads(record.read_text())["encoders"]["small"]
+    assert small["ratio"] > 0
+    assert small["seconds"]["later_click"]["n"] == 3

@@ -1,0 +1,92 @@
+import json
+import socket
+import sys
+
+import pytest
+from ssmsam import doctor
+from ssmsam.doctor import FAIL, OK, WARN, Place, examine
+from ssmsam.encoders.manifest import entry
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No weights but those that come with the package."""
+    monkeypatch.setenv("SSMSAM_WEIGHTS", str(tmp_path / "no weights"))
+    monkeypatch.setattr("ssmsam.encoders.weights.cache_folder", lambda: tmp_path / "no cache")
+
+
+def test_every_finding_that_is_not_fine_says_what_to_do(tmp_path, nowhere):
+    findings = list(examine(Place(root=tmp_path, store=tmp_path)))
+    assert {finding.level for finding in findings} <= {OK, WARN, FAIL}
+    assert all(finding.step for finding in findings if finding.level != OK)
+    by_subject = {finding.subject: finding for finding in findings}
+    assert by_subject["python"].level == OK
+    assert by_subject["sample data"].level == FAIL
+    assert "--download sam_vit_b" in by_subject["weights sam_vit_b"].step
+
+
+def test_a_broken_weights_file_is_reported(tmp_path, nowhere):
+    assert doctor.weights("sam_vit_b", folder=tmp_path).level == WARN
+    (tmp_path / entry("sam_vit_b").file).write_bytes(b"half a download")
+    finding = doctor.weights("sam_vit_b", folder=tmp_path)
+    assert finding.level == FAIL
+    assert "delete the file" in finding.step
+    assert "--download sam_vit_b" in finding.step
+
+
+def test_a_port_in_use_is_reported():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        number = listener.getsockname()[1]
+        assert doctor.port(number, "the server", "take another").level == WARN
+        assert doctor.port(number, "Orthanc", "fine", used_is_fine=True).level == OK
+    assert doctor.port(number, "the server", "take another").level == OK
+
+
+def test_missing_and_wrong_packages_are_told_apart(monkeypatch):
+    declared = [
+        "numpy>=1",
+        "torch<1",
+        "no-such-package>=2",
+        'also-missing; extra == "dev"',
+        'pydicom<1; extra == "server"',
+    ]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: declared)
+    found = {finding.subject: finding for finding in doctor.packages()}
+    assert found["package torch"].level == FAIL
+    assert "torch<1" in found["package torch"].step
+    assert found["package no-such-package"].level == FAIL
+    assert found["package also-missing"].level == WARN
+    assert found["package pydicom"].level == FAIL
+    assert "numpy" in found["packages"].text
+
+
+def test_samples_without_labels_are_reported(tmp_path):
+    for folder in ("abdomen", "abdomen_labels"):
+        (tmp_path / "sample-datasets" / folder).mkdir(parents=True)
+        (tmp_path / "sample-datasets" / folder / "ct_01.nii.gz").touch()
+    assert doctor.samples(tmp_path).level == OK
+    (tmp_path / "sample-datasets" / "abdomen" / "ct_02.nii.gz").touch()
+    finding = doctor.samples(tmp_path)
+    assert finding.level == WARN
+    assert "ct_02" in finding.text
+
+
+def test_no_room_for_embeddings_is_reported(tmp_path, monkeypatch):
+    usage = doctor.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    assert doctor.disk(tmp_path / "not yet made").level == FAIL
+
+
+def test_the_program_ends_with_1_exactly_when_something_fails(tmp_path, nowhere, load_app, capsys):
+    program = load_app("doctor")
+    status = program.main(["--json", str(tmp_path / "doctor.json")])
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "doctor.json").read_text())
+    levels = [finding["level"] for finding in record["findings"]]
+    assert status == (FAIL in levels)
+    assert printed.count("FAIL") == levels.count(FAIL)
+    assert record["manifest"]["versions"]["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
+    (tmp_path / entry("medsam_vit_b").file).write_bytes(b"broken")
+    assert program.main(["--weights", str(tmp_path)]) == 1
