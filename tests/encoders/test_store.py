@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,10 @@ def assert_whole(volume: VolumeEmbeddings, expected: list[torch.Tensor]) -> None
 def the_file(root: Path, name: str) -> Path:
     (path,) = root.glob(f"??/*/{name}")
     return path
+
+
+def the_folder(root: Path, volume: VolumeEmbeddings) -> Path:
+    return root / volume.key.digest[:2] / volume.key.digest
 
 
 def flip(path: Path, offset: int) -> None:
@@ -179,7 +184,7 @@ def test_two_processes_share_the_work(tmp_path):
     assert embedder.encoded == 0
 
 
-def test_a_user_waits_for_another_process_instead_of_encoding(tmp_path):
+def test_a_claim_is_for_one_process(tmp_path):
     embedder, volume = opened(tmp_path)
     other = EmbeddingStore(tmp_path).open(volume.key, grid=volume.grid, count=volume.count)
     assert other.claim(3)
@@ -192,20 +197,30 @@ def test_a_user_waits_for_another_process_instead_of_encoding(tmp_path):
     assert embedder.encoded == 1
 
 
+def test_a_user_does_not_wait_for_a_stuck_process_for_ever(tmp_path, monkeypatch):
+    embedder, volume = opened(tmp_path)
+    other = EmbeddingStore(tmp_path).open(volume.key, grid=volume.grid, count=volume.count)
+    other.claim(3)
+    monkeypatch.setattr(Embedder, "patience", 0.2)
+    assert volume.slice(3)["image"].shape == (1, 8, 8, 8)
+    other.release(3)
+    again, second = opened(tmp_path)
+    second.slice(3)
+    assert (embedder.encoded, again.encoded) == (1, 0)
+
+
 def test_the_least_recently_used_volume_goes(tmp_path):
-    for seed in (0, 1, 2):
-        opened(tmp_path, seed=seed)[1].embed()
-    store = EmbeddingStore(tmp_path)
-    for age, entry in enumerate(store.entries()):
-        os.utime(entry.folder / "used", (0, 1000 + age))
-    embedder, oldest = opened(tmp_path)
-    oldest.slice(0)  # used now, so that the second is the oldest
-    del oldest, embedder
-    kept = {entry.digest for entry in store.entries()[1:]}
+    digests = []
+    for age, seed in enumerate((0, 1, 2)):
+        _, volume = opened(tmp_path, seed=seed)
+        volume.embed()
+        os.utime(the_folder(tmp_path, volume) / "used", (0, 1000 + age))
+        digests.append(volume.key.digest)
+    opened(tmp_path)[1].slice(0)  # used now, so that seed 1 is the oldest
     opened(tmp_path, seed=3, quota_bytes=3 * VOLUME_BYTES + 4096)[1].embed()
-    left = {entry.digest for entry in store.entries()}
+    left = {entry.digest for entry in EmbeddingStore(tmp_path).entries()}
     assert len(left) == 3
-    assert kept < left
+    assert {digests[0], digests[2]} < left
     assert not list(tmp_path.glob("removed-*"))
 
 
@@ -253,19 +268,39 @@ def test_a_full_disk_costs_only_the_disk(tmp_path, monkeypatch, caplog):
     assert opened(tmp_path)[1].done.sum() == 6
 
 
-def test_a_store_that_may_only_be_read(tmp_path, caplog):
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
+def test_a_store_that_may_only_be_read(tmp_path, monkeypatch, caplog):
     opened(tmp_path)[1].embed(range(6))
-    folder = the_file(tmp_path, "meta.json").parent
-    for path in (folder, *folder.iterdir()):
-        path.chmod(path.stat().st_mode & ~0o222)
-    try:
-        embedder, volume = opened(tmp_path)
-        assert_whole(volume, fresh())
-        assert embedder.encoded == 6
-    finally:
-        folder.chmod(0o755)
+    embedder, volume = opened(tmp_path)
+    usual = Path.open
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for writing in ("mkdir", "touch", "write_text"):
+        monkeypatch.setattr(Path, writing, refuse)
+
+    def open_to_read(path: Path, mode: str = "r", **options: Any) -> Any:
+        return usual(path, mode, **options) if mode in ("r", "rb") else refuse()
+
+    monkeypatch.setattr(Path, "open", open_to_read)
+    assert_whole(volume, fresh())
+    assert embedder.encoded == 6
+    assert caplog.text.count("Permission denied") == 1
+
+
+def test_a_slice_at_another_ones_place_is_found(tmp_path):
+    """Whole and with a true checksum, but of another slice."""
+    _, first = opened(tmp_path)
+    first.embed()
+    for name, start, size in (("image.npy", 128, 1024), ("level0.npy", 128, 2048), ("slices.bin", 0, 8)):
+        with the_file(tmp_path, name).open("r+b") as stream:
+            stream.seek(start + 3 * size)
+            slice_3 = stream.read(size)
+            stream.seek(start + 8 * size)
+            stream.write(slice_3)
+    embedder, second = opened(tmp_path)
+    assert_whole(second, fresh())
+    assert embedder.encoded == 1
 
 
 def test_a_root_that_cannot_be_made_says_so(tmp_path):

@@ -64,6 +64,11 @@ class Embedder:
             return 1
         return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / max(self._seconds, 1e-6))))
 
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a slice that another process is making, before making it here too."""
+        return 30.0 if self._seconds is None else 2.0 + 4 * self._seconds
+
     def open(
         self, volume: Volume, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
     ) -> VolumeEmbeddings:

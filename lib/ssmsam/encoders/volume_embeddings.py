@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,10 +24,6 @@ from ssmsam.progress import Progress, silent
 if TYPE_CHECKING:
     from ssmsam.encoders.embedder import Embedder
 
-logger = logging.getLogger(__name__)
-
-CLAIM_SECONDS = 120.0
-"""How long to wait for another process that is making the slice a user wants, before making it here too."""
 POLL_SECONDS = 0.05
 
 
@@ -139,7 +134,7 @@ class VolumeEmbeddings:
         if half is not None:
             return half
         if self._stored:
-            self._stored.claim(index, timeout=CLAIM_SECONDS)
+            self._stored.claim(index, timeout=self._embedder.patience)
         try:
             half = self._known(index)
             if half is None:

@@ -42,7 +42,7 @@ def find_weights(
 
     Looked for in ``folder``, then in the folder named by ``SSMSAM_WEIGHTS``, then in this package (for weights that
     come with it), then in the user's cache folder. With ``download`` a missing file is fetched into the first of
-    these folders that may be written. ``allow_unverified`` (or ``SSMSAM_UNVERIFIED_WEIGHTS=1``) accepts a file of the
+    these folders. ``allow_unverified`` (or ``SSMSAM_UNVERIFIED_WEIGHTS=1``) accepts a file of the
     right name with another sha256, for weights fine-tuned by the user; loading stays strict and ``weights_only``.
 
     Raises ValueError for an unknown name, :class:`MissingWeights`, :class:`CorruptWeights`.
