@@ -1,8 +1,28 @@
-"""Settings for all tests."""
+"""Settings and pieces for all tests."""
 
 from __future__ import annotations
 
+import pytest
+import torch
 from hypothesis import settings
+from safetensors.torch import save_file
+from ssmsam.encoders.manifest import entry
+from ssmsam.encoders.small import SmallEncoder
+from ssmsam.evaluation.prompted import ModelChoice
+from ssmsam.prompting.small_network import SmallPromptNetwork
 
 settings.register_profile("shared machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("shared machine")
+
+
+@pytest.fixture(scope="session")
+def random_small(tmp_path_factory) -> ModelChoice:
+    """A small model with random weights, in a file as training writes it: plumbing without trained weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    parts = {"encoder": SmallEncoder(), "prompting": SmallPromptNetwork()}
+    state = {
+        f"{part}.{name}": tensor for part, network in parts.items() for name, tensor in network.state_dict().items()
+    }
+    save_file(state, str(folder / entry("small").file))
+    return ModelChoice(weights=folder, allow_unverified=True)
