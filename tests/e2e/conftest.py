@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cases import CT, MR, SAMPLES, Truth, copy_of
+from sample_cases import CT, MR, SAMPLES, Truth, copy_of
 from serving import Server
 from ssmsam.imaging.orientation import reoriented
 from ssmsam.imaging.reading import read_volume

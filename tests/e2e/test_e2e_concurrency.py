@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import requests
-from cases import CT, MR, Truth
+from sample_cases import CT, MR, Truth
 from serving import Server
 from viewers import slicer
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from cases import CT, MR, SLICE_DICE, VOLUME_DICE, Truth, dice
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
+from sample_cases import CT, MR, SLICE_DICE, VOLUME_DICE, Truth, dice
 from serving import Server
 from viewers import nrrd_header, ohif, read_mask, slicer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CT, SAME_ANATOMY_DICE, Truth, dice, resampled
+from sample_cases import CT, SAME_ANATOMY_DICE, Truth, dice, resampled
 from serving import Server
 from ssmsam.imaging.reading import read_grid
 from viewers import slicer

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CT, MR, Truth
+from sample_cases import CT, MR, Truth
 from serving import Server
 from viewers import Answer, ohif, refused, slicer
 

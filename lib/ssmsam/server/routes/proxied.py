@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import requests
 from fastapi import APIRouter, Depends, HTTPException, Request
@@ -78,7 +78,11 @@ def _url(prefix: str | None, path: str) -> str:
         raise NotKnown("DICOMweb server", "proxy", step="The studies of this server are a folder")
     if any(part in (".", "..") for part in unquote(path).replace("\\", "/").split("/")):
         raise InvalidRequest("the path must not contain '.' or '..'")
-    parts = [settings.MONAI_LABEL_STUDIES.rstrip("/"), (prefix or "").strip("/"), path.lstrip("/")]
+    parts = [
+        settings.MONAI_LABEL_STUDIES.rstrip("/"),
+        (prefix or "").strip("/"),
+        quote(path.lstrip("/"), safe="/:,;=@&+$!*()~"),
+    ]
     return "/".join(part for part in parts if part)
 
 

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ssmsam.imaging.reading import read_volume
+from ssmsam.imaging.volume import Volume
+from ssmsam.server.answer import centroids, write_mask
+from ssmsam.server.errors import InvalidRequest
+
+
+@pytest.fixture
+def volume() -> Volume:
+    affine = np.array([[0.7, 0, 0, -90], [0, -0.7, 0, 40], [0, 0, -4, 7], [0, 0, 0, 1.0]])
+    return Volume(np.zeros((4, 6, 8), np.float32), affine)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz", ".nii", "nrrd"])
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_file_has_the_image_s_grid(volume: Volume, suffix: str, compress: bool) -> None:
+    mask = np.random.default_rng(0).integers(0, 2, volume.shape, dtype=np.uint8)
+    path = Path(write_mask(mask, volume, {"result_extension": suffix, "result_compress": compress}))
+    try:
+        assert path.name.endswith(suffix)
+        written = read_volume(path)
+        assert written.grid.matches(volume.grid)
+        np.testing.assert_array_equal(written.array, mask)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("options", [{"result_extension": ".png"}, {"result_dtype": "object"}, {"result_dtype": "U8"}])
+def test_impossible_wishes(volume: Volume, options: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest, match="use one of"):
+        write_mask(np.zeros(volume.shape, np.uint8), volume, options)
+
+
+def test_centroids_are_voxel_indices_in_the_viewers_order() -> None:
+    mask = np.zeros((4, 6, 8), np.uint8)
+    mask[3, 2, 5] = 1
+    assert centroids(mask, {"liver": 1, "spleen": 2}) == {"liver": [5, 2, 3]}

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pooling_encoder import PoolingEncoder
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.encoder import Embedding
+from ssmsam.server.background import WAITING, Background
+from ssmsam.server.images import Images
+from ssmsam.server.studies import StudiesFolder
+
+Write = Callable[..., Path]
+
+
+class SlowEncoder(PoolingEncoder):
+    """Takes its time, and can be held up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.go.set()
+
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        self.go.wait(10)
+        time.sleep(0.3)  # long enough for batches of one
+        return super().encode(slices)
+
+
+@pytest.fixture
+def encoder() -> SlowEncoder:
+    return SlowEncoder()
+
+
+@pytest.fixture
+def images(tmp_path: Path, write: Write, encoder: SlowEncoder) -> Images:
+    for number in range(6):
+        write(tmp_path / f"case{number}.nii.gz", seed=number, shape=(5, 20, 24))
+    return Images(
+        datastore=StudiesFolder(tmp_path, auto_reload=False), embedder=Embedder(encoder=encoder), memory_bytes=10**9
+    )
+
+
+@pytest.fixture
+def background(images: Images) -> Iterator[Background]:
+    worker = Background(images)
+    yield worker
+    worker.stop()
+
+
+def done(images: Images, name: str) -> np.ndarray:
+    return images.open(images.from_datastore(name)).embeddings.done
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_nearest_slices_first(background: Background, images: Images) -> None:
+    background.prefer("case0", near=3)
+    wait_for(lambda: done(images, "case0").sum() >= 1)
+    assert done(images, "case0")[3]
+    wait_for(lambda: bool(done(images, "case0").all()))
+    assert background.status == {"image": "case0", "done": 5, "total": 5, "waiting": 0}
+
+
+def test_the_newest_wish_goes_first_and_the_old_one_is_taken_up_again(
+    background: Background, images: Images, encoder: SlowEncoder
+) -> None:
+    background.prefer("case0")
+    wait_for(lambda: done(images, "case0").any())
+    background.prefer("case1")
+    wait_for(lambda: bool(done(images, "case1").all()))
+    assert not done(images, "case0").all()
+    wait_for(lambda: bool(done(images, "case0").all()))
+
+
+def test_a_broken_image_does_not_stop_the_others(background: Background, images: Images, tmp_path: Path) -> None:
+    (tmp_path / "case2.nii.gz").write_bytes(b"nothing")
+    background.prefer("case2")
+    background.prefer("no such image")
+    background.prefer("case1")
+    wait_for(lambda: bool(done(images, "case1").all()))
+
+
+def test_waiting_images_are_bounded(background: Background, encoder: SlowEncoder) -> None:
+    encoder.go.clear()
+    for number in range(6):
+        background.prefer(f"case{number}")
+    assert background.status["waiting"] <= WAITING
+    encoder.go.set()
+
+
+def test_it_stops_between_two_slices(background: Background, images: Images) -> None:
+    background.prefer("case0")
+    wait_for(lambda: done(images, "case0").any())
+    started = time.monotonic()
+    background.stop()
+    assert time.monotonic() - started < 2
+    made = done(images, "case0").sum()
+    assert 0 < made < 5
+    time.sleep(0.5)
+    assert done(images, "case0").sum() == made
+
+
+def test_switched_off(images: Images) -> None:
+    worker = Background(images, enabled=False)
+    worker.prefer("case0")
+    assert worker.status["waiting"] == 0
+    time.sleep(0.4)
+    assert not done(images, "case0").any()

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from monailabel.utils.sessions import Sessions
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.imaging.reading import UnreadableVolume
+from ssmsam.server import images as module
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.images import Images
+from ssmsam.server.studies import StudiesFolder
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write: Write) -> Path:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for number in range(3):
+        write(studies / f"case{number}.nii.gz", seed=number)
+    return studies
+
+
+@pytest.fixture
+def images(folder: Path, embedder: Embedder) -> Images:
+    return Images(datastore=StudiesFolder(folder, auto_reload=False), embedder=embedder, memory_bytes=10**9)
+
+
+def test_an_image_of_the_datastore(images: Images, folder: Path) -> None:
+    image = images.open(images.from_datastore("case1"))
+    assert image.source.path == folder / "case1.nii.gz"
+    assert image.volume.shape == (6, 20, 24)
+    assert image.embeddings.count == 6
+    assert "case1" in image.key
+
+
+@pytest.mark.parametrize("name", ["case9", "case1.nii.gz", "../studies/case1", ".", "/etc/passwd", "labels"])
+def test_everything_else_is_unknown(images: Images, name: str, folder: Path) -> None:
+    for refused in (name, str(folder / "case1.nii.gz")):
+        with pytest.raises(NotKnown, match="no image"):
+            images.from_datastore(refused)
+
+
+def test_no_name_at_all(images: Images) -> None:
+    with pytest.raises(InvalidRequest, match="session_id"):
+        images.from_datastore("")
+
+
+def test_an_image_that_came_just_now(images: Images, folder: Path, write: Write) -> None:
+    datastore = images._datastore
+    write(folder / "late.nii.gz")
+    threading.Timer(0.01, datastore.refresh).start()
+    assert images.require("late") == "late"
+
+
+def test_a_removed_file_is_said(images: Images, folder: Path) -> None:
+    (folder / "case2.nii.gz").unlink()
+    with pytest.raises(NotKnown, match="removed"):
+        images.from_datastore("case2")
+
+
+def test_an_open_image_is_read_once_even_by_many_at_once(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    real = module.read_volume
+    monkeypatch.setattr(module, "read_volume", lambda path: reads.append(path) or real(path))
+    source = images.from_datastore("case0")
+    threads = [threading.Thread(target=images.open, args=(source,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert images.open(source) is images.open(source)
+    assert len(reads) == 1
+
+
+def test_a_changed_file_is_another_image(images: Images, folder: Path, write: Write) -> None:
+    before = images.open(images.from_datastore("case0"))
+    write(folder / "case0.nii.gz", seed=99)
+    after = images.open(images.from_datastore("case0"))
+    assert after.volume.digest != before.volume.digest
+    assert after.key != before.key
+
+
+def test_memory_is_bounded(folder: Path, embedder: Embedder) -> None:
+    one = 6 * 20 * 24 * 2
+    images = Images(datastore=StudiesFolder(folder, auto_reload=False), embedder=embedder, memory_bytes=2 * one)
+    opened = [images.open(images.from_datastore(f"case{number}")) for number in (0, 1)]
+    assert images.open(opened[0].source) is opened[0]  # used again: case1 is now the one not used for longest
+    images.open(images.from_datastore("case2"))
+    assert images.open(opened[0].source) is opened[0]
+    assert images.open(opened[1].source) is not opened[1]
+
+
+def test_an_unreadable_file_is_named_without_its_path(images: Images, folder: Path) -> None:
+    (folder / "case1.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(UnreadableVolume) as refused:
+        images.open(images.from_datastore("case1"))
+    assert "case1" in str(refused.value)
+    assert str(folder) not in str(refused.value)
+
+
+def test_equal_uploads_are_one_image(images: Images, folder: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"upload{number}.nii.gz" for number in (0, 1)]
+    for path in paths:
+        path.write_bytes((folder / "case0.nii.gz").read_bytes())
+    first, second = (images.open(images.from_upload(path)) for path in paths)
+    assert first is second
+    assert first.key != images.open(images.from_datastore("case0")).key
+
+
+def test_sessions(images: Images, folder: Path, tmp_path: Path) -> None:
+    sessions = Sessions(str(tmp_path / "sessions"))
+    sent = tmp_path / "sent.nii.gz"
+    sent.write_bytes((folder / "case0.nii.gz").read_bytes())
+    session, _ = sessions.add_session(str(sent))
+    assert images.open(images.from_session(sessions, session)).volume.shape == (6, 20, 24)
+    forged = tmp_path / "sessions" / "forged"
+    forged.mkdir()
+    (forged / "meta.info").write_text('{"image": "' + str(folder / "case1.nii.gz") + '"}')
+    for name in ("forged", "../sessions/forged", "", os.sep, str(forged), session.upper() + "x"):
+        with pytest.raises(NotKnown, match="session"):
+            images.from_session(sessions, name)
+    with pytest.raises(NotKnown):
+        images.from_session(None, session)

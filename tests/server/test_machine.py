@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ssmsam.server.configuration import ConfigurationError
+from ssmsam.server.machine import choose_device, choose_threads, find_dicom_tools
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert choose_threads(5) == 5
+    assert choose_threads(0) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert 1 <= choose_threads(0) <= (os.cpu_count() or 1)
+
+
+def test_a_missing_gpu_is_said() -> None:
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ConfigurationError, match="use cpu or auto"):
+        choose_device("cuda:97")
+
+
+def test_the_environment_s_own_dicom_programs_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "itkimage2segimage"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    find_dicom_tools()
+    assert shutil.which("itkimage2segimage") == str(program)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from monailabel.config import settings
+from monailabel.endpoints import infer
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+from ssmsam.imaging.reading import UnreadableVolume
+from ssmsam.prompting.request import InvalidPrompt
+from ssmsam.server import routes
+from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
+from ssmsam.server.routes import proxied
+
+
+class Remote(BaseHTTPRequestHandler):
+    """A DICOMweb server that tells what it was asked."""
+
+    asked: list[dict[str, Any]]
+    delay = 0.0
+
+    def do_GET(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        self.asked.append({"method": self.command, "path": self.path, "headers": dict(self.headers), "body": body})
+        time.sleep(self.delay)
+        self.send_response(200)
+        self.send_header("Content-Type", "application/dicom+json")
+        self.send_header("Set-Cookie", "theirs=1")
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Remote]]:
+    class Fresh(Remote):
+        asked: list[dict[str, Any]] = []  # noqa: RUF012
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Fresh)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{server.server_port}/dicom-web")
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield Fresh
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def web() -> TestClient:
+    app = FastAPI()
+    app.include_router(proxied.router)
+    install_handlers(app)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def test_the_proxy_passes_on_what_was_asked(web: TestClient, remote: type[Remote]) -> None:
+    answer = web.get(
+        "/proxy/dicom/qido/studies?00100020=PAT002&includefield=a&includefield=b&PatientName=A%20B*",
+        headers={"Accept": "application/dicom+json", "Cookie": "secret=1", "Authorization": "Bearer ours"},
+    )
+    assert answer.status_code == 200
+    assert answer.json() == []
+    assert answer.headers["content-type"] == "application/dicom+json"
+    assert "set-cookie" not in answer.headers
+    (asked,) = remote.asked
+    path, _, query = asked["path"].partition("?")
+    assert path == "/dicom-web/studies"
+    assert query in (
+        "00100020=PAT002&includefield=a&includefield=b&PatientName=A+B%2A",
+        "00100020=PAT002&includefield=a&includefield=b&PatientName=A+B*",
+    )
+    assert asked["headers"]["Accept"] == "application/dicom+json"
+    assert not {"Cookie", "Authorization"} & set(asked["headers"])
+
+
+def test_the_proxy_stores(web: TestClient, remote: type[Remote]) -> None:
+    kind = "multipart/related; type=application/dicom; boundary=x"
+    answer = web.post("/proxy/dicom/stow/studies", content=b"--x--", headers={"Content-Type": kind})
+    assert answer.status_code == 200
+    (asked,) = remote.asked
+    assert (asked["method"], asked["path"], asked["body"]) == ("POST", "/dicom-web/studies", b"--x--")
+    assert asked["headers"]["Content-Type"] == kind
+
+
+@pytest.mark.parametrize(
+    "path", ["%2e%2e/system", "%252e%252e/system", "studies/%2e%2e/%2e%2e/system", "a/..%5c..%5csystem"]
+)
+def test_the_proxy_stays_inside(web: TestClient, remote: type[Remote], path: str) -> None:
+    for prefix in ("/proxy/dicom/x/", "/proxy/dicom/wado/x/"):
+        answer = web.get(prefix + path)
+        assert answer.status_code in (404, 422)
+    assert remote.asked == []
+
+
+def test_the_proxy_gives_up(web: TestClient, remote: type[Remote], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", 0.2)
+    monkeypatch.setattr(remote, "delay", 1.0)
+    assert web.get("/proxy/dicom/wado/studies").status_code == 504
+
+
+def test_a_server_that_is_away(web: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", "http://127.0.0.1:9/dicom-web")
+    answer = web.get("/proxy/dicom/wado/studies")
+    assert answer.status_code == 502
+    assert "127.0.0.1" not in answer.text
+
+
+def test_a_missing_stock_route_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer.router, "routes", [])
+    with pytest.raises(RuntimeError, match=r"POST /infer/\{model\}"):
+        routes.install_routes(FastAPI())
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_stock_route_is_gone_wherever_fastapi_keeps_it(copied: bool) -> None:
+    """Older versions copy a router's routes into the app, newer ones look into the router."""
+    stock = FastAPI()
+
+    @stock.post("/thing/{name}")
+    async def old(name: str) -> str:
+        return "old"
+
+    app = FastAPI()
+    if copied:
+        app.router.routes.extend(stock.router.routes)
+    else:
+        app.include_router(stock.router)
+    routes._remove(app, routes.Stock(stock, "/thing/{name}", frozenset({"POST"})))  # type: ignore[arg-type]
+
+    @app.post("/thing/{name}")
+    def new(name: str) -> str:
+        return "new"
+
+    assert TestClient(app).post("/thing/x").json() == "new"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (NotKnown("model", "x", ["a", "b"]), 404, "known: a, b"),
+        (InvalidRequest("so not"), 422, "so not"),
+        (InvalidPrompt("place a point"), 422, "place a point"),
+        (UnreadableVolume("tilted"), 422, "tilted"),
+        (ImageNotFoundException("Image x not found"), 404, "Image x not found"),
+        (MONAILabelException(MONAILabelError.INVALID_INPUT, "wrong"), 422, "wrong"),
+        (MONAILabelException(MONAILabelError.SERVER_ERROR, "broken"), 500, "broken"),
+        (OSError("/home/somebody/patient_42"), 500, "OSError"),
+    ],
+)
+def test_errors_become_json(error: Exception, status: int, said: str) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    def fail() -> None:
+        raise error
+
+    install_handlers(app)
+    answer = TestClient(app, raise_server_exceptions=False).get("/")
+    assert answer.status_code == status
+    assert said in answer.json()["detail"]
+    assert "patient_42" not in answer.text
