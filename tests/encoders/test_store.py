@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,21 @@ def test_a_claim_is_for_one_process(tmp_path):
     assert mine.claim(3)
     volume.slice(5)
     assert embedder.encoded == 1
+
+
+def test_a_user_gets_what_another_process_is_making(tmp_path):
+    embedder, volume = opened(tmp_path)
+    theirs, same = opened(tmp_path)
+    other = EmbeddingStore(tmp_path).open(volume.key, grid=volume.grid, count=volume.count)
+    other.claim(3)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(volume.slice, 3)
+        time.sleep(0.3)
+        assert not waiting.done()
+        other.write([3], theirs.encode(same.inputs([3]), urgent=True))
+        other.release(3)
+        torch.testing.assert_close(waiting.result()["image"], fresh()[3], rtol=2e-3, atol=2e-3)
+    assert (embedder.encoded, theirs.encoded) == (0, 1)
 
 
 def test_a_user_does_not_wait_for_a_stuck_process_for_ever(tmp_path, monkeypatch):
