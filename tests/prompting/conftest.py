@@ -50,7 +50,7 @@ class Bench:
         self.decoder = RegionDecoder()
 
     def parse(self, dimension: int, **params: object) -> PromptRequest:
-        return PromptRequest.parse(params, grid=self.volume.grid, dimension=dimension)
+        return PromptRequest.parse({"label": "organ", **params}, grid=self.volume.grid, dimension=dimension)
 
     def two(self, state: SegmentationState, **params: object) -> SegmentationResult:
         return segment_2d(self.parse(2, **params), self.embeddings, self.decoder, state)

@@ -15,6 +15,7 @@ from ssmsam.prompting.correction import (
     obey,
     satisfied,
     violates,
+    without_crumbs,
     without_islands,
 )
 from ssmsam.prompting.prompt import SlicePrompt
@@ -106,6 +107,15 @@ def test_tiny_islands_go_unless_clicked() -> None:
     mask = main | crumb | clicked
     assert np.array_equal(without_islands(mask, prompt([[15, 20], [35, 35]]), CONFIG), main | clicked)
     assert np.array_equal(without_islands(mask, prompt(box=(0, 0, 49, 39)), CONFIG), main)
+
+
+def test_crumbs_are_what_little_is_left_of_a_piece() -> None:
+    organ, small = disc(14, 20, 10), disc(36, 20, 2)
+    cut = organ & ~disc(14, 20, 8) & (np.indices(SHAPE)[0] < 12)
+    assert cut.any()
+    assert np.array_equal(without_crumbs(cut | small, organ | small, CONFIG), small)
+    half = organ & (np.indices(SHAPE)[1] < 14)
+    assert np.array_equal(without_crumbs(half | small, organ | small, CONFIG), half | small)
 
 
 def test_connected_to_keeps_what_overlaps() -> None:

@@ -266,6 +266,19 @@ def test_only_negative_clicks_in_3d_change_their_slice_alone(bench: Bench, state
     assert np.array_equal(after.mask[others], before.mask[others])
 
 
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_without_a_label_no_remembered_mask_is_handed_out(bench: Bench, dimension: int) -> None:
+    """A viewer that names no label may have switched to another object in the meantime."""
+    state = SegmentationState()
+    ask = bench.two if dimension == 2 else bench.three
+    ask(state, label=None, foreground=[INSIDE])
+    for params in ({}, {"background": [[24, 34, 9]]}):
+        with pytest.raises(InvalidPrompt, match="place a point"):
+            ask(state, label=None, **params)
+    switched = ask(state, label=None, foreground=[ELSEWHERE], background=[[24, 34, 11]])
+    assert not (switched.mask.astype(bool) & ORGAN).any()
+
+
 def test_reset_state_starts_again(bench: Bench, state: SegmentationState) -> None:
     bench.three(state, foreground=[INSIDE])
     result = bench.three(state, foreground=[INSIDE, ELSEWHERE], reset_state=True)

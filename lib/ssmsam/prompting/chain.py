@@ -19,7 +19,7 @@ class PropagationConfig:
 
     min_presence: float = 0.5
     """Below this predicted probability the target is not on the slice."""
-    min_quality: float = 0.3
+    min_quality: float = 0.2
     """Below this predicted IoU the mask is a guess."""
     min_iou: float = 0.15
     """Masks of neighbouring slices that overlap less are not the same object."""

@@ -50,7 +50,8 @@ def segment_2d(
     answer without any voxel and keep what they show; so only clicks on everything that was there lead to one.
 
     Raises :class:`InvalidPrompt` without a prompt, with nothing but negative ones and no mask to correct, and for a
-    box with nothing in it.
+    box with nothing in it. A request that names no label has no mask to correct: some viewers never name it, and the
+    mask that is remembered may be another object's.
     """
     started, index = time.perf_counter(), request.current
     with state.lock:
@@ -63,7 +64,7 @@ def segment_2d(
         before = SliceMasks({index: state.masks[index]}) if index in state.masks else SliceMasks()
         prompt = request.slices[index]
         if prompt.empty:
-            if not before:
+            if not before or not request.label:
                 raise InvalidPrompt(ONLY_NEGATIVE)
             answer = correct_slice(embeddings, decoder, index, prompt, before[index])
         else:
@@ -94,7 +95,8 @@ def segment_3d(
     - With ``propagate`` off, only the prompted slices change.
 
     Nothing is remembered of a call that was cancelled. Raises :class:`InvalidPrompt` when there is neither a positive
-    prompt nor a mask, and for a box with nothing in it.
+    prompt nor a mask of the request's label (a request without a label has none, see :func:`segment_2d`), and for a
+    box with nothing in it.
     """
     started = time.perf_counter()
     with state.lock:
@@ -102,7 +104,7 @@ def segment_3d(
         before = SliceMasks(state.masks)
         if not request.empty and not request.negative_only and not state.continues(request.slices):
             _start_again(state)
-        if not state.masks and (request.empty or request.negative_only):
+        if (not state.masks or not request.label) and (request.empty or request.negative_only):
             raise InvalidPrompt(NOTHING_ASKED if request.empty else ONLY_NEGATIVE)
         answers: dict[int, SliceAnswer] = {}
         found = Propagation(masks=SliceMasks(state.masks), stops=(), sections=state.sections, steps=0)
