@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from ssmsam.imaging.volume import Volume
+    from ssmsam.pretraining.samples import SampleCase
 
 
 def main() -> None:
@@ -28,8 +33,9 @@ def main() -> None:
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with images/ and labels/")
+    parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders with images/ and labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
+    parser.add_argument("--anatomy", type=int, default=0, metavar="N", help="add N synthetic abdomens")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
     parser.add_argument(
         "--regions-only", nargs="*", default=[], metavar="FOLDER", help="folders whose labels are not used"
@@ -58,18 +64,35 @@ def pack(arguments: argparse.Namespace) -> None:
     from ssmsam.imaging.reading import read_volume
     from ssmsam.imaging.recipe import recipe_for
     from ssmsam.pretraining.pack import pack_info, pack_volume, save_packed
+    from ssmsam.pretraining.samples import make_case
 
-    for image_path, label_path in tqdm(list(_cases(arguments)), unit="case"):
-        dataset, name = image_path.parent.parent.name, image_path.name.split(".")[0]
+    def add(dataset: str, name: str, load: Callable[[], tuple[Volume, Volume]]) -> None:
         if (arguments.out / f"{dataset}-{name}.npz").exists():
-            continue
-        image, label = read_volume(image_path), read_volume(label_path)
+            return
+        image, label = load()
         values = sorted(int(v) for v in set(label.array.ravel().tolist()) if v > 0)
         labels = {} if dataset in arguments.regions_only else {str(v): v for v in values}
         scale = recipe_for(image).scale(image)
         info = pack_info(image, dataset=dataset, name=name, labels=labels)
         packed = pack_volume(image, label, scale=(scale.low, scale.high), info=info, seed=len(name))
         save_packed(packed, arguments.out)
+
+    for image_path, label_path in tqdm(list(_cases(arguments)), unit="case"):
+        dataset, name = image_path.parent.parent.name, image_path.name.split(".")[0]
+        add(dataset, name, lambda paths=(image_path, label_path): tuple(map(read_volume, paths)))
+    for case in tqdm(list(_abdomens(arguments.anatomy)), unit="abdomen"):
+        add("anatomy", case.name, lambda case=case: make_case(case))
+
+
+def _abdomens(count: int) -> Iterator[SampleCase]:
+    """Synthetic patients for training: other seeds than the sample dataset's, every contrast and slice distance."""
+    from ssmsam.pretraining.samples import SampleCase
+
+    for seed in range(1000, 1000 + count):
+        contrast = ("CT", "T2", "CT", "T1")[seed % 4]
+        spacing = (3.0 + seed % 5, 2.1, 2.1)
+        shape = (round(220 / spacing[0]), 160, 160)
+        yield SampleCase(f"{seed}", seed, contrast, ("LPS", "LAS", "RAS")[seed % 3], shape, spacing)
 
 
 def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
