@@ -29,10 +29,10 @@ def supervoxels(
     smooth = ndimage.gaussian_filter(image.astype(np.float32), (0.4 * sigma, sigma, sigma))
     gradient = ndimage.generic_gradient_magnitude(smooth, ndimage.sobel)
     basins = watershed(np.round(gradient * 200).astype(np.int32))
-    means = ndimage.mean(smooth, basins, np.arange(basins.max() + 1))
-    grey = np.floor(np.nan_to_num(means) * levels + offset).astype(np.int32)[basins]
-    grey[(np.nan_to_num(means) < AIR)[basins]] = -1
-    return _regions(grey, min_voxels, int(max_share * image.size))
+    means = np.bincount(basins.ravel(), smooth.ravel()) / np.maximum(1, np.bincount(basins.ravel()))
+    grey = np.floor(means * levels + offset).astype(np.int32)
+    grey[means < AIR] = -1
+    return _regions(grey[basins], min_voxels, int(max_share * image.size))
 
 
 def _regions(grey: np.ndarray, min_voxels: int, max_voxels: int) -> np.ndarray:
