@@ -147,6 +147,13 @@ class ServerApp(MONAILabelApp):
             )
         return {"label": label, "tag": tag, "file": path, "params": details}
 
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The next image by ``strategy``, or {} when none is left. A remote store fetches it now."""
+        found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore())
+        if not found or not found.get("id"):
+            return {}
+        return {**found, "path": str(self.images.from_datastore(found["id"]).path)}
+
     def require_model(self, name: str) -> InferTask:
         """The task of this name. Raises NotKnown."""
         if name not in self._infers:
