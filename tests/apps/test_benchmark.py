@@ -31,18 +31,7 @@ def test_clicks_on_a_sample_volume_are_measured_recorded_drawn_and_not_measured_
     program, random_small, few_slices, tmp_path, capsys, monkeypatch
 ):
     record, figures = tmp_path / "clicks.json", tmp_path / "figures"
-    options = [
-        "clicks",
-        "--data",
-        str(SAMPLES),
-        "--cases",
-        "ct_01",
-        "--no-volumes",
-        "--threads",
-        "1",
-        "--json",
-        str(record),
-    ]
+    options = ["clicks", "--data", str(few_slices), "--threads", "1", "--json", str(record)]
     options += ["--weights", str(random_small.weights), "--allow-unverified"]
     assert program.main([*options, "--figures", str(figures)]) == 0
     result = json.loads(record.read_text())
