@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,24 @@ def test_session_images(server: Server, studies: Path, ct: Truth, tmp_path: Path
     assert requests.get(f"{server.url}/session/{session}", timeout=10).status_code == 404
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_session_of_dicom_files(server: Server, studies: Path, ct: Truth, packed: bool) -> None:
+    files = sorted((studies / "ct_series").iterdir())
+    if packed:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as into:
+            for file in files:
+                into.write(file, f"series/{file.name}")
+        sent = [("files", ("series.zip", archive.getvalue()))]
+    else:
+        sent = [("files", (file.name, file.read_bytes())) for file in files]
+    response = requests.put(f"{server.url}/session/", params={"uncompress": packed}, files=sent, timeout=60)
+    assert response.status_code == 200, response.text
+    session = response.json()["session_id"]
+    answer = slicer(server.url, "sam_2d", "", session=session, foreground=[[80, 80, 20]], slice=20)
+    assert answer.mask.shape == ct.grid.shape
+
+
 def test_uploaded_file(server: Server, studies: Path, ct: Truth) -> None:
     click = ct.click("liver")
     with (studies / f"{CT}.nii.gz").open("rb") as file:
@@ -151,6 +171,30 @@ def test_submit_and_next_sample(server: Server, studies: Path, ct: Truth, tmp_pa
     assert client.datastore()["objects"][MR]["labels"]["final"]["info"]["label_info"] == info["label_info"]
     assert MR not in {client.next_sample("random", {})["id"] for _ in range(20)}
     requests.delete(f"{server.url}/datastore/label", params={"id": MR, "tag": "final"}, timeout=10).raise_for_status()
+
+
+def test_a_mask_is_kept_on_request(server: Server, ct: Truth, tmp_path: Path) -> None:
+    client = MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="reader-c")
+    file, params = client.infer("sam_2d", CT, {"foreground": [ct.click("liver")], "label": "liver", "save_label": True})
+    kept = client.datastore()["objects"][CT]["labels"]["original"]["info"]
+    assert kept["params"]["label_names"] == params["label_names"] == {"liver": 1}
+    stored = client.download_label(CT, "original")
+    answered, downloaded = (read_mask(Path(path).read_bytes(), path) for path in (file, stored))
+    np.testing.assert_array_equal(answered, downloaded)
+    requests.delete(f"{server.url}/datastore/label", params={"id": CT, "tag": "original"}, timeout=10)
+
+
+def test_images_come_and_go(server: Server, studies: Path, ct: Truth, tmp_path: Path) -> None:
+    client = MONAILabelClient(server.url, tmpdir=str(tmp_path))
+    assert client.upload_image(str(studies / f"{CT}.nii.gz"), "new case (1)") == {"image": "new case (1)"}
+    answer = slicer(server.url, "sam_2d", "new case (1)", foreground=[ct.click("liver")])
+    assert answer.mask.any()
+    address = f"{server.url}/datastore/image"
+    assert requests.head(address, params={"image": "new case (1)"}, timeout=10).status_code == 200
+    requests.delete(address, params={"id": "new case (1)"}, timeout=10).raise_for_status()
+    server.wait_for(
+        lambda info: requests.head(address, params={"image": "new case (1)"}, timeout=10).status_code == 404
+    )
 
 
 def test_a_folder_of_dicom_files_downloads_as_one_file(server: Server, ct: Truth) -> None:

@@ -29,6 +29,7 @@ from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, find_dicom_tools, use_threads
 from ssmsam.server.prompted import Prompting
 from ssmsam.server.studies import StudiesFolder
+from ssmsam.server.tokens import accept_signed_tokens
 from ssmsam.server.warmup import WarmUp
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class ServerApp(MONAILabelApp):
         super().on_init_complete()
         install_routes(server)
         install_handlers(server)
+        accept_signed_tokens()
         self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)
         self.warm_up.start()
 
