@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ORGAN, OTHER, SATELLITE, SLICES, Bench, draw_volume
+from region_decoder import RegionDecoder
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.recipe import MrPercentiles
 from ssmsam.imaging.volume import Volume
 from ssmsam.progress import Cancelled
+from ssmsam.prompting.decoder import Candidates
+from ssmsam.prompting.drawing import mask_to_logits
 from ssmsam.prompting.propagation import PropagationConfig
 from ssmsam.prompting.request import InvalidPrompt, PromptRequest
 from ssmsam.prompting.session import SegmentationResult, segment_2d, segment_3d
@@ -219,6 +222,23 @@ def test_the_order_of_corrections_does_not_matter_to_propagated_slices(bench: Be
     assert np.array_equal(orders[0], orders[1])
     at_once = bench.three(SegmentationState(), foreground=[INSIDE], background=[near, far])
     assert np.array_equal(at_once.mask, orders[0])
+
+
+class Copying(RegionDecoder):
+    """Passes the neighbour's mask on as it is."""
+
+    def predict(self, embedding, *, neighbour=None, **kwargs) -> Candidates:
+        if neighbour is None:
+            return super().predict(embedding, **kwargs)
+        return Candidates(mask_to_logits(neighbour.mask)[0], torch.ones(1), 1.0)
+
+
+def test_a_correction_nearer_to_the_prompts_may_settle_those_behind_it(bench: Bench, state: SegmentationState) -> None:
+    bench.decoder = Copying()
+    result = bench.three(state, foreground=[INSIDE], background=[[23, 30, 12], [23, 30, 14]])
+    assert result.details["slices_prompted"] == [9, 12]
+    assert result.mask[10, 30, 23] == 1
+    assert not result.mask[12:, 30, 23].any()
 
 
 def test_deleting_all_points_of_a_slice_frees_it(bench: Bench, state: SegmentationState) -> None:
