@@ -100,7 +100,8 @@ def test_ct_shows_hounsfield_units(tissue: np.ndarray) -> None:
     assert image.dtype == np.int16
     ranges = {
         Tissue.OUTSIDE: (-1024, -960), Tissue.LIVER: (80, 130), Tissue.SPLEEN: (95, 150),
-        Tissue.RIGHT_CORTEX: (130, 200), Tissue.AORTA: (110, 175), Tissue.MUSCLE: (20, 85), Tissue.LUNG: (-950, -700), Tissue.FAT: (-120, -60),
+        Tissue.RIGHT_CORTEX: (130, 200), Tissue.AORTA: (110, 175),
+        Tissue.MUSCLE: (20, 85), Tissue.LUNG: (-950, -700), Tissue.FAT: (-120, -60),
     }  # fmt: skip
     for kind, (low, high) in ranges.items():
         assert low <= np.median(image[tissue == kind]) <= high, kind.name
