@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from monailabel.utils.sessions import Sessions
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.imaging.reading import UnreadableVolume
+from ssmsam.imaging.volume import Volume
 from ssmsam.server import images as module
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.images import Images
@@ -42,8 +44,9 @@ def test_an_image_of_the_datastore(images: Images, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["case9", "case1.nii.gz", "../studies/case1", ".", "/etc/passwd", "labels"])
 def test_everything_else_is_unknown(images: Images, name: str, folder: Path) -> None:
     for refused in (name, str(folder / "case1.nii.gz")):
-        with pytest.raises(NotKnown, match="no image"):
-            images.from_datastore(refused)
+        for ask in (images.require, images.from_datastore):
+            with pytest.raises(NotKnown, match="no image"):
+                ask(refused)
 
 
 def test_no_name_at_all(images: Images) -> None:
@@ -67,7 +70,13 @@ def test_a_removed_file_is_said(images: Images, folder: Path) -> None:
 def test_an_open_image_is_read_once_even_by_many_at_once(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     real = module.read_volume
-    monkeypatch.setattr(module, "read_volume", lambda path: reads.append(path) or real(path))
+
+    def read(path: Path) -> Volume:
+        reads.append(path)
+        time.sleep(0.05)  # long enough for the others to come
+        return real(path)
+
+    monkeypatch.setattr(module, "read_volume", read)
     source = images.from_datastore("case0")
     threads = [threading.Thread(target=images.open, args=(source,)) for _ in range(8)]
     for thread in threads:
