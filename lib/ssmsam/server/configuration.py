@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmsam.encoders.store import default_root
+
 DEFAULT_LABELS = (
     "liver", "spleen", "right kidney", "left kidney", "gallbladder", "pancreas", "stomach", "aorta",
     "inferior vena cava", "urinary bladder", "heart", "left lung", "right lung", "lesion", "tumor", "other",
@@ -56,15 +58,13 @@ class Configuration:
     """The labels that viewers offer, in their order."""
 
     @classmethod
-    def parse(
-        cls, conf: Mapping[str, str], *, models: Sequence[str], encoders: Sequence[str], ignore: Sequence[str] = ()
-    ) -> Configuration:
+    def parse(cls, conf: Mapping[str, str], *, models: Sequence[str], encoders: Sequence[str]) -> Configuration:
         """The settings in ``conf``, each value a string as the command line gives it.
 
         ``models`` and ``encoders`` are the names that exist. Raises :class:`ConfigurationError`.
         """
         readers = _readers(models, encoders)
-        unknown = sorted(set(conf) - set(readers) - UNUSED_KEYS - set(ignore))
+        unknown = sorted(set(conf) - set(readers) - UNUSED_KEYS)
         if unknown:
             raise ConfigurationError(
                 f"unknown --conf key {_listed(unknown)}; valid keys are {_listed(sorted(readers))}"
@@ -80,11 +80,9 @@ class Configuration:
 
 
 def default_store() -> Path:
-    """``SSMSAM_CACHE``, else the user's cache folder: where embeddings go unless ``--conf store`` says otherwise."""
+    """Where embeddings go unless ``--conf store`` says otherwise: in ``SSMSAM_CACHE``, else in the user's cache."""
     named = os.environ.get("SSMSAM_CACHE")
-    if named:
-        return Path(named).expanduser() / "embeddings"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssmsam" / "embeddings"
+    return Path(named).expanduser() / "embeddings" if named else default_root()
 
 
 def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callable[[str], Any]]:
