@@ -85,8 +85,10 @@ def test_the_newest_wish_goes_first_and_the_old_one_is_taken_up_again(
 
 def test_a_broken_image_does_not_stop_the_others(background: Background, images: Images, tmp_path: Path) -> None:
     (tmp_path / "case2.nii.gz").write_bytes(b"nothing")
-    background.prefer("case2")
-    background.prefer("no such image")
+    for wrong in ("case2", "no such image"):
+        background.prefer(wrong)
+        wait_for(lambda: background.status["waiting"] == 0)
+        time.sleep(0.2)
     background.prefer("case1")
     wait_for(lambda: bool(done(images, "case1").all()))
 
