@@ -55,7 +55,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--pairs", type=int, default=4, help="pairs of slices in a batch")
     parser.add_argument("--targets", type=int, default=2, help="targets for each pair")
-    parser.add_argument("--side", type=int, default=144, help="side of a training crop, a multiple of 16")
+    parser.add_argument("--sides", type=int, nargs="+", default=[128, 192, 256], help="sides of training crops")
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
 
 
@@ -115,7 +115,7 @@ def train(arguments: argparse.Namespace) -> None:
     episodes = EpisodeConfig(
         pairs=arguments.pairs,
         targets=arguments.targets,
-        side=arguments.side,
+        sides=tuple(arguments.sides),
         dataset_weights=json.loads(arguments.dataset_weights),
     )
     config = TrainingConfig(

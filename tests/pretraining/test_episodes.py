@@ -6,7 +6,7 @@ import torch
 from ssmsam.pretraining.augmentation import AugmentationConfig, crop_grid, recoloured, sample
 from ssmsam.pretraining.episodes import EpisodeConfig, Episodes
 
-CONFIG = EpisodeConfig(pairs=2, targets=3, side=96)
+CONFIG = EpisodeConfig(pairs=2, targets=3, sides=(96,))
 PLAIN = AugmentationConfig(scale=(1, 1.0001), rotation_deg=0, flip=0, elastic=0)
 
 

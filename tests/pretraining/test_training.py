@@ -19,7 +19,7 @@ CONFIG = TrainingConfig(
     workers=0,
     warm_up_steps=3,
     learning_rate=2e-3,
-    episodes=EpisodeConfig(pairs=2, targets=2, side=64),
+    episodes=EpisodeConfig(pairs=2, targets=2, sides=(64,)),
 )
 
 
@@ -72,7 +72,7 @@ def test_training_stops_in_time_writes_weights_and_resumes(packed, tmp_path):
     assert trainer.seconds == pytest.approx(6, abs=4)
     assert seen[-1][2] == 6 and seen[-1][1] >= 6
     config = json.loads(out.with_suffix(".config.json").read_text())
-    assert config["seed"] == 0 and config["episodes"]["side"] == 64
+    assert config["seed"] == 0 and config["episodes"]["sides"] == [64]
     assert not SmallEncoder.from_file(out).training
     SmallPromptDecoder.from_file(out)
 

@@ -18,11 +18,11 @@ class EpisodeConfig:
     """How pairs and targets are drawn. Lengths in input pixels unless the name says millimetres."""
 
     pairs: int = 4
-    """Pairs of slices in a batch."""
+    """Pairs of slices in a batch of the smallest side; larger crops come in fewer pairs, at about the same cost."""
     targets: int = 2
     """Targets drawn for each pair, each asked for on one of its two slices."""
-    side: int = 144
-    """Side of a crop, a multiple of 16."""
+    sides: tuple[int, ...] = (128,)
+    """Sides of crops, multiples of 16; a batch has one of them, drawn at random. SIZE sees whole slices."""
     organ_share: float = 0.6
     """Share of targets that are labelled organs where a volume has labels; the others are regions."""
     neighbour_share: float = 0.5
@@ -76,16 +76,20 @@ class Episodes(IterableDataset[EpisodeBatch]):
         weights = np.array([self.config.dataset_weights.get(name, 1.0) for name in datasets])
         by_dataset = {name: [v for v in self.volumes if v.info.dataset == name] for name in datasets}
         while True:
-            names = rng.choice(datasets, size=self.config.pairs, p=weights / weights.sum())
+            side = int(rng.choice(self.config.sides))
+            pairs = max(1, round(self.config.pairs * (min(self.config.sides) / side) ** 2))
+            names = rng.choice(datasets, size=pairs, p=weights / weights.sum())
             volumes = [by_dataset[name][rng.integers(len(by_dataset[name]))] for name in names]
-            yield draw_batch(volumes, rng, self.config)
+            yield draw_batch(volumes, rng, self.config, side)
 
 
-def draw_batch(volumes: Sequence[PackedVolume], rng: np.random.Generator, config: EpisodeConfig) -> EpisodeBatch:
-    """One pair from each volume."""
+def draw_batch(
+    volumes: Sequence[PackedVolume], rng: np.random.Generator, config: EpisodeConfig, side: int
+) -> EpisodeBatch:
+    """One pair from each volume, on crops of one side."""
     slices, rows = [], []
     for position, volume in enumerate(volumes):
-        pair, targets = _draw_pair(volume, rng, config)
+        pair, targets = _draw_pair(volume, rng, config, side)
         slices.append(pair)
         rows += [(2 * position, target) for target in targets]
     query, support, target, support_mask, distance, by_neighbour = [], [], [], [], [], []
@@ -112,7 +116,7 @@ def draw_batch(volumes: Sequence[PackedVolume], rng: np.random.Generator, config
 
 
 def _draw_pair(
-    volume: PackedVolume, rng: np.random.Generator, config: EpisodeConfig
+    volume: PackedVolume, rng: np.random.Generator, config: EpisodeConfig, side: int
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, float]]]:
     """Two slices (2, 3, side, side) and, for each target, its masks (2, S, S) and the slices' distance in mm."""
     while True:
@@ -121,18 +125,18 @@ def _draw_pair(
         if target is None or first is None:
             continue
         second, distance = _draw_partner(volume, first, rng, config)
-        centre = _centre(target[first], rng, config)
-        beside = [_draw_target(volume, rng, config, *_window(first, centre, config)) for _ in range(config.targets - 1)]
-        grid = crop_grid(rng, centre, config.side, SIZE, config.augmentation)
+        centre = _centre(target[first], rng, side)
+        beside = [_draw_target(volume, rng, config, *_window(first, centre, side)) for _ in range(config.targets - 1)]
+        grid = crop_grid(rng, centre, side, SIZE, config.augmentation)
         masks = [_crop_masks(found, (first, second), grid) for found in (target, *beside) if found is not None]
         kept = [(mask, distance) for mask in masks if mask.sum(axis=(1, 2)).max() >= config.min_area / 4]
         if kept:
             return _crop_images(volume, (first, second), grid, rng, config), kept
 
 
-def _window(first: int, centre: tuple[float, float], config: EpisodeConfig) -> tuple[slice, slice]:
+def _window(first: int, centre: tuple[float, float], side: int) -> tuple[slice, slice]:
     """The slice and the rows in which further targets are looked for, so that they lie on the crop."""
-    reach = config.side / 3
+    reach = side / 3
     return slice(first, first + 1), slice(max(0, int(centre[1] - reach)), max(1, int(centre[1] + reach)))
 
 
@@ -173,13 +177,15 @@ def _draw_partner(
     return second, abs(second - first) * volume.info.slice_mm
 
 
-def _centre(mask: np.ndarray, rng: np.random.Generator, config: EpisodeConfig) -> tuple[float, float]:
+def _centre(mask: np.ndarray, rng: np.random.Generator, side: int) -> tuple[float, float]:
+    """Where a crop's centre goes: near the target, but not so far out that most of the crop is outside the image."""
     y, x = np.nonzero(mask)
     factor = SIZE / mask.shape[-1]
-    jitter = rng.normal(0, config.side / 8, 2)
+    jitter = rng.normal(0, side / 8, 2)
     pick = rng.integers(len(x)) if rng.random() < 0.5 else None
     centre = (x[pick], y[pick]) if pick is not None else (x.mean(), y.mean())
-    return float(centre[0] * factor + jitter[0]), float(centre[1] * factor + jitter[1])
+    x0, y0 = np.clip(np.array(centre) * factor + jitter, 0.4 * side, SIZE - 0.4 * side)
+    return float(x0), float(y0)
 
 
 def _crop_masks(target: np.ndarray, slices: tuple[int, int], grid: torch.Tensor) -> np.ndarray:
@@ -201,4 +207,4 @@ def _crop_images(
     if volume.info.labels:
         organs = sample(volume.label[needed], grid, nearest=True).astype(np.int32)
         regions = np.where(organs > 0, organs + 65536, regions)
-    return recoloured(images, regions, rng, config.augmentation).reshape(2, 3, config.side, config.side)
+    return recoloured(images, regions, rng, config.augmentation).reshape(2, 3, *images.shape[1:])

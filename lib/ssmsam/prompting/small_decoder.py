@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ssmsam.encoders.encoder import Embedding
@@ -87,8 +86,3 @@ def point_tensors(prompt: SlicePrompt, frame: Frame) -> tuple[torch.Tensor, torc
     kinds += [PointKind.BOX_TOP_LEFT, PointKind.BOX_BOTTOM_RIGHT] if len(corners) else []
     points = torch.from_numpy(frame.points_to_input(xy)).float()
     return points, torch.tensor([int(kind) for kind in kinds], dtype=torch.long)
-
-
-def mask_to_logits_grid(mask: torch.Tensor, frame: Frame, side: int) -> torch.Tensor:
-    """A slice's mask (1, 1, height, width) -> (1, 1, side, side) in [0, 1], drawn in the encoder's input frame."""
-    return F.interpolate(frame.to_input(mask.float()), (side, side), mode="bilinear", antialias=True)
