@@ -12,6 +12,7 @@ from ssmsam.encoders.manifest import manifest as known_weights
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights, find_weights
 from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.results import write_result
+from ssmsam.server.configuration import default_store
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"OK": "\033[32m", "WARN": "\033[33m", "FAIL": "\033[31m"}
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.download:
         return download(options.download, options.weights)
     findings = []
-    for finding in examine(Place(root=ROOT, weights=options.weights, server_port=options.port)):
+    for finding in examine(Place(root=ROOT, weights=options.weights, store=default_store(), server_port=options.port)):
         findings.append(finding)
         print(f"{coloured(finding.level)}  {finding.subject}: {finding.text}")
         if finding.step:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from packaging.requirements import Requirement
 
 from ssmsam.encoders.manifest import entry, manifest
+from ssmsam.encoders.store import default_root
 from ssmsam.encoders.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, find_weights
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -41,7 +42,7 @@ class Place:
 
     root: Path
     weights: Path | None = None
-    store: Path = Path.home() / ".cache" / "ssmsam"
+    store: Path = field(default_factory=default_root)
     server_port: int = 8000
     orthanc_port: int = 8042
 
