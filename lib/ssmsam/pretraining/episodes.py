@@ -23,10 +23,13 @@ class EpisodeConfig:
     """Targets drawn for each pair, each asked for on one of its two slices."""
     sides: tuple[int, ...] = (128,)
     """Sides of crops, multiples of 16; a batch has one of them, drawn at random. SIZE sees whole slices."""
-    organ_share: float = 0.6
+    organ_share: float = 0.7
     """Share of targets that are labelled organs where a volume has labels; the others are regions."""
-    neighbour_share: float = 0.5
-    """Share of targets prompted by the other slice's mask instead of a click or a box."""
+    organ_neighbour_share: float = 0.4
+    """Share of organs prompted by the other slice's mask instead of a click or a box."""
+    region_neighbour_share: float = 0.8
+    """The same for regions: a neighbour's mask says how much is meant, one click on a region hardly does, and too
+    many such riddles would teach the network that a click on an organ means a part of it."""
     end_share: float = 0.2
     """Share of organ pairs placed at the organ's last slice, so that the other slice may be without it."""
     reach_mm: float = 16.0
@@ -93,9 +96,10 @@ def draw_batch(
         slices.append(pair)
         rows += [(2 * position, target) for target in targets]
     query, support, target, support_mask, distance, by_neighbour = [], [], [], [], [], []
-    for first, (masks, distance_mm) in rows:
+    for first, (masks, distance_mm, organ) in rows:
         asked = int(rng.integers(2))
-        neighbour = bool(rng.random() < config.neighbour_share and masks[1 - asked].max() > 0.5)
+        share = config.organ_neighbour_share if organ else config.region_neighbour_share
+        neighbour = bool(rng.random() < share and masks[1 - asked].max() > 0.5)
         if not neighbour and masks[asked].max() <= 0.5:
             asked = 1 - asked
         query.append(first + asked)
@@ -117,19 +121,19 @@ def draw_batch(
 
 def _draw_pair(
     volume: PackedVolume, rng: np.random.Generator, config: EpisodeConfig, side: int
-) -> tuple[np.ndarray, list[tuple[np.ndarray, float]]]:
-    """Two slices (2, 3, side, side) and, for each target, its masks (2, S, S) and the slices' distance in mm."""
+) -> tuple[np.ndarray, list[tuple[np.ndarray, float, bool]]]:
+    """Two slices (2, 3, side, side) and for each target: masks (2, S, S), distance in mm, whether it is an organ."""
     while True:
-        target = _draw_target(volume, rng, config, slice(None), slice(None))
-        first = None if target is None else _draw_slice(target, rng, config)
-        if target is None or first is None:
+        drawn = _draw_target(volume, rng, config, slice(None), slice(None))
+        first = None if drawn is None else _draw_slice(drawn[0], rng, config)
+        if drawn is None or first is None:
             continue
         second, distance = _draw_partner(volume, first, rng, config)
-        centre = _centre(target[first], rng, side)
+        centre = _centre(drawn[0][first], rng, side)
         beside = [_draw_target(volume, rng, config, *_window(first, centre, side)) for _ in range(config.targets - 1)]
         grid = crop_grid(rng, centre, side, SIZE, config.augmentation)
-        masks = [_crop_masks(found, (first, second), grid) for found in (target, *beside) if found is not None]
-        kept = [(mask, distance) for mask in masks if mask.sum(axis=(1, 2)).max() >= config.min_area / 4]
+        found = [(_crop_masks(each[0], (first, second), grid), each[1]) for each in (drawn, *beside) if each]
+        kept = [(m, distance, organ) for m, organ in found if m.sum(axis=(1, 2)).max() >= config.min_area / 4]
         if kept:
             return _crop_images(volume, (first, second), grid, rng, config), kept
 
@@ -142,18 +146,19 @@ def _window(first: int, centre: tuple[float, float], side: int) -> tuple[slice, 
 
 def _draw_target(
     volume: PackedVolume, rng: np.random.Generator, config: EpisodeConfig, slices: slice, rows: slice
-) -> np.ndarray | None:
-    """A boolean target over the whole volume, (n, height, width), that occurs in the given slices and rows."""
+) -> tuple[np.ndarray, bool] | None:
+    """A boolean target over the whole volume, (n, height, width), that occurs in the given slices and rows, and
+    whether it is an organ."""
     organs = list(volume.info.labels.values())
     if organs and rng.random() < config.organ_share:
         if slices != slice(None):
             organs = [value for value in np.unique(volume.label[slices, rows]) if value in organs]
-        return volume.label == organs[rng.integers(len(organs))] if organs else None
+        return (volume.label == organs[rng.integers(len(organs))], True) if organs else None
     regions = volume.regions[rng.integers(len(volume.regions))]
     half = slice(rows.start and rows.start // 2, rows.stop and (rows.stop + 1) // 2)
     seen = regions[slices, half] if slices != slice(None) else regions[rng.integers(len(regions))]
     names = np.unique(seen[seen > 0])
-    return regions == names[rng.integers(len(names))] if len(names) else None
+    return (regions == names[rng.integers(len(names))], False) if len(names) else None
 
 
 def _draw_slice(target: np.ndarray, rng: np.random.Generator, config: EpisodeConfig) -> int | None:
