@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import requests
-from sample_cases import CT
+from sample_cases import CT, MR, Truth
 from serving import Server
+from ssmsam.imaging.reading import read_grid
+from viewers import ohif
 
 PARAMS = {"params": (None, json.dumps({"foreground": [[80, 80, 20]]}))}
 CANARY = "the-content-of-a-secret-file"
@@ -22,7 +24,7 @@ def secret(studies: Path) -> Path:
     """A readable image and a text that lie beside the studies, not in them."""
     outside = studies.parent / "outside"
     outside.mkdir()
-    (outside / "secret.nii.gz").write_bytes((studies / f"{CT}.nii.gz").read_bytes())
+    (outside / "secret.nii.gz").write_bytes((studies / f"{MR}.nii.gz").read_bytes())
     (outside / "secret.txt").write_text(CANARY)
     return outside
 
@@ -118,14 +120,12 @@ def test_no_route_takes_a_path_for_an_image(server: Server, secret: Path) -> Non
     assert (secret / "secret.nii.gz").exists()
 
 
-def test_params_cannot_replace_what_the_route_was_given(server: Server, secret: Path) -> None:
+def test_params_cannot_replace_what_the_route_was_given(server: Server, secret: Path, ct: Truth) -> None:
     """MONAI Label lets params overwrite image and model."""
     params = {"foreground": [[80, 80, 20]], "image": str(secret / "secret.nii.gz"), "session": {"image": "/etc/passwd"}}
-    response = requests.post(
-        f"{server.url}/infer/sam_2d", params={"image": CT, "output": "json"},
-        files={"params": (None, json.dumps(params))}, timeout=60,
-    )  # fmt: skip
-    assert response.status_code == 200
+    answer = ohif(server.url, "sam_2d", CT, **params)
+    assert answer.mask.shape == ct.grid.shape
+    assert answer.mask.shape != read_grid(secret / "secret.nii.gz").shape
     refused = requests.post(
         f"{server.url}/infer/sam_2d", params={"image": ""}, files={"params": (None, json.dumps(params))}, timeout=60
     )

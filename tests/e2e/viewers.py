@@ -55,7 +55,7 @@ def slicer(
     return Answer(read_mask(content, name), json.loads(fields["params"][1]), content, name)
 
 
-def ohif(url: str, model: str, image: str, **params: Any) -> Answer:
+def ohif(url: str, model: str, image: str, /, **params: Any) -> Answer:
     """OHIF: only a params field, ``output=image``; the raw file comes back and nothing else."""
     settings = {
         "result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False, "restore_label_idx": False,
