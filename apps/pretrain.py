@@ -2,6 +2,7 @@
 
     python apps/pretrain.py pack --data DIR [DIR ...] --out PACK   labelled folders (images/ + labels/) -> pack
     python apps/pretrain.py train --data PACK --out FILE           train; go on with --resume FILE.ckpt
+    python apps/pretrain.py curve FILE.jsonl --out PNG             draw the learning curve
 
 `train` needs only torch, numpy, scipy, scikit-image and safetensors, so that it also runs on a GPU machine without
 the rest of this project's requirements.
@@ -28,8 +29,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_pack(commands.add_parser("pack", help="prepare labelled folders for training"))
     _add_train(commands.add_parser("train", help="train the small model on a pack"))
+    _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
     arguments = parser.parse_args()
-    {"pack": pack, "train": train}[arguments.command](arguments)
+    {"pack": pack, "train": train, "curve": curve}[arguments.command](arguments)
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", type=int, default=2, help="targets for each pair")
     parser.add_argument("--sides", type=int, nargs="+", default=[128, 192, 256], help="sides of training crops")
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
+
+
+def _add_curve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", type=Path, help="the .jsonl beside the weights")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
 
 
 def pack(arguments: argparse.Namespace) -> None:
@@ -136,6 +143,13 @@ def train(arguments: argparse.Namespace) -> None:
     )
     bar.close()
     print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
+
+
+def curve(arguments: argparse.Namespace) -> None:
+    """Draw a picture of a log."""
+    from ssmsam.evaluation.learning_curve import draw_learning_curve
+
+    print(draw_learning_curve(arguments.out, arguments.log))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""The log of a training that was stopped and resumed reads as one training."""
+
+import json
+
+import pytest
+
+from ssmsam.evaluation.learning_curve import draw_learning_curve, read_log
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps({"step": s, "seconds": t, "loss_by_round": loss}) + "\n" for s, t, loss in rows))
+
+
+def test_steps_done_again_after_a_resume_count_once(tmp_path):
+    log = tmp_path / "run.jsonl"
+    write(
+        log, (50, 60, [2, 1]), (100, 120, [1.5, 0.9]), (150, 180, [9, 9]), (110, 130, [1.4, 0.8]), (160, 190, [1, 0.5])
+    )
+    seconds, losses = read_log(log)
+    assert seconds.tolist() == [60, 120, 130, 190]
+    assert losses[:, 0].tolist() == [2, 1.5, 1.4, 1]
+
+
+def test_a_picture_is_drawn_and_an_empty_log_is_refused(tmp_path):
+    log = tmp_path / "run.jsonl"
+    write(log, (50, 60, [2, 1]), (100, 120, [1.5, 0.9]))
+    assert draw_learning_curve(tmp_path / "curve.png", log).stat().st_size > 5000
+    log.write_text("")
+    with pytest.raises(ValueError, match="no training step"):
+        read_log(log)
