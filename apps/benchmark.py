@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
+
 from ssmsam.encoders.registry import ENCODERS
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.evaluation.cases import LabelledSet, open_set, read_notes
@@ -28,7 +30,6 @@ from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.results import RunLog, write_result
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,6 +22,7 @@ import numpy as np
 import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
+
 from ssmsam.evaluation.annotator import Click, bounding_box, first_click, next_click
 from ssmsam.evaluation.cases import Case, LabelledSet, open_set, read_notes
 from ssmsam.evaluation.figures import Panel, draw_overlays

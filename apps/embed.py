@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
+
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
@@ -20,7 +22,6 @@ from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.results import write_result
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.server.configuration import default_store
-from tqdm import tqdm
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 GB = 10**9

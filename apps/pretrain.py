@@ -114,6 +114,7 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
 def train(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
+
     from ssmsam.pretraining.episodes import EpisodeConfig
     from ssmsam.pretraining.pack import load_pack
     from ssmsam.pretraining.training import TrainingConfig, train

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssmsam.pretraining.samples import CASES, write_samples
 from tqdm import tqdm
+
+from ssmsam.pretraining.samples import CASES, write_samples
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from functools import partial
 from typing import ClassVar
 
 from monailabel.interfaces.app import MONAILabelApp
+
 from ssmsam.server import app, prompted, strategies
 
 

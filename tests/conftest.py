@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 from safetensors.torch import save_file
+
 from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.evaluation.prompted import ModelChoice

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ssmsam.evaluation.cases import open_set
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume

@@ -3,6 +3,7 @@ import socket
 import sys
 
 import pytest
+
 from ssmsam import doctor
 from ssmsam.doctor import FAIL, OK, WARN, Place, examine
 from ssmsam.encoders.manifest import entry

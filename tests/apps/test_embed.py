@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import requests
+
 from ssmsam.evaluation.live_server import ServerFailed, live_server
 
 ROOT = Path(__file__).resolve().parents[2]

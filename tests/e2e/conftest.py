@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sample_cases import CT, MR, SAMPLES, Truth, copy_of
 from serving import Server
+
 from ssmsam.imaging.orientation import reoriented
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.writing import write_volume

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 from serving import ROOT
+
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Grid
 

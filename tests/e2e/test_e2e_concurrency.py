@@ -14,9 +14,10 @@ import pytest
 import requests
 from sample_cases import CT, MR, Truth
 from serving import Server
+from viewers import slicer
+
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.writing import write_volume
-from viewers import slicer
 
 
 def info_seconds(server: Server) -> float:

@@ -10,8 +10,9 @@ import requests
 from dicomweb import DicomWeb
 from sample_cases import CT, SAMPLES, Truth, dice, resampled
 from serving import Server
-from ssmsam.imaging.reading import read_grid
 from viewers import ohif, refused
+
+from ssmsam.imaging.reading import read_grid
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import pytest
 import requests
 from sample_cases import CT, MR, Truth
 from serving import Server
-from ssmsam.imaging.reading import read_grid
 from viewers import ohif
+
+from ssmsam.imaging.reading import read_grid
 
 PARAMS = {"params": (None, json.dumps({"foreground": [[80, 80, 20]]}))}
 CANARY = "the-content-of-a-secret-file"

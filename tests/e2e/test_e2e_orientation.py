@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from sample_cases import CT, SAME_ANATOMY_DICE, Truth, dice, resampled
 from serving import Server
-from ssmsam.imaging.reading import read_grid
 from viewers import slicer
+
+from ssmsam.imaging.reading import read_grid
 
 STORED = ("ct_01_RAS", "ct_01_LAS", "ct_01_LPI")
 

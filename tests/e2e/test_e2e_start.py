@@ -14,9 +14,10 @@ import pytest
 import requests
 from sample_cases import CT, Truth, copy_of
 from serving import Server
+from viewers import slicer
+
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
-from viewers import slicer
 
 Start = Callable[..., Server]
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from tiny_encoder import TinyEncoder, a_volume
+
 from ssmsam.encoders import embedder as embedders
 from ssmsam.encoders.catalogue import fingerprint
 from ssmsam.encoders.embedder import Embedder
@@ -13,7 +15,6 @@ from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.recipe import CtWindow, MrPercentiles
 from ssmsam.imaging.unreadable import UnreadableVolume
-from tiny_encoder import TinyEncoder, a_volume
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_encoder import TinyEncoder, a_volume
+
 from ssmsam.encoders.embedder import Embedder, nearest_first
 from ssmsam.encoders.encoder import EncoderSpec
 from ssmsam.encoders.store import EmbeddingStore
@@ -16,7 +18,6 @@ from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.recipe import CtWindow, MrPercentiles
 from ssmsam.imaging.volume import Volume
 from ssmsam.progress import Cancelled
-from tiny_encoder import TinyEncoder, a_volume
 
 
 @pytest.fixture(params=["memory", "store"])

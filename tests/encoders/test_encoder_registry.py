@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_encoder import a_volume
+
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import MissingWeights
-from tiny_encoder import a_volume
 
 
 def test_the_small_encoder_through_memory_and_disk(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
 from ssmsam.encoders.frame import Frame
 
 frames = st.builds(

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_encoder import a_volume
+
 from ssmsam.encoders import attention
 from ssmsam.encoders.attention import HeadwiseAttention
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.sam import PIXEL_MEAN, PIXEL_STD, SamEncoder, build_sam, load_sam, use_headwise_attention
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from tiny_encoder import a_volume
 
 
 def randomise(network: torch.nn.Module) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from ssmsam.encoders.small import SPEC, SmallEncoder, part_of
 
 

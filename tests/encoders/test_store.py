@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ssmsam
 import torch
+from tiny_encoder import TinyEncoder, a_volume
+
+import ssmsam
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.store import EmbeddingKey, EmbeddingStore
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from tiny_encoder import TinyEncoder, a_volume
 
 SLICE_BYTES = 2 * (8 * 8 * 8 + 4 * 16 * 16)
 VOLUME_BYTES = 12 * SLICE_BYTES

@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+
 from ssmsam.encoders import manifest as manifests
 from ssmsam.encoders import weights
 from ssmsam.encoders.manifest import WeightsEntry, manifest

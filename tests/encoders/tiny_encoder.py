@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+
 from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.imaging.volume import Volume
-from torch import nn
 
 SPEC = EncoderSpec("tiny", 32, 4, 8, level_strides=(2,), level_channels=(4,), context=1, licence="Apache-2.0")
 

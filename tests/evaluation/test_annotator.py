@@ -3,6 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from ssmsam.evaluation.annotator import Click, bounding_box, first_click, next_click
 
 slices = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from ssmsam.evaluation.cases import open_set, read_notes
 from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.imaging.volume import Volume

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from ssmsam.evaluation import click_run
 from ssmsam.evaluation.cases import open_set
 from ssmsam.evaluation.click_run import ClickRun

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from ssmsam.evaluation.cases import LabelledSet
 from ssmsam.evaluation.clicks import (
     ClickProtocol,

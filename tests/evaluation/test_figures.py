@@ -1,6 +1,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+
 from ssmsam.evaluation.annotator import Click
 from ssmsam.evaluation.figures import Panel, draw_curves, draw_overlays
 

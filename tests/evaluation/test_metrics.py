@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from ssmsam.evaluation.metrics import bootstrap_ci, dice, iou, mean_over_labels, summarise
 
 masks = hnp.arrays(bool, (4, 5, 6))

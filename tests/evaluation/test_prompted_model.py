@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from ssmsam.evaluation.annotator import Click
 from ssmsam.evaluation.prompted import PromptedModel, PromptedTarget, click_params
 from ssmsam.imaging.volume import Volume

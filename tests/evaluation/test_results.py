@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from ssmsam.evaluation.results import RunLog, write_result
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from ssmsam.encoders.registry import load_encoder
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, middle_slices, write_random_weights
 from ssmsam.imaging.volume import Volume

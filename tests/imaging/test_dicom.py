@@ -10,6 +10,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.fileset import FileSet
+
 from ssmsam.imaging.dicom import find_series
 from ssmsam.imaging.dicom_writing import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.imaging.orientation import reoriented

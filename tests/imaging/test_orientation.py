@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from ssmsam.imaging.orientation import axis_codes, reoriented
 from ssmsam.imaging.reading import read_grid, read_volume
 from ssmsam.imaging.volume import Volume

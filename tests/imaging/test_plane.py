@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid, Volume
 

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from ssmsam.imaging.reading import UnreadableVolume, read_grid, read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume

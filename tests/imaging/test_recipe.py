@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
 from ssmsam.imaging.recipe import CtWindow, MrPercentiles, Scale, guess_modality, recipe_for
 from ssmsam.imaging.volume import Volume
 

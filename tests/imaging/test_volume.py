@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
 from ssmsam.imaging.volume import Grid, Volume
 
 coordinates = arrays.arrays(np.float64, st.tuples(st.integers(0, 6), st.just(3)), elements=st.floats(-500, 500))

@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ssmsam.imaging.volume import Volume
 from ssmsam.pretraining.pack import PackedVolume, pack_info, pack_volume
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
+
 from ssmsam.pretraining.anatomy import LABELS, Tissue, draw_anatomy, labels_of
 from ssmsam.pretraining.fields import smooth_field
 from ssmsam.pretraining.rendering import Scan, render_ct, render_mr

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from ssmsam.pretraining.augmentation import AugmentationConfig, crop_grid, recoloured, sample
 from ssmsam.pretraining.episodes import EpisodeConfig, Episodes
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ssmsam.pretraining.pack import SIZE, load_pack, save_packed
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ssmsam.imaging.orientation import axis_codes
 from ssmsam.imaging.reading import read_volume
 from ssmsam.pretraining.anatomy import LABELS

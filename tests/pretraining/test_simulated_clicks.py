@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ssmsam.pretraining.clicks import SparsePrompts, click_inside, correction, draw_box, to_input
 from ssmsam.prompting.small_network import PointKind
 

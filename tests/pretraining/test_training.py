@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.pretraining.episodes import EpisodeConfig, Episodes
 from ssmsam.pretraining.losses import answer_loss

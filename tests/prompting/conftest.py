@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from region_decoder import SIZE, PixelEncoder, RegionDecoder
+
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.imaging.recipe import MrPercentiles
 from ssmsam.imaging.volume import Volume

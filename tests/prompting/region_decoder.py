@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import ndimage
+
 from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.encoders.frame import Frame
 from ssmsam.prompting.decoder import Candidates, Neighbour

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
+
 from ssmsam.prompting.correction import (
     CorrectionConfig,
     carve,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.sam import build_sam
 from ssmsam.encoders.weights import MissingWeights, find_weights

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from ssmsam.prompting.prompt import SlicePrompt
 from ssmsam.prompting.slice_masks import SliceMasks
 from ssmsam.prompting.state import StateStore, extends, same

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import ORGAN, OTHER, SATELLITE, Bench
 from region_decoder import SIZE
+
+from conftest import ORGAN, OTHER, SATELLITE, Bench
 from ssmsam.prompting.correction import CorrectionConfig, satisfied
 from ssmsam.prompting.decoder import Candidates
 from ssmsam.prompting.prompt import SlicePrompt

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import load_encoder
 from ssmsam.encoders.weights import MissingWeights

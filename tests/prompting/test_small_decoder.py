@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from ssmsam.encoders.frame import Frame
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.prompting.decoder import Neighbour

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pooling_encoder import PoolingEncoder
+
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume

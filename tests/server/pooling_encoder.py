@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+
 from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.server.answer import centroids, write_mask
@@ -40,3 +42,12 @@ def test_centroids_are_voxel_indices_in_the_viewers_order() -> None:
     mask = np.zeros((4, 6, 8), np.uint8)
     mask[3, 2, 5] = 1
     assert centroids(mask, {"liver": 1, "spleen": 2}) == {"liver": [5, 2, 3]}
+
+
+def test_a_client_on_the_same_machine_does_not_save_onto_the_server_s_file(volume: Volume) -> None:
+    """MONAI Label's client saves under the server's file name in the temporary folder."""
+    path = Path(write_mask(np.zeros(volume.shape, np.uint8), volume, {}))
+    try:
+        assert path.parent != Path(tempfile.gettempdir())
+    finally:
+        path.unlink()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pooling_encoder import PoolingEncoder
+
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.server.background import WAITING, Background

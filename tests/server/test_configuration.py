@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ssmsam.encoders.registry import ENCODERS
 from ssmsam.server.configuration import DEFAULT_LABELS, RESERVED_LABELS, Configuration, ConfigurationError
 

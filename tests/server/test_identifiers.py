@@ -5,6 +5,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ssmsam.server.identifiers import InvalidName, is_session_id, safe_name, volume_suffix
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from monailabel.utils.sessions import Sessions
+
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.imaging.reading import UnreadableVolume
 from ssmsam.imaging.volume import Volume

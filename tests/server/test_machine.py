@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ssmsam.server.configuration import ConfigurationError
 from ssmsam.server.machine import choose_device, choose_threads, find_dicom_tools
 

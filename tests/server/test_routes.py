@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from monailabel.config import settings
 from monailabel.endpoints import infer
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+
 from ssmsam.imaging.reading import UnreadableVolume
 from ssmsam.prompting.request import InvalidPrompt
 from ssmsam.server import routes

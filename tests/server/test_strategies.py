@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from ssmsam.server.strategies import First, Random
 from ssmsam.server.studies import StudiesFolder
 

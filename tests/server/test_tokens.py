@@ -6,6 +6,7 @@ import jwt
 import pytest
 from monailabel.config import settings
 from monailabel.endpoints.user import auth
+
 from ssmsam.server.tokens import accept_signed_tokens
 
 rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ def write_mask(mask: np.ndarray, volume: Volume, options: dict[str, Any]) -> str
     if dtype not in DTYPES:
         raise InvalidRequest(f"result_dtype {dtype!r} is not possible; use one of {', '.join(DTYPES)}")
     compress = str(options.get("result_compress") or "false").lower() in ("true", "1", "yes")
-    with tempfile.NamedTemporaryFile(prefix="ssmsam-mask-", suffix=suffix, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=_folder(), prefix="mask-", suffix=suffix, delete=False) as file:
         path = file.name
     try:
         write_volume(volume.with_array(mask.astype(dtype, copy=False)), path, compress=compress)
@@ -45,6 +48,18 @@ def centroids(mask: np.ndarray, labels: dict[str, int]) -> dict[str, list[int]]:
         if len(voxels):
             found[name] = np.rint(voxels.mean(axis=0)[::-1]).astype(int).tolist()
     return found
+
+
+@cache
+def _folder() -> Path:
+    """A folder of this process's own for masks on their way out, removed at its end.
+
+    MONAI Label's client saves an answer under the server's file name in the temporary folder. On one machine that
+    would be the server's own file, which the server removes once it is sent.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ssmsam-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _suffix(wanted: Any) -> str:
