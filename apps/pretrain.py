@@ -58,6 +58,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=4, help="pairs of slices in a batch")
     parser.add_argument("--targets", type=int, default=2, help="targets for each pair")
     parser.add_argument("--sides", type=int, nargs="+", default=[128, 192, 256], help="sides of training crops")
+    parser.add_argument("--rounds", type=int, default=3, help="prompting rounds on each batch")
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
 
 
@@ -130,6 +131,7 @@ def train(arguments: argparse.Namespace) -> None:
         minutes=arguments.minutes,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
+        rounds=arguments.rounds,
         workers=arguments.workers,
         device=arguments.device,
         episodes=episodes,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from region_decoder import SIZE
 
 from conftest import ORGAN, OTHER, SATELLITE, Bench
 from ssmsam.prompting.correction import CorrectionConfig, satisfied
-from ssmsam.prompting.decoder import Candidates
 from ssmsam.prompting.prompt import SlicePrompt
 from ssmsam.prompting.segmenter import choose, correct_slice, segment_slice
 
@@ -54,17 +52,15 @@ def test_clicks_are_kept_even_against_the_image(bench: Bench, asked: SlicePrompt
 def test_the_candidate_with_more_satisfied_clicks_beats_the_better_predicted_one() -> None:
     small, large = np.full((2, 10, 10), -1.0)
     small[2:4, 2:4] = large[2:8, 2:8] = 1
-    candidates = Candidates(torch.zeros(2, 10, 10), torch.tensor([0.9, 0.4]), 1.0)
     pixels = np.stack([small, large])
-    assert choose(pixels, candidates, prompt([[3, 3]]), CorrectionConfig()) == 0
-    assert choose(pixels, candidates, prompt([[3, 3], [6, 6]]), CorrectionConfig()) == 1
-    assert choose(pixels, candidates, prompt([[3, 3]], [[6, 6]]), CorrectionConfig()) == 0
+    assert choose(pixels, prompt([[3, 3]]), CorrectionConfig()) == 0
+    assert choose(pixels, prompt([[3, 3], [6, 6]]), CorrectionConfig()) == 1
+    assert choose(pixels, prompt([[3, 3]], [[6, 6]]), CorrectionConfig()) == 0
 
 
 def test_an_empty_candidate_is_never_chosen_over_a_mask() -> None:
     pixels = np.stack([np.full((10, 10), -1.0), np.ones((10, 10))])
-    candidates = Candidates(torch.zeros(2, 10, 10), torch.tensor([1.0, 0.0]), 1.0)
-    assert choose(pixels, candidates, prompt([], [[1, 1]], box=(4, 4, 5, 5)), CorrectionConfig()) == 1
+    assert choose(pixels, prompt([], [[1, 1]], box=(4, 4, 5, 5)), CorrectionConfig()) == 1
 
 
 def test_a_shown_mask_is_what_a_click_corrects(bench: Bench) -> None:

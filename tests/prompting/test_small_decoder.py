@@ -8,7 +8,7 @@ from ssmsam.encoders.frame import Frame
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.prompting.decoder import Neighbour
 from ssmsam.prompting.prompt import SlicePrompt
-from ssmsam.prompting.small_decoder import SmallPromptDecoder, closeness, point_tensors
+from ssmsam.prompting.small_decoder import SmallPromptDecoder, closeness, point_tensors, size_and_stability
 from ssmsam.prompting.small_network import PointKind, SmallPromptNetwork, describe_target, draw_prompts
 
 FRAME = Frame(128, 100, 256)
@@ -28,12 +28,20 @@ def decoder():
 
 
 def test_candidates_come_best_first(embedding, decoder):
-    found = decoder.predict(embedding, frame=FRAME, prompt=SlicePrompt(positive=np.array([[40.0, 60.0]])))
+    found = decoder.predict(embedding, frame=FRAME, prompt=SlicePrompt(box=(20, 30, 60, 80)))
     assert found.logits.shape == (3, 128, 128)
     assert found.best.shape == (1, 1, 128, 128)
     assert (found.quality.diff() <= 0).all()
     assert ((found.quality >= 0) & (found.quality <= 1)).all()
     assert found.presence == 1.0
+
+
+def test_a_lone_click_prefers_stable_and_then_large_masks():
+    yx = np.indices((32, 32)).transpose(1, 2, 0)
+    distance = torch.from_numpy(np.hypot(*(yx - 16).transpose(2, 0, 1))).float()
+    small, large, vague = 6 * (4 - distance), 6 * (12 - distance), 0.1 * (12 - distance)
+    order = size_and_stability(torch.stack([small, vague, large])).argsort(descending=True)
+    assert order.tolist() == [2, 0, 1]
 
 
 def test_every_kind_of_prompt_changes_the_answer(embedding, decoder):

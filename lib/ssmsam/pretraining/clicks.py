@@ -65,13 +65,13 @@ class SparsePrompts:
         self._used[index] += 1
 
     def first(self, index: int, area: np.ndarray, rng: np.random.Generator) -> None:
-        """How a user begins: a click (60 %), a box (25 %), or both (15 %)."""
+        """How a user begins: a click (70 %), a box (18 %), or both (12 %)."""
         way = rng.random()
-        if way < 0.75:
+        if way < 0.82:
             position = click_inside(area, rng)
             if position is not None:
                 self.add(index, position, PointKind.POSITIVE)
-        if way >= 0.6 and area.any():
+        if way >= 0.7 and area.any():
             corners = draw_box(area, rng)
             self.add(index, corners[0], PointKind.BOX_TOP_LEFT)
             self.add(index, corners[1], PointKind.BOX_BOTTOM_RIGHT)

@@ -12,7 +12,14 @@ from ssmsam.encoders.encoder import Embedding
 from ssmsam.pretraining.clicks import SparsePrompts, correction
 from ssmsam.pretraining.episodes import EpisodeBatch
 from ssmsam.prompting.small_decoder import CLOSENESS_MM
-from ssmsam.prompting.small_network import Answer, PointKind, Prompts, SmallPromptNetwork, describe_target
+from ssmsam.prompting.small_network import (
+    LEAST_POINTS,
+    Answer,
+    PointKind,
+    Prompts,
+    SmallPromptNetwork,
+    describe_target,
+)
 
 
 def take(embedding: Embedding, index: torch.Tensor) -> Embedding:
@@ -26,7 +33,7 @@ def play_rounds(
     """Yield, round after round, the answers and (N,) where the presence was to be judged without a click."""
     query = take(embedding, batch.query)
     truth = batch.target[:, 0].cpu().numpy() > 0.5
-    sparse = SparsePrompts(len(truth), rounds + 3)
+    sparse = SparsePrompts(len(truth), max(LEAST_POINTS, rounds + 3))
     for index in torch.nonzero(~batch.by_neighbour.cpu()).flatten().tolist():
         sparse.first(index, truth[index], rng)
     prompts = _neighbour_prompts(embedding, batch)

@@ -26,7 +26,7 @@ class Neighbour:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Masks that may be meant, best predicted first.
+    """Masks that may be meant, the most likely first.
 
     ``logits`` (M, S, S) cover the encoder's whole input; ``quality`` (M,) is the predicted IoU in [0, 1];
     ``presence`` is the predicted probability that the target is on this slice at all.
@@ -38,7 +38,7 @@ class Candidates:
 
     @property
     def best(self) -> torch.Tensor:
-        """(1, 1, S, S) logits of the candidate with the best predicted quality."""
+        """(1, 1, S, S) logits of the most likely candidate."""
         return self.logits[None, :1]
 
 

@@ -20,7 +20,7 @@ from ssmsam.prompting.correction import (
     without_crumbs,
     without_islands,
 )
-from ssmsam.prompting.decoder import Candidates, PromptDecoder
+from ssmsam.prompting.decoder import PromptDecoder
 from ssmsam.prompting.drawing import draw_mask, logits_to_pixels, mask_to_logits
 from ssmsam.prompting.prompt import SlicePrompt
 
@@ -62,7 +62,7 @@ def segment_slice(
         previous = previous.to(embedding["image"].device)
     candidates = decoder.predict(embedding, frame=frame, prompt=prompt, previous=previous)
     pixels = logits_to_pixels(candidates.logits, frame)
-    chosen = choose(pixels, candidates, prompt, config)
+    chosen = choose(pixels, prompt, config)
     mask = limit_to_box(pixels[chosen] > 0, prompt, config)
     corrected = violates(mask, prompt)
     if corrected:
@@ -75,11 +75,11 @@ def segment_slice(
     )
 
 
-def choose(pixels: np.ndarray, candidates: Candidates, prompt: SlicePrompt, config: CorrectionConfig) -> int:
-    """The candidate that agrees with most clicks; between equals the one of the best predicted quality.
+def choose(pixels: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> int:
+    """The candidate that agrees with most clicks; between equals the one that the decoder gave first.
 
     ``pixels`` (M, height, width) are the candidates' logits. A box counts as one more click, met by the share of the
-    mask that is inside it. An empty mask agrees with nothing.
+    mask that is inside it, in tenths. An empty mask agrees with nothing.
     """
 
     def worth(number: int) -> float:
@@ -87,7 +87,7 @@ def choose(pixels: np.ndarray, candidates: Candidates, prompt: SlicePrompt, conf
         if not mask.any():
             return -1.0
         inside = limit_to_box(mask, prompt, config).sum() / mask.sum()
-        return satisfied(mask, prompt) + float(inside) + float(candidates.quality[number])
+        return satisfied(mask, prompt) + round(float(inside), 1)
 
     return max(range(len(pixels)), key=worth)
 
@@ -110,7 +110,7 @@ def correct_slice(
     drawn = mask_to_logits(draw_mask(base, embeddings.frame, decoder.logits_size, embedding["image"].device))
     candidates = decoder.predict(embedding, frame=embeddings.frame, prompt=prompt, previous=drawn)
     pixels = logits_to_pixels(candidates.logits, embeddings.frame)
-    chosen = choose(pixels, candidates, prompt, config)
+    chosen = choose(pixels, prompt, config)
     mask = carve(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
     mask = obey(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
     return SliceAnswer(

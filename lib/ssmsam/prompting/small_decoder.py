@@ -25,6 +25,10 @@ from ssmsam.prompting.small_network import (
 
 CLOSENESS_MM = 10.0
 """Distance at which a neighbour's closeness has fallen to 1/e."""
+STABILITY_OFFSET = 1.0
+"""By how much the threshold on logits is moved to see how stable a mask is."""
+SIZE_WEIGHT = 0.15
+"""Weight of the logarithm of a mask's area against its stability, chosen on the validation patients."""
 
 
 class SmallPromptDecoder:
@@ -68,9 +72,23 @@ class SmallPromptDecoder:
             else torch.zeros(1, 2, WIDTH, device=device),
         )
         answer = self.network(embedding, prompts)
-        order = answer.quality[0].argsort(descending=True)
+        lone = prompt is not None and prompt.clicks == 1 and prompt.box is None
+        riddle = lone and previous is None and neighbour is None
+        order = (size_and_stability(answer.logits[0]) if riddle else answer.quality[0]).argsort(descending=True)
         presence = 1.0 if prompt is not None and not prompt.empty else float(answer.presence[0].sigmoid())
         return Candidates(answer.logits[0, order], answer.quality[0, order].sigmoid(), presence)
+
+
+def size_and_stability(logits: torch.Tensor) -> torch.Tensor:
+    """How well each candidate (M, S, S) suits a lone click: (M,), higher is better.
+
+    One click does not say how much is meant, and the predicted quality of the candidates, which differ in size,
+    hardly differs. The share of a mask that stays when the threshold is raised says how sure its border is; among
+    sure ones the larger is what is usually meant.
+    """
+    area = (logits > 0).sum((1, 2))
+    stability = (logits > STABILITY_OFFSET).sum((1, 2)) / (logits > -STABILITY_OFFSET).sum((1, 2)).clamp(min=1)
+    return stability + SIZE_WEIGHT * torch.log1p(area.float())
 
 
 def closeness(distance_mm: float) -> float:

@@ -27,6 +27,8 @@ LOGITS_STRIDE = 2
 CLICK_SIGMA = 2.0
 """Size of a drawn click, in logit pixels."""
 DENSE_CHANNELS = 6
+LEAST_POINTS = 6
+"""Fewer points are padded to this many, so that one prompt is answered alone as it was in training's batches."""
 
 
 class PointKind(IntEnum):
@@ -143,9 +145,11 @@ class PromptEncoder(nn.Module):
         self.alike = nn.Conv2d(2, WIDTH, 1)
 
     def tokens(self, prompts: Prompts) -> torch.Tensor:
-        """(N, P + 2, WIDTH)."""
-        given = (prompts.kinds != PointKind.NONE)[..., None]
-        points = self.kind(prompts.kinds) + self.place(prompts.points) * given
+        """(N, max(P, LEAST_POINTS) + 2, WIDTH)."""
+        missing = max(0, LEAST_POINTS - prompts.kinds.shape[1])
+        kinds = F.pad(prompts.kinds, (0, missing), value=int(PointKind.NONE))
+        given = (kinds != PointKind.NONE)[..., None]
+        points = self.kind(kinds) + self.place(F.pad(prompts.points, (0, 0, 0, missing))) * given
         described = self.target(prompts.targets) + self.target_kind.weight
         has_target = (prompts.closeness > 0)[:, None, None]
         return torch.cat([points, torch.where(has_target, described, self.no_target.weight)], dim=1)
