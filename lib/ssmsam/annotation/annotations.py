@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Truth
+from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Truth
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid
 
@@ -96,16 +96,16 @@ class Annotations:
         named = frozenset[str]().union(*(revision.update.labels for revision in self.revisions))
         return tuple(sorted(named | {key.label for key in (*self.slices, *self.predicted)}))
 
-    def truth(self, label: str, index: int, *, plane: Plane = Plane(0)) -> Truth:  # noqa: B008
+    def truth(self, label: str, index: int, *, plane: Plane = STORED_SLICES) -> Truth:
         """What is known of a label on a slice. Raises :class:`InvalidSubmission` for a slice outside the volume."""
         key = check_slice(SliceKey(label, plane.axis, index), self.grid)
         if key in self.slices:
             return Truth.ANNOTATED
         return Truth.PREDICTED if key in self.predicted else Truth.UNKNOWN
 
-    def annotated(self, label: str, *, plane: Plane = Plane(0)) -> dict[int, SliceAnnotation]:  # noqa: B008
+    def annotated(self, label: str, *, plane: Plane = STORED_SLICES) -> dict[int, SliceAnnotation]:
         """Slice number -> annotation of one label, ascending."""
-        return {key.index: entry for key, entry in self.slices.items() if key[:2] == (label, plane.axis)}
+        return {key.index: entry for key, entry in self.slices.items() if (key.label, key.axis) == (label, plane.axis)}
 
     def history(self, key: SliceKey) -> Iterator[tuple[int, SliceAnnotation]]:
         """Everything that was ever said about a slice: (revision, annotation), the oldest first."""

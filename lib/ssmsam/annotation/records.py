@@ -9,7 +9,7 @@ from enum import Enum
 import numpy as np
 
 from ssmsam.annotation.annotations import pack_slices
-from ssmsam.annotation.truth import PackedMask
+from ssmsam.annotation.truth import STORED_SLICES, PackedMask
 from ssmsam.imaging.plane import Plane
 
 
@@ -74,7 +74,7 @@ class Served:
         *,
         label: str,
         client: str = "",
-        plane: Plane = Plane(0),  # noqa: B008
+        plane: Plane = STORED_SLICES,
         only: Iterable[int] | None = None,
         prompted: Iterable[int] = (),
         when: str = "",
@@ -87,5 +87,7 @@ class Served:
         """What is on screen now: this, and of an earlier answer in the same plane the slices that this left alone."""
         if earlier is None or earlier.axis != self.axis:
             return self
-        # a click on a slice counts as long as its answer, or a better one, is on screen
-        return replace(self, slices={**earlier.slices, **self.slices}, prompted=earlier.prompted | self.prompted)
+        slices = {**earlier.slices, **self.slices}
+        # a click counts as long as its answer is on screen
+        still = {index for index in earlier.prompted if slices.get(index) == earlier.slices.get(index)}
+        return replace(self, slices=slices, prompted=self.prompted | still)

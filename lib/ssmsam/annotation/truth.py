@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 import numpy as np
 
 from ssmsam.imaging.plane import Plane
+
+STORED_SLICES = Plane(0)
 
 
 class InvalidSubmission(ValueError):
@@ -46,7 +47,8 @@ class Source(str, Enum):
     """The user drew on it, and nothing had been served."""
 
 
-class SliceKey(NamedTuple):
+@dataclass(frozen=True, order=True)
+class SliceKey:
     """One label on one slice."""
 
     label: str
