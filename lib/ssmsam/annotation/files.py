@@ -52,7 +52,8 @@ def read_json(path: Path, *, schema: int) -> dict[str, Any]:
         raise _corrupt(path, "is not the JSON that was written") from None
     if content.get("schema") != schema:
         raise CorruptAnnotations(
-            f"{path} has schema {content.get('schema')!r}, and this version reads {schema}: use the version that wrote it"
+            f"{path} has schema {content.get('schema')!r}, and this version reads {schema}: "
+            "use the version that wrote it"
         )
     if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != seal:
         raise _corrupt(path, "was changed from outside")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ from ssmsam.annotation.evidence import Evidence
 from ssmsam.annotation.label_info import NEGATIVE, negative_of, read_label_info
 from ssmsam.annotation.partial import Partial, read_partial
 from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
-from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid, Volume
 
@@ -45,7 +44,7 @@ class Context:
     """Verdicts of this client on slices of this image."""
     served: Mapping[str, Served] = field(default_factory=dict)
     """Label -> the masks that the client has on screen (or, not knowing the client, that anybody has)."""
-    plane: Plane = Plane(0)
+    plane: Plane = STORED_SLICES
     """The plane of work: along it, slices are compared with what was served."""
     labels: Sequence[str] = ()
     """The server's labels, for submissions without ``label_info``."""
@@ -223,13 +222,7 @@ def _read_values(submission: Submission, context: Context) -> dict[str, int]:
             f"the mask (shape {mask.shape}) is not on the image's grid (shape {context.grid.shape}): "
             "export it with the image as the reference geometry"
         )
-    info = submission.params.get("label_info")
-    if isinstance(info, str):
-        try:
-            info = json.loads(info) if info.strip() else None
-        except ValueError:
-            raise InvalidSubmission(f"label_info is not valid JSON: {info[:80]!r}") from None
-    values = read_label_info(info, fallback=context.labels)
+    values = read_label_info(submission.params.get("label_info"), fallback=context.labels)
     unnamed = sorted(set(np.unique(mask.array).tolist()) - {0, *values.values()})
     if unnamed:
         named = ", ".join(f"{name} = {value}" for name, value in values.items()) or "no label at all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,18 +16,22 @@ NEGATIVE = "not_"
 def read_label_info(value: Any, *, fallback: Sequence[str] = ()) -> dict[str, int]:
     """Label -> voxel value, from ``label_info`` as clients send it.
 
-    A list of objects with ``name`` and perhaps ``idx`` (or ``id``), or an object label -> value. In a list, order
+    A list of objects with ``name`` and perhaps ``idx`` (or ``id``), or an object label -> value, or a JSON string of either. In a list, order
     decides: viewers number voxels by position among the saved segments, while ``idx`` also counts segments that were
     not saved. ``idx`` is believed only when the numbers are 1 to the number of labels. ``background`` and scribbles
     are no labels and have no voxels. Without ``label_info`` the labels are ``fallback``, in order.
     Raises :class:`InvalidSubmission` for entries without a name, repeated names or values.
     """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise InvalidSubmission(f"label_info is not valid JSON: {value[:80]!r}") from None
     if value is None or value == [] or value == {}:
         return {name: number for number, name in enumerate(fallback, start=1)}
     if isinstance(value, Mapping):
-        values = {_name(name): _value(number) for name, number in value.items()}
-        values = {name: number for name, number in values.items() if number is not None and _is_label(name)}
-        return _distinct(list(values.items()))
+        pairs = [(_name(name), _value(number)) for name, number in value.items()]
+        return _distinct([(name, number) for name, number in pairs if number and _is_label(name)])
     if not isinstance(value, (list, tuple)):
         raise InvalidSubmission(
             f'label_info must be a list such as [{{"name": "liver", "idx": 1}}], got {str(value)[:80]!r}'
@@ -61,11 +66,11 @@ def _number(entry: Any) -> int | None:
     return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
-def _value(number: Any) -> int | None:
-    """A voxel value; None for the value of background."""
+def _value(number: Any) -> int:
+    """A voxel value, 0 that of background."""
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise InvalidSubmission(f"the values of label_info must be whole numbers from 1, got {number!r}")
-    return number or None
+    return number
 
 
 def _distinct(pairs: list[tuple[str, int]]) -> dict[str, int]:

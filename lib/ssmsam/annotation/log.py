@@ -74,7 +74,7 @@ class WorkLog:
             work.outdated = work.folder / known["masks"] if known else None
 
     def served(self, image: str, *, client: str) -> dict[str, Served]:
-        """Label -> what a client has on screen, or else, since client ids prove nothing, what was last sent to anyone."""
+        """Label -> what a client has on screen, or else (client ids prove nothing) what was last sent to anyone."""
         chosen: dict[str, Mapping[str, Any]] = {}
         with FileLock(self._folder(image) / "lock"):  # the files of masks are replaced while serving
             for written in self._read(image)["served"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ def _states(annotations: Annotations) -> dict[str, Any]:
     """What is known now, for people who read the file: it is never read back."""
     return {
         label: {
-            "annotated": [key[1:] for key in annotations.slices if key.label == label],
-            "predicted": sorted(key[1:] for key in annotations.predicted if key.label == label),
+            "annotated": [[key.axis, key.index] for key in annotations.slices if key.label == label],
+            "predicted": sorted([key.axis, key.index] for key in annotations.predicted if key.label == label),
             "complete": label in annotations.complete,
         }
         for label in annotations.labels
@@ -91,7 +91,7 @@ def _write_revision(folder: Path, revision: Revision) -> dict[str, Any]:
         masks += [entry.mask] if entry.known is None else [entry.mask, entry.known]
         entries.append(
             {
-                **key._asdict(),
+                **asdict(key),
                 "shape": list(entry.mask.shape),
                 "source": entry.source.value,
                 "client": entry.client,
@@ -108,7 +108,7 @@ def _write_revision(folder: Path, revision: Revision) -> dict[str, Any]:
         "masks": name,
         "sha256": write_masks(folder / name, masks),
         "entries": entries,
-        "predicted": sorted(list(key) for key in update.predicted),
+        "predicted": [list(astuple(key)) for key in sorted(update.predicted)],
         "complete": sorted(update.complete),
         "labels": sorted(update.labels),
     }

@@ -103,9 +103,7 @@ class SupportSet:
         sha = hashlib.sha256()
         for item in self.slices:
             known = item.annotation.known
-            sha.update(
-                repr((item.image, tuple(item.key), item.annotation.mask.digest, known and known.digest)).encode()
-            )
+            sha.update(repr((item.image, item.key, item.annotation.mask.digest, known and known.digest)).encode())
         return sha.hexdigest()
 
     def __iter__(self) -> Iterator[SupportSlice]:
