@@ -16,10 +16,11 @@ NEGATIVE = "not_"
 def read_label_info(value: Any, *, fallback: Sequence[str] = ()) -> dict[str, int]:
     """Label -> voxel value, from ``label_info`` as clients send it.
 
-    A list of objects with ``name`` and perhaps ``idx`` (or ``id``), or an object label -> value, or a JSON string of either. In a list, order
-    decides: viewers number voxels by position among the saved segments, while ``idx`` also counts segments that were
-    not saved. ``idx`` is believed only when the numbers are 1 to the number of labels. ``background`` and scribbles
-    are no labels and have no voxels. Without ``label_info`` the labels are ``fallback``, in order.
+    A list of objects with ``name`` and perhaps ``idx`` (or ``id``), an object label -> value, or a JSON string of
+    either. In a list, order decides: viewers number voxels by position among the saved segments, while ``idx`` also
+    counts segments that were not saved. ``idx`` is believed only when the numbers are 1 to the number of labels.
+    ``background`` and scribbles are no labels and have no voxels. Without ``label_info`` the labels are ``fallback``,
+    in order.
     Raises :class:`InvalidSubmission` for entries without a name, repeated names or values.
     """
     if isinstance(value, str):
