@@ -1,0 +1,178 @@
+"""All that was annotated on one volume, with everything that was said before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Truth
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.volume import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one submission says, to be merged into what is known.
+
+    ``predicted`` are slices whose mask came from a model and was not confirmed. ``complete`` are labels that the
+    client declared finished on the whole volume. ``notes`` are sentences for the user. Raises
+    :class:`InvalidSubmission` when a slice or a mask does not fit the grid.
+    """
+
+    grid: Grid
+    entries: Mapping[SliceKey, SliceAnnotation] = field(default_factory=dict)
+    predicted: frozenset[SliceKey] = frozenset()
+    complete: frozenset[str] = frozenset()
+    labels: frozenset[str] = frozenset()
+    """Labels that the submission named, with or without anything annotated."""
+    client: str = ""
+    when: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in (*self.entries, *self.predicted):
+            check_slice(key, self.grid)
+        for key, entry in self.entries.items():
+            shape = key.plane.slice_shape(self.grid)
+            if {entry.mask.shape, entry.known.shape if entry.known else shape} != {shape}:
+                raise InvalidSubmission(
+                    f"the mask of {key.label} on slice {key.index} has shape {entry.mask.shape}, but the slices of "
+                    f"this plane have {shape}: submit it on the grid of the stored image"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Revision:
+    """What changed with one submission. ``entries`` holds only slices that it annotated anew or differently."""
+
+    number: int
+    update: Update
+
+    @property
+    def entries(self) -> Mapping[SliceKey, SliceAnnotation]:
+        return self.update.entries
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """What is known of one volume: all revisions, the oldest first, and what follows from them.
+
+    A slice's mask is the one of the last revision that annotated it; earlier ones stay in their revisions.
+    """
+
+    grid: Grid
+    revisions: tuple[Revision, ...] = ()
+
+    @property
+    def revision(self) -> int:
+        """The number of the last revision; 0 before the first."""
+        return self.revisions[-1].number if self.revisions else 0
+
+    @cached_property
+    def slices(self) -> Mapping[SliceKey, SliceAnnotation]:
+        """The annotated slices as they are known now, sorted by label, axis and slice."""
+        known: dict[SliceKey, SliceAnnotation] = {}
+        for revision in self.revisions:
+            known.update(revision.entries)
+        return dict(sorted(known.items()))
+
+    @cached_property
+    def predicted(self) -> frozenset[SliceKey]:
+        """Slices that hold an unconfirmed prediction and no annotation."""
+        found = frozenset[SliceKey]().union(*(revision.update.predicted for revision in self.revisions))
+        return found - self.slices.keys()
+
+    @cached_property
+    def complete(self) -> frozenset[str]:
+        """Labels that were declared finished on the whole volume."""
+        return frozenset[str]().union(*(revision.update.complete for revision in self.revisions))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Every label that a submission named, sorted."""
+        named = frozenset[str]().union(*(revision.update.labels for revision in self.revisions))
+        return tuple(sorted(named | {key.label for key in (*self.slices, *self.predicted)}))
+
+    def truth(self, label: str, index: int, *, plane: Plane = STORED_SLICES) -> Truth:
+        """What is known of a label on a slice. Raises :class:`InvalidSubmission` for a slice outside the volume."""
+        key = check_slice(SliceKey(label, plane.axis, index), self.grid)
+        if key in self.slices:
+            return Truth.ANNOTATED
+        return Truth.PREDICTED if key in self.predicted else Truth.UNKNOWN
+
+    def annotated(self, label: str, *, plane: Plane = STORED_SLICES) -> dict[int, SliceAnnotation]:
+        """Slice number -> annotation of one label, ascending."""
+        return {key.index: entry for key, entry in self.slices.items() if (key.label, key.axis) == (label, plane.axis)}
+
+    def history(self, key: SliceKey) -> Iterator[tuple[int, SliceAnnotation]]:
+        """Everything that was ever said about a slice: (revision, annotation), the oldest first."""
+        return ((revision.number, revision.entries[key]) for revision in self.revisions if key in revision.entries)
+
+    def at(self, number: int) -> Annotations:
+        """What was known after one revision; 0 for the beginning. Raises ValueError when there was no such one."""
+        if not 0 <= number <= self.revision:
+            raise ValueError(f"there is no revision {number}: they go from 0 to {self.revision}")
+        return replace(self, revisions=self.revisions[:number])
+
+    def merge(self, update: Update) -> Annotations:
+        """What is known after one more submission.
+
+        Nothing annotated before is lost. A slice that is annotated again is replaced. A submission without news
+        changes nothing, not even the revision. Raises :class:`InvalidSubmission` when it is on another grid.
+        """
+        if not self.grid.matches(update.grid):
+            raise InvalidSubmission(
+                f"the submission is on another grid (shape {update.grid.shape}) than the stored image "
+                f"(shape {self.grid.shape}), in shape, place or direction: export it on the image's own grid"
+            )
+        news = replace(
+            update,
+            entries={
+                key: entry
+                for key, entry in update.entries.items()
+                if key not in self.slices or entry.adds_to(self.slices[key])
+            },
+            predicted=update.predicted - self.predicted - self.slices.keys() - update.entries.keys(),
+            complete=update.complete - self.complete,
+            labels=update.labels - set(self.labels),
+        )
+        if not (news.entries or news.predicted or news.complete or news.labels):
+            return self
+        return replace(self, revisions=(*self.revisions, Revision(self.revision + 1, news)))
+
+    def target(self, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and weight of a label on the whole grid: bool and float32, both (slices, rows, columns).
+
+        The weight is 1 where the mask is truth and 0 elsewhere: what is unknown is not background. Where slices of
+        two planes cross, the later revision decides.
+        """
+        mask = np.zeros(self.grid.shape, dtype=bool)
+        weight = np.zeros(self.grid.shape, dtype=np.float32)
+        for revision in self.revisions:
+            for key, entry in revision.entries.items():
+                if key.label == label and self.slices[key] is entry:
+                    known = entry.weight > 0
+                    key.plane.stack(mask)[key.index][known] = entry.mask.array[known]
+                    key.plane.stack(weight)[key.index][known] = 1
+        return mask, weight
+
+
+def check_slice(key: SliceKey, grid: Grid) -> SliceKey:
+    """The key itself. Raises :class:`InvalidSubmission` when the volume has no such slice."""
+    if not key.label:
+        raise InvalidSubmission("a label needs a name: send one for every entry of label_info")
+    count = key.plane.count(grid)
+    if not 0 <= key.index < count:
+        raise InvalidSubmission(
+            f"slice {key.index} ({key.label}) is not in the volume: along this axis it has slices 0 to {count - 1}"
+        )
+    return key
+
+
+def pack_slices(mask: np.ndarray, plane: Plane, indices: Iterable[int]) -> dict[int, PackedMask]:
+    """Some slices of a mask (slices, rows, columns), packed."""
+    stack = plane.stack(mask)
+    return {int(index): PackedMask.of(stack[index]) for index in indices}

@@ -1,0 +1,236 @@
+"""What a submission says: which of its slices are truth, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from ssmsam.annotation.annotations import Annotations, Update, check_slice
+from ssmsam.annotation.evidence import Evidence
+from ssmsam.annotation.label_info import NEGATIVE, negative_of, read_label_info
+from ssmsam.annotation.partial import Partial, read_partial
+from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
+from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.volume import Grid, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """A mask (slices, rows, columns) of label numbers, and the parameters that came with it."""
+
+    mask: Volume
+    params: Mapping[str, Any] = field(default_factory=dict)
+    when: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def client(self) -> str:
+        """``client_id``: no proof of identity, many viewers send the same."""
+        return str(self.params.get("client_id") or "")
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What the server knows when a submission arrives."""
+
+    annotations: Annotations
+    assignments: Sequence[Assignment] = ()
+    """Slices that somebody was asked for on this image."""
+    marks: Sequence[Mark] = ()
+    """Verdicts of this client on slices of this image."""
+    served: Mapping[str, Served] = field(default_factory=dict)
+    """Label -> the masks that the client has on screen (or, not knowing the client, that anybody has)."""
+    plane: Plane = STORED_SLICES
+    """The plane of work: along it, slices are compared with what was served."""
+    labels: Sequence[str] = ()
+    """The server's labels, for submissions without ``label_info``."""
+
+    @property
+    def grid(self) -> Grid:
+        return self.annotations.grid
+
+
+def interpret(submission: Submission, context: Context) -> Update:
+    """Decide for every label and slice of a submission whether it is truth.
+
+    Per slice, the first that applies: listed in ``partial``; marked by the user; painted with the reserved
+    ``not_<label>``; asked for by the server; clicked on by the user; changed against what was served; not empty where
+    nothing was served. What equals a served mask is a prediction, all else stays unknown. Zeros alone never mean that
+    a label is not there. With ``partial``, guesses end: only its slices, marks and negative voxels count.
+    Raises :class:`InvalidSubmission` when the mask, its labels or its parameters cannot be used.
+    """
+    values = _read_values(submission, context)
+    labels = [name for name in values if not negative_of(name)]
+    for name in values:  # a negative may come alone
+        if negative_of(name) and negative_of(name) not in labels:
+            labels.append(negative_of(name))
+    partial = read_partial(submission.params.get("partial"), grid=context.grid, labels=labels)
+    notes: list[str] = []
+    entries: dict[SliceKey, SliceAnnotation] = {}
+    predicted: set[SliceKey] = set()
+    for label in labels:
+        reader = _LabelReader(submission, context, label, values, partial, notes)
+        entries.update(reader.entries())
+        predicted |= reader.evidence.predicted()
+    return Update(
+        context.grid,
+        entries,
+        frozenset(predicted - entries.keys()),
+        partial.complete if partial else frozenset(),
+        frozenset(labels),
+        submission.client,
+        submission.when,
+        tuple(notes),
+    )
+
+
+def interpret_mark(mark: Mark, context: Context) -> Update:
+    """What a mark says by itself, for viewers that cannot submit: the mask on screen is right, or empty.
+
+    Raises :class:`InvalidSubmission` for a slice outside the volume, or when nothing was served there to accept.
+    """
+    key = check_slice(SliceKey(mark.label, mark.axis, mark.index), context.grid)
+    blank = PackedMask.of(np.zeros(key.plane.slice_shape(context.grid), dtype=bool))
+    if mark.verdict is Verdict.EMPTY:
+        mask = blank
+    else:
+        served = context.served.get(mark.label)
+        shown = served.slices.get(mark.index) if served is not None and served.axis == mark.axis else None
+        if shown is None:
+            raise InvalidSubmission(
+                f"there is no mask of {mark.label} on slice {mark.index} to accept: make one with a click first, "
+                "or submit what you drew"
+            )
+        mask = shown
+    entry = SliceAnnotation(mask, Source.MESSAGE, mark.client, mark.when)
+    return Update(context.grid, {key: entry}, labels=frozenset({mark.label}), client=mark.client, when=mark.when)
+
+
+class _LabelReader:
+    """One label of a submission."""
+
+    def __init__(
+        self,
+        submission: Submission,
+        context: Context,
+        label: str,
+        values: Mapping[str, int],
+        partial: Partial | None,
+        notes: list[str],
+    ) -> None:
+        array = submission.mask.array
+        served = context.served.get(label)
+        self.submission, self.context, self.label = submission, context, label
+        self.partial, self.notes = partial, notes
+        self.mask = array == values.get(label, -1)
+        self.negative = array == values.get(NEGATIVE + label, -1)
+        self.plane = context.plane if served is None else Plane(served.axis)
+        self.evidence = Evidence.of(self.mask, label, submission.client, self.plane, served, context.annotations)
+
+    def entries(self) -> dict[SliceKey, SliceAnnotation]:
+        """Slices of this label that are truth."""
+        found: dict[SliceKey, SliceAnnotation] = {}
+        rules = [self._listed(), self._marked(), self._painted_negative()]
+        if self.partial is None:
+            rules += [self._assigned(), self._seen()]
+        for rule in rules:
+            for key, source in rule:
+                if key not in found:
+                    found[key] = self._annotation(key, source)
+        return found
+
+    def _annotation(self, key: SliceKey, source: Source) -> SliceAnnotation:
+        mask = key.plane.stack(self.mask)[key.index]
+        known = None
+        if source is Source.NEGATIVE:
+            area = key.plane.stack(self.negative)[key.index]
+            human = not self.evidence.is_prediction(key.index)  # a served mask stays unconfirmed beside the strokes
+            known = PackedMask.of(area | mask if human else area)
+            mask = mask if human else np.zeros_like(mask)
+        return SliceAnnotation(PackedMask.of(mask), source, self.submission.client, self.submission.when, known)
+
+    def _listed(self) -> Iterator[tuple[SliceKey, Source]]:
+        if self.partial is None:
+            return
+        for key in sorted(self.partial.annotated | self.partial.empty):
+            if key.label != self.label:
+                continue
+            if key in self.partial.empty and key.plane.stack(self.mask)[key.index].any():
+                raise InvalidSubmission(
+                    f"partial says that {self.label} is not on slice {key.index}, but the mask has voxels of it there: "
+                    "erase them, or list the slice as annotated"
+                )
+            yield key, Source.CLIENT
+        if self.label in self.partial.complete:
+            for index in range(self.plane.count(self.context.grid)):
+                yield SliceKey(self.label, self.plane.axis, index), Source.CLIENT
+
+    def _marked(self) -> Iterator[tuple[SliceKey, Source]]:
+        for mark in self.context.marks:
+            if mark.label != self.label:
+                continue
+            key = check_slice(SliceKey(mark.label, mark.axis, mark.index), self.context.grid)
+            drawn = key.plane.stack(self.mask)[key.index].any()
+            if mark.verdict is Verdict.EMPTY and drawn:
+                self.notes.append(
+                    f"slice {key.index} was marked as empty, but has {self.label} on it now: what is drawn counts"
+                )
+            if mark.verdict is Verdict.ACCEPTED and not drawn:
+                # the mark was about a mask that the submission does not hold, and zeros say nothing
+                self.notes.append(
+                    f"slice {key.index} was accepted with a mask, but has no {self.label}: left as it was"
+                )
+                continue
+            yield key, Source.MESSAGE
+
+    def _painted_negative(self) -> Iterator[tuple[SliceKey, Source]]:
+        for index in np.flatnonzero(self.plane.stack(self.negative).any(axis=(1, 2))):
+            yield SliceKey(self.label, self.plane.axis, int(index)), Source.NEGATIVE
+
+    def _assigned(self) -> Iterator[tuple[SliceKey, Source]]:
+        for assignment in self.context.assignments:
+            # a label that was not asked for by name and is nowhere drawn was perhaps only listed by the viewer
+            meant = self.label in assignment.labels if assignment.labels else self.mask.any()
+            if not meant or not assignment.is_for(self.submission.client):
+                continue
+            for index in assignment.slices:
+                key = check_slice(SliceKey(self.label, assignment.axis, index), self.context.grid)
+                # what was once answered with a mask is not emptied by a later submission that began afresh
+                if key not in self.context.annotations.slices or key.plane.stack(self.mask)[index].any():
+                    yield key, Source.ASSIGNED
+
+    def _seen(self) -> Iterator[tuple[SliceKey, Source]]:
+        """Clicked, changed and drawn slices."""
+        for index, source in self.evidence.human():
+            yield SliceKey(self.label, self.plane.axis, index), source
+        if left := self.evidence.erased_without_proof():
+            self.notes.append(
+                f"{self.label} is missing on {_numbers(left)}, where there was some; that alone does not count as "
+                "empty: mark such slices with empty_slice"
+            )
+
+
+def _read_values(submission: Submission, context: Context) -> dict[str, int]:
+    """Label -> voxel value, after checking that the mask is one of this image with these labels."""
+    mask = submission.mask
+    if not mask.grid.matches(context.grid):
+        raise InvalidSubmission(
+            f"the mask (shape {mask.shape}) is not on the image's grid (shape {context.grid.shape}): "
+            "export it with the image as the reference geometry"
+        )
+    values = read_label_info(submission.params.get("label_info"), fallback=context.labels)
+    unnamed = sorted(set(np.unique(mask.array).tolist()) - {0, *values.values()})
+    if unnamed:
+        named = ", ".join(f"{name} = {value}" for name, value in values.items()) or "no label at all"
+        raise InvalidSubmission(
+            f"the mask has voxels of value {unnamed[0]:g}, but label_info says {named}: name every value in label_info"
+        )
+    return values
+
+
+def _numbers(indices: Sequence[int]) -> str:
+    return f"slice{'s' * (len(indices) > 1)} {', '.join(str(index) for index in indices)}"

@@ -1,0 +1,144 @@
+"""The server's side of the work on disk: what was asked for, served and marked, per image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ssmsam.annotation.files import read_json, read_masks, write_json, write_masks
+from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
+from ssmsam.annotation.store import SCHEMA, image_folder
+
+INDEX = "work.json"
+_EMPTY: dict[str, Any] = {"schema": SCHEMA, "assignments": [], "marks": [], "served": [], "last": 0}
+
+
+@dataclass(frozen=True)
+class WorkLog:
+    """Assignments, served masks and marks of all images under ``root``, beside their annotations.
+
+    Several processes may write at once. Readers and writers raise ``CorruptAnnotations`` for damaged files.
+    """
+
+    root: Path
+
+    def assign(self, assignment: Assignment) -> None:
+        """Remember slices that a client was asked for."""
+        with self._changing(assignment.image) as work:
+            work.content["assignments"].append(asdict(assignment))
+
+    def assignments(self, image: str) -> list[Assignment]:
+        """Everything that was ever asked for on an image, the oldest first."""
+        return [
+            Assignment(**{**written, "slices": tuple(written["slices"]), "labels": tuple(written["labels"])})
+            for written in self._read(image)["assignments"]
+        ]
+
+    def mark(self, image: str, mark: Mark) -> None:
+        """Remember a verdict; it takes the place of an earlier one of the same client on the same slice."""
+        written = {**asdict(mark), "verdict": mark.verdict.value}
+        with self._changing(image) as work:
+            same = ("label", "axis", "index", "client")
+            marks = [old for old in work.content["marks"] if any(old[name] != written[name] for name in same)]
+            work.content["marks"] = [*marks, written]
+
+    def marks(self, image: str, *, client: str) -> list[Mark]:
+        """The verdicts of one client on an image."""
+        found = [Mark(**{**written, "verdict": Verdict(written["verdict"])}) for written in self._read(image)["marks"]]
+        return [mark for mark in found if mark.client == client]
+
+    def serve(self, image: str, served: Served) -> None:
+        """Remember what a client was sent, on top of what it has on screen."""
+        with self._changing(image) as work:
+            known = _find(work.content["served"], served.label, served.client)
+            now = served.after(self._read_served(image, known) if known else None)
+            number = work.content["last"] = work.content["last"] + 1
+            name = f"served-{number:06d}.npz"
+            written = {
+                "label": now.label,
+                "client": now.client,
+                "axis": now.axis,
+                "when": now.when,
+                "prompted": sorted(now.prompted),
+                "indices": list(now.slices),
+                "shapes": [list(mask.shape) for mask in now.slices.values()],
+                "masks": name,
+                "sha256": write_masks(work.folder / name, list(now.slices.values())),
+            }
+            work.content["served"] = [old for old in work.content["served"] if old is not known] + [written]
+            work.outdated = work.folder / known["masks"] if known else None
+
+    def served(self, image: str, *, client: str) -> dict[str, Served]:
+        """Label -> what a client has on screen, or else (client ids prove nothing) what was last sent to anyone."""
+        chosen: dict[str, Mapping[str, Any]] = {}
+        with FileLock(self._folder(image) / "lock"):  # the files of masks are replaced while serving
+            for written in self._read(image)["served"]:
+                if written["client"] == client or chosen.get(written["label"], {}).get("client") != client:
+                    chosen[written["label"]] = written
+            return {label: self._read_served(image, written) for label, written in chosen.items()}
+
+    def _read_served(self, image: str, written: Mapping[str, Any]) -> Served:
+        shapes = [(height, width) for height, width in written["shapes"]]
+        masks = read_masks(self._folder(image) / written["masks"], shapes, sha256=written["sha256"])
+        return Served(
+            written["label"],
+            written["client"],
+            written["axis"],
+            dict(zip(written["indices"], masks, strict=True)),
+            frozenset(written["prompted"]),
+            written["when"],
+        )
+
+    def _folder(self, image: str) -> Path:
+        folder = image_folder(self.root, image)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _read(self, image: str) -> dict[str, Any]:
+        path = image_folder(self.root, image) / INDEX
+        return read_json(path, schema=SCHEMA) if path.exists() else {key: _copy(value) for key, value in _EMPTY.items()}
+
+    def _changing(self, image: str) -> _Change:
+        return _Change(self, image)
+
+
+class _Change:
+    """Read, change and write an image's records while nobody else does."""
+
+    def __init__(self, log: WorkLog, image: str) -> None:
+        self.folder = log._folder(image)
+        self.outdated: Path | None = None
+        self._read = lambda: log._read(image)
+        self._lock = FileLock(self.folder / "lock")
+
+    def __enter__(self) -> _Change:
+        self._lock.acquire()
+        try:
+            self.content = self._read()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                write_json(self.folder / INDEX, self.content)
+                if self.outdated is not None:
+                    with suppress(FileNotFoundError):
+                        self.outdated.unlink()
+        finally:
+            self._lock.release()
+
+
+def _copy(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def _find(served: list[dict[str, Any]], label: str, client: str) -> dict[str, Any] | None:
+    return next((old for old in served if (old["label"], old["client"]) == (label, client)), None)

@@ -1,0 +1,154 @@
+"""The ``partial`` parameter: which slices of a mask are truth, as clients say it and as the server answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.truth import InvalidSubmission, SliceKey, Source
+from ssmsam.imaging.volume import Grid
+
+VERSION = 1
+SPACE = "image_ijk"
+_EXAMPLE = '{"version": 1, "axis": 2, "slices": {"liver": {"annotated": [31], "empty": [5]}}}'
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a client says explicitly of its mask."""
+
+    annotated: frozenset[SliceKey] = frozenset()
+    """Slices whose mask is truth."""
+    empty: frozenset[SliceKey] = frozenset()
+    """Slices on which the label is not."""
+    complete: frozenset[str] = frozenset()
+    """Labels whose mask is truth on the whole volume."""
+
+
+def read_partial(value: Any, *, grid: Grid, labels: Collection[str]) -> Partial | None:
+    """The ``partial`` parameter: an object, a list of them (one per plane), or a JSON string; None when absent.
+
+    ``axis`` counts the client's voxel axes [i, j, k]: 2 (default) for stored slices, 1 rows, 0 columns.
+    ``complete`` is true (for all ``labels``) or a list of labels. ``version``, ``space`` and ``shape`` are checked
+    when given; other keys are ignored.
+    Raises :class:`InvalidSubmission` for anything malformed, unknown labels, and slices both annotated and empty.
+    """
+    value = _from_text(value)
+    if value is None:
+        return None
+    annotated: set[SliceKey] = set()
+    empty: set[SliceKey] = set()
+    complete: set[str] = set()
+    for plane in value if isinstance(value, list) else [value]:
+        axis = _read_header(plane, grid)
+        slices = plane.get("slices")
+        if not isinstance(slices if slices is not None else {}, Mapping):
+            raise InvalidSubmission(f"partial.slices must be an object label -> lists, such as {_EXAMPLE}")
+        for label, lists in (slices or {}).items():
+            _check_label(label, labels)
+            annotated |= _read_slices(lists, "annotated", label, axis, grid)
+            empty |= _read_slices(lists, "empty", label, axis, grid)
+        complete |= _read_complete(plane.get("complete", False), labels)
+    for key in sorted(annotated & empty):
+        raise InvalidSubmission(
+            f"partial lists slice {key.index} of {key.label} as annotated and as empty: list it once"
+        )
+    return Partial(frozenset(annotated), frozenset(empty), frozenset(complete))
+
+
+def write_partial(annotations: Annotations) -> dict[str, Any] | list[dict[str, Any]]:
+    """What is known, as the ``partial`` parameter says it: an object, or a list of them for several planes.
+
+    Partly known slices are left out: the lists speak of whole slices.
+    """
+    axes = sorted({key.axis for key in annotations.slices}) or [0]
+    planes = [_write_plane(annotations, axis) for axis in axes]
+    return planes[0] if len(planes) == 1 else planes
+
+
+def _write_plane(annotations: Annotations, axis: int) -> dict[str, Any]:
+    slices: dict[str, dict[str, list[int]]] = {}
+    sources: dict[int, Source] = {}
+    strength = list(Source)
+    for key, entry in annotations.slices.items():
+        if key.axis != axis or entry.known is not None:
+            continue
+        lists = slices.setdefault(key.label, {"annotated": [], "empty": []})
+        lists["empty" if entry.empty else "annotated"].append(key.index)
+        sources[key.index] = min(entry.source, sources.get(key.index, entry.source), key=strength.index)
+    complete = sorted(annotations.complete)
+    return {
+        "version": VERSION,
+        "axis": 2 - axis,
+        "space": SPACE,
+        "shape": list(annotations.grid.shape[::-1]),
+        "complete": complete == list(annotations.labels) if complete in ([], list(annotations.labels)) else complete,
+        "slices": slices,
+        "source": {str(index): source.value for index, source in sorted(sources.items())},
+        "revision": annotations.revision,
+    }
+
+
+def _from_text(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise InvalidSubmission(f"partial is not valid JSON: {value[:80]!r}; send {_EXAMPLE}") from None
+    return value
+
+
+def _read_header(plane: Any, grid: Grid) -> int:
+    """Check what one plane says of itself: its array axis."""
+    if not isinstance(plane, Mapping):
+        raise InvalidSubmission(f"partial must be an object such as {_EXAMPLE}, got {str(plane)[:80]!r}")
+    if plane.get("version", VERSION) != VERSION:
+        raise InvalidSubmission(f"partial.version {plane['version']!r} is not known: send {VERSION}")
+    if plane.get("space", SPACE) != SPACE:
+        raise InvalidSubmission(f"partial.space {plane['space']!r} is not known: number slices in {SPACE!r}")
+    shape = plane.get("shape")
+    if shape is not None and shape != list(grid.shape[::-1]):
+        raise InvalidSubmission(
+            f"partial.shape {shape} is not the image's {list(grid.shape[::-1])} (columns, rows, slices): "
+            "number the slices of the stored image"
+        )
+    axis = plane.get("axis", 2)
+    if isinstance(axis, bool) or axis not in (0, 1, 2):
+        raise InvalidSubmission(f"partial.axis must be 2 (stored slices), 1 (rows) or 0 (columns), got {axis!r}")
+    return 2 - int(axis)
+
+
+def _read_slices(lists: Any, name: str, label: str, axis: int, grid: Grid) -> set[SliceKey]:
+    numbers = lists.get(name, []) if isinstance(lists, Mapping) else None
+    if not isinstance(numbers, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+        raise InvalidSubmission(
+            f"partial.slices.{label}.{name} must be a list of slice numbers, got {str(numbers)[:80]}; send {_EXAMPLE}"
+        )
+    count = grid.shape[axis]
+    for number in numbers:
+        if not 0 <= number < count:
+            raise InvalidSubmission(
+                f"partial.slices.{label}.{name} has slice {number}, but along this axis the volume has slices "
+                f"0 to {count - 1}"
+            )
+    return {SliceKey(label, axis, number) for number in numbers}
+
+
+def _read_complete(value: Any, labels: Collection[str]) -> set[str]:
+    if isinstance(value, bool):
+        return set(labels) if value else set()
+    if not isinstance(value, list):
+        raise InvalidSubmission(f"partial.complete must be true, false or a list of labels, got {value!r}")
+    for label in value:
+        _check_label(label, labels)
+    return set(value)
+
+
+def _check_label(label: Any, labels: Collection[str]) -> None:
+    if label not in labels:
+        raise InvalidSubmission(
+            f"partial names {label!r}, which label_info does not: it has {', '.join(labels) or 'no labels'}"
+        )

@@ -1,0 +1,113 @@
+"""The support set: the annotated slices that few-shot methods learn from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.truth import SliceAnnotation, SliceKey, Source
+from ssmsam.imaging.plane import Plane
+
+
+@dataclass(frozen=True)
+class SupportSlice:
+    """One annotated slice of one label."""
+
+    image: str
+    key: SliceKey
+    annotation: SliceAnnotation
+
+    @property
+    def label(self) -> str:
+        return self.key.label
+
+    @property
+    def plane(self) -> Plane:
+        return self.key.plane
+
+    @property
+    def index(self) -> int:
+        return self.key.index
+
+    @property
+    def source(self) -> Source:
+        return self.annotation.source
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(height, width) bool."""
+        return self.annotation.mask.array
+
+    @property
+    def weight(self) -> np.ndarray:
+        """(height, width) float32: 1 where the mask is truth, 0 where nothing is known."""
+        return self.annotation.weight
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """Annotated slices of one or more images, sorted by image, label, axis and slice."""
+
+    slices: tuple[SupportSlice, ...] = ()
+
+    @classmethod
+    def of(cls, annotations: Mapping[str, Annotations]) -> SupportSet:
+        """Every annotated slice of the images: image id -> what is known of it."""
+        return cls(
+            tuple(
+                SupportSlice(image, key, entry)
+                for image, known in sorted(annotations.items())
+                for key, entry in known.slices.items()
+            )
+        )
+
+    def only(
+        self,
+        *,
+        label: str | None = None,
+        images: Collection[str] | None = None,
+        plane: Plane | None = None,
+        sources: Collection[Source] | None = None,
+        whole: bool = False,
+        nonempty: bool = False,
+    ) -> SupportSet:
+        """The slices that pass every given filter; ``whole`` drops partly known ones, ``nonempty`` empty masks."""
+        return SupportSet(
+            tuple(
+                item
+                for item in self.slices
+                if (label is None or item.label == label)
+                and (images is None or item.image in images)
+                and (plane is None or item.plane == plane)
+                and (sources is None or item.source in sources)
+                and not (whole and item.annotation.known is not None)
+                and not (nonempty and item.annotation.empty)
+            )
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted({item.label for item in self.slices}))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(sorted({item.image for item in self.slices}))
+
+    @property
+    def digest(self) -> str:
+        """sha256 over images, slices and masks: equal exactly when there is nothing new to learn."""
+        sha = hashlib.sha256()
+        for item in self.slices:
+            known = item.annotation.known
+            sha.update(repr((item.image, item.key, item.annotation.mask.digest, known and known.digest)).encode())
+        return sha.hexdigest()
+
+    def __iter__(self) -> Iterator[SupportSlice]:
+        return iter(self.slices)
+
+    def __len__(self) -> int:
+        return len(self.slices)
