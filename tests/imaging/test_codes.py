@@ -74,9 +74,7 @@ def test_known_names_in_many_spellings(label: str, meaning: str, side: object) -
         ("pulmonary nodule 3", "Nodule", "Lung", None),
     ],
 )
-def test_an_abnormality_is_coded_as_itself_within_its_organ(
-    label: str, what: str, region: str, side: object
-) -> None:
+def test_an_abnormality_is_coded_as_itself_within_its_organ(label: str, what: str, region: str, side: object) -> None:
     concept = concept_of(label)
     assert concept.region is not None
     assert (concept.type.meaning, concept.region.meaning, concept.region_side) == (what, region, side)
