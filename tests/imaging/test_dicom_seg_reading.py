@@ -81,7 +81,8 @@ def test_label_maps_are_read_too() -> None:
     for name in ("noppv", "ppv5"):
         truth = read_volume(DCMQI / f"sparse_labelmap_{name}_seg.nrrd")
         read = read_seg(DCMQI / f"sparse-labelmap-{name}.dcm", truth.grid)
-        np.testing.assert_array_equal(read.volume.array > 0, truth.array > 0)
+        assert read.labels == {"Liver": 1}
+        np.testing.assert_array_equal(read.volume.array, truth.array == 1)  # 5 is what dcmqi pads missing slices with
 
 
 def test_what_is_no_segmentation_is_refused(ct: Volume, tmp_path: Path) -> None:
@@ -119,7 +120,19 @@ def test_a_spoilt_file_is_refused(ct: Volume, edited) -> None:
         frames = file.PerFrameFunctionalGroupsSequence
         frames[1].PlanePositionSequence = frames[0].PlanePositionSequence
 
-    for change, complaint in ((cut, "cut off"), (unplaced, "PlanePosition"), (undescribed, "5"), (doubled, "finer")):
+    def thick(file: pydicom.Dataset) -> None:
+        shared = file.SharedFunctionalGroupsSequence[0]
+        shared.PixelMeasuresSequence[0].SpacingBetweenSlices = 2 * ct.spacing[0]
+        del file.PerFrameFunctionalGroupsSequence[1]
+        file.NumberOfFrames -= 1
+
+    for change, complaint in (
+        (thick, "coarser"),
+        (cut, "cut off"),
+        (unplaced, "PlanePosition"),
+        (undescribed, "5"),
+        (doubled, "finer"),
+    ):
         with pytest.raises(UnreadableVolume, match=complaint):
             read_seg(edited(change), ct.grid)
 
@@ -139,4 +152,4 @@ def _grid_of(seg: pydicom.Dataset) -> Grid:
     affine = np.eye(4)
     affine[:3, :3] = np.stack([across * between_columns, down * between_rows, normal * step], axis=1)
     affine[:3, 3] = places[(places @ normal).argmin()]
-    return Grid((int(round((depth[-1] - depth[0]) / step)) + 1, int(seg.Rows), int(seg.Columns)), affine)
+    return Grid((round((depth[-1] - depth[0]) / step) + 1, int(seg.Rows), int(seg.Columns)), affine)

@@ -54,10 +54,11 @@ def read_seg_dataset(path: str | os.PathLike[str]) -> pydicom.Dataset:
 
 
 def segments_of(seg: pydicom.Dataset) -> list[Segment]:
-    """The described segments in the order of the file."""
+    """The described segments in the order of the file, without the background that a label map may describe as 0."""
     return [
         Segment(int(item.SegmentNumber), str(item.get("SegmentLabel") or f"segment {item.SegmentNumber}"), _label(item))
         for item in seg.get("SegmentSequence") or ()
+        if int(item.SegmentNumber) != 0
     ]
 
 
@@ -67,6 +68,7 @@ def segment_frames(seg: pydicom.Dataset) -> Iterator[SegmentFrame]:
     FRACTIONAL pixels count from half of the largest value on. Raises UnreadableVolume for a frame without a place.
     """
     is_label_map = seg.SOPClassUID == LABEL_MAP_STORAGE
+    padding = seg.get("PixelPaddingValue", 0)
     half = float(seg.get("MaximumFractionalValue") or 1) / 2
     pixels = _pixel_reader(seg)
     own = seg.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()]
@@ -76,7 +78,7 @@ def segment_frames(seg: pydicom.Dataset) -> Iterator[SegmentFrame]:
         to_lps = _to_lps(groups, index)
         stored = pixels(index)
         if is_label_map:
-            for number in np.unique(stored[stored > 0]):
+            for number in np.unique(stored[(stored > 0) & (stored != padding)]):
                 yield SegmentFrame(int(number), to_lps, stored == number)
         else:
             number = int(_group(groups, "SegmentIdentificationSequence", index).ReferencedSegmentNumber)
