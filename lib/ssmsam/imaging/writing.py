@@ -28,7 +28,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
             break
     else:
         raise ValueError(f"cannot write {path.name}: the name has to end in .nii, .nii.gz or .nrrd")
-    with _whole(path, suffix) as partial:
+    with whole_file(path, suffix) as partial:
         if suffix == ".nrrd":
             sitk.WriteImage(_itk_image(volume), str(partial), compress)
         else:
@@ -36,11 +36,11 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
 
 
 @contextmanager
-def _whole(path: Path, suffix: str) -> Iterator[Path]:
+def whole_file(path: Path, suffix: str) -> Iterator[Path]:
     """A place to write that becomes ``path`` in one step at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        partial = Path(folder) / f"volume{suffix}"
+        partial = Path(folder) / f"whole{suffix}"
         yield partial
         os.replace(partial, path)
 
