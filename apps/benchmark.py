@@ -224,7 +224,7 @@ def print_fewshot(result: dict[str, Any]) -> None:
         for score in found["scores"]:
             cells = [settings[setting]["scores"][score]["mean_dice"] for settings in result["methods"].values()]
             print(f"{setting + ': ' + score:44}" + "".join(f"{cell:19.1f}" for cell in cells))
-    print(f"{'seconds for a mask':44}" + "".join(f"{s:19.2f}" for s in result["seconds"].values() if s is not None))
+    print(f"{'seconds for a mask':44}" + "".join(f"{s:19.2f}" for s in result["seconds"].values()))
     for case, labels in result["labels_not_run"].items():
         print(f"{case}: too few support patients hold {', '.join(labels)}; not run")
 

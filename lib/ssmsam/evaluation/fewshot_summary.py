@@ -22,12 +22,20 @@ Measured = dict[str, Any]
 
 
 def fewshot_result(run: FewShotRun, measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, Any]:
-    """The result of a run from method -> case -> what was measured. The first method stands at the top."""
+    """The result of a run from method -> case -> what was measured. The first method stands at the top.
+
+    Raises ValueError when nothing could be measured.
+    """
+    if not any(one["records"] for cases in measured.values() for one in cases.values()):
+        raise ValueError(
+            f"nothing to measure: no label of {run.queries.name} is held by enough other cases; "
+            "lower --shots, or give more cases with --support-data"
+        )
     methods = {
         name: summarise_settings([{"case": case, **record} for case, one in cases.items() for record in one["records"]])
         for name, cases in measured.items()
     }
-    first = methods[run.methods[0]].get(run.protocol.headline, {"mean_dice": None, "per_label": {}})
+    first = methods[run.methods[0]][run.protocol.headline]
     settings = {
         **run.protocol.as_json(),
         "headline": f"{run.methods[0]} / {run.protocol.headline}",
@@ -98,9 +106,8 @@ def _not_run(measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, list[s
     return {case: one["labels_not_run"] for case, one in cases.items() if one["labels_not_run"]}
 
 
-def _mean_seconds(cases: Mapping[str, Measured]) -> float | None:
-    seconds = [record["seconds"] for one in cases.values() for record in one["records"]]
-    return round(float(np.mean(seconds)), 3) if seconds else None
+def _mean_seconds(cases: Mapping[str, Measured]) -> float:
+    return round(float(np.mean([record["seconds"] for one in cases.values() for record in one["records"]])), 3)
 
 
 def fewshot_curves(result: dict[str, Any], score: str | None = None) -> dict[str, dict[str, dict[int, float]]]:
