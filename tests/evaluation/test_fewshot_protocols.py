@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ssmsam.evaluation.cases import LabelledSet, open_set
@@ -133,7 +135,7 @@ def episodes_of(folder, labels=None):
     volume, truth = case.read()
     labels = truth if labels is None else labels
     pool = SupportPool.open(support_set(everyone, open_set(folder, only=["a"]), validation=[]))
-    crossing = CrossPatientProtocol(supports=1, slices=(1, 3))
+    crossing = CrossPatientProtocol(supports=1, slices=(2,))
     yield from CompleteProtocol(slices=(3,)).episodes(volume, labels, everyone)
     yield from crossing.episodes(case, volume, labels, everyone, pool)
 
@@ -162,6 +164,7 @@ def test_garbage_in_place_of_the_querys_labels_changes_no_prediction(folder, ran
         other = list(episodes_of(folder, garbage))[place]
         assert other.setting == episode.setting and not np.array_equal(other.truth, episode.truth)
         for name, spec in METHODS.items():
+            spec = replace(spec, settings={**spec.settings, "steps": 3}) if name == "linear" else spec
             if not spec.within or episode.task.annotated:
                 masks = [one.task.finished(spec.build(model).segment(one.task)) for one in (episode, other)]
                 assert np.array_equal(*masks), (name, episode.setting)
