@@ -1,4 +1,4 @@
-"""Measure how well and how fast clicks become masks, and record it with all that is needed to run it again.
+"""Measure how well and how fast clicks and annotated slices become masks, and record it so that it can be run again.
 
 clicks        a simulated annotator clicks on every organ of every case; Dice after 1, 3, 5 and 10 clicks, for a
               box, and in the whole volume.
