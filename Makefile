@@ -16,11 +16,11 @@ export PATH := $(abspath $(BIN)):$(PATH)
 RUN     := OMP_NUM_THREADS=$(THREADS) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve doctor test test-slow lint bench-clicks bench-speed clean distclean
+.PHONY: help setup demo serve doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-speed clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
-	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  \1\t/' | expand -t 16
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  \1\t/' | expand -t 22
 	@echo "Variables: PYTHON, VENV, HOST, PORT, STUDIES, DATA, THREADS, JOBS (make serve PORT=8001)"
 
 $(BIN)/python:
@@ -73,6 +73,18 @@ bench-clicks: setup  ## simulated clicks on patients kept aside, CT and MR (DATA
 	    --json benchmarks/clicks_abdomen_ct.json --figures benchmarks/figures/clicks_abdomen_ct
 	$(RUN) apps/benchmark.py clicks --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
 	    --json benchmarks/clicks_abdomen_mr.json --figures benchmarks/figures/clicks_abdomen_mr
+
+bench-complete: setup  ## a few slices annotated, the rest of the volume found, against baselines (DATA, JOBS)
+	$(RUN) apps/benchmark.py complete --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \
+	    --json benchmarks/complete_abdomen_ct.json --figures benchmarks/figures/complete_abdomen_ct
+	$(RUN) apps/benchmark.py complete --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
+	    --json benchmarks/complete_abdomen_mr.json --figures benchmarks/figures/complete_abdomen_mr
+
+bench-crosspatient: setup  ## organs annotated in other patients, against baselines (DATA, JOBS)
+	$(RUN) apps/benchmark.py crosspatient --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \
+	    --json benchmarks/crosspatient_abdomen_ct.json --figures benchmarks/figures/crosspatient_abdomen_ct
+	$(RUN) apps/benchmark.py crosspatient --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
+	    --json benchmarks/crosspatient_abdomen_mr.json --figures benchmarks/figures/crosspatient_abdomen_mr
 
 bench-speed: setup  ## a later click against re-encoding on every click, start-up time, memory
 	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \

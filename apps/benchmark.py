@@ -1,8 +1,12 @@
-"""Measure how well and how fast clicks become masks, and record it with all that is needed to run it again.
+"""Measure how well and how fast clicks and annotated slices become masks, and record it so that it can be run again.
 
-clicks  a simulated annotator clicks on every organ of every case; Dice after 1, 3, 5 and 10 clicks, for a box,
-        and in the whole volume. A run that was stopped goes on where it was.
-speed   a click on an embedded slice against encoding the slice on every click; start-up time and memory.
+clicks        a simulated annotator clicks on every organ of every case; Dice after 1, 3, 5 and 10 clicks, for a
+              box, and in the whole volume.
+complete      some slices of a volume are annotated: Dice on its other slices.
+crosspatient  an organ is annotated in other patients: Dice in this one.
+speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
+
+A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,15 +25,26 @@ from tqdm import tqdm
 
 from ssmsam.encoders.registry import ENCODERS
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from ssmsam.evaluation.cases import LabelledSet, open_set, read_notes
+from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
+from ssmsam.evaluation.complete import CompleteProtocol
+from ssmsam.evaluation.crosspatient import CrossPatientProtocol
 from ssmsam.evaluation.examples import draw_figures
+from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
+from ssmsam.evaluation.fewshot_summary import draw_fewshot
 from ssmsam.evaluation.live_server import ServerFailed
 from ssmsam.evaluation.manifest import run_manifest
+from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.results import RunLog, write_result
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
+<<<<<<< HEAD
+=======
+from ssmsam.evaluation.supports import SupportPool, support_set
+from ssmsam.progress import Progress
+from tqdm import tqdm
+>>>>>>> protocols
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,28 +63,42 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    protocols = parser.add_subparsers(required=True, metavar="{clicks,speed}")
-
+    protocols = parser.add_subparsers(required=True, metavar="{clicks,complete,crosspatient,speed}")
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
-    clicks.set_defaults(protocol=run_clicks)
-    clicks.add_argument("--encoder", choices=ENCODERS, default="small")
-    clicks.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
-    clicks.add_argument("--validation", action="store_true", help="only the cases that the label table keeps aside")
-    clicks.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
-    clicks.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
-    clicks.add_argument("--no-volumes", action="store_true", help="slices only")
-    clicks.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
-    clicks.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
-
+    complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
+    crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
     speed = protocols.add_parser("speed", help="seconds and memory")
+    for protocol in (clicks, complete, crosspatient):
+        protocol.add_argument("--encoder", choices=ENCODERS, default="small")
+        protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
+        protocol.add_argument("--validation", action="store_true", help="only cases that the label table keeps aside")
+        protocol.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
+        protocol.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
+        protocol.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
+        protocol.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
+    clicks.set_defaults(protocol=run_clicks)
+    clicks.add_argument("--no-volumes", action="store_true", help="slices only")
+    complete.set_defaults(protocol=run_complete)
+    complete.add_argument("--slices", type=int, nargs="+", default=[3, 5, 9], metavar="K", help="annotated slices")
+    crosspatient.set_defaults(protocol=run_crosspatient)
+    crosspatient.add_argument(
+        "--slices", type=int, nargs="+", default=[1, 3, 5, 10], metavar="K", help="annotated in each support patient"
+    )
+    crosspatient.add_argument("--shots", type=int, default=1, metavar="N", help="support patients at a time")
+    crosspatient.add_argument("--supports", type=int, default=3, metavar="N", help="repeat with so many others")
+    crosspatient.add_argument("--support-data", type=Path, metavar="DIR", help="where supports come from, else --data")
+    crosspatient.add_argument("--query-data", type=Path, metavar="DIR", help="where queries come from, else --data")
+    for protocol, name in ((complete, "complete"), (crosspatient, "crosspatient")):
+        protocol.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(methods_for(name))}")
+        protocol.add_argument("--surfaces", action="store_true", help="distances in mm too; takes longer")
     speed.set_defaults(protocol=run_speed)
     speed.add_argument("--encoder", choices=ENCODERS, action="append", metavar="NAME", help="may be repeated")
     speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
     speed.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
     speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
-
-    for protocol in (clicks, speed):
-        protocol.add_argument("--data", type=Path, required=True, metavar="DIR", help="images/NAME and labels/NAME")
+    for protocol in (clicks, complete, crosspatient, speed):
+        needed = protocol is not crosspatient
+        protocol.add_argument("--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME")
         protocol.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
         protocol.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
         protocol.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
@@ -86,7 +115,7 @@ def default_threads() -> int:
 def run_clicks(options: argparse.Namespace) -> int:
     choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
     run = ClickRun(
-        labelled_set=labelled_set(options),
+        labelled_set=labelled_set(options, options.data),
         model=choice,
         weights_sha256=PromptedModel.load(choice).weights_sha256,
         protocol=ClickProtocol(volumes=not options.no_volumes),
@@ -94,8 +123,8 @@ def run_clicks(options: argparse.Namespace) -> int:
         threads=options.threads,
     )
     log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
-    with tqdm(total=len(run.labelled_set.cases), unit="case", desc=run.labelled_set.name, disable=None) as bar:
-        result = run.run(log, progress=lambda _, done, total: bar.update(done - bar.n) and None)
+    with tqdm(unit="case", desc=run.labelled_set.name, disable=None) as bar:
+        result = run.run(log, progress=onto(bar))
     print_clicks(result)
     if options.json:
         print(f"result: {write_result(options.json, result)}")
@@ -105,21 +134,104 @@ def run_clicks(options: argparse.Namespace) -> int:
     return 0
 
 
-def labelled_set(options: argparse.Namespace) -> LabelledSet:
-    """The cases and label names that the options ask for."""
-    notes = read_notes(options.label_names, options.data.resolve().name)
+def labelled_set(options: argparse.Namespace, folder: Path) -> LabelledSet:
+    """The cases of a folder that the options ask for."""
+    notes = read_notes(options.label_names, folder.resolve().name)
+    only = options.cases
+    if options.validation and not notes.validation:
+        raise ValueError(f"{options.label_names} keeps no case of {folder} aside; name them with --cases")
+    if options.validation:
+        only = [name for name in notes.validation if only is None or name in only]
+    return open_set(folder, label_names=label_names(options, notes), only=only, limit=options.limit)
+
+
+def label_names(options: argparse.Namespace, notes: SetNotes) -> dict[int, str]:
+    """What the table says, changed by --labels."""
     names = dict(notes.label_names)
     for pair in options.labels or ():
         name, _, number = pair.rpartition("=")
         if not name or not number.isdecimal():
             raise ValueError(f"--labels takes NAME=NUMBER, got {pair!r}")
         names[int(number)] = name
-    only = options.cases
-    if options.validation and not notes.validation:
-        raise ValueError(f"{options.label_names} keeps no case of {options.data} aside; name them with --cases")
-    if options.validation:
-        only = [name for name in notes.validation if only is None or name in only]
-    return open_set(options.data, label_names=names, only=only, limit=options.limit)
+    return names
+
+
+def run_complete(options: argparse.Namespace) -> int:
+    protocol = CompleteProtocol(slices=positive(options.slices, "--slices"))
+    return run_fewshot(options, protocol, labelled_set(options, options.data), None)
+
+
+def run_crosspatient(options: argparse.Namespace) -> int:
+    query_data, support_data = options.query_data or options.data, options.support_data or options.data
+    if query_data is None or support_data is None:
+        raise ValueError("crosspatient needs --data, or both --query-data and --support-data")
+    shots, supports = positive([options.shots, options.supports], "--shots and --supports")
+    protocol = CrossPatientProtocol(shots=shots, supports=supports, slices=positive(options.slices, "--slices"))
+    queries = labelled_set(options, query_data)
+    notes = read_notes(options.label_names, support_data.resolve().name)
+    everyone = open_set(support_data, label_names=label_names(options, notes))
+    with tqdm(unit="case", desc="reading supports", disable=None) as bar:
+        pool = SupportPool.open(support_set(everyone, queries, notes.validation), progress=onto(bar))
+    return run_fewshot(options, protocol, queries, pool)
+
+
+def run_fewshot(
+    options: argparse.Namespace,
+    protocol: CompleteProtocol | CrossPatientProtocol,
+    queries: LabelledSet,
+    pool: SupportPool | None,
+) -> int:
+    methods = checked_methods(options.methods, protocol.name)
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    run = FewShotRun(
+        protocol=protocol,
+        queries=queries,
+        methods=methods,
+        model=choice,
+        weights_sha256=PromptedModel.load(choice).weights_sha256 if needs_encoder(methods) else None,
+        pool=pool,
+        surfaces=options.surfaces,
+        jobs=options.jobs,
+        threads=options.threads,
+    )
+    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    with tqdm(unit="case", desc=queries.name, disable=None) as bar:
+        result = run.run(log, progress=onto(bar))
+    print_fewshot(result)
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    if options.figures:
+        for path in draw_fewshot(options.figures, result, queries.name):
+            print(f"figure: {path}")
+    return 0
+
+
+def onto(bar: tqdm) -> Progress:
+    """Progress shown on a bar."""
+
+    def show(phase: str, done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return show
+
+
+def positive(numbers: list[int], option: str) -> tuple[int, ...]:
+    if min(numbers) < 1:
+        raise ValueError(f"{option} must be at least 1, got {min(numbers)}")
+    return tuple(numbers)
+
+
+def print_fewshot(result: dict[str, Any]) -> None:
+    """Dice in per cent, mean over labels: a row for each setting and score, a column for each method."""
+    print(f"\n{'Dice (%), mean over labels':44}" + "".join(f"{method[:18]:>19}" for method in result["methods"]))
+    for setting, found in next(iter(result["methods"].values())).items():
+        for score in found["scores"]:
+            cells = [settings[setting]["scores"][score]["mean_dice"] for settings in result["methods"].values()]
+            print(f"{setting + ': ' + score:44}" + "".join(f"{cell:19.1f}" for cell in cells))
+    print(f"{'seconds for a mask':44}" + "".join(f"{s:19.2f}" for s in result["seconds"].values()))
+    for case, labels in result["labels_not_run"].items():
+        print(f"{case}: too few support patients hold {', '.join(labels)}; not run")
 
 
 def print_clicks(result: dict[str, Any]) -> None:

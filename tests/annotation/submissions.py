@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.interpretation import Submission
 from ssmsam.annotation.truth import PackedMask, SliceAnnotation, SliceKey, Source

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from submissions import AFFINE, GRID, SHAPE, empty, updates
+
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid
-from submissions import AFFINE, GRID, SHAPE, empty, updates
 
 
 def entry(value: bool = True, *, source: Source = Source.CLIENT, known: np.ndarray | None = None) -> SliceAnnotation:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from submissions import AFFINE, GRID, SHAPE, drawn, empty, masks, sources, submission
+
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark
 from ssmsam.annotation.partial import read_partial, write_partial
@@ -16,7 +18,6 @@ from ssmsam.annotation.summary import summarise
 from ssmsam.annotation.truth import InvalidSubmission, SliceKey
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Volume
-from submissions import AFFINE, GRID, SHAPE, drawn, empty, masks, sources, submission
 
 FRESH = Context(empty())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ssmsam.annotation.label_info import read_label_info
 from ssmsam.annotation.truth import InvalidSubmission
 

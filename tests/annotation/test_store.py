@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from submissions import AFFINE, GRID, drawn, empty, submission, updates
+
 from ssmsam.annotation.annotations import Update
 from ssmsam.annotation.files import CorruptAnnotations
 from ssmsam.annotation.interpretation import Context, interpret
@@ -20,7 +22,6 @@ from ssmsam.annotation.store import AnnotationStore, image_folder
 from ssmsam.annotation.support import SupportSet
 from ssmsam.annotation.truth import InvalidSubmission, Source
 from ssmsam.imaging.volume import Grid
-from submissions import AFFINE, GRID, drawn, empty, submission, updates
 
 HOSTILE = "../../case: é/07"
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,40 @@ def test_clicks_on_a_sample_volume_are_measured_recorded_drawn_and_not_measured_
     monkeypatch.setattr("ssmsam.evaluation.click_run.measure_case", lambda case, run: pytest.fail("measured again"))
     assert program.main(options) == 0
     assert json.loads(record.read_text())["tasks"] == result["tasks"]
+
+
+def test_annotated_slices_of_a_sample_volume_complete_it(program, few_slices, tmp_path, capsys):
+    record, figures = tmp_path / "complete.json", tmp_path / "figures"
+    options = ["complete", "--data", str(few_slices), "--slices", "2", "3", "--methods", "interpolation", "nearest"]
+    assert program.main([*options, "--threads", "1", "--json", str(record), "--figures", str(figures)]) == 0
+    result = json.loads(record.read_text())
+    assert set(result["methods"]) == {"interpolation", "nearest"}
+    assert set(result["per_label"]) == {"right kidney", "aorta"}
+    assert "complete_ends_given_other_slices.png" in {path.name for path in figures.iterdir()}
+    assert "ends given, 3 slices: other slices" in capsys.readouterr().out
+
+
+def test_a_patient_is_segmented_from_another_one(program, random_small, few_slices, tmp_path):
+    shutil.copytree(few_slices, tmp_path / "others")
+    shutil.copytree(few_slices.with_name("abdomen_labels"), tmp_path / "others_labels")
+    record = tmp_path / "crosspatient.json"
+    options = ["crosspatient", "--query-data", str(few_slices), "--support-data", str(tmp_path / "others")]
+    options += ["--labels", "right kidney=3", "aorta=5", "--slices", "1", "--methods", "prototypes", "--threads", "1"]
+    options += ["--weights", str(random_small.weights), "--allow-unverified", "--json", str(record)]
+    assert program.main(options) == 0
+    result = json.loads(record.read_text())
+    assert result["manifest"]["data"]["supports"]["set"] == "others"
+    assert set(result["methods"]["prototypes"]) == {"known extent", "whole volume, 1 slice"}
+    assert set(result["per_label"]) == {"right kidney", "aorta"}
+
+
+def test_wrong_methods_say_what_is_right(program, few_slices, capsys):
+    assert program.main(["crosspatient", "--data", str(few_slices), "--methods", "nearest"]) == 1
+    assert "it can measure prototypes, linear" in capsys.readouterr().err
+    assert program.main(["crosspatient"]) == 1
+    assert "--query-data and --support-data" in capsys.readouterr().err
+    assert program.main(["complete", "--data", str(few_slices), "--slices", "0"]) == 1
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_wrong_arguments_say_what_is_right(program, random_small, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.sr._concepts_dict import concepts
+
 from ssmsam.imaging.codes import BOTH, CATEGORIES, LEFT, PRIVATE_SCHEME, RIGHT, SIDES, TABLE, concept_of
 
 ROWS = json.loads(TABLE.read_text())

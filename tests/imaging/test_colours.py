@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ssmsam.imaging.codes import concept_of
 from ssmsam.imaging.colours import APART, cielab, distinct_colours
 

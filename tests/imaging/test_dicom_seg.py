@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from ssmsam.imaging import dicom_seg
 from ssmsam.imaging.dicom import find_series
 from ssmsam.imaging.dicom_seg import AlgorithmNotes, EmptySegmentation, write_seg

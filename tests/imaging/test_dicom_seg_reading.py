@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+
 from ssmsam.imaging.dicom_seg_reading import read_seg
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Grid, Volume

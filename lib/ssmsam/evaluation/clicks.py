@@ -170,9 +170,9 @@ def _by_label(records: Sequence[Record], prompt: str) -> dict[str, Any]:
     }
 
 
-def label_summaries(records: Sequence[Record], prompt: str) -> dict[str, Summary]:
-    """Label -> summary over cases; a case's value is the mean over its slices."""
+def label_summaries(records: Sequence[Record], prompt: str, *, measure: str = "dice") -> dict[str, Summary]:
+    """Label -> summary over cases; a case's value is the mean over its records, of ``record[measure][prompt]``."""
     per_case: dict[str, dict[str, list[float]]] = {}
     for record in records:
-        per_case.setdefault(record["label"], {}).setdefault(record["case"], []).append(record["dice"][prompt])
+        per_case.setdefault(record["label"], {}).setdefault(record["case"], []).append(record[measure][prompt])
     return {label: summarise(float(np.mean(scores)) for scores in cases.values()) for label, cases in per_case.items()}

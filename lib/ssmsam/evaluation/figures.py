@@ -1,4 +1,4 @@
-"""Pictures of results: Dice against clicks, and masks drawn over their slices."""
+"""Pictures of results: Dice against clicks or annotated slices, and masks drawn over their slices."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ def draw_overlays(path: Path, panels: Sequence[Panel], *, columns: int = 3, titl
     return _save(figure, path)
 
 
-def draw_curves(
-    path: Path, curves: Mapping[str, Mapping[int, float]], *, title: str, y_label: str = "Dice (%)"
-) -> Path:
-    """Lines of Dice against clicks into a PNG. ``curves`` maps a name to {clicks: Dice}; "mean" is drawn bold."""
+def draw_curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title: str, x_label: str = "clicks") -> Path:
+    """Lines of Dice against a number into a PNG. ``curves`` maps a name to {number: Dice}; "mean" is drawn bold."""
     if not curves:
         raise ValueError("there is nothing to draw")
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
@@ -60,7 +58,7 @@ def draw_curves(
             list(points), list(points.values()), marker="o", label=name, zorder=3 if mean else 2,
             linewidth=3.0 if mean else 1.3, color="black" if mean else None, markersize=6 if mean else 4,
         )  # fmt: skip
-    axes.set(xlabel="clicks", ylabel="Dice (%)", title=title, ylim=(0, 100))
+    axes.set(xlabel=x_label, ylabel="Dice (%)", title=title, ylim=(0, 100))
     axes.set_xticks(sorted({n for points in curves.values() for n in points}))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

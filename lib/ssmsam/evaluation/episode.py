@@ -1,0 +1,51 @@
+"""A task together with its truth: what a protocol makes of a case, and how an answer is scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ssmsam.evaluation.fewshot import FewShotMethod, Task
+from ssmsam.evaluation.metrics import dice
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """Only ``task`` is shown to a method.
+
+    ``scored`` names sets of slices, (slices,) bool each, over which a three-dimensional Dice is taken; the first one
+    is the protocol's figure. ``notes`` go into the record: which slices, which supports.
+    """
+
+    label: str
+    setting: str
+    task: Task
+    truth: np.ndarray
+    scored: Mapping[str, np.ndarray]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def measure(self, method: FewShotMethod, *, surfaces: bool = False) -> dict[str, Any]:
+        """Run a method and score its mask: one record, ready for JSON."""
+        started = time.perf_counter()
+        mask = self.task.finished(method.segment(self.task))
+        seconds = time.perf_counter() - started
+        scores = {name: dice(mask[slices], self.truth[slices]) for name, slices in self.scored.items()}
+        first = next(iter(self.scored.values()))
+        record = {
+            "label": self.label,
+            "setting": self.setting,
+            **self.notes,
+            "dice": {name: round(score, 3) for name, score in scores.items()},
+            "nothing_left": not self.truth[first].any(),
+            "seconds": round(seconds, 3),
+        }
+        if surfaces:
+            from ssmsam.evaluation.surface import surface_distances  # MONAI takes seconds to import
+
+            distances = surface_distances(mask, self.truth, self.task.query.spacing)
+            record["surface"] = {name: round(mm, 3) for name, mm in distances.items()}
+        return record

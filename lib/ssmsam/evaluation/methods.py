@@ -1,0 +1,63 @@
+"""The few-shot methods that can be measured, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssmsam.evaluation.fewshot import FewShotMethod
+from ssmsam.evaluation.interpolation import NearestSlice, ShapeInterpolation
+from ssmsam.evaluation.linear import LinearClassifier
+from ssmsam.evaluation.prompted import PromptedModel
+from ssmsam.evaluation.propagated import SeedPropagation
+from ssmsam.evaluation.prototypes import PrototypeMatching
+from ssmsam.evaluation.random_walker import RandomWalker
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """How a method is made. ``settings`` are the values that change its results."""
+
+    make: Callable[..., FewShotMethod]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    encoder: bool = False
+    decoder: bool = False
+    within: bool = False
+    """Needs annotated slices of the query itself, so it cannot cross patients."""
+
+    def build(self, model: PromptedModel | None) -> FewShotMethod:
+        """Raises ValueError when the method needs a model and there is none."""
+        parts: dict[str, Any] = {}
+        if self.encoder or self.decoder:
+            if model is None:
+                raise ValueError("this method needs an encoder")
+            parts["embedder"] = model.embedder
+        if self.decoder and model is not None:
+            parts["decoder"] = model.decoder
+        return self.make(**self.settings, **parts)
+
+
+METHODS: dict[str, MethodSpec] = {
+    "interpolation": MethodSpec(ShapeInterpolation, {"beyond": 0.0}, within=True),
+    "interpolation_beyond": MethodSpec(ShapeInterpolation, {"beyond": 0.5}, within=True),
+    "nearest": MethodSpec(NearestSlice, {"beyond": 0.5}, within=True),
+    "random_walker": MethodSpec(RandomWalker, {"beta": 130.0, "margin_mm": 15.0, "voxels": 60_000}, within=True),
+    "propagation": MethodSpec(SeedPropagation, encoder=True, decoder=True, within=True),
+    "prototypes": MethodSpec(PrototypeMatching, {"window": 4, "purity": 0.95}, encoder=True),
+    "linear": MethodSpec(LinearClassifier, {"penalty": 1e-3, "steps": 60}, encoder=True),
+}
+
+
+def methods_for(protocol: str) -> list[str]:
+    """The names of the methods that a protocol can measure."""
+    return [name for name, spec in METHODS.items() if protocol == "complete" or not spec.within]
+
+
+def checked_methods(names: list[str] | None, protocol: str) -> tuple[str, ...]:
+    """The wanted methods, all of the protocol's by default. Raises ValueError for one that it cannot measure."""
+    known = methods_for(protocol)
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{protocol} cannot measure the method {name!r}; it can measure {', '.join(known)}")
+    return tuple(dict.fromkeys(names or known))

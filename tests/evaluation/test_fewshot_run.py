@@ -1,0 +1,141 @@
+import json
+from dataclasses import replace
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from ssmsam.evaluation import fewshot_run
+from ssmsam.evaluation.cases import open_set
+from ssmsam.evaluation.complete import CompleteProtocol
+from ssmsam.evaluation.crosspatient import CrossPatientProtocol
+from ssmsam.evaluation.fewshot_run import FewShotRun
+from ssmsam.evaluation.fewshot_summary import draw_fewshot, fewshot_curves, fewshot_result
+from ssmsam.evaluation.methods import checked_methods
+from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam.evaluation.results import RunLog
+from ssmsam.evaluation.supports import SupportPool
+from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.writing import write_volume
+from ssmsam.progress import Cancelled
+
+
+@pytest.fixture(scope="module")
+def labelled_set(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("set"), np.random.default_rng(0)
+    for number, name in enumerate("abc"):
+        labels = np.zeros((12, 24, 24), dtype=np.uint8)
+        for index in range(2, 10):
+            labels[index, 4 : 12 + (index + number) % 4, 4:14] = 1
+        if name == "c":
+            labels[3:6, 18:22, 18:22] = 2
+        image = (labels * 60.0 + rng.normal(0, 5, labels.shape)).astype(np.float32)
+        for kind, array in (("images", image), ("labels", labels)):
+            (folder / kind).mkdir(exist_ok=True)
+            write_volume(Volume(array, np.diag([1.0, 1.0, 4.0, 1.0])), folder / kind / f"{name}.nii.gz")
+    return open_set(folder, label_names={1: "block", 2: "rare"})
+
+
+@pytest.fixture(scope="module")
+def run(labelled_set):
+    protocol = CompleteProtocol(slices=(2, 3))
+    return FewShotRun(protocol, labelled_set, ("interpolation", "nearest"), ModelChoice(), surfaces=True)
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return run.run()
+
+
+def test_the_result_has_the_shape_that_all_results_share(result):
+    json.dumps(result)
+    assert result["protocol"] == "complete" and result["weights_sha256"] is None
+    assert set(result["per_label"]) == {"block", "rare"}
+    assert result["per_label"]["block"]["n"] == 3 and result["per_label"]["rare"]["n"] == 1
+    headline = result["methods"]["interpolation"]["ends given, 3 slices"]
+    assert result["mean_dice"] == headline["mean_dice"] == headline["scores"]["other slices"]["mean_dice"]
+    assert headline["surface"]["assd_mm"]["mean"] < headline["surface"]["hd95_mm"]["mean"] < 10
+    assert headline["nothing_left"] == 1  # the rare label is on three slices only
+    assert result["manifest"]["data"]["queries"]["cases"] == ["a", "b", "c"]
+
+
+def test_the_mean_is_over_labels_then_cases(result):
+    scores = {}
+    for case in result["per_case"]:
+        for record in case["methods"]["nearest"]:
+            if record["setting"] == "ends unknown, 2 slices":
+                scores.setdefault(record["label"], []).append(record["dice"]["other slices"])
+    expected = np.mean([np.mean(cases) for cases in scores.values()])
+    assert result["methods"]["nearest"]["ends unknown, 2 slices"]["mean_dice"] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_stopped_run_goes_on_and_a_new_method_is_measured_alone(run, result, tmp_path, monkeypatch):
+    def stop_after_one(phase, done, total):
+        if done == 1:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run.run(RunLog(tmp_path / "log", run=run.key), progress=stop_after_one)
+    measured, measure = [], fewshot_run.measure_case
+    spy = lambda case, methods, run: measured.append((case.name, methods)) or measure(case, methods, run)  # noqa: E731
+    monkeypatch.setattr(fewshot_run, "measure_case", spy)
+    resumed = run.run(RunLog(tmp_path / "log", run=run.key))
+    assert [name for name, _ in measured] == ["b", "c"]
+    assert without_seconds(resumed["methods"]) == without_seconds(result["methods"])
+
+    measured.clear()
+    more = replace(run, methods=("interpolation", "interpolation_beyond"))
+    more.run(RunLog(tmp_path / "log", run=more.key))
+    assert measured == [(name, ["interpolation_beyond"]) for name in "abc"]
+
+
+def without_seconds(found):
+    if isinstance(found, dict):
+        return {key: without_seconds(inner) for key, inner in found.items() if key != "seconds"}
+    return found
+
+
+def test_other_settings_are_another_run(run, labelled_set):
+    assert replace(run, protocol=CompleteProtocol(slices=(2,))).key != run.key
+    assert replace(run, weights_sha256="0" * 64).key != run.key
+    assert replace(run, surfaces=False).key != run.key
+    assert replace(run, jobs=3, threads=2).key == run.key
+
+
+def test_across_patients_a_label_without_supports_is_told_not_dropped(labelled_set, random_small):
+    sha256 = PromptedModel.load(random_small).weights_sha256
+    crossing = FewShotRun(
+        CrossPatientProtocol(supports=2, slices=(1,)),
+        labelled_set, ("prototypes",), random_small, sha256, SupportPool.open(labelled_set),
+    )  # fmt: skip
+    result = crossing.run()
+    assert result["labels_not_run"] == {"c": ["rare"]}
+    records = [record for case in result["per_case"] for record in case["methods"]["prototypes"]]
+    assert len(records) == 3 * 2 * 2  # cases, groups of supports, settings
+    assert all(case["case"] not in r["supports"] for case in result["per_case"] for r in case["methods"]["prototypes"])
+    assert result["manifest"]["data"]["supports"]["cases"] == ["a", "b", "c"]
+    assert result["per_label"]["block"]["n"] == 3
+
+
+def test_no_label_with_enough_supports_says_what_to_do(labelled_set):
+    protocol, pool = CrossPatientProtocol(shots=5), SupportPool.open(labelled_set)
+    run = FewShotRun(protocol, labelled_set, ("prototypes",), ModelChoice(), pool=pool)
+    measured = {"prototypes": {case.name: {"records": [], "labels_not_run": ["block"]} for case in labelled_set.cases}}
+    with pytest.raises(ValueError, match="lower --shots"):
+        fewshot_result(run, measured)
+
+
+def test_curves_have_a_line_for_each_method(result, tmp_path):
+    curves = fewshot_curves(result)
+    assert set(curves) == {"ends given", "ends unknown"}
+    assert set(curves["ends given"]["nearest"]) == {2, 3}
+    drawn = draw_fewshot(tmp_path, result, "set")
+    assert len(drawn) == 4
+    assert all(matplotlib.image.imread(path).std() > 0.01 for path in drawn)
+
+
+def test_methods_that_need_slices_of_the_query_cannot_cross_patients():
+    assert checked_methods(["nearest", "linear", "nearest"], "complete") == ("nearest", "linear")
+    assert checked_methods(None, "crosspatient") == ("prototypes", "linear")
+    with pytest.raises(ValueError, match="it can measure prototypes, linear"):
+        checked_methods(["nearest"], "crosspatient")
