@@ -39,12 +39,8 @@ from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.results import RunLog, write_result
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
-<<<<<<< HEAD
-=======
 from ssmsam.evaluation.supports import SupportPool, support_set
 from ssmsam.progress import Progress
-from tqdm import tqdm
->>>>>>> protocols
 
 ROOT = Path(__file__).resolve().parent.parent
 
