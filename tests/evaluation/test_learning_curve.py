@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ssmsam.evaluation.learning_curve import draw_learning_curve, read_log
@@ -28,3 +29,13 @@ def test_a_picture_is_drawn_and_an_empty_log_is_refused(tmp_path):
     log.write_text("")
     with pytest.raises(ValueError, match="no training step"):
         read_log(log)
+
+
+def test_rounds_may_change_when_training_is_resumed(tmp_path):
+    log = tmp_path / "run.jsonl"
+    write(log, (50, 60, [2, 1, 0.5]), (100, 120, [1.5, 0.9]))
+    _, losses = read_log(log)
+    assert losses.shape == (2, 3)
+    assert losses[0].tolist() == [2, 1, 0.5]
+    assert losses[1, :2].tolist() == [1.5, 0.9]
+    assert np.isnan(losses[1, 2])

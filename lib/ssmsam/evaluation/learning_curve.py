@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 def read_log(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Training seconds (N,) and the losses of all rounds (N, rounds) of a training log (.jsonl).
 
-    What a resumed run did over again counts once, the last time. Raises ValueError for an empty log.
+    A round that was not played in a part of the training is not-a-number there. What a resumed run did over again counts once, the last time. Raises ValueError for an empty log.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     kept: list[dict] = []
@@ -23,7 +24,8 @@ def read_log(path: Path) -> tuple[np.ndarray, np.ndarray]:
         kept.append(line)
     if not kept:
         raise ValueError(f"{path} holds no training step yet")
-    return np.array([line["seconds"] for line in kept]), np.array([line["loss_by_round"] for line in kept])
+    losses = zip_longest(*(line["loss_by_round"] for line in kept), fillvalue=np.nan)
+    return np.array([line["seconds"] for line in kept]), np.array(list(losses)).T
 
 
 def draw_learning_curve(path: Path, log: Path) -> Path:
