@@ -109,3 +109,21 @@ def test_a_slice_of_the_input_size_is_not_touched() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected images"):
         Frame(10, 10, 64).to_input(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_mirrored_slice_in_a_mirroring_frame_is_the_same_input(mirrored: tuple[bool, bool]) -> None:
+    image = torch.rand(1, 1, 30, 50)
+    plain, turning = Frame(30, 50, 64), Frame(30, 50, 64, mirrored=mirrored)
+    stored = turning.mirror(image)
+    torch.testing.assert_close(turning.to_input(stored), plain.to_input(image))
+    torch.testing.assert_close(
+        turning.logits_to_slice(plain.to_input(image)), turning.mirror(plain.logits_to_slice(plain.to_input(image)))
+    )
+    xy = np.array([[3.0, 7.0], [41.0, 20.0]])
+    moved = np.where(mirrored[::-1], np.array([49.0, 29.0]) - xy, xy)
+    np.testing.assert_allclose(turning.points_to_input(moved), plain.points_to_input(xy))
+    np.testing.assert_allclose(turning.points_to_slice(turning.points_to_input(xy)), xy)
+    x0, y0, x1, y1 = turning.box_to_input((3.0, 7.0, 41.0, 20.0)).ravel()
+    assert x0 < x1
+    assert y0 < y1

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssmsam.imaging.orientation import reoriented
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid, Volume
 
@@ -59,3 +60,18 @@ def test_no_points_split_into_no_slices() -> None:
 def test_other_axes_are_refused(axis: object) -> None:
     with pytest.raises(ValueError, match="axis"):
         Plane(axis)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("codes", "axis", "expected"),
+    [
+        ("LAS", 0, (False, False, False)),
+        ("LPS", 0, (False, True, False)),
+        ("RAS", 0, (False, False, True)),
+        ("RPI", 0, (True, True, True)),
+        ("LPS", 1, (True, False, False)),
+        ("RPS", 2, (True, False, True)),
+    ],
+)
+def test_mirroring_follows_the_patient_not_the_storage(volume: Volume, codes: str, axis: int, expected: tuple) -> None:
+    assert Plane(axis).mirrored(reoriented(volume, codes).grid) == expected

@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from bench import ORGAN, SLICES, SPACING, Bench
 from region_decoder import SIZE
 
-from conftest import ORGAN, SLICES, SPACING, Bench
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.decoder import Candidates
 from ssmsam.prompting.drawing import mask_to_logits

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from bench import draw_volume
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from conftest import draw_volume
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.encoders.frame import Frame

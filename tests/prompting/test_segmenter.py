@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bench import ORGAN, OTHER, SATELLITE, Bench
 from region_decoder import SIZE
 
-from conftest import ORGAN, OTHER, SATELLITE, Bench
 from ssmsam.prompting.correction import CorrectionConfig, satisfied
 from ssmsam.prompting.prompt import SlicePrompt
 from ssmsam.prompting.segmenter import choose, correct_slice, segment_slice

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bench import ORGAN, OTHER, SATELLITE, SLICES, Bench, draw_volume
 from region_decoder import RegionDecoder
 
-from conftest import ORGAN, OTHER, SATELLITE, SLICES, Bench, draw_volume
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.recipe import MrPercentiles
 from ssmsam.imaging.volume import Volume

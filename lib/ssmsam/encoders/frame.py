@@ -23,6 +23,8 @@ class Frame:
     size: int
     pixel_mm: tuple[float, float] = (1.0, 1.0)
     """Millimetres per pixel along (y, x)."""
+    mirrored: tuple[bool, bool] = (False, False)
+    """Whether the slice is shown mirrored along (y, x): see :meth:`ssmsam.imaging.plane.Plane.mirrored`."""
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -50,24 +52,40 @@ class Frame:
         else:
             drawn = F.interpolate(images.float(), self.resized, mode="bilinear", align_corners=False, antialias=True)
         rows, columns = self.resized
-        return F.pad(drawn, (0, self.size - columns, 0, self.size - rows))
+        return F.pad(self.mirror(drawn), (0, self.size - columns, 0, self.size - rows))
+
+    def mirror(self, images: torch.Tensor) -> torch.Tensor:
+        """(..., y, x) between the slice's order of pixels and the input's: its own inverse."""
+        return images.flip([axis for axis, turned in zip((-2, -1), self.mirrored, strict=True) if turned])
 
     def points_to_input(self, xy: np.ndarray) -> np.ndarray:
         """Points (N, 2) as (x, y) in slice pixels -> the same in input pixels."""
         scale_y, scale_x = self.scale
-        return (np.asarray(xy, dtype=np.float64).reshape(-1, 2) + 0.5) * (scale_x, scale_y) - 0.5
+        return self._mirror_points((np.asarray(xy, dtype=np.float64).reshape(-1, 2) + 0.5) * (scale_x, scale_y) - 0.5)
 
     def points_to_slice(self, xy: np.ndarray) -> np.ndarray:
         """The inverse of :meth:`points_to_input`."""
         scale_y, scale_x = self.scale
-        return (np.asarray(xy, dtype=np.float64).reshape(-1, 2) + 0.5) / (scale_x, scale_y) - 0.5
+        shown = self._mirror_points(np.asarray(xy, dtype=np.float64).reshape(-1, 2))
+        return (shown + 0.5) / (scale_x, scale_y) - 0.5
+
+    def box_to_input(self, box: tuple[float, float, float, float]) -> np.ndarray:
+        """A box (x0, y0, x1, y1) in slice pixels -> its first and last corner (2, 2) in input pixels."""
+        return np.sort(self.points_to_input(np.reshape(box, (2, 2))), axis=0)
 
     def logits_to_slice(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, C, h, w) that cover the whole input at any resolution -> (B, C, height, width)."""
         full = F.interpolate(logits.float(), (self.size, self.size), mode="bilinear", align_corners=False)
         rows, columns = self.resized
         shape = (self.height, self.width)
-        return F.interpolate(full[..., :rows, :columns], shape, mode="bilinear", align_corners=False)
+        return F.interpolate(self.mirror(full[..., :rows, :columns]), shape, mode="bilinear", align_corners=False)
+
+    def _mirror_points(self, xy: np.ndarray) -> np.ndarray:
+        """Points (N, 2) in input pixels between both orders: its own inverse."""
+        rows, columns = self.resized
+        turned_y, turned_x = self.mirrored
+        x, y = xy.T
+        return np.stack([columns - 1 - x if turned_x else x, rows - 1 - y if turned_y else y], axis=1)
 
     def _expect(self, images: torch.Tensor) -> None:
         if images.ndim != 4 or tuple(images.shape[-2:]) != (self.height, self.width):

@@ -24,7 +24,7 @@ from ssmsam.imaging.volume import Grid
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the files, or how encoder inputs are made of slices, change."""
 
 DEFAULT_QUOTA_BYTES = 20 * 2**30

@@ -51,7 +51,9 @@ class VolumeEmbeddings:
         self.grid = grid
         self.count = plane.count(grid)
         height, width = plane.slice_shape(grid)
-        self.frame = Frame(height, width, embedder.encoder.spec.input_size, plane.pixel_mm(grid))
+        self._backwards, *mirrored = plane.mirrored(grid)
+        size = embedder.encoder.spec.input_size
+        self.frame = Frame(height, width, size, plane.pixel_mm(grid), (mirrored[0], mirrored[1]))
         self._embedder = embedder
         self._load = load
         self._stored = embedder.store.open(key, grid=grid, count=self.count) if embedder.store else None
@@ -122,6 +124,8 @@ class VolumeEmbeddings:
         """
         context = self._embedder.encoder.spec.context
         offsets = (-context, 0, context) if context else (0,)
+        if self._backwards:
+            offsets = offsets[::-1]
         near = np.clip(np.add.outer(indices, offsets), 0, self.count - 1)
         pixels = self.scale.apply(self.plane.stack(self.volume.array)[near])
         return self.frame.to_input(torch.from_numpy(pixels)).expand(-1, 3, -1, -1)

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 def read_log(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Training seconds (N,) and the losses of all rounds (N, rounds) of a training log (.jsonl).
 
-    A round that was not played in a part of the training is not-a-number there. What a resumed run did over again counts once, the last time. Raises ValueError for an empty log.
+    A round that was not played in a part of the training is not-a-number there. What a resumed run did over again
+    counts once, the last time. Raises ValueError for an empty log.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     kept: list[dict] = []

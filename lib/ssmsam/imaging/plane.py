@@ -8,6 +8,9 @@ import numpy as np
 
 from ssmsam.imaging.volume import Grid
 
+SHOWN_TOWARDS = np.array([1.0, -1.0, 1.0])
+"""Patient directions, in LPS, in which encoders see pixels and slices run: to the left, anterior, superior."""
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -48,6 +51,14 @@ class Plane:
     def slice_mm(self, grid: Grid) -> float:
         """Millimetres between neighbouring slices."""
         return grid.spacing[self.axis]
+
+    def mirrored(self, grid: Grid) -> tuple[bool, bool, bool]:
+        """Along (slice, y, x): whether the index runs against :data:`SHOWN_TOWARDS`, so that what an encoder is shown
+        does not depend on the order in which voxels happen to be stored."""
+        i, j, k = grid.affine[:3, :3].T
+        against = [bool((axis * SHOWN_TOWARDS)[np.abs(axis).argmax()] < 0) for axis in (k, j, i)]
+        along = against.pop(self.axis)
+        return along, against[0], against[1]
 
     def split(self, ijk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Voxel indices (N, 3) as (column, row, slice) -> slice indices (N,) and points (N, 2) as (x, y)."""

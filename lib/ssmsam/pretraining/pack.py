@@ -52,7 +52,7 @@ def pack_volume(
 ) -> PackedVolume:
     """Draw a volume into the frame. ``scale`` are the intensities that become 0 and 255."""
     plane = Plane()
-    frame = Frame(*plane.slice_shape(image.grid), SIZE, plane.pixel_mm(image.grid))
+    frame = _frame(image, plane)
     pixels = _draw(image.array, frame, scale)
     labels = np.zeros_like(pixels) if label is None else _draw_labels(label.array, frame)
     rng = np.random.default_rng(seed)
@@ -66,8 +66,7 @@ def pack_volume(
 def pack_info(image: Volume, *, dataset: str, name: str, labels: dict[str, int]) -> PackedInfo:
     """The description of a volume that is about to be packed."""
     plane = Plane()
-    frame = Frame(*plane.slice_shape(image.grid), SIZE, plane.pixel_mm(image.grid))
-    return PackedInfo(dataset, name, plane.slice_mm(image.grid), frame.input_mm, labels)
+    return PackedInfo(dataset, name, plane.slice_mm(image.grid), _frame(image, plane).input_mm, labels)
 
 
 def save_packed(packed: PackedVolume, folder: Path) -> Path:
@@ -101,6 +100,11 @@ def _load(path: Path) -> PackedVolume:
         return PackedVolume(info, arrays["image"], arrays["label"], arrays["regions"])
 
 
+def _frame(image: Volume, plane: Plane) -> Frame:
+    _, mirrored_y, mirrored_x = plane.mirrored(image.grid)
+    return Frame(*plane.slice_shape(image.grid), SIZE, plane.pixel_mm(image.grid), (mirrored_y, mirrored_x))
+
+
 def _draw(array: np.ndarray, frame: Frame, scale: tuple[float, float]) -> np.ndarray:
     low, high = scale
     drawn = np.empty((len(array), SIZE, SIZE), dtype=np.uint8)
@@ -117,5 +121,5 @@ def _draw_labels(array: np.ndarray, frame: Frame) -> np.ndarray:
         nearest = F.interpolate(
             torch.from_numpy(values.astype(np.float32))[None, None], (rows, columns), mode="nearest-exact"
         )
-        drawn[index, :rows, :columns] = nearest[0, 0].byte().numpy()
+        drawn[index, :rows, :columns] = frame.mirror(nearest)[0, 0].byte().numpy()
     return drawn

@@ -93,7 +93,7 @@ class SamPromptDecoder:
     def _box(self, prompt: SlicePrompt, frame: Frame, neighbour: Neighbour | None) -> torch.Tensor | None:
         """(4,) x0, y0, x1, y1 in input pixels: the prompt's box, else that of the neighbour's mask."""
         if prompt.box is not None:
-            return torch.from_numpy(frame.points_to_input(np.reshape(prompt.box, (2, 2)))).float().reshape(4)
+            return torch.from_numpy(frame.box_to_input(prompt.box)).float().reshape(4)
         if neighbour is None:
             return None
         y, x = np.nonzero(self._inside(neighbour))

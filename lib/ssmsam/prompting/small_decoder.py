@@ -98,9 +98,9 @@ def closeness(distance_mm: float) -> float:
 
 def point_tensors(prompt: SlicePrompt, frame: Frame) -> tuple[torch.Tensor, torch.Tensor]:
     """A slice's prompt -> points (P, 2) in input pixels and kinds (P,)."""
-    corners = np.zeros((0, 2)) if prompt.box is None else np.reshape(prompt.box, (2, 2))
-    xy = np.concatenate([np.reshape(p, (-1, 2)) for p in (prompt.positive, prompt.negative, corners)])
+    corners = np.zeros((0, 2)) if prompt.box is None else frame.box_to_input(prompt.box)
+    clicks = np.concatenate([np.reshape(p, (-1, 2)) for p in (prompt.positive, prompt.negative)])
     kinds = [PointKind.POSITIVE] * len(prompt.positive) + [PointKind.NEGATIVE] * len(prompt.negative)
     kinds += [PointKind.BOX_TOP_LEFT, PointKind.BOX_BOTTOM_RIGHT] if len(corners) else []
-    points = torch.from_numpy(frame.points_to_input(xy)).float()
+    points = torch.from_numpy(np.concatenate([frame.points_to_input(clicks), corners])).float()
     return points, torch.tensor([int(kind) for kind in kinds], dtype=torch.long)
