@@ -35,6 +35,7 @@ class RegionDecoder:
     """Connected pixels of about the prompted intensity; two candidates, a strict and a lenient one."""
 
     logits_size = SIZE
+    least_likeness = 0.0
 
     def __init__(self) -> None:
         self.calls = 0

@@ -63,6 +63,7 @@ class CopyDecoder:
     """The neighbour's mask once more."""
 
     logits_size = SIZE
+    least_likeness = 0.0
 
     def predict(self, embedding, *, frame, prompt=None, previous=None, neighbour=None) -> Candidates:
         return Candidates(mask_to_logits(neighbour.mask)[0], torch.ones(1), 1.0)

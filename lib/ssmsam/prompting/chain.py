@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.prompting.correction import connected_to
 from ssmsam.prompting.decoder import Neighbour, PromptDecoder
 from ssmsam.prompting.drawing import draw_mask, logits_to_pixels
+from ssmsam.prompting.small_network import describe_target
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Stop:
     at: int
     """The first slice that was not accepted."""
     reason: str
-    """end, limit, distance, time, presence, quality, empty, collapsed, leaked, jumped."""
+    """end, limit, distance, time, presence, quality, empty, collapsed, leaked, jumped, unlike (the seed)."""
 
 
 class Chain:
@@ -77,6 +79,7 @@ class Chain:
         self.stop: Stop | None = None
         self._keep_probabilities = keep_probabilities
         self._last, self._index = self.seed, start
+        self._seen = self._described(start, self.seed)
         if not self.seed.any():
             self._end("empty")
         else:
@@ -104,6 +107,8 @@ class Chain:
         pixels = logits_to_pixels(candidates.logits[:1], self.embeddings.frame)[0]
         mask = connected_to(pixels > 0, self._last)
         reason = self._objection(mask, candidates.presence, float(candidates.quality[0]))
+        if not reason and self._described(index, mask) @ self._seen < self.decoder.least_likeness:
+            reason = "unlike"
         if reason:
             self.stop = Stop(self.start, index, reason)
             return
@@ -118,8 +123,16 @@ class Chain:
         self._end("time")
 
     def _drawn(self) -> torch.Tensor:
-        device = self.embeddings.slice(self._index)["image"].device
-        return draw_mask(self._last, self.embeddings.frame, self.decoder.logits_size, device)
+        return self._draw(self._index, self._last)
+
+    def _draw(self, index: int, mask: np.ndarray) -> torch.Tensor:
+        device = self.embeddings.slice(index)["image"].device
+        return draw_mask(mask, self.embeddings.frame, self.decoder.logits_size, device)
+
+    def _described(self, index: int, mask: np.ndarray) -> torch.Tensor:
+        """(channels,) of unit length: what is inside a mask, as the encoder sees it."""
+        image = self.embeddings.slice(index)["image"]
+        return F.normalize(describe_target(image, self._draw(index, mask))[0, 0], dim=0)
 
     def _look_ahead(self) -> None:
         reason = self._obstacle(self._index + self.step)

@@ -47,6 +47,9 @@ class PromptDecoder(Protocol):
 
     logits_size: int
     """Side S of the square low-resolution logits."""
+    least_likeness: float
+    """Cosine between the target embeddings of a propagated mask and of its seed below which it is something else.
+    0 where it was not calibrated: then it stops nothing."""
 
     def predict(
         self,

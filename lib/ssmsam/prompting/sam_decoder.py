@@ -38,6 +38,7 @@ class SamPromptDecoder:
         self.prompt_encoder = prompt_encoder.eval().requires_grad_(False)
         self.mask_decoder = mask_decoder.eval().requires_grad_(False)
         self.logits_size: int = prompt_encoder.mask_input_size[0]
+        self.least_likeness = 0.0
 
     @classmethod
     def from_sam(cls, sam: Sam) -> SamPromptDecoder:
