@@ -36,7 +36,7 @@ class SmallPromptDecoder:
 
     logits_size = SPEC.input_size // LOGITS_STRIDE
     least_likeness = 0.93
-    """Chosen on the validation patients: nearly all good masks are above it, most of those past the organ's end below."""
+    """Chosen on the validation patients: good masks are above it, most of those past the organ's end below."""
 
     def __init__(self, *, network: SmallPromptNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
