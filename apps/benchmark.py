@@ -264,7 +264,7 @@ def run_speed(options: argparse.Namespace) -> int:
                     **alone.submit(measure_model, choice, volume, protocol).result(),
                 }
             print_speed(name, encoders[name])
-    server = None if options.no_server else time_server(options.data)
+    server = None if options.no_server else time_server(open_set(options.data))
     result = {
         "protocol": "speed",
         "method": "sam_2d",
@@ -288,11 +288,11 @@ def run_speed(options: argparse.Namespace) -> int:
     return 0
 
 
-def time_server(data: Path) -> dict[str, Any]:
+def time_server(data: LabelledSet) -> dict[str, Any]:
     """Start the server on links to the images, so that it writes nothing beside them."""
     with tempfile.TemporaryDirectory(prefix="ssmsam-studies-") as folder:
-        for image in (data / "images").iterdir():
-            (Path(folder) / image.name).symlink_to(image.resolve())
+        for case in data.cases:
+            (Path(folder) / case.image.name).symlink_to(case.image.resolve())
         found = measure_server(ROOT / "ssmsam_app", Path(folder))
     print(f"server: answers {found['start_seconds']['median']:.1f} s after the command, {found['memory_mb']} MB then")
     return found
