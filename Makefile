@@ -5,18 +5,19 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 HOST    ?= 127.0.0.1
 PORT    ?= 8000
 STUDIES ?= sample-datasets/abdomen
+PACS_PORT ?= 8042
 DATA    ?= ../shared/data
 THREADS ?= 2
 JOBS    ?= 2
 
 BIN     := $(VENV)/bin
-# monailabel and dcmqi call `python` and their tools by name: the venv's must come first.
+# monailabel calls `python` by name: the venv's must come first.
 export PATH := $(abspath $(BIN)):$(PATH)
 # A fixed number of threads: more than there are cores slows every model down.
 RUN     := OMP_NUM_THREADS=$(THREADS) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-speed clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-active bench-speed clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
@@ -52,6 +53,13 @@ serve: setup  ## start the server and leave it running (HOST, PORT, STUDIES)
 	@echo "   every REST call:                               http://$(HOST):$(PORT)/"
 	OMP_NUM_THREADS=$(THREADS) monailabel start_server --app ssmsam_app --studies $(STUDIES) --host $(HOST) --port $(PORT)
 
+serve-dicom: setup  ## start a local Orthanc with the sample studies and the server on it, with OHIF (HOST, PORT, PACS_PORT)
+	@echo "== Orthanc and the server; stop both with Ctrl-C. When the server is up, open"
+	@echo "   OHIF:     http://$(HOST):$(PORT)/ohif/"
+	@echo "   Orthanc:  http://127.0.0.1:$(PACS_PORT)"
+	$(RUN) apps/pacs.py --port $(PACS_PORT) -- monailabel start_server --app ssmsam_app \
+	    --studies http://127.0.0.1:$(PACS_PORT)/dicom-web --host $(HOST) --port $(PORT)
+
 doctor: setup  ## say what works here, what does not, and what to do
 	@$(BIN)/python apps/doctor.py
 
@@ -85,6 +93,12 @@ bench-crosspatient: setup  ## organs annotated in other patients, against baseli
 	    --json benchmarks/crosspatient_abdomen_ct.json --figures benchmarks/figures/crosspatient_abdomen_ct
 	$(RUN) apps/benchmark.py crosspatient --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
 	    --json benchmarks/crosspatient_abdomen_mr.json --figures benchmarks/figures/crosspatient_abdomen_mr
+
+bench-active: setup  ## Dice by number of annotated slices, for each strategy (DATA, JOBS)
+	$(RUN) apps/benchmark.py active --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \
+	    --json benchmarks/active_abdomen_ct.json --figures benchmarks/figures/active_abdomen_ct
+	$(RUN) apps/benchmark.py active --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
+	    --json benchmarks/active_abdomen_mr.json --figures benchmarks/figures/active_abdomen_mr
 
 bench-speed: setup  ## a later click against re-encoding on every click, start-up time, memory
 	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \

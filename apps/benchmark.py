@@ -4,6 +4,7 @@ clicks        a simulated annotator clicks on every organ of every case; Dice af
               box, and in the whole volume.
 complete      some slices of a volume are annotated: Dice on its other slices.
 crosspatient  an organ is annotated in other patients: Dice in this one.
+active        slices are annotated one after the other as a strategy names them: Dice after each.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
 
 A run that was stopped goes on where it was.
@@ -25,10 +26,14 @@ from tqdm import tqdm
 
 from ssmsam.encoders.registry import ENCODERS
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.evaluation.active import STRATEGIES, ActiveProtocol
+from ssmsam.evaluation.active_run import ActiveRun
+from ssmsam.evaluation.active_summary import draw_active
+from ssmsam.evaluation.adaptation_speed import measure_adaptation
 from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
-from ssmsam.evaluation.complete import CompleteProtocol
+from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
 from ssmsam.evaluation.examples import draw_figures
 from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
@@ -59,23 +64,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    protocols = parser.add_subparsers(required=True, metavar="{clicks,complete,crosspatient,speed}")
+    protocols = parser.add_subparsers(required=True, metavar="{clicks,complete,crosspatient,active,speed}")
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
     crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
+    active = protocols.add_parser("active", help="Dice by number of annotated slices, for each strategy")
     speed = protocols.add_parser("speed", help="seconds and memory")
-    for protocol in (clicks, complete, crosspatient):
+    for protocol in (clicks, complete, crosspatient, active):
         protocol.add_argument("--encoder", choices=ENCODERS, default="small")
         protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
         protocol.add_argument("--validation", action="store_true", help="only cases that the label table keeps aside")
         protocol.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
         protocol.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
+        protocol.add_argument("--organs", nargs="+", metavar="NAME", help="only these labels, by name")
         protocol.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
         protocol.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
     clicks.set_defaults(protocol=run_clicks)
     clicks.add_argument("--no-volumes", action="store_true", help="slices only")
     complete.set_defaults(protocol=run_complete)
     complete.add_argument("--slices", type=int, nargs="+", default=[3, 5, 9], metavar="K", help="annotated slices")
+    complete.add_argument(
+        "--ends", choices=PLACEMENTS, nargs="+", default=list(PLACEMENTS), metavar="ENDS", help="one or both"
+    )
     crosspatient.set_defaults(protocol=run_crosspatient)
     crosspatient.add_argument(
         "--slices", type=int, nargs="+", default=[1, 3, 5, 10], metavar="K", help="annotated in each support patient"
@@ -87,12 +97,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for protocol, name in ((complete, "complete"), (crosspatient, "crosspatient")):
         protocol.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(methods_for(name))}")
         protocol.add_argument("--surfaces", action="store_true", help="distances in mm too; takes longer")
+    active.set_defaults(protocol=run_active)
+    active.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="NAME")
+    active.add_argument("--budget", type=int, default=8, metavar="K", help="annotated slices of an organ in the end")
+    active.add_argument("--seeds", type=int, default=2, metavar="N", help="repeat with so many first slices")
+    active.add_argument("--steps", type=int, default=0, metavar="N", help="of adaptation after each slice")
     speed.set_defaults(protocol=run_speed)
     speed.add_argument("--encoder", choices=ENCODERS, action="append", metavar="NAME", help="may be repeated")
     speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
     speed.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
     speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
-    for protocol in (clicks, complete, crosspatient, speed):
+    for protocol in (clicks, complete, crosspatient, active, speed):
         needed = protocol is not crosspatient
         protocol.add_argument("--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME")
         protocol.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
@@ -138,7 +153,9 @@ def labelled_set(options: argparse.Namespace, folder: Path) -> LabelledSet:
         raise ValueError(f"{options.label_names} keeps no case of {folder} aside; name them with --cases")
     if options.validation:
         only = [name for name in notes.validation if only is None or name in only]
-    return open_set(folder, label_names=label_names(options, notes), only=only, limit=options.limit)
+    return open_set(
+        folder, label_names=label_names(options, notes), only=only, limit=options.limit, organs=options.organs
+    )
 
 
 def label_names(options: argparse.Namespace, notes: SetNotes) -> dict[int, str]:
@@ -153,7 +170,7 @@ def label_names(options: argparse.Namespace, notes: SetNotes) -> dict[int, str]:
 
 
 def run_complete(options: argparse.Namespace) -> int:
-    protocol = CompleteProtocol(slices=positive(options.slices, "--slices"))
+    protocol = CompleteProtocol(slices=positive(options.slices, "--slices"), placements=tuple(options.ends))
     return run_fewshot(options, protocol, labelled_set(options, options.data), None)
 
 
@@ -202,6 +219,34 @@ def run_fewshot(
     return 0
 
 
+def run_active(options: argparse.Namespace) -> int:
+    positive([options.budget, options.seeds], "--budget and --seeds")
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    run = ActiveRun(
+        protocol=ActiveProtocol(
+            strategies=tuple(dict.fromkeys(options.strategies)),
+            budget=options.budget,
+            seeds=tuple(range(options.seeds)),
+            steps=options.steps,
+        ),
+        queries=labelled_set(options, options.data),
+        model=choice,
+        weights_sha256=PromptedModel.load(choice).weights_sha256,
+        jobs=options.jobs,
+        threads=options.threads,
+    )
+    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    with tqdm(unit="case", desc=run.queries.name, disable=None) as bar:
+        result = run.run(log, progress=onto(bar))
+    print_active(result)
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    if options.figures:
+        for path in draw_active(options.figures, result, run.queries.name):
+            print(f"figure: {path}")
+    return 0
+
+
 def onto(bar: tqdm) -> Progress:
     """Progress shown on a bar."""
 
@@ -230,6 +275,20 @@ def print_fewshot(result: dict[str, Any]) -> None:
         print(f"{case}: too few support patients hold {', '.join(labels)}; not run")
 
 
+def print_active(result: dict[str, Any]) -> None:
+    """Dice in per cent, mean over labels: a row for each strategy, a column for each number of annotated slices."""
+    for score, strategies in result["curves"].items():
+        numbers = list(next(iter(strategies.values())))
+        print(f"\n{'Dice (%), ' + score:28}" + "".join(f"{n:>8}" for n in numbers) + "   slices needed, ratio")
+        ratios = result["slices_ratio_to_foreground_random"].get(score, {})
+        for strategy, curve in strategies.items():
+            cells = "".join(f"{curve[n]['mean_dice']:8.1f}" if n in curve else f"{'-':>8}" for n in numbers)
+            ratio = f"{ratios[strategy]['mean']:8.2f}" if strategy in ratios else ""
+            print(f"{strategy:28}{cells}{ratio}")
+    found = result["reliability"]["volume_dice"]
+    print(f"\nexpected Dice: correlation {found['correlation']}, bias {found['bias']:+.1f} points, n {found['n']}")
+
+
 def print_clicks(result: dict[str, Any]) -> None:
     """Dice in per cent, a row for each label, a column for each prompt."""
     for task in ("slice", "volume"):
@@ -250,7 +309,7 @@ def print_clicks(result: dict[str, Any]) -> None:
 
 def run_speed(options: argparse.Namespace) -> int:
     case = open_set(options.data, limit=1).cases[0]
-    volume, _ = case.read()
+    volume, labels = case.read()
     protocol = SpeedProtocol(rounds=options.rounds, threads=options.threads)
     encoders: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder:
@@ -263,6 +322,9 @@ def run_speed(options: argparse.Namespace) -> int:
                     "random_weights": random,
                     **alone.submit(measure_model, choice, volume, protocol).result(),
                 }
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                adaptation = alone.submit(measure_adaptation, choice, volume, labels, protocol).result()
+            encoders[name]["fewshot"] = adaptation
             print_speed(name, encoders[name])
     server = None if options.no_server else time_server(open_set(options.data))
     result = {
@@ -307,6 +369,12 @@ def print_speed(name: str, found: dict[str, Any]) -> None:
     print(f"  later click                  {seconds['later_click']:8.3f} s")
     print(f"  later click with re-encoding {seconds['reencoding_click']:8.3f} s  ({found['ratio']:.1f} times as long)")
     print(f"  peak memory                  {found['peak_memory_mb']:8d} MB")
+    few = found["fewshot"]
+    print(f"  training epoch on 5 slices   {few['epoch_cached']:8.3f} s")
+    print(f"  the same with the encoder    {few['epoch_encoding']:8.3f} s  ({few['ratio']:.1f} times as long)")
+    if "adapt" in few:
+        print(f"  adapting to 5 slices         {few['adapt']:8.2f} s  ({few['adaptation_steps']} steps)")
+        print(f"  segmenting a slice after it  {few['segment_slice']:8.3f} s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""See it work: start the real server on the sample volumes, click as an annotator would, and compare with the truth.
+"""See it work: start the real server on the sample volumes, annotate as a person would, and compare with the truth.
 
-The server is started by MONAI Label's own command and asked through MONAI Label's own client. The truth reaches it
-only as clicks and boxes. Nothing outside a temporary folder and the output files is written.
+First clicks and boxes become masks. Then five slices of every organ are submitted, and the few-shot model proposes the
+rest of each volume. The server is started by MONAI Label's own command and asked through MONAI Label's own client. The
+truth reaches it only as clicks, boxes and the submitted slices. Nothing outside a temporary folder and the output files
+is written.
 """
 
 from __future__ import annotations
@@ -29,15 +31,17 @@ from ssmsam.evaluation.figures import Panel, draw_overlays
 from ssmsam.evaluation.live_server import LiveServer, ServerFailed, live_server
 from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.metrics import Summary, dice, mean_over_labels, summarise
+from ssmsam.evaluation.placement import with_ends
 from ssmsam.evaluation.prompted import click_params
 from ssmsam.evaluation.results import write_result
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.recipe import recipe_for
 from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.writing import write_volume
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample-datasets" / "abdomen"
-SLICE_CLICKS, VOLUME_CLICKS = 5, 3
+SLICE_CLICKS, VOLUME_CLICKS, SUBMITTED = 5, 3, 5
 HEADLINE = "sam_2d, 5 clicks"
 
 
@@ -56,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"the demo failed: {error}", file=sys.stderr)
         return 1
     print_result(result)
-    title = "filled: answer of the server, dashed: truth, crosses: clicks; right: sam_3d after 3 clicks, coronal"
+    title = "filled: answer, dashed: truth, crosses: clicks; right, coronal: sam_3d after 3 clicks, and fewshot"
     columns = len(panels) // len(samples.cases)
     print(f"\npicture: {draw_overlays(options.picture, panels, columns=columns, title=title)}")
     if options.json:
@@ -118,12 +122,14 @@ def annotate(server: LiveServer, samples: LabelledSet, scratch: Path) -> tuple[d
     with polling(f"{server.url}/info/") as seconds["info during inference"]:
         for case in samples.cases:
             print(f"annotating {case.name} ...", flush=True)
-            records += annotate_case(client, case, samples, seconds, panels)
+            found = annotate_case(client, case, samples, seconds, panels)
+            print(f"submitting {SUBMITTED} slices of each organ, and asking for the rest ...", flush=True)
+            records += complete_case(client, case, samples, seconds, panels, scratch, found)
     headline = by_label(records, HEADLINE)
     headline, weights = by_label(records, HEADLINE), records[0]["weights_sha256"]
     result = {
         "protocol": "demo",
-        "method": "sam_2d, sam_3d",
+        "method": "sam_2d, sam_3d, fewshot",
         "encoder": info["encoder"],
         "weights_sha256": weights,
         "settings": {"headline": HEADLINE, "volumes": [case.name for case in samples.cases]},
@@ -169,6 +175,44 @@ def annotate_case(
             slice_panel(f"{case.name}, {label}: {scores[HEADLINE]:.0f} %", volume, index, mask, truth, clicks)
         )
     panels.append(coronal_panel(f"{case.name}, sam_3d", volume, whole, labels))
+    return records
+
+
+def complete_case(
+    client: MONAILabelClient,
+    case: Case,
+    samples: LabelledSet,
+    seconds: dict[str, list[float]],
+    panels: list[Panel],
+    scratch: Path,
+    records: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The same records with Dice of the few-shot model on the slices that were not submitted."""
+    volume, labels = case.read()
+    targets = dict(samples.targets(labels))
+    slices = {label: sorted(set(with_ends(truth, SUBMITTED))) for label, truth in targets.items()}
+    drawn = np.zeros(volume.shape, dtype=np.uint8)
+    for value, (label, truth) in enumerate(targets.items(), 1):
+        drawn[slices[label]] = np.where(truth[slices[label]], value, drawn[slices[label]])
+    file = scratch / f"{case.name}-slices.nii.gz"
+    write_volume(volume.with_array(drawn), file)
+    said = {
+        "label_info": [{"name": label, "idx": value} for value, label in enumerate(targets, 1)],
+        "partial": {"slices": {label: {"annotated": found} for label, found in slices.items()}},
+    }
+    client.save_label(case.name, str(file), tag="partial", params=said)
+    for kind in ("fewshot, adapting", "fewshot, again"):
+        started = time.perf_counter()
+        answer, details = client.infer("fewshot", case.name, {"result_extension": ".nrrd"})
+        seconds.setdefault(kind, []).append(time.perf_counter() - started)
+        mask = read_volume(Path(answer)).array
+        Path(answer).unlink()
+    for record in records:
+        truth, value = targets[record["label"]], details["label_names"][record["label"]]
+        rest = np.setdiff1d(np.arange(len(truth)), slices[record["label"]])
+        record["dice"]["fewshot"] = round(dice(mask[rest] == value, truth[rest]), 3)
+    whole = {label: mask == value for label, value in details["label_names"].items()}
+    panels.append(coronal_panel(f"{case.name}, fewshot", volume, whole, labels))
     return records
 
 

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.download:
         return download(options.download, options.weights)
     findings = []
-    for finding in examine(Place(root=ROOT, weights=options.weights, store=default_store(), server_port=options.port)):
+    for finding in examine(place_of(options)):
         findings.append(finding)
         print(f"{coloured(finding.level)}  {finding.subject}: {finding.text}")
         if finding.step:
@@ -36,12 +36,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def place_of(options: argparse.Namespace) -> Place:
+    return Place(
+        root=ROOT,
+        weights=options.weights,
+        store=default_store(),
+        server_port=options.port,
+        studies=options.studies,
+    )
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     downloadable = [name for name, known in known_weights().items() if known.url]
     parser.add_argument("--download", choices=downloadable, help="fetch these weights and check them")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
     parser.add_argument("--port", type=int, default=8000, help="the port meant for the server")
+    parser.add_argument("--studies", default="", metavar="URL", help="a DICOMweb store to look into")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
     return parser.parse_args(arguments)
 

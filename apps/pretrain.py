@@ -43,6 +43,9 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         "--regions-only", nargs="*", default=[], metavar="FOLDER", help="folders whose labels are not used"
     )
     parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
+    parser.add_argument(
+        "--labels", type=Path, help="JSON with the labels' names by dataset, as in benchmarks/labels.json"
+    )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) to go on from")
+    parser.add_argument("--start", type=Path, help="weights (.safetensors) to begin with")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -59,6 +63,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", type=int, default=2, help="targets for each pair")
     parser.add_argument("--sides", type=int, nargs="+", default=[128, 192, 256], help="sides of training crops")
     parser.add_argument("--rounds", type=int, default=3, help="prompting rounds on each batch")
+    parser.add_argument("--groups", type=int, default=2, help="groups of slices in a batch of the largest side")
+    parser.add_argument("--group-sides", type=int, nargs="+", default=[160, 256], help="sides of the groups' crops")
+    parser.add_argument("--group-share", type=float, default=0.65, help="share of steps on groups, not on clicks")
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
 
 
@@ -74,12 +81,15 @@ def pack(arguments: argparse.Namespace) -> None:
     from ssmsam.pretraining.pack import pack_info, pack_volume, save_packed
     from ssmsam.pretraining.samples import make_case
 
+    names = json.loads(arguments.labels.read_text()) if arguments.labels else {}
+
     def add(dataset: str, name: str, load: Callable[[], tuple[Volume, Volume]]) -> None:
         if (arguments.out / f"{dataset}-{name}.npz").exists():
             return
         image, label = load()
         values = sorted(int(v) for v in set(label.array.ravel().tolist()) if v > 0)
-        labels = {} if dataset in arguments.regions_only else {str(v): v for v in values}
+        named = names.get(dataset, {}).get("labels", {})
+        labels = {} if dataset in arguments.regions_only else {named.get(str(v), str(v)): v for v in values}
         scale = recipe_for(image).scale(image)
         info = pack_info(image, dataset=dataset, name=name, labels=labels)
         packed = pack_volume(image, label, scale=(scale.low, scale.high), info=info, seed=len(name))
@@ -117,6 +127,7 @@ def train(arguments: argparse.Namespace) -> None:
     import torch
 
     from ssmsam.pretraining.episodes import EpisodeConfig
+    from ssmsam.pretraining.groups import GroupConfig
     from ssmsam.pretraining.pack import load_pack
     from ssmsam.pretraining.training import TrainingConfig, train
 
@@ -127,6 +138,11 @@ def train(arguments: argparse.Namespace) -> None:
         sides=tuple(arguments.sides),
         dataset_weights=json.loads(arguments.dataset_weights),
     )
+    groups = GroupConfig(
+        groups=arguments.groups,
+        sides=tuple(arguments.group_sides),
+        dataset_weights=json.loads(arguments.dataset_weights),
+    )
     config = TrainingConfig(
         minutes=arguments.minutes,
         learning_rate=arguments.learning_rate,
@@ -134,7 +150,9 @@ def train(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         workers=arguments.workers,
         device=arguments.device,
+        group_share=arguments.group_share,
         episodes=episodes,
+        groups=groups,
     )
     bar = tqdm(total=int(60 * config.minutes), unit="s")
 
@@ -142,7 +160,12 @@ def train(arguments: argparse.Namespace) -> None:
         bar.update(done - bar.n)
 
     trainer = train(
-        load_pack(arguments.data), out=arguments.out, config=config, resume=arguments.resume, progress=progress
+        load_pack(arguments.data),
+        out=arguments.out,
+        config=config,
+        resume=arguments.resume,
+        start=arguments.start,
+        progress=progress,
     )
     bar.close()
     print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")

@@ -5,15 +5,25 @@ from typing import ClassVar
 
 from monailabel.interfaces.app import MONAILabelApp
 
-from ssmsam.server import app, prompted, strategies
+from ssmsam.annotation.records import Verdict
+from ssmsam.server import app, fewshot, messages, prompted, scoring, strategies, training, uncertainty
 
 
 class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
     MODELS: ClassVar = {
         "sam_2d": partial(prompted.PromptedTask, dimension=2),
         "sam_3d": partial(prompted.PromptedTask, dimension=3),
+        "accept_slice": partial(messages.SliceVerdict, verdict=Verdict.ACCEPTED),
+        "empty_slice": partial(messages.SliceVerdict, verdict=Verdict.EMPTY),
+        "finish_volume": messages.FinishVolume,
     }
+    ADAPTIVE: ClassVar = {"fewshot": fewshot.FewShotTask, "uncertainty_map": uncertainty.UncertaintyMap}
+    TRAINERS: ClassVar = {"fewshot_decoder": training.FewShotTraining}
     STRATEGIES: ClassVar = {
-        "first": strategies.First,
-        "random": strategies.Random,
+        **{name: partial(strategies.SliceStrategy, rule=name) for name in strategies.RULES},
+        "first": lambda _: strategies.First(),
+    }
+    SCORING: ClassVar = {
+        "dice": lambda _: scoring.DiceScore(),
+        "uncertainty": scoring.UncertaintyScore,
     }

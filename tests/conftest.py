@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.evaluation.prompted import ModelChoice
+from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.prompting.small_network import SmallPromptNetwork
 
 settings.register_profile("shared machine", deadline=None)  # a busy machine is no failure
@@ -21,7 +22,7 @@ def random_small(tmp_path_factory) -> ModelChoice:
     """A small model with random weights, in a file as training writes it: plumbing without trained weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    parts = {"encoder": SmallEncoder(), "prompting": SmallPromptNetwork()}
+    parts = {"encoder": SmallEncoder(), "prompting": SmallPromptNetwork(), "fewshot": TargetNetwork()}
     state = {
         f"{part}.{name}": tensor for part, network in parts.items() for name, tensor in network.state_dict().items()
     }

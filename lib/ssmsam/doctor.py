@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -45,6 +46,8 @@ class Place:
     store: Path = field(default_factory=default_root)
     server_port: int = 8000
     orthanc_port: int = 8042
+    studies: str = ""
+    """The address of a DICOMweb store; empty looks for a local Orthanc."""
 
 
 def examine(place: Place) -> Iterator[Finding]:
@@ -59,6 +62,7 @@ def examine(place: Place) -> Iterator[Finding]:
     yield port(place.server_port, "the server", "PORT=8001 make serve")
     yield from programs()
     yield port(place.orthanc_port, "Orthanc", "use the one that runs, or stop it", used_is_fine=True)
+    yield from dicom_store(place)
 
 
 def python() -> Finding:
@@ -175,12 +179,42 @@ def disk(store: Path) -> Finding:
 
 def port(number: int, user: str, step: str, *, used_is_fine: bool = False) -> Finding:
     """Whether something listens on a port of this machine."""
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        used = probe.connect_ex(("127.0.0.1", number)) == 0
+    used = _is_used(number)
     if used and not used_is_fine:
         return Finding(f"port {number}", WARN, f"something listens there already, {user} cannot", step)
     return Finding(f"port {number}", OK, f"{'in use' if used else 'free'} ({user})")
+
+
+def _is_used(number: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", number)) == 0
+
+
+def dicom_store(place: Place) -> Iterator[Finding]:
+    """What a DICOMweb store holds, or why it does not say. Without an address: the local Orthanc, if one runs."""
+    if not place.studies and not _is_used(place.orthanc_port):
+        return
+    url = place.studies or f"http://127.0.0.1:{place.orthanc_port}/dicom-web"
+    try:
+        from ssmsam.server.dicom_access import store_access
+        from ssmsam.server.dicom_store import DicomStore, StoreRefused, StoreUnavailable
+    except ImportError as error:
+        yield Finding("DICOM store", WARN, f"not asked: {error}", "make setup")
+        return
+    try:
+        listed = DicomStore(store_access(url)).series({"Modality": ["CT", "MR", "SEG"]})
+    except (StoreRefused, StoreUnavailable, ValueError) as error:
+        level = FAIL if place.studies else WARN
+        yield Finding("DICOM store", level, str(error), "make serve-dicom starts a local one with sample studies")
+        return
+    counts = Counter(record.modality for record in listed)
+    studies = len({record.study_uid for record in listed})
+    text = f"{url}: {studies} studies with {counts['CT']} CT, {counts['MR']} MR and {counts['SEG']} SEG series"
+    if counts["CT"] + counts["MR"] == 0:
+        yield Finding("DICOM store", WARN, text, "send CT or MR series to it; others with --conf modalities")
+    else:
+        yield Finding("DICOM store", OK, text)
 
 
 def programs() -> Iterator[Finding]:
@@ -189,14 +223,8 @@ def programs() -> Iterator[Finding]:
     if launcher is None or Path(launcher).parent.resolve() != Path(sys.executable).parent.resolve():
         text = "`python` on PATH is not the one that runs this; `monailabel start_server` would use it"
         yield Finding("PATH", WARN, text, f"source {_activate()}, or start with make serve")
-    if shutil.which("itkimage2segimage"):
-        yield Finding("dcmqi", OK, "itkimage2segimage is on PATH")
-    else:
-        text = "itkimage2segimage is not on PATH: a start on a DICOMweb store would try to download it"
-        yield Finding("dcmqi", WARN, text, f"source {_activate()} (it comes with pip install dcmqi)")
-    yield _optional(
-        "Orthanc", ("Orthanc", "orthanc"), "a local DICOM store", "apt-get install orthanc orthanc-dicomweb"
-    )
+    step = "apt-get install orthanc orthanc-dicomweb orthanc-gdcm"
+    yield _optional("Orthanc", ("Orthanc", "orthanc"), "a local DICOM store", step)
     browsers = ("chromium", "chromium-browser", "google-chrome", "chrome")
     yield _optional("browser", browsers, "automatic checks of OHIF", "apt-get install chromium")
 

@@ -1,12 +1,17 @@
 import json
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
 from ssmsam import doctor
 from ssmsam.doctor import FAIL, OK, WARN, Place, examine
 from ssmsam.encoders.manifest import entry
+from ssmsam.evaluation.live_server import free_port
+from ssmsam.server.orthanc import INSTALL, is_installed, running_orthanc
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -91,3 +96,25 @@ def test_the_program_ends_with_1_exactly_when_something_fails(tmp_path, nowhere,
     assert record["manifest"]["versions"]["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
     (tmp_path / entry("medsam_vit_b").file).write_bytes(b"broken")
     assert program.main(["--weights", str(tmp_path)]) == 1
+
+
+def test_a_dicom_store_that_is_down_is_reported(tmp_path):
+    asked = Place(root=tmp_path, studies="http://127.0.0.1:9/dicom-web")
+    (down,) = doctor.dicom_store(asked)
+    assert down.level == FAIL
+    assert "cannot be reached" in down.text
+    assert list(doctor.dicom_store(Place(root=tmp_path, orthanc_port=9))) == [], "nobody asked, and none runs"
+
+
+def test_what_a_dicom_store_holds_is_reported(tmp_path):
+    if not is_installed():
+        pytest.skip(f"Orthanc with its DICOMweb plugin is not installed: {INSTALL}")
+    port = free_port()
+    with running_orthanc(tmp_path, port=port) as orthanc:
+        place = Place(root=tmp_path, orthanc_port=port)
+        (empty,) = doctor.dicom_store(place)
+        assert empty.level == WARN
+        orthanc.upload(sorted((ROOT / "sample-datasets" / "abdomen_dicom" / "ct_01").glob("*.dcm")))
+        (filled,) = doctor.dicom_store(place)
+        assert filled.level == OK
+        assert "1 studies with 1 CT, 0 MR and 0 SEG series" in filled.text

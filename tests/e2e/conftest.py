@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from sample_cases import CT, MR, SAMPLES, Truth, copy_of
-from serving import Server
+from serving import Server, free_port
 
 from ssmsam.imaging.orientation import reoriented
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.writing import write_volume
+from ssmsam.pretraining.sample_studies import write_sample_studies
+from ssmsam.server.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
 
 ORIENTATIONS = ("RAS", "LAS", "LPI")
 SERIES = "ct_series"
@@ -46,13 +48,24 @@ def server(studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         running.kill()
 
 
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A real DICOM archive with the sample studies, for all tests that only add segmentations to it."""
+    if not is_installed():
+        pytest.skip(f"Orthanc with its DICOMweb plugin is not installed: {INSTALL}")
+    with running_orthanc(tmp_path_factory.mktemp("orthanc"), port=free_port()) as running:
+        for folder in write_sample_studies(SAMPLES, tmp_path_factory.mktemp("series")):
+            running.upload(sorted(folder.glob("*.dcm")))
+        yield running
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start further servers; they end with the test."""
     running: list[Server] = []
 
-    def start(*, studies: Path | str, home: Path | None = None, conf: dict[str, str] | None = None) -> Server:
-        running.append(Server(studies=studies, home=home or tmp_path / "home", conf=conf))
+    def start(*, studies: Path | str, home: Path | None = None, **options: dict[str, str]) -> Server:
+        running.append(Server(studies=studies, home=home or tmp_path / "home", **options))
         return running[-1]
 
     try:

@@ -25,7 +25,7 @@ def start_command(*, studies: Path | str, port: int, conf: dict[str, str]) -> li
     ]  # fmt: skip
 
 
-def environment(home: Path) -> dict[str, str]:
+def clean_environment(home: Path) -> dict[str, str]:
     """A home of its own, one thread, and a network that leads nowhere."""
     closed = "http://127.0.0.1:9"
     return {
@@ -51,7 +51,14 @@ def free_port() -> int:
 class Server:
     """One run of the server on a folder of studies. ``home`` is everything else it may write to."""
 
-    def __init__(self, *, studies: Path | str, home: Path, conf: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        studies: Path | str,
+        home: Path,
+        conf: dict[str, str] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.studies, self.home = studies, home
         (home / "tmp").mkdir(parents=True, exist_ok=True)
         self.port = free_port()
@@ -60,7 +67,7 @@ class Server:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 start_command(studies=studies, port=self.port, conf=conf or {}),
-                cwd=ROOT, env=environment(home), stdout=log, stderr=subprocess.STDOUT,
+                cwd=ROOT, env={**clean_environment(home), **(environment or {})}, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
     def wait_until_it_answers(self) -> Server:

@@ -25,12 +25,21 @@ def test_info_is_what_both_viewers_can_read(server: Server) -> None:
     assert "background" not in info["labels"]
     assert not info.get("config")  # Slicer takes a top-level config for an old server
     assert info["strategies"]
-    assert {name: model["dimension"] for name, model in info["models"].items()} == {"sam_2d": 2, "sam_3d": 3}
-    for model in info["models"].values():
-        assert model["type"] == "deepgrow"
-        assert model["labels"] == []  # viewers then offer all labels of the app
+    dimensions = {"sam_2d": 2, "sam_3d": 3, "accept_slice": 2, "empty_slice": 2, "finish_volume": 2}
+    dimensions |= {"fewshot": 3, "uncertainty_map": 3}
+    types = {"fewshot": "segmentation", "uncertainty_map": "others"}
+    assert {name: model["dimension"] for name, model in info["models"].items()} == dimensions
+    for name, model in info["models"].items():
+        assert model["type"] == types.get(name, "deepgrow")
+        if name == "fewshot":
+            assert list(model["labels"].values()) == list(range(1, len(model["labels"]) + 1))
+        else:
+            assert model["labels"] == []  # viewers then offer all labels of the app
         assert model["description"]
-        assert all(isinstance(value, bool | int | float | str) for value in model["config"].values())
+        values = [
+            first for value in model["config"].values() for first in (value if isinstance(value, list) else [value])
+        ]
+        assert all(isinstance(value, bool | int | float | str) for value in values)
         assert not set(model["config"]) & {*info["labels"], "foreground", "background", "label", "roi", "slice"}
     assert info["datastore"]["total"] >= 6
     assert json.loads(json.dumps(info)) == info
@@ -169,7 +178,7 @@ def test_submit_and_next_sample(server: Server, studies: Path, ct: Truth, tmp_pa
     info = {"label_info": [{"name": "liver", "idx": 1}]}
     saved = client.save_label(MR, file, tag="final", params=info)
     assert saved["label"] == MR
-    assert read_mask(Path(client.download_label(MR, "final")).read_bytes(), "x.nrrd").any()
+    assert read_mask(Path(client.download_label(MR, "final")).read_bytes(), "x.nii.gz").any()
     assert client.datastore()["objects"][MR]["labels"]["final"]["info"]["label_info"] == info["label_info"]
     assert MR not in {client.next_sample("random", {})["id"] for _ in range(20)}
     requests.delete(f"{server.url}/datastore/label", params={"id": MR, "tag": "final"}, timeout=10).raise_for_status()

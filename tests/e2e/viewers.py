@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.message
 import json
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,3 +102,51 @@ def _multipart(response: requests.Response) -> dict[str, tuple[str, bytes]]:
         head["content-disposition"] = part.headers[b"Content-Disposition"].decode()
         fields[str(head.get_param("name", header="content-disposition"))] = (head.get_filename() or "", part.content)
     return fields
+
+
+def slicer_submit(
+    url: str, image: str, mask: np.ndarray, names: list[str], folder: Path, **more: Any
+) -> dict[str, Any]:
+    """3D Slicer's *Submit Label*: the segments exported on the image as it was downloaded, values by position.
+
+    ``more`` replaces parameters; a label_info of its own stands for segments that are listed but not saved.
+    """
+    downloaded = folder / f"{image}.nii.gz"
+    response = requests.get(f"{url}/datastore/image", params={"image": image}, timeout=TIMEOUT)
+    response.raise_for_status()
+    downloaded.write_bytes(response.content)
+    exported = sitk.GetImageFromArray(mask.astype(np.uint8))
+    exported.CopyInformation(sitk.ReadImage(str(downloaded)))
+    file = folder / "tmpsubmit.nii.gz"
+    sitk.WriteImage(exported, str(file), useCompression=True)
+    info = [{"name": name, "idx": number} for number, name in enumerate(names, start=1)]
+    params = {"label_info": info, "model": "", "client_id": "user-xyz", **more}
+    boundary = "----------lImIt_of_THE_fIle_eW_$"
+    body = b"".join(
+        [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n\r\n{json.dumps(params)}\r\n'.encode(),
+            f'--{boundary}\r\nContent-Disposition: form-data; name="label"; filename="{file}"\r\n'.encode(),
+            b"Content-Type: application/octet-stream\r\n\r\n",
+            file.read_bytes(),
+            f"\r\n--{boundary}--\r\n\r\n".encode(),
+        ]
+    )
+    response = requests.put(
+        f"{url}/datastore/label",
+        params={"image": image},
+        data=body,
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        timeout=TIMEOUT,
+    )
+    assert response.status_code == 200, f"Status: {response.status_code}; Response: {response.text}"
+    return response.json()
+
+
+def stored_label(url: str, image: str, tag: str) -> tuple[np.ndarray, dict[str, int]]:
+    """A stored label's voxels and what they mean."""
+    about = {"label": image, "tag": tag}
+    file = requests.get(f"{url}/datastore/label", params=about, timeout=TIMEOUT)
+    info = requests.get(f"{url}/datastore/label/info", params=about, timeout=TIMEOUT)
+    assert file.status_code == info.status_code == 200, (file.text, info.text)
+    name = re.findall('filename="(.+)"', file.headers["content-disposition"])[0]
+    return read_mask(file.content, name), {entry["name"]: entry["idx"] for entry in info.json()["label_info"]}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssmsam.imaging.orientation import reoriented
-from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.plane import PLANES, Plane
 from ssmsam.imaging.volume import Grid, Volume
 
 planes = st.sampled_from([Plane(0), Plane(1), Plane(2)])
@@ -75,3 +75,21 @@ def test_other_axes_are_refused(axis: object) -> None:
 )
 def test_mirroring_follows_the_patient_not_the_storage(volume: Volume, codes: str, axis: int, expected: tuple) -> None:
     assert Plane(axis).mirrored(reoriented(volume, codes).grid) == expected
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAI", "SAR", "ILP", "PSL"])
+def test_planes_of_the_body_are_named_whatever_the_storage_order(codes: str) -> None:
+    volume = Volume(np.zeros((4, 5, 6)), np.diag([1.0, 2.0, 3.0, 1.0]))
+    turned = reoriented(volume, codes)
+    counts = {name: Plane.named(name, turned.grid).count(turned.grid) for name in PLANES}
+    assert counts == {"axial": 4, "coronal": 5, "sagittal": 6}
+    assert Plane.named(None, turned.grid) == Plane(0)
+
+
+def test_the_nearest_plane_of_a_tilted_volume_is_meant() -> None:
+    cos, sin = np.cos(np.deg2rad(35)), np.sin(np.deg2rad(35))
+    affine = np.array([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1.0]])
+    grid = Volume(np.zeros((4, 5, 6)), affine).grid
+    assert [Plane.named(name, grid).axis for name in ("axial", "coronal", "sagittal")] == [0, 1, 2]
+    with pytest.raises(ValueError, match="a plane is one of axial, coronal, sagittal, got 'oblique'"):
+        Plane.named("oblique", grid)

@@ -8,7 +8,7 @@ from ssmsam.pretraining.augmentation import AugmentationConfig, crop_grid, recol
 from ssmsam.pretraining.episodes import EpisodeConfig, Episodes
 
 CONFIG = EpisodeConfig(pairs=2, targets=3, sides=(96,))
-PLAIN = AugmentationConfig(scale=(1, 1.0001), rotation_deg=0, flip=0, elastic=0)
+PLAIN = AugmentationConfig(scale=(1, 1.0001), rotation_deg=0, flip=0, flip_y=0, elastic=0)
 
 
 def first_batches(packed, seed, count=4):

@@ -2,15 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from ssmsam.encoders.small import SmallEncoder
+from ssmsam.encoders.small import SmallEncoder, part_of
+from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.pretraining.episodes import EpisodeConfig, Episodes
+from ssmsam.pretraining.groups import GroupConfig, Groups
 from ssmsam.pretraining.losses import answer_loss
-from ssmsam.pretraining.training import Trainer, TrainingConfig, train
+from ssmsam.pretraining.semantics import Vocabulary
+from ssmsam.pretraining.training import Trainer, TrainingConfig, export, train
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.small_decoder import SmallPromptDecoder
 from ssmsam.prompting.small_network import Answer
@@ -21,7 +26,9 @@ CONFIG = TrainingConfig(
     warm_up_steps=3,
     learning_rate=2e-3,
     episodes=EpisodeConfig(pairs=2, targets=2, sides=(64,)),
+    groups=GroupConfig(groups=1, targets=2, sides=(64,)),
 )
+CLASSES = 3
 
 
 def square(side=16):
@@ -60,10 +67,77 @@ def test_an_absent_target_wants_an_empty_mask():
 
 
 def test_steps_on_one_batch_lower_its_loss(packed):
-    trainer = Trainer(config=CONFIG)
+    trainer = Trainer(config=CONFIG, classes=CLASSES)
     batch = next(iter(Episodes(volumes=[packed], config=CONFIG.episodes, seed=0)))
-    losses = [np.mean(trainer.train_step(batch, np.random.default_rng(0))) for _ in range(30)]
+    steps = [trainer.train_step(batch, np.random.default_rng(0)) for _ in range(30)]
+    assert set(steps[0]) == {f"round {n}" for n in range(1, CONFIG.rounds + 1)}
+    losses = [np.mean(list(step.values())) for step in steps]
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
+
+
+def test_steps_on_one_group_lower_its_losses(packed):
+    trainer = Trainer(config=CONFIG, classes=CLASSES)
+    groups = Groups(volumes=[packed], vocabulary=Vocabulary([packed]), config=CONFIG.groups)
+    batch = groups.draw(np.random.default_rng(1))
+    steps = [trainer.train_step(batch, np.random.default_rng(0)) for _ in range(25)]
+    for name in ("proposal", "semantic"):
+        losses = [step[name] for step in steps]
+        assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3]), name
+    assert "corrected" in {
+        name for step in (trainer.train_step(batch, np.random.default_rng(n)) for n in range(12)) for name in step
+    }
+
+
+def test_what_is_exported_can_be_read_and_is_finite(tmp_path):
+    model = Trainer(config=CONFIG, classes=CLASSES).model
+    path = tmp_path / "small.safetensors"
+    export(model, path)
+    state = load_file(path)
+    assert {name.split(".")[0] for name in state} == {"encoder", "prompting", "fewshot"}, "names are not shipped"
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            assert tensor.dtype == (torch.float16 if tensor.ndim > 1 else torch.float32), name
+    TargetNetwork().load_state_dict(part_of(state, "fewshot"))
+
+
+def test_a_large_variance_survives_the_export(tmp_path):
+    model = Trainer(config=CONFIG, classes=CLASSES).model
+    name, variance = next((n, b) for n, b in model.named_buffers() if n.endswith("running_var"))
+    variance[0] = 1e6
+    export(model, tmp_path / "small.safetensors")
+    assert load_file(tmp_path / "small.safetensors")[name][0] == 1e6
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e6])
+def test_weights_that_are_not_finite_are_not_written(tmp_path, value):
+    """The last value is finite, but not in the half precision of matrices."""
+    model = Trainer(config=CONFIG, classes=CLASSES).model
+    path = tmp_path / "small.safetensors"
+    path.write_bytes(b"the weights of before")
+    with torch.no_grad():
+        model.fewshot.target.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"not written: fewshot\.target\.weight$"):
+        export(model, path)
+    assert path.read_bytes() == b"the weights of before"
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_training_may_start_from_weights_without_the_few_shot_part(tmp_path):
+    first = Trainer(config=CONFIG, classes=CLASSES)
+    path = tmp_path / "small.safetensors"
+    export(first.model, path)
+    whole = Trainer(config=replace(CONFIG, seed=1), classes=CLASSES)
+    whole.start_from(path)
+    old = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("fewshot.")}
+    save_file(old, path)
+    partly = Trainer(config=replace(CONFIG, seed=1), classes=CLASSES)
+    partly.start_from(path)
+    mine, prompted = dict(partly.average.fewshot.named_parameters()), dict(partly.average.prompting.named_parameters())
+    shared = "transformer.norm.weight"
+    assert torch.equal(mine[shared], prompted[shared])
+    theirs = dict(first.model.fewshot.named_parameters())
+    for name, tensor in whole.average.fewshot.named_parameters():
+        torch.testing.assert_close(tensor, theirs[name].half().float() if tensor.ndim > 1 else theirs[name])
 
 
 def test_training_stops_in_time_writes_weights_and_resumes(packed, tmp_path):
@@ -77,7 +151,7 @@ def test_training_stops_in_time_writes_weights_and_resumes(packed, tmp_path):
     assert not SmallEncoder.from_file(out).training
     SmallPromptDecoder.from_file(out)
 
-    again = Trainer(config=CONFIG)
+    again = Trainer(config=CONFIG, classes=CLASSES)
     again.resume(out.with_suffix(".ckpt"))
     assert again.step == trainer.step
     for mine, theirs in zip(again.model.parameters(), trainer.model.parameters(), strict=True):
@@ -95,7 +169,7 @@ def test_cancelling_is_not_swallowed(packed, tmp_path):
 
 
 def test_the_rate_warms_up_and_falls():
-    trainer = Trainer(config=CONFIG)
+    trainer = Trainer(config=CONFIG, classes=CLASSES)
     assert trainer.rate() == pytest.approx(CONFIG.learning_rate / 3)
     trainer.step = 10
     assert trainer.rate() == pytest.approx(CONFIG.learning_rate)

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from ssmsam.server.configuration import ConfigurationError
-from ssmsam.server.machine import choose_device, choose_threads, find_dicom_tools
+from ssmsam.server.machine import choose_device, choose_threads
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,13 +22,3 @@ def test_a_missing_gpu_is_said() -> None:
     assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ConfigurationError, match="use cpu or auto"):
         choose_device("cuda:97")
-
-
-def test_the_environment_s_own_dicom_programs_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program = tmp_path / "itkimage2segimage"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", "/nowhere")
-    find_dicom_tools()
-    assert shutil.which("itkimage2segimage") == str(program)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ssmsam.server.strategies import First, Random
+from ssmsam.imaging.reading import read_volume
+from ssmsam.imaging.writing import write_volume
+from ssmsam.server.strategies import First, by_chance, note_offer, offered
 from ssmsam.server.studies import StudiesFolder
 
 
@@ -18,7 +20,11 @@ def studies(tmp_path: Path, write: Callable[..., Path]) -> StudiesFolder:
 
 
 def finish(studies: StudiesFolder, image: str) -> None:
-    studies.save_label(image, studies.get_image_uri(image), "final", {})
+    volume = read_volume(studies.get_image_uri(image))
+    mask = Path(studies.get_image_uri(image)).parent / "mask.nii"
+    write_volume(volume.with_array((volume.array > 100).astype("uint8")), mask)
+    studies.save_label(image, str(mask), "final", {"label_info": [{"name": "liver"}]})
+    mask.unlink()
 
 
 def test_first_goes_by_name(studies: StudiesFolder) -> None:
@@ -27,24 +33,31 @@ def test_first_goes_by_name(studies: StudiesFolder) -> None:
     assert First()({"strategy": "first"}, studies) == {"id": "b"}
 
 
-def test_random_rather_offers_what_was_not_offered_lately(studies: StudiesFolder) -> None:
-    now = int(time.time())
+def test_chance_rather_offers_what_was_not_offered_lately(studies: StudiesFolder) -> None:
+    request, now = {"strategy": "random"}, int(time.time())
+    images = ["a", "b", "c"]
     for image in ("a", "b"):
         studies.update_image_info(image, {"strategy": {"random": {"ts": now}}})
-    offered = [Random()({"strategy": "random"}, studies)["id"] for _ in range(50)]  # type: ignore[index]
-    assert set(offered) == {"c"}
+    assert {by_chance(images, studies, request)[0] for _ in range(50)} == {"c"}
     studies.update_image_info("c", {"strategy": "nonsense from a client"})
-    assert Random()({"strategy": "random"}, studies) == {"id": "c"}
+    assert by_chance(images, studies, request)[0] == "c"
 
 
-def test_random_when_all_were_offered_just_now(studies: StudiesFolder) -> None:
+def test_chance_when_all_were_offered_just_now(studies: StudiesFolder) -> None:
     for image in ("a", "b", "c"):
-        studies.update_image_info(image, {"strategy": {"random": {"ts": int(time.time())}}})
-    assert {Random()({"strategy": "random"}, studies)["id"] for _ in range(60)} == {"a", "b", "c"}  # type: ignore[index]
+        note_offer(studies, image, "random", client="reader")
+    request = {"strategy": "random"}
+    assert offered(studies, "a", request) == pytest.approx(time.time(), abs=60)
+    assert {by_chance(["a", "b", "c"], studies, request)[0] for _ in range(60)} == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize("strategy", [First(), Random()])
-def test_nothing_left(studies: StudiesFolder, strategy: First | Random) -> None:
+def test_offers_of_other_strategies_are_kept(studies: StudiesFolder) -> None:
+    note_offer(studies, "a", "random", client="reader")
+    note_offer(studies, "a", "next_slices", client="other")
+    assert set(studies.get_image_info("a")["strategy"]) == {"random", "next_slices"}
+
+
+def test_nothing_left(studies: StudiesFolder) -> None:
     for image in ("a", "b", "c"):
         finish(studies, image)
-    assert strategy({"strategy": "any"}, studies) is None
+    assert First()({"strategy": "any"}, studies) is None

@@ -47,8 +47,17 @@ def test_the_list_survives_a_second_start(folder: Path) -> None:
 def test_labels_of_files_and_series(folder: Path, write: Write, tmp_path: Path) -> None:
     studies = StudiesFolder(folder, auto_reload=False)
     for image in ("b", "1.2.840.5", "c.d"):
-        studies.save_label(image, str(write(tmp_path / "mask.nii.gz")), "final", {"label_info": []})
-        assert Path(studies.get_label_uri(image, "final")).name == f"{image}.nii.gz"
-    assert studies.get_unlabeled_images() == ["a"]
+        studies.save_label(image, str(write(tmp_path / "mask.nii.gz")), "reviewed", {"label_info": []})
+        assert Path(studies.get_label_uri(image, "reviewed")).name == f"{image}.nii.gz"
     again = StudiesFolder(folder, auto_reload=False)
-    assert sorted(again.get_labeled_images()) == ["1.2.840.5", "b", "c.d"]
+    assert again.status()["label_tags"] == {"reviewed": 3}
+
+
+def test_final_labels_that_were_put_there_by_hand(folder: Path, write: Write) -> None:
+    StudiesFolder(folder, auto_reload=False)
+    for image in ("b", "1.2.840.5", "c.d"):
+        write(folder / "labels" / "final" / f"{image}.nii.gz")
+    studies = StudiesFolder(folder, auto_reload=False)
+    assert sorted(studies.get_labeled_images()) == ["1.2.840.5", "b", "c.d"]
+    assert studies.get_unlabeled_images() == ["a"]
+    assert studies.status()["completed"] == studies.status()["finished"] == 3

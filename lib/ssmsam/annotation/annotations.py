@@ -31,9 +31,13 @@ class Update:
     client: str = ""
     when: str = ""
     notes: tuple[str, ...] = ()
+    withdrawn: frozenset[SliceKey] = frozenset()
+    """Slices that are annotated no longer. Their labels are not finished then."""
+    reopened: frozenset[str] = frozenset()
+    """Labels that are finished no longer, with all their slices as they are."""
 
     def __post_init__(self) -> None:
-        for key in (*self.entries, *self.predicted):
+        for key in (*self.entries, *self.predicted, *self.withdrawn):
             check_slice(key, self.grid)
         for key, entry in self.entries.items():
             shape = key.plane.slice_shape(self.grid)
@@ -77,7 +81,16 @@ class Annotations:
         known: dict[SliceKey, SliceAnnotation] = {}
         for revision in self.revisions:
             known.update(revision.entries)
+            for key in revision.update.withdrawn:
+                known.pop(key, None)
         return dict(sorted(known.items()))
+
+    @cached_property
+    def withdrawn(self) -> frozenset[SliceKey]:
+        """Slices that were annotated once and are no longer."""
+        return frozenset[SliceKey]().union(*(revision.update.withdrawn for revision in self.revisions)) - set(
+            self.slices
+        )
 
     @cached_property
     def predicted(self) -> frozenset[SliceKey]:
@@ -87,8 +100,22 @@ class Annotations:
 
     @cached_property
     def complete(self) -> frozenset[str]:
-        """Labels that were declared finished on the whole volume."""
-        return frozenset[str]().union(*(revision.update.complete for revision in self.revisions))
+        """Labels that were declared finished on the whole volume, and not opened again."""
+        found = frozenset[str]()
+        for update in (revision.update for revision in self.revisions):
+            found = (found | update.complete) - update.reopened - {key.label for key in update.withdrawn}
+        return found
+
+    @property
+    def reopened(self) -> bool:
+        """Whether a label was taken back after it had been declared finished, and is not finished now."""
+        taken_back = frozenset[str]().union(*(revision.update.reopened for revision in self.revisions))
+        return bool(taken_back - self.complete)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every label that has an annotated slice was declared finished, and there is one."""
+        return bool(self.slices) and {key.label for key in self.slices} <= self.complete
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -138,8 +165,10 @@ class Annotations:
             predicted=update.predicted - self.predicted - self.slices.keys() - update.entries.keys(),
             complete=update.complete - self.complete,
             labels=update.labels - set(self.labels),
+            withdrawn=update.withdrawn & self.slices.keys(),
+            reopened=update.reopened & self.complete,
         )
-        if not (news.entries or news.predicted or news.complete or news.labels):
+        if not (news.entries or news.predicted or news.complete or news.labels or news.withdrawn or news.reopened):
             return self
         return replace(self, revisions=(*self.revisions, Revision(self.revision + 1, news)))
 
@@ -153,7 +182,7 @@ class Annotations:
         weight = np.zeros(self.grid.shape, dtype=np.float32)
         for revision in self.revisions:
             for key, entry in revision.entries.items():
-                if key.label == label and self.slices[key] is entry:
+                if key.label == label and self.slices.get(key) is entry:
                     known = entry.weight > 0
                     key.plane.stack(mask)[key.index][known] = entry.mask.array[known]
                     key.plane.stack(weight)[key.index][known] = 1

@@ -13,6 +13,22 @@ from ssmsam.annotation.truth import PackedMask, SliceKey, Source
 from ssmsam.imaging.plane import Plane
 
 
+def on_screen(
+    label: str, client: str, plane: Plane, served: Served | None, annotations: Annotations
+) -> tuple[dict[int, PackedMask], frozenset[int]]:
+    """What a client has on screen of a label, by slice, as far as it is known, empty slices too; and on which of these
+    slices that is an annotation, not a prediction."""
+    before = dict(served.slices) if served is not None and served.axis == plane.axis else {}
+    confirmed = set()
+    for index, entry in annotations.annotated(label, plane=plane).items():
+        # the client sees its own annotation unless something was served later
+        own = served is None or index not in before or (entry.client == client and entry.when >= served.when)
+        if entry.known is None and (own or before[index] == entry.mask):
+            before[index] = entry.mask
+            confirmed.add(index)
+    return before, frozenset(confirmed)
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """One label of a submission, slice by slice along the plane of work, beside what had been there before."""
@@ -42,17 +58,9 @@ class Evidence:
         """Of a submitted mask (slices, rows, columns) bool of one label."""
         stack = plane.stack(mask)
         drawn = {int(index): PackedMask.of(stack[index]) for index in np.flatnonzero(stack.any(axis=(1, 2)))}
-        shown = served.slices if served is not None and served.axis == plane.axis else {}
-        before = dict(shown)
-        confirmed = set()
-        for index, entry in annotations.annotated(label, plane=plane).items():
-            # the client sees its own annotation unless something was served later
-            own = served is None or index not in shown or (entry.client == client and entry.when >= served.when)
-            if entry.known is None and own:
-                before[index] = entry.mask
-                confirmed.add(index)
+        before, confirmed = on_screen(label, client, plane, served, annotations)
         prompted = served.prompted if served is not None and served.axis == plane.axis else frozenset()
-        return cls(label, plane.axis, drawn, before, frozenset(confirmed), prompted, served is not None)
+        return cls(label, plane.axis, drawn, before, confirmed, prompted, served is not None)
 
     def human(self) -> Iterator[tuple[int, Source]]:
         """Slices that a person worked on: clicked, changed, or drew where nothing had been served."""

@@ -5,35 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 
 from ssmsam.annotation.truth import PackedMask
+from ssmsam.imaging.writing import write_bytes
 
 
 class CorruptAnnotations(ValueError):
     """A stored file is damaged or missing. The message names it and says what to do."""
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-        partial = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

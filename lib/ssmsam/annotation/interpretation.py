@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations, Update, check_slice
-from ssmsam.annotation.evidence import Evidence
+from ssmsam.annotation.completion import declared_whole
+from ssmsam.annotation.evidence import Evidence, on_screen
 from ssmsam.annotation.label_info import NEGATIVE, negative_of, read_label_info
 from ssmsam.annotation.partial import Partial, read_partial
-from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
-from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
+from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid, Volume
 
@@ -25,7 +26,17 @@ class Submission:
 
     mask: Volume
     params: Mapping[str, Any] = field(default_factory=dict)
-    when: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    when: str = field(default_factory=now)
+
+    @cached_property
+    def values(self) -> frozenset[float]:
+        """The numbers that occur in the mask."""
+        return frozenset[float]().union(*(_values_of(part) for part in self.mask.array))
+
+    def mask_of(self, value: int | None) -> np.ndarray:
+        """Where the mask has a value, (slices, rows, columns) bool."""
+        array = self.mask.array
+        return array == value if value in self.values else np.zeros(array.shape, dtype=bool)
 
     @property
     def client(self) -> str:
@@ -68,7 +79,14 @@ def interpret(submission: Submission, context: Context) -> Update:
     for name in values:  # a negative may come alone
         if negative_of(name) and negative_of(name) not in labels:
             labels.append(negative_of(name))
-    partial = read_partial(submission.params.get("partial"), grid=context.grid, labels=labels)
+    known = {key.label for key in context.annotations.slices}
+    partial = read_partial(
+        submission.params.get("partial"),
+        grid=context.grid,
+        labels=labels,
+        # zeros alone never mean that a label is not there: who means that, names it
+        present=[name for name in labels if values.get(name) in submission.values or name in known],
+    )
     notes: list[str] = []
     entries: dict[SliceKey, SliceAnnotation] = {}
     predicted: set[SliceKey] = set()
@@ -76,15 +94,19 @@ def interpret(submission: Submission, context: Context) -> Update:
         reader = _LabelReader(submission, context, label, values, partial, notes)
         entries.update(reader.entries())
         predicted |= reader.evidence.predicted()
+    partial = partial or Partial()
+    withdrawn = partial.withdrawn | declared_whole(partial.reopened, context.annotations)
     return Update(
         context.grid,
-        entries,
+        {key: entry for key, entry in entries.items() if key not in withdrawn},
         frozenset(predicted - entries.keys()),
-        partial.complete if partial else frozenset(),
+        partial.complete,
         frozenset(labels),
         submission.client,
         submission.when,
         tuple(notes),
+        withdrawn,
+        partial.reopened & context.annotations.complete,
     )
 
 
@@ -99,13 +121,13 @@ def interpret_mark(mark: Mark, context: Context) -> Update:
         mask = blank
     else:
         served = context.served.get(mark.label)
-        shown = served.slices.get(mark.index) if served is not None and served.axis == mark.axis else None
-        if shown is None:
+        before, _ = on_screen(mark.label, mark.client, key.plane, served, context.annotations)
+        if mark.index not in before:
             raise InvalidSubmission(
                 f"there is no mask of {mark.label} on slice {mark.index} to accept: make one with a click first, "
                 "or submit what you drew"
             )
-        mask = shown
+        mask = before[mark.index]
     entry = SliceAnnotation(mask, Source.MESSAGE, mark.client, mark.when)
     return Update(context.grid, {key: entry}, labels=frozenset({mark.label}), client=mark.client, when=mark.when)
 
@@ -122,12 +144,11 @@ class _LabelReader:
         partial: Partial | None,
         notes: list[str],
     ) -> None:
-        array = submission.mask.array
-        served = context.served.get(label)
         self.submission, self.context, self.label = submission, context, label
         self.partial, self.notes = partial, notes
-        self.mask = array == values.get(label, -1)
-        self.negative = array == values.get(NEGATIVE + label, -1)
+        self.mask = submission.mask_of(values.get(label))
+        served = context.served.get(label) or self._unnamed()
+        self.negative = submission.mask_of(values.get(NEGATIVE + label))
         self.plane = context.plane if served is None else Plane(served.axis)
         self.evidence = Evidence.of(self.mask, label, submission.client, self.plane, served, context.annotations)
 
@@ -142,6 +163,16 @@ class _LabelReader:
                 if key not in found:
                     found[key] = self._annotation(key, source)
         return found
+
+    def _unnamed(self) -> Served | None:
+        """Masks that were asked for without a label, when this label holds one of them unchanged."""
+        served = self.context.served.get(UNNAMED)
+        if served is None:
+            return None
+        stack = Plane(served.axis).stack(self.mask)
+        drawn = {index: mask for index, mask in served.slices.items() if stack[index].any()}  # else it is another's
+        taken = any(np.array_equal(stack[index], mask.array) for index, mask in drawn.items())
+        return replace(served, label=self.label, slices=drawn) if taken else None
 
     def _annotation(self, key: SliceKey, source: Source) -> SliceAnnotation:
         mask = key.plane.stack(self.mask)[key.index]
@@ -167,7 +198,7 @@ class _LabelReader:
             yield key, Source.CLIENT
         if self.label in self.partial.complete:
             for index in range(self.plane.count(self.context.grid)):
-                yield SliceKey(self.label, self.plane.axis, index), Source.CLIENT
+                yield SliceKey(self.label, self.plane.axis, index), Source.COMPLETE
 
     def _marked(self) -> Iterator[tuple[SliceKey, Source]]:
         for mark in self.context.marks:
@@ -199,6 +230,8 @@ class _LabelReader:
                 continue
             for index in assignment.slices:
                 key = check_slice(SliceKey(self.label, assignment.axis, index), self.context.grid)
+                if key in self.context.annotations.withdrawn:
+                    continue  # asked, answered, and taken back
                 # what was once answered with a mask is not emptied by a later submission that began afresh
                 if key not in self.context.annotations.slices or key.plane.stack(self.mask)[index].any():
                     yield key, Source.ASSIGNED
@@ -223,13 +256,20 @@ def _read_values(submission: Submission, context: Context) -> dict[str, int]:
             "export it with the image as the reference geometry"
         )
     values = read_label_info(submission.params.get("label_info"), fallback=context.labels)
-    unnamed = sorted(set(np.unique(mask.array).tolist()) - {0, *values.values()})
+    unnamed = sorted(submission.values - {0, *values.values()})
     if unnamed:
         named = ", ".join(f"{name} = {value}" for name, value in values.items()) or "no label at all"
         raise InvalidSubmission(
             f"the mask has voxels of value {unnamed[0]:g}, but label_info says {named}: name every value in label_info"
         )
     return values
+
+
+def _values_of(part: np.ndarray) -> list[float]:
+    """The numbers in one slice. Sorting a whole volume to find them takes seconds."""
+    if part.dtype.kind in "iu" and part.min() >= 0 and part.max() < 1 << 16:
+        return np.flatnonzero(np.bincount(part.ravel())).tolist()
+    return np.unique(part).tolist()
 
 
 def _numbers(indices: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from ssmsam.annotation.annotations import Annotations
@@ -13,6 +14,7 @@ from ssmsam.imaging.volume import Grid
 
 VERSION = 1
 SPACE = "image_ijk"
+_LISTS = ("annotated", "empty", "withdraw")
 _EXAMPLE = '{"version": 1, "axis": 2, "slices": {"liver": {"annotated": [31], "empty": [5]}}}'
 
 
@@ -26,22 +28,29 @@ class Partial:
     """Slices on which the label is not."""
     complete: frozenset[str] = frozenset()
     """Labels whose mask is truth on the whole volume."""
+    withdrawn: frozenset[SliceKey] = frozenset()
+    """Slices that are not to count any longer."""
+    reopened: frozenset[str] = frozenset()
+    """Labels that are not finished after all."""
 
 
-def read_partial(value: Any, *, grid: Grid, labels: Collection[str]) -> Partial | None:
+def read_partial(
+    value: Any, *, grid: Grid, labels: Collection[str], present: Collection[str] | None = None
+) -> Partial | None:
     """The ``partial`` parameter: an object, a list of them (one per plane), or a JSON string; None when absent.
 
     ``axis`` counts the client's voxel axes [i, j, k]: 2 (default) for stored slices, 1 rows, 0 columns.
-    ``complete`` is true (for all ``labels``) or a list of labels. ``version``, ``space`` and ``shape`` are checked
-    when given; other keys are ignored.
-    Raises :class:`InvalidSubmission` for anything malformed, unknown labels, and slices both annotated and empty.
+    ``slices`` holds, per label, the lists ``annotated``, ``empty`` and ``withdraw``. ``complete`` and ``reopen`` are
+    true or a list of labels; true means the labels in ``present``, by default all ``labels``. ``version``, ``space``
+    and ``shape`` are checked when given; other keys are ignored.
+    Raises :class:`InvalidSubmission` for anything malformed, unknown labels, and contradictions.
     """
     value = _from_text(value)
     if value is None:
         return None
-    annotated: set[SliceKey] = set()
-    empty: set[SliceKey] = set()
+    found: dict[str, set[SliceKey]] = {name: set() for name in _LISTS}
     complete: set[str] = set()
+    reopened: set[str] = set()
     for plane in value if isinstance(value, list) else [value]:
         axis = _read_header(plane, grid)
         slices = plane.get("slices")
@@ -49,14 +58,13 @@ def read_partial(value: Any, *, grid: Grid, labels: Collection[str]) -> Partial 
             raise InvalidSubmission(f"partial.slices must be an object label -> lists, such as {_EXAMPLE}")
         for label, lists in (slices or {}).items():
             _check_label(label, labels)
-            annotated |= _read_slices(lists, "annotated", label, axis, grid)
-            empty |= _read_slices(lists, "empty", label, axis, grid)
-        complete |= _read_complete(plane.get("complete", False), labels)
-    for key in sorted(annotated & empty):
-        raise InvalidSubmission(
-            f"partial lists slice {key.index} of {key.label} as annotated and as empty: list it once"
-        )
-    return Partial(frozenset(annotated), frozenset(empty), frozenset(complete))
+            for name in _LISTS:
+                found[name] |= _read_slices(lists, name, label, axis, grid)
+        complete |= _read_labels(plane.get("complete", False), "complete", labels, present)
+        reopened |= _read_labels(plane.get("reopen", False), "reopen", labels, None)
+    _check_agree(found, complete, reopened)
+    annotated, empty, withdrawn = (frozenset(found[name]) for name in _LISTS)
+    return Partial(annotated, empty, frozenset(complete), withdrawn, frozenset(reopened))
 
 
 def write_partial(annotations: Annotations) -> dict[str, Any] | list[dict[str, Any]]:
@@ -79,13 +87,12 @@ def _write_plane(annotations: Annotations, axis: int) -> dict[str, Any]:
         lists = slices.setdefault(key.label, {"annotated": [], "empty": []})
         lists["empty" if entry.empty else "annotated"].append(key.index)
         sources[key.index] = min(entry.source, sources.get(key.index, entry.source), key=strength.index)
-    complete = sorted(annotations.complete)
     return {
         "version": VERSION,
         "axis": 2 - axis,
         "space": SPACE,
         "shape": list(annotations.grid.shape[::-1]),
-        "complete": complete == list(annotations.labels) if complete in ([], list(annotations.labels)) else complete,
+        "complete": annotations.finished or sorted(annotations.complete) or False,
         "slices": slices,
         "source": {str(index): source.value for index, source in sorted(sources.items())},
         "revision": annotations.revision,
@@ -137,11 +144,21 @@ def _read_slices(lists: Any, name: str, label: str, axis: int, grid: Grid) -> se
     return {SliceKey(label, axis, number) for number in numbers}
 
 
-def _read_complete(value: Any, labels: Collection[str]) -> set[str]:
-    if isinstance(value, bool):
-        return set(labels) if value else set()
+def _check_agree(found: Mapping[str, set[SliceKey]], complete: set[str], reopened: set[str]) -> None:
+    for one, other in combinations(_LISTS, 2):
+        for key in sorted(found[one] & found[other]):
+            raise InvalidSubmission(
+                f"partial lists slice {key.index} of {key.label} under {one} and under {other}: list it once"
+            )
+    for label in sorted(complete & (reopened | {key.label for key in found["withdraw"]})):
+        raise InvalidSubmission(f"partial declares {label} complete and takes it back at once: send one of the two")
+
+
+def _read_labels(value: Any, name: str, labels: Collection[str], present: Collection[str] | None) -> set[str]:
+    if value is None or isinstance(value, bool):
+        return set(labels if present is None else present) if value else set()
     if not isinstance(value, list):
-        raise InvalidSubmission(f"partial.complete must be true, false or a list of labels, got {value!r}")
+        raise InvalidSubmission(f"partial.{name} must be true, false or a list of labels, got {value!r}")
     for label in value:
         _check_label(label, labels)
     return set(value)

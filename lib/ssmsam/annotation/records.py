@@ -12,6 +12,9 @@ from ssmsam.annotation.annotations import pack_slices
 from ssmsam.annotation.truth import STORED_SLICES, PackedMask
 from ssmsam.imaging.plane import Plane
 
+UNNAMED = ""
+"""The label of a mask that was asked for without one: some viewers never say which segment is selected."""
+
 
 @dataclass(frozen=True)
 class Assignment:

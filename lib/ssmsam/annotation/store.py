@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from filelock import FileLock
 
@@ -19,6 +21,9 @@ from ssmsam.imaging.volume import Grid
 SCHEMA = 1
 INDEX = "annotations.json"
 
+Stamp: TypeAlias = tuple[int, int, int]
+"""Inode, time and size of a file, which is never changed in place: a new stamp is a new content."""
+
 
 def image_folder(root: Path, image: str) -> Path:
     """Where an image's files are. Ids are whatever clients send, so they never become part of a path."""
@@ -26,10 +31,31 @@ def image_folder(root: Path, image: str) -> Path:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """What is known of an image, without its masks."""
+
+    annotated: frozenset[str] = frozenset()
+    """Labels that have an annotated slice."""
+    complete: frozenset[str] = frozenset()
+    """Labels that were declared finished on the whole volume."""
+    reopened: bool = False
+    """Whether a label was finished once and is not now."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether something is annotated, and all of that is complete."""
+        return bool(self.annotated) and self.annotated <= self.complete
+
+
+@dataclass(frozen=True)
 class AnnotationStore:
     """The annotations of all images under ``root``. Several processes may submit at once."""
 
     root: Path
+    _overviews: dict[str, tuple[Stamp, str, Overview]] = field(default_factory=dict, compare=False, repr=False)
+    """Index file -> its stamp, image and overview."""
+    _support: list[tuple[dict[str, Stamp], SupportSet]] = field(default_factory=list, compare=False, repr=False)
+    """The last support set, with the stamps of all files that it was read from."""
 
     def load(self, image: str) -> Annotations | None:
         """What is known of an image; None when nothing was ever submitted.
@@ -42,6 +68,28 @@ class AnnotationStore:
         index = read_json(folder / INDEX, schema=SCHEMA)
         grid = Grid(tuple(index["grid"]["shape"]), index["grid"]["affine"])
         return Annotations(grid, tuple(_read_revision(folder, grid, written) for written in index["revisions"]))
+
+    def overview(self, image: str) -> Overview:
+        """Which labels of an image are annotated and which are finished. Raises ``CorruptAnnotations``."""
+        return self.overviews().get(image, Overview())
+
+    def overviews(self) -> dict[str, Overview]:
+        """The same for every image that has annotations. Fast: it is asked for every few seconds.
+
+        Raises ``CorruptAnnotations``.
+        """
+        found = {}
+        for path, stamp in self._stamps().items():
+            if path not in self._overviews or self._overviews[path][0] != stamp:
+                index = read_json(Path(path), schema=SCHEMA)
+                states = index["states"].items()
+                annotated = frozenset(label for label, state in states if state["annotated"])
+                complete = frozenset(label for label, state in states if state["complete"])
+                overview = Overview(annotated, complete, index.get("reopened", False))
+                self._overviews[path] = stamp, index["image"], overview
+            _, image, overview = self._overviews[path]
+            found[image] = overview
+        return found
 
     def merge(self, image: str, update: Update) -> Annotations:
         """Add a submission to what is known of an image, and return all of it.
@@ -59,21 +107,35 @@ class AnnotationStore:
                 new = [_write_revision(folder, revision) for revision in merged.revisions[len(old) :]]
                 grid = {"shape": list(merged.grid.shape), "affine": merged.grid.affine.tolist()}
                 index = {"schema": SCHEMA, "image": image, "grid": grid, "revisions": [*old, *new]}
-                write_json(folder / INDEX, {**index, "states": _states(merged)})
+                write_json(folder / INDEX, {**index, "states": _states(merged), "reopened": merged.reopened})
             return merged
 
     def images(self) -> list[str]:
         """The images that have annotations, sorted."""
-        return sorted(read_json(path, schema=SCHEMA)["image"] for path in self.root.glob(f"*/{INDEX}"))
+        return sorted(self.overviews())
 
     def support(self) -> SupportSet:
-        """Every annotated slice of every image."""
-        known = {image: self.load(image) for image in self.images()}
-        return SupportSet.of({image: annotations for image, annotations in known.items() if annotations is not None})
+        """Every annotated slice of every image. The masks are read again only when something was submitted."""
+        stamps = self._stamps()
+        if not self._support or self._support[-1][0] != stamps:
+            known = {image: self.load(image) for image in self.images()}
+            found = SupportSet.of({image: one for image, one in known.items() if one is not None})
+            self._support[:] = [(stamps, found)]
+        return self._support[-1][1]
+
+    def _stamps(self) -> dict[str, Stamp]:
+        """The index files that there are."""
+        found = {}
+        for folder in os.scandir(self.root) if self.root.exists() else ():
+            path = f"{folder.path}/{INDEX}"
+            with suppress(FileNotFoundError, NotADirectoryError):  # only the work on that image was noted so far
+                status = os.stat(path)
+                found[path] = status.st_ino, status.st_mtime_ns, status.st_size
+        return found
 
 
 def _states(annotations: Annotations) -> dict[str, Any]:
-    """What is known now, for people who read the file: it is never read back."""
+    """What is known now, for :class:`Overview` and for people who read the file."""
     return {
         label: {
             "annotated": [[key.axis, key.index] for key in annotations.slices if key.label == label],
@@ -111,6 +173,8 @@ def _write_revision(folder: Path, revision: Revision) -> dict[str, Any]:
         "predicted": [list(astuple(key)) for key in sorted(update.predicted)],
         "complete": sorted(update.complete),
         "labels": sorted(update.labels),
+        "withdrawn": [list(astuple(key)) for key in sorted(update.withdrawn)],
+        "reopened": sorted(update.reopened),
     }
 
 
@@ -135,6 +199,8 @@ def _read_revision(folder: Path, grid: Grid, written: Mapping[str, Any]) -> Revi
         written["client"],
         written["when"],
         tuple(written["notes"]),
+        frozenset(SliceKey(*key) for key in written.get("withdrawn", ())),
+        frozenset(written.get("reopened", ())),
     )
     return Revision(written["number"], update)
 

@@ -23,13 +23,16 @@ def summarise(update: Update) -> str:
             ("counted as empty", empty),
             ("counted where painted", partly),
             ("not confirmed, still predictions", sorted(update.predicted)),
+            ("withdrawn", sorted(update.withdrawn)),
         )
         if keys
     ]
-    if not update.entries:
+    if not (update.entries or update.withdrawn or update.reopened):
         lines.insert(0, "no slice counts as annotated")
     if update.complete:
         lines.append(f"complete: {', '.join(sorted(update.complete))}")
+    if update.reopened:
+        lines.append(f"open again: {', '.join(sorted(update.reopened))}")
     return "\n".join((*lines, *update.notes))
 
 

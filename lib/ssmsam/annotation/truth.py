@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from enum import Enum
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,6 +35,8 @@ class Source(str, Enum):
 
     CLIENT = "client"
     """The submission listed it."""
+    COMPLETE = "complete"
+    """The label was declared finished on the whole volume."""
     MESSAGE = "message"
     """The user marked it with a message model: accepted, or empty."""
     NEGATIVE = "negative"
@@ -73,7 +77,8 @@ class PackedMask:
         """Pack a mask (height, width): true where it is not zero. Raises ValueError for another number of axes."""
         if mask.ndim != 2:
             raise ValueError(f"a slice's mask has two axes (height, width), got shape {mask.shape}")
-        return cls((int(mask.shape[0]), int(mask.shape[1])), np.packbits(mask != 0).tobytes())
+        shape = (int(mask.shape[0]), int(mask.shape[1]))
+        return cls(shape, np.packbits(mask != 0).tobytes() if mask.any() else _no_bits(-(-mask.size // 8)))
 
     @property
     def array(self) -> np.ndarray:
@@ -125,3 +130,14 @@ class SliceAnnotation:
             known = self.known.array
             return not np.array_equal(self.mask.array & known, old.mask.array & known)
         return True
+
+
+def now() -> str:
+    """The time as annotations note it: ISO 8601, UTC, fine enough that it orders what follows each other closely."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+@lru_cache(maxsize=64)
+def _no_bits(count: int) -> bytes:
+    """Zeros, the same object for every empty mask of a size: most slices of a finished volume are empty."""
+    return bytes(count)

@@ -21,6 +21,11 @@ class Embedding(TypedDict):
     levels: list[torch.Tensor]
 
 
+def take(embedding: Embedding, index: torch.Tensor) -> Embedding:
+    """The embeddings of some slices of a batch, repeated where asked for more than once."""
+    return {"image": embedding["image"][index], "levels": [level[index] for level in embedding["levels"]]}
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """What a decoder, the store and the documentation need to know of an encoder."""

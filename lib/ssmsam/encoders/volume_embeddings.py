@@ -60,6 +60,11 @@ class VolumeEmbeddings:
         self._flights: dict[int, Future[Half | None]] = {}
         self._flights_lock = threading.Lock()
 
+    @property
+    def slice_mm(self) -> float:
+        """Millimetres between neighbouring slices."""
+        return self.plane.slice_mm(self.grid)
+
     @cached_property
     def volume(self) -> Volume:
         """The voxels: read now, if they were not needed before."""

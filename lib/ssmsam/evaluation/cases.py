@@ -41,24 +41,28 @@ class Case:
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Cases that share label numbers. ``label_names`` maps number -> name, without the background."""
+    """Cases that share label numbers. ``label_names`` maps number -> name, without the background. ``organs`` are the
+    names of the labels that count, None for all."""
 
     name: str
     cases: tuple[Case, ...]
     label_names: Mapping[int, str]
+    organs: tuple[str, ...] | None = None
 
     def label_name(self, number: int) -> str:
         return self.label_names.get(number, f"label {number}")
 
     def targets(self, labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, mask (slices, rows, columns)) of every label that the case holds, by rising number."""
+        """(name, mask (slices, rows, columns)) of every label that counts and that the case holds, by rising number."""
         for number in np.unique(labels):
-            if number > 0:
-                yield self.label_name(int(number)), labels == number
+            name = self.label_name(int(number))
+            if number > 0 and (self.organs is None or name in self.organs):
+                yield name, labels == number
 
     def manifest(self) -> dict[str, Any]:
         files = [path for case in self.cases for path in (case.image, case.labels)]
-        return {"set": self.name, "cases": [case.name for case in self.cases], "sha256": files_digest(files)}
+        found = {"set": self.name, "cases": [case.name for case in self.cases], "sha256": files_digest(files)}
+        return found if self.organs is None else found | {"organs": list(self.organs)}
 
 
 def open_set(
@@ -67,6 +71,7 @@ def open_set(
     label_names: Mapping[int, str] | None = None,
     only: Sequence[str] | None = None,
     limit: int | None = None,
+    organs: Sequence[str] | None = None,
 ) -> LabelledSet:
     """The cases of ``folder``; those named in ``only`` if given; at most ``limit`` of them.
 
@@ -81,7 +86,12 @@ def open_set(
     if missing:
         raise ValueError(f"{folder} has no case {', '.join(missing)}; it has {', '.join(found)}")
     chosen = [found[name] for name in found if only is None or name in only]
-    return LabelledSet(folder.resolve().name, tuple(chosen[:limit]), dict(label_names or {}))
+    names = dict(label_names or {})
+    unknown = sorted(set(organs or ()) - set(names.values()))
+    if unknown:
+        known = ", ".join(names.values()) or "none; name them with --labels NAME=NUMBER"
+        raise ValueError(f"{folder} has no label {', '.join(unknown)}; known labels: {known}")
+    return LabelledSet(folder.resolve().name, tuple(chosen[:limit]), names, tuple(organs) if organs else None)
 
 
 def _cases(folder: Path) -> dict[str, Case]:

@@ -20,7 +20,7 @@ from ssmsam.evaluation.placement import extent_of, with_ends, without_ends
 from ssmsam.imaging.volume import Volume
 
 OTHER, IN_RANGE = "other slices", "other slices in range"
-_PLACEMENTS = {"ends given": with_ends, "ends unknown": without_ends}
+PLACEMENTS = {"ends given": with_ends, "ends unknown": without_ends}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CompleteProtocol:
     """How many slices are annotated, and where: "ends given" (a), "ends unknown" (b)."""
 
     slices: tuple[int, ...] = (3, 5, 9)
-    placements: tuple[str, ...] = tuple(_PLACEMENTS)
+    placements: tuple[str, ...] = tuple(PLACEMENTS)
     name: ClassVar[str] = "complete"
 
     @property
@@ -52,7 +52,7 @@ def setting_name(placement: str, k: int) -> str:
 
 
 def _episode(volume: Volume, truth: np.ndarray, label: str, placement: str, k: int) -> Episode:
-    slices, extent = _PLACEMENTS[placement](truth, k), extent_of(truth)
+    slices, extent = PLACEMENTS[placement](truth, k), extent_of(truth)
     task = Task(
         supports=(Support.from_labels(volume, truth, slices),),
         query=volume,

@@ -65,6 +65,21 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title:
     return _save(figure, path)
 
 
+def draw_reliability(path: Path, diagrams: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> Path:
+    """Expectation against truth into a PNG. ``diagrams`` maps a name to rows of (count, mean expected, mean true)."""
+    if not diagrams:
+        raise ValueError("there is nothing to draw")
+    figure = Figure(figsize=(5.0, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1.0)
+    for name, rows in diagrams.items():
+        axes.plot([row[1] for row in rows], [row[2] for row in rows], marker="o", label=name)
+    axes.set(xlabel="expected", ylabel="true", title=title, xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
 def _draw_panel(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes are untyped
     axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1, aspect=panel.pixel_mm[0] / panel.pixel_mm[1])
     for number, mask in enumerate((panel.mask, *panel.others)):

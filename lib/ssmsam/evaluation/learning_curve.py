@@ -1,9 +1,8 @@
-"""How training went: the loss of each prompting round over time, from the log that training writes."""
+"""How training went: each loss over time, from the log that training writes."""
 
 from __future__ import annotations
 
 import json
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
-def read_log(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Training seconds (N,) and the losses of all rounds (N, rounds) of a training log (.jsonl).
+def read_log(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Training seconds (N,) and each loss (N,) by name of a training log (.jsonl).
 
-    A round that was not played in a part of the training is not-a-number there. What a resumed run did over again
+    Where a loss was not taken it is not-a-number. What a resumed run did over again
     counts once, the last time. Raises ValueError for an empty log.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -25,17 +24,26 @@ def read_log(path: Path) -> tuple[np.ndarray, np.ndarray]:
         kept.append(line)
     if not kept:
         raise ValueError(f"{path} holds no training step yet")
-    losses = zip_longest(*(line["loss_by_round"] for line in kept), fillvalue=np.nan)
-    return np.array([line["seconds"] for line in kept]), np.array(list(losses)).T
+    found = [_by_name(line) for line in kept]
+    names = sorted({name for losses in found for name in losses})
+    seconds = np.array([line["seconds"] for line in kept])
+    return seconds, {name: np.array([losses.get(name, np.nan) for losses in found]) for name in names}
+
+
+def _by_name(line: dict) -> dict[str, float]:
+    """The losses of a line; earlier logs only numbered the rounds of prompting."""
+    if "loss" in line:
+        return dict(line["loss"])
+    return {f"round {number}": loss for number, loss in enumerate(line["loss_by_round"], 1)}
 
 
 def draw_learning_curve(path: Path, log: Path) -> Path:
-    """Loss against minutes into a PNG, one line for each round."""
+    """Loss against minutes into a PNG, one line for each loss."""
     seconds, losses = read_log(log)
     figure = Figure(figsize=(8.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for number, values in enumerate(losses.T):
-        axes.plot(seconds / 60, values, label="first prompt" if number == 0 else f"after correction {number}")
+    for name, values in losses.items():
+        axes.plot(seconds / 60, values, label=name)
     axes.set(xlabel="minutes of training", ylabel="training loss", title=log.stem, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -13,6 +13,8 @@ from ssmsam.evaluation.prompted import PromptedModel
 from ssmsam.evaluation.propagated import SeedPropagation
 from ssmsam.evaluation.prototypes import PrototypeMatching
 from ssmsam.evaluation.random_walker import RandomWalker
+from ssmsam.evaluation.target_method import FewShotSegmentation
+from ssmsam.evaluation.unet import UNetFromScratch
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class MethodSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     encoder: bool = False
     decoder: bool = False
+    target: bool = False
     within: bool = False
     """Needs annotated slices of the query itself, so it cannot cross patients."""
 
@@ -35,6 +38,8 @@ class MethodSpec:
             parts["embedder"] = model.embedder
         if self.decoder and model is not None:
             parts["decoder"] = model.decoder
+        if self.target and model is not None:
+            parts["decoder"] = model.target
         return self.make(**self.settings, **parts)
 
 
@@ -45,6 +50,10 @@ METHODS: dict[str, MethodSpec] = {
     "random_walker": MethodSpec(RandomWalker, {"beta": 130.0, "margin_mm": 15.0, "voxels": 60_000}, within=True),
     "propagation": MethodSpec(SeedPropagation, encoder=True, decoder=True, within=True),
     "prototypes": MethodSpec(PrototypeMatching, {"window": 4, "purity": 0.95}, encoder=True),
+    "fewshot_prompted": MethodSpec(FewShotSegmentation, {"steps": 0}, encoder=True, target=True),
+    "fewshot_matched": MethodSpec(FewShotSegmentation, {"steps": 0, "matched": True}, encoder=True, target=True),
+    "fewshot": MethodSpec(FewShotSegmentation, {"steps": 30}, encoder=True, target=True),
+    "unet": MethodSpec(UNetFromScratch, {"steps": 60}, encoder=True),
     "linear": MethodSpec(LinearClassifier, {"penalty": 1e-3, "steps": 60}, encoder=True),
 }
 

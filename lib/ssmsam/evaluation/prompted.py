@@ -12,6 +12,8 @@ from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
 from ssmsam.encoders.registry import load_encoder
 from ssmsam.evaluation.annotator import Click
 from ssmsam.evaluation.clicks import Box
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.prompting.decoder import PromptDecoder
 from ssmsam.prompting.registry import load_decoder
 from ssmsam.prompting.request import InvalidPrompt, PromptRequest
@@ -36,6 +38,7 @@ class PromptedModel:
 
     embedder: Embedder
     decoder: PromptDecoder
+    target: TargetDecoder
 
     @classmethod
     def load(cls, choice: ModelChoice) -> PromptedModel:
@@ -52,7 +55,13 @@ class PromptedModel:
             device=choice.device,
             allow_unverified=choice.allow_unverified,
         )
-        return cls(Embedder(encoder=encoder), decoder)
+        target = load_target_decoder(
+            choice.encoder,
+            folder=choice.weights,
+            device=choice.device,
+            allow_unverified=choice.allow_unverified,
+        )
+        return cls(Embedder(encoder=encoder), decoder, target)
 
     @property
     def weights_sha256(self) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 from nibabel import orientations
 
 from ssmsam.imaging.geometry import RAS_LPS
-from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.volume import Grid, Volume
 
 
-def axis_codes(volume: Volume) -> str:
+def axis_codes(volume: Volume | Grid) -> str:
     """Where the column, row and slice index grow to, as in "LPS": patient's left, posterior, superior."""
     return "".join(nib.aff2axcodes(RAS_LPS @ volume.affine))
 

@@ -11,6 +11,9 @@ from ssmsam.imaging.volume import Grid
 SHOWN_TOWARDS = np.array([1.0, -1.0, 1.0])
 """Patient directions, in LPS, in which encoders see pixels and slices run: to the left, anterior, superior."""
 
+PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+"""Planes of the body, and the patient axis (x, y, z) that they lie across."""
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -25,6 +28,19 @@ class Plane:
     def __post_init__(self) -> None:
         if self.axis not in (0, 1, 2):
             raise ValueError(f"a plane's axis is 0 (stored slices), 1 (rows) or 2 (columns), got {self.axis!r}")
+
+    @classmethod
+    def named(cls, name: str | None, grid: Grid) -> Plane:
+        """The plane of a grid that comes nearest to one of :data:`PLANES`; None for the stored slices.
+
+        Raises ValueError for another name.
+        """
+        if name is None:
+            return cls()
+        if name not in PLANES:
+            raise ValueError(f"a plane is one of {', '.join(PLANES)}, got {name!r}")
+        i_j_k = np.abs(grid.affine[PLANES[name], :3]) / grid.spacing[::-1]
+        return cls(2 - int(i_j_k.argmax()))
 
     def stack(self, array: np.ndarray) -> np.ndarray:
         """(slices, rows, columns) -> a view (n, height, width) of the slices of this plane."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
@@ -33,6 +33,21 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
             sitk.WriteImage(_itk_image(volume), str(partial), compress)
         else:
             nib.save(_nifti_image(volume), partial)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one step: readers see the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
+        partial = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

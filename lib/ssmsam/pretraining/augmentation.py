@@ -18,6 +18,7 @@ class AugmentationConfig:
     """Enlargement of the image on the crop."""
     rotation_deg: float = 20.0
     flip: float = 0.3
+    flip_y: float = 0.1
     elastic: float = 0.3
     elastic_pixels: float = 6.0
     gamma: tuple[float, float] = (0.6, 1.6)
@@ -38,6 +39,7 @@ def crop_grid(
     steps = (np.arange(side) - (side - 1) / 2) / scale
     y, x = np.meshgrid(steps, steps, indexing="ij")
     x = x * flip
+    y = y * (-1.0 if rng.random() < config.flip_y else 1.0)
     grid = np.stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], axis=-1)
     grid += centre_xy
     if rng.random() < config.elastic:

@@ -76,7 +76,10 @@ class Episodes(IterableDataset[EpisodeBatch]):
 
     def __iter__(self) -> Iterator[EpisodeBatch]:
         worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self.seed, worker.id if worker else 0))
+        yield from self.stream(np.random.default_rng((self.seed, worker.id if worker else 0)))
+
+    def stream(self, rng: np.random.Generator) -> Iterator[EpisodeBatch]:
+        """The batches that a random generator leads to."""
         datasets = sorted({volume.info.dataset for volume in self.volumes})
         weights = np.array([self.config.dataset_weights.get(name, 1.0) for name in datasets])
         by_dataset = {name: [v for v in self.volumes if v.info.dataset == name] for name in datasets}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ssmsam.encoders.encoder import Embedding
+from ssmsam.encoders.encoder import Embedding, take
 from ssmsam.pretraining.clicks import SparsePrompts, correction
 from ssmsam.pretraining.episodes import EpisodeBatch
 from ssmsam.prompting.small_decoder import CLOSENESS_MM
@@ -20,11 +20,6 @@ from ssmsam.prompting.small_network import (
     SmallPromptNetwork,
     describe_target,
 )
-
-
-def take(embedding: Embedding, index: torch.Tensor) -> Embedding:
-    """The embeddings of some slices of a batch, repeated where asked for more than once."""
-    return {"image": embedding["image"][index], "levels": [level[index] for level in embedding["levels"]]}
 
 
 def play_rounds(

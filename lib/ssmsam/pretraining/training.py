@@ -13,15 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssmsam.encoders.small import SmallEncoder
+from ssmsam.encoders.small import SmallEncoder, part_of
+from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.pretraining.episodes import EpisodeBatch, EpisodeConfig, Episodes
+from ssmsam.pretraining.groups import GroupBatch, GroupConfig, Groups
 from ssmsam.pretraining.losses import answer_loss
+from ssmsam.pretraining.mixture import Mixture
 from ssmsam.pretraining.pack import PackedVolume
+from ssmsam.pretraining.proposals import group_losses
 from ssmsam.pretraining.rounds import play_rounds
+from ssmsam.pretraining.semantics import SemanticHead, Vocabulary, semantic_loss
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.small_network import SmallPromptNetwork
 
@@ -42,25 +47,33 @@ class TrainingConfig:
     workers: int = 1
     device: str = "cpu"
     checkpoint_s: float = 120.0
+    group_share: float = 0.65
+    """Share of steps that learn from labelled slices; the others learn from clicks."""
+    semantic_weight: float = 0.3
+    """Weight of naming organs beside the losses of the decoders."""
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
+    groups: GroupConfig = field(default_factory=GroupConfig)
 
 
 class SmallModel(nn.Module):
-    """Encoder and prompt decoder, saved in one file."""
+    """Encoder and both decoders, saved in one file; ``semantic`` only serves training."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, classes: int) -> None:
         super().__init__()
         self.encoder = SmallEncoder()
         self.prompting = SmallPromptNetwork()
+        self.fewshot = TargetNetwork()
+        self.semantic = SemanticHead(classes)
 
 
 class Trainer:
     """Everything that a checkpoint holds."""
 
-    def __init__(self, *, config: TrainingConfig) -> None:
+    def __init__(self, *, config: TrainingConfig, classes: int) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.model = SmallModel().to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = SmallModel(classes=classes)
+        self.model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         other = [p for p in self.model.parameters() if p.ndim <= 1]
@@ -75,23 +88,42 @@ class Trainer:
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
         return self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warm_up_steps) * cosine
 
-    def train_step(self, batch: EpisodeBatch, rng: np.random.Generator) -> list[float]:
-        """One step of the optimiser; the loss of each round."""
+    def start_from(self, path: Path) -> None:
+        """Take the weights of an earlier file; the few-shot decoder begins as far as it can with the prompted one's."""
+        state = load_file(str(path))
+        for model in (self.model, self.average):
+            model.encoder.load_state_dict(part_of(state, "encoder"))
+            model.prompting.load_state_dict(part_of(state, "prompting"))
+            if any(name.startswith("fewshot.") for name in state):
+                model.fewshot.load_state_dict(part_of(state, "fewshot"))
+                continue
+            own = model.fewshot.state_dict()
+            alike = {n: t for n, t in part_of(state, "prompting").items() if n in own and own[n].shape == t.shape}
+            model.fewshot.load_state_dict({**own, **alike})
+
+    def train_step(self, batch: EpisodeBatch | GroupBatch, rng: np.random.Generator) -> dict[str, float]:
+        """One step of the optimiser; its losses by name."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         batch = batch.to(self.config.device)
         embedding = self.model.encoder(batch.slices.contiguous(memory_format=torch.channels_last))
-        losses = [
-            answer_loss(answer, batch.target, judged)
-            for answer, judged in play_rounds(self.model.prompting, embedding, batch, rng, self.config.rounds)
-        ]
+        if isinstance(batch, GroupBatch):
+            losses = group_losses(self.model.fewshot, embedding, batch, rng)
+            total = torch.stack(list(losses.values())).mean()
+            named = semantic_loss(self.model.semantic(embedding), batch.semantic, batch.labelled)
+            losses["semantic"] = named
+            total = total + self.config.semantic_weight * named
+        else:
+            played = play_rounds(self.model.prompting, embedding, batch, rng, self.config.rounds)
+            losses = {f"round {n}": answer_loss(a, batch.target, judged) for n, (a, judged) in enumerate(played, 1)}
+            total = torch.stack(list(losses.values())).mean()
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).mean().backward()
+        total.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
         self.step += 1
         self._follow()
-        return [float(loss.detach()) for loss in losses]
+        return {name: float(loss.detach()) for name, loss in losses.items()}
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -131,24 +163,34 @@ def train(
     out: Path,
     config: TrainingConfig,
     resume: Path | None = None,
+    start: Path | None = None,
     progress: Progress = silent,
 ) -> Trainer:
     """Train for ``config.minutes`` and write the averaged weights to ``out`` (fp16 safetensors).
 
     Beside ``out`` appear a checkpoint (``.ckpt``), renewed every ``checkpoint_s`` seconds, and a learning curve
-    (``.jsonl``: step, seconds, loss of each round). Stopping early loses nothing but the time since the last one.
+    (``.jsonl``: step, seconds, mean losses). Stopping early loses nothing but the time since the last one. ``start``
+    are weights to begin with, ``resume`` a checkpoint to go on from.
     """
-    trainer = Trainer(config=config)
+    vocabulary = Vocabulary(volumes)
+    trainer = Trainer(config=config, classes=len(vocabulary))
+    if start is not None:
+        trainer.start_from(start)
     if resume is not None:
         trainer.resume(resume)
-    episodes = Episodes(volumes=volumes, config=config.episodes, seed=config.seed + trainer.step)
+    mixture = Mixture(
+        episodes=Episodes(volumes=volumes, config=config.episodes, seed=config.seed),
+        groups=Groups(volumes=volumes, vocabulary=vocabulary, config=config.groups),
+        group_share=config.group_share,
+        seed=config.seed + trainer.step,
+    )
     loader = DataLoader(
-        episodes, batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None
+        mixture, batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".config.json").write_text(json.dumps(asdict(config), indent=1))
     rng = np.random.default_rng((config.seed, trainer.step))
-    losses: list[list[float]] = []
+    losses: list[dict[str, float]] = []
     last_save = started = time.monotonic()
     before = trainer.seconds
     for batch in loader:
@@ -170,16 +212,25 @@ def train(
 
 
 def export(model: SmallModel, path: Path) -> None:
-    """Write the weights as fp16 safetensors, atomically."""
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    """Write the weights as fp16 safetensors, atomically.
+
+    Vectors stay fp32: they are few, and a variance of activations can be beyond the range of fp16. Raises ValueError
+    for values that are not finite.
+    """
+    whole = {name: t for name, t in model.state_dict().items() if not name.startswith("semantic.")}
+    state = {name: t.detach().cpu().contiguous() for name, t in whole.items()}
+    state = {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in state.items()}
+    broken = [name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise ValueError(f"these weights are infinite or not a number and were not written: {', '.join(broken)}")
     partial = path.with_suffix(".partial")
     save_file(state, str(partial))
     os.replace(partial, path)
 
 
-def _log(out: Path, trainer: Trainer, losses: list[list[float]]) -> None:
-    means = np.mean(losses, axis=0).round(4).tolist()
-    line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "loss_by_round": means}
+def _log(out: Path, trainer: Trainer, losses: list[dict[str, float]]) -> None:
+    names = sorted({name for one in losses for name in one})
+    means = {name: round(float(np.mean([one[name] for one in losses if name in one])), 4) for name in names}
+    line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "loss": means}
     with out.with_suffix(".jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -35,7 +35,7 @@ class SmallPromptDecoder:
     """:class:`~ssmsam.prompting.decoder.PromptDecoder` of the small model."""
 
     logits_size = SPEC.input_size // LOGITS_STRIDE
-    least_likeness = 0.93
+    least_likeness = 0.9
     """Chosen on the validation patients: good masks are above it, most of those past the organ's end below."""
 
     def __init__(self, *, network: SmallPromptNetwork) -> None:
@@ -94,8 +94,8 @@ def size_and_stability(logits: torch.Tensor) -> torch.Tensor:
 
 
 def closeness(distance_mm: float) -> float:
-    """How much a neighbour's mask says about this slice: 1 at no distance, 1/e at CLOSENESS_MM."""
-    return math.exp(-distance_mm / CLOSENESS_MM)
+    """How much a neighbour's mask says about this slice: 1 at no distance, 1/e at CLOSENESS_MM to either side."""
+    return math.exp(-abs(distance_mm) / CLOSENESS_MM)
 
 
 def point_tensors(prompt: SlicePrompt, frame: Frame) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import sys
@@ -13,20 +14,37 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.fewshot.shelf import HeadShelf
 from ssmsam.prompting.registry import load_decoder
+from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
 from ssmsam.server.background import Background
-from ssmsam.server.configuration import UNUSED_KEYS, Configuration, ConfigurationError
+from ssmsam.server.configuration import (
+    UNUSED_KEYS,
+    Configuration,
+    ConfigurationError,
+    default_dicom_folder,
+    default_heads,
+)
+from ssmsam.server.dicom_access import is_dicomweb, search_filters, store_access
+from ssmsam.server.dicom_store import DicomStore
+from ssmsam.server.dicomweb import DicomWebStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
+from ssmsam.server.fewshot import FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
-from ssmsam.server.machine import choose_device, find_dicom_tools, use_threads
+from ssmsam.server.machine import choose_device, use_threads
+from ssmsam.server.outlook import Outlooks
+from ssmsam.server.privacy import keep_patients_out_of_logs
 from ssmsam.server.prompted import Prompting
 from ssmsam.server.studies import StudiesFolder
 from ssmsam.server.tokens import accept_signed_tokens
@@ -38,15 +56,20 @@ GB = 10**9
 
 
 class ServerApp(MONAILabelApp):
-    """Everything of a server except which tasks there are: a subclass names them in ``MODELS`` and ``STRATEGIES``."""
+    """Everything of a server except which tasks there are: a subclass names them in its class variables."""
 
     MODELS: ClassVar[Mapping[str, Callable[[Prompting], InferTask]]] = {}
-    STRATEGIES: ClassVar[Mapping[str, Callable[[], Strategy]]] = {}
+    ADAPTIVE: ClassVar[Mapping[str, Callable[[FewShotRoom], InferTask]]] = {}
+    """The models that learn from annotated slices."""
+    TRAINERS: ClassVar[Mapping[str, Callable[[FewShotRoom], TrainTask]]] = {}
+    STRATEGIES: ClassVar[Mapping[str, Callable[[Outlooks], Strategy]]] = {}
+    SCORING: ClassVar[Mapping[str, Callable[[Outlooks], ScoringMethod]]] = {}
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
-        find_dicom_tools()
         try:
-            self.configuration = Configuration.parse(conf or {}, models=tuple(self.MODELS), encoders=ENCODERS)
+            self.configuration = Configuration.parse(
+                conf or {}, models=(*self.MODELS, *self.ADAPTIVE), encoders=ENCODERS
+            )
             self.device = choose_device(self.configuration.device)
             self._load()
         except (ConfigurationError, MissingWeights, CorruptWeights) as error:
@@ -62,6 +85,8 @@ class ServerApp(MONAILabelApp):
             version=ssmsam.__version__,
             labels=list(self.configuration.labels),
         )
+        # scores are made when they are asked for: each run is a process that loads everything anew
+        self._auto_update_scoring = False
 
     def _load(self) -> None:
         """The network, its decoder and the embedding store."""
@@ -74,6 +99,7 @@ class ServerApp(MONAILabelApp):
         }
         self.encoder = load_encoder(configuration.encoder, **wanted)
         self.decoder = load_decoder(configuration.encoder, **wanted)
+        self.target_decoder = load_target_decoder(configuration.encoder, **wanted)
         store = EmbeddingStore(configuration.store, quota_bytes=int(configuration.store_gb * GB))
         self.embedder = Embedder(encoder=self.encoder, store=store, memory_bytes=int(configuration.memory_gb * GB))
         logger.info(
@@ -82,12 +108,29 @@ class ServerApp(MONAILabelApp):
         )  # fmt: skip
 
     def init_datastore(self) -> Datastore:
-        if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+        if is_dicomweb(self.studies):
+            return self._dicom_studies()
         return StudiesFolder(
             self.studies,
+            labels=self.configuration.labels,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def _dicom_studies(self) -> Datastore:
+        """The datastore of a DICOMweb server, with a local folder that belongs to its address."""
+        access = store_access(self.studies)
+        try:
+            store = DicomStore(access)
+        except ValueError as error:
+            refuse_to_start(ConfigurationError(f"--studies {access.shown} is not the address of a server: {error}"))
+        return DicomWebStudies(
+            store,
+            folder=(self.configuration.dicom_folder or default_dicom_folder())
+            / hashlib.sha256(access.shown.encode()).hexdigest()[:16],
+            filters=search_filters(self.configuration.modalities),
+            quota_bytes=int(self.configuration.dicom_gb * GB),
+            labels=self.configuration.labels,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -97,11 +140,36 @@ class ServerApp(MONAILabelApp):
             memory_bytes=int(self.configuration.memory_gb * GB),
         )
         self.background = Background(self.images, enabled=self.configuration.precompute)
-        room = Prompting(images=self.images, embedder=self.embedder, decoder=self.decoder, background=self.background)
-        return {name: make(room) for name, make in self.MODELS.items() if name in self.configuration.models}
+        room = Prompting(
+            images=self.images,
+            datastore=self.datastore(),
+            embedder=self.embedder,
+            decoder=self.decoder,
+            background=self.background,
+            labels=self.configuration.labels,
+        )
+        self.fewshot_room = FewShotRoom(
+            images=self.images,
+            datastore=self.datastore(),
+            embedder=self.embedder,
+            decoder=self.target_decoder,
+            background=self.background,
+            shelf=HeadShelf(self.configuration.heads or default_heads(self.studies)),
+            labels=self.configuration.labels,
+        )
+        self.outlooks = Outlooks(self.fewshot_room)
+        tasks = {name: make(room) for name, make in self.MODELS.items()}
+        tasks |= {name: make(self.fewshot_room) for name, make in self.ADAPTIVE.items()}
+        return {name: task for name, task in tasks.items() if name in self.configuration.models}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        return {name: make(self.fewshot_room) for name, make in self.TRAINERS.items()}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return {name: make() for name, make in self.STRATEGIES.items()}
+        return {name: make(self.outlooks) for name, make in self.STRATEGIES.items()}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        return {name: make(self.outlooks) for name, make in self.SCORING.items()}
 
     def on_init_complete(self) -> None:
         """The server is about to answer: mend its routes, and warm up meanwhile."""
@@ -113,6 +181,7 @@ class ServerApp(MONAILabelApp):
         install_routes(server)
         install_handlers(server)
         accept_signed_tokens()
+        keep_patients_out_of_logs()
         self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)
         self.warm_up.start()
 
@@ -127,6 +196,8 @@ class ServerApp(MONAILabelApp):
                 "warm": warm.done if warm else False,
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
+                "adapting": self.fewshot_room.phase.status,
+                "head": vars(self.fewshot_room.shelf.state),
             },
         }
 
@@ -138,9 +209,11 @@ class ServerApp(MONAILabelApp):
         task = self.require_model(str(request.get("model") or ""))
         image = request.get("image")
         source = image if isinstance(image, Source) else self.images.from_datastore(str(image or ""))
+        tag = safe_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), what="a label tag")
+        if request.get("save_label") and tag in (PARTIAL, FINAL):
+            raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
         path, details = task({**request, "image": source, "description": task.description})
         label = path
-        tag = safe_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), what="a label tag")
         if path and request.get("save_label"):
             if not source.image_id:
                 raise InvalidRequest("save_label needs an image of the datastore")
@@ -150,11 +223,30 @@ class ServerApp(MONAILabelApp):
         return {"label": label, "tag": tag, "file": path, "params": details}
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The next image by ``strategy``, or {} when none is left. A remote store fetches it now."""
-        found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore())
-        if not found or not found.get("id"):
-            return {}
-        return {**found, "path": str(self.images.from_datastore(found["id"]).path)}
+        """The next image by ``strategy``; {} when none is left, perhaps with a ``message``. A remote store fetches it.
+
+        Where the strategy names ``slices`` too (with ``axis`` of the client's [i, j, k], 2 unless told, and perhaps
+        ``slices_by_label``), they are noted as assigned to the client: what it submits then is truth on them, empty
+        or not.
+        """
+        found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
+        if not found.get("id"):
+            return {name: text for name, text in found.items() if name == "message"}
+        found = {**found, "path": str(self.images.from_datastore(found["id"]).path)}
+        if found.get("slices") and isinstance(self.datastore(), AnnotatedStudies):
+            found["assignments"] = self._assign(found, client=str(request.get("client_id") or ""))
+        return found
+
+    def _assign(self, found: dict[str, Any], *, client: str) -> list[str]:
+        """Note what a client is asked for, each label with its own slices; the names of the assignments."""
+        axis = 2 - int(found.setdefault("axis", 2))
+        wanted = [([label], slices) for label, slices in (found.get("slices_by_label") or {}).items()]
+        datastore = self.datastore()
+        assert isinstance(datastore, AnnotatedStudies)
+        return [
+            datastore.assign(found["id"], slices, axis=axis, labels=labels, client=client).id
+            for labels, slices in wanted or [(found.get("labels") or [], found["slices"])]
+        ]
 
     def require_model(self, name: str) -> InferTask:
         """The task of this name. Raises NotKnown."""

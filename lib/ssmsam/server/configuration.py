@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from ssmsam.encoders.store import default_root
+from ssmsam.imaging.dicom import NOT_IMAGES
 
 DEFAULT_LABELS = (
     "liver", "spleen", "right kidney", "left kidney", "gallbladder", "pancreas", "stomach", "aorta",
@@ -54,6 +58,15 @@ class Configuration:
     """CPU threads per computation; 0 means one per physical core, or ``OMP_NUM_THREADS`` where that is set."""
     precompute: bool = True
     """Whether an image's slices are embedded in the background as soon as it is served."""
+    heads: Path | None = None
+    """The folder of adapted heads; ``None`` means one of its own for each studies folder or store."""
+    modalities: tuple[str, ...] = ("CT", "MR")
+    """Which series of a DICOMweb store are images."""
+    dicom_folder: Path | None = None
+    """Where labels and downloaded series of DICOMweb stores are kept, each store in a folder of its own; ``None``
+    means the user's data folder."""
+    dicom_gb: float = 20.0
+    """The limit for downloaded series in gigabytes; the least recently used go first."""
     labels: tuple[str, ...] = DEFAULT_LABELS
     """The labels that viewers offer, in their order."""
 
@@ -85,6 +98,18 @@ def default_store() -> Path:
     return Path(named).expanduser() / "embeddings" if named else default_root()
 
 
+def default_dicom_folder() -> Path:
+    """Where the local side of DICOMweb stores lives: not in the user's cache, because labels are work."""
+    named = os.environ.get("MONAI_LABEL_DICOMWEB_CACHE_PATH", "").strip()
+    return Path(named).expanduser() if named else platformdirs.user_data_path("ssmsam") / "dicomweb"
+
+
+def default_heads(studies: str) -> Path:
+    """Where the heads of a studies folder or store go: beside the embedding store, by the digest of its name."""
+    name = studies if "://" in studies else str(Path(studies).resolve())
+    return default_store().parent / "heads" / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
 def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callable[[str], Any]]:
     """How each key's value is read. A reader raises ValueError with a message that says what would be valid."""
     return {
@@ -94,10 +119,14 @@ def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callab
         "download": _yes_or_no,
         "store": lambda text: Path(text).expanduser().absolute(),
         "store_gb": _positive,
+        "heads": lambda text: Path(text).expanduser().absolute(),
         "memory_gb": _positive,
         "device": _device,
         "threads": _threads,
         "precompute": _yes_or_no,
+        "modalities": _modalities,
+        "dicom_folder": lambda text: Path(text).expanduser().absolute(),
+        "dicom_gb": _positive,
         "labels": _labels,
     }
 
@@ -175,3 +204,10 @@ def _labels(text: str) -> tuple[str, ...]:
     if len(labels) > 255:
         raise ValueError("at most 255 labels fit into a label map")
     return labels
+
+
+def _modalities(text: str) -> tuple[str, ...]:
+    codes = tuple(code.upper() for code in _split(text))
+    if wrong := [code for code in codes if not code.isalnum() or code in NOT_IMAGES]:
+        raise ValueError(f"{_listed(wrong)}: expected DICOM modalities of images, such as CT,MR,PT")
+    return codes

@@ -14,9 +14,13 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 
+from ssmsam.annotation.files import CorruptAnnotations
+from ssmsam.annotation.truth import InvalidSubmission
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.prompting.request import InvalidPrompt
+from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
 from ssmsam.server.identifiers import InvalidName, shown
 
 logger = logging.getLogger(__name__)
@@ -40,9 +44,13 @@ STATUS: dict[type[Exception], int] = {
     InvalidRequest: 422,
     InvalidName: 422,
     InvalidPrompt: 422,
+    InvalidSubmission: 422,
+    NothingToLearn: 422,
     UnreadableVolume: 422,
     MissingWeights: 503,
     CorruptWeights: 503,
+    StoreUnavailable: 503,
+    StoreRefused: 502,
 }
 
 
@@ -51,6 +59,7 @@ def install_handlers(app: FastAPI) -> None:
     for error, status in STATUS.items():
         app.add_exception_handler(error, _answer(status))
     app.add_exception_handler(MONAILabelException, _framework_error)
+    app.add_exception_handler(CorruptAnnotations, _damaged)
     app.add_exception_handler(Exception, _unforeseen)
     app.middleware_stack = None  # built before the app starts; the next request builds it with these handlers
 
@@ -70,6 +79,13 @@ def _framework_error(request: Request, error: Exception) -> JSONResponse:
         status = 422 if getattr(error, "error", None) is MONAILabelError.INVALID_INPUT else 500
     logger.info("%s %s: %d %s", request.method, request.url.path, status, getattr(error, "msg", error))
     return JSONResponse({"detail": str(getattr(error, "msg", "the request failed"))}, status_code=status)
+
+
+def _damaged(request: Request, error: Exception) -> JSONResponse:
+    """The file's name is for the one who runs the server."""
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    detail = "the stored annotations of an image are damaged; the server's log names the file and what to do"
+    return JSONResponse({"detail": detail}, status_code=500)
 
 
 def _unforeseen(request: Request, error: Exception) -> JSONResponse:

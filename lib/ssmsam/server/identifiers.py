@@ -9,6 +9,7 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 """The files that may be uploaded as images or labels."""
 
 _NAME = re.compile(r"[^\W][\w.+@() -]{0,254}")
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 _SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -34,6 +35,11 @@ def safe_name(name: str, *, what: str) -> str:
 def is_session_id(name: str) -> bool:
     """Whether ``name`` has the form that the server gives to its sessions."""
     return _SESSION.fullmatch(name) is not None
+
+
+def is_uid(name: str) -> bool:
+    """Whether ``name`` has the form of a DICOM UID. Leading zeros, which some devices write, are let through."""
+    return _UID.fullmatch(name) is not None
 
 
 def volume_suffix(filename: str | None, *, allowed: tuple[str, ...] = VOLUME_SUFFIXES) -> str:

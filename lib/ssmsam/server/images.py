@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.sessions import Sessions
 
@@ -17,6 +15,7 @@ from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
 from ssmsam.encoders.manifest import sha256_of
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Volume
+from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_session_id
 
@@ -57,7 +56,6 @@ class Images:
         self._memory_bytes = memory_bytes
         self._open: OrderedDict[tuple[Path, tuple[int, ...] | str], OpenImage] = OrderedDict()
         self._lock = threading.Lock()
-        self._listing = threading.Lock()
         self._stripes = [threading.Lock() for _ in range(64)]
 
     def require(self, image_id: str) -> str:
@@ -124,20 +122,12 @@ class Images:
         return self._stripes[hash(name) % len(self._stripes)]
 
     def _knows(self, image_id: str) -> bool:
-        if image_id in self._listed():
+        if isinstance(self._datastore, DicomWebArchive):
+            return self._datastore.knows(image_id)
+        if image_id in self._datastore.list_images():
             return True
-        if isinstance(self._datastore, DICOMWebDatastore):  # it keeps its list for two hours
-            with self._listing:
-                forget: Callable[[], None] = DICOMWebDatastore.list_images.cache.clear
-                forget()
-        else:
-            time.sleep(0.05)  # the folder's watcher empties the list for a moment while it looks again
-        return image_id in self._listed()
-
-    def _listed(self) -> list[str]:
-        with self._listing:  # the remote store's list lives in a cache that is not safe for threads
-            images: list[str] = self._datastore.list_images()
-            return images
+        time.sleep(0.05)  # the folder's watcher empties the list for a moment while it looks again
+        return image_id in self._datastore.list_images()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import sys
-from pathlib import Path
 
 import psutil
 import torch
@@ -48,15 +45,3 @@ def use_threads(wanted: int) -> int:
     threads = choose_threads(wanted)
     torch.set_num_threads(threads)
     return threads
-
-
-def find_dicom_tools() -> None:
-    """Put the environment's own programs on PATH: a DICOMweb start looks for ``itkimage2segimage`` there.
-
-    Calling ``venv/bin/python`` does not put ``venv/bin`` on PATH, and without the program MONAI Label would try
-    to download it.
-    """
-    programs = Path(sys.executable).parent
-    if shutil.which("itkimage2segimage") is None and (programs / "itkimage2segimage").exists():
-        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
-        logger.info("Using the DICOM programs in %s", programs)

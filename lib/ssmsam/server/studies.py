@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monailabel.datastore.local import LocalDatastore
-
+from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.folder import SynchronisedFolder
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 
+ANNOTATIONS = ".annotations"
 
-class StudiesFolder(LocalDatastore):
-    """MONAI Label's local datastore, which also sees DICOM series.
+
+class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
+    """MONAI Label's local datastore, which also sees DICOM series and keeps annotations slice by slice.
 
     Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files is an image; its id is its name without
-    the suffix. Labels lie under ``labels/<tag>/``.
+    the suffix. Labels lie under ``labels/<tag>/``, annotations in a hidden folder beside them.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, auto_reload: bool = True, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        labels: Sequence[str] = (),
+        auto_reload: bool = True,
+        read_only: bool = False,
+    ) -> None:
+        self.keep_annotations(Path(folder) / ANNOTATIONS, labels=labels)
         super().__init__(
-            str(folder),
+            folder,
             extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
             auto_reload=auto_reload,
             read_only=read_only,

@@ -18,6 +18,7 @@ from monailabel.endpoints import (
     infer,
     info,
     logs,
+    ohif,
     proxy,
     scoring,
     session,
@@ -25,7 +26,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 
-from ssmsam.server.routes import inference, proxied, sessions, studies, tasks
+from ssmsam.server.routes import heads, inference, proxied, sessions, slices, studies, tasks, viewer
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ REPLACED = (
     _stock(session, "/session/", "PUT"),
     _stock(session, "/session/{session_id}", "GET DELETE"),
     _stock(logs, "/logs/gpu", "GET"),
+    _stock(ohif, "/ohif/{path:path}", "GET"),
     *(_stock(proxy, f"/proxy/dicom/{op}{{path:path}}", "GET POST") for op in ("", "wado/", "qido/", "stow/")),
 )
 
@@ -67,7 +69,16 @@ REMOVED = (
     _stock(wsi_infer, "/infer/wsi_v2/{model}", "POST"),
 )
 
-OURS = (inference.router, tasks.router, studies.router, sessions.router, proxied.router)
+OURS = (
+    heads.router,
+    inference.router,
+    tasks.router,
+    studies.router,
+    slices.router,
+    sessions.router,
+    proxied.router,
+    viewer.router,
+)
 
 
 def install_routes(app: FastAPI) -> None:

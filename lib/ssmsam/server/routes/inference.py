@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, UploadFile
 from fastapi.background import BackgroundTasks
-from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.utils.convert import binary_to_image, nifti_to_dicom_seg
+from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.utils.others.generic import remove_file
 
+import ssmsam
+from ssmsam.imaging.dicom_seg import AlgorithmNotes, write_seg
+from ssmsam.imaging.reading import read_volume
+from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 from ssmsam.server.images import Source
@@ -53,7 +57,7 @@ def infer(
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
     result = app.infer(request)
     if output == ResultType.dicom_seg:
-        result["dicom_seg"] = _dicom_seg(source, result, options)
+        result["dicom_seg"] = _dicom_seg(source, result)
         background_tasks.add_task(remove_file, result["dicom_seg"])
     return send_response(app.datastore(), result, output, background_tasks)
 
@@ -77,16 +81,23 @@ def _label_file(label: UploadFile, source: Source, scratch: Path) -> Path:
 
 
 def _require_dicom_store() -> None:
-    if not isinstance(the_app().datastore(), DICOMWebDatastore):
+    if not isinstance(the_app().datastore(), DicomWebArchive):
         raise InvalidRequest("output=dicom_seg needs studies from a DICOMweb server; ask for output=image")
 
 
-def _dicom_seg(source: Source, result: dict[str, Any], options: dict[str, Any]) -> str:
+def _dicom_seg(source: Source, result: dict[str, Any]) -> str:
     """Write the mask as DICOM SEG; returns its path."""
     if not result["params"].get("voxels"):
         remove_file(result["file"])
         raise InvalidRequest("the mask is empty: there is nothing to write as DICOM SEG")
-    names = sorted(result["params"]["label_names"].items(), key=lambda item: item[1])
-    info = options.get("label_info") or [{"name": name, "idx": value} for name, value in names]
-    series = source.path.with_name(source.image_id)  # the folder of DICOM files beside the converted volume
-    return str(nifti_to_dicom_seg(str(series), result["file"], info, use_itk=True))
+    with tempfile.NamedTemporaryFile(prefix="ssmsam-", suffix=".dcm", delete=False) as file:
+        path = file.name
+    algorithm = AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, kind="SEMIAUTOMATIC")
+    try:
+        write_seg(read_volume(result["file"]), result["params"]["label_names"], source.path, path, algorithm=algorithm)
+    except BaseException:
+        remove_file(path)
+        raise
+    finally:
+        remove_file(result["file"])
+    return path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from typing import Annotated
 from urllib.parse import quote, unquote
 
@@ -11,6 +13,8 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 
+from ssmsam.server.dicom_access import is_dicomweb, store_access
+from ssmsam.server.dicom_store import StoreSession
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.routes.common import AnyUser
 
@@ -52,14 +56,12 @@ def other(user: AnyUser, request: Request, path: str, body: Body) -> Response:
 
 def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Response:
     try:
-        answer = requests.request(
+        url, query = _url(prefix, path), request.url.query  # as it came: Orthanc does not read an encoded asterisk
+        answer = _session(settings.MONAI_LABEL_STUDIES).request(
             request.method,
-            _url(prefix, path),
-            params=list(request.query_params.multi_items()),
+            f"{url}?{query}" if query else url,
             headers=_headers(request),
             data=body or None,
-            auth=_account(),
-            timeout=settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
             stream=True,
         )
     except requests.Timeout as error:
@@ -74,7 +76,7 @@ def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Re
 
 def _url(prefix: str | None, path: str) -> str:
     """The address on the DICOMweb server. Nothing outside its DICOMweb root can be reached."""
-    if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+    if not is_dicomweb(settings.MONAI_LABEL_STUDIES):
         raise NotKnown("DICOMweb server", "proxy", step="The studies of this server are a folder")
     if any(part in (".", "..") for part in unquote(path).replace("\\", "/").split("/")):
         raise InvalidRequest("the path must not contain '.' or '..'")
@@ -88,24 +90,13 @@ def _url(prefix: str | None, path: str) -> str:
 
 def _headers(request: Request) -> dict[str, str]:
     """What the viewer wants and sends; its cookies and tokens are for this server, not for the other."""
-    headers = {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
-    if "googleapis.com" in settings.MONAI_LABEL_STUDIES:
-        headers["Authorization"] = f"Bearer {_google_token()}"
-    return headers
+    return {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
 
 
-def _account() -> tuple[str, str] | None:
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    return (user, password) if user and password and "googleapis.com" not in settings.MONAI_LABEL_STUDIES else None
-
-
-def _google_token() -> str:
-    import google.auth
-    import google.auth.transport.requests
-
-    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-    credentials.refresh(google.auth.transport.requests.Request())
-    return str(credentials.token)
+@cache
+def _session(url: str) -> requests.Session:
+    """One session for all: connections stay open, and the login is the datastore's own."""
+    return StoreSession(replace(store_access(url), retries=0))  # the viewer asks again by itself
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:

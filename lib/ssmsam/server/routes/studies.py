@@ -10,10 +10,10 @@ from fastapi import APIRouter
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import datastore as stock
-from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.utils.others.generic import remove_file
 
 from ssmsam.imaging.writing import write_volume
+from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
 from ssmsam.server.routes.common import (
@@ -23,8 +23,10 @@ from ssmsam.server.routes.common import (
     JsonText,
     KnownId,
     KnownImage,
+    Scratch,
     Upload,
     json_object,
+    received,
     require_label,
     the_app,
 )
@@ -62,6 +64,10 @@ def remove_image(user: Admin, id: KnownId) -> dict[str, Any]:
 
 @router.head("/image", summary="Whether an image exists")
 def check_image(user: AnyUser, image: KnownImage, check_sum: str | None = None) -> Any:
+    if the_app().images.from_datastore(image).path.is_dir():
+        if check_sum:
+            raise NotKnown("file with this checksum for image", image)  # the file is made anew for every download
+        return {}
     return stock.download_image(image, check_only=True, check_sum=check_sum)
 
 
@@ -96,17 +102,29 @@ def update_image_info(user: Annotator, image: KnownImage, info: JsonText = "{}")
 def save_label(
     user: Annotator,
     image: KnownImage,
-    background_tasks: BackgroundTasks,
+    scratch: Scratch,
     label: Upload,
     params: JsonText = "{}",
-    tag: str = DefaultLabelTag.FINAL.value,
+    tag: str = "",
 ) -> dict[str, Any]:
-    volume_suffix(label.filename, allowed=(*VOLUME_SUFFIXES, ".bin"))
-    json_object(params, name="params")
-    if tag:
-        safe_name(tag, what="a label tag")
-    saved: dict[str, Any] = stock.save_label(background_tasks, image, params, tag, label, user.username)
-    return saved
+    """Without a tag, or as ``partial``, a submission: the answer says which slices count as annotated now. ``final``
+    declares its labels finished as well, unless ``partial`` in ``params`` says otherwise. Other tags keep the file.
+    """
+    file = received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))
+    said = json_object(params, name="params")
+    app = the_app()
+    datastore = app.datastore()
+    if not isinstance(datastore, AnnotatedStudies):
+        tag = tag or FINAL
+    if tag not in ("", PARTIAL, FINAL) or not isinstance(datastore, AnnotatedStudies):
+        label_id = datastore.save_label(image, str(file), safe_name(tag, what="a label tag"), said)
+        answer: dict[str, Any] = {"tag": tag}
+    else:
+        if tag == FINAL:
+            said.setdefault("partial", {"complete": True})
+        label_id, answer = image, datastore.submit(image, file, said).answer()
+    noted = app.on_save_label(image, label_id) or {}
+    return {"image": image, "label": label_id, **answer, **noted}
 
 
 @router.delete("/label", summary="Remove a label")
@@ -136,8 +154,13 @@ def label_info(user: AnyUser, label: str, tag: str) -> dict[str, Any]:
 
 @router.put("/label/info", summary="Add to what is known of a label")
 def update_label_info(user: Annotator, label: str, tag: str, info: JsonText = "{}") -> Any:
+    """With ``partial`` in ``info`` this is ``PUT /datastore/annotations``."""
     require_label(label, tag)
-    json_object(info, name="info")
+    said = json_object(info, name="info")
+    datastore = the_app().datastore()
+    if "partial" in said and tag in (PARTIAL, FINAL) and isinstance(datastore, AnnotatedStudies):
+        client = str(said.get("client_id") or "")
+        return datastore.change(label, said["partial"], client=client).answer()
     return stock.update_label_info(label, tag, info, user.username)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
-from monailabel.endpoints import activelearning as stock_samples
 from monailabel.endpoints import batch_infer as stock_batch
 from monailabel.endpoints import scoring as stock_scoring
 from monailabel.endpoints import train as stock_train
@@ -16,6 +15,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.routes.common import Admin, Annotator, AnyUser, the_app
+from ssmsam.server.strategies import note_offer
 
 router = APIRouter()
 
@@ -25,14 +25,20 @@ def info(user: AnyUser) -> dict[str, Any]:
     return the_app().info()
 
 
-@router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image to annotate")
+@router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image and slices to annotate")
 def next_sample(user: AnyUser, strategy: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-    app = the_app()
+    """Without an ``id`` in the answer nothing is left, and ``message`` says so."""
+    app, asked = the_app(), dict(params or {})
     app.require_strategy(strategy)
-    found: dict[str, Any] = stock_samples.sample(strategy, params, user.username)
-    if found.get("id"):
-        app.background.prefer(found["id"])
-    return found
+    found = app.next_sample({**asked, "strategy": strategy})
+    if not found.get("id"):
+        return found
+    info = note_offer(app.datastore(), found["id"], strategy, client=str(asked.get("client_id") or user.username or ""))
+    app.background.prefer(found["id"])
+    shown = {**found, **info}
+    if found.get("hint") and info.get("PatientID"):  # a viewer shows this as the volume's name
+        shown["PatientID"] = f"{info['PatientID']} | {found['hint']}"
+    return shown
 
 
 @router.post("/batch/infer/{model}", tags=["Infer"], summary="Run a model on many images")

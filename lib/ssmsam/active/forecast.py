@@ -1,0 +1,134 @@
+"""What a few-shot model expects of the slices of a volume, from embeddings that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ssmsam.active.state import Forecast
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.bank import look
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.segmentation import Proposals, kept, propose
+from ssmsam.fewshot.support import Support
+from ssmsam.progress import Progress, silent
+from ssmsam.prompting.drawing import logits_to_pixels
+
+
+def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
+    """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them.
+
+    The encoder runs only for labelled slices without an embedding. Raises NothingToLearn.
+    """
+    views = replace(DEFAULTS.adaptation.views, views=0)
+    config = replace(DEFAULTS, adaptation=replace(DEFAULTS.adaptation, steps=0, views=views), folds=0)
+    return adapt(support, embedder, decoder, config=config)
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """Of one label: the proposals as they would be served, and what is expected of them."""
+
+    final: Proposals
+    forecast: Forecast
+
+
+def expect(
+    head: Head,
+    query: VolumeEmbeddings,
+    slices: Sequence[int],
+    *,
+    config: FewShotConfig = DEFAULTS,
+    progress: Progress = silent,
+) -> dict[str, Expected]:
+    """Label -> what the head proposes and expects on some slices of a volume, which should be embedded.
+
+    Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two batches.
+    """
+    found = propose(head.decoder, head.banks, query, slices, config=config.segmentation, progress=progress)
+    expected = {}
+    for label, proposals in found.items():
+        threshold = _threshold(head, label)
+        final = kept(proposals, head.banks[label], query, config.segmentation, threshold=threshold)
+        expected[label] = Expected(final, _foreseen(_calibrated(proposals, threshold), final, query))
+    return expected
+
+
+def looks(query: VolumeEmbeddings, slices: Sequence[int]) -> dict[int, np.ndarray]:
+    """How some slices look: slice -> unit vector (D,) float32."""
+    with torch.inference_mode():
+        return {index: look(query.slice(index)["image"])[0].cpu().numpy() for index in slices}
+
+
+def uncertainty_map(
+    head: Head,
+    query: VolumeEmbeddings,
+    *,
+    labels: Sequence[str] = (),
+    support: Support | None = None,
+    config: FewShotConfig = DEFAULTS,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """How unsure a head is of every voxel: (slices, rows, columns) uint8 on the volume's grid, in per cent of one bit.
+
+    0 is sure, 100 as good as a guess; of several labels the least sure counts. Pixels that ``support`` knows of this
+    volume are sure. Embeds the slices that are not.
+    """
+    query.embed(progress=progress)
+    banks = {label: bank for label, bank in head.banks.items() if not labels or label in labels}
+    found = propose(head.decoder, banks, query, range(query.count), config=config.segmentation, progress=progress)
+    unsure = np.zeros(query.grid.shape, dtype=np.uint8)
+    stack = query.plane.stack(unsure)
+    for label, raw in found.items():
+        proposals = _calibrated(raw, _threshold(head, label))
+        known = {one.index: one for one in (support or {}).get(label, ()) if one.volume == query.key.digest}
+        for row, index in enumerate(proposals.slices):
+            drawn = torch.from_numpy(probability(proposals, row)).float()[None]
+            entropy = 100 * _bits(np.clip(logits_to_pixels(drawn, query.frame)[0], 0, 1))
+            if int(index) in known:
+                annotation = known[int(index)]
+                entropy[np.ones_like(annotation.mask) if annotation.known is None else annotation.known] = 0
+            stack[index] = np.maximum(stack[index], np.rint(entropy).astype(np.uint8))
+    return unsure
+
+
+def probability(proposals: Proposals, row: int) -> np.ndarray:
+    """The probability (S, S) that the target is in each cell of one slice: there at all, and then there."""
+    share: np.ndarray = proposals.presence[row] / (1 + np.exp(-np.clip(proposals.logits[row], -30, 30)))
+    return share
+
+
+def _threshold(head: Head, label: str) -> float:
+    """From which presence on a slice counts as having the label."""
+    return float(head.card.get("presence_threshold", {}).get(label, 0.5))
+
+
+def _calibrated(proposals: Proposals, threshold: float) -> Proposals:
+    """The same with presences stretched so that the label's threshold is an even chance."""
+    presence = np.interp(proposals.presence, [0.0, threshold, 1.0], [0.0, 0.5, 1.0])
+    return replace(proposals, presence=presence)
+
+
+def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -> Forecast:
+    """Cell by cell: the probability that the final mask is wrong there."""
+    cell_mm2 = (query.frame.input_mm * query.frame.size / proposals.logits.shape[-1]) ** 2
+    area, expected_area, error = np.zeros((3, len(proposals.slices)))
+    for row in range(len(proposals.slices)):
+        p, mask = probability(proposals, row), final.logits[row] > 0
+        area[row] = mask.sum() * cell_mm2
+        error[row] = np.where(mask, 1 - p, p).sum() * cell_mm2
+        expected_area[row] = p.sum() * cell_mm2
+    return Forecast(proposals.slices, proposals.presence, area, expected_area, error)
+
+
+def _bits(p: np.ndarray) -> np.ndarray:
+    """Entropy of a yes or no, in bits."""
+    p = np.clip(p, 1e-7, 1 - 1e-7)
+    entropy: np.ndarray = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return entropy

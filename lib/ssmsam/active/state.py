@@ -1,0 +1,88 @@
+"""What a choice of slices may look at: nothing of it holds a pixel's truth beyond what a person annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+ANY = ""
+"""The label of a choice for whichever label the user draws."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What a model expects of one label on the n ``slices`` (n,) of a volume that it looked at, ascending.
+
+    ``presence`` (n,) is the probability that the label is there. In mm2, (n,) each: ``area`` of the proposed mask,
+    ``expected_area`` by the probabilities of its pixels, and ``error``, how much of the slice is expected to be wrong.
+    """
+
+    slices: np.ndarray
+    presence: np.ndarray
+    area: np.ndarray
+    expected_area: np.ndarray
+    error: np.ndarray
+
+    @property
+    def loss(self) -> np.ndarray:
+        """(n,) in [0, 1]: the expected 1 - Dice of each slice, 0 for one that is surely empty."""
+        return self.error / np.maximum(self.area + self.expected_area, 1e-6)
+
+    def expected_dice(self, without: Iterable[int] = ()) -> float:
+        """The Dice in [0, 1] that the proposed mask expects of itself over all slices but some."""
+        rows = ~np.isin(self.slices, list(without))
+        total = float((self.area + self.expected_area)[rows].sum())
+        return 1 - float(self.error[rows].sum()) / total if total > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeState:
+    """What is known of one volume's slices.
+
+    ``looks`` has a unit vector (D,) for every slice that is embedded. ``annotated`` maps label -> slice -> whether a
+    person saw the label there. ``forecasts`` are of the labels that a model knows.
+    """
+
+    count: int
+    slice_mm: float
+    looks: Mapping[int, np.ndarray] = field(default_factory=dict)
+    annotated: Mapping[str, Mapping[int, bool]] = field(default_factory=dict)
+    forecasts: Mapping[str, Forecast] = field(default_factory=dict)
+
+    def known(self, label: str) -> frozenset[int]:
+        """The slices that are annotated for a label; for ANY those that are annotated for some label."""
+        labels = self.annotated if label == ANY else [label]
+        return frozenset(index for name in labels for index in self.annotated.get(name, ()))
+
+    def showing(self, label: str) -> list[int]:
+        """The annotated slices on which a label was seen, ascending."""
+        return sorted(index for index, seen in self.annotated.get(label, {}).items() if seen)
+
+    def left(self, labels: Iterable[str]) -> list[int]:
+        """The slices that are not annotated for at least one of the labels, ascending; ANY when there are none."""
+        known = [self.known(label) for label in labels] or [self.known(ANY)]
+        return [index for index in range(self.count) if any(index not in slices for slices in known)]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a slice was chosen: as numbers, and as a sentence for a person."""
+
+    sentence: str
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A slice to annotate next: label -> why. ``gain`` compares choices of one rule, the largest is the best."""
+
+    index: int
+    reasons: Mapping[str, Reason]
+    gain: float = 0.0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that it is wanted for; none for whichever the user draws."""
+        return tuple(label for label in self.reasons if label != ANY)

@@ -1,0 +1,206 @@
+"""What clients do to the annotations of a set of images: submit, mark, change, finish, withdraw."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssmsam.annotation.annotations import Annotations, Update
+from ssmsam.annotation.completion import complete, declared_whole, whole
+from ssmsam.annotation.evidence import on_screen
+from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark
+from ssmsam.annotation.label_info import negative_of, read_label_info
+from ssmsam.annotation.log import WorkLog
+from ssmsam.annotation.partial import read_partial
+from ssmsam.annotation.records import UNNAMED, Mark, Served
+from ssmsam.annotation.store import AnnotationStore, image_folder
+from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.volume import Grid
+
+NOTHING_TO_FINISH = (
+    "nothing was annotated or segmented on this image under a label's name: accept or submit a slice first, "
+    "or name the label"
+)
+
+
+@dataclass(frozen=True)
+class AnnotationService:
+    """The annotations and the work log under ``root``.
+
+    Its methods say what an action means, as an :class:`Update`; only :meth:`merge` and :meth:`forget` change anything.
+    All of them raise :class:`InvalidSubmission` for what cannot be used, and ``CorruptAnnotations``.
+    """
+
+    root: Path
+    labels: tuple[str, ...] = ()
+    """The labels that clients are offered, for submissions that do not name theirs."""
+
+    @cached_property
+    def store(self) -> AnnotationStore:
+        return AnnotationStore(self.root)
+
+    @cached_property
+    def log(self) -> WorkLog:
+        return WorkLog(self.root)
+
+    def known(self, image: str, grid: Grid) -> Annotations:
+        """What is known of an image with this grid."""
+        found = self.store.load(image)
+        if found is not None and not found.grid.matches(grid):
+            raise InvalidSubmission(
+                f"the annotations of {image!r} were made on another image of this name (shape {found.grid.shape}, now "
+                f"{grid.shape}): remove its label 'partial', or give the new image another name"
+            )
+        return found or Annotations(grid)
+
+    def submitted(self, image: str, submission: Submission, grid: Grid) -> Update:
+        """What a submitted mask says."""
+        client = submission.client
+        return interpret(
+            submission,
+            Context(
+                self.known(image, grid),
+                assignments=self.log.assignments(image),
+                marks=self.log.marks(image, client=client),
+                served=self.log.served(image, client=client),
+                labels=self.labels,
+            ),
+        )
+
+    def on_screen(self, image: str, submission: Submission) -> list[Served]:
+        """What a submission shows of its client's screen, to be noted as served: what is gone by the next one was
+        erased by a person, while slices that this one does not hold were perhaps never loaded."""
+        values = read_label_info(submission.params.get("label_info"), fallback=self.labels)
+        before = self.log.served(image, client=submission.client)
+        found = []
+        for label, value in values.items():
+            if negative_of(label):
+                continue
+            mask = submission.mask_of(value)
+            if label in before or mask.any():
+                plane = Plane(before[label].axis if label in before else 0)
+                found.append(Served.of(mask, label=label, client=submission.client, plane=plane, when=submission.when))
+        return found
+
+    def screen(self, image: str, grid: Grid, *, client: str) -> dict[str, np.ndarray]:
+        """Label -> mask (slices, rows, columns) bool of everything that a client was served, as it is on its screen.
+
+        :data:`UNNAMED` holds what it asked for without a label.
+        """
+        known = self.known(image, grid)
+        return {label: whole(label, known, served) for label, served in self._own(image, client).items()}
+
+    def marked(self, image: str, mark: Mark, grid: Grid) -> Update:
+        """What a verdict on one slice says: the mask on that client's screen is right, or the label is not there."""
+        served = self._shown_to(image, mark.client, mark.label, mark.index)
+        context = Context(self.known(image, grid), served={} if served is None else {mark.label: served})
+        return interpret_mark(mark, context)
+
+    def changed(self, image: str, partial: Any, grid: Grid, *, client: str) -> Update:
+        """What ``partial`` says without a mask: listed slices are right as they are on that client's screen."""
+        known, own = self.known(image, grid), self._own(image, client)
+        annotated = {key.label for key in known.slices}
+        said = read_partial(partial, grid=grid, labels={*known.labels, *own, *self.labels}, present=annotated)
+        if said is None:
+            raise InvalidSubmission("partial is missing: say which slices to change")
+        finished = complete(said.complete, known, own, client=client, when=now())
+        listed = {
+            key: SliceAnnotation(
+                self._mask_of(image, key, known, key in said.empty, client), Source.CLIENT, client, now()
+            )
+            for key in said.annotated | said.empty
+        }
+        return replace(
+            finished,
+            entries={**finished.entries, **listed},
+            labels=finished.labels | {key.label for key in listed},
+            withdrawn=said.withdrawn | declared_whole(said.reopened, known),
+            reopened=said.reopened & known.complete,
+        )
+
+    def finished(self, image: str, grid: Grid, *, client: str, labels: Collection[str] = ()) -> Update:
+        """Labels declared finished as they are on that client's screen; by default all that are annotated or shown."""
+        known, own = self.known(image, grid), self._own(image, client)
+        shown = {
+            label for label, served in own.items() if label and any(not mask.empty for mask in served.slices.values())
+        }
+        wanted = set(labels) or {key.label for key in known.slices} | shown
+        if not wanted:
+            raise InvalidSubmission(NOTHING_TO_FINISH)
+        for label in wanted - own.keys():
+            if UNNAMED in own and label in labels:
+                own[label] = replace(own[UNNAMED], label=label)
+        return complete(wanted, known, own, client=client, when=now())
+
+    def clicked_label(
+        self, image: str, grid: Grid, *, client: str, axis: int, index: int, yx: tuple[int, int] | None
+    ) -> str:
+        """The label that a client means which names none: the one under its click at pixel (y, x) of the slice, else
+        the one that it was served last."""
+        known, own = self.known(image, grid), self._own(image, client)
+        under = set()
+        for label in {*own, *(key.label for key in known.slices)} - {UNNAMED}:
+            shown, _ = on_screen(label, client, SliceKey(label, axis, index).plane, own.get(label), known)
+            if yx is not None and index in shown and shown[index].array[yx]:
+                under.add(label)
+        times = {label: served.when for label, served in own.items()}
+        last = {label for label, when in times.items() if when == max(times.values())}
+        meant = under if len(under) == 1 else last
+        if len(meant) == 1 and UNNAMED not in meant:
+            return meant.pop()
+        if meant <= {UNNAMED}:
+            raise InvalidSubmission(f"it is not known which label slice {index} is about: {_CHOOSE}")
+        names = " or ".join(sorted(meant - {UNNAMED}))
+        raise InvalidSubmission(f"slice {index} could be about {names}: click inside its mask, or {_CHOOSE}")
+
+    def merge(self, image: str, update: Update) -> Annotations:
+        """Add what an action says to what is known. Withdrawn masks stay on screen, as predictions."""
+        before = self.store.load(image)
+        merged = self.store.merge(image, update)
+        gone = sorted(update.withdrawn & (before.slices.keys() if before else set()))
+        for (label, axis), keys in groupby(gone, key=lambda key: (key.label, key.axis)):
+            entries = {key.index: before.slices[key] for key in keys} if before else {}
+            for client in {update.client, *(entry.client for entry in entries.values())}:
+                masks = {index: entry.mask for index, entry in entries.items()}
+                self.log.serve(image, Served(label, client, axis, masks, when=now()))
+        return merged
+
+    def forget(self, image: str) -> None:
+        """Remove everything that is known of an image."""
+        shutil.rmtree(image_folder(self.root, image), ignore_errors=True)
+
+    def _mask_of(self, image: str, key: SliceKey, known: Annotations, empty: bool, client: str) -> PackedMask:
+        if empty:
+            return PackedMask.of(np.zeros(key.plane.slice_shape(known.grid), dtype=bool))
+        served = self._shown_to(image, client, key.label, key.index)
+        shown, _ = on_screen(key.label, client, key.plane, served, known)
+        if key.index not in shown:
+            raise InvalidSubmission(
+                f"there is no mask of {key.label} on slice {key.index} that could count as annotated: submit one"
+            )
+        return shown[key.index]
+
+    def _own(self, image: str, client: str) -> dict[str, Served]:
+        """Label -> what this very client was served."""
+        served = self.log.served(image, client=client)
+        return {label: record for label, record in served.items() if record.client == client}
+
+    def _shown_to(self, image: str, client: str, label: str, index: int) -> Served | None:
+        """What a client was served of a label; on a slice that it clicked on later without naming one, that mask."""
+        own: Mapping[str, Served] = self._own(image, client)
+        named, unnamed = own.get(label), own.get(UNNAMED)
+        if unnamed is None:
+            return named
+        later = named is None or (unnamed.when > named.when and index in unnamed.prompted)
+        return replace(unnamed, label=label) if later else named
+
+
+_CHOOSE = "choose the label in the options of this model (for_label), or send it as 'label'"

@@ -1,0 +1,180 @@
+"""Protocol "active": a strategy names slices one after the other, an annotator draws them, Dice is taken after each.
+
+One organ of one volume at a time. The annotator begins with a random slice of the organ, the same one for all
+strategies. Dice is three-dimensional: over the slices that are not annotated, and over the whole volume as the user
+would keep it, with annotated slices as annotated.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ssmsam.active.forecast import Expected, expect, looks
+from ssmsam.active.rules import RULES, Rule
+from ssmsam.active.state import Choice, Reason, VolumeState
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.evaluation.metrics import dice
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.method import FewShotConfig, adapt
+from ssmsam.fewshot.segmentation import assembled
+from ssmsam.fewshot.support import LabelledSlice
+
+OTHER, WHOLE = "other slices", "whole volume"
+BASELINE = "foreground_random"
+WITHIN = "extent_random"
+"""Chance among the slices of the organ: what a person does who leafs through the volume. It is told the organ's true
+extent, which no other strategy is."""
+STRATEGIES = (*RULES, WITHIN)
+BINS = 10
+
+
+@dataclass(frozen=True)
+class ActiveProtocol:
+    """``budget`` slices are annotated in each episode, the first one included; every seed is an episode of each
+    strategy. ``steps`` of adaptation after each slice, 0 only shows the decoder what is annotated."""
+
+    strategies: tuple[str, ...] = STRATEGIES
+    budget: int = 8
+    seeds: tuple[int, ...] = (0, 1)
+    steps: int = 0
+    name: ClassVar[str] = "active"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Annotator:
+    """Draws slices when asked, and remembers which. Nobody else in an episode has the truth before it is over."""
+
+    def __init__(self, truth: np.ndarray) -> None:
+        self._truth = truth
+        self.drawn: list[int] = []
+
+    def draw(self, index: int) -> np.ndarray:
+        """A copy of one slice (height, width) bool: a view would lead to all the others."""
+        self.drawn.append(index)
+        return np.array(self._truth[index] != 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What follows from some annotated slices: the mask (slices, rows, columns) bool and what is expected of it."""
+
+    mask: np.ndarray
+    expected: Expected
+
+
+class Learner:
+    """The few-shot model on one volume and label. The same annotated slices give the same answer, made only once."""
+
+    def __init__(self, query: VolumeEmbeddings, embedder: Embedder, decoder: TargetDecoder, *, steps: int = 0) -> None:
+        config = FewShotConfig(folds=0)
+        views = config.adaptation.views if steps else replace(config.adaptation.views, views=0)
+        adaptation = replace(config.adaptation, steps=steps, budget_s=float("inf"), views=views)
+        self._config = replace(config, adaptation=adaptation)
+        self._query, self._embedder, self._decoder = query, embedder, decoder
+        self._answers: dict[frozenset[int], Answered] = {}
+        self.looks = looks(query, range(query.count))
+
+    def answer(self, label: str, masks: Mapping[int, np.ndarray]) -> Answered:
+        """Adapt to the annotated slices (slice -> mask) and segment the volume."""
+        key = frozenset(masks)
+        if key not in self._answers:
+            support = {label: [LabelledSlice(self._query, index, mask) for index, mask in sorted(masks.items())]}
+            head = adapt(support, self._embedder, self._decoder, config=self._config)
+            every = range(self._query.count)
+            expected = expect(head, self._query, every, config=self._config)[label]
+            mask = assembled({label: expected.final}, self._query).mask == 1
+            self._answers[key] = Answered(mask, expected)
+        return self._answers[key]
+
+    def state(self, label: str, masks: Mapping[int, np.ndarray]) -> VolumeState:
+        """All that a strategy is shown."""
+        return VolumeState(
+            count=self._query.count,
+            slice_mm=self._query.slice_mm,
+            looks=self.looks,
+            annotated={label: {index: bool(mask.any()) for index, mask in masks.items()}},
+            forecasts={label: self.answer(label, masks).expected.forecast},
+        )
+
+
+def run_episode(
+    learner: Learner, label: str, annotator: Annotator, rule: Rule, *, start: int, budget: int, rng: np.random.Generator
+) -> list[tuple[dict[int, np.ndarray], Answered]]:
+    """After every annotated slice: the masks so far, and the model's answer. Ends early when nothing is left."""
+    masks = {start: annotator.draw(start)}
+    steps = []
+    while True:
+        steps.append((dict(masks), learner.answer(label, masks)))
+        if len(masks) >= budget:
+            return steps
+        choices = rule(learner.state(label, masks), 1, [label], rng)
+        if not choices:
+            return steps
+        masks[choices[0].index] = annotator.draw(choices[0].index)
+
+
+def measure_label(learner: Learner, label: str, truth: np.ndarray, protocol: ActiveProtocol) -> list[dict[str, Any]]:
+    """Records, ready for JSON, of all strategies and seeds on one organ: one for every number of annotated slices."""
+    extent = np.flatnonzero(truth.any(axis=(1, 2)))
+    records = []
+    for seed in protocol.seeds:
+        start = int(np.random.default_rng([seed, zlib.crc32(label.encode())]).choice(extent))
+        for strategy in protocol.strategies:
+            rng = np.random.default_rng([seed, zlib.crc32(f"{label} {strategy}".encode())])
+            rule = within(extent.tolist()) if strategy == WITHIN else RULES[strategy]
+            annotator = Annotator(truth)
+            steps = run_episode(learner, label, annotator, rule, start=start, budget=protocol.budget, rng=rng)
+            for number, (masks, answered) in enumerate(steps, 1):
+                scored = score(masks, answered, truth)
+                notes = {"label": label, "strategy": strategy, "seed": seed, "n": number}
+                records.append({**notes, "slice": annotator.drawn[number - 1], **scored})
+    return records
+
+
+def within(extent: Sequence[int]) -> Rule:
+    """Chance among given slices."""
+
+    def rule(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
+        left = [index for index in extent if any(index not in state.known(label) for label in labels)]
+        drawn = rng.permutation(left)[:k].tolist() if left else []
+        return [Choice(index, {label: Reason("drawn by lot from the organ") for label in labels}) for index in drawn]
+
+    return rule
+
+
+def score(masks: Mapping[int, np.ndarray], answered: Answered, truth: np.ndarray) -> dict[str, Any]:
+    """Dice, the Dice that was expected, and how expectation and truth go together slice by slice."""
+    other = np.ones(len(truth), dtype=bool)
+    other[list(masks)] = False
+    kept = answered.mask.copy()
+    for index, mask in masks.items():
+        kept[index] = mask
+    forecast = answered.expected.forecast
+    losses = np.array([1 - dice(kept[index], truth[index]) / 100 for index in range(len(truth))])
+    drawn = other & (forecast.area > 0)
+    return {
+        "dice": {
+            OTHER: round(dice(kept[other], truth[other]), 3),
+            WHOLE: round(dice(kept, truth), 3),
+        },
+        "expected_dice": round(100 * forecast.expected_dice(without=masks), 3),
+        "reliability": {
+            "loss of drawn slices": binned(forecast.loss[drawn], losses[drawn]),
+            "presence": binned(forecast.presence[other], truth.any(axis=(1, 2))[other]),
+        },
+    }
+
+
+def binned(expected: np.ndarray, true: np.ndarray) -> list[list[float]]:
+    """[count, sum of expectations, sum of truths] for equal bins of expectations in [0, 1]."""
+    bins = np.clip((np.asarray(expected) * BINS).astype(int), 0, BINS - 1)
+    columns = [np.bincount(bins, weights=w, minlength=BINS) for w in (np.ones(len(bins)), expected, true)]
+    return [[round(float(value), 4) for value in row] for row in zip(*columns, strict=True)]

@@ -1,0 +1,51 @@
+"""Our few-shot method under test: the same two functions that the server and the command line call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.evaluation.fewshot import SupportSlice, Task
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.progress import Progress, silent
+
+_TARGET = "target"
+
+
+@dataclass(frozen=True)
+class FewShotSegmentation:
+    """Adapt to the support slices, then segment the query. ``steps`` 0 prompts the decoder without adapting it.
+
+    ``matched``: where a protocol says which support slice belongs to which part of the query, each part is shown only
+    that one, as in the literature; otherwise all of them. ``folds`` 0 adapts without an estimate.
+    """
+
+    embedder: Embedder
+    decoder: TargetDecoder
+    steps: int = 30
+    folds: int = 0
+    matched: bool = False
+
+    def segment(self, task: Task, progress: Progress = silent) -> np.ndarray:
+        config = FewShotConfig(folds=self.folds)
+        config = replace(config, adaptation=replace(config.adaptation, steps=self.steps, budget_s=float("inf")))
+        query = self.embedder.open(task.query)
+        found = np.zeros(task.query.shape, dtype=bool)
+        parts: list[tuple[Sequence[int], list[SupportSlice]]] = list(task.matched())
+        if not self.matched:
+            every = {(id(one.support), one.index): one for _, support in parts for one in support}
+            parts = [([index for slices, _ in parts for index in slices], list(every.values()))]
+        for slices, shown in parts:
+            support = {_TARGET: [self._labelled(one) for one in shown]}
+            head = adapt(support, self.embedder, self.decoder, config=config, progress=progress)
+            mask = segment(query, head, slices=slices, support=support, config=config, progress=progress).mask
+            found[list(slices)] = mask[list(slices)] == 1
+        return found
+
+    def _labelled(self, one: SupportSlice) -> LabelledSlice:
+        return LabelledSlice(self.embedder.open(one.support.volume), one.index, one.mask)

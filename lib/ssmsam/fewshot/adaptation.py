@@ -1,0 +1,159 @@
+"""Fitting the decoder to a few labelled slices, on cached embeddings only (Xie et al., 2024)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssmsam.fewshot.bank import Bank, BankConfig
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.lesson import Exercise, Lesson, with_truth
+from ssmsam.fewshot.losses import proposal_loss
+from ssmsam.fewshot.views import ViewConfig
+from ssmsam.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """How the decoder is fitted. ``budget_s`` bounds the time of the steps; fewer steps are then made."""
+
+    steps: int = 30
+    budget_s: float = 30.0
+    batch: int = 4
+    learning_rate: float = 6e-4
+    warm_up: int = 6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    prior_truth: float = 0.5
+    """A query's own signed distance is mixed into its prior by up to this share: leaving a slice out doubles the gap
+    that the prior must bridge, so that an honest prior would be worse than the one met later."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
+    seed: int = 0
+
+
+Taught = Mapping[str, Sequence[Lesson]]
+"""Label -> its lessons, one for each view."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """The fitted decoder, the seconds and the loss of each step."""
+
+    decoder: TargetDecoder
+    seconds: float
+    losses: tuple[float, ...]
+
+
+def fit(
+    decoder: TargetDecoder,
+    taught: Taught,
+    config: AdaptationConfig,
+    *,
+    held_out: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress = silent,
+) -> Adapted:
+    """A copy of the decoder after gradient steps on the lessons. The embeddings are fixed: no encoder is at hand.
+
+    Every slice is a query in its turn and is shown the others. ``held_out`` slices (label -> numbers) are neither
+    asked for nor shown. Raising :class:`~ssmsam.progress.Cancelled` in ``progress("adapt", done, total)`` stops
+    between two steps.
+    """
+    fitted = copy.deepcopy(decoder).train().requires_grad_(False)
+    fitted.to(memory_format=torch.channels_last)  # convolutions take 15 % less time
+    learned = [parameter.requires_grad_(True) for parameter in fitted.adaptable()]
+    optimiser = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=config.weight_decay)
+    stream = _exercises(taught, config, held_out or {})
+    losses: list[float] = []
+    started = time.perf_counter()
+    for step in range(config.steps):
+        progress("adapt", step, config.steps)
+        if time.perf_counter() - started > config.budget_s:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(step, config)
+        losses.append(_step(fitted, optimiser, next(stream), config))
+    fitted.to(memory_format=torch.contiguous_format)  # as it comes from a file
+    progress("adapt", config.steps, config.steps)
+    return Adapted(fitted.eval().requires_grad_(False), time.perf_counter() - started, tuple(losses))
+
+
+def _step(
+    decoder: TargetDecoder,
+    optimiser: torch.optim.Optimizer,
+    exercises: list[tuple[Exercise, float]],
+    config: AdaptationConfig,
+) -> float:
+    """One step of the optimiser over the exercises of several labels and their shares of the loss."""
+    optimiser.zero_grad(set_to_none=True)
+    total = 0.0
+    for exercise, share in exercises:
+        proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
+        # with the target on every slice, presence would learn to say yes to everything
+        loss = proposal_loss(proposal, exercise.masks, exercise.known, judge_presence=exercise.judged) * share
+        loss.backward()
+        total += float(loss.detach())
+    nn.utils.clip_grad_norm_(decoder.adaptable(), config.clip_norm)
+    optimiser.step()
+    return total
+
+
+def _exercises(
+    taught: Taught, config: AdaptationConfig, held_out: Mapping[str, Sequence[int]]
+) -> Iterator[list[tuple[Exercise, float]]]:
+    """Endless: each step has ``batch`` queries in one view, spread over the labels."""
+    rng = np.random.default_rng(config.seed)
+    hidden = {label: tuple(held_out.get(label, ())) for label in taught}
+    everything = [
+        (label, number) for label, views in taught.items() for number in askable(views[0].bank, hidden[label])
+    ]
+    views = len(next(iter(taught.values())))
+    waiting: list[tuple[str, int]] = []
+    while True:
+        view = int(rng.integers(views))
+        while len(waiting) < config.batch:
+            waiting += [everything[n] for n in rng.permutation(len(everything))]
+        picked, waiting = waiting[: config.batch], waiting[config.batch :]
+        exercises = []
+        for label in sorted({name for name, _ in picked}):
+            numbers = [number for name, number in picked if name == label]
+            lesson = taught[label][view]
+            if _alone(lesson.bank, hidden[label]):
+                # in another view than its own where there is one: the same would be no exercise
+                other = (view + int(rng.integers(1, max(2, views)))) % views
+                exercise = lesson.exercise_from(numbers, taught[label][other], hidden=hidden[label])
+            else:
+                exercise = lesson.exercise(numbers, hidden=hidden[label])
+                shares = rng.uniform(0, config.prior_truth, len(numbers)).tolist()
+                exercise = with_truth(exercise, lesson.bank, numbers, shares)
+            exercises.append((exercise, len(numbers) / len(picked)))
+        yield exercises
+
+
+def askable(bank: Bank, hidden: Sequence[int] = ()) -> list[int]:
+    """Slices without which another one still shows the target; all when only one shows it."""
+    shows = bank.shows.copy()
+    shows[list(hidden)] = False
+    open_ = [n for n in range(len(bank)) if n not in hidden]
+    if shows.sum() > 1:
+        return open_
+    return [n for n in open_ if shows[n]] or open_
+
+
+def _alone(bank: Bank, hidden: Sequence[int]) -> bool:
+    shows = bank.shows.copy()
+    shows[list(hidden)] = False
+    return int(shows.sum()) <= 1
+
+
+def _rate(step: int, config: AdaptationConfig) -> float:
+    """Linear warm-up, then a cosine down to a twentieth."""
+    warm = min(1.0, (step + 1) / config.warm_up)
+    return config.learning_rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / max(1, config.steps))) / 2)

@@ -1,0 +1,168 @@
+"""What is kept of the labelled slices of one label, and what of it a query is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.encoder import Embedding
+from ssmsam.fewshot.decoder import Shown
+from ssmsam.fewshot.description import Description, describe
+from ssmsam.fewshot.prior import interpolated, signed_distance
+from ssmsam.fewshot.shown import shown_to
+from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.prompting.drawing import draw_mask
+from ssmsam.prompting.small_decoder import closeness
+
+
+@dataclass(frozen=True)
+class BankConfig:
+    """Which of many labelled slices a query is shown: the nearest of its own volume and the most alike of others."""
+
+    own: int = 8
+    others: int = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """K labelled slices: how they look (``description``), where they are (``volumes`` names, ``positions`` (K,) in mm),
+    the target's signed distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each
+    slice ``looks`` (K, D) of unit length."""
+
+    description: Description
+    volumes: tuple[str, ...]
+    positions: np.ndarray
+    distances: np.ndarray
+    looks: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    @property
+    def shows(self) -> np.ndarray:
+        """(K,) bool: the slices on which the target is."""
+        return (self.distances > 0).any(axis=(1, 2))
+
+    @classmethod
+    def of(cls, slices: Sequence[LabelledSlice], *, side: int, stride: int) -> Bank:
+        """Describe labelled slices by their cached embeddings. ``side`` is S, ``stride`` that of the embedding."""
+        images = torch.cat([one.embeddings.slice(one.index)["image"] for one in slices])
+        masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, images.device) for one in slices])
+        known = torch.cat([drawn_known(one, side).to(images.device) for one in slices])
+        return cls.from_tensors(
+            images,
+            masks,
+            known,
+            unknown=torch.cat([drawn_unknown(one, side) for one in slices]),
+            stride=stride,
+            volumes=tuple(one.volume for one in slices),
+            positions=np.array([one.position_mm for one in slices]),
+        )
+
+    @classmethod
+    @torch.no_grad()
+    def from_tensors(
+        cls,
+        images: torch.Tensor,
+        masks: torch.Tensor,
+        known: torch.Tensor,
+        *,
+        unknown: torch.Tensor | None = None,
+        stride: int,
+        volumes: tuple[str, ...],
+        positions: np.ndarray,
+    ) -> Bank:
+        """The same from embeddings (K, D, h, w) and masks (K, 1, S, S) in [0, 1].
+
+        ``unknown`` (K, 1, S, S) in [0, 1] is where the mask is no truth inside the slice, whose outside is not meant.
+        """
+        distances = np.stack([signed_distance(mask) for mask in (masks[:, 0] > 0.5).cpu().numpy()])
+        if unknown is not None:
+            distances[(unknown[:, 0] > 0.5).cpu().numpy()] = 0
+        return cls(
+            description=describe(images, masks, known, stride),
+            volumes=volumes,
+            positions=positions,
+            distances=distances,
+            looks=look(images),
+        )
+
+    def shown(
+        self,
+        volume: str,
+        positions: Sequence[float],
+        looks: torch.Tensor,
+        *,
+        config: BankConfig,
+        without: Sequence[int] = (),
+    ) -> Shown:
+        """What queries of one volume are shown, at ``positions`` (N) in mm with ``looks`` (N, D).
+
+        ``without`` are labelled slices that they must not be shown: themselves.
+        """
+        likeness = (looks @ self.looks.T).cpu().numpy()
+        chosen = [
+            self._chosen(volume, position, like, without, config)
+            for position, like in zip(positions, likeness, strict=True)
+        ]
+        longest = max(1, *(len(one) for one in chosen))
+        device = self.looks.device
+        near = [[self._near(k, volume, position) for k in one] for position, one in zip(positions, chosen, strict=True)]
+        priors = [
+            interpolated(
+                {float(self.positions[k]): self.distances[k] for k in one if self.volumes[k] == volume},
+                position,
+                (self.distances.shape[1], self.distances.shape[2]),
+            )
+            for position, one in zip(positions, chosen, strict=True)
+        ]
+        return shown_to(
+            self.description,
+            torch.tensor([one + [-1] * (longest - len(one)) for one in chosen], device=device),
+            torch.tensor([one + [0.0] * (longest - len(one)) for one in near], device=device),
+            torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
+            torch.tensor([[prior.between, prior.closeness] for prior in priors], device=device),
+        )
+
+    def _near(self, number: int, volume: str, position: float) -> float:
+        return closeness(self.positions[number] - position) if self.volumes[number] == volume else 0.0
+
+    def _chosen(
+        self, volume: str, position: float, likeness: np.ndarray, without: Sequence[int], config: BankConfig
+    ) -> list[int]:
+        allowed = [k for k in range(len(self)) if k not in without]
+        own = [k for k in allowed if self.volumes[k] == volume]
+        others = [k for k in allowed if self.volumes[k] != volume]
+        own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
+        others = sorted(others, key=lambda k: -likeness[k])[: config.others]
+        return sorted(own + others)
+
+
+def look(images: torch.Tensor) -> torch.Tensor:
+    """Mean embedding of slices (N, D, h, w), centred by cell and of unit length: (N, D)."""
+    mean = images.mean((2, 3))
+    return torch.nn.functional.normalize(mean - mean.mean(1, keepdim=True), dim=1)
+
+
+def drawn_known(one: LabelledSlice, side: int) -> torch.Tensor:
+    """Where the mask is truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
+    known = np.ones(one.mask.shape, dtype=bool) if one.known is None else one.known
+    return draw_mask(known, one.embeddings.frame, side)
+
+
+def drawn_unknown(one: LabelledSlice, side: int) -> torch.Tensor:
+    """Where the slice's mask is no truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
+    unknown = np.zeros(one.mask.shape, dtype=bool) if one.known is None else ~one.known
+    return draw_mask(unknown, one.embeddings.frame, side)
+
+
+def stacked(embeddings: Sequence[Embedding]) -> Embedding:
+    """Several batches as one."""
+    levels = zip(*(one["levels"] for one in embeddings), strict=True)
+    return {
+        "image": torch.cat([one["image"] for one in embeddings]),
+        "levels": [torch.cat(level) for level in levels],
+    }

@@ -1,0 +1,98 @@
+"""What every few-shot mask decoder is told, what it answers, and what it promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ssmsam.encoders.encoder import Embedding
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What N (slice, target) pairs are told of the target: T tokens and M cells of all their support slices.
+
+    ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
+    volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
+    ``prior`` (N, 1, S, S) signed distance in cells and ``trust`` (N, 2) its (between, closeness), all zero without.
+    """
+
+    tokens: torch.Tensor
+    kinds: torch.Tensor
+    near: torch.Tensor
+    cells: torch.Tensor
+    places: torch.Tensor
+    shares: torch.Tensor
+    cells_near: torch.Tensor
+    valid: torch.Tensor
+    prior: torch.Tensor
+    trust: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Corrections:
+    """Clicks on a proposal: ``points`` (N, P, 2) in input pixels, ``kinds`` (N, P) of :class:`PointKind`, and the
+    proposal's logits ``previous`` (N, 1, S, S)."""
+
+    points: torch.Tensor
+    kinds: torch.Tensor
+    previous: torch.Tensor
+
+    @classmethod
+    def none(cls, prior: torch.Tensor) -> Corrections:
+        """No click, no proposal."""
+        count = len(prior)
+        kinds = torch.zeros(count, 0, dtype=torch.long, device=prior.device)
+        return cls(prior.new_zeros(count, 0, 2), kinds, torch.zeros_like(prior))
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """``logits`` (N, S, S) and ``presence`` logits (N,)."""
+
+    logits: torch.Tensor
+    presence: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the cells of N queries found in the support slices before anything else is known: ``cells`` (N, h*w, D) and
+    ``votes`` (N, V, h, w). It does not depend on the parameters that adaptation changes, so it is made once."""
+
+    cells: torch.Tensor
+    votes: torch.Tensor
+
+    def __getitem__(self, index: torch.Tensor | slice) -> Reading:
+        return Reading(self.cells[index], self.votes[index])
+
+
+class TargetDecoder(nn.Module, ABC):
+    """Embeddings of queries + :class:`Shown` (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
+
+    stride: int
+    """Input pixels per cell of the image embedding."""
+    logits_side: int
+    """Side S of the logits for the encoder's declared input size."""
+
+    @abstractmethod
+    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+        """Compare N slices with the support slices: the part of :meth:`forward` that is the same before and after
+        adaptation."""
+
+    @abstractmethod
+    def forward(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections | None = None,
+        reading: Reading | None = None,
+    ) -> Proposal:
+        """Embeddings of N slices, repeated for several targets of one slice. ``reading`` is that of :meth:`read`,
+        where it was kept."""
+
+    @abstractmethod
+    def adaptable(self) -> list[nn.Parameter]:
+        """The parameters that adaptation changes: none on which :meth:`read` depends."""

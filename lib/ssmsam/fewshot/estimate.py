@@ -1,0 +1,103 @@
+"""How good an adapted decoder is on slices that it was not adapted to: an honest estimate from the labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.lesson import Lesson
+from ssmsam.progress import Progress, silent
+
+LEAST_GAIN = 0.01
+"""By how much Dice has to rise on held-out slices for an adapted decoder to be kept."""
+LEAST_SLICES = 3
+"""With fewer slices that show a label, nothing can be held out and still be learned from."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Dice in [0, 1] of one label over held-out slices, before adaptation and after; ``slices`` were held out."""
+
+    before: float
+    after: float
+    slices: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def cross_validated(
+    decoder: TargetDecoder,
+    taught: Taught,
+    config: AdaptationConfig,
+    *,
+    folds: int,
+    progress: Progress = silent,
+) -> dict[str, Estimate]:
+    """Label -> estimate, for the labels with enough slices. Each fold's slices are neither learned from nor shown.
+
+    Folds get a share of the steps, so that all of them together take as long as one adaptation.
+    """
+    able = {label: views for label, views in taught.items() if views[0].bank.shows.sum() >= LEAST_SLICES}
+    if not able:
+        return {}
+    short = replace(config, steps=max(1, config.steps // folds), budget_s=config.budget_s / folds)
+    tallies = {label: {"before": np.zeros(2), "after": np.zeros(2)} for label in able}
+    for fold in range(folds):
+        held_out = {label: _held_out(views[0], fold, folds) for label, views in able.items()}
+        fitted = fit(decoder, able, short, held_out=held_out, progress=progress).decoder
+        for label, views in able.items():
+            for name, judged in (("before", decoder), ("after", fitted)):
+                tallies[label][name] += overlap(judged, views[0], held_out[label])
+    counts = {label: len(views[0].bank) for label, views in able.items()}
+    return {
+        label: Estimate(before=_dice(tally["before"]), after=_dice(tally["after"]), slices=counts[label])
+        for label, tally in tallies.items()
+    }
+
+
+def worth_it(estimates: Mapping[str, Estimate]) -> bool:
+    """Whether adaptation helped clearly on the slices held out; without an estimate it is assumed to.
+
+    Where labelled slices already say it all as prompts, adaptation gains nothing between them, and the decoder loses
+    some of its sense of where the target ends.
+    """
+    gains = [one.after - one.before for one in estimates.values()]
+    return not gains or float(np.mean(gains)) >= LEAST_GAIN
+
+
+def _held_out(lesson: Lesson, fold: int, folds: int) -> tuple[int, ...]:
+    """Every ``folds``-th slice of those that show the label, and of the others, in the order of the bank."""
+    shows = np.flatnonzero(lesson.bank.shows).tolist()
+    others = np.flatnonzero(~lesson.bank.shows).tolist()
+    return tuple(sorted(shows[fold::folds] + others[fold::folds]))
+
+
+@torch.inference_mode()
+def overlap(decoder: TargetDecoder, lesson: Lesson, held_out: Sequence[int]) -> np.ndarray:
+    """Twice the overlap and the sum of both areas, in cells, over slices shown only what is not held out: (2,)."""
+    total = np.zeros(2)
+    for number in held_out:
+        exercise = lesson.exercise([number], hidden=tuple(held_out))
+        logits = decoder(exercise.embedding, exercise.shown, reading=exercise.reading).logits[0]
+        known = exercise.known[0, 0] > 0.5
+        answer, truth = (logits > 0) & known, (exercise.masks[0, 0] > 0.5) & known
+        total += [2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())]
+    return total
+
+
+def _dice(tally: np.ndarray) -> float:
+    return float(tally[0] / tally[1]) if tally[1] else 1.0
+
+
+def mean_estimate(card: Mapping[str, Any]) -> float | None:
+    """The mean over labels of what a head's card estimates; None where nothing could be held out."""
+    name = "after" if card.get("adapted") else "before"
+    found = [one[name] for one in card.get("dice_estimate", {}).values()]
+    return float(np.mean(found)) if found else None

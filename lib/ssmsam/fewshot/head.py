@@ -1,0 +1,120 @@
+"""What adaptation leaves behind: a decoder, what it was shown, and a card that tells its story."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ssmsam.fewshot.bank import Bank
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.description import Description
+from ssmsam.imaging.writing import write_bytes
+
+FORMAT = 1
+
+
+class UnusableHead(ValueError):
+    """A file is not a head, or not one for these weights. The message says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """An adapted decoder with the banks of its labels. ``card`` is plain JSON: labels, support, settings, estimates."""
+
+    decoder: TargetDecoder
+    banks: Mapping[str, Bank]
+    card: Mapping[str, Any]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.banks)
+
+    @property
+    def support_digest(self) -> str:
+        """What it was adapted to: see :func:`ssmsam.fewshot.support.digest`."""
+        return str(self.card["support_digest"])
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file with the card in its metadata."""
+        tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
+        for number, bank in enumerate(self.banks.values()):
+            fields = {**vars(bank.description), "looks": bank.looks}
+            fields |= {"positions": torch.from_numpy(bank.positions), "distances": torch.from_numpy(bank.distances)}
+            tensors |= {f"bank{number}.{name}": tensor for name, tensor in fields.items()}
+        volumes = [list(bank.volumes) for bank in self.banks.values()]
+        card = {**self.card, "format": FORMAT, "labels": list(self.labels), "volumes": volumes}
+        return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"card": json.dumps(card)})
+
+    def save(self, path: Path) -> Path:
+        """Write the file, and its card as JSON beside it; readers see the old file or the new one."""
+        write_bytes(path, self.to_bytes())
+        write_bytes(path.with_suffix(".json"), json.dumps(dict(self.card), indent=1).encode())
+        return path
+
+    @classmethod
+    def load(cls, path: Path, decoder: TargetDecoder, *, weights_sha256: str) -> Head:
+        """Read a head for the encoder with these weights; ``decoder`` is the unadapted one, which stays as it is.
+
+        Raises :class:`UnusableHead`, and FileNotFoundError.
+        """
+        import copy
+
+        card, tensors = _read(path)
+        if card.get("format") != FORMAT:
+            raise UnusableHead(f"{path.name} has format {card.get('format')!r}, this version reads {FORMAT}")
+        if card.get("weights_sha256") != weights_sha256:
+            raise UnusableHead(
+                f"{path.name} was made with other weights ({card.get('encoder')}, sha256 "
+                f"{str(card.get('weights_sha256'))[:12]}) than those in use ({weights_sha256[:12]}): "
+                "start the server with that encoder, or adapt again"
+            )
+        adapted = copy.deepcopy(decoder)
+        try:
+            adapted.load_state_dict(_part(tensors, "decoder"))
+            banks = {
+                label: _bank(_part(tensors, f"bank{number}"), tuple(card["volumes"][number]))
+                for number, label in enumerate(card["labels"])
+            }
+        except (KeyError, TypeError, RuntimeError, IndexError) as error:
+            raise UnusableHead(f"{path.name} lacks parts of a head: export it again. {error}") from error
+        kept = {name: value for name, value in card.items() if name not in ("format", "volumes")}
+        return cls(adapted.eval().requires_grad_(False), banks, kept)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of a head's file, without its tensors. Raises :class:`UnusableHead`, and FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no head {path.name}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise UnusableHead(f"{path.name} is not a head, or is damaged: export it again. {error}") from error
+    if not isinstance(card, dict):
+        raise UnusableHead(f"{path.name} has no card: export it again")
+    return card
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    card = read_card(path)
+    with safe_open(str(path), framework="pt") as file:
+        return card, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    prefix = part + "."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...]) -> Bank:
+    positions, distances = (np.asarray(tensors.pop(name).numpy()) for name in ("positions", "distances"))
+    looks = tensors.pop("looks")
+    return Bank(Description(**tensors), volumes, positions, distances, looks)

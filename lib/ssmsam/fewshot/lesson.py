@@ -1,0 +1,165 @@
+"""What the decoder learns from: labelled slices as queries, each shown the others and never itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.encoder import Embedding, take
+from ssmsam.fewshot.bank import Bank, BankConfig, drawn_known, drawn_unknown
+from ssmsam.fewshot.decoder import Reading, Shown, TargetDecoder
+from ssmsam.fewshot.support import LabelledSlice, Support, checked
+from ssmsam.fewshot.views import View, ViewConfig, embedded_views
+from ssmsam.progress import Progress, silent
+from ssmsam.prompting.drawing import draw_mask
+
+_ELSEWHERE = ""
+"""The name of no volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exercise:
+    """N queries with what they are shown and have read, their masks and where those are truth (N, 1, S, S)."""
+
+    embedding: Embedding
+    shown: Shown
+    reading: Reading
+    masks: torch.Tensor
+    known: torch.Tensor
+    judged: bool = False
+    """Whether presence can be learned: some slice of the label is known to be without it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One label in one view: the bank of its K slices, their embeddings, masks and known (K, 1, S, S)."""
+
+    bank: Bank
+    embedding: Embedding
+    masks: torch.Tensor
+    known: torch.Tensor
+    decoder: TargetDecoder
+    config: BankConfig
+    _asked: dict[tuple, tuple[Shown, Reading]] = field(default_factory=dict)
+
+    def exercise(self, numbers: Sequence[int], *, hidden: Sequence[int] = ()) -> Exercise:
+        """Some slices as queries, each shown all the others but the ``hidden``."""
+        return self._exercise(numbers, [self._shown(number, (number, *hidden)) for number in numbers])
+
+    def exercise_from(self, numbers: Sequence[int], other: Lesson, *, hidden: Sequence[int] = ()) -> Exercise:
+        """The same slices shown in ``other`` view, as if they were of another volume: for a single slice."""
+        return self._exercise(numbers, [self._shown_elsewhere(number, other, hidden) for number in numbers])
+
+    def _shown(self, number: int, without: tuple[int, ...]) -> tuple[Shown, Reading]:
+        if (number, without) not in self._asked:
+            volume, position = self.bank.volumes[number], float(self.bank.positions[number])
+            looks = self.bank.looks[number][None]
+            shown = self.bank.shown(volume, [position], looks, config=self.config, without=without)
+            self._asked[number, without] = shown, self._read(number, shown)
+        return self._asked[number, without]
+
+    def _shown_elsewhere(self, number: int, other: Lesson, hidden: Sequence[int]) -> tuple[Shown, Reading]:
+        looks = self.bank.looks[number][None]
+        shown = other.bank.shown(_ELSEWHERE, [0.0], looks, config=self.config, without=hidden)
+        return shown, self._read(number, shown)
+
+    @torch.no_grad()
+    def _read(self, number: int, shown: Shown) -> Reading:
+        return self.decoder.read(picked(self.embedding, [number]), shown)
+
+    def _exercise(self, numbers: Sequence[int], parts: list[tuple[Shown, Reading]]) -> Exercise:
+        index = torch.tensor(list(numbers), device=self.masks.device)
+        return Exercise(
+            picked(self.embedding, numbers),
+            padded([shown for shown, _ in parts]),
+            Reading(torch.cat([read.cells for _, read in parts]), torch.cat([read.votes for _, read in parts])),
+            self.masks[index],
+            self.known[index],
+            judged=not self.bank.shows.all(),
+        )
+
+
+def picked(embedding: Embedding, numbers: Sequence[int]) -> Embedding:
+    """Some slices of a batch."""
+    return take(embedding, torch.tensor(list(numbers), device=embedding["image"].device))
+
+
+def with_truth(exercise: Exercise, bank: Bank, numbers: Sequence[int], shares: Sequence[float]) -> Exercise:
+    """The same with a share of each query's own signed distance in its prior, where it has one."""
+    shown = exercise.shown
+    truth = torch.from_numpy(bank.distances[list(numbers)])[:, None].to(shown.prior)
+    share = torch.tensor(shares, device=shown.prior.device, dtype=shown.prior.dtype) * (shown.trust.amax(1) > 0)
+    share = share[:, None, None, None]
+    return replace(exercise, shown=replace(shown, prior=(1 - share) * shown.prior + share * truth))
+
+
+def lessons(
+    support: Support,
+    embedder: Embedder,
+    decoder: TargetDecoder,
+    *,
+    config: ViewConfig,
+    bank: BankConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> Mapping[str, list[Lesson]]:
+    """Label -> its labelled slices in every view, as they are first. The encoder runs for the views and not after."""
+    support = checked(support)
+    unique: dict[tuple[str, int], LabelledSlice] = {}
+    for slices in support.values():
+        unique |= {(one.volume, one.index): one for one in slices}
+    views = embedded_views(list(unique.values()), embedder, config=config, seed=seed, progress=progress)
+    rows = {key: row for row, key in enumerate(unique)}
+    made: dict[str, list[Lesson]] = {}
+    for label, slices in support.items():
+        numbers = [rows[one.volume, one.index] for one in slices]
+        made[label] = [_lesson(slices, view, numbers, decoder, bank) for view in views]
+    return made
+
+
+def _lesson(
+    slices: Sequence[LabelledSlice], view: View, rows: Sequence[int], decoder: TargetDecoder, config: BankConfig
+) -> Lesson:
+    side = decoder.logits_side
+    device = view.embedding["image"].device
+    masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
+    known = torch.cat([drawn_known(one, side).to(device) for one in slices])
+    unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
+    embedding = _channels_last(picked(view.embedding, rows))
+    masks, known = view.moved(masks), view.moved(known)
+    bank = Bank.from_tensors(
+        embedding["image"],
+        masks,
+        known,
+        unknown=view.moved(unknown),
+        stride=decoder.stride,
+        volumes=tuple(one.volume for one in slices),
+        positions=np.array([one.position_mm for one in slices]),
+    )
+    return Lesson(bank, embedding, masks, known, decoder, config)
+
+
+def _channels_last(embedding: Embedding) -> Embedding:
+    """The same numbers in the order in memory that training's convolutions are fastest with."""
+    return {
+        "image": embedding["image"].contiguous(memory_format=torch.channels_last),
+        "levels": [level.contiguous(memory_format=torch.channels_last) for level in embedding["levels"]],
+    }
+
+
+def padded(several: Sequence[Shown]) -> Shown:
+    """What several queries are shown as one batch; missing tokens and cells count as not given."""
+    fields = {name: [getattr(one, name) for one in several] for name in vars(several[0])}
+    return Shown(**{name: torch.cat(_of_one_length(tensors)) for name, tensors in fields.items()})
+
+
+def _of_one_length(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [
+        torch.cat([tensor, tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])], dim=1)
+        for tensor in tensors
+    ]

@@ -1,0 +1,115 @@
+"""Few-shot segmentation from beginning to end: labelled slices -> head -> masks of any volume.
+
+The server's task, the command line and notebooks call these two functions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.correcting import Clicks, corrected
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.estimate import cross_validated, worth_it
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.lesson import lessons
+from ssmsam.fewshot.presence import ELSEWHERE, presence_threshold
+from ssmsam.fewshot.segmentation import Prediction, SegmentationConfig, assembled, kept, propose, with_annotations
+from ssmsam.fewshot.support import Support, digest
+from ssmsam.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """``folds`` cross-validate the adaptation (0: no estimate, and it is trusted)."""
+
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    folds: int = 2
+
+
+DEFAULTS = FewShotConfig()
+
+
+def adapt(
+    support: Support,
+    embedder: Embedder,
+    decoder: TargetDecoder,
+    *,
+    config: FewShotConfig = DEFAULTS,
+    progress: Progress = silent,
+) -> Head:
+    """Fit a copy of ``decoder`` to the labelled slices.
+
+    Where the estimate on held-out slices says that adaptation does harm, the head keeps the decoder as it was; the
+    labelled slices prompt it in any case. Raises :class:`~ssmsam.fewshot.support.NothingToLearn`.
+    """
+    taught = lessons(
+        support,
+        embedder,
+        decoder,
+        config=config.adaptation.views,
+        bank=config.adaptation.bank,
+        seed=config.adaptation.seed,
+        progress=progress,
+    )
+    estimates = {}
+    if config.folds > 1:
+        estimates = cross_validated(decoder, taught, config.adaptation, folds=config.folds, progress=progress)
+    useful = worth_it(estimates) and config.adaptation.steps > 0
+    seconds, steps, fitted = 0.0, 0, copy.deepcopy(decoder)
+    if useful:
+        adapted = fit(decoder, taught, config.adaptation, progress=progress)
+        seconds, steps, fitted = adapted.seconds, len(adapted.losses), adapted.decoder
+    card = {
+        "labels": list(taught),
+        "support_digest": digest(support),
+        "support": {
+            label: [{"image": one.image, "axis": one.embeddings.plane.axis, "slice": one.index} for one in slices]
+            for label, slices in sorted(support.items())
+        },
+        "encoder": embedder.encoder.spec.name,
+        "weights_sha256": embedder.encoder.weights_sha256,
+        "settings": asdict(config),
+        "adapted": useful,
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "presence_threshold": {label: presence_threshold(fitted, views[0]) for label, views in taught.items()},
+        "dice_estimate": {label: one.as_json() for label, one in estimates.items()},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return Head(fitted, {label: views[0].bank for label, views in taught.items()}, card)
+
+
+def segment(
+    query: VolumeEmbeddings,
+    head: Head,
+    *,
+    slices: Sequence[int] | None = None,
+    support: Support | None = None,
+    clicks: Mapping[str, Clicks] | None = None,
+    config: FewShotConfig = DEFAULTS,
+    progress: Progress = silent,
+) -> Prediction:
+    """Masks of all the head's labels on some slices of a volume, all by default.
+
+    What ``support`` says of slices of this volume stays as it is, pixel by pixel. ``clicks`` (label -> slice -> what
+    was clicked) mend the proposals of single slices.
+    """
+    wanted = range(query.count) if slices is None else slices
+    query.embed(wanted, progress=progress)
+    found = propose(head.decoder, head.banks, query, wanted, config=config.segmentation, progress=progress)
+    cleaned = {}
+    for label, proposals in found.items():
+        bank, here = head.banks[label], (clicks or {}).get(label, {})
+        mended = corrected(proposals, here, head.decoder, bank, query, config.segmentation.bank)
+        # a threshold found among the slices of one volume is far too strict in another
+        known = query.key.digest in bank.volumes
+        threshold = float(head.card["presence_threshold"][label]) if known else ELSEWHERE
+        cleaned[label] = kept(mended, bank, query, config.segmentation, threshold=threshold, clicked=here)
+    return with_annotations(assembled(cleaned, query), query, support or {})

@@ -1,0 +1,111 @@
+"""What the command-line programs of few-shot segmentation have in common: their options, and what these mean."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.registry import ENCODERS, load_encoder
+from ssmsam.encoders.store import EmbeddingStore
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
+from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.fewshot.support import Support
+from ssmsam.imaging.plane import PLANES
+from ssmsam.progress import Progress
+
+_T = TypeVar("_T")
+
+
+def add_support_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """``--support``, ``--names`` and how long to adapt."""
+    parser.add_argument(
+        "--support",
+        nargs="+",
+        action="extend",
+        type=_parsed(LabelledFile.parse),
+        required=required,
+        default=None if required else [],
+        metavar="IMAGE:LABEL[:SLICES]",
+        help="an image, a label map on its grid, and the slices that are truth, as in 10,20-40:5 (counted from 0; "
+        "default: every slice that holds a label). An empty slice counts only when it is listed.",
+    )
+    parser.add_argument(
+        "--names", nargs="+", default=[], metavar="NAME=NUMBER", help="the labels to learn, default: all numbers"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=DEFAULTS.adaptation.steps,
+        metavar="N",
+        help="steps of adaptation, 0 for none, default %(default)s",
+    )
+    parser.add_argument("--seed", type=int, default=DEFAULTS.adaptation.seed)
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, store: Path) -> None:
+    """Plane, encoder and weights, device and threads, and the embedding store, ``store`` by default."""
+    parser.add_argument("--plane", choices=tuple(PLANES), help="work on slices of this plane, default: as stored")
+    parser.add_argument("--encoder", choices=ENCODERS, default="small")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
+    parser.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
+    parser.add_argument("--store", type=Path, default=store, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: what OMP_NUM_THREADS says, else all cores")
+
+
+@dataclass(frozen=True, eq=False)
+class FewShotModel:
+    """The encoder, with its store, and the decoder that belongs to it."""
+
+    embedder: Embedder
+    decoder: TargetDecoder
+
+    @classmethod
+    def load(cls, options: argparse.Namespace) -> FewShotModel:
+        """Raises what the registries raise: MissingWeights, CorruptWeights, ValueError."""
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        name, folder, device, own = options.encoder, options.weights, options.device, options.allow_unverified
+        encoder = load_encoder(name, folder=folder, device=device, allow_unverified=own)
+        decoder = load_target_decoder(name, folder=folder, device=device, allow_unverified=own)
+        return cls(Embedder(encoder=encoder, store=EmbeddingStore(options.store)), decoder)
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.embedder.encoder.weights_sha256
+
+
+def config_of(options: argparse.Namespace) -> FewShotConfig:
+    """The settings that the options ask for."""
+    adaptation = replace(DEFAULTS.adaptation, steps=options.steps, seed=options.seed)
+    return replace(DEFAULTS, adaptation=adaptation, folds=DEFAULTS.folds if options.steps else 0)
+
+
+def adapt_to(options: argparse.Namespace, model: FewShotModel, progress: Progress) -> tuple[Head, Support]:
+    """Read the support and adapt to it. The head's card also says the numbers of its labels and the plane of work."""
+    images = [read_labelled(file, plane=options.plane) for file in options.support]
+    numbers = label_numbers(images, parse_names(options.names))
+    support = support_from(images, numbers, model.embedder, plane=options.plane, progress=progress)
+    head = adapt(support, model.embedder, model.decoder, config=config_of(options), progress=progress)
+    return replace(head, card={**head.card, "numbers": numbers, "plane": options.plane}), support
+
+
+def _parsed(read: Callable[[str], _T]) -> Callable[[str], _T]:
+    """A reader whose ValueError argparse shows to the user."""
+
+    def checked(text: str) -> _T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked

@@ -1,0 +1,37 @@
+"""The few-shot decoder that belongs to each encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from ssmsam.encoders.manifest import entry
+from ssmsam.encoders.small import part_of
+from ssmsam.encoders.weights import find_weights
+from ssmsam.fewshot.decoder import TargetDecoder
+
+
+def load_target_decoder(
+    encoder_name: str,
+    *,
+    folder: Path | str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    allow_unverified: bool = False,
+) -> TargetDecoder:
+    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, from the same weights file.
+
+    The arguments and errors are those of :func:`ssmsam.encoders.registry.load_encoder`.
+    """
+    path = find_weights(encoder_name, folder=folder, download=download, allow_unverified=allow_unverified)
+    if entry(encoder_name).architecture == "small":
+        from ssmsam.fewshot.network import TargetNetwork
+
+        network = TargetNetwork()
+        network.load_state_dict(part_of(load_file(str(path)), "fewshot"))
+        return network.to(device).eval().requires_grad_(False)
+    from ssmsam.encoders.sam import load_sam
+    from ssmsam.fewshot.sam_network import SamTargetNetwork
+
+    return SamTargetNetwork.from_sam(load_sam(encoder_name, path, device=device)).eval().requires_grad_(False)

@@ -1,0 +1,225 @@
+"""From the decoder's proposals on every slice to masks of a volume."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.bank import Bank, BankConfig, look, stacked
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.support import Support
+from ssmsam.progress import Progress, silent
+from ssmsam.prompting.drawing import logits_to_pixels
+
+_OUT = -30.0
+"""Logits of cells that were ruled out."""
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """How proposals become masks."""
+
+    batch: int = 6
+    least_presence: float | None = None
+    """Slices on which the target is less probable than this stay empty; None takes each label's own threshold."""
+    smooth_mm: float = 0.0
+    """Standard deviation of the smoothing of logits across slices."""
+    least_component: float = 0.1
+    """Where no slice of the volume is annotated: parts smaller than this share of the largest are dropped."""
+    least_overlap: float = 0.2
+    """Past the outermost annotated slices: masks of neighbouring slices that overlap less (IoU) are two objects,"""
+    most_growth: float = 1.7
+    """and so are those of which the outer one is larger by this factor"""
+    grown_overlap: float = 0.6
+    """unless they overlap as much as this,"""
+    small_cells: int = 60
+    """or are smaller than this: a tip widens fast."""
+    bank: BankConfig = field(default_factory=BankConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
+    probabilities; ``slices`` (n,) their numbers, ascending."""
+
+    slices: np.ndarray
+    logits: np.ndarray
+    presence: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What was found in one volume.
+
+    ``labels`` names the values 1, 2, ... of ``mask`` (slices, rows, columns) uint8, on the volume's own grid.
+    ``slices`` (n,) were looked at, along the plane of work; for each of them and each label ``presence`` (labels, n)
+    is the probability that the label is there and ``uncertainty`` (labels, n) the expected loss of Dice, both in
+    [0, 1]. ``logits`` (labels, n, S, S) are in the encoder's frame.
+    """
+
+    labels: tuple[str, ...]
+    mask: np.ndarray
+    slices: np.ndarray
+    presence: np.ndarray
+    uncertainty: np.ndarray
+    logits: np.ndarray
+
+
+@torch.inference_mode()
+def propose(
+    decoder: TargetDecoder,
+    banks: Mapping[str, Bank],
+    query: VolumeEmbeddings,
+    slices: Sequence[int],
+    *,
+    config: SegmentationConfig,
+    progress: Progress = silent,
+) -> dict[str, Proposals]:
+    """Proposals for all labels on some slices of a volume. Raising :class:`~ssmsam.progress.Cancelled` in
+    ``progress("segment", done, total)`` stops between two batches."""
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in banks}
+    order = sorted(slices)
+    for start in range(0, len(order), config.batch):
+        progress("segment", start, len(order))
+        batch = order[start : start + config.batch]
+        embedding = stacked([query.slice(index) for index in batch])
+        looks = look(embedding["image"])
+        positions = [index * query.slice_mm for index in batch]
+        for label, bank in banks.items():
+            shown = bank.shown(query.key.digest, positions, looks, config=config.bank)
+            proposal = decoder(embedding, shown)
+            found[label].append((proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()))
+    progress("segment", len(order), len(order))
+    numbers = np.array(order)
+    return {
+        label: Proposals(numbers, np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+        for label, parts in found.items()
+    }
+
+
+def kept(
+    proposals: Proposals,
+    bank: Bank,
+    query: VolumeEmbeddings,
+    config: SegmentationConfig,
+    *,
+    threshold: float = 0.5,
+    clicked: Collection[int] = (),
+) -> Proposals:
+    """The same with what is not the target ruled out: slices without it, and parts that do not belong to it.
+
+    ``threshold`` is the label's own least presence. Where slices of this volume are annotated or ``clicked`` on,
+    parts that do not touch their masks are dropped.
+    """
+    logits = smoothed(proposals.logits, query.slice_mm, config)
+    absent = proposals.presence < (threshold if config.least_presence is None else config.least_presence)
+    logits = np.where(absent[:, None, None], np.minimum(logits, _OUT), logits)
+    rows = {int(index): row for row, index in enumerate(proposals.slices)}
+    anchors = np.zeros(logits.shape, dtype=bool)
+    for number, volume in enumerate(bank.volumes):
+        row = rows.get(round(bank.positions[number] / query.slice_mm))
+        if volume == query.key.digest and row is not None:
+            anchors[row] = bank.distances[number] > 0
+            logits[row] = np.where(bank.distances[number] == 0, logits[row], bank.distances[number])
+    for row in (rows[index] for index in clicked if index in rows):
+        anchors[row] = logits[row] > 0
+    for row in beyond_the_ends(logits > 0, anchors.any(axis=(1, 2)), config):
+        logits[row] = np.minimum(logits[row], _OUT)
+    parts, count = ndimage.label(logits > 0, structure=np.ones((3, 3, 3)))
+    if count > 1:
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        good = sizes >= config.least_component * sizes.max()
+        if anchors.any():
+            good = np.isin(np.arange(count + 1), np.unique(parts[anchors]))
+        dropped = ndimage.binary_dilation(~good[parts] & (parts > 0), iterations=1) & ~(good[parts] & (parts > 0))
+        logits = np.where(dropped, np.minimum(logits, _OUT), logits)
+    return replace(proposals, logits=logits)
+
+
+def beyond_the_ends(masks: np.ndarray, sure: np.ndarray, config: SegmentationConfig) -> list[int]:
+    """Rows (of n) that lie past an end of the target, though something was found on them.
+
+    Outwards from the outermost of the ``sure`` rows (n,) an organ shrinks and ends. A mask (n, S, S) that hardly
+    overlaps with the one before it, or is suddenly much larger, is the neighbour that comes after. Without any sure row
+    nothing is known of ends.
+    """
+    known = np.flatnonzero(sure)
+    if not len(known):
+        return []
+    found: list[int] = []
+    for outwards in (range(known[-1] + 1, len(masks)), range(known[0] - 1, -1, -1)):
+        order = list(outwards)
+        for number, row in enumerate(order):
+            before = masks[row - 1 if row > known[-1] else row + 1]
+            if _is_another(masks[row], before, config):
+                found += order[number:]
+                break
+    return found
+
+
+def _is_another(mask: np.ndarray, before: np.ndarray, config: SegmentationConfig) -> bool:
+    """Whether a slice's mask (S, S) does not go on from the one on the slice before."""
+    area, union = int(mask.sum()), int((mask | before).sum())
+    overlap = int((mask & before).sum()) / max(1, union)
+    grown = area > config.small_cells and area > config.most_growth * before.sum()
+    return overlap < config.least_overlap or (grown and overlap < config.grown_overlap)
+
+
+def assembled(proposals: Mapping[str, Proposals], query: VolumeEmbeddings) -> Prediction:
+    """Masks on the volume's own grid. Where labels overlap the one with the highest logit has the voxel."""
+    labels = tuple(proposals)
+    slices = proposals[labels[0]].slices
+    logits = np.stack([proposals[label].logits for label in labels])
+    mask = np.zeros(query.grid.shape, dtype=np.uint8)
+    stack = query.plane.stack(mask)
+    for row, index in enumerate(slices):
+        pixels = logits_to_pixels(torch.from_numpy(logits[:, row]), query.frame)
+        stack[index] = np.where(pixels.max(axis=0) > 0, pixels.argmax(axis=0) + 1, 0)
+    return Prediction(
+        labels=labels,
+        mask=mask,
+        slices=slices,
+        presence=np.stack([proposals[label].presence for label in labels]),
+        uncertainty=np.stack([expected_loss(proposals[label].logits) for label in labels]),
+        logits=logits,
+    )
+
+
+def with_annotations(prediction: Prediction, query: VolumeEmbeddings, support: Support) -> Prediction:
+    """The same with the annotated slices of this volume as they were annotated.
+
+    Where an annotation says that a label is not, another label that was proposed there stays.
+    """
+    mask = prediction.mask.copy()
+    stack = query.plane.stack(mask)
+    for number, label in enumerate(prediction.labels, 1):
+        for one in support.get(label, ()):
+            if one.volume == query.key.digest:
+                known = np.ones_like(one.mask) if one.known is None else one.known
+                pixels = stack[one.index]
+                pixels[(pixels == number) & known & ~one.mask] = 0
+                pixels[one.mask & known] = number
+    return replace(prediction, mask=mask)
+
+
+def expected_loss(logits: np.ndarray) -> np.ndarray:
+    """1 - the Dice that a mask expects of itself when every cell is right with its own probability: (n, S, S) -> (n,).
+
+    0 for a slice that is surely empty.
+    """
+    probability = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+    chosen = probability > 0.5
+    overlap = 2 * (probability * chosen).sum(axis=(1, 2)) + 1e-6
+    return 1 - overlap / (probability.sum(axis=(1, 2)) + chosen.sum(axis=(1, 2)) + 1e-6)
+
+
+def smoothed(logits: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
+    """Logits (n, S, S) of neighbouring slices, smoothed across slices; always a copy."""
+    sigma = config.smooth_mm / slice_mm
+    return ndimage.gaussian_filter1d(logits, sigma, axis=0, mode="nearest") if sigma > 0.1 else logits.copy()

@@ -1,0 +1,45 @@
+"""From descriptions of support slices to what the decoder is shown for each query."""
+
+from __future__ import annotations
+
+import torch
+
+from ssmsam.fewshot.decoder import Shown
+from ssmsam.fewshot.description import Description, TokenKind
+
+
+def shown_to(
+    description: Description,
+    supports: torch.Tensor,
+    near: torch.Tensor,
+    prior: torch.Tensor,
+    trust: torch.Tensor,
+) -> Shown:
+    """Gather for N queries what each is shown of K described slices.
+
+    ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
+    ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in :class:`Shown`.
+    """
+    given = supports >= 0
+    gathered = description[supports.clamp(min=0).flatten()]
+    count, several = supports.shape
+
+    def per_query(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(0, (count, several)).flatten(1, 2)
+
+    def spread(x: torch.Tensor, times: int) -> torch.Tensor:
+        return x[:, :, None].expand(-1, -1, times).flatten(1)
+
+    tokens, cells = gathered.kinds.shape[1], gathered.valid.shape[1]
+    return Shown(
+        tokens=per_query(gathered.tokens),
+        kinds=torch.where(spread(given, tokens), per_query(gathered.kinds), int(TokenKind.NONE)),
+        near=spread(near, tokens),
+        cells=per_query(gathered.cells),
+        places=per_query(gathered.places),
+        shares=per_query(gathered.shares),
+        cells_near=spread(near, cells),
+        valid=spread(given, cells) & per_query(gathered.valid),
+        prior=prior,
+        trust=trust,
+    )

@@ -1,0 +1,331 @@
+"""What a datastore needs so that a few annotated slices count as such: a mixin for MONAI Label's datastores."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+
+from ssmsam.annotation.annotations import Annotations, Update
+from ssmsam.annotation.interpretation import Submission
+from ssmsam.annotation.label_map import label_map
+from ssmsam.annotation.partial import write_partial
+from ssmsam.annotation.records import Assignment, Mark, Served
+from ssmsam.annotation.service import AnnotationService
+from ssmsam.annotation.summary import summarise
+from ssmsam.annotation.support import SupportSet
+from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
+from ssmsam.imaging.orientation import axis_codes, reoriented
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.reading import UnreadableVolume, read_grid, read_volume
+from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.imaging.writing import write_volume
+from ssmsam.server.errors import InvalidRequest, NotKnown
+
+logger = logging.getLogger(__name__)
+
+FINAL = DefaultLabelTag.FINAL.value
+PARTIAL = "partial"
+"""The tag of what is annotated so far. ``final`` is for volumes that were declared finished."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a submission."""
+
+    update: Update
+    annotations: Annotations
+
+    @property
+    def tag(self) -> str:
+        return FINAL if self.annotations.finished else PARTIAL
+
+    def answer(self) -> dict[str, Any]:
+        """As JSON for the client: first what a person reads, then what is known in all, for programs."""
+        return {
+            "counted": summarise(self.update).splitlines(),
+            "tag": self.tag,
+            "revision": self.annotations.revision,
+            "partial": write_partial(self.annotations),
+        }
+
+
+class AnnotatedStudies(Datastore):
+    """Keeps annotations slice by slice, in front of a datastore class that keeps label files.
+
+    Comes first among the bases: ``class Mine(AnnotatedStudies, LocalDatastore)``. Of the other class it needs
+    ``list_images``, ``get_image_uri`` and the keeping of labels under a tag; removing a final one it may refuse with
+    InvalidRequest. Labels with other tags than ``partial`` and ``final`` pass through untouched.
+    :meth:`keep_annotations` has to be called before anything else.
+    """
+
+    def keep_annotations(self, root: Path, *, labels: Sequence[str] = ()) -> None:
+        """Keep annotations under ``root``; ``labels`` are what clients are offered, in their order."""
+        self._service = AnnotationService(root, tuple(labels))
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
+        self._stripes = [threading.RLock() for _ in range(64)]
+
+    # --- for the methods that learn from annotations
+
+    def load_volume(self, image_id: str) -> Volume:
+        """The image. Raises UnreadableVolume, whose message names the image, not its path."""
+        path = self._image_path(image_id)
+        try:
+            return read_volume(path)
+        except UnreadableVolume as error:
+            raise UnreadableVolume(str(error).replace(str(path), image_id)) from error
+
+    def annotations(self, image_id: str) -> Annotations:
+        """What is known of every label and slice of an image; without revisions where nothing was submitted."""
+        return self._service.known(image_id, self._grid(image_id))
+
+    def annotated_by(
+        self, client: str, image_id: str, label: str, *, grid: Grid, plane: Plane = STORED_SLICES
+    ) -> dict[int, SliceAnnotation]:
+        """The slices of a label that a client annotated itself, as a whole. ``grid`` is the image's."""
+        known = self._service.known(image_id, grid).annotated(label, plane=plane)
+        return {index: entry for index, entry in known.items() if entry.client == client and entry.known is None}
+
+    def support(self) -> SupportSet:
+        """Every annotated slice of every image that there is."""
+        images = set(self.list_images())
+        return SupportSet(tuple(item for item in self._service.store.support() if item.image in images))
+
+    # --- what the server did, so that submissions can be compared with it
+
+    def serve(
+        self,
+        image_id: str,
+        mask: np.ndarray,
+        *,
+        label: str,
+        client: str,
+        plane: Plane = STORED_SLICES,
+        only: Iterable[int] | None = None,
+        prompted: Iterable[int] = (),
+        when: str = "",
+    ) -> None:
+        """Remember a mask (slices, rows, columns) of one label that a client was sent. It is written in the background.
+
+        ``only`` are the slices that it takes over (None for all), ``prompted`` those it clicked on. Give the masks
+        of one answer with many labels the same ``when``.
+        """
+        served = Served.of(
+            mask, label=label, client=client, plane=plane, only=only, prompted=prompted, when=when or now()
+        )
+        self._writer.submit(self._write_served, image_id, served)  # nobody waits for the disk between two clicks
+
+    def screen(self, image_id: str, *, client: str) -> dict[str, np.ndarray]:
+        """Label -> mask (slices, rows, columns) bool of what a client was sent, as it is on its screen.
+
+        The label is "" for what it asked for without one.
+        """
+        grid = self._grid(image_id)
+        self._written()
+        return self._service.screen(image_id, grid, client=client)
+
+    def assign(
+        self, image_id: str, slices: Sequence[int], *, axis: int = 0, labels: Sequence[str] = (), client: str = ""
+    ) -> Assignment:
+        """Remember slices that a client was asked to annotate. ``axis`` is the array's."""
+        when = now()
+        name = f"{when}-{len(self._service.log.assignments(image_id))}"
+        assignment = Assignment(name, image_id, tuple(map(int, slices)), axis, tuple(labels), client, when)
+        self._service.log.assign(assignment)
+        return assignment
+
+    # --- what clients do
+
+    def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
+        """Merge a submitted mask into what is known. ``params`` as clients send them: ``label_info``, ``partial``, ...
+
+        Raises InvalidSubmission and UnreadableVolume; nothing is changed then.
+        """
+        grid = self._grid(image_id)
+        submission = Submission(_read_mask(file, grid), params)
+        with self._one_at_a_time(image_id):
+            receipt = self._apply(image_id, params, lambda: self._service.submitted(image_id, submission, grid))
+            for served in self._service.on_screen(image_id, submission):
+                self._writer.submit(self._write_served, image_id, served)
+        return receipt
+
+    def change(self, image_id: str, partial: Any, *, client: str = "") -> Receipt:
+        """Apply ``partial`` without a mask: withdraw slices, reopen, accept what is on screen, declare complete."""
+        grid = self._grid(image_id)
+        return self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
+
+    def mark(self, image_id: str, mark: Mark) -> Receipt:
+        """Count one slice as annotated, by a client's verdict on what it has on screen."""
+        grid = self._grid(image_id)
+        return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
+
+    def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
+        """Declare labels finished as the client sees them; by default all that are annotated or were served."""
+        grid = self._grid(image_id)
+        return self._apply(image_id, {}, lambda: self._service.finished(image_id, grid, client=client, labels=labels))
+
+    def forget(self, image_id: str) -> None:
+        """Remove all that is known of an image's slices, and what was noted of the work on it. ``final`` stays."""
+        with self._one_at_a_time(image_id):
+            self._written()
+            self._service.forget(image_id)
+            if PARTIAL in self.get_labels_by_image_id(image_id):
+                super().remove_label(image_id, PARTIAL)
+
+    def clicked_label(self, image_id: str, *, client: str, axis: int, index: int, yx: tuple[int, int] | None) -> str:
+        """Which label a click on a slice means when the client does not say. Raises InvalidSubmission."""
+        grid = self._grid(image_id)
+        self._written()
+        return self._service.clicked_label(image_id, grid, client=client, axis=axis, index=index, yx=yx)
+
+    # --- MONAI Label's interface
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label. ``partial`` and ``final`` are submissions; ``final`` declares them finished unless
+        ``partial`` in ``label_info`` says otherwise."""
+        if label_tag not in (PARTIAL, FINAL):
+            return str(super().save_label(image_id, label_filename, label_tag, label_info))
+        params = dict(label_info or {})
+        if label_tag == FINAL:
+            params.setdefault("partial", {"complete": True})
+        self.submit(image_id, Path(label_filename), params)
+        return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Without ``final`` a volume is open again; without ``partial`` nothing is known of it but its ``final``."""
+        if label_tag == FINAL and self._service.store.overview(label_id).finished:
+            self.change(label_id, {"reopen": True})
+            return
+        if label_tag == PARTIAL:
+            self.forget(label_id)
+            return
+        with self._one_at_a_time(label_id):
+            super().remove_label(label_id, label_tag)
+
+    def remove_image(self, image_id: str) -> None:
+        self.forget(image_id)
+        super().remove_image(image_id)
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The finished images: those declared so, and those whose final label was not made here."""
+        final, states = set(super().get_labeled_images(label_tag, labels)), self._service.store.overviews()
+        judged = {image: state.finished for image, state in states.items() if state.annotated or state.reopened}
+        return [image for image in self.list_images() if judged.get(image, image in final)]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The images that are not finished, with or without annotated slices."""
+        finished = set(self.get_labeled_images(label_tag, labels))
+        return [image for image in self.list_images() if image not in finished]
+
+    def status(self) -> dict[str, Any]:
+        """As viewers read it: ``completed`` counts images to learn from, and more than 0 allows training.
+
+        ``finished`` and ``partial`` say how many of them are finished, and how many are not.
+        """
+        status: dict[str, Any] = super().status()
+        if status.get("trouble"):  # a store that does not answer cannot be asked for its images
+            return {**status, "finished": 0, "partial": 0}
+        finished = set(self.get_labeled_images())
+        states = self._service.store.overviews()
+        begun = {image for image in self.list_images() if image in states and states[image].annotated}
+        counts = {"completed": len(finished | begun), "finished": len(finished), "partial": len(begun - finished)}
+        return {**status, **counts}
+
+    # --- inside
+
+    def _apply(self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update]) -> Receipt:
+        """Merge what ``read`` finds, and keep the label files in step.
+
+        Slices are kept before their label is declared finished, for that fails where a store of final labels is down.
+        """
+        with self._one_at_a_time(image_id):
+            self._written()
+            before, update = self._service.store.load(image_id), read()
+            merged = self._service.merge(image_id, replace(update, complete=frozenset()))
+            declared = Update(merged.grid, complete=update.complete, client=update.client, when=update.when)
+            finished = merged.merge(declared)
+            changed = before is None or finished.revision > before.revision
+            try:
+                if changed and finished.finished:
+                    self._keep_label(image_id, FINAL, finished, params)
+                elif changed and before is not None and before.finished:
+                    self._drop_final(image_id)
+                merged = self._service.merge(image_id, declared)
+            finally:
+                if changed:
+                    self._keep_label(image_id, PARTIAL, merged, params)
+            return Receipt(update, merged)
+
+    def _write_served(self, image_id: str, served: Served) -> None:
+        try:
+            self._service.log.serve(image_id, served)
+        except Exception:  # a click was answered already; a damaged record is refused when it is read
+            logger.exception("A mask that was served could not be noted")
+
+    def _written(self) -> None:
+        """Wait until everything that was served is noted."""
+        self._writer.submit(int).result()
+
+    def _keep_label(self, image_id: str, tag: str, annotations: Annotations, params: Mapping[str, Any]) -> None:
+        """Write what is annotated as a label file with its names."""
+        array, values = label_map(annotations, order=self._service.labels)
+        if not values:
+            if tag in self.get_labels_by_image_id(image_id):
+                super().remove_label(image_id, tag)
+            return
+        info = {
+            **params,
+            "label_info": [{"name": name, "idx": value} for name, value in values.items()],
+            "partial": write_partial(annotations),
+        }
+        with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
+            file = Path(folder) / "label.nii.gz"
+            write_volume(Volume(array, annotations.grid.affine), file)
+            super().save_label(image_id, str(file), tag, info)
+
+    def _drop_final(self, image_id: str) -> None:
+        try:
+            super().remove_label(image_id, FINAL)
+        except InvalidRequest as error:  # an archive keeps what it has; the next final label will be the newer one
+            logger.info("The final label of a volume that is open again stays where it is: %s", error)
+
+    def _image_path(self, image_id: str) -> Path:
+        uri = self.get_image_uri(image_id)
+        if not uri or not Path(uri).exists():
+            raise NotKnown("image", image_id, step="its file was removed from the datastore")
+        return Path(uri)
+
+    def _grid(self, image_id: str) -> Grid:
+        return read_grid(self._image_path(image_id))
+
+    def _one_at_a_time(self, image_id: str) -> threading.RLock:
+        """A lock for an image: submissions come one after the other, so that label files are never older than they."""
+        return self._stripes[hash(image_id) % len(self._stripes)]
+
+
+def _read_mask(file: Path, grid: Grid) -> Volume:
+    """A submitted mask: a volume, or raw bytes (.bin) on the image's grid, the column running fastest."""
+    if file.suffix == ".bin":
+        voxels = np.fromfile(file, dtype=np.uint8)
+        if voxels.size != np.prod(grid.shape):
+            raise InvalidSubmission(
+                f"the label has {voxels.size} bytes, but the image has {np.prod(grid.shape)} voxels: "
+                "send one byte per voxel, or a .nii.gz or .nrrd file"
+            )
+        return Volume(voxels.reshape(grid.shape), grid.affine)
+    try:
+        mask = read_volume(file)
+    except UnreadableVolume as error:
+        raise UnreadableVolume(str(error).replace(str(file), "the label")) from error
+    if mask.grid.matches(grid):
+        return mask
+    turned = reoriented(mask, axis_codes(grid))  # some viewers flip or swap axes when they load and save
+    return turned if turned.grid.matches(grid) else mask

@@ -1,0 +1,350 @@
+"""The DICOMweb store of studies as a MONAI Label datastore."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+
+import ssmsam
+from ssmsam.annotation.label_info import read_label_info
+from ssmsam.annotation.truth import InvalidSubmission
+from ssmsam.imaging.dicom import DicomSeries, find_series
+from ssmsam.imaging.dicom_seg import AlgorithmNotes, write_seg
+from ssmsam.imaging.dicom_seg_reading import read_seg
+from ssmsam.imaging.orientation import axis_codes, reoriented
+from ssmsam.imaging.reading import UnreadableVolume, read_volume
+from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.imaging.writing import write_volume
+from ssmsam.server.annotated import FINAL, AnnotatedStudies, Receipt
+from ssmsam.server.dicom_catalogue import FRESH_S, DicomCatalogue
+from ssmsam.server.dicom_store import (
+    DicomStore,
+    Filters,
+    SegmentationRecord,
+    SeriesRecord,
+    StoreRefused,
+    StoreUnavailable,
+)
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.identifiers import is_uid
+from ssmsam.server.series_cache import SeriesCache
+from ssmsam.server.studies import ANNOTATIONS
+
+logger = logging.getLogger(__name__)
+
+UNSENT = "unsent"
+"""The tag of a final label that the store could not take."""
+
+IMAGES = "images"
+"""The folder of downloaded series: a cache. Everything beside it is the users' work."""
+
+
+class DicomWebArchive(DICOMWebDatastore):
+    """CT and MR series of a DICOMweb store are the images, by series UID; a final label becomes a DICOM SEG there.
+
+    ``folder`` keeps downloaded series (within ``quota_bytes``, the least recently used go first) and every label
+    that is not final. Which images have a final label is what the store says: a SEG that somebody else stored
+    counts, the newest of several is the label, and one that is removed there is gone here.
+
+    Raises StoreUnavailable and StoreRefused wherever the store is asked; NotKnown for other images.
+    """
+
+    def __init__(
+        self,
+        store: DicomStore,
+        *,
+        folder: Path,
+        filters: Filters,
+        quota_bytes: int,
+        fresh_s: float = FRESH_S,
+    ) -> None:
+        # not DICOMWebDatastore's own start: it watches its folder and mistakes files that come and go for images
+        LocalDatastore.__init__(self, str(folder), images_dir=IMAGES, auto_reload=False, read_only=True)
+        folder.chmod(0o700)  # what lies here shows patients
+        self._client = store.client
+        self._store = store
+        self._catalogue = DicomCatalogue(store, filters=filters, fresh_s=fresh_s)
+        self._cache = SeriesCache(folder / IMAGES, quota_bytes=quota_bytes)
+        self._registry = threading.RLock()
+        logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
+
+    def name(self) -> str:
+        return self._store.access.shown
+
+    def knows(self, image_id: str) -> bool:
+        """Whether this is the UID of an image series in the store."""
+        return is_uid(image_id) and self._catalogue.find(image_id) is not None
+
+    def list_images(self) -> list[str]:
+        return list(self._catalogue.images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        return list(self._catalogue.segmentations())
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        finished = self._catalogue.segmentations()
+        return [image for image in self._catalogue.images() if image not in finished]
+
+    def status(self) -> dict[str, Any]:
+        """Counts for viewers, who ask often. Never raises: ``trouble`` says that the store does not answer."""
+        tags: dict[str, int] = {}
+        for image in list(self._datastore.objects.values()):
+            for tag in image.labels:
+                tags[tag] = tags.get(tag, 0) + (tag != FINAL)
+        total, completed = (_count(what) for what in (self.list_images, self.get_labeled_images))
+        tags[FINAL] = completed
+        trouble = {"trouble": self._catalogue.trouble} if self._catalogue.trouble else {}
+        return {"total": total, "completed": completed, "label_tags": {k: n for k, n in tags.items() if n}, **trouble}
+
+    def json(self) -> dict[str, Any]:
+        """Every image of the store with its labels, in the shape of the local datastore's file."""
+        contents: dict[str, Any] = super().json()
+        for image in self.list_images():
+            contents["objects"].setdefault(image, ImageLabelModel(image=_image_model(image)).model_dump())
+        for image, record in self._catalogue.segmentations().items():
+            stored = {"SeriesInstanceUID": record.series_uid, "SOPInstanceUID": record.instance_uid}
+            contents["objects"][image]["labels"].setdefault(FINAL, {"ext": ".dcm", "info": stored})
+        return contents
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What viewers show of an image. What names the patient comes from the store and is not written to disk."""
+        record = self._record(image_id)
+        self._register(image_id)
+        return {
+            **copy.deepcopy(self._datastore.objects[image_id].image.info),
+            "path": "",  # a viewer on this machine would try to open the folder; it has to ask for the file
+            "Modality": record.modality,
+            "PatientID": record.patient_id,
+            "StudyDate": record.study_date,
+            "StudyTime": record.study_time,
+            "StudyInstanceUID": record.study_uid,
+            "SeriesInstanceUID": record.series_uid,
+        }
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        self._record(image_id)
+        self._register(image_id)
+        super().update_image_info(image_id, info)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The folder with the files of the series, downloaded now if need be."""
+        record = self._record(image_id)
+        self._register(image_id)
+        whole = self._cache.find(image_id, files=record.instances)
+        if whole is None:
+            whole = self._cache.add(image_id, lambda folder: self._store.fetch(record, folder))
+            logger.info("Downloaded series %s", image_id)
+        return str(whole)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        raise InvalidRequest(f"images come from {self.name()}: send the DICOM series there, and it is listed here")
+
+    def remove_image(self, image_id: str) -> None:
+        raise InvalidRequest(f"images belong to {self.name()}: remove the series there")
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        labels: dict[str, str] = super().get_labels_by_image_id(image_id)
+        labels.pop(FINAL, None)
+        return labels | ({FINAL: image_id} if image_id in self._catalogue.segmentations() else {})
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """The label's file, "" when there is none. ``label_id`` is the image's id."""
+        if label_tag != FINAL:
+            return str(LocalDatastore.get_label_uri(self, label_id, label_tag))
+        record = self._catalogue.segmentations().get(label_id)
+        if record is None:
+            return ""
+        self._record(label_id)
+        self._read_back(label_id, record)
+        return str(LocalDatastore.get_label_uri(self, label_id, FINAL))
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        if label_tag == FINAL:
+            self.get_label_uri(label_id, label_tag)
+        info: dict[str, Any] = super().get_label_info(label_id, label_tag)
+        return info
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label. A final one is stored as DICOM SEG first; returns the image's id.
+
+        Raises InvalidRequest for a mask that cannot be stored: it is empty, not on the image's grid, or has values
+        without a name in ``label_info``. When the store does not take the SEG the mask is kept under ``unsent``.
+        """
+        self._record(image_id)
+        self._register(image_id)
+        info = dict(label_info or {})
+        if label_tag != FINAL and not label_filename.endswith(".bin"):
+            return self._keep(image_id, label_filename, label_tag, info)
+        series = find_series(Path(self.get_image_uri(image_id)))
+        with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
+            mask = _mask_on(series, label_filename)
+            file = Path(scratch) / "label.nii.gz"
+            write_volume(mask, file)
+            if label_tag == FINAL:
+                self._store_final(image_id, mask, series, file, info)
+            return self._keep(image_id, str(file), label_tag, info)
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label here. The DICOM SEG of a final one stays in the store, which has its own rules for that."""
+        LocalDatastore.remove_label(self, label_id, label_tag)
+        with self._registry:
+            image = self._datastore.objects.get(label_id)
+            if image and image.labels.pop(label_tag, None):
+                self._update_datastore_file()
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Image and final label of everything that is finished, downloaded. What cannot be read is left out."""
+        pairs = []
+        for image in self.get_labeled_images():
+            try:
+                pairs.append({"image": self.get_image_uri(image), "label": self.get_label_uri(image, FINAL)})
+            except (StoreUnavailable, StoreRefused, UnreadableVolume, InvalidRequest) as error:
+                logger.warning("Image %s is left out: %s", image, error)
+        return pairs
+
+    def _store_final(self, image_id: str, mask: Volume, series: DicomSeries, file: Path, info: dict[str, Any]) -> None:
+        """Mask -> DICOM SEG -> store. Adds to ``info`` which object it became."""
+        seg = file.with_name("label.dcm")
+        try:
+            labels = _names(info)
+            write_seg(mask, labels, series, seg, algorithm=_notes(info))
+        except (ValueError, InvalidSubmission) as error:
+            raise InvalidRequest(str(error)) from error
+        try:
+            record = self._store.add(seg)
+        except (StoreUnavailable, StoreRefused) as error:
+            self._keep(image_id, str(file), UNSENT, info)
+            kept = f"The mask is kept on this server under the tag {UNSENT!r}; submit it again once the store works."
+            raise type(error)(f"{error} {kept}") from error
+        self._catalogue.forget()
+        info |= _info_of(record, labels)
+        if UNSENT in self._datastore.objects[image_id].labels:
+            self.remove_label(image_id, UNSENT)
+        logger.info("Stored the label of %s as SEG series %s", image_id, record.series_uid)
+
+    def _read_back(self, image_id: str, record: SegmentationRecord) -> None:
+        """Make the local copy of a final label the one that the store holds."""
+        self._register(image_id)
+        local = self._datastore.label(image_id, FINAL)
+        path = Path(LocalDatastore.get_label_uri(self, image_id, FINAL) or ".")
+        if local and local.info.get("SOPInstanceUID") == record.instance_uid and path.is_file():
+            return
+        grid = find_series(Path(self.get_image_uri(image_id))).grid
+        with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
+            seg, file = Path(scratch) / "label.dcm", Path(scratch) / "label.nii.gz"
+            self._store.fetch_segmentation(record, seg)
+            found = read_seg(seg, grid)
+            write_volume(found.volume, file)
+            self._keep(image_id, str(file), FINAL, _info_of(record, found.labels))
+
+    def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
+        with self._registry:
+            return str(LocalDatastore.save_label(self, image_id, file, tag, info))
+
+    def _record(self, image_id: str) -> SeriesRecord:
+        record = self._catalogue.find(image_id) if is_uid(image_id) else None
+        if record is None:
+            raise NotKnown("image", image_id, step="GET /datastore/?output=all lists what there is")
+        return record
+
+    def _register(self, image_id: str) -> None:
+        """Make a place for what will be known of an image of the store."""
+        with self._registry:
+            if image_id not in self._datastore.objects:
+                self._datastore.objects[image_id] = ImageLabelModel(image=_image_model(image_id))
+                self._update_datastore_file()
+
+    def _reconcile_datastore(self) -> None:
+        """Labels stay known when the image they belong to leaves the cache."""
+        self._init_from_datastore_file()
+
+
+class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
+    """The same, with annotations slice by slice. They stay here until a volume is declared finished."""
+
+    def __init__(self, store: DicomStore, *, folder: Path, labels: Sequence[str] = (), **options: Any) -> None:
+        self.keep_annotations(folder / ANNOTATIONS, labels=labels)
+        super().__init__(store, folder=folder, **options)
+
+    def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
+        """As for a folder of studies, but the labels have to be named: by order they could get another organ's name,
+        and take it to the archive. Raises InvalidRequest when they are not."""
+        return super().submit(image_id, file, {**params, "label_info": _names(params)})
+
+    def status(self) -> dict[str, Any]:
+        try:
+            return super().status()
+        except (StoreUnavailable, StoreRefused):
+            return DicomWebArchive.status(self)
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """As for a folder of studies: a volume that was finished here is open again. A SEG stays in the store."""
+        if label_tag == FINAL and not self._service.store.overview(label_id).finished:
+            raise InvalidRequest(f"this final label is a DICOM SEG in {self.name()}: remove its series there")
+        super().remove_label(label_id, label_tag)
+
+
+def _count(listed: Callable[[], list[str]]) -> int:
+    try:
+        return len(listed())
+    except (StoreUnavailable, StoreRefused):
+        return 0
+
+
+def _image_model(image_id: str) -> DataModel:
+    return DataModel(info={"name": f"{image_id}.nii.gz"})
+
+
+def _info_of(record: SegmentationRecord, labels: dict[str, int]) -> dict[str, Any]:
+    return {
+        "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
+        "SeriesInstanceUID": record.series_uid,
+        "SOPInstanceUID": record.instance_uid,
+        "StudyInstanceUID": record.study_uid,
+    }
+
+
+def _names(info: Mapping[str, Any]) -> dict[str, int]:
+    """Label -> value, from what a viewer sent, or from the details of an inference."""
+    details = info.get("params")
+    given = info.get("label_info") or (details.get("label_names") if isinstance(details, dict) else None)
+    names = read_label_info(given) if given else {}
+    if not names:
+        raise InvalidRequest(
+            "nothing says which label the values of the mask are, and an archive must not get another organ's name: "
+            'send params with {"label_info": [{"name": "liver", "idx": 1}, ...]}'
+        )
+    return names
+
+
+def _notes(info: dict[str, Any]) -> AlgorithmNotes:
+    model = str(info.get("model") or "")[:64]
+    return AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, parameters={"model": model} if model else {})
+
+
+def _mask_on(series: DicomSeries, file: str) -> Volume:
+    """A submitted mask on the grid of the series. Axes that a viewer flipped or swapped are put back."""
+    if file.endswith(".bin"):
+        return _raw_voxels(Path(file), series.grid)
+    mask = read_volume(file)
+    if not mask.grid.matches(series.grid):
+        turned = reoriented(mask, axis_codes(series.grid))
+        mask = turned if turned.grid.matches(series.grid) else mask
+    return mask
+
+
+def _raw_voxels(file: Path, grid: Grid) -> Volume:
+    """Voxels of one byte, columns first, as OHIF 2 sends them."""
+    voxels = np.fromfile(file, dtype=np.uint8)
+    if voxels.size != np.prod(grid.shape):
+        raise InvalidRequest(f"the label has {voxels.size} voxels, the image {int(np.prod(grid.shape))}")
+    return Volume(voxels.reshape(grid.shape), grid.affine)

@@ -1,0 +1,99 @@
+"""From what is annotated in the datastore to the support that few-shot methods learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from ssmsam.annotation.support import SupportSet, SupportSlice
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.support import LabelledSlice, Support
+from ssmsam.imaging.plane import Plane
+from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.images import Images
+
+STORED = Plane(0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many slices of a label are learned from: adaptation takes time with every slice."""
+
+    own: int = 24
+    others: int = 24
+
+
+class LabelledSlices:
+    """The annotated slices of all images, opened."""
+
+    def __init__(self, *, images: Images, embedder: Embedder, datastore: AnnotatedStudies) -> None:
+        self._images = images
+        self._embedder = embedder
+        self._datastore = datastore
+
+    def support(
+        self, image_id: str, *, labels: Collection[str] = (), only_this: bool = False, limits: Limits | None = None
+    ) -> Support:
+        """Label -> slices: those of ``image_id`` and, unless ``only_this``, those of other images.
+
+        Labels that are annotated on no slice that shows them are left out. Raises InvalidRequest for ``labels`` that
+        are not annotated anywhere.
+        """
+        limits = limits or Limits()
+        known = self._datastore.support()
+        if only_this:
+            known = known.only(images=[image_id])
+        wanted = [label for label in known.labels if len(known.only(label=label, nonempty=True))]
+        missing = sorted(set(labels) - set(wanted))
+        if missing:
+            annotated = ", ".join(wanted) or "none yet"
+            raise InvalidRequest(
+                f"no annotated slice shows {', '.join(missing)}; annotated labels: {annotated}. "
+                "Annotate a few slices of it, submit them, and run again"
+            )
+        opened: dict[tuple[str, Plane], VolumeEmbeddings] = {}
+        found = {}
+        for label in wanted:
+            if not labels or label in labels:
+                slices = self._opened(_chosen(known.only(label=label), image_id, limits), opened)
+                if any(one.mask.any() for one in slices):
+                    found[label] = slices
+        return found
+
+    def _opened(
+        self, slices: Iterable[SupportSlice], opened: dict[tuple[str, Plane], VolumeEmbeddings]
+    ) -> list[LabelledSlice]:
+        found = []
+        for one in slices:
+            key = one.image, one.plane
+            try:
+                if key not in opened:
+                    source = self._images.from_datastore(one.image)
+                    opened[key] = self._embedder.open_source(source.path, plane=one.plane)
+            except NotKnown:  # its image was removed: nothing can be learned from it any more
+                continue
+            known = None if one.annotation.known is None else one.annotation.known.array
+            found.append(LabelledSlice(opened[key], one.index, one.mask, known, one.image))
+        return found
+
+
+def _chosen(known: SupportSet, image_id: str, limits: Limits) -> list[SupportSlice]:
+    """At most so many slices of the image and of others, spread evenly, those that show the label first."""
+    own = [one for one in known if one.image == image_id]
+    others = [one for one in known if one.image != image_id]
+    return _spread(own, limits.own) + _spread(others, limits.others)
+
+
+def _spread(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
+    showing = [one for one in slices if not one.annotation.empty]
+    empty = [one for one in slices if one.annotation.empty]
+    kept = _evenly(showing, most)
+    return kept + _evenly(empty, most - len(kept))
+
+
+def _evenly(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
+    if len(slices) <= most:
+        return slices
+    return [slices[round(n * (len(slices) - 1) / max(1, most - 1))] for n in range(most)]

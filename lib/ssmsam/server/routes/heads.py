@@ -1,0 +1,77 @@
+"""What was learned: which heads there are, going back to an earlier one, and carrying them to other servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+
+from ssmsam.fewshot.head import UnusableHead
+from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, the_app
+
+router = APIRouter(prefix="/heads", tags=["Heads"])
+LARGEST = 200 * 2**20
+
+
+@router.get("", summary="All heads, the oldest first")
+@router.get("/", include_in_schema=False)
+def heads(user: AnyUser) -> dict[str, Any]:
+    shelf = _shelf()
+    return {**vars(shelf.state), "heads": shelf.cards()}
+
+
+@router.get("/{name}/file", summary="Export a head")
+def export(user: AnyUser, name: str) -> FileResponse:
+    return FileResponse(_known(name).path(name), filename=f"{name}.safetensors")
+
+
+@router.put("/{name}", summary="Import a head; it does not answer until it is activated")
+def import_head(user: Admin, name: str, file: Upload) -> dict[str, Any]:
+    data = file.file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise InvalidRequest(f"a head is smaller than {LARGEST >> 20} MB: is this an exported head?")
+    try:
+        return {"head": _shelf().add_file(data, name)}
+    except (UnusableHead, ValueError) as error:
+        raise InvalidRequest(str(error)) from error
+
+
+@router.post("/{name}/activate", summary="Let a head answer; with pin=true whatever is annotated later")
+def activate(user: Annotator, name: str, pin: bool = False) -> dict[str, Any]:
+    return vars(_known(name).activate(name, pin=pin))
+
+
+@router.post("/unpin", summary="Let newer heads take over again")
+def unpin(user: Annotator) -> dict[str, Any]:
+    return vars(_shelf().unpin())
+
+
+@router.delete("/adaptation", summary="Stop the adaptation or segmentation that runs")
+def cancel(user: Annotator) -> dict[str, Any]:
+    return {"cancelled": the_app().fewshot_room.phase.cancel()}
+
+
+@router.delete("/{name}", summary="Remove a head")
+def remove(user: Admin, name: str) -> dict[str, Any]:
+    try:
+        _known(name).remove(name)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+    return {"removed": name}
+
+
+def _shelf() -> HeadShelf:
+    return the_app().fewshot_room.shelf
+
+
+def _known(name: str) -> HeadShelf:
+    """The shelf, if it has the head. Raises NotKnown."""
+    shelf = _shelf()
+    try:
+        shelf.path(name)
+    except UnknownHead:
+        raise NotKnown("head", name, shelf.names()) from None
+    return shelf

@@ -1,0 +1,59 @@
+"""What is known of an image's slices, and how to change that without sending a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.partial import write_partial
+from ssmsam.annotation.summary import summarise
+from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, JsonText, KnownImage, the_app
+
+router = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
+
+
+@router.get("", summary="Which slices of an image are annotated")
+@router.get("/", include_in_schema=False)
+def known_slices(user: AnyUser, image: KnownImage) -> dict[str, Any]:
+    """``partial`` as submissions say it, whether the volume is ``finished``, and every revision's summary."""
+    return _described(_datastore().annotations(image))
+
+
+@router.put("", summary="Withdraw, accept, finish or reopen slices and labels")
+@router.put("/", include_in_schema=False)
+def change_slices(user: Annotator, image: KnownImage, partial: JsonText, client_id: JsonText = "") -> dict[str, Any]:
+    """``partial`` is what ``params.partial`` is in a submission. Slices listed as ``annotated`` are right as the
+    client was last sent them; ``withdraw`` and ``reopen`` take back what was said.
+    """
+    return _datastore().change(image, partial, client=client_id).answer()
+
+
+@router.delete("", summary="Forget all that is known of an image's slices")
+@router.delete("/", include_in_schema=False)
+def forget_slices(user: Admin, image: KnownImage) -> dict[str, Any]:
+    _datastore().forget(image)
+    return {}
+
+
+def _datastore() -> AnnotatedStudies:
+    datastore = the_app().datastore()
+    if not isinstance(datastore, AnnotatedStudies):
+        raise InvalidRequest("this datastore keeps no annotations slice by slice")
+    return datastore
+
+
+def _described(known: Annotations) -> dict[str, Any]:
+    revisions = [
+        {
+            "revision": revision.number,
+            "client_id": revision.update.client,
+            "when": revision.update.when,
+            "counted": summarise(revision.update).splitlines(),
+        }
+        for revision in known.revisions
+    ]
+    return {"partial": write_partial(known), "finished": known.finished, "revisions": revisions}

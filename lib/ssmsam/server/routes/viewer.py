@@ -1,0 +1,35 @@
+"""OHIF as it comes with MONAI Label, told where its server is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, Response
+from monailabel.endpoints import ohif as stock
+from monailabel.utils.others.generic import get_mime_type
+
+from ssmsam.server.errors import NotKnown
+from ssmsam.server.routes.common import AnyUser
+
+router = APIRouter(prefix="/ohif", include_in_schema=False)
+
+FILES = Path(stock.__file__).resolve().parent / "static" / "ohif"
+
+SERVER_COOKIE = "MONAILABEL_SERVER_URL"
+"""Where OHIF's MONAI Label panel keeps the server's address. By itself it assumes port 8000."""
+
+
+@router.get("/{path:path}")
+def page(user: AnyUser, request: Request, path: str) -> Response:
+    """A file of OHIF; for every other path its one page, which reads the path itself."""
+    file = (FILES / path).resolve()
+    if path and file.is_relative_to(FILES) and file.is_file():
+        return FileResponse(file, media_type=get_mime_type(str(file)))
+    if "." in path.rpartition("/")[2]:
+        raise NotKnown("file of OHIF", path)
+    answer = FileResponse(FILES / "index.html", media_type="text/html")
+    answer.headers["Set-Cookie"] = f"{SERVER_COOKIE}={quote(str(request.base_url), safe='')}; Path=/ohif; SameSite=Lax"
+    answer.headers["Cache-Control"] = "no-cache"
+    return answer

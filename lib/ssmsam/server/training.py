@@ -1,0 +1,118 @@
+"""Longer training than fits between two clicks, in MONAI Label's own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+
+from ssmsam.fewshot.estimate import mean_estimate
+from ssmsam.fewshot.method import adapt
+from ssmsam.fewshot.support import NothingToLearn
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.fewshot import FewShotRoom
+
+_EVERY_S = 1.0
+
+
+class FewShotTraining(TrainTask):
+    """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
+
+    The result is put on the shelf of heads. It answers from then on if the estimate on held-out slices is not worse
+    than that of the head before it.
+    """
+
+    def __init__(self, room: FewShotRoom) -> None:
+        super().__init__("Fits the few-shot model to all annotated slices, thoroughly")
+        self._room = room
+
+    def config(self) -> dict[str, Any]:
+        return {"steps": 200, "budget_s": 120.0, "learning_rate": 6e-4, "views": 6, "seed": 0}
+
+    def stats(self) -> dict[str, Any]:
+        """Of the training that runs or ran last: what viewers draw as progress and accuracy."""
+        try:
+            found: dict[str, Any] = json.loads(self._record.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Runs in a process that MONAI Label starts and may kill at any moment: nothing is published by halves."""
+        room = self._room
+        config = self._configured({**self.config(), **request})
+        support = room.labelled.support("")
+        started = time.time()
+        told = 0.0
+
+        def progress(phase: str, done: int, total: int) -> None:
+            nonlocal told
+            if time.time() - told < _EVERY_S and done < total:
+                return
+            told = time.time()
+            self._note(phase=phase, epoch=done, total_epochs=max(1, total), started=started)
+
+        try:
+            head = adapt(support, room.embedder, room.decoder, config=config, progress=progress)
+        except NothingToLearn as error:
+            raise InvalidRequest(str(error)) from error
+        before = room.shelf.state.active
+        better = self._better(head.card, before)
+        name = room.shelf.publish(head, activate=better)
+        result = {
+            "head": name,
+            "activated": better,
+            "dice_estimate": head.card["dice_estimate"],
+            "learned_from": {label: len(slices) for label, slices in head.card["support"].items()},
+            "best_metric": mean_estimate(head.card),
+            "total_time": round(time.time() - started, 1),
+        }
+        self._note(phase="done", epoch=1, total_epochs=1, started=started, **result)
+        return result
+
+    def _configured(self, options: dict[str, Any]) -> Any:
+        try:
+            steps, budget = int(options["steps"]), float(options["budget_s"])
+            rate, views, seed = float(options["learning_rate"]), int(options["views"]), int(options["seed"])
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"the training's options have to be numbers: {error}") from error
+        if not (0 < steps <= 100_000 and 0 < budget <= 86_400 and 0 < rate < 1 and 0 <= views <= 100):
+            raise InvalidRequest("steps, budget_s and learning_rate have to be above 0, views at most 100")
+        config = self._room.config
+        adaptation = replace(
+            config.adaptation,
+            steps=steps,
+            budget_s=budget,
+            learning_rate=rate,
+            seed=seed,
+            views=replace(config.adaptation.views, views=views),
+        )
+        return replace(config, adaptation=adaptation)
+
+    def _better(self, card: Any, before: str) -> bool:
+        """Whether a new head is estimated to be no worse than the one that answers; without estimates it is."""
+        if not before:
+            return True
+        try:
+            old = mean_estimate(self._room.shelf.card(before))
+        except (LookupError, ValueError, OSError):
+            return True
+        new = mean_estimate(card)
+        return old is None or new is None or new >= old - 0.01
+
+    @property
+    def _record(self) -> Path:
+        return self._room.shelf.folder / "training.json"
+
+    def _note(self, **content: Any) -> None:
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=self._record.parent, prefix=".writing-", delete=False) as file:
+            json.dump(content, file)
+        os.replace(file.name, self._record)

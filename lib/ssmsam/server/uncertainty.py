@@ -1,0 +1,83 @@
+"""How sure the automatic model is of every voxel, as a volume to lay over the image."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from ssmsam.active.forecast import uncertainty_map
+from ssmsam.progress import Cancelled
+from ssmsam.server.answer import write_mask
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.outlook import Outlooks
+
+NOT_YET = (
+    "no slice is annotated yet, so nothing can be expected: annotate a few slices, submit them, and run this again"
+)
+
+
+class UncertaintyMap(InferTask):
+    """``uncertainty_map``: per cent of the highest entropy, 0 sure and 100 as good as a guess.
+
+    It holds values, not labels: its type keeps viewers from offering it among the models that draw segments.
+    """
+
+    def __init__(self, room: FewShotRoom) -> None:
+        super().__init__(
+            type=InferType.OTHERS,
+            labels=[],
+            dimension=3,
+            description="How unsure the few-shot model is of every voxel, 0 to 100; load it as a volume, not as labels",
+            config={},
+        )
+        self._room = room
+        self._outlooks = Outlooks(room)
+
+    def is_valid(self) -> bool:
+        return True
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """``request`` holds ``image``, a :class:`~ssmsam.server.images.Source`, and perhaps ``label``, a name.
+
+        Returns the path of the volume and the details. Raises InvalidRequest, UnreadableVolume.
+        """
+        started = time.perf_counter()
+        room = self._room
+        image = room.images.open(request["image"])
+        image_id, label = image.source.image_id, str(request.get("label") or "")
+        labels = [label] if label else self._outlooks.learnable()
+        if not labels:
+            raise InvalidRequest(NOT_YET)
+        head, name = self._outlooks.head(image_id, labels)
+        if label and label not in head.banks:
+            raise InvalidRequest(f"the pinned head does not know {label!r}; it knows {', '.join(head.labels)}")
+        support = room.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
+        try:
+            unsure = uncertainty_map(
+                head,
+                image.embeddings,
+                labels=labels,
+                support=support,
+                config=room.config,
+                progress=room.phase.progress,
+            )
+        except Cancelled:
+            raise InvalidRequest("the work was cancelled: run it again") from None
+        finally:
+            room.phase.end()
+        path = write_mask(unsure, image.volume, request)
+        return path, {
+            "label_names": {},
+            "centroids": {},
+            "labels": labels,
+            "unit": "per cent of one bit of entropy",
+            "mean": round(float(unsure.mean()), 3),
+            "head": name,
+            "latencies": {"total": round(time.perf_counter() - started, 4)},
+        }
+
+    def _annotated(self, image_id: str) -> bool:
+        return bool(image_id) and bool(self._outlooks.annotated(image_id))

@@ -1,0 +1,94 @@
+"""What a model expects of slices: with the real networks, untrained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ssmsam.active.forecast import Expected, expect, looks, prompted, uncertainty_map
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.segmentation import assembled
+from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.imaging.volume import Volume
+
+SHAPE, SPACING = (6, 40, 48), (5.0, 2.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def organ() -> np.ndarray:
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[1:5, 8:28, 10:30] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def model(random_small: ModelChoice) -> PromptedModel:
+    return PromptedModel.load(random_small)
+
+
+@pytest.fixture(scope="module")
+def query(model: PromptedModel, organ: np.ndarray) -> VolumeEmbeddings:
+    array = (60 + 90 * organ + np.random.default_rng(0).normal(0, 8, SHAPE)).astype(np.float32)
+    opened = model.embedder.open(Volume(array, np.diag([*SPACING[::-1], 1.0]), "MR"))
+    opened.embed()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def head(model: PromptedModel, query: VolumeEmbeddings, organ: np.ndarray) -> Head:
+    support = {"organ": [LabelledSlice(query, index, organ[index]) for index in (1, 4)]}
+    encoded = model.embedder.encoded
+    made = prompted(support, model.embedder, model.target)
+    assert model.embedder.encoded == encoded and made.card["steps"] == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(head: Head, query: VolumeEmbeddings) -> Expected:
+    return expect(head, query, range(query.count))["organ"]
+
+
+def test_areas_are_square_millimetres_of_the_mask_that_would_be_served(
+    expected: Expected, query: VolumeEmbeddings, organ: np.ndarray
+) -> None:
+    forecast = expected.forecast
+    served = assembled({"organ": expected.final}, query).mask == 1
+    assert forecast.area == pytest.approx(served.sum(axis=(1, 2)) * 4.0, rel=0.12)
+    assert forecast.area[[1, 4]] == pytest.approx(organ[[1, 4]].sum(axis=(1, 2)) * 4.0, rel=0.05)
+
+
+def test_errors_and_losses_are_within_their_ranges(expected: Expected) -> None:
+    forecast = expected.forecast
+    assert (forecast.error >= 0).all() and (forecast.expected_area >= 0).all()
+    assert (forecast.error <= forecast.area + forecast.expected_area + 1e-6).all()
+    assert ((forecast.loss >= 0) & (forecast.loss <= 1)).all()
+    assert 0 <= forecast.expected_dice() <= 1
+
+
+def test_a_label_s_threshold_is_an_even_chance(head: Head, query: VolumeEmbeddings) -> None:
+    plain = expect(replace(head, card={**head.card, "presence_threshold": {"organ": 0.5}}), query, [2])["organ"]
+    raw = float(plain.forecast.presence[0])
+    there = expect(replace(head, card={**head.card, "presence_threshold": {"organ": raw}}), query, [2])["organ"]
+    assert there.forecast.presence[0] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_map_forgets_what_is_known_and_nothing_else(head: Head, query: VolumeEmbeddings, organ: np.ndarray) -> None:
+    everywhere = uncertainty_map(head, query)
+    half = np.zeros(SHAPE[1:], dtype=bool)
+    half[:, :24] = True
+    support = {"organ": [LabelledSlice(query, 2, organ[2], half)]}
+    known = uncertainty_map(head, query, support=support)
+    assert everywhere.dtype == np.uint8 and everywhere.shape == SHAPE and 0 < everywhere.max() <= 100
+    assert not known[2][half].any()
+    np.testing.assert_array_equal(known[2][~half], everywhere[2][~half])
+    np.testing.assert_array_equal(np.delete(known, 2, axis=0), np.delete(everywhere, 2, axis=0))
+
+
+def test_looks_are_unit_vectors_of_embedded_slices(query: VolumeEmbeddings) -> None:
+    found = looks(query, [0, 3])
+    assert set(found) == {0, 3}
+    assert [float(np.linalg.norm(vector)) for vector in found.values()] == pytest.approx([1, 1], abs=1e-5)

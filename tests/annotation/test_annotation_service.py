@@ -1,0 +1,232 @@
+"""What clients do to annotations beside submitting: verdicts, changes without a mask, finishing, taking back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from submissions import AFFINE, GRID, SHAPE, drawn, submission
+
+from ssmsam.annotation.annotations import Annotations, Update
+from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
+from ssmsam.annotation.service import AnnotationService
+from ssmsam.annotation.truth import InvalidSubmission, SliceKey, Source, Truth
+from ssmsam.imaging.volume import Grid
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> AnnotationService:
+    return AnnotationService(tmp_path, ("liver", "spleen"))
+
+
+def serve(
+    service: AnnotationService,
+    *slices: int,
+    label: str = "liver",
+    client: str = "reader",
+    when: str = "2026-01-01",
+    **more,
+) -> None:
+    service.log.serve("case", Served.of(drawn(*slices) > 0, label=label, client=client, when=when, **more))
+
+
+def submit(service: AnnotationService, array: np.ndarray, **params) -> Annotations:
+    labels = params.pop("labels", ("liver",))
+    return service.merge("case", service.submitted("case", submission(array, labels, **params), GRID))
+
+
+def annotated(known: Annotations, label: str = "liver") -> set[int]:
+    return set(known.annotated(label))
+
+
+def test_the_union_of_submissions(service: AnnotationService) -> None:
+    submit(service, drawn(2))
+    known = submit(service, drawn(5))
+    assert annotated(known) == {2, 5} and known.revision == 2 and not known.finished
+
+
+def test_accepting_what_was_served_and_what_was_merged(service: AnnotationService) -> None:
+    serve(service, 2, 3)
+    submit(service, drawn(5))
+    for index in (2, 5):
+        update = service.marked("case", Mark("liver", index, Verdict.ACCEPTED, client="reader"), GRID)
+        assert update.entries[SliceKey("liver", 0, index)].mask.array.any()
+    with pytest.raises(InvalidSubmission, match="no mask of liver on slice 2"):
+        service.marked("case", Mark("liver", 2, Verdict.ACCEPTED, client="another"), GRID)
+
+
+def test_a_click_without_a_label_is_accepted_under_the_chosen_one(service: AnnotationService) -> None:
+    serve(service, 2, 3, when="2026-01-01")
+    other = np.zeros(SHAPE, bool)
+    other[3, 4, 5] = True
+    later = Served.of(other, label=UNNAMED, client="reader", only=[3], prompted=[3], when="2026-01-02")
+    service.log.serve("case", later)
+    for index, expected in ((2, drawn(2)[2] > 0), (3, other[3])):
+        update = service.marked("case", Mark("liver", index, Verdict.ACCEPTED, client="reader"), GRID)
+        assert np.array_equal(update.entries[SliceKey("liver", 0, index)].mask.array, expected)
+
+
+def click(service: AnnotationService, index: int, yx: tuple[int, int] | None) -> str:
+    return service.clicked_label("case", GRID, client="reader", axis=0, index=index, yx=yx)
+
+
+def test_the_label_that_a_click_means(service: AnnotationService) -> None:
+    with pytest.raises(InvalidSubmission, match="for_label"):
+        click(service, 2, (1, 1))
+    serve(service, 2, label="liver", when="2026-01-01")
+    assert click(service, 7, (4, 5)) == "liver"
+    far = np.zeros(SHAPE, bool)
+    far[2, 4, 5] = True
+    service.log.serve("case", Served.of(far, label="spleen", client="reader", when="2026-01-02"))
+    assert click(service, 7, None) == "spleen"  # served last
+    assert click(service, 2, (1, 1)) == "liver"  # under the click
+    serve(service, 3, label="liver", when="2026-01-02")
+    with pytest.raises(InvalidSubmission, match=r"liver or spleen.*click inside"):
+        click(service, 7, None)
+    serve(service, 4, label=UNNAMED, when="2026-01-03")
+    with pytest.raises(InvalidSubmission, match="not known which label"):
+        click(service, 7, None)
+
+
+def test_masks_of_unnamed_clicks_are_predictions_too(service: AnnotationService) -> None:
+    serve(service, 2, 3, 4, label=UNNAMED, client="reader", prompted=[3])
+    known = submit(service, drawn(2, 3, 4))
+    assert annotated(known) == {3} and {key.index for key in known.predicted} == {2, 4}
+    assert annotated(submit(service, drawn(2, value=2), labels=("liver", "aorta")), "aorta") == set()
+    fresh = np.zeros(SHAPE, np.uint8)
+    fresh[6, 4, 4] = 1
+    update = service.submitted("case", submission(fresh, ("kidney",)), GRID)
+    assert update.entries[SliceKey("kidney", 0, 6)].source is Source.NONEMPTY and not update.notes
+
+
+def test_withdrawing_a_slice_and_annotating_it_again(service: AnnotationService) -> None:
+    submit(service, drawn(2, 3))
+    known = service.merge("case", service.changed("case", {"slices": {"liver": {"withdraw": [3]}}}, GRID, client=""))
+    assert annotated(known) == {2} and known.withdrawn == {SliceKey("liver", 0, 3)}
+    assert not known.target("liver")[1][3].any()
+    assert annotated(submit(service, drawn(2, 3))) == {2}  # still on the screen, as a prediction
+    assert known.truth("liver", 3) is Truth.UNKNOWN
+    changed = drawn(2, 3)
+    changed[3, 0, 0] = 1
+    assert annotated(submit(service, changed)) == {2, 3}
+    assert service.store.support().images == ("case",) and len(service.store.support()) == 2
+
+
+def test_withdrawing_in_a_submission(service: AnnotationService) -> None:
+    submit(service, drawn(2, 3))
+    partial = {"slices": {"liver": {"annotated": [5], "withdraw": [2]}}}
+    known = submit(service, drawn(2, 3, 5), partial=partial)
+    assert annotated(known) == {3, 5}
+    assert annotated(AnnotationService(service.root).known("case", GRID)) == {3, 5}
+
+
+def test_what_was_asked_for_and_withdrawn_is_not_emptied_later(service: AnnotationService) -> None:
+    service.log.assign(Assignment("a", "case", (2, 3), client="reader"))
+    assert annotated(submit(service, drawn(2))) == {2, 3}
+    service.merge("case", service.changed("case", {"slices": {"liver": {"withdraw": [3]}}}, GRID, client="reader"))
+    assert annotated(submit(service, drawn(2, 6))) == {2, 6}
+
+
+@pytest.mark.parametrize(
+    ("partial", "message"),
+    [
+        ({"slices": {"liver": {"withdraw": [2], "empty": [2]}}}, "list it once"),
+        ({"complete": ["liver"], "reopen": ["liver"]}, "one of the two"),
+        ({"complete": ["liver"], "slices": {"liver": {"withdraw": [2]}}}, "one of the two"),
+        ({"reopen": "liver"}, "reopen must be true"),
+        ({"slices": {"liver": {"annotated": [7]}}}, "no mask of liver on slice 7"),
+        ({"slices": {"no such": {"empty": [7]}}}, "no such"),
+        (None, "missing"),
+    ],
+)
+def test_changes_that_cannot_be(service: AnnotationService, partial: object, message: str) -> None:
+    submit(service, drawn(2))
+    with pytest.raises(InvalidSubmission, match=message):
+        service.changed("case", partial, GRID, client="")
+
+
+def test_changing_without_a_mask(service: AnnotationService) -> None:
+    serve(service, 2, 3)
+    partial = {"slices": {"liver": {"annotated": [3], "empty": [6]}}}
+    known = service.merge("case", service.changed("case", partial, GRID, client="reader"))
+    assert annotated(known) == {3, 6} and known.slices[SliceKey("liver", 0, 6)].empty
+
+
+def test_finishing_takes_annotated_slices_and_else_what_was_served(service: AnnotationService) -> None:
+    mine = np.zeros(SHAPE, np.uint8)
+    mine[3, 0, 0] = 1
+    serve(service, 2, 3, 4, when="2026-01-01")
+    submit(service, mine, partial={"slices": {"liver": {"annotated": [3]}}})
+    known = service.merge("case", service.finished("case", GRID, client="reader"))
+    assert known.finished and known.complete == {"liver"}
+    expected = drawn(2, 4) > 0
+    expected[3] = mine[3] > 0
+    mask, weight = known.target("liver")
+    assert np.array_equal(mask, expected) and weight.all()
+    assert known.slices[SliceKey("liver", 0, 3)].source is Source.CLIENT
+
+
+def test_finishing_across_planes(service: AnnotationService) -> None:
+    row = {"axis": 1, "slices": {"liver": {"annotated": [2]}}}
+    submit(service, drawn(3, 4), partial=row)
+    known = service.merge("case", service.finished("case", GRID, client="reader"))
+    assert np.array_equal(np.flatnonzero(known.target("liver")[0].any(axis=(0, 2))), [2])
+
+
+def test_nothing_to_finish(service: AnnotationService) -> None:
+    serve(service, 2, label=UNNAMED)
+    with pytest.raises(InvalidSubmission, match="nothing was annotated"):
+        service.finished("case", GRID, client="reader")
+    known = service.merge("case", service.finished("case", GRID, client="reader", labels=["liver"]))
+    assert known.finished and known.target("liver")[0].any()
+
+
+def test_a_volume_is_finished_with_its_last_label(service: AnnotationService) -> None:
+    both = drawn(2, array=drawn(5, value=2))
+    known = submit(service, both, labels=("liver", "spleen"))
+    known = service.merge("case", service.changed("case", {"complete": ["liver"]}, GRID, client="reader"))
+    assert known.complete == {"liver"} and not known.finished
+    known = service.merge("case", service.changed("case", {"complete": True}, GRID, client="reader"))
+    assert known.finished
+    assert service.store.overview("case").finished
+
+
+def test_complete_does_not_mean_labels_that_are_nowhere(service: AnnotationService) -> None:
+    known = submit(service, drawn(2), labels=("liver", "spleen"), partial={"complete": True})
+    assert known.complete == {"liver"} and known.finished
+    known = submit(service, drawn(2), labels=("liver", "spleen"), partial={"complete": ["spleen"]})
+    assert known.complete == {"liver", "spleen"} and not known.target("spleen")[0].any()
+
+
+def test_reopening_gives_back_what_only_completion_had_made_truth(service: AnnotationService) -> None:
+    serve(service, 2, 3, 4)
+    submit(service, drawn(2, 3, 4), partial={"slices": {"liver": {"annotated": [3]}}})
+    service.merge("case", service.finished("case", GRID, client="reader"))
+    known = service.merge("case", service.changed("case", {"reopen": True}, GRID, client="reader"))
+    assert annotated(known) == {3} and not known.finished and not known.complete
+    assert not service.store.overview("case").finished
+    again = service.merge("case", service.finished("case", GRID, client="reader"))
+    assert np.array_equal(again.target("liver")[0], drawn(2, 3, 4) > 0)  # nothing was lost
+
+
+def test_another_image_under_the_same_name_is_not_mixed_in(service: AnnotationService) -> None:
+    submit(service, drawn(2))
+    with pytest.raises(InvalidSubmission, match="another image of this name"):
+        service.known("case", Grid((9, 5, 6), AFFINE))
+    service.forget("case")
+    assert not service.known("case", Grid((9, 5, 6), AFFINE)).revisions
+
+
+def test_the_overview_follows_the_file(service: AnnotationService) -> None:
+    assert not service.store.overview("case").annotated
+    submit(service, drawn(2))
+    assert service.store.overview("case").annotated == {"liver"}
+    elsewhere = AnnotationService(service.root)  # another process
+    elsewhere.merge("case", elsewhere.finished("case", GRID, client=""))
+    assert service.store.overview("case").finished
+
+
+def test_an_update_outside_the_volume_is_refused() -> None:
+    with pytest.raises(InvalidSubmission, match="slices 0 to 7"):
+        Update(GRID, withdrawn=frozenset({SliceKey("liver", 0, 8)}))

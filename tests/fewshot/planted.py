@@ -1,0 +1,130 @@
+"""Volumes with objects planted in them, and a model of seeded random weights that is small enough for tests.
+
+Child processes import it as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.encoder import Embedding, Encoder
+from ssmsam.encoders.small import SPEC, SmallEncoder
+from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.lesson import Lesson, lessons
+from ssmsam.fewshot.method import FewShotConfig
+from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.fewshot.support import LabelledSlice, Support
+from ssmsam.fewshot.views import ViewConfig
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.volume import Volume
+
+SIDE = 64
+SLICES, ROWS, COLUMNS = 9, 40, 48
+AFFINE = np.diag([1.5, 1.5, 5.0, 1.0])
+QUICK = AdaptationConfig(steps=3, budget_s=float("inf"), batch=3, views=ViewConfig(views=1))
+ALL = tuple(range(SLICES))
+
+
+class PocketEncoder(Encoder):
+    """The small encoder with random weights, on a smaller input. Counts the slices it was given."""
+
+    spec = replace(SPEC, name="pocket", input_size=SIDE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = SmallEncoder()
+        self.weights_sha256 = "pocket"
+        self.seen = 0
+        self.eval().requires_grad_(False)
+
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        self.seen += len(slices)
+        return self.network(slices)
+
+
+class PocketDecoder(TargetNetwork):
+    """The few-shot decoder with random weights, for the pocket encoder."""
+
+    logits_side = SIDE // 2
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        super().__init__()
+        self.eval().requires_grad_(False)
+
+
+def ball(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
+    """(slices, rows, columns) bool."""
+    zyx = np.indices((SLICES, ROWS, COLUMNS))
+    return sum(((axis - c) / r) ** 2 for axis, c, r in zip(zyx, centre, radii, strict=True)) <= 1
+
+
+ORGAN = ball((4, 18, 16), (3.3, 10, 9))
+OTHER = ball((5, 22, 36), (2.4, 8, 7))
+
+
+def draw_volume(seed: int = 0, *, affine: np.ndarray = AFFINE) -> Volume:
+    """A bright organ and a brighter one on a dark, noisy ground."""
+    array = np.full(ORGAN.shape, 60.0)
+    array[ORGAN] = 160
+    array[OTHER] = 240
+    array += np.random.default_rng(seed).normal(0, 8, array.shape)
+    return Volume(array.astype(np.float32), affine, modality="MR")
+
+
+def labelled(
+    embedder: Embedder,
+    volume: Volume,
+    mask: np.ndarray,
+    indices: Sequence[int],
+    *,
+    known: np.ndarray | None = None,
+    plane: Plane = Plane(0),  # noqa: B008
+) -> list[LabelledSlice]:
+    """Slices of a mask (slices, rows, columns) as annotated; ``known`` of the same shape."""
+    opened, stack = embedder.open(volume, plane=plane), plane.stack(mask)
+    parts = [None if known is None else plane.stack(known)[index] for index in indices]
+    return [LabelledSlice(opened, i, stack[i], part, "planted") for i, part in zip(indices, parts, strict=True)]
+
+
+def two_labels(embedder: Embedder, indices: Sequence[int] = (2, 4, 6)) -> Support:
+    volume = draw_volume()
+    return {"organ": labelled(embedder, volume, ORGAN, indices), "other": labelled(embedder, volume, OTHER, indices)}
+
+
+def taught_by(
+    support: Support, embedder: Embedder, decoder: TargetNetwork, config: AdaptationConfig = QUICK
+) -> dict[str, list[Lesson]]:
+    return dict(lessons(support, embedder, decoder, config=config.views, bank=config.bank, seed=config.seed))
+
+
+def quick(**changes: object) -> FewShotConfig:
+    """Settings for a few steps; ``changes`` are fields of :class:`FewShotConfig`."""
+    return replace(FewShotConfig(adaptation=QUICK, folds=0), **changes)
+
+
+def state_digest(decoder: torch.nn.Module) -> str:
+    """sha256 over all weights."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(decoder.state_dict().items()):
+        sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def adapted_digest() -> str:
+    """The weights after a short adaptation, from nothing."""
+    torch.set_num_threads(1)
+    embedder, decoder = Embedder(encoder=PocketEncoder()), PocketDecoder()
+    return state_digest(fit(decoder, taught_by(two_labels(embedder), embedder, decoder), QUICK).decoder)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(adapted_digest())

@@ -1,0 +1,88 @@
+"""What of the labelled slices a query is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ssmsam.fewshot.bank import Bank, BankConfig, look
+from ssmsam.fewshot.description import CELLS, KINDS, TokenKind
+from ssmsam.fewshot.prior import interpolated
+from ssmsam.prompting.small_decoder import closeness
+
+WIDTH, GRID, SIDE, STRIDE = 6, 4, 16, 8
+VOLUMES = ("a", "a", "a", "b", "b")
+POSITIONS = np.array([0.0, 10.0, 30.0, 0.0, 10.0])
+
+
+def images(count: int = len(VOLUMES), seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, WIDTH, GRID, GRID, generator=torch.Generator().manual_seed(seed))
+
+
+def a_bank() -> Bank:
+    masks = torch.zeros(len(VOLUMES), 1, SIDE, SIDE)
+    for number in range(len(VOLUMES)):
+        masks[number, :, 2 : 6 + number, 3:9] = 1
+    return Bank.from_tensors(
+        images(), masks, torch.ones_like(masks), stride=STRIDE, volumes=VOLUMES, positions=POSITIONS
+    )
+
+
+def shown_slices(bank: Bank, tokens: torch.Tensor, kinds: torch.Tensor) -> list[int]:
+    """Which of the bank's slices a query was shown, by their tokens."""
+    each = tokens.unflatten(0, (-1, len(KINDS)))
+    given = (kinds.unflatten(0, (-1, len(KINDS))) != TokenKind.NONE).any(1)
+    return [
+        number
+        for one in each[given]
+        for number in range(len(bank))
+        if torch.equal(one, bank.description.tokens[number])
+    ]
+
+
+def asked(bank: Bank, volume: str, position: float, *, config: BankConfig | None = None, without=()):
+    return bank.shown(volume, [position], look(images(1, seed=5)), config=config or BankConfig(), without=without)
+
+
+def test_a_query_is_never_shown_a_hidden_slice() -> None:
+    bank = a_bank()
+    shown = asked(bank, "a", 10.0, without=(1, 4))
+    assert shown_slices(bank, shown.tokens[0], shown.kinds[0]) == [0, 2, 3]
+    known = {0.0: bank.distances[0], 30.0: bank.distances[2]}
+    expected = interpolated(known, 10.0, (SIDE, SIDE))
+    np.testing.assert_array_equal(shown.prior[0, 0].numpy(), expected.distance)
+    hidden = bank.description.cells[1][bank.description.valid[1]]
+    assert not torch.isin(shown.cells[0][shown.valid[0]], hidden).any()
+
+
+def test_slices_of_other_volumes_give_no_prior() -> None:
+    bank = a_bank()
+    shown = asked(bank, "c", 10.0)
+    assert shown_slices(bank, shown.tokens[0], shown.kinds[0]) == [0, 1, 2, 3, 4]
+    for silent in (shown.prior, shown.trust, shown.near, shown.cells_near):
+        assert not silent.any()
+
+
+def test_own_slices_say_how_near_they_are() -> None:
+    shown = asked(a_bank(), "b", 4.0)
+    near = shown.near[0].unflatten(0, (-1, len(KINDS)))
+    assert (near == near[:, :1]).all()
+    torch.testing.assert_close(near[:, 0], torch.tensor([0, 0, 0, closeness(4), closeness(6)]))
+    cells_near = shown.cells_near[0].unflatten(0, (-1, CELLS))
+    torch.testing.assert_close(cells_near[:, 7], near[:, 0])
+    torch.testing.assert_close(shown.trust[0], torch.tensor([1.0, closeness(4)]))
+
+
+def test_of_many_slices_the_nearest_and_the_most_alike_are_shown() -> None:
+    bank = a_bank()
+    config = BankConfig(own=1, others=1)
+    shown = asked(bank, "a", 24.0, config=config)
+    likeness = look(images(1, seed=5)) @ bank.looks[3:].T
+    assert shown_slices(bank, shown.tokens[0], shown.kinds[0]) == [2, 3 + int(likeness.argmax())]
+    prompted_by_one = asked(bank, "a", 24.0, config=BankConfig(own=1, others=0)).trust[0]
+    torch.testing.assert_close(prompted_by_one, torch.tensor([0.0, closeness(6)]))
+
+
+def test_a_look_ignores_brightness_and_contrast() -> None:
+    torch.testing.assert_close(look(images() * 3 + 7), look(images()))
+    torch.testing.assert_close(look(images()).norm(dim=1), torch.ones(len(VOLUMES)))

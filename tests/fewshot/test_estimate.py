@@ -1,0 +1,95 @@
+"""How good an adaptation is on slices that it did not see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted import ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, state_digest, taught_by
+
+import ssmsam.fewshot.estimate as estimating
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.fewshot.decoder import Proposal
+from ssmsam.fewshot.estimate import Estimate, cross_validated, overlap, worth_it
+from ssmsam.progress import Cancelled
+
+
+class Echo(PocketDecoder):
+    """Answers with its prior."""
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
+
+
+def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
+    embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices = labelled(embedder, draw_volume(), ORGAN, (0, 2, 3, 4, 5, 8))
+    taught = taught_by({"organ": slices}, embedder, decoder)
+    held, judged = [], []
+    fit, plain = estimating.fit, estimating.overlap
+
+    def noted_fit(*args, held_out, **rest):
+        held.append(held_out["organ"])
+        return fit(*args, held_out=held_out, **rest)
+
+    def noted_overlap(one, lesson, numbers):
+        judged.append((state_digest(one), tuple(numbers)))
+        return plain(one, lesson, numbers)
+
+    monkeypatch.setattr(estimating, "fit", noted_fit)
+    monkeypatch.setattr(estimating, "overlap", noted_overlap)
+    found = cross_validated(decoder, taught, QUICK, folds=2)
+    assert sorted(held[0] + held[1]) == list(range(len(slices)))
+    shows = taught["organ"][0].bank.shows
+    assert all(0 < shows[list(fold)].sum() < shows.sum() for fold in held)
+    assert [numbers for _, numbers in judged] == [held[0], held[0], held[1], held[1]]
+    assert judged[0][0] == judged[2][0] == state_digest(decoder)
+    assert len({digest for digest, _ in judged}) == 3
+    assert found["organ"].slices == len(slices)
+
+
+def test_overlap_is_counted_against_what_the_others_say(embedder: Embedder) -> None:
+    echo = Echo()
+    lesson = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["organ"][0]
+    masks = lesson.masks[:, 0].numpy() > 0.5
+    between = (lesson.bank.distances[0] + lesson.bank.distances[2]) / 2 > 0
+    twice, sums = overlap(echo, lesson, [1])
+    assert (twice, sums) == (2 * (between & masks[1]).sum(), between.sum() + masks[1].sum())
+    alone, _ = overlap(echo, lesson, [0, 1, 2])
+    assert alone == 0, "with all hidden nothing is said"
+
+
+def test_labels_on_too_few_slices_get_no_estimate(embedder: Embedder, decoder: PocketDecoder) -> None:
+    many = labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))
+    few = labelled(embedder, draw_volume(), OTHER, (4, 5))
+    found = cross_validated(decoder, taught_by({"a": many, "b": few}, embedder, decoder), QUICK, folds=2)
+    assert set(found) == {"a"}
+    assert cross_validated(decoder, taught_by({"b": few}, embedder, decoder), QUICK, folds=2) == {}
+
+
+def test_estimates_decide() -> None:
+    assert worth_it({})
+    assert worth_it({"a": Estimate(0.5, 0.7, 4), "b": Estimate(0.5, 0.4, 4)})
+    assert not worth_it({"a": Estimate(0.5, 0.5, 4), "b": Estimate(0.5, 0.4, 4)})
+
+
+def test_unknown_pixels_are_not_judged(embedder: Embedder) -> None:
+    known = np.zeros(ORGAN.shape, bool)
+    known[:, :, :16] = True
+    echo = Echo()
+    lesson = taught_by({"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5), known=known)}, embedder, echo)["a"][0]
+    whole = taught_by({"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["a"][0]
+    assert 0 < overlap(echo, lesson, [1])[1] < overlap(echo, whole, [1])[1]
+
+
+def test_cancelling_stops_between_steps(embedder: Embedder, decoder: PocketDecoder) -> None:
+    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
+
+    def stop(phase: str, done: int, total: int) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        cross_validated(decoder, taught, replace(QUICK, steps=4), folds=2, progress=stop)

@@ -1,0 +1,70 @@
+"""What the shipped weights do on the synthetic sample volumes: better than what needs no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.registry import load_encoder
+from ssmsam.encoders.weights import MissingWeights
+from ssmsam.evaluation.metrics import dice
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.labelled_files import LabelledFile, read_labelled, support_from
+from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.prior import interpolated, signed_distance
+from ssmsam.fewshot.registry import load_target_decoder
+
+SAMPLES = Path(__file__).parents[2] / "sample-datasets"
+LIVER = {"liver": 1}
+ANNOTATED = (12, 20, 28, 36)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[Embedder, TargetDecoder]:
+    try:
+        encoder = load_encoder("small")
+    except MissingWeights:
+        pytest.skip("the small model's weights are not in this checkout")
+    try:
+        return Embedder(encoder=encoder), load_target_decoder("small")
+    except ValueError as error:
+        pytest.skip(f"these weights have no few-shot part: {error}")
+
+
+def sample(name: str, slices: tuple[int, ...] | None = None) -> LabelledFile:
+    if not (SAMPLES / "abdomen").is_dir():
+        pytest.skip("the sample dataset is not in this checkout")
+    return LabelledFile(SAMPLES / "abdomen" / f"{name}.nii.gz", SAMPLES / "abdomen_labels" / f"{name}.nii.gz", slices)
+
+
+def test_the_rest_of_a_volume(model: tuple[Embedder, TargetDecoder]) -> None:
+    embedder, decoder = model
+    image = read_labelled(sample("ct_01", ANNOTATED))
+    truth = image.labels == 1
+    support = support_from([image], LIVER, embedder)
+    head = adapt(support, embedder, decoder, config=FewShotConfig(folds=0))
+    mask = segment(embedder.open(image.image), head, support=support).mask == 1
+    asked = [index for index in range(ANNOTATED[0], ANNOTATED[-1]) if index not in ANNOTATED]
+    distances = {float(index): signed_distance(truth[index]) for index in ANNOTATED}
+    between = np.stack([interpolated(distances, index, truth.shape[1:]).distance > 0 for index in asked])
+    ours, interpolation = dice(mask[asked], truth[asked]), dice(between, truth[asked])
+    nearest = np.stack([truth[min(ANNOTATED, key=lambda k, i=index: abs(k - i))] for index in asked])
+    assert ours > 88
+    assert ours > dice(nearest, truth[asked]) + 3
+    assert ours > interpolation - 2, "the prior is a prompt: the image must not make it worse"
+
+
+def test_another_patient(model: tuple[Embedder, TargetDecoder]) -> None:
+    embedder, decoder = model
+    shown, query = read_labelled(sample("ct_01", ANNOTATED)), read_labelled(sample("ct_03"))
+    head = adapt(support_from([shown], LIVER, embedder), embedder, decoder, config=FewShotConfig(folds=0))
+    found = segment(embedder.open(query.image), head)
+    truth = query.labels == 1
+    assert dice(found.mask == 1, truth) > 65
+    there = truth.any(axis=(1, 2))
+    assert found.presence[0][there].mean() > found.presence[0][~there].mean() + 0.2

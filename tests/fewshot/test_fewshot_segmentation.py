@@ -1,0 +1,281 @@
+"""From labelled slices to masks of volumes, with a decoder that answers by the brightness or the prior of a slice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted import ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, labelled, quick, two_labels
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.evaluation.metrics import dice
+from ssmsam.fewshot.decoder import Proposal
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.segmentation import (
+    Proposals,
+    SegmentationConfig,
+    assembled,
+    beyond_the_ends,
+    expected_loss,
+    kept,
+    smoothed,
+)
+from ssmsam.fewshot.support import NothingToLearn
+from ssmsam.imaging.orientation import reoriented
+from ssmsam.imaging.plane import Plane
+from ssmsam.imaging.volume import Volume
+from ssmsam.progress import Cancelled
+
+UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
+
+
+class Echo(PocketDecoder):
+    """Answers with its prior."""
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
+
+
+ENDLESS = SegmentationConfig(least_overlap=-1, grown_overlap=-1)
+"""Goes on past the annotated slices whatever comes there."""
+
+
+class Everywhere(PocketDecoder):
+    """Answers that the target is everywhere."""
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        return Proposal(torch.full_like(shown.prior[:, 0], 5.0), torch.ones(len(shown.prior)))
+
+
+def proposals(logits: np.ndarray, presence: float = 1.0) -> Proposals:
+    return Proposals(np.arange(len(logits)), logits.astype(np.float32), np.full(len(logits), presence))
+
+
+def head_of(embedder: Embedder, decoder: PocketDecoder, support) -> Head:
+    return adapt(support, embedder, decoder, config=UNADAPTED)
+
+
+# what was annotated
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_annotated_slices_stay_as_they_are(embedder: Embedder, decoder: PocketDecoder, axis: int) -> None:
+    plane, volume = Plane(axis), draw_volume()
+    ragged = ORGAN & (np.random.default_rng(1).random(ORGAN.shape) < 0.7)
+    indices = {0: (2, 4, 6), 1: (14, 20), 2: (12, 18)}[axis]
+    support = {"organ": labelled(embedder, volume, ragged, indices, plane=plane)}
+    query = embedder.open(volume, plane=plane)
+    found = segment(query, adapt(support, embedder, decoder, config=quick()), support=support)
+    stack, truth = plane.stack(found.mask == 1), plane.stack(ragged)
+    for index in indices:
+        np.testing.assert_array_equal(stack[index], truth[index])
+    assert found.mask.shape == volume.shape
+    assert found.slices.tolist() == list(range(plane.count(volume.grid)))
+
+
+def test_an_empty_annotation_empties_its_slice_of_that_label_only(embedder: Embedder) -> None:
+    support = {
+        "a": labelled(embedder, draw_volume(), np.zeros_like(ORGAN), (4,))
+        + labelled(embedder, draw_volume(), ORGAN, (2,)),
+        "b": labelled(embedder, draw_volume(), OTHER, (5,)),
+    }
+    anywhere = FewShotConfig(segmentation=ENDLESS)
+    head = head_of(embedder, Everywhere(), support)
+    found = segment(embedder.open(draw_volume()), head, support=support, config=anywhere)
+    assert (found.mask[4] != 1).all()
+    assert (found.mask[4] == 2).all()
+
+
+def test_what_is_unknown_is_proposed(embedder: Embedder) -> None:
+    """A partial annotation says nothing outside of what it covers: not background either."""
+    known = np.zeros(ORGAN.shape, bool)
+    known[:, :, :24] = True
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN & known, (3, 5), known=known)}
+    for given in (support, None):
+        found = segment(embedder.open(draw_volume()), head_of(embedder, Everywhere(), support), support=given)
+        assert found.mask[3][1:-1, 27:].all()
+        assert found.mask[4].all()
+    truth = (ORGAN & known)[3]
+    found = segment(embedder.open(draw_volume()), head_of(embedder, Everywhere(), support), support=support)
+    np.testing.assert_array_equal(found.mask[3][:, :24] == 1, truth[:, :24])
+
+
+def test_masks_of_other_volumes_never_enter(embedder: Embedder, decoder: PocketDecoder) -> None:
+    support = two_labels(embedder)
+    head = adapt(support, embedder, decoder, config=quick())
+    query = embedder.open(draw_volume(seed=3))
+    assert np.array_equal(segment(query, head, support=support).mask, segment(query, head).mask)
+
+
+# overlaps and parts
+
+
+def test_the_highest_logit_has_the_voxel(embedder: Embedder) -> None:
+    query = embedder.open(draw_volume())
+    left, both = np.full((SLICES, 32, 32), -4.0), np.full((SLICES, 32, 32), -4.0)
+    left[:, :, :20] = 3.0
+    both[:, :, 12:] = 2.0
+    found = assembled({"a": proposals(left), "b": proposals(both)}, query)
+    assert found.labels == ("a", "b")
+    assert (found.mask[:, :, 2:28] == 1).all()
+    assert (found.mask[:, :, 32:-2] == 2).all()
+    neither = assembled({"a": proposals(-np.abs(left)), "b": proposals(-np.abs(both))}, query)
+    assert not neither.mask.any()
+
+
+def test_slices_without_the_target_stay_empty(embedder: Embedder, decoder: PocketDecoder) -> None:
+    query, logits = embedder.open(draw_volume()), np.full((SLICES, 32, 32), 4.0)
+    bank = head_of(embedder, decoder, {"a": labelled(embedder, draw_volume(seed=3), ORGAN, (4,))}).banks["a"]
+    absent = replace(proposals(logits), presence=np.where(np.arange(SLICES) < 4, 0.4, 0.6))
+    rows = (kept(absent, bank, query, SegmentationConfig()).logits > 0).any(axis=(1, 2))
+    assert rows.tolist() == [False] * 4 + [True] * 5
+
+
+def test_parts_that_do_not_touch_an_annotation_are_dropped(embedder: Embedder, decoder: PocketDecoder) -> None:
+    volume, logits = draw_volume(), np.full((SLICES, 32, 32), -4.0)
+    logits[2:7, 8:14, 6:12] = 4
+    logits[2:7, 20:27, 20:27] = 4
+    logits[0, 0, 0] = 4
+    query = embedder.open(volume)
+    own = head_of(embedder, decoder, {"a": labelled(embedder, volume, ball((4, 24, 13), (2, 5, 5)), (4,))}).banks["a"]
+    other = head_of(embedder, decoder, {"a": labelled(embedder, draw_volume(seed=3), ORGAN, (4,))}).banks["a"]
+    touching = kept(proposals(logits), own, query, ENDLESS).logits > 0
+    assert touching[3, 10, 8] and not touching[3, 23, 23] and not touching[0, 0, 0]
+    large = kept(proposals(logits), other, query, SegmentationConfig()).logits > 0
+    assert large[3, 10, 8] and large[3, 23, 23] and not large[0, 0, 0]
+
+
+def test_smoothing_across_slices_is_in_millimetres() -> None:
+    logits = np.zeros((9, 1, 1), dtype=np.float32)
+    logits[4] = 1
+    assert np.array_equal(smoothed(logits, 5.0, SegmentationConfig()), logits)
+    thick, thin = (smoothed(logits, mm, SegmentationConfig(smooth_mm=4)) for mm in (8.0, 4.0))
+    assert thin[4] < thick[4] < 1
+    assert thin.sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_sure_mask_expects_no_loss_and_a_vague_one_does() -> None:
+    sure, vague, empty = np.full((1, 8, 8), -30.0), np.full((1, 8, 8), -2.0), np.full((1, 8, 8), -30.0)
+    sure[:, 2:6, 2:6] = 30
+    vague[:, 2:6, 2:6] = 0.4
+    losses = [float(expected_loss(logits)[0]) for logits in (sure, vague, empty)]
+    assert losses[0] == pytest.approx(0, abs=1e-4)
+    assert losses[2] == pytest.approx(0, abs=1e-4)
+    assert 0.3 < losses[1] < 1
+
+
+# volumes of every kind
+
+
+def test_between_annotated_slices_the_prior_leads(embedder: Embedder) -> None:
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN, (1, 3, 5, 7))}
+    found = segment(embedder.open(draw_volume()), head_of(embedder, Echo(), support), support=support)
+    assert dice(found.mask[[2, 4, 6]], ORGAN[[2, 4, 6]]) > 85
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "ILP"])
+def test_the_storage_order_does_not_matter(embedder: Embedder, decoder: PocketDecoder, codes: str) -> None:
+    """Storage along other axes is worked on in the same plane of the body, named."""
+    volume = draw_volume()
+    indices = (2, 4, 6)
+
+    def found(volume: Volume, mask: np.ndarray) -> Volume:
+        plane = Plane.named("axial", volume.grid)
+        drawn = np.flatnonzero(plane.stack(mask).any(axis=(1, 2)))
+        chosen = [int(index) for index in drawn]
+        support = {"organ": labelled(embedder, volume, mask, chosen, plane=plane)}
+        head = adapt(support, embedder, decoder, config=UNADAPTED)
+        return volume.with_array(segment(embedder.open(volume, plane=plane), head, support=support).mask)
+
+    mask = np.zeros_like(ORGAN)
+    mask[list(indices)] = ORGAN[list(indices)]
+    here = found(volume, mask)
+    turned = reoriented(volume, codes)
+    there = found(turned, reoriented(volume.with_array(mask.astype(np.uint8)), codes).array > 0)
+    assert there.shape == turned.shape
+    back = reoriented(there, "LPS")
+    assert back.grid.matches(volume.grid)
+    assert 0 < (here.array > 0).mean() < 1
+    assert (back.array != here.array).mean() < 0.002
+
+
+def test_an_image_of_one_slice(embedder: Embedder, decoder: PocketDecoder) -> None:
+    flat = [Volume(draw_volume(seed).array[4:5], draw_volume().affine, modality="MR") for seed in (0, 1)]
+    support = {"organ": labelled(embedder, flat[0], ORGAN[4:5], (0,))}
+    head = adapt(support, embedder, decoder, config=quick())
+    found = segment(embedder.open(flat[1]), head, support=support)
+    assert found.mask.shape == (1, *ORGAN.shape[1:])
+    own = segment(embedder.open(flat[0]), head, support=support)
+    np.testing.assert_array_equal(own.mask == 1, ORGAN[4:5])
+
+
+def test_some_slices_only(embedder: Embedder, decoder: PocketDecoder) -> None:
+    head = head_of(embedder, Everywhere(), {"organ": labelled(embedder, draw_volume(), ORGAN, (4,))})
+    query = embedder.open(draw_volume(seed=3))
+    found = segment(query, head, slices=[6, 2])
+    assert found.slices.tolist() == [2, 6]
+    assert found.presence.shape == found.uncertainty.shape == (1, 2)
+    assert found.mask.any(axis=(1, 2)).tolist() == [index in (2, 6) for index in range(SLICES)]
+    assert query.done.tolist() == [index in (2, 6) for index in range(SLICES)]
+
+
+def test_a_second_segmentation_encodes_nothing(embedder: Embedder, decoder: PocketDecoder) -> None:
+    head, query = head_of(embedder, decoder, two_labels(embedder)), embedder.open(draw_volume(seed=3))
+    first, before = segment(query, head), embedder.encoder.seen
+    assert np.array_equal(segment(query, head).mask, first.mask)
+    assert embedder.encoder.seen == before
+
+
+def test_cancelling_stops_between_batches(embedder: Embedder, decoder: PocketDecoder) -> None:
+    head = head_of(embedder, decoder, two_labels(embedder))
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "segment" and done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        segment(embedder.open(draw_volume()), head, progress=stop)
+
+
+def test_the_harm_that_an_estimate_finds_is_avoided(
+    embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ssmsam.fewshot.method as method
+    from ssmsam.fewshot.estimate import Estimate
+
+    monkeypatch.setattr(method, "cross_validated", lambda *_, **__: {"organ": Estimate(0.9, 0.2, 3)})
+    head = adapt(two_labels(embedder), embedder, decoder, config=quick(folds=2))
+    assert not head.card["adapted"]
+    pairs = zip(head.decoder.state_dict().values(), decoder.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_label_that_no_slice_shows_is_refused(embedder: Embedder, decoder: PocketDecoder) -> None:
+    support = {"organ": labelled(embedder, draw_volume(), np.zeros_like(ORGAN), (4,))}
+    with pytest.raises(NothingToLearn, match="annotate at least one slice"):
+        adapt(support, embedder, decoder)
+
+
+@pytest.mark.parametrize("upwards", [True, False])
+def test_past_the_annotated_slices_a_jump_to_a_neighbour_ends_the_organ(upwards: bool) -> None:
+    masks = np.zeros((8, 32, 32), dtype=bool)
+    masks[2:5, 8:18, 8:18] = True
+    masks[5:7, 2:26, 2:26] = True  # suddenly much larger, though it holds the mask before
+    sure = np.zeros(8, dtype=bool)
+    sure[2:4] = True
+    found = beyond_the_ends(
+        masks[::1] if upwards else masks[::-1], sure if upwards else sure[::-1], SegmentationConfig()
+    )
+    assert sorted(found) == ([0, 1, 5, 6, 7] if upwards else [0, 1, 2, 6, 7])
+
+
+def test_a_shrinking_organ_is_followed_to_its_tip_and_a_volume_without_annotations_has_no_ends() -> None:
+    masks = np.zeros((6, 32, 32), dtype=bool)
+    for row, half in enumerate((9, 8, 7, 6, 4, 3)):
+        masks[row, 16 - half : 16 + half, 16 - half : 16 + half] = True
+    first = np.arange(6) == 0
+    assert beyond_the_ends(masks, first, SegmentationConfig()) == []
+    assert beyond_the_ends(masks[[0, 5, 0, 5, 0, 5]], ~first & False, SegmentationConfig()) == []

@@ -1,0 +1,124 @@
+"""SAM's decoder with target tokens: random weights, so this is about shapes, gradients and honesty, not quality."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.sam import PIXEL_MEAN, PIXEL_STD, SamEncoder
+from ssmsam.fewshot.bank import BankConfig
+from ssmsam.fewshot.lesson import lessons
+from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.sam_network import SamTargetNetwork
+from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.fewshot.views import ViewConfig
+from ssmsam.imaging.volume import Volume
+
+SIZE = 256
+
+
+@pytest.fixture(scope="module")
+def sam() -> Sam:
+    """The published decoder at a quarter of the size, behind a tiny image encoder."""
+    torch.manual_seed(0)
+    grid = SIZE // 16
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            depth=1, embed_dim=16, img_size=SIZE, num_heads=2, patch_size=16, out_chans=256, use_rel_pos=True,
+            global_attn_indexes=(0,), window_size=0, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(SIZE, SIZE), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+            transformer_dim=256,
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def embedder(sam: Sam) -> Embedder:
+    encoder = SamEncoder(sam, name="sam_vit_b", weights_sha256="random").requires_grad_(False)
+    return Embedder(encoder=encoder)
+
+
+@pytest.fixture(scope="module")
+def decoder(sam: Sam) -> SamTargetNetwork:
+    return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def patient() -> tuple[Volume, np.ndarray]:
+    """A bright ball in noise, and its mask."""
+    z, y, x = np.indices((9, 48, 48))
+    ball = (z - 4) ** 2 * 9 + (y - 22) ** 2 + (x - 26) ** 2 < 144
+    noise = np.random.default_rng(0).normal(0, 5, ball.shape)
+    return Volume((100.0 * ball + noise).astype(np.float32), np.diag([2.0, 2.0, 5.0, 1.0]), modality="MR"), ball
+
+
+def shown(embedder: Embedder, volume: Volume, ball: np.ndarray, *slices: int) -> list[LabelledSlice]:
+    embeddings = embedder.open(volume)
+    return [LabelledSlice(embeddings, index, ball[index]) for index in slices]
+
+
+def quick(steps: int) -> FewShotConfig:
+    config = FewShotConfig(folds=0)
+    views = replace(config.adaptation.views, views=0)
+    return replace(config, adaptation=replace(config.adaptation, steps=steps, views=views, budget_s=1e9))
+
+
+def test_adaptation_learns_and_leaves_the_given_decoder_alone(
+    embedder: Embedder, decoder: SamTargetNetwork, patient: tuple[Volume, np.ndarray]
+) -> None:
+    volume, ball = patient
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    support = {"ball": shown(embedder, volume, ball, 2, 4, 6)}
+    head = adapt(support, embedder, decoder, config=quick(30))
+    for name, tensor in decoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    found = segment(embedder.open(volume), head, support=support, config=quick(30)).mask == 1
+    rest = [1, 3, 5, 7]
+    overlap = 2 * (found[rest] & ball[rest]).sum() / (found[rest].sum() + ball[rest].sum())
+    assert overlap > 0.7
+
+
+def test_every_adaptable_parameter_gets_a_gradient_and_reading_needs_none_of_them(
+    embedder: Embedder, decoder: SamTargetNetwork, patient: tuple[Volume, np.ndarray]
+) -> None:
+    volume, ball = patient
+    network = copy.deepcopy(decoder)
+    taught = lessons(
+        {"ball": shown(embedder, volume, ball, 2, 4, 6)}, embedder, network, config=ViewConfig(views=0),
+        bank=BankConfig(), seed=0,
+    )  # fmt: skip
+    exercise = taught["ball"][0].exercise([0, 1])
+    learned = [parameter.requires_grad_(True) for parameter in network.adaptable()]
+    reading = network.read(exercise.embedding, exercise.shown)
+    assert not reading.votes.requires_grad
+    proposal = network(exercise.embedding, exercise.shown, reading=reading)
+    (proposal.logits.mean() + proposal.presence.mean()).backward()
+    without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    assert len(learned) > 50
+
+
+def test_the_answer_to_a_slice_does_not_depend_on_its_batch(
+    embedder: Embedder, decoder: SamTargetNetwork, patient: tuple[Volume, np.ndarray]
+) -> None:
+    volume, ball = patient
+    support = {"ball": shown(embedder, volume, ball, 2, 6)}
+    head = adapt(support, embedder, decoder, config=quick(0))
+    alone = replace(quick(0), segmentation=replace(quick(0).segmentation, batch=1))
+    together = segment(embedder.open(volume), head, config=quick(0)).logits
+    np.testing.assert_allclose(segment(embedder.open(volume), head, config=alone).logits, together, atol=1e-3)

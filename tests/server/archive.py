@@ -1,0 +1,138 @@
+"""A DICOMweb store over a socket that can be told to fail: what no real archive does on demand."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pydicom
+from pydicom.filebase import DicomBytesIO
+from requests_toolbelt.multipart.decoder import MultipartDecoder
+
+ROOT = "/dicom-web"
+SERIES_TAGS = ("Modality", "PatientID", "StudyDate", "StudyTime", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+class Archive:
+    """Holds DICOM files in memory. ``status`` answers everything with that status, ``withheld`` images do not come.
+
+    ``login`` is the Authorization header that it wants. ``page`` limits how many series one answer lists.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.files: list[bytes] = []
+        self.status, self.withheld, self.login, self.page, self.silent_s = 200, 0, "", 1000, 0.0
+        self.asked: list[str] = []
+        handler = type("Handler", (_Handler,), {"archive": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}{ROOT}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def add(self, folder: Path) -> str:
+        """Store the files of a folder; returns the series' UID."""
+        self.files += [file.read_bytes() for file in sorted(folder.iterdir())]
+        return str(self.headers()[-1].SeriesInstanceUID)
+
+    def headers(self) -> list[pydicom.Dataset]:
+        return [pydicom.dcmread(DicomBytesIO(file), stop_before_pixels=True) for file in self.files]
+
+    def series(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        by_uid: dict[str, list[pydicom.Dataset]] = {}
+        for header in self.headers():
+            by_uid.setdefault(str(header.SeriesInstanceUID), []).append(header)
+        found = []
+        for members in by_uid.values():
+            if any(str(members[0].get(key, "")) not in query[key] for key in SERIES_TAGS if key in query):
+                continue
+            answer = pydicom.Dataset()
+            for key in SERIES_TAGS:
+                setattr(answer, key, str(members[0].get(key, "")))
+            answer.NumberOfSeriesRelatedInstances = len(members)
+            found.append(json.loads(answer.to_json()))
+        first = int(query.get("offset", ["0"])[0])
+        return found[first : first + self.page]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    archive: Archive
+
+    def do_GET(self) -> None:
+        if self._refused():
+            return
+        address = urlsplit(self.path)
+        parts = address.path.removeprefix(ROOT).strip("/").split("/")
+        if parts == ["series"]:
+            self._json(self.archive.series(parse_qs(address.query)))
+            return
+        wanted = parts[3]
+        chosen = [
+            file
+            for file, header in zip(self.archive.files, self.archive.headers(), strict=True)
+            if str(header.SeriesInstanceUID) == wanted
+        ]
+        if parts[-1] == "metadata":
+            headers = [pydicom.dcmread(DicomBytesIO(file), stop_before_pixels=True) for file in chosen]
+            self._json([json.loads(header.to_json()) for header in headers])
+            return
+        head = b"--piece\r\nContent-Type: application/dicom\r\n\r\n"
+        sent = chosen[: len(chosen) - self.archive.withheld]
+        body = b"".join([*(head + file + b"\r\n" for file in sent), b"--piece--\r\n"])
+        self._answer(body, 'multipart/related; type="application/dicom"; boundary=piece')
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self._refused():
+            return
+        parts = MultipartDecoder(body, self.headers["Content-Type"]).parts
+        self.archive.files += [part.content for part in parts]
+        stored = pydicom.Dataset()
+        stored.ReferencedSOPSequence = []
+        for part in parts:
+            item = pydicom.Dataset()
+            item.ReferencedSOPInstanceUID = pydicom.dcmread(DicomBytesIO(part.content)).SOPInstanceUID
+            stored.ReferencedSOPSequence.append(item)
+        self._json(json.loads(stored.to_json()))
+
+    def _refused(self) -> bool:
+        self.archive.asked.append(self.path)
+        time.sleep(self.archive.silent_s)
+        status = self.archive.status
+        if self.archive.login and self.headers.get("Authorization") != self.archive.login:
+            status = 401
+        if status != 200:
+            self._answer(b"", "text/plain", status)
+        return status != 200
+
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def _json(self, value: Any) -> None:
+        self._answer(json.dumps(value).encode(), "application/dicom+json")
+
+    def _answer(self, body: bytes, kind: str, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        return

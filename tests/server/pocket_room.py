@@ -1,0 +1,107 @@
+"""A few-shot room of seeded random weights over a folder of two small volumes: quick, and real in every part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.encoder import Embedding, Encoder
+from ssmsam.encoders.small import SPEC, SmallEncoder
+from ssmsam.encoders.store import EmbeddingStore
+from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.fewshot.shelf import HeadShelf
+from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.writing import write_volume
+from ssmsam.server.background import Background
+from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.images import Images
+from ssmsam.server.studies import StudiesFolder
+
+SIDE, SHAPE = 64, (10, 40, 48)
+AFFINE = np.diag([1.5, 1.5, 5.0, 1.0])
+LABELS = ("liver", "spleen")
+
+
+class PocketEncoder(Encoder):
+    """The small encoder, untrained, on a small input."""
+
+    spec = replace(SPEC, name="pocket", input_size=SIDE)
+    weights_sha256 = "pocket"
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = SmallEncoder()
+        self.eval().requires_grad_(False)
+
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        return self.network(slices)
+
+
+class PocketDecoder(TargetNetwork):
+    """The few-shot decoder, untrained, for that input."""
+
+    logits_side = SIDE // 2
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.eval().requires_grad_(False)
+
+
+def truth() -> np.ndarray:
+    """Liver 1 on slices 2 to 7, spleen 2 on 4 to 6; (slices, rows, columns)."""
+    array = np.zeros(SHAPE, np.uint8)
+    array[2:8, 8:28, 6:22] = 1
+    array[4:7, 12:24, 30:42] = 2
+    return array
+
+
+def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotRoom:
+    studies = folder / "studies"
+    studies.mkdir()
+    for seed, name in enumerate(images):
+        noise = np.random.default_rng(seed).normal(0, 8, SHAPE)
+        write_volume(Volume((60 + 90 * truth() + noise).astype(np.float32), AFFINE, "MR"), studies / f"{name}.nii.gz")
+    datastore = StudiesFolder(studies, labels=LABELS, auto_reload=False)
+    embedder = Embedder(encoder=PocketEncoder(), store=EmbeddingStore(folder / "store", quota_bytes=10**9))
+    opened = Images(datastore=datastore, embedder=embedder, memory_bytes=10**9)
+    return FewShotRoom(
+        images=opened,
+        datastore=datastore,
+        embedder=embedder,
+        decoder=PocketDecoder(),
+        background=Background(opened, enabled=False),
+        shelf=HeadShelf(folder / "heads"),
+        labels=LABELS,
+    )
+
+
+def annotate(
+    room: FewShotRoom, image: str, slices: Mapping[str, Sequence[int]], folder: Path, *, complete: bool = False
+) -> None:
+    """Submit the truth of some slices, label by label."""
+    array, values = np.zeros(SHAPE, np.uint8), dict(zip(LABELS, (1, 2), strict=True))
+    for label, indices in slices.items():
+        for index in indices:
+            array[index][truth()[index] == values[label]] = values[label]
+    file = folder / "submitted.nii.gz"
+    write_volume(Volume(array, AFFINE), file)
+    said = {label: {"annotated": list(indices)} for label, indices in slices.items()}
+    params = {
+        "label_info": [{"name": name, "idx": value} for name, value in values.items()],
+        "client_id": "reader",
+        "partial": {"slices": said, "complete": complete},
+    }
+    room.datastore.save_label(image, str(file), "partial", json.loads(json.dumps(params)))
+
+
+def embed(room: FewShotRoom, *images: str) -> None:
+    for image in images:
+        room.embedder.open_source(room.images.from_datastore(image).path).embed()

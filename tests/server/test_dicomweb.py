@@ -1,0 +1,439 @@
+"""The DICOMweb datastore against a store that misbehaves on demand."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from archive import Archive
+
+from ssmsam.imaging.dicom_writing import DicomPatient, write_dicom_series
+from ssmsam.imaging.orientation import reoriented
+from ssmsam.imaging.reading import read_volume
+from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.writing import write_volume
+from ssmsam.server import dicom_catalogue, series_cache
+from ssmsam.server.dicom_store import DicomStore, StoreAccess, StoreRefused, StoreUnavailable
+from ssmsam.server.dicomweb import UNSENT, DicomWebArchive, DicomWebStudies
+from ssmsam.server.errors import InvalidRequest, NotKnown
+
+SHAPE = (5, 12, 10)
+PATIENT = "SECRET-4711"
+NAMES = [{"name": "liver", "idx": 1}, {"name": "Läsion 肿瘤", "idx": 2}]
+
+Open = Callable[..., DicomWebArchive]
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    running = Archive()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def open_studies(archive: Archive, tmp_path: Path) -> Open:
+    def open_studies(
+        *, quota_bytes: int = 10**9, fresh_s: float = 0.0, filters: dict[str, Any] | None = None, **access: Any
+    ) -> DicomWebArchive:
+        store = DicomStore(StoreAccess(url=archive.url, retries=0, **access))
+        return DicomWebArchive(
+            store,
+            folder=tmp_path / "local",
+            filters=filters or {"Modality": ["CT", "MR"]},
+            quota_bytes=quota_bytes,
+            fresh_s=fresh_s,
+        )
+
+    return open_studies
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for a pause to end."""
+    for name in ("PAUSE_S", "KNOWN_S", "ASK_AGAIN_S"):
+        monkeypatch.setattr(dicom_catalogue, name, 0.0)
+
+
+@pytest.fixture
+def add(archive: Archive, tmp_path: Path) -> Callable[..., str]:
+    """Put a series of noise into the archive; returns its UID."""
+
+    def add(seed: int = 0, *, modality: str = "CT", turned: bool = False, study: str = "") -> str:
+        array = np.random.default_rng(seed).integers(-100, 200, SHAPE, dtype=np.int16)
+        affine = np.diag([2.0, 1.5, 3.0, 1.0])
+        if turned:
+            angle = np.deg2rad(20)
+            affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        folder = tmp_path / f"series-{seed}-{modality}"
+        write_dicom_series(Volume(array, affine, modality), folder, patient=DicomPatient("Doe^Jane", PATIENT))
+        if study:
+            for file in folder.iterdir():
+                header = pydicom.dcmread(file)
+                header.StudyInstanceUID = study
+                header.save_as(file)
+        return archive.add(folder)
+
+    return add
+
+
+def some_mask(studies: DicomWebArchive, image: str, file: Path, *, codes: str = "") -> Volume:
+    """A mask of two labels on an image's grid, written to ``file``, its axes turned to ``codes`` if given."""
+    volume = read_volume(studies.get_image_uri(image))
+    array = np.zeros(SHAPE, np.uint8)
+    array[1:3, 2:7, 3:9], array[3, 4:6, 2] = 1, 2
+    mask = volume.with_array(array)
+    write_volume(reoriented(mask, codes) if codes else mask, file)
+    return mask
+
+
+def test_ct_and_mr_are_images_and_nothing_else(open_studies: Open, add: Callable[..., str]) -> None:
+    ct, mr, pet = add(1), add(2, modality="MR"), add(3)
+    studies = open_studies()
+    assert sorted(studies.list_images()) == sorted([ct, mr, pet])
+    assert open_studies(filters={"Modality": "MR"}).list_images() == [mr]
+    assert sorted(open_studies(filters={"PatientID": PATIENT}).list_images()) == sorted([ct, mr, pet])
+    assert open_studies(filters={"PatientID": "somebody else"}).list_images() == []
+
+
+def test_several_series_of_one_study(open_studies: Open, add: Callable[..., str]) -> None:
+    first, second = add(1, study="2.25.77"), add(2, study="2.25.77")
+    studies = open_studies()
+    for uid in (first, second):
+        assert read_volume(studies.get_image_uri(uid)).series_uid == uid
+        assert studies.get_image_info(uid)["StudyInstanceUID"] == "2.25.77"
+
+
+def test_a_store_that_lists_a_page_at_a_time(archive: Archive, open_studies: Open, add: Callable[..., str]) -> None:
+    all_of_them = {add(seed) for seed in range(5)}
+    archive.page = 2
+    assert set(open_studies().list_images()) == all_of_them
+
+
+def test_lists_are_remembered_for_a_while_and_new_studies_found(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    add(1)
+    studies = open_studies(fresh_s=60.0)
+    assert len(studies.list_images()) == 1
+    asked = len(archive.asked)
+    late = add(2)
+    assert len(studies.list_images()) == 1
+    assert len(archive.asked) == asked
+    assert studies.knows(late)
+    assert late in studies.list_images()
+
+
+@pytest.mark.parametrize(
+    "name", ["1.2.3", "", ".", "..", "../local", "/etc/passwd", "2.25.1/../2", "2.25.1?x=1", "1" * 70]
+)
+def test_other_names_are_unknown(name: str, open_studies: Open, add: Callable[..., str]) -> None:
+    add(1)
+    studies = open_studies()
+    assert not studies.knows(name)
+    for ask in (studies.get_image_uri, studies.get_image_info):
+        with pytest.raises(NotKnown):
+            ask(name)
+
+
+def test_a_series_is_fetched_once_and_whole(archive: Archive, open_studies: Open, add: Callable[..., str]) -> None:
+    uid = add(1)
+    studies = open_studies()
+    archive.withheld = 2
+    with pytest.raises(StoreUnavailable, match="3 of the 5"):
+        studies.get_image_uri(uid)
+    archive.withheld = 0
+    folder = studies.get_image_uri(uid)
+    assert read_volume(folder).shape == SHAPE
+    asked = sum("/series/" in path for path in archive.asked)
+    assert studies.get_image_uri(uid) == folder
+    assert sum("/series/" in path for path in archive.asked) == asked
+
+
+def test_a_series_that_still_grows_is_fetched_again(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    last = archive.files.pop()
+    studies = open_studies()
+    assert read_volume(studies.get_image_uri(uid)).shape[0] == 4
+    archive.files.append(last)
+    assert read_volume(studies.get_image_uri(uid)).shape[0] == 5
+
+
+def test_a_full_cache_forgets_what_was_not_used_for_longest(
+    open_studies: Open, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(series_cache, "IN_USE_S", 0.0)
+    first, second, third = add(1), add(2), add(3)
+    one_mb_is_too_much = sum(file.stat().st_size for file in (tmp_path / "series-1-CT").iterdir()) * 5 // 2
+    studies = open_studies(quota_bytes=one_mb_is_too_much)
+    some_mask(studies, first, tmp_path / "mask.nii.gz")
+    studies.save_label(first, str(tmp_path / "mask.nii.gz"), "partial", {"label_info": NAMES})
+    for uid in (second, first, third):
+        time.sleep(0.02)
+        studies.get_image_uri(uid)
+    assert {path.name for path in (tmp_path / "local" / "images").iterdir()} == {first, third}
+    time.sleep(0.02)
+    studies.get_image_uri(second)
+    assert not (tmp_path / "local" / "images" / first).exists()
+    studies.refresh()
+    assert studies.get_labels_by_image_id(first) == {"partial": first}, "work outlives the cached image"
+    assert Path(studies.get_label_uri(first, "partial")).is_file()
+
+
+def test_a_final_label_becomes_a_seg_and_comes_back(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    uid, other = add(1, turned=True), add(2)
+    studies = open_studies(fresh_s=60.0)
+    assert sorted(studies.get_unlabeled_images()) == sorted([uid, other])
+    mask = some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    assert studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES}) == uid
+    assert studies.get_unlabeled_images() == [other], "at once, although lists are kept for a minute"
+    assert studies.status()["completed"] == 1
+    assert sorted(studies.list_images()) == sorted([uid, other]), "a SEG is no image"
+
+    seg = pydicom.dcmread(pydicom.filebase.DicomBytesIO(archive.files[-1]))
+    assert [str(item.SegmentLabel) for item in seg.SegmentSequence] == ["liver", "Läsion 肿瘤"]
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+
+    elsewhere = DicomWebArchive(
+        DicomStore(StoreAccess(url=archive.url)),
+        folder=tmp_path / "another machine", filters={"Modality": ["CT"]}, quota_bytes=10**9,
+    )  # fmt: skip
+    back = read_volume(elsewhere.get_label_uri(uid, "final"))
+    assert (back.array == mask.array).all()
+    assert back.grid.matches(mask.grid)
+    assert elsewhere.get_label_info(uid, "final")["label_info"] == NAMES
+    assert [Path(pair["label"]).name for pair in elsewhere.datalist()] == [f"{uid}.nii.gz"]
+
+
+def test_one_label_in_a_mask_keeps_its_name(open_studies: Open, add: Callable[..., str], tmp_path: Path) -> None:
+    uid = add(1)
+    studies = open_studies()
+    mask = some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    write_volume(mask.with_array(np.where(mask.array == 2, 2, 0).astype(np.uint8)), tmp_path / "mask.nii.gz")
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    (tmp_path / "local" / "labels" / "final" / f"{uid}.nii.gz").unlink()
+    assert set(np.unique(read_volume(studies.get_label_uri(uid, "final")).array)) == {0, 2}
+    assert studies.get_label_info(uid, "final")["label_info"] == NAMES[1:]
+
+
+def test_a_viewer_may_have_turned_the_axes(open_studies: Open, add: Callable[..., str], tmp_path: Path) -> None:
+    uid = add(1)
+    studies = open_studies()
+    mask = some_mask(studies, uid, tmp_path / "mask.nrrd", codes="RIP")
+    studies.save_label(uid, str(tmp_path / "mask.nrrd"), "final", {"label_info": NAMES})
+    assert (read_volume(studies.get_label_uri(uid, "final")).array == mask.array).all()
+
+
+def test_the_newest_seg_counts_and_a_removed_one_is_gone(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    uid = add(1)
+    studies = open_studies()
+    mask = some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    time.sleep(1.1)  # the time of writing decides
+    write_volume(mask.with_array((mask.array == 1).astype(np.uint8)), tmp_path / "mask.nii.gz")
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES[:1]})
+    assert set(np.unique(read_volume(studies.get_label_uri(uid, "final")).array)) == {0, 1}
+    archive.files.pop()
+    assert set(np.unique(read_volume(studies.get_label_uri(uid, "final")).array)) == {0, 1, 2}
+    archive.files.pop()
+    assert studies.get_labels_by_image_id(uid) == {}
+    assert studies.get_label_uri(uid, "final") == ""
+
+
+@pytest.mark.parametrize(
+    ("array", "info", "message"),
+    [
+        (np.zeros(SHAPE, np.uint8), {"label_info": NAMES}, "no voxel"),
+        (np.full(SHAPE, 7, np.uint8), {"label_info": NAMES}, "holds \\[7\\]"),
+        (np.ones(SHAPE, np.uint8), {}, "label_info"),
+        (np.ones((3, 3, 3), np.uint8), {"label_info": NAMES}, "not on the grid"),
+        (np.ones(SHAPE, np.uint8), {"label_info": [{"name": "a\\b", "idx": 1}]}, "cannot be written"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(
+    array: np.ndarray, info: dict[str, Any], message: str,
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path,
+) -> None:  # fmt: skip
+    uid = add(1)
+    studies = open_studies()
+    held = len(archive.files)
+    affine = read_volume(studies.get_image_uri(uid)).affine
+    write_volume(Volume(array, affine), tmp_path / "mask.nii.gz")
+    with pytest.raises(InvalidRequest, match=message):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", info)
+    assert len(archive.files) == held
+    assert studies.get_labels_by_image_id(uid) == {}
+
+
+def test_a_label_that_the_store_cannot_take_is_kept(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    uid = add(1)
+    studies = open_studies(fresh_s=60.0)
+    mask = some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.status = 507
+    with pytest.raises(StoreUnavailable, match=UNSENT):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    kept = studies.get_label_uri(uid, UNSENT)
+    assert (read_volume(kept).array == mask.array).all()
+    archive.status = 200
+    studies.save_label(uid, kept, "final", studies.get_label_info(uid, UNSENT))
+    assert studies.get_labels_by_image_id(uid) == {"final": uid}
+
+
+def test_a_store_that_is_down_and_comes_back(open_studies: Open, add: Callable[..., str], archive: Archive) -> None:
+    uid = add(1)
+    studies, untouched = open_studies(), open_studies()
+    folder = studies.get_image_uri(uid)
+    files, port = archive.files, archive.port
+    archive.close()
+    assert studies.get_image_uri(uid) == folder, "what is here can be worked on"
+    assert studies.status()["total"] == 1
+    assert "cannot be reached" in studies.status()["trouble"]
+    assert untouched.status()["total"] == 0
+    with pytest.raises(StoreUnavailable, match="Check that it runs"):
+        untouched.list_images()
+    again = Archive(port)
+    again.files = files
+    try:
+        assert untouched.list_images() == [uid]
+        assert studies.status() == {"total": 1, "completed": 0, "label_tags": {}}
+    finally:
+        again.close()
+
+
+def test_a_silent_store_is_not_waited_for(archive: Archive, open_studies: Open, add: Callable[..., str]) -> None:
+    add(1)
+    archive.silent_s = 3.0
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        open_studies(read_s=0.2).list_images()
+    assert time.monotonic() - started < 2.0
+
+
+def test_a_failing_answer_is_asked_for_again(archive: Archive, add: Callable[..., str]) -> None:
+    add(1)
+    archive.status = 503
+    store = DicomStore(StoreAccess(url=archive.url, retries=2))
+    with pytest.raises(StoreUnavailable, match="503"):
+        store.series({"Modality": "CT"})
+    assert len(archive.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("login", "access"),
+    [
+        ("Basic cmVhZGVyOnNlc2FtZQ==", {"user": "reader", "password": "sesame"}),
+        ("Bearer abc", {"token": lambda: "abc"}),
+    ],
+)
+def test_logins(
+    login: str, access: dict[str, Any], archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.login = login
+    assert read_volume(open_studies(**access).get_image_uri(uid)).shape == SHAPE
+    with pytest.raises(StoreRefused, match="SSMSAM_DICOMWEB_TOKEN"):
+        open_studies(user="reader", password="wrong").list_images()
+
+
+def test_an_address_that_is_no_dicomweb(archive: Archive, open_studies: Open) -> None:
+    archive.status = 404
+    with pytest.raises(StoreRefused, match="DICOMweb root"):
+        open_studies().list_images()
+
+
+def test_secrets_and_patients_stay_out_of_logs_and_files(
+    open_studies: Open, add: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    uid = add(1)
+    studies = open_studies(user="reader", password="sesame")
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert studies.get_image_info(uid)["PatientID"] == PATIENT
+    studies.update_image_info(uid, {"strategy": {}})
+    written = (tmp_path / "local" / "datastore_v2.json").read_text()
+    for secret in (PATIENT, "Doe", "sesame"):
+        assert secret not in caplog.text
+        assert secret not in written
+    assert "sesame" not in repr(studies._store.access)
+
+
+def test_images_are_neither_added_nor_removed_here(open_studies: Open, add: Callable[..., str]) -> None:
+    uid = add(1)
+    studies = open_studies()
+    for change in (lambda: studies.add_image("x", "x.nii.gz", {}), lambda: studies.remove_image(uid)):
+        with pytest.raises(InvalidRequest, match="there"):
+            change()
+
+
+def test_a_local_label_can_be_removed(open_studies: Open, add: Callable[..., str], tmp_path: Path) -> None:
+    uid = add(1)
+    studies = open_studies()
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "original", {})
+    assert studies.status()["label_tags"] == {"original": 1}
+    studies.remove_label(uid, "original")
+    assert studies.get_labels_by_image_id(uid) == {}
+    assert open_studies().get_labels_by_image_id(uid) == {}, "on disk too"
+
+
+def test_raw_voxels_of_an_older_viewer(open_studies: Open, add: Callable[..., str], tmp_path: Path) -> None:
+    uid = add(1)
+    studies = open_studies()
+    mask = some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    raw = tmp_path / "label.bin"
+    mask.array.tofile(raw)
+    studies.save_label(uid, str(raw), "final", {"label_info": NAMES})
+    assert (read_volume(studies.get_label_uri(uid, "final")).array == mask.array).all()
+    raw.write_bytes(b"123")
+    with pytest.raises(InvalidRequest, match="3 voxels"):
+        studies.save_label(uid, str(raw), "final", {"label_info": NAMES})
+
+
+def test_the_listing_for_viewers(open_studies: Open, add: Callable[..., str], tmp_path: Path) -> None:
+    first, second = add(1), add(2)
+    studies = open_studies()
+    some_mask(studies, first, tmp_path / "mask.nii.gz")
+    studies.save_label(first, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    objects = studies.json()["objects"]
+    assert set(objects) == {first, second}
+    assert set(objects[first]["labels"]) == {"final"}
+    assert PATIENT not in str(objects)
+
+
+def test_a_submission_has_to_name_its_labels(
+    archive: Archive, add: Callable[..., str], open_studies: Open, tmp_path: Path
+) -> None:
+    """By name only, though the server offers labels in an order."""
+    uid = add(1)
+    some_mask(open_studies(), uid, tmp_path / "mask.nii.gz")
+    studies = DicomWebStudies(
+        DicomStore(StoreAccess(url=archive.url, retries=0)),
+        folder=tmp_path / "mine",
+        filters={"Modality": ["CT"]},
+        quota_bytes=10**9,
+        labels=("spleen", "aorta"),
+    )
+    stored = len(archive.files)
+    for tag in ("final", "partial"):
+        for said in ({}, {"label_info": "[]"}, {"label_info": [{"name": "background", "idx": 0}]}):
+            with pytest.raises(InvalidRequest, match="label_info"):
+                studies.save_label(uid, str(tmp_path / "mask.nii.gz"), tag, said)
+    assert len(archive.files) == stored
+    assert not studies.annotations(uid).slices
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"params": {"label_names": {"liver": 1, "a": 2}}})
+    assert [item.SegmentLabel for item in archive.headers()[-1].SegmentSequence] == ["a", "liver"]

@@ -1,0 +1,170 @@
+"""Next samples that name slices, on a real datastore, with an untrained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pocket_room import LABELS, SHAPE, annotate, embed, make_room
+
+from ssmsam.active.forecast import prompted
+from ssmsam.active.rules import RULES
+from ssmsam.imaging.reading import read_volume
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.outlook import Deadline, Outlooks
+from ssmsam.server.strategies import EXHAUSTED, FINISHED, SliceStrategy, Wish, slices_hint
+from ssmsam.server.uncertainty import UncertaintyMap
+
+EVERY = range(SHAPE[0])
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> FewShotRoom:
+    return make_room(tmp_path)
+
+
+def ask(room: FewShotRoom, rule: str = "next_slices", **request: object) -> dict:
+    strategy = SliceStrategy(Outlooks(room), rule=rule)
+    found = strategy({"strategy": rule, **request}, room.datastore)
+    assert json.loads(json.dumps(found)) == found
+    return found
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_before_anything_is_annotated(room: FewShotRoom, rule: str) -> None:
+    found = ask(room, rule)
+    assert found["id"] in ("a", "b")
+    assert len(found["slices"]) == 3 and set(found["slices"]) <= set(EVERY)
+    assert found["axis"] == 2 and found["labels"] == [] and found["slices_by_label"] == {}
+    assert found["PatientID"] == f"{found['id']} | slices {','.join(map(str, found['slices']))}"
+    assert len(found["why"]) == 3 and all(sentence.startswith("slice ") for sentence in found["why"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_with_annotations_other_slices_are_named_for_each_label(room: FewShotRoom, tmp_path: Path, rule: str) -> None:
+    annotate(room, "a", {"liver": [3, 6], "spleen": [5]}, tmp_path)
+    embed(room, "a")
+    found = ask(room, rule, k=4, image="a")
+    assert found["id"] == "a" and set(found["labels"]) <= set(LABELS)
+    assert not set(found["slices_by_label"].get("liver", ())) & {3, 6}
+    assert not set(found["slices_by_label"].get("spleen", ())) & {5}
+    union = {index for slices in found["slices_by_label"].values() for index in slices}
+    assert union == set(found["slices"]) and len(union) == 4
+    assert {(one["slice"], one["label"]) for one in found["reasons"]} == {
+        (index, label) for label, slices in found["slices_by_label"].items() for index in slices
+    }
+
+
+def test_a_choice_on_embedded_volumes_costs_no_encoder_pass(room: FewShotRoom, tmp_path: Path) -> None:
+    annotate(room, "a", {"liver": [3, 6]}, tmp_path)
+    embed(room, "a", "b")
+    encoded = room.embedder.encoded
+    for rule in RULES:
+        assert ask(room, rule)["id"]
+    annotate(room, "a", {"liver": [4]}, tmp_path)
+    assert ask(room)["id"]
+    assert room.embedder.encoded == encoded
+
+
+def test_forecasts_are_made_anew_only_when_something_has_changed(room: FewShotRoom, tmp_path: Path) -> None:
+    annotate(room, "a", {"liver": [3, 6]}, tmp_path)
+    embed(room, "a")
+    outlooks = Outlooks(room)
+    first = outlooks.of("a", ["liver"], deadline=Deadline(10)).state.forecasts["liver"]
+    assert outlooks.of("a", ["liver"], deadline=Deadline(10)).state.forecasts["liver"] is first
+    annotate(room, "a", {"liver": [4]}, tmp_path)
+    after = outlooks.of("a", ["liver"], deadline=Deadline(10)).state.forecasts["liver"]
+    assert after is not first
+    support = room.labelled.support("a")
+    name = room.shelf.publish(prompted(support, room.embedder, room.decoder))
+    asked = outlooks.of("a", ["liver"], deadline=Deadline(10))
+    assert asked.head == name and asked.state.forecasts["liver"] is not after
+
+
+def test_volumes_are_compared_where_a_model_can_tell(room: FewShotRoom, tmp_path: Path) -> None:
+    annotate(room, "a", {"liver": [index for index in EVERY if index != 5]}, tmp_path)
+    embed(room, "a", "b")
+    assert ask(room)["id"] == "b"  # one slice is left in a, all of them in b
+    assert ask(room, image="a")["slices"] == [5]
+
+
+def test_nothing_left_is_said(room: FewShotRoom, tmp_path: Path) -> None:
+    for image in ("a", "b"):
+        annotate(room, image, {"liver": EVERY}, tmp_path)
+    for rule in RULES:
+        assert ask(room, rule) == {"message": EXHAUSTED}
+        assert ask(room, rule, labels="spleen")["labels"] == ["spleen"]
+    for image in ("a", "b"):
+        annotate(room, image, {"liver": EVERY}, tmp_path, complete=True)
+    for rule in RULES:
+        assert ask(room, rule) == {"message": FINISHED}
+    with pytest.raises(InvalidRequest, match="a is finished"):
+        ask(room, image="a")
+
+
+def test_an_image_that_cannot_be_read_holds_nobody_up(room: FewShotRoom) -> None:
+    Path(room.images.from_datastore("a").path).write_bytes(b"damaged")
+    assert ask(room)["id"] == "b"
+
+
+@pytest.mark.parametrize("request_", [{"k": "many"}, {"k": -1}, {"k": 1000}, {"budget_s": 1e9}, {"labels": [1]}])
+def test_wrong_wishes_are_refused(room: FewShotRoom, request_: dict) -> None:
+    with pytest.raises(InvalidRequest):
+        ask(room, **request_)
+
+
+def test_an_unknown_image_is_refused(room: FewShotRoom) -> None:
+    with pytest.raises(NotKnown):
+        ask(room, image="nowhere")
+
+
+def test_what_viewers_send_as_an_option_means_all_annotated_labels() -> None:
+    assert Wish.of({"for_label": "all annotated", "k": 3}).labels == ()
+    assert Wish.of({"for_label": "liver"}).labels == ("liver",)
+    assert Wish.of({"labels": "liver, spleen,liver"}).labels == ("liver", "spleen")
+
+
+def test_options_have_types_that_viewers_can_show(room: FewShotRoom) -> None:
+    for rule in RULES:
+        config = SliceStrategy(Outlooks(room), rule=rule).info()["config"]
+        for value in config.values():
+            assert isinstance(value, bool | int | float | str) or all(isinstance(one, str) for one in value)
+
+
+def test_the_hint_is_short_and_says_which_label_wants_what() -> None:
+    assert slices_hint([1, 5], {}) == "slices 1,5"
+    assert slices_hint([1, 5], {"liver": [1, 5]}) == "slices 1,5"
+    assert slices_hint([1, 5], {"liver": [1, 5], "spleen": [5]}) == "liver 1,5; spleen 5"
+
+
+def test_a_pinned_head_is_asked_as_it_is(room: FewShotRoom, tmp_path: Path) -> None:
+    annotate(room, "a", {"liver": [3]}, tmp_path)
+    name = room.shelf.publish(prompted(room.labelled.support("a"), room.embedder, room.decoder))
+    room.shelf.activate(name, pin=True)
+    annotate(room, "a", {"liver": [4, 5]}, tmp_path)
+    head, used = Outlooks(room).head("a", ["liver"])
+    assert used == name and len(head.banks["liver"]) == 1
+    room.shelf.unpin()
+    assert len(Outlooks(room).head("a", ["liver"])[0].banks["liver"]) == 3
+
+
+def test_the_map_is_on_the_image_s_grid_and_sure_where_somebody_looked(room: FewShotRoom, tmp_path: Path) -> None:
+    task = UncertaintyMap(room)
+    source = room.images.from_datastore("a")
+    with pytest.raises(InvalidRequest, match="annotate a few slices"):
+        task({"image": source})
+    annotate(room, "a", {"liver": [3, 6]}, tmp_path)
+    path, details = task({"image": source, "result_extension": ".nii.gz"})
+    unsure, image = read_volume(path), read_volume(source.path)
+    assert unsure.grid.matches(image.grid) and details["labels"] == ["liver"]
+    assert unsure.array.min() >= 0 and unsure.array.max() <= 100
+    assert not unsure.array[[3, 6]].any()
+    assert all(unsure.array[index].any() for index in EVERY if index not in (3, 6))
+    assert details["mean"] == pytest.approx(float(np.mean(unsure.array)), abs=0.01)
+    elsewhere, _ = task({"image": room.images.from_datastore("b"), "result_extension": ".nii.gz"})
+    assert all(read_volume(elsewhere).array[index].any() for index in EVERY)
+    with pytest.raises(InvalidRequest, match="spleen"):
+        task({"image": source, "label": "spleen"})
