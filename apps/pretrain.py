@@ -42,6 +42,9 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--regions-only", nargs="*", default=[], metavar="FOLDER", help="folders whose labels are not used"
     )
+    parser.add_argument(
+        "--without-labels", nargs="*", default=[], metavar="NAME", help="organs to pack as though nobody had drawn them"
+    )
     parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
     parser.add_argument(
         "--labels", type=Path, help="JSON with the labels' names by dataset, as in benchmarks/labels.json"
@@ -87,8 +90,10 @@ def pack(arguments: argparse.Namespace) -> None:
         if (arguments.out / f"{dataset}-{name}.npz").exists():
             return
         image, label = load()
-        values = sorted(int(v) for v in set(label.array.ravel().tolist()) if v > 0)
         named = names.get(dataset, {}).get("labels", {})
+        hidden = [int(value) for value, name in named.items() if name in arguments.without_labels]
+        label = label.with_array(np.where(np.isin(label.array, hidden), 0, label.array))
+        values = [int(v) for v in np.unique(label.array) if v > 0]
         labels = {} if dataset in arguments.regions_only else {named.get(str(v), str(v)): v for v in values}
         scale = recipe_for(image).scale(image)
         info = pack_info(image, dataset=dataset, name=name, labels=labels)

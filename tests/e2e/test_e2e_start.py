@@ -47,8 +47,9 @@ def test_embeddings_survive_a_kill_and_a_restart(start: Start, one_study: Path, 
 
     first = start(studies=one_study, home=home).wait_until_it_answers()
     requests.post(f"{first.url}/activelearning/first", json={}, timeout=60).raise_for_status()
-    first.wait_for(lambda info: info["ssmsam"]["encoded_slices"] >= 5)
-    made = first.info()["ssmsam"]["encoded_slices"]
+    # what is done has reached the disk, which what is encoded has not yet
+    first.wait_for(lambda info: info["ssmsam"]["embedding"]["done"] >= 5)
+    made = first.info()["ssmsam"]["embedding"]["done"]
     assert made < count, "killed too late to be in the middle"
     first.kill()
 
