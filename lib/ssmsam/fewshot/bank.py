@@ -30,13 +30,15 @@ class BankConfig:
 class Bank:
     """K labelled slices: how they look (``description``), where they are (``volumes`` names, ``positions`` (K,) in mm),
     the target's signed distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each
-    slice ``looks`` (K, D) of unit length."""
+    slice ``looks`` (K, D) of unit length. ``completed`` (K,) bool are slices that no person labelled: other volumes are
+    shown them, their own never."""
 
     description: Description
     volumes: tuple[str, ...]
     positions: np.ndarray
     distances: np.ndarray
     looks: torch.Tensor
+    completed: np.ndarray
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -45,6 +47,21 @@ class Bank:
     def shows(self) -> np.ndarray:
         """(K,) bool: the slices on which the target is."""
         return (self.distances > 0).any(axis=(1, 2))
+
+    def annotated(self, volume: str) -> list[int]:
+        """The slices of one volume that a person labelled."""
+        return [k for k in range(len(self)) if self.volumes[k] == volume and not self.completed[k]]
+
+    def with_completed(self, other: Bank) -> Bank:
+        """The same and after it the slices of ``other``, as slices that no person labelled."""
+        return Bank(
+            Description.cat([self.description, other.description]),
+            self.volumes + other.volumes,
+            np.concatenate([self.positions, other.positions]),
+            np.concatenate([self.distances, other.distances]),
+            torch.cat([self.looks, other.looks]),
+            np.concatenate([self.completed, np.ones(len(other), dtype=bool)]),
+        )
 
     @classmethod
     def of(cls, slices: Sequence[LabelledSlice], *, side: int, stride: int) -> Bank:
@@ -88,6 +105,7 @@ class Bank:
             positions=positions,
             distances=distances,
             looks=look(images),
+            completed=np.zeros(len(volumes), dtype=bool),
         )
 
     def shown(
@@ -134,7 +152,7 @@ class Bank:
         self, volume: str, position: float, likeness: np.ndarray, without: Sequence[int], config: BankConfig
     ) -> list[int]:
         allowed = [k for k in range(len(self)) if k not in without]
-        own = [k for k in allowed if self.volumes[k] == volume]
+        own = [k for k in allowed if self.volumes[k] == volume and not self.completed[k]]
         others = [k for k in allowed if self.volumes[k] != volume]
         own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
         others = sorted(others, key=lambda k: -likeness[k])[: config.others]

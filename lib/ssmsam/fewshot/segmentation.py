@@ -121,9 +121,9 @@ def kept(
     logits = np.where(absent[:, None, None], np.minimum(logits, _OUT), logits)
     rows = {int(index): row for row, index in enumerate(proposals.slices)}
     anchors = np.zeros(logits.shape, dtype=bool)
-    for number, volume in enumerate(bank.volumes):
+    for number in bank.annotated(query.key.digest):
         row = rows.get(round(bank.positions[number] / query.slice_mm))
-        if volume == query.key.digest and row is not None:
+        if row is not None:
             anchors[row] = bank.distances[number] > 0
             logits[row] = np.where(bank.distances[number] == 0, logits[row], bank.distances[number])
     for row in (rows[index] for index in clicked if index in rows):
