@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.fewshot.decoder import Shown
@@ -16,6 +17,9 @@ from ssmsam.fewshot.shown import shown_to
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.prompting.drawing import draw_mask
 from ssmsam.prompting.small_decoder import closeness
+
+_SMALL_PIECE = 0.2
+"""Of the largest piece's size: smaller pieces on a slice are details of the drawing."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,12 @@ class Bank:
     def shows(self) -> np.ndarray:
         """(K,) bool: the slices on which the target is."""
         return (self.distances > 0).any(axis=(1, 2))
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether most labelled slices that show the target show it in one piece."""
+        pieces = [_pieces(distance > 0) for distance in self.distances[self.shows & ~self.completed]]
+        return sum(count == 1 for count in pieces) > len(pieces) / 2
 
     def annotated(self, volume: str) -> list[int]:
         """The slices of one volume that a person labelled."""
@@ -157,6 +167,13 @@ class Bank:
         own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
         others = sorted(others, key=lambda k: -likeness[k])[: config.others]
         return sorted(own + others)
+
+
+def _pieces(mask: np.ndarray) -> int:
+    """How many pieces a mask (S, S) has, without those much smaller than the largest."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    return int((sizes >= _SMALL_PIECE * sizes.max()).sum())
 
 
 def look(images: torch.Tensor) -> torch.Tensor:
