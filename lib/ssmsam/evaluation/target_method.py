@@ -33,7 +33,10 @@ class FewShotSegmentation:
 
     def segment(self, task: Task, progress: Progress = silent) -> np.ndarray:
         config = FewShotConfig(folds=self.folds)
-        config = replace(config, adaptation=replace(config.adaptation, steps=self.steps, budget_s=float("inf")))
+        adaptation = replace(config.adaptation, steps=self.steps, budget_s=float("inf"))
+        if not self.steps:  # nothing is learned from other views
+            adaptation = replace(adaptation, views=replace(adaptation.views, views=0))
+        config = replace(config, adaptation=adaptation)
         query = self.embedder.open(task.query)
         found = np.zeros(task.query.shape, dtype=bool)
         parts: list[tuple[Sequence[int], list[SupportSlice]]] = list(task.matched())
