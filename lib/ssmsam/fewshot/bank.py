@@ -28,6 +28,8 @@ class BankConfig:
 
     own: int = 8
     others: int = 8
+    completed: bool = False
+    """Slices that no person labelled are among the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +165,7 @@ class Bank:
     ) -> list[int]:
         allowed = [k for k in range(len(self)) if k not in without]
         own = [k for k in allowed if self.volumes[k] == volume and not self.completed[k]]
-        others = [k for k in allowed if self.volumes[k] != volume]
+        others = [k for k in allowed if self.volumes[k] != volume and (config.completed or not self.completed[k])]
         own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
         others = sorted(others, key=lambda k: -likeness[k])[: config.others]
         return sorted(own + others)
