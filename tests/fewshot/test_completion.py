@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ssmsam.fewshot.description import TokenKind
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
 from ssmsam.fewshot.segmentation import propose
+from ssmsam.fewshot.support import LabelledSlice
 
 EVERY_SLICE = CompletionConfig(slices=SLICES, spacing_mm=5.0)
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0), completion=EVERY_SLICE)
@@ -42,6 +44,10 @@ def head(
     embedder: Embedder, decoder: PocketDecoder, config: FewShotConfig, indices: tuple[int, ...] = (2, 4, 6)
 ) -> Head:
     return adapt({"organ": labelled(embedder, draw_volume(), ORGAN, indices)}, embedder, decoder, config=config)
+
+
+def slices_of(embedder: Embedder, seed: int, indices: Sequence[int]) -> list[LabelledSlice]:
+    return labelled(embedder, draw_volume(seed), ORGAN, indices)
 
 
 def test_other_slices_of_the_labelled_volume_join_the_bank_as_they_were_found(embedder: Embedder) -> None:
@@ -98,10 +104,13 @@ def test_a_head_remembers_which_slices_nobody_labelled(
 
 
 def test_what_is_completed_is_bounded(embedder: Embedder) -> None:
-    several = [one for seed in range(4) for one in labelled(embedder, draw_volume(seed), ORGAN, (3, 4)[: 1 + seed % 2])]
-    chosen = list(worth_completing(several, CompletionConfig(slices=3, spacing_mm=5.0, volumes=3)))
-    assert len(chosen) == 3
-    assert {len(slices) for _, slices in chosen} <= {2, 3}
+    few, many, every = (2, 4), (2, 4, 6), range(SLICES)
+    several = [one for seed, k in enumerate((many, few, many, every, many)) for one in slices_of(embedder, seed, k)]
+    chosen = list(worth_completing(several, CompletionConfig(slices=4, spacing_mm=5.0, volumes=3)))
+    # the three with most labelled slices; of one of them nothing is left
+    assert [volume.volume.digest for volume, _ in chosen] == [draw_volume(seed).digest for seed in (0, 2)]
+    assert all(0 < len(slices) <= 4 and not set(slices) & set(many) for _, slices in chosen)
     far_apart = [slices for _, slices in worth_completing(several, CompletionConfig(spacing_mm=20.0))]
     assert all((np.diff(slices) * 5.0 >= 15.0).all() for slices in far_apart)
-    assert not list(worth_completing(labelled(embedder, draw_volume(), ORGAN, range(SLICES)), EVERY_SLICE))
+    assert not list(worth_completing(slices_of(embedder, 0, few), EVERY_SLICE))
+    assert not list(worth_completing(slices_of(embedder, 0, every), EVERY_SLICE))

@@ -21,11 +21,13 @@ from ssmsam.fewshot.support import LabelledSlice
 @dataclass(frozen=True)
 class CompletionConfig:
     """Which slices of labelled volumes are completed: up to ``slices`` of each volume, ``spacing_mm`` or more apart, in
-    the ``volumes`` with most labelled slices. ``slices`` 0 completes nothing."""
+    the ``volumes`` with most labelled slices. Fewer than ``labelled`` slices say too little of a volume. With
+    ``slices`` 0 nothing is completed."""
 
     slices: int = 24
     spacing_mm: float = 8.0
     volumes: int = 3
+    labelled: int = 3
 
 
 def worth_completing(
@@ -35,7 +37,9 @@ def worth_completing(
     if config.slices == 0:
         return
     counts = Counter(one.volume for one in slices)
-    for volume, _ in counts.most_common(config.volumes):
+    for volume, count in counts.most_common(config.volumes):
+        if count < config.labelled:
+            return
         labelled = [one for one in slices if one.volume == volume]
         taken = {one.index for one in labelled}
         embeddings = labelled[0].embeddings
