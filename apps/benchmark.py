@@ -264,12 +264,13 @@ def positive(numbers: list[int], option: str) -> tuple[int, ...]:
 
 
 def print_fewshot(result: dict[str, Any]) -> None:
-    """Dice in per cent, mean over labels: a row for each setting and score, a column for each method."""
-    print(f"\n{'Dice (%), mean over labels':44}" + "".join(f"{method[:18]:>19}" for method in result["methods"]))
+    """Dice and IoU in per cent, means over labels: a row for each setting and score, a column for each method."""
+    print(f"\n{'Dice (IoU) in %, mean over labels':44}" + "".join(f"{method[:18]:>19}" for method in result["methods"]))
     for setting, found in next(iter(result["methods"].values())).items():
         for score in found["scores"]:
-            cells = [settings[setting]["scores"][score]["mean_dice"] for settings in result["methods"].values()]
-            print(f"{setting + ': ' + score:44}" + "".join(f"{cell:19.1f}" for cell in cells))
+            cells = [settings[setting]["scores"][score] for settings in result["methods"].values()]
+            shown = "".join(f"{cell['mean_dice']:11.1f} ({cell['mean_iou']:5.1f})" for cell in cells)
+            print(f"{setting + ': ' + score:44}{shown}")
     print(f"{'seconds for a mask':44}" + "".join(f"{s:19.2f}" for s in result["seconds"].values()))
     for case, labels in result["labels_not_run"].items():
         print(f"{case}: too few support patients hold {', '.join(labels)}; not run")
@@ -290,7 +291,7 @@ def print_active(result: dict[str, Any]) -> None:
 
 
 def print_clicks(result: dict[str, Any]) -> None:
-    """Dice in per cent, a row for each label, a column for each prompt."""
+    """Dice in per cent, a row for each label, a column for each prompt; the mean IoU below."""
     for task in ("slice", "volume"):
         prompts = result["tasks"].get(task)
         if not prompts:
@@ -299,7 +300,8 @@ def print_clicks(result: dict[str, Any]) -> None:
         for label in next(iter(prompts.values()))["per_label"]:
             cells = "".join(f"{found['per_label'][label]['mean']:11.1f}" for found in prompts.values())
             print(f"{label[:28]:28}{cells}")
-        print(f"{'mean over labels':28}" + "".join(f"{found['mean_dice']:11.1f}" for found in prompts.values()))
+        for name, mean in (("mean over labels", "mean_dice"), ("mean IoU over labels", "mean_iou")):
+            print(f"{name:28}" + "".join(f"{found[mean]:11.1f}" for found in prompts.values()))
     good = result["tasks"]["clicks_to_good"]
     print(
         f"\nclicks to {good['dice']:.0f} % on a slice: {good['mean']:.1f} "

@@ -140,3 +140,21 @@ def test_methods_that_need_slices_of_the_query_cannot_cross_patients():
     assert "interpolation" not in checked_methods(None, "crosspatient")
     with pytest.raises(ValueError, match="it can measure prototypes, "):
         checked_methods(["nearest"], "crosspatient")
+
+
+def test_the_mean_iou_is_the_mean_of_each_record_s_iou(result):
+    by_label = {}
+    for case in result["per_case"]:
+        for record in case["methods"]["interpolation"]:
+            if record["setting"] == "ends given, 3 slices":
+                dice = record["dice"]["other slices"] / 100
+                by_label.setdefault(record["label"], []).append(100 * dice / (2 - dice))
+    found = result["methods"]["interpolation"]["ends given, 3 slices"]
+    assert (
+        found["mean_iou"]
+        == result["mean_iou"]
+        == pytest.approx(np.mean([np.mean(v) for v in by_label.values()]), abs=0.01)
+    )
+    summary = found["iou_per_label"]["block"]
+    assert summary["mean"] == pytest.approx(np.mean(by_label["block"]), abs=0.01) and summary["n"] == 3
+    assert summary["ci95"][0] <= summary["mean"] <= summary["ci95"][1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssmsam.evaluation.clicks import Record, label_summaries
+from ssmsam.evaluation.clicks import Record, agreement, label_summaries
 from ssmsam.evaluation.figures import draw_curves
 from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.methods import METHODS
@@ -53,8 +53,7 @@ def fewshot_result(run: FewShotRun, measured: Mapping[str, Mapping[str, Measured
         "encoder": run.model.encoder if weights else None,
         "weights_sha256": run.weights_sha256,
         "settings": settings,
-        "mean_dice": first["mean_dice"],
-        "per_label": first["per_label"],
+        **{name: first[name] for name in ("mean_dice", "per_label", "mean_iou", "iou_per_label")},
         "methods": methods,
         "labels_not_run": _not_run(measured),
         "seconds": {name: _mean_seconds(cases) for name, cases in measured.items()},
@@ -77,7 +76,7 @@ def summarise_settings(records: Sequence[Record]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for setting in dict.fromkeys(record["setting"] for record in records):
         of_setting = [record for record in records if record["setting"] == setting]
-        scores = {name: _by_label(of_setting, name) for name in of_setting[0]["dice"]}
+        scores = {name: agreement(of_setting, name) for name in of_setting[0]["dice"]}
         settings[setting] = {
             **next(iter(scores.values())),
             "k": of_setting[0]["k"],
@@ -86,16 +85,14 @@ def summarise_settings(records: Sequence[Record]) -> dict[str, Any]:
             "seconds": round(float(np.mean([record["seconds"] for record in of_setting])), 3),
         }
         if "surface" in of_setting[0]:
-            settings[setting]["surface"] = {
-                name: _by_label(of_setting, name, measure="surface") for name in of_setting[0]["surface"]
-            }
+            settings[setting]["surface"] = {name: _distance(of_setting, name) for name in of_setting[0]["surface"]}
     return settings
 
 
-def _by_label(records: Sequence[Record], name: str, *, measure: str = "dice") -> dict[str, Any]:
-    per_label = label_summaries(records, name, measure=measure)
+def _distance(records: Sequence[Record], name: str) -> dict[str, Any]:
+    per_label = label_summaries(records, name, measure="surface")
     return {
-        "mean_dice" if measure == "dice" else "mean": round(mean_over_labels(per_label), 3),
+        "mean": round(mean_over_labels(per_label), 3),
         "per_label": {label: summary.as_json() for label, summary in per_label.items()},
     }
 
