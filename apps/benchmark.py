@@ -36,6 +36,7 @@ from ssmsam.evaluation.clicks import ClickProtocol
 from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
 from ssmsam.evaluation.examples import draw_figures
+from ssmsam.evaluation.fewshot_examples import draw_examples
 from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
 from ssmsam.evaluation.fewshot_summary import draw_fewshot
 from ssmsam.evaluation.live_server import ServerFailed
@@ -214,7 +215,8 @@ def run_fewshot(
     if options.json:
         print(f"result: {write_result(options.json, result)}")
     if options.figures:
-        for path in draw_fewshot(options.figures, result, queries.name):
+        drawn = draw_fewshot(options.figures, result, queries.name)
+        for path in drawn + draw_examples(options.figures, result, queries):
             print(f"figure: {path}")
     return 0
 

@@ -32,17 +32,20 @@ class Panel:
     """Further masks of the same slice, filled in other colours."""
 
 
-def draw_overlays(path: Path, panels: Sequence[Panel], *, columns: int = 3, title: str = "") -> Path:
-    """Panels side by side into a PNG: the mask filled and outlined, the truth as a dashed line, clicks as crosses."""
+def draw_overlays(path: Path, panels: Sequence[Panel], *, columns: int = 3, side: float = 4.0, title: str = "") -> Path:
+    """Panels side by side into a PNG: the mask filled and outlined, the truth as a dashed line, clicks as crosses.
+
+    ``side`` is the width of a panel in inches.
+    """
     if not panels:
         raise ValueError("there is nothing to draw")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.0 * columns, 4.3 * rows + (0.5 if title else 0.2)), layout="constrained")
+    figure = Figure(figsize=(side * columns, (side + 0.4) * rows + (0.6 if title else 0.2)), layout="constrained")
     for number, panel in enumerate(panels, start=1):
-        _draw_panel(figure.add_subplot(rows, columns, number), panel)
+        _draw_panel(figure.add_subplot(rows, columns, number), panel, fontsize=9 if side >= 4 else 7)
     if title:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title, fontsize=12 if side >= 4 else 9)
     return _save(figure, path)
 
 
@@ -80,7 +83,7 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Sequence[Sequence[float]
     return _save(figure, path)
 
 
-def _draw_panel(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes are untyped
+def _draw_panel(axes, panel: Panel, *, fontsize: float) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes are untyped
     axes.imshow(panel.image, cmap="gray", vmin=0, vmax=1, aspect=panel.pixel_mm[0] / panel.pixel_mm[1])
     for number, mask in enumerate((panel.mask, *panel.others)):
         colour = MASK if number == 0 else f"C{number - 1}"
@@ -98,7 +101,7 @@ def _draw_panel(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]  # 
     if panel.box is not None:
         x0, y0, x1, y1 = panel.box
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=POSITIVE, linewidth=1.2)
-    axes.set_title(panel.title, fontsize=9)
+    axes.set_title(panel.title, fontsize=fontsize)
     axes.set_axis_off()
 
 
