@@ -6,6 +6,7 @@ complete      some slices of a volume are annotated: Dice on its other slices.
 crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
+check         a short fixed run against recorded figures; ends with 1 when one got worse.
 
 A run that was stopped goes on where it was.
 """
@@ -31,6 +32,7 @@ from ssmsam.evaluation.active_run import ActiveRun
 from ssmsam.evaluation.active_summary import draw_active
 from ssmsam.evaluation.adaptation_speed import measure_adaptation
 from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
+from ssmsam.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
 from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
@@ -65,14 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    protocols = parser.add_subparsers(required=True, metavar="{clicks,complete,crosspatient,active,speed}")
+    protocols = parser.add_subparsers(required=True, metavar="{clicks,complete,crosspatient,active,speed,check}")
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
     crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
     active = protocols.add_parser("active", help="Dice by number of annotated slices, for each strategy")
     speed = protocols.add_parser("speed", help="seconds and memory")
-    for protocol in (clicks, complete, crosspatient, active):
+    check = protocols.add_parser("check", help="a short fixed run against recorded figures")
+    for protocol in (clicks, complete, crosspatient, active, check):
         protocol.add_argument("--encoder", choices=ENCODERS, default="small")
+    for protocol in (clicks, complete, crosspatient, active):
         protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
         protocol.add_argument("--validation", action="store_true", help="only cases that the label table keeps aside")
         protocol.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
@@ -108,7 +112,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
     speed.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
     speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
-    for protocol in (clicks, complete, crosspatient, active, speed):
+    check.set_defaults(protocol=run_check)
+    check.add_argument("--expected", type=Path, required=True, metavar="FILE", help="what was recorded")
+    check.add_argument("--record", action="store_true", help="write the figures of this run to it instead")
+    for protocol in (clicks, complete, crosspatient, active, speed, check):
         needed = protocol is not crosspatient
         protocol.add_argument("--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME")
         protocol.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
@@ -352,6 +359,25 @@ def run_speed(options: argparse.Namespace) -> int:
     if options.json:
         print(f"result: {write_result(options.json, result)}")
     return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    file = CheckFile.read(options.expected)
+    names = read_notes(options.label_names, options.data.resolve().name).label_names
+    data = open_set(options.data, label_names=names, only=file.cases, organs=file.organs)
+    if file.data_sha256 != data.manifest()["sha256"] and not options.record:
+        raise ValueError(f"{options.expected} was recorded on other data than {options.data}; record it with --record")
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    with tqdm(unit="step", desc="check", disable=None) as bar:
+        measured = measure_check(data, choice, threads=options.threads, progress=onto(bar))
+    if options.record:
+        file = file.recorded(measured, data)
+        print(f"recorded: {file.write(options.expected, check_manifest(data, choice))}")
+    print(check_table(file.expected, measured))
+    found = verdicts(file.expected, measured)
+    if options.json:
+        print(f"result: {write_result(options.json, {'measured': measured, 'verdicts': found})}")
+    return 0 if passes(found) else 1
 
 
 def time_server(data: LabelledSet) -> dict[str, Any]:
