@@ -7,6 +7,7 @@ crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
+figures       the figures of a recorded result, drawn again from its JSON.
 
 A run that was stopped goes on where it was.
 """
@@ -45,6 +46,7 @@ from ssmsam.evaluation.live_server import ServerFailed
 from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam.evaluation.recorded import draw_recorded, read_result
 from ssmsam.evaluation.results import RunLog, write_result
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
 from ssmsam.evaluation.supports import SupportPool, support_set
@@ -67,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    protocols = parser.add_subparsers(required=True, metavar="{clicks,complete,crosspatient,active,speed,check}")
+    protocols = parser.add_subparsers(
+        required=True, metavar="{clicks,complete,crosspatient,active,speed,check,figures}"
+    )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
     crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
@@ -124,6 +128,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         protocol.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         protocol.add_argument("--threads", type=int, default=default_threads(), metavar="N", help="in each process")
         protocol.add_argument("--json", type=Path, metavar="FILE", help="the result; FILE.log keeps what is finished")
+    figures = protocols.add_parser("figures", help="the figures of a recorded result")
+    figures.set_defaults(protocol=run_figures)
+    figures.add_argument("result", type=Path, metavar="FILE", help="a result in JSON")
+    figures.add_argument("--figures", type=Path, required=True, metavar="DIR", help="draw them there")
+    figures.add_argument("--data", type=Path, metavar="DIR", help="the queries, for pictures of examples")
+    figures.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
+    figures.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
     return parser.parse_args(arguments)
 
 
@@ -378,6 +389,16 @@ def run_check(options: argparse.Namespace) -> int:
     if options.json:
         print(f"result: {write_result(options.json, {'measured': measured, 'verdicts': found})}")
     return 0 if passes(found) else 1
+
+
+def run_figures(options: argparse.Namespace) -> int:
+    result, queries = read_result(options.result), None
+    if options.data:
+        names = label_names(options, read_notes(options.label_names, options.data.resolve().name))
+        queries = open_set(options.data, label_names=names)
+    for path in draw_recorded(options.figures, result, queries):
+        print(f"figure: {path}")
+    return 0
 
 
 def time_server(data: LabelledSet) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_curves_have_a_line_for_each_method_and_examples_a_picture(run, result, 
     assert set(curves["ends given"]["nearest"]) == {2, 3}
     drawn = draw_fewshot(tmp_path, result, "set")
     drawn += draw_examples(tmp_path, result, run.queries)
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     assert all(matplotlib.image.imread(path).std() > 0.01 for path in drawn)
 
 
@@ -140,6 +140,8 @@ def test_methods_that_need_slices_of_the_query_cannot_cross_patients():
     assert checked_methods(["nearest", "linear", "nearest"], "complete") == ("nearest", "linear")
     assert {"prototypes", "fewshot", "linear"} <= set(checked_methods(None, "crosspatient"))
     assert "interpolation" not in checked_methods(None, "crosspatient")
+    assert "fewshot_100" not in checked_methods(None, "complete")  # only where it is asked for
+    assert checked_methods(["fewshot_100"], "complete") == ("fewshot_100",)
     with pytest.raises(ValueError, match="it can measure prototypes, "):
         checked_methods(["nearest"], "crosspatient")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssmsam.evaluation.clicks import Record, agreement, label_summaries
-from ssmsam.evaluation.figures import draw_curves
+from ssmsam.evaluation.figures import draw_curves, draw_seconds
 from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.methods import METHODS
 from ssmsam.evaluation.metrics import mean_over_labels
@@ -118,12 +119,30 @@ def fewshot_curves(result: dict[str, Any], score: str | None = None) -> dict[str
     return {family: lines for family, lines in families.items() if any(len(line) > 1 for line in lines.values())}
 
 
+def seconds_curves(result: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Name -> (seconds for a mask, mean Dice) of the headline's setting, by rising seconds.
+
+    Methods that differ in nothing but their number of steps share one line, named after the first word of their names.
+    """
+    setting = result["settings"]["headline"].split(" / ")[1]
+    families: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for method, found in result["methods"].items():
+        others = {key: value for key, value in result["settings"]["methods"][method].items() if key != "steps"}
+        family = families.setdefault((method.split("_")[0], json.dumps(others, sort_keys=True)), {})
+        family[method] = (found[setting]["seconds"], found[setting]["mean_dice"])
+    return {
+        next(iter(family)) if len(family) == 1 else word: sorted(family.values())
+        for (word, _), family in families.items()
+    }
+
+
 def draw_fewshot(folder: Path, result: dict[str, Any], name: str) -> list[Path]:
-    """A curve of Dice against annotated slices for each family of settings and each score. Returns the files."""
+    """Dice against annotated slices for each family of settings and each score, and against seconds. The files."""
     scores = next(iter(next(iter(result["methods"].values())).values()))["scores"]
     drawn = []
     for score in scores:
         for family, lines in fewshot_curves(result, score).items():
             path = folder / f"{result['protocol']}_{family}_{score}.png".replace(" ", "_")
             drawn.append(draw_curves(path, lines, title=f"{name}: {score}, {family}", x_label="annotated slices"))
-    return drawn
+    title = f"{name}: {result['settings']['headline'].split(' / ')[1]}"
+    return [*drawn, draw_seconds(folder / f"{result['protocol']}_seconds.png", seconds_curves(result), title=title)]

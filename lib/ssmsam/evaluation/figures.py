@@ -68,15 +68,36 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title:
     return _save(figure, path)
 
 
+def draw_seconds(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Path:
+    """Dice against seconds, on a logarithmic axis, into a PNG. ``curves`` maps a name to points (seconds, Dice)."""
+    if not curves:
+        raise ValueError("there is nothing to draw")
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(curves.items()):
+        seconds = [max(second, 1e-3) for second, _ in points]  # records round to milliseconds
+        axes.plot(seconds, [dice for _, dice in points], marker="osD^v<>PX*"[number % 10], label=name)
+    axes.set(xlabel="seconds for a mask, adaptation included", ylabel="Dice (%)", title=title, xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _save(figure, path)
+
+
 def draw_reliability(path: Path, diagrams: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> Path:
-    """Expectation against truth into a PNG. ``diagrams`` maps a name to rows of (count, mean expected, mean true)."""
+    """Expectation against truth into a PNG. ``diagrams`` maps a name to rows of (count, mean expected, mean true).
+
+    The larger a point, the more there is in its bin.
+    """
     if not diagrams:
         raise ValueError("there is nothing to draw")
     figure = Figure(figsize=(5.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1.0)
     for name, rows in diagrams.items():
-        axes.plot([row[1] for row in rows], [row[2] for row in rows], marker="o", label=name)
+        expected, true = [row[1] for row in rows], [row[2] for row in rows]
+        (line,) = axes.plot(expected, true, linewidth=1.0, label=name)
+        share = np.array([row[0] for row in rows]) / max(sum(row[0] for row in rows), 1)
+        axes.scatter(expected, true, s=15 + 285 * share, color=line.get_color(), alpha=0.7)
     axes.set(xlabel="expected", ylabel="true", title=title, xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
