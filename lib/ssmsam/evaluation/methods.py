@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ssmsam.evaluation.fewshot import FewShotMethod
@@ -28,6 +28,8 @@ class MethodSpec:
     target: bool = False
     within: bool = False
     """Needs annotated slices of the query itself, so it cannot cross patients."""
+    by_default: bool = True
+    """Measured where no method is named."""
 
     def build(self, model: PromptedModel | None) -> FewShotMethod:
         """Raises ValueError when the method needs a model and there is none."""
@@ -57,6 +59,12 @@ METHODS: dict[str, MethodSpec] = {
     "linear": MethodSpec(LinearClassifier, {"penalty": 1e-3, "steps": 60}, encoder=True),
 }
 
+METHODS |= {
+    f"{name}_{steps}": replace(METHODS[name], settings={**METHODS[name].settings, "steps": steps}, by_default=False)
+    for name, sweep in {"fewshot": (10, 100), "unet": (20, 200)}.items()
+    for steps in sweep
+}  # for Dice against seconds of adaptation
+
 
 def methods_for(protocol: str) -> list[str]:
     """The names of the methods that a protocol can measure."""
@@ -64,9 +72,9 @@ def methods_for(protocol: str) -> list[str]:
 
 
 def checked_methods(names: list[str] | None, protocol: str) -> tuple[str, ...]:
-    """The wanted methods, all of the protocol's by default. Raises ValueError for one that it cannot measure."""
+    """The wanted methods, by default the protocol's own. Raises ValueError for one that it cannot measure."""
     known = methods_for(protocol)
     for name in names or ():
         if name not in known:
             raise ValueError(f"{protocol} cannot measure the method {name!r}; it can measure {', '.join(known)}")
-    return tuple(dict.fromkeys(names or known))
+    return tuple(dict.fromkeys(names or (name for name in known if METHODS[name].by_default)))
