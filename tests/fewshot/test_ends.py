@@ -54,9 +54,7 @@ def test_past_the_annotated_slices_a_jump_to_a_neighbour_ends_the_organ(upwards:
     masks[5:7, 2:26, 2:26] = True  # suddenly much larger, though it holds the mask before
     sure = np.zeros(8, dtype=bool)
     sure[2:4] = True
-    found = beyond_the_ends(
-        masks[::1] if upwards else masks[::-1], sure if upwards else sure[::-1], EndsConfig()
-    )
+    found = beyond_the_ends(masks[::1] if upwards else masks[::-1], sure if upwards else sure[::-1], EndsConfig())
     assert sorted(found) == ([0, 1, 5, 6, 7] if upwards else [0, 1, 2, 6, 7])
 
 

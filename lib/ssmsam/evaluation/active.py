@@ -20,8 +20,8 @@ from ssmsam.active.state import Choice, Reason, VolumeState
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.metrics import dice
-from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.completion import CompletionConfig
+from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.method import FewShotConfig, adapt
 from ssmsam.fewshot.segmentation import assembled
 from ssmsam.fewshot.support import LabelledSlice

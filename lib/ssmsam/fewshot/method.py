@@ -91,9 +91,7 @@ def adapt(
     return completed(head, support, config=config, progress=progress)
 
 
-def completed(
-    head: Head, support: Support, *, config: FewShotConfig = DEFAULTS, progress: Progress = silent
-) -> Head:
+def completed(head: Head, support: Support, *, config: FewShotConfig = DEFAULTS, progress: Progress = silent) -> Head:
     """The same head after it has completed the labelled volumes: it shows other volumes more of them, and the labelled
     volumes themselves nothing new. Embeds the slices that it looks at."""
     banks = {}

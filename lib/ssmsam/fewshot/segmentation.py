@@ -154,7 +154,7 @@ def _large(masks: np.ndarray, least_component: float) -> np.ndarray:
 
 
 def _evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
-    """How much speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without mask."""
+    """How much speaks for the target on each slice (n,): it is there, and its mask is sure. 0 without a mask."""
     found = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
     averaged: np.ndarray = ndimage.gaussian_filter1d(found, config.evidence_mm / slice_mm, mode="constant")
     return averaged * (found > 0)
