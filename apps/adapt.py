@@ -15,24 +15,14 @@ from pathlib import Path
 from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.evaluation.results import write_result
 from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options
+from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.support import Support
-from ssmsam.progress import Cancelled
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.server.configuration import default_store
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, Cancelled):
-        print("\nstopped; no head was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(run, parse(arguments), stopped="no head was written")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -22,7 +22,7 @@ from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.evaluation.results import write_result
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import segment
-from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options
+from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.segmentation import Prediction
 from ssmsam.fewshot.support import Support
 from ssmsam.imaging.orientation import reoriented
@@ -30,7 +30,7 @@ from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
-from ssmsam.progress import Cancelled, Progress
+from ssmsam.progress import Progress
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.server.configuration import default_store
 
@@ -39,16 +39,7 @@ PANELS = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, Cancelled):
-        print("\nstopped; no mask was written. Slices that were embedded are kept", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(run, parse(arguments), stopped="no mask was written. Slices that were embedded are kept")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

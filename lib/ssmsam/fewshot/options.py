@@ -1,8 +1,9 @@
-"""What the command-line programs of few-shot segmentation have in common: their options, and what these mean."""
+"""What the command-line programs of few-shot segmentation have in common: options, their meaning, how they end."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.fewshot.support import Support
 from ssmsam.imaging.plane import PLANES
-from ssmsam.progress import Progress
+from ssmsam.progress import Cancelled, Progress
 
 _T = TypeVar("_T")
 
@@ -97,6 +98,19 @@ def adapt_to(options: argparse.Namespace, model: FewShotModel, progress: Progres
     support = support_from(images, numbers, model.embedder, plane=options.plane, progress=progress)
     head = adapt(support, model.embedder, model.decoder, config=config_of(options), progress=progress)
     return replace(head, card={**head.card, "numbers": numbers, "plane": options.plane}), support
+
+
+def exit_status(run: Callable[[argparse.Namespace], None], options: argparse.Namespace, *, stopped: str) -> int:
+    """Run a program: 0, or 1 after one line about what went wrong, or 130 after what ``stopped`` says of Ctrl-C."""
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Cancelled):
+        print(f"\nstopped; {stopped}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _parsed(read: Callable[[str], _T]) -> Callable[[str], _T]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from filelock import FileLock
 
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head, UnusableHead, read_card
+from ssmsam.imaging.writing import whole_file, write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -98,13 +97,9 @@ class HeadShelf:
             path = self._path(name)
             if path.exists():
                 raise ValueError(f"there is a head {name!r} already: choose another name, or remove it first")
-            with NamedTemporaryFile(dir=self.folder, prefix=".writing-", delete=False) as file:
-                file.write(data)
-            try:
-                read_card(Path(file.name))
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+            with whole_file(path, path.suffix) as partial:
+                partial.write_bytes(data)
+                read_card(partial)
         return name
 
     def activate(self, name: str, *, pin: bool) -> ShelfState:
@@ -136,9 +131,7 @@ class HeadShelf:
         return FileLock(self.folder / ".lock")
 
     def _write(self, state: ShelfState) -> None:
-        with NamedTemporaryFile("w", dir=self.folder, prefix=".writing-", delete=False) as file:
-            json.dump(vars(state), file)
-        os.replace(file.name, self.folder / "shelf.json")
+        write_bytes(self.folder / "shelf.json", json.dumps(vars(state)).encode())
 
     def _tidy(self) -> None:
         for name in self.names()[: -self._keep]:

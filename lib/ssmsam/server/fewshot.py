@@ -23,6 +23,7 @@ from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.request import PromptRequest
+from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import centroids, write_mask
 from ssmsam.server.background import Background
@@ -125,7 +126,7 @@ class FewShotTask(InferTask):
         image = room.images.open(options["image"])
         image_id = image.source.image_id
         support = room.labelled.support(
-            image_id, labels=self._wanted(options), only_this=_yes(options["only_this_image"])
+            image_id, labels=self._wanted(options), only_this=read_flag(options["only_this_image"], "only_this_image")
         )
         if not support:
             raise InvalidRequest(
@@ -209,7 +210,7 @@ class FewShotTask(InferTask):
         if not 0 < budget <= 3600:
             raise InvalidRequest(f"budget_s has to be between 0 and 3600 seconds, got {budget:g}")
         adaptation = replace(config.adaptation, budget_s=budget)
-        if not _yes(options["adapt"]):
+        if not read_flag(options["adapt"], "adapt"):
             return replace(config, adaptation=replace(adaptation, steps=0), folds=0)
         return replace(config, adaptation=adaptation)
 
@@ -281,7 +282,3 @@ def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, li
         worst = np.argsort(-doubt, kind="stable")[:HINTS]
         found[label] = [int(prediction.slices[row]) for row in worst if doubt[row] > 0.02]
     return found
-
-
-def _yes(value: Any) -> bool:
-    return str(value).lower() in ("true", "1", "yes", "on")

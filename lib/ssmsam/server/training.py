@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
@@ -16,6 +14,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from ssmsam.fewshot.estimate import mean_estimate
 from ssmsam.fewshot.method import adapt
 from ssmsam.fewshot.support import NothingToLearn
+from ssmsam.imaging.writing import write_bytes
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot import FewShotRoom
 
@@ -112,7 +111,4 @@ class FewShotTraining(TrainTask):
         return self._room.shelf.folder / "training.json"
 
     def _note(self, **content: Any) -> None:
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=self._record.parent, prefix=".writing-", delete=False) as file:
-            json.dump(content, file)
-        os.replace(file.name, self._record)
+        write_bytes(self._record, json.dumps(content).encode())
