@@ -19,6 +19,7 @@ from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, ad
 from ssmsam.fewshot.support import Support
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.server.configuration import default_store
+from ssmsam.ssm.methods import DECODERS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_support_options(parser, required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="HEAD", help="the file to write, .safetensors")
-    add_model_options(parser, store=default_store())
+    add_model_options(parser, store=default_store(), methods=DECODERS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done there")
     options = parser.parse_args(arguments)
     if options.out.suffix != ".safetensors":
@@ -41,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Read, adapt, write, tell."""
-    model = FewShotModel.load(options)
+    model = FewShotModel.load(options, DECODERS)
     started = time.perf_counter()
     with ProgressBar() as progress:
         head, support = adapt_to(options, model, progress)

@@ -33,6 +33,7 @@ from ssmsam.imaging.writing import write_volume
 from ssmsam.progress import Progress
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.server.configuration import default_store
+from ssmsam.ssm.methods import DECODERS
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 PANELS = 6
@@ -49,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--query", type=Path, required=True, metavar="IMAGE", help="a file or a DICOM folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="label map to write")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the masks over some slices")
-    add_model_options(parser, store=default_store())
+    add_model_options(parser, store=default_store(), methods=DECODERS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done there")
     options = parser.parse_args(arguments)
     if bool(options.support) == bool(options.head):
@@ -63,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Read, adapt where there is no head yet, segment, write, tell."""
-    model = FewShotModel.load(options)
+    model = FewShotModel.load(options, DECODERS, head=options.head)
     volume = read_volume(options.query)
     started = time.perf_counter()
     with ProgressBar() as progress:

@@ -35,7 +35,7 @@ def test_the_newest_head_answers(shelf: HeadShelf, head: Head, embedder: Embedde
     assert shelf.names() == []
     first, second = shelf.publish(head), shelf.publish(head)
     assert first < second
-    assert shelf.state == HeadShelf(shelf.folder).state == ShelfState(second, False)
+    assert shelf.state == HeadShelf(shelf.folder).state == ShelfState(second, False, first)
     loaded = shelf.load(second, decoder, weights_sha256="pocket")
     assert state_digest(loaded.decoder) == state_digest(head.decoder)
     query = embedder.open(draw_volume())
@@ -49,7 +49,7 @@ def test_a_head_that_is_not_to_answer_only_waits(shelf: HeadShelf, head: Head) -
     first = shelf.publish(head)
     second = shelf.publish(head, activate=False)
     assert shelf.state.active == first
-    assert shelf.activate(second, pin=False) == ShelfState(second, False)
+    assert shelf.activate(second, pin=False) == ShelfState(second, False, first)
 
 
 def test_a_pinned_head_answers_until_it_is_unpinned(shelf: HeadShelf, head: Head) -> None:
@@ -140,3 +140,32 @@ def test_several_threads_publish_at_once(shelf: HeadShelf, head: Head) -> None:
     assert len(wide.names()) == 9
     assert wide.state.active in wide.names()
     assert {json.loads(one)["active"] for one in seen} <= {"", *wide.names()}
+
+
+def test_going_back_to_what_answered_before(shelf: HeadShelf, head: Head) -> None:
+    assert shelf.roll_back() == ShelfState("", False, "")
+    first, second = shelf.publish(head), shelf.publish(head)
+    assert shelf.state == ShelfState(second, False, first)
+    assert shelf.roll_back() == ShelfState(first, False, second)
+    assert shelf.roll_back() == ShelfState(second, False, first)
+    assert shelf.deactivate() == ShelfState("", False, second)
+    shelf.activate(first, pin=False)
+    assert shelf.activate(first, pin=True) == ShelfState(first, True, ""), "pinning is no change of heads"
+
+
+def test_the_head_before_stays_too_until_it_is_removed(shelf: HeadShelf, head: Head) -> None:
+    first = shelf.publish(head)
+    second = shelf.publish(head)
+    for _ in range(4):
+        shelf.publish(head, activate=False)
+    assert {first, second} <= set(shelf.names())
+    shelf.remove(first)
+    assert shelf.roll_back() == ShelfState("", False, second)
+
+
+def test_heads_of_another_method_are_refused(shelf: HeadShelf, head: Head) -> None:
+    other = replace(head, card={**head.card, "method": "ssm_sam"})
+    with pytest.raises(UnusableHead, match="one of ssm_sam, not of fewshot: import it with method=ssm_sam"):
+        shelf.add_file(other.to_bytes(), "other")
+    assert shelf.names() == []
+    assert HeadShelf(shelf.folder, method="ssm_sam").add_file(other.to_bytes(), "other") == "other"
