@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class AdaptationConfig:
     steps: int = 30
     budget_s: float = 30.0
     batch: int = 4
+    optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 6e-4
     warm_up: int = 6
     weight_decay: float = 0.01
@@ -68,8 +70,7 @@ def fit(
     """
     fitted = copy.deepcopy(decoder).train().requires_grad_(False)
     fitted.to(memory_format=torch.channels_last)  # convolutions take 15 % less time
-    learned = [parameter.requires_grad_(True) for parameter in fitted.adaptable()]
-    optimiser = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = _optimiser(fitted, config)
     stream = _exercises(taught, config, held_out or {})
     losses: list[float] = []
     started = time.perf_counter()
@@ -78,11 +79,21 @@ def fit(
         if time.perf_counter() - started > config.budget_s:
             break
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, config)
+            group["lr"] = _rate(step, config) * group["scale"]
         losses.append(_step(fitted, optimiser, next(stream), config))
     fitted.to(memory_format=torch.contiguous_format)  # as it comes from a file
     progress("adapt", config.steps, config.steps)
     return Adapted(fitted.eval().requires_grad_(False), time.perf_counter() - started, tuple(losses))
+
+
+def _optimiser(decoder: TargetDecoder, config: AdaptationConfig) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [parameter.requires_grad_(True) for parameter in parameters], "scale": scale}
+        for parameters, scale in decoder.rated()
+    ]
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _step(
