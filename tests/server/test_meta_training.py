@@ -204,7 +204,7 @@ def test_too_little_is_refused_before_a_process_starts(tmp_path: Path, room: Few
     (tmp_path / "other").mkdir()
     bare = make_room(tmp_path / "other")
     annotate(bare, "a", {LABELS[0]: (2, 3, 5, 6), LABELS[1]: (4, 5, 6)}, tmp_path)
-    with pytest.raises(NothingToLearn, match="at least 2 tasks.* 4 or more annotated slices.* there are 1"):
+    with pytest.raises(NothingToLearn, match=r"at least 2 tasks.* 4 or more annotated slices.* there are 1"):
         MetaTraining(bare).require({})
 
 

@@ -48,27 +48,14 @@ def cross_validated(
     if not able:
         return {}
     short = replace(config, steps=max(1, config.steps // folds), budget_s=config.budget_s / folds)
-    splits = [{label: _held_out(views[0], fold, folds) for label, views in able.items()} for fold in range(folds)]
-    return estimated(decoder, able, short, splits=splits, progress=progress)
-
-
-def estimated(
-    decoder: TargetDecoder,
-    taught: Taught,
-    config: AdaptationConfig,
-    *,
-    splits: Sequence[Mapping[str, Sequence[int]]],
-    progress: Progress = silent,
-) -> dict[str, Estimate]:
-    """Label -> estimate, over one adaptation for each of the ``splits``: label -> the numbers of the slices that are
-    neither learned from nor shown."""
-    tallies = {label: {"before": np.zeros(2), "after": np.zeros(2)} for label in taught}
-    for held_out in splits:
-        fitted = fit(decoder, taught, config, held_out=held_out, progress=progress).decoder
-        for label, views in taught.items():
+    tallies = {label: {"before": np.zeros(2), "after": np.zeros(2)} for label in able}
+    for fold in range(folds):
+        held_out = {label: _held_out(views[0], fold, folds) for label, views in able.items()}
+        fitted = fit(decoder, able, short, held_out=held_out, progress=progress).decoder
+        for label, views in able.items():
             for name, judged in (("before", decoder), ("after", fitted)):
                 tallies[label][name] += overlap(judged, views[0], held_out[label])
-    counts = {label: sum(len(held_out[label]) for held_out in splits) for label in taught}
+    counts = {label: len(views[0].bank) for label, views in able.items()}
     return {
         label: Estimate(before=_dice(tally["before"]), after=_dice(tally["after"]), slices=counts[label])
         for label, tally in tallies.items()

@@ -47,7 +47,7 @@ class MetaTraining(Training):
         if found < LEAST_TASKS:
             raise NothingToLearn(
                 f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {LEAST_SLICES} or more "
-                f"annotated slices that show it, and there are {found}: annotate more slices, of several labels or images"
+                f"annotated slices that show it, and there are {found}: annotate more slices, or more labels or images"
             )
 
     def train(self, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class MetaTraining(Training):
         rest, aside = set_aside(support)
         judging = replace(room.config.adaptation, steps=steps)
         before = judged(room.decoder, support, aside, room.embedder, config=judging, progress=progress)
-        trained = meta_train(rest, room.embedder, room.decoder, config=config, progress=progress)
+        trained = meta_train(rest, room.embedder, room.decoder, config=config, progress=progress, heard=self.hear)
         after = judged(trained.decoder, support, aside, room.embedder, config=judging, progress=progress)
         better = _mean(after) >= _mean(before)
         card = {
@@ -89,9 +89,7 @@ class MetaTraining(Training):
         except (TypeError, ValueError) as error:
             raise InvalidRequest(f"the training's options have to be numbers: {error}") from error
         if not (0 < steps <= 100_000 and 0 < inner <= 100 and 0 < budget <= 86_400 and 0 < rate < 1):
-            raise InvalidRequest(
-                "steps, inner_steps, budget_s and outer_rate have to be above 0, inner_steps at most 100"
-            )
+            raise InvalidRequest("steps, inner_steps (at most 100), budget_s and outer_rate have to be above 0")
         if not (0 <= views <= 100 and 0 <= judging <= 1000):
             raise InvalidRequest("views has to be between 0 and 100, estimate_steps between 0 and 1000")
         config = MetaConfig()
@@ -100,7 +98,7 @@ class MetaTraining(Training):
             steps=steps,
             budget_s=budget,
             outer_rate=rate,
-            inner=replace(config.inner, steps=inner),
+            inner=replace(config.inner, steps=inner, budget_s=budget),
             views=replace(config.views, views=views),
             seed=seed,
         )

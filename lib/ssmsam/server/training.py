@@ -31,6 +31,11 @@ class Training(TrainTask):
     def __init__(self, room: FewShotRoom, description: str) -> None:
         super().__init__(description)
         self._room = room
+        self._loss: float | None = None
+
+    def hear(self, loss: float) -> None:
+        """The loss of a step, for the next note."""
+        self._loss = round(loss, 4)
 
     def stats(self) -> dict[str, Any]:
         """Of the training that runs or ran last: what viewers draw as progress and accuracy."""
@@ -72,7 +77,8 @@ class Training(TrainTask):
                 return
             told = time.time()
             eta = phase.status["eta_s"]
-            self._note(phase=name, epoch=done, total_epochs=max(1, total), eta_s=eta, started=started)
+            loss = {} if self._loss is None else {"loss": self._loss}
+            self._note(phase=name, epoch=done, total_epochs=max(1, total), eta_s=eta, started=started, **loss)
 
         return progress
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig
+from ssmsam.fewshot.adaptation import AdaptationConfig, fit
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.estimate import Estimate, estimated
-from ssmsam.fewshot.lesson import lessons
+from ssmsam.fewshot.estimate import Estimate, overlap
+from ssmsam.fewshot.lesson import Lesson, lessons
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
 from ssmsam.progress import Progress, silent
 
@@ -63,4 +63,18 @@ def judged(
         seed=plain.seed,
         progress=judging,
     )
-    return estimated(decoder, taught, plain, splits=[aside], progress=judging)
+    fitted = fit(decoder, taught, plain, held_out=aside, progress=judging).decoder
+    return {
+        label: Estimate(
+            before=_dice(decoder, views[0], aside[label]),
+            after=_dice(fitted, views[0], aside[label]),
+            slices=len(aside[label]),
+        )
+        for label, views in taught.items()
+    }
+
+
+def _dice(decoder: TargetDecoder, lesson: Lesson, held_out: Sequence[int]) -> float:
+    """In [0, 1] over the held-out slices, in cells."""
+    common, both = overlap(decoder, lesson, held_out)
+    return float(common / both) if both else 1.0
