@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -131,8 +131,9 @@ def meta_train(
     *,
     config: MetaConfig,
     progress: Progress = silent,
+    heard: Callable[[float], None] | None = None,
 ) -> MetaTrained:
-    """A new start from everything that is annotated; ``decoder`` stays as it is.
+    """A new start from everything that is annotated; ``decoder`` stays as it is. ``heard`` is told each step's loss.
 
     Raises :class:`~ssmsam.fewshot.support.NothingToLearn`. Raising :class:`~ssmsam.progress.Cancelled` in
     ``progress("meta", done, total)`` stops between two outer steps.
@@ -143,10 +144,16 @@ def meta_train(
         support, embedder, start, config=config.views, bank=config.bank, seed=config.seed, progress=progress
     )
     stream = episodes(taught, np.random.default_rng(config.seed))
-    return trained(MetaLearner(start, config=config), stream, progress=progress)
+    return trained(MetaLearner(start, config=config), stream, progress=progress, heard=heard)
 
 
-def trained(learner: MetaLearner, stream: Iterator[Episode], *, progress: Progress = silent) -> MetaTrained:
+def trained(
+    learner: MetaLearner,
+    stream: Iterator[Episode],
+    *,
+    progress: Progress = silent,
+    heard: Callable[[float], None] | None = None,
+) -> MetaTrained:
     """Outer steps until their number or their time is used up."""
     config = learner.config
     losses: list[float] = []
@@ -156,6 +163,8 @@ def trained(learner: MetaLearner, stream: Iterator[Episode], *, progress: Progre
         if time.perf_counter() - began > config.budget_s:
             break
         losses.append(learner.step([next(stream) for _ in range(config.tasks)], seed=config.seed + step * config.tasks))
+        if heard is not None:
+            heard(losses[-1])
     progress("meta", config.steps, config.steps)
     finished = learner.decoder.eval().requires_grad_(False)
     return MetaTrained(finished, tuple(losses), time.perf_counter() - began)
