@@ -19,7 +19,6 @@ from ssmsam.fewshot.description import Description
 from ssmsam.imaging.writing import write_bytes
 
 FORMAT = 2
-FORMAT = 1
 FEWSHOT = "fewshot"
 """The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
 
