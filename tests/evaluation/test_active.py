@@ -62,7 +62,9 @@ class CopyingLearner:
         area = mask.sum(axis=(1, 2)).astype(float)
         doubt = np.where(np.isin(np.arange(COUNT), [HARDEST]), 0.9, 0.05)
         doubt[list(masks)] = 0
-        forecast = Forecast(np.arange(COUNT), np.where(area > 0, 0.95, 0.05), area, area, doubt * area)
+        forecast = Forecast(
+            np.arange(COUNT), np.where(area > 0, 0.95, 0.05), area, area * (1 - doubt / 2), area * doubt / 2
+        )
         return Answered(mask, Expected(None, forecast))  # type: ignore[arg-type]  # the proposals are not looked at
 
     def state(self, label: str, masks: Mapping[int, np.ndarray]) -> VolumeState:
