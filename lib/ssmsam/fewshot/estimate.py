@@ -42,7 +42,8 @@ def cross_validated(
 ) -> dict[str, Estimate]:
     """Label -> estimate, for the labels with enough slices. Each fold's slices are neither learned from nor shown.
 
-    Folds get a share of the steps, so that all of them together take as long as one adaptation.
+    Folds get a share of the steps, so that all of them together take as long as one adaptation. Without any step
+    ``after`` is ``before``.
     """
     able = {label: views for label, views in taught.items() if views[0].bank.shows.sum() >= LEAST_SLICES}
     if not able:
@@ -51,10 +52,11 @@ def cross_validated(
     tallies = {label: {"before": np.zeros(2), "after": np.zeros(2)} for label in able}
     for fold in range(folds):
         held_out = {label: _held_out(views[0], fold, folds) for label, views in able.items()}
-        fitted = fit(decoder, able, short, held_out=held_out, progress=progress).decoder
+        fitted = fit(decoder, able, short, held_out=held_out, progress=progress).decoder if config.steps else decoder
         for label, views in able.items():
-            for name, judged in (("before", decoder), ("after", fitted)):
-                tallies[label][name] += overlap(judged, views[0], held_out[label])
+            before = overlap(decoder, views[0], held_out[label])
+            tallies[label]["before"] += before
+            tallies[label]["after"] += before if fitted is decoder else overlap(fitted, views[0], held_out[label])
     counts = {label: len(views[0].bank) for label, views in able.items()}
     return {
         label: Estimate(before=_dice(tally["before"]), after=_dice(tally["after"]), slices=counts[label])
