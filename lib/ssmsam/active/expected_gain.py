@@ -16,10 +16,10 @@ from ssmsam.active.state import Forecast, VolumeState
 class GainConfig:
     """How errors are weighed and how far an annotation reaches."""
 
-    mended: float = 0.4
-    """Share of the errors that an annotated slice mends on a slice right beside it,"""
-    reach_mm: float = 10.0
-    """and the distance at which it has fallen to 1/e of that."""
+    reach_mm: float = 25.0
+    """Errors grow with the distance to the nearest annotated slice, and less and less from this distance on."""
+    mended: float = 0.6
+    """Share of that growth which a new annotation nearby takes back."""
     unforeseen: float = 0.05
     """Share of a proposed mask that is taken to be wrong although the model is sure of it."""
     overlooked: float = 0.1
@@ -32,20 +32,19 @@ class GainConfig:
 class Gains:
     """The expected gains of one label's slices, which fall as slices are taken.
 
-    A slice gains the error expected in its outline, less of that on its neighbours, and what it tells of where the
-    organ ends: an end is looked for where both answers leave little in doubt. What the model cannot foresee is taken to
-    be less near annotated slices. In shares of the organ's volume: small organs count as much as large ones.
+    A slice gains the error expected in its outline, some of that on slices far from any annotated one, and what it
+    tells of where the organ ends: an end is looked for where both answers leave little in doubt. In shares of the
+    organ's volume: small organs count as much as large ones.
     """
 
     def __init__(self, state: VolumeState, label: str, config: GainConfig) -> None:
         self._state, self._label, self._config = state, label, config
         self._forecast = found = state.forecasts[label]
         mm = found.slices * state.slice_mm
-        away = np.abs(mm[:, None] - mm[None])
-        self._mends = np.where(away == 0, 1.0, config.mended * np.exp(-away / config.reach_mm))
-        unseen = config.unforeseen * found.area
-        for index in state.known(label):
-            unseen = unseen * (1 - np.exp(-np.abs(mm - index * state.slice_mm) / config.reach_mm))
+        self._away = np.abs(mm[:, None] - mm[None])
+        known = state.slice_mm * np.array(state.showing(label), dtype=float)
+        self._nearest = np.abs(mm[:, None] - known[None]).min(axis=1, initial=np.inf)
+        unseen = config.unforeseen * found.area * self._growth(self._nearest)
         self._organ = max(float(found.area.sum()), float(found.error.mean()), 1e-6)
         self._open = ~np.isin(found.slices, list(state.known(label)))
         self._left = (found.presence * found.outline + unseen) * self._open
@@ -56,7 +55,18 @@ class Gains:
 
     def values(self) -> np.ndarray:
         """(n,) the gain of each slice of the forecast now, below 0 where it is annotated or taken."""
-        return np.where(self._open, (self._mends @ self._left + self._of_ends()) / self._organ, -1.0)
+        return np.where(self._open, (self._left @ self._mends() + self._of_ends()) / self._organ, -1.0)
+
+    def _growth(self, away: np.ndarray) -> np.ndarray:
+        """In [0, 1]: how far errors have grown at a distance in mm from the nearest slice that shows the label."""
+        grown: np.ndarray = 1 - np.exp(-away / self._config.reach_mm)
+        return grown
+
+    def _mends(self) -> np.ndarray:
+        """(n, n) the share of each slice's errors that is mended when each slice is annotated: all of its own."""
+        before = np.maximum(self._growth(self._nearest), 1e-6)[:, None]
+        after = self._growth(np.minimum(self._nearest[:, None], self._away))
+        return np.where(self._away == 0, 1.0, self._config.mended * (1 - np.minimum(after / before, 1)))
 
     def _of_ends(self) -> np.ndarray:
         """(n,) mm2 by which the error at the organ's ends is expected to fall when a slice is looked at."""
@@ -91,7 +101,8 @@ class Gains:
             "gain": round(gain, 5),
             "near_end": float(self._of_ends()[row] > 0.5 * gain * self._organ),
         }
-        self._left = self._left * (1 - self._mends[row])
+        self._left = self._left * (1 - self._mends()[:, row])
+        self._nearest = np.minimum(self._nearest, self._away[row])
         self._open[row] = False
         self._taken |= {row}
         return numbers
