@@ -47,7 +47,7 @@ class Gains:
         unseen = config.unforeseen * found.area * self._growth(self._nearest)
         self._organ = max(float(found.area.sum()), float(found.error.mean()), 1e-6)
         self._open = ~np.isin(found.slices, list(state.known(label)))
-        self._left = (found.presence * found.outline + unseen) * self._open
+        self._left = (found.presence * outlines(found) + unseen) * self._open
         mean_area = float(found.area[found.area > 0].mean()) if found.area.any() else 0.0
         self._if_there = np.maximum(found.area_if_there, config.overlooked * mean_area)
         self._ends = ends_of(found, state, label)
@@ -106,6 +106,17 @@ class Gains:
         self._open[row] = False
         self._taken |= {row}
         return numbers
+
+
+def outlines(forecast: Forecast) -> np.ndarray:
+    """(n,) mm2 that are expected to be wrong along the outline, where the label is.
+
+    Where it may be and nothing is drawn, as much of its area as elsewhere: that it was missed is in question at an end.
+    """
+    drawn, certain = forecast.area > 0, forecast.presence >= 1
+    area = float(forecast.area_if_there[drawn].sum())
+    share = float(forecast.outline[drawn].sum()) / area if area > 0 else 1.0
+    return np.where(drawn | certain, forecast.outline, min(share, 1.0) * forecast.area_if_there)
 
 
 def ends_of(forecast: Forecast, state: VolumeState, label: str) -> list[End]:
