@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssmsam.active.expected_gain import GainConfig, Gains, ends_of, main_run
+from ssmsam.active.expected_gain import GainConfig, Gains, ends_of, main_run, outlines
 from ssmsam.active.rules import RULES, doubt, expected_slices, next_slices, representative, spaced, uncertainty
 from ssmsam.active.state import ANY, Forecast, VolumeState
 
@@ -77,6 +77,16 @@ def test_an_end_is_asked_for_as_far_as_it_is_unknown() -> None:
     assert end.rows.tolist() == list(range(21, 40))
     chosen = next_slices(state(annotated=annotated, forecasts={"liver": found}), 1, ["liver"], rng())
     assert chosen[0].index == pytest.approx(29, abs=1) and chosen[0].reasons["liver"].numbers["near_end"]
+
+
+def test_an_organ_that_may_be_missed_past_its_end_is_no_doubtful_outline() -> None:
+    """Whether it is there is in question at the end; between slices that show it, the whole area was missed."""
+    found = forecast(40, range(10, 30), error=100.0)
+    presence, area = np.where(np.arange(40) == 20, 1.0, 0.5), np.where(np.arange(40) == 20, 0.0, found.area)
+    missed = replace(found, presence=presence, area=area, inside=np.where(area > 0, found.inside, 0.0))
+    missed.outside[20] = 1000.0
+    assert outlines(missed)[20] == 1000.0
+    assert outlines(missed)[15] == outlines(missed)[5] == 100.0
 
 
 def test_what_is_wrong_inside_comes_before_an_end_that_is_nearly_known() -> None:
