@@ -41,6 +41,14 @@ def test_of_two_lines_that_lie_on_each_other_both_are_seen(tmp_path):
     assert colours("one", "two") > colours("one")
 
 
+def test_an_interval_is_drawn_around_its_line(tmp_path):
+    curves = {"liver": {1: 60.0, 3: 70.0}}
+    plain = draw_curves(tmp_path / "plain.png", curves, title="")
+    banded = draw_curves(tmp_path / "band.png", curves, title="", bands={"liver": {1: (40.0, 80.0), 3: (60.0, 75.0)}})
+    plain, banded = (matplotlib.image.imread(path)[..., :3].min(axis=2) < 0.95 for path in (plain, banded))
+    assert banded.sum() > 5 * plain.sum()
+
+
 def test_nothing_to_draw_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         draw_overlays(tmp_path / "a.png", [])

@@ -50,8 +50,16 @@ def draw_overlays(path: Path, panels: Sequence[Panel], *, columns: int = 3, side
     return _save(figure, path)
 
 
-def draw_curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title: str, x_label: str = "clicks") -> Path:
-    """Lines of Dice against a number into a PNG. ``curves`` maps a name to {number: Dice}; "mean" is drawn bold."""
+def draw_curves(
+    path: Path,
+    curves: Mapping[str, Mapping[int, float]],
+    *,
+    title: str,
+    x_label: str = "clicks",
+    bands: Mapping[str, Mapping[int, Sequence[float]]] | None = None,
+) -> Path:
+    """Lines of Dice against a number into a PNG. ``curves`` maps a name to {number: Dice}; "mean" is drawn bold.
+    ``bands`` maps a name to {number: (low, high)}, an interval around its line."""
     if not curves:
         raise ValueError("there is nothing to draw")
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
@@ -59,6 +67,9 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title:
     for number, (name, points) in enumerate(curves.items()):
         bold = {"color": "black", "linewidth": 3.0, "zorder": 3, "marker": "o"} if name == "mean" else {}
         axes.plot(list(points), list(points.values()), label=name, **{**_line_style(number), **bold})
+        if band := (bands or {}).get(name):
+            low, high = zip(*band.values(), strict=True)
+            axes.fill_between(list(band), low, high, color=axes.lines[-1].get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=x_label, ylabel="Dice (%)", title=title, ylim=(0, 100))
     axes.set_xticks(sorted({n for points in curves.values() for n in points}))
     axes.grid(alpha=0.3)
