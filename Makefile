@@ -17,7 +17,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 RUN     := OMP_NUM_THREADS=$(THREADS) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-active bench-speed clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-active bench-speed bench-check clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
@@ -103,6 +103,10 @@ bench-active: setup  ## Dice by number of annotated slices, for each strategy (D
 bench-speed: setup  ## a later click against re-encoding on every click, start-up time, memory
 	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \
 	    --data sample-datasets/abdomen --json benchmarks/speed.json
+
+bench-check: setup  ## a short fixed run against recorded figures (Dice and ratios); fails when one got worse
+	OMP_NUM_THREADS=1 $(BIN)/python apps/benchmark.py check --data sample-datasets/abdomen --threads 1 \
+	    --expected benchmarks/check.json --json output/check.json
 
 clean:  ## remove what runs and checks left behind; .venv stays
 	rm -rf output build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info

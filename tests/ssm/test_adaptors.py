@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from planted import ORGAN, OTHER, draw_volume, labelled
-from torch import nn
+from tiny_sam import tiny_sam
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.sam import SamEncoder, use_headwise_attention
@@ -30,23 +30,7 @@ def small() -> SmallEncoder:
 
 
 def sam() -> SamEncoder:
-    """A SAM of two narrow blocks, put together from the real parts."""
-    from functools import partial
-
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-
-    torch.manual_seed(0)
-    vit = ImageEncoderViT(
-        depth=2, embed_dim=64, img_size=128, num_heads=2, patch_size=16, out_chans=32, use_rel_pos=True, window_size=4,
-        global_attn_indexes=(1,), norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )  # fmt: skip
-    nn.init.normal_(vit.pos_embed, std=0.02)
-    whole = Sam(
-        vit,
-        PromptEncoder(32, (8, 8), (128, 128), 16),
-        MaskDecoder(transformer_dim=32, transformer=TwoWayTransformer(2, 32, 2, 64)),
-    )
-    whole = use_headwise_attention(whole).eval().requires_grad_(False)
+    whole = use_headwise_attention(tiny_sam()).requires_grad_(False)
     return SamEncoder(whole, name="sam_vit_b", weights_sha256="random sam")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +41,9 @@ class AdaptationConfig:
     seed: int = 0
 
 
+Watch = Callable[[int, TargetDecoder], None]
+"""``watch(steps made, decoder so far)``."""
+
 Taught = Mapping[str, Sequence[Lesson]]
 """Label -> its lessons, one for each view."""
 
@@ -60,12 +63,15 @@ def fit(
     config: AdaptationConfig,
     *,
     held_out: Mapping[str, Sequence[int]] | None = None,
+    share: float = 1.0,
+    watch: Watch | None = None,
     progress: Progress = silent,
 ) -> Adapted:
     """A copy of the decoder after gradient steps on the lessons. The embeddings are fixed: no encoder is at hand.
 
     Every slice is a query in its turn and is shown the others. ``held_out`` slices (label -> numbers) are neither
-    asked for nor shown. Raising :class:`~ssmsam.progress.Cancelled` in ``progress("adapt", done, total)`` stops
+    asked for nor shown. Only a ``share`` of the steps is made, where more are known to do harm. ``watch`` sees the
+    decoder after every step. Raising :class:`~ssmsam.progress.Cancelled` in ``progress("adapt", done, total)`` stops
     between two steps.
     """
     fitted = copy.deepcopy(decoder).train().requires_grad_(False)
@@ -74,15 +80,18 @@ def fit(
     stream = _exercises(taught, config, held_out or {})
     losses: list[float] = []
     started = time.perf_counter()
-    for step in range(config.steps):
-        progress("adapt", step, config.steps)
+    steps = max(1, round(config.steps * share)) if config.steps else 0
+    for step in range(steps):
+        progress("adapt", step, steps)
         if time.perf_counter() - started > config.budget_s:
             break
         for group in optimiser.param_groups:
             group["lr"] = _rate(step, config) * group["scale"]
         losses.append(_step(fitted, optimiser, next(stream), config))
+        if watch:
+            watch(step + 1, fitted)
     fitted.to(memory_format=torch.contiguous_format)  # as it comes from a file
-    progress("adapt", config.steps, config.steps)
+    progress("adapt", steps, steps)
     return Adapted(fitted.eval().requires_grad_(False), time.perf_counter() - started, tuple(losses))
 
 

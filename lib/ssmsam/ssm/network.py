@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +96,18 @@ class SelfSamplingDecoder(TargetDecoder):
         prior = F.adaptive_avg_pool2d((shown.prior / _SOFTNESS).sigmoid() * trusted, side)
         trust = shown.trust[:, :, None, None].expand(-1, -1, *side)
         return torch.cat([prior, trust, matched if self.config.matched else torch.zeros_like(matched)], dim=1)
+
+
+def without_modules(decoder: TargetDecoder, names: Sequence[str]) -> TargetDecoder:
+    """The same decoder, sharing its weights, with modules of :class:`SsmConfig` switched off; for ablations."""
+    if not names:
+        return decoder
+    if not isinstance(decoder, SelfSamplingDecoder):
+        raise ValueError(f"only SSM-SAM's decoder has modules to switch off, not {type(decoder).__name__}")
+    variant = copy.copy(decoder)
+    switched: dict[str, Any] = dict.fromkeys(names, False)
+    variant.config = replace(decoder.config, **switched)
+    return variant
 
 
 def _match(image: torch.Tensor, shown: Shown) -> torch.Tensor:

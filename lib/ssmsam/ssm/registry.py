@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ssmsam.encoders.manifest import PACKAGED, entry
-from ssmsam.encoders.weights import find_weights, weights_digest
+from ssmsam.encoders.manifest import entry
+from ssmsam.encoders.weights import MissingWeights, find_weights, weights_digest
 from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
 
 logger = logging.getLogger(__name__)
 
-STARTS = {"small": "small_ssm.safetensors"}
-"""The meta-learned starts in this package, by encoder."""
+STARTS = {"small": "small_ssm"}
+"""The meta-learned starts in the manifest, by encoder."""
 
 
 def load_ssm_decoder(
@@ -34,17 +35,26 @@ def load_ssm_decoder(
     logged, with the target decoder of :func:`ssmsam.fewshot.registry.load_target_decoder`, whose arguments and errors
     these are.
     """
-    wanted = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
-    inner = load_target_decoder(encoder_name, device=device, **wanted)  # type: ignore[arg-type]
-    weights = weights_digest(find_weights(encoder_name, **wanted))  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
+    inner = load_target_decoder(encoder_name, device=device, **wanted)
+    weights = weights_digest(find_weights(encoder_name, **wanted))
     decoder = SelfSamplingDecoder(inner, width=width_of(encoder_name), config=config)
-    start = PACKAGED / STARTS.get(encoder_name, "none")
-    if start.is_file() and made_for(start) == weights:
-        state = {name: tensor.float() for name, tensor in load_file(str(start)).items()}
-        decoder.load_state_dict(state)
-    else:
-        logger.info("no meta-learned start for these weights of %s: ssm_sam begins like fewshot", encoder_name)
+    start = _start(encoder_name, weights, **wanted)
+    if start is not None:
+        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(start)).items()})
     return decoder.to(device).eval().requires_grad_(False)
+
+
+def _start(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
+    """The file of the start for these weights of the encoder, or None."""
+    try:
+        path = find_weights(STARTS[encoder_name], **wanted) if encoder_name in STARTS else None
+    except MissingWeights:
+        path = None
+    if path is None or made_for(path) != weights:
+        logger.info("no meta-learned start for these weights of %s: ssm_sam begins like fewshot", encoder_name)
+        return None
+    return path
 
 
 def width_of(encoder_name: str) -> int:
