@@ -43,12 +43,14 @@ from ssmsam.evaluation.fewshot_examples import draw_examples
 from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
 from ssmsam.evaluation.fewshot_summary import draw_fewshot
 from ssmsam.evaluation.live_server import ServerFailed
-from ssmsam.evaluation.manifest import run_manifest
+from ssmsam.evaluation.manifest import installed_versions, run_manifest
 from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.recorded import draw_recorded, read_result
 from ssmsam.evaluation.results import RunLog, write_result
+from ssmsam.evaluation.rivals import RIVALS
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
+from ssmsam.evaluation.speed_against import against_table, compare_clicks, compare_few_shot
 from ssmsam.evaluation.supports import SupportPool, support_set
 from ssmsam.progress import Progress
 
@@ -115,6 +117,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     speed.add_argument("--encoder", choices=ENCODERS, action="append", metavar="NAME", help="may be repeated")
     speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
     speed.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
+    speed.add_argument(
+        "--against", nargs="+", choices=RIVALS, metavar="NAME",
+        help=f"compare with other packages instead: {', '.join(RIVALS)}; and few slices with a U-Net",
+    )  # fmt: skip
     speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
     check.set_defaults(protocol=run_check)
     check.add_argument("--expected", type=Path, required=True, metavar="FILE", help="what was recorded")
@@ -330,15 +336,15 @@ def print_clicks(result: dict[str, Any]) -> None:
 
 
 def run_speed(options: argparse.Namespace) -> int:
+    if options.against:
+        return run_against(options)
     case = open_set(options.data, limit=1).cases[0]
     volume, labels = case.read()
     protocol = SpeedProtocol(rounds=options.rounds, threads=options.threads)
     encoders: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder:
         for name in dict.fromkeys(options.encoder or ["small"]):
-            random = name in options.random_weights
-            weights = write_random_weights(name, Path(folder)).parent if random else options.weights
-            choice = ModelChoice(name, weights, options.device, random or options.allow_unverified)
+            random, choice = name in options.random_weights, timed_model(options, name, Path(folder))
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:  # its own peak of memory
                 encoders[name] = {
                     "random_weights": random,
@@ -367,6 +373,43 @@ def run_speed(options: argparse.Namespace) -> int:
             device=options.device,
         ),
     }
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    return 0
+
+
+def timed_model(options: argparse.Namespace, name: str, folder: Path) -> ModelChoice:
+    """Our model of that name; with random weights, written to ``folder``, where these were asked for."""
+    random = name in options.random_weights
+    weights = write_random_weights(name, folder).parent if random else options.weights
+    return ModelChoice(name, weights, options.device, random or options.allow_unverified)
+
+
+def run_against(options: argparse.Namespace) -> int:
+    """Clicks and few slices of the first case against other packages."""
+    names = read_notes(options.label_names, options.data.resolve().name).label_names
+    data = open_set(options.data, label_names=names, limit=1)
+    protocol, case = SpeedProtocol(rounds=options.rounds, threads=options.threads), data.cases[0]
+    encoders = list(dict.fromkeys(options.encoder or ["small"]))
+    with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder, tqdm(desc="against", disable=None) as bar:
+        ours = {name: timed_model(options, name, Path(folder)) for name in encoders}
+        contestants: dict[str, ModelChoice | str] = {f"ours, {name}": choice for name, choice in ours.items()}
+        contestants |= {name: name for name in options.against}
+        clicks = compare_clicks(contestants, case, protocol, device=options.device, progress=onto(bar))
+        few_shot = compare_few_shot(ours[encoders[0]], case, data, protocol, progress=onto(bar))
+        weights = {name: PromptedModel.load(choice).weights_sha256 for name, choice in ours.items()}
+    print(against_table(clicks, few_shot))
+    settings = {
+        "rounds": protocol.rounds,
+        "threads": protocol.threads,
+        "volume": case.name,
+        "random_weights": [*options.random_weights, *options.against],
+        "packages": installed_versions(RIVALS[name] for name in options.against),
+    }
+    manifest = run_manifest(
+        protocol="speed", data=data.manifest(), weights=weights, device=options.device, settings=settings
+    )
+    result = {"protocol": "speed", "settings": settings, "clicks": clicks, "few_shot": few_shot, "manifest": manifest}
     if options.json:
         print(f"result: {write_result(options.json, result)}")
     return 0

@@ -72,7 +72,7 @@ def test_a_full_bin_is_drawn_larger_than_a_nearly_empty_one(tmp_path):
     assert ink(many) > ink(few)
 
 
-def test_more_seconds_are_further_to_the_right_whatever_their_size(tmp_path):
+def test_seconds_that_were_rounded_to_zero_have_a_place_on_a_logarithmic_axis(tmp_path):
     path = draw_seconds(tmp_path / "seconds.png", {"a": [(0.0, 50.0)], "b": [(100.0, 60.0), (1000.0, 70.0)]}, title="")
     assert ink(path) > 0.01
     with pytest.raises(ValueError, match="nothing to draw"):

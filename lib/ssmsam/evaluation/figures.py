@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -55,12 +56,9 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title:
         raise ValueError("there is nothing to draw")
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
-    for name, points in curves.items():
-        mean = name == "mean"
-        axes.plot(
-            list(points), list(points.values()), marker="o", label=name, zorder=3 if mean else 2,
-            linewidth=3.0 if mean else 1.3, color="black" if mean else None, markersize=6 if mean else 4,
-        )  # fmt: skip
+    for number, (name, points) in enumerate(curves.items()):
+        bold = {"color": "black", "linewidth": 3.0, "zorder": 3, "marker": "o"} if name == "mean" else {}
+        axes.plot(list(points), list(points.values()), label=name, **{**_line_style(number), **bold})
     axes.set(xlabel=x_label, ylabel="Dice (%)", title=title, ylim=(0, 100))
     axes.set_xticks(sorted({n for points in curves.values() for n in points}))
     axes.grid(alpha=0.3)
@@ -76,7 +74,7 @@ def draw_seconds(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]]
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
         seconds = [max(second, 1e-3) for second, _ in points]  # records round to milliseconds
-        axes.plot(seconds, [dice for _, dice in points], marker="osD^v<>PX*"[number % 10], label=name)
+        axes.plot(seconds, [dice for _, dice in points], label=name, **_line_style(number))
     axes.set(xlabel="seconds for a mask, adaptation included", ylabel="Dice (%)", title=title, xscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -102,6 +100,17 @@ def draw_reliability(path: Path, diagrams: Mapping[str, Sequence[Sequence[float]
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
     return _save(figure, path)
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    """After ten lines colours come again, dashed. Later markers are smaller, so that what they cover can be seen."""
+    return {
+        "color": f"C{number % 10}",
+        "linestyle": "solid" if number < 10 else "dashed",
+        "linewidth": 1.3,
+        "marker": "osD^v<>PX*"[number % 10],
+        "markersize": max(9 - number, 4),
+    }
 
 
 def _draw_panel(axes, panel: Panel, *, fontsize: float) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes are untyped
