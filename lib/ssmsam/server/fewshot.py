@@ -100,7 +100,7 @@ class FewShotRoom:
             decoder, start = self.start
             if state.active:
                 kept = self.kept(state.active)
-                if kept is not None and (state.pinned or _learned(kept, support, start)):
+                if kept is not None and (state.pinned or _is_made_of(kept, support, start, config)):
                     return kept, state.active, False
             try:
                 head = adapt(support, self.embedder, decoder, config=config, progress=self.phase.progress)
@@ -294,9 +294,11 @@ class FewShotTask(InferTask):
             )
 
 
-def _learned(head: Head, support: Support, start: str) -> bool:
-    """Whether a head is what adaptation from this start to this support would make."""
-    return head.support_digest == digest(support) and head.card.get("start", "") == start
+def _is_made_of(head: Head, support: Support, start: str, config: FewShotConfig) -> bool:
+    """Whether a head is what came of this support and this start, with adaptation or, as was asked for, without."""
+    asked = head.card["settings"]["adaptation"]["steps"] > 0
+    same = head.support_digest == digest(support) and head.card.get("start", "") == start
+    return same and asked == (config.adaptation.steps > 0)
 
 
 def _replaces_its_screen(options: Mapping[str, Any]) -> bool:
