@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ class Echo(PocketDecoder):
         return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
 
 
-def head(embedder: Embedder, decoder: PocketDecoder, config: FewShotConfig, indices=(2, 4, 6)) -> Head:
+def head(
+    embedder: Embedder, decoder: PocketDecoder, config: FewShotConfig, indices: tuple[int, ...] = (2, 4, 6)
+) -> Head:
     return adapt({"organ": labelled(embedder, draw_volume(), ORGAN, indices)}, embedder, decoder, config=config)
 
 
@@ -60,7 +63,9 @@ def test_another_volume_is_shown_the_most_alike_of_all(embedder: Embedder, decod
     assert here.tokens.shape[1] == 3 * bank.description.tokens.shape[1]
 
 
-def test_a_head_remembers_which_slices_nobody_labelled(embedder: Embedder, decoder: PocketDecoder, tmp_path) -> None:
+def test_a_head_remembers_which_slices_nobody_labelled(
+    embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+) -> None:
     made = head(embedder, decoder, UNADAPTED)
     path = made.save(tmp_path / "head.safetensors")
     read = Head.load(path, decoder, weights_sha256=embedder.encoder.weights_sha256)

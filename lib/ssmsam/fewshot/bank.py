@@ -59,19 +59,8 @@ class Bank:
     @property
     def in_one_piece(self) -> bool:
         """Whether most labelled slices that show the target show it in one piece."""
-        pieces = [_pieces(mask) for mask in self._drawn]
+        pieces = [_pieces(distance > 0) for distance in self.distances[self.shows & ~self.completed]]
         return sum(count == 1 for count in pieces) > len(pieces) / 2
-
-    @property
-    def areas(self) -> tuple[float, float]:
-        """The smallest and the largest area of the target on labelled slices that show it, in cells."""
-        areas = self._drawn.sum(axis=(1, 2))
-        return float(areas.min()), float(areas.max())
-
-    @property
-    def _drawn(self) -> np.ndarray:
-        """(n, S, S) bool: the masks that a person drew."""
-        return self.distances[self.shows & ~self.completed] > 0
 
     def annotated(self, volume: str) -> list[int]:
         """The slices of one volume that a person labelled."""

@@ -45,30 +45,18 @@ def beyond_the_ends(masks: np.ndarray, sure: np.ndarray, config: EndsConfig) -> 
     return found
 
 
-def one_object(
-    masks: np.ndarray,
-    sureness: np.ndarray,
-    *,
-    areas: tuple[float, float],
-    slices_wide: float,
-    config: EndsConfig,
-) -> np.ndarray:
-    """The part of masks (n, S, S) that belongs to one object, the likeliest: a mask of the same shape.
+def one_object(masks: np.ndarray, evidence: np.ndarray, config: EndsConfig) -> np.ndarray:
+    """The part of masks (n, S, S) that belongs to the object with most ``evidence`` (n,): a mask of the same shape.
 
-    Where nothing of the volume is annotated, no row is known to hold the target. The likeliest one is where the decoder
-    is sure of itself, ``sureness`` (n,) in [0, 1], and finds a piece within the smallest and largest of the annotated
-    ``areas`` in cells; averaged over ``slices_wide`` rows (standard deviation), so that a chance hit counts little.
-    From there outwards every row keeps the pieces that overlap with the row before, until one is another object or
-    nothing is left.
+    Where nothing of the volume is annotated, no row is sure. The row with most evidence is the best that there is: of
+    its mask the largest piece is the object. From there outwards every slice keeps the pieces that overlap with the
+    slice before, until one is another object or nothing is left.
     """
     found = np.zeros_like(masks)
-    pieces = [_likeliest_piece(mask, areas) for mask in masks]
-    evidence = np.array([fit for _, fit in pieces]) * sureness
-    if not evidence.any():
+    start = int(evidence.argmax()) if len(evidence) else 0
+    if not masks[start : start + 1].any():
         return found
-    averaged = ndimage.gaussian_filter1d(evidence, slices_wide, mode="constant") * (evidence > 0)
-    start = int(averaged.argmax())
-    found[start] = pieces[start][0]
+    found[start] = _largest_piece(masks[start])
     for outwards in (range(start + 1, len(masks)), range(start - 1, -1, -1)):
         before = found[start]
         for row in outwards:
@@ -79,15 +67,9 @@ def one_object(
     return found
 
 
-def _likeliest_piece(mask: np.ndarray, areas: tuple[float, float]) -> tuple[np.ndarray, float]:
-    """The piece of a mask (S, S) whose area fits best, and how well in [0, 1]: 1 for the largest that fits."""
-    parts, count = ndimage.label(mask, structure=_TOUCHING)
-    if count == 0:
-        return mask, 0.0
-    sizes = np.bincount(parts.ravel())[1:]
-    fits = np.minimum(1.0, np.minimum(sizes / areas[0], areas[1] / sizes))
-    best = max(range(count), key=lambda number: (fits[number], sizes[number]))
-    return parts == best + 1, float(fits[best])
+def _largest_piece(mask: np.ndarray) -> np.ndarray:
+    pieces, _ = ndimage.label(mask, structure=_TOUCHING)
+    return np.asarray(pieces == np.bincount(pieces[pieces > 0]).argmax())
 
 
 def _pieces_on(mask: np.ndarray, before: np.ndarray) -> np.ndarray:

@@ -32,8 +32,9 @@ class SegmentationConfig:
     smooth_mm: float = 0.0
     """Standard deviation of the smoothing of logits across slices."""
     least_component: float = 0.1
-    """Where no slice of the volume is annotated: parts smaller than this share of the largest are dropped."""
-    evidence_mm: float = 16.0
+    """Where no slice of the volume is annotated, of targets in several pieces: parts smaller than this share of the
+    largest are dropped."""
+    evidence_mm: float = 8.0
     """Where no slice of the volume is annotated: evidence for the target is averaged over so much of the volume
     (standard deviation), so that a chance hit on one slice is none."""
     ends: EndsConfig = field(default_factory=EndsConfig)
@@ -113,7 +114,7 @@ def kept(
 
     ``threshold`` is the label's own least presence. Where slices of this volume are annotated or ``clicked`` on,
     parts that do not touch their masks are dropped. Elsewhere, of a target that is drawn in one piece, one object is
-    kept: the likeliest.
+    kept: that with most evidence.
     """
     logits = smoothed(proposals.logits, query.slice_mm, config)
     absent = proposals.presence < (threshold if config.least_presence is None else config.least_presence)
@@ -132,13 +133,7 @@ def kept(
     if anchors.any():
         belongs = _touching(logits > 0, anchors)
     elif bank.in_one_piece:
-        belongs = one_object(
-            logits > 0,
-            proposals.presence * (1 - expected_loss(logits)),
-            areas=bank.areas,
-            slices_wide=config.evidence_mm / query.slice_mm,
-            config=config.ends,
-        )
+        belongs = one_object(logits > 0, _evidence(logits, proposals.presence, query.slice_mm, config), config.ends)
     else:
         belongs = _large(logits > 0, config.least_component)
     dropped = ndimage.binary_dilation((logits > 0) & ~belongs, iterations=1) & ~belongs
@@ -157,6 +152,13 @@ def _large(masks: np.ndarray, least_component: float) -> np.ndarray:
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return masks & (sizes >= least_component * sizes.max())[parts]
+
+
+def _evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
+    """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
+    found = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
+    averaged: np.ndarray = ndimage.gaussian_filter1d(found, config.evidence_mm / slice_mm, mode="constant")
+    return averaged * (found > 0)
 
 
 def assembled(proposals: Mapping[str, Proposals], query: VolumeEmbeddings) -> Prediction:
