@@ -31,6 +31,16 @@ def test_curves_are_drawn_for_every_name(tmp_path):
     assert matplotlib.image.imread(path).std() > 0.01
 
 
+def test_of_two_lines_that_lie_on_each_other_both_are_seen(tmp_path):
+    def colours(*names):
+        line = {1: 60.0, 3: 70.0}
+        path = draw_curves(tmp_path / "curves.png", dict.fromkeys(names, line), title="")
+        pixels = matplotlib.image.imread(path)[:, :600, :3]  # the axes, without the legend
+        return len(np.unique(pixels[np.ptp(pixels, axis=2) > 0.4].round(1), axis=0))
+
+    assert colours("one", "two") > colours("one")
+
+
 def test_an_interval_is_drawn_around_its_line(tmp_path):
     curves = {"liver": {1: 60.0, 3: 70.0}}
     plain = draw_curves(tmp_path / "plain.png", curves, title="")

@@ -12,13 +12,13 @@ from planted import ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, labe
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.evaluation.metrics import dice
 from ssmsam.fewshot.decoder import Proposal
+from ssmsam.fewshot.ends import EndsConfig
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
 from ssmsam.fewshot.segmentation import (
     Proposals,
     SegmentationConfig,
     assembled,
-    beyond_the_ends,
     expected_loss,
     kept,
     smoothed,
@@ -39,7 +39,7 @@ class Echo(PocketDecoder):
         return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
 
 
-ENDLESS = SegmentationConfig(least_overlap=-1, grown_overlap=-1)
+ENDLESS = SegmentationConfig(ends=EndsConfig(least_overlap=-1, grown_overlap=-1))
 """Goes on past the annotated slices whatever comes there."""
 
 
@@ -144,8 +144,24 @@ def test_parts_that_do_not_touch_an_annotation_are_dropped(embedder: Embedder, d
     other = head_of(embedder, decoder, {"a": labelled(embedder, draw_volume(seed=3), ORGAN, (4,))}).banks["a"]
     touching = kept(proposals(logits), own, query, ENDLESS).logits > 0
     assert touching[3, 10, 8] and not touching[3, 23, 23] and not touching[0, 0, 0]
-    large = kept(proposals(logits), other, query, SegmentationConfig()).logits > 0
-    assert large[3, 10, 8] and large[3, 23, 23] and not large[0, 0, 0]
+    # in another volume the object of which the decoder is surer is the one
+    logits[2:7, 8:14, 6:12] = 2
+    surer = kept(proposals(logits), other, query, SegmentationConfig()).logits > 0
+    assert surer[3, 23, 23] and not surer[3, 10, 8] and not surer[0, 0, 0]
+
+
+def test_of_a_target_that_is_drawn_in_several_pieces_several_are_kept(
+    embedder: Embedder, decoder: PocketDecoder
+) -> None:
+    logits = np.full((SLICES, 32, 32), -4.0)
+    logits[2:7, 8:14, 6:12] = 2
+    logits[2:7, 20:27, 20:27] = 4
+    logits[0, 0, 0] = 4
+    pair = labelled(embedder, draw_volume(seed=3), ORGAN | OTHER, (4,))
+    bank = head_of(embedder, decoder, {"pair": pair}).banks["pair"]
+    assert not bank.in_one_piece
+    both = kept(proposals(logits), bank, embedder.open(draw_volume()), SegmentationConfig()).logits > 0
+    assert both[3, 10, 8] and both[3, 23, 23] and not both[0, 0, 0]
 
 
 def test_a_slice_that_is_known_to_be_empty_is_the_end_of_the_organ(embedder: Embedder, decoder: PocketDecoder) -> None:
@@ -265,25 +281,3 @@ def test_a_label_that_no_slice_shows_is_refused(embedder: Embedder, decoder: Poc
     support = {"organ": labelled(embedder, draw_volume(), np.zeros_like(ORGAN), (4,))}
     with pytest.raises(NothingToLearn, match="annotate at least one slice"):
         adapt(support, embedder, decoder)
-
-
-@pytest.mark.parametrize("upwards", [True, False])
-def test_past_the_annotated_slices_a_jump_to_a_neighbour_ends_the_organ(upwards: bool) -> None:
-    masks = np.zeros((8, 32, 32), dtype=bool)
-    masks[2:5, 8:18, 8:18] = True
-    masks[5:7, 2:26, 2:26] = True  # suddenly much larger, though it holds the mask before
-    sure = np.zeros(8, dtype=bool)
-    sure[2:4] = True
-    found = beyond_the_ends(
-        masks[::1] if upwards else masks[::-1], sure if upwards else sure[::-1], SegmentationConfig()
-    )
-    assert sorted(found) == ([0, 1, 5, 6, 7] if upwards else [0, 1, 2, 6, 7])
-
-
-def test_a_shrinking_organ_is_followed_to_its_tip_and_a_volume_without_annotations_has_no_ends() -> None:
-    masks = np.zeros((6, 32, 32), dtype=bool)
-    for row, half in enumerate((9, 8, 7, 6, 4, 3)):
-        masks[row, 16 - half : 16 + half, 16 - half : 16 + half] = True
-    first = np.arange(6) == 0
-    assert beyond_the_ends(masks, first, SegmentationConfig()) == []
-    assert beyond_the_ends(masks[[0, 5, 0, 5, 0, 5]], ~first & False, SegmentationConfig()) == []

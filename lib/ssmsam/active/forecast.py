@@ -13,6 +13,7 @@ from ssmsam.active.state import Forecast
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, look
+from ssmsam.fewshot.completion import CompletionConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
@@ -23,12 +24,14 @@ from ssmsam.prompting.drawing import logits_to_pixels
 
 
 def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
-    """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them.
+    """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them, and
+    nothing completed.
 
     The encoder runs only for labelled slices without an embedding. Raises NothingToLearn.
     """
     views = replace(DEFAULTS.adaptation.views, views=0)
-    config = replace(DEFAULTS, adaptation=replace(DEFAULTS.adaptation, steps=0, views=views), folds=0)
+    adaptation = replace(DEFAULTS.adaptation, steps=0, views=views)
+    config = replace(DEFAULTS, adaptation=adaptation, completion=CompletionConfig(slices=0), folds=0)
     return adapt(support, embedder, decoder, config=config)
 
 

@@ -20,6 +20,7 @@ from ssmsam.active.state import Choice, Reason, VolumeState
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.metrics import dice
+from ssmsam.fewshot.completion import CompletionConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import mean_estimate
 from ssmsam.fewshot.method import FewShotConfig, adapt
@@ -79,7 +80,7 @@ class Learner:
     """The few-shot model on one volume and label. The same annotated slices give the same answer, made only once."""
 
     def __init__(self, query: VolumeEmbeddings, embedder: Embedder, decoder: TargetDecoder, *, steps: int = 0) -> None:
-        config = FewShotConfig()
+        config = FewShotConfig(completion=CompletionConfig(slices=0))
         views = config.adaptation.views if steps else replace(config.adaptation.views, views=0)
         adaptation = replace(config.adaptation, steps=steps, budget_s=float("inf"), views=views)
         self._config = replace(config, adaptation=adaptation)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.fewshot.decoder import Shown
 from ssmsam.fewshot.description import Description, describe
-from ssmsam.fewshot.prior import interpolated, signed_distance
+from ssmsam.fewshot.prior import interpolated, nearest, signed_distance
 from ssmsam.fewshot.shown import shown_to
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.prompting.drawing import draw_mask
 from ssmsam.prompting.small_decoder import closeness
+
+_SMALL_PIECE = 0.2
+"""Of the largest piece's size: smaller pieces on a slice are details of the drawing."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +29,24 @@ class BankConfig:
 
     own: int = 8
     others: int = 8
+    prior: Literal["interpolated", "nearest"] = "interpolated"
+    """What the annotated slices of the query's own volume say between them: their interpolated shape, or the nearest
+    one's mask as SSM-SAM was published."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
     """K labelled slices: how they look (``description``), where they are (``volumes`` names, ``positions`` (K,) in mm),
     the target's signed distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each
-    slice ``looks`` (K, D) of unit length."""
+    slice ``looks`` (K, D) of unit length. ``completed`` (K,) bool are slices that no person labelled: other volumes are
+    shown them, their own never."""
 
     description: Description
     volumes: tuple[str, ...]
     positions: np.ndarray
     distances: np.ndarray
     looks: torch.Tensor
+    completed: np.ndarray
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -45,6 +55,38 @@ class Bank:
     def shows(self) -> np.ndarray:
         """(K,) bool: the slices on which the target is."""
         return (self.distances > 0).any(axis=(1, 2))
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether most labelled slices that show the target show it in one piece."""
+        pieces = [_pieces(mask) for mask in self._drawn]
+        return sum(count == 1 for count in pieces) > len(pieces) / 2
+
+    @property
+    def areas(self) -> tuple[float, float]:
+        """The smallest and the largest area of the target on labelled slices that show it, in cells."""
+        areas = self._drawn.sum(axis=(1, 2))
+        return float(areas.min()), float(areas.max())
+
+    @property
+    def _drawn(self) -> np.ndarray:
+        """(n, S, S) bool: the masks that a person drew."""
+        return self.distances[self.shows & ~self.completed] > 0
+
+    def annotated(self, volume: str) -> list[int]:
+        """The slices of one volume that a person labelled."""
+        return [k for k in range(len(self)) if self.volumes[k] == volume and not self.completed[k]]
+
+    def with_completed(self, other: Bank) -> Bank:
+        """The same and after it the slices of ``other``, as slices that no person labelled."""
+        return Bank(
+            Description.cat([self.description, other.description]),
+            self.volumes + other.volumes,
+            np.concatenate([self.positions, other.positions]),
+            np.concatenate([self.distances, other.distances]),
+            torch.cat([self.looks, other.looks]),
+            np.concatenate([self.completed, np.ones(len(other), dtype=bool)]),
+        )
 
     @classmethod
     def of(cls, slices: Sequence[LabelledSlice], *, side: int, stride: int) -> Bank:
@@ -88,6 +130,7 @@ class Bank:
             positions=positions,
             distances=distances,
             looks=look(images),
+            completed=np.zeros(len(volumes), dtype=bool),
         )
 
     def shown(
@@ -111,8 +154,9 @@ class Bank:
         longest = max(1, *(len(one) for one in chosen))
         device = self.looks.device
         near = [[self._near(k, volume, position) for k in one] for position, one in zip(positions, chosen, strict=True)]
+        between = interpolated if config.prior == "interpolated" else nearest
         priors = [
-            interpolated(
+            between(
                 {float(self.positions[k]): self.distances[k] for k in one if self.volumes[k] == volume},
                 position,
                 (self.distances.shape[1], self.distances.shape[2]),
@@ -134,11 +178,18 @@ class Bank:
         self, volume: str, position: float, likeness: np.ndarray, without: Sequence[int], config: BankConfig
     ) -> list[int]:
         allowed = [k for k in range(len(self)) if k not in without]
-        own = [k for k in allowed if self.volumes[k] == volume]
+        own = [k for k in allowed if self.volumes[k] == volume and not self.completed[k]]
         others = [k for k in allowed if self.volumes[k] != volume]
         own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
         others = sorted(others, key=lambda k: -likeness[k])[: config.others]
         return sorted(own + others)
+
+
+def _pieces(mask: np.ndarray) -> int:
+    """How many pieces a mask (S, S) has, without those much smaller than the largest."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    return int((sizes >= _SMALL_PIECE * sizes.max()).sum())
 
 
 def look(images: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,9 @@ from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.description import Description
 from ssmsam.imaging.writing import write_bytes
 
-FORMAT = 1
+FORMAT = 2
+FEWSHOT = "fewshot"
+"""The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
 
 
 class UnusableHead(ValueError):
@@ -47,7 +49,8 @@ class Head:
         tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
         for number, bank in enumerate(self.banks.values()):
             fields = {**vars(bank.description), "looks": bank.looks}
-            fields |= {"positions": torch.from_numpy(bank.positions), "distances": torch.from_numpy(bank.distances)}
+            arrays = {"positions": bank.positions, "distances": bank.distances, "completed": bank.completed}
+            fields |= {name: torch.from_numpy(array) for name, array in arrays.items()}
             tensors |= {f"bank{number}.{name}": tensor for name, tensor in fields.items()}
         volumes = [list(bank.volumes) for bank in self.banks.values()]
         card = {**self.card, "format": FORMAT, "labels": list(self.labels), "volumes": volumes}
@@ -103,6 +106,11 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
+def method_of(card: Mapping[str, Any]) -> str:
+    """The method that a head was adapted with; older cards do not say it."""
+    return str(card.get("method", FEWSHOT))
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     card = read_card(path)
     with safe_open(str(path), framework="pt") as file:
@@ -115,6 +123,7 @@ def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Ten
 
 
 def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...]) -> Bank:
-    positions, distances = (np.asarray(tensors.pop(name).numpy()) for name in ("positions", "distances"))
+    arrays = ("positions", "distances", "completed")
+    positions, distances, completed = (np.asarray(tensors.pop(name).numpy()) for name in arrays)
     looks = tensors.pop("looks")
-    return Bank(Description(**tensors), volumes, positions, distances, looks)
+    return Bank(Description(**tensors), volumes, positions, distances, looks, completed)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.bank import Bank
+from ssmsam.fewshot.completion import CompletionConfig, as_labelled, worth_completing
 from ssmsam.fewshot.correcting import Clicks, corrected
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import cross_validated, worth_it
@@ -20,7 +22,7 @@ from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.presence import ELSEWHERE, presence_threshold
 from ssmsam.fewshot.segmentation import Prediction, SegmentationConfig, assembled, kept, propose, with_annotations
-from ssmsam.fewshot.support import Support, digest
+from ssmsam.fewshot.support import LabelledSlice, Support, digest
 from ssmsam.progress import Progress, silent
 
 
@@ -30,6 +32,7 @@ class FewShotConfig:
 
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    completion: CompletionConfig = field(default_factory=CompletionConfig)
     folds: int = 2
 
 
@@ -64,7 +67,8 @@ def adapt(
     useful = worth_it(estimates) and config.adaptation.steps > 0
     seconds, steps, fitted = 0.0, 0, copy.deepcopy(decoder)
     if useful:
-        adapted = fit(decoder, taught, config.adaptation, progress=progress)
+        share = min((one.share for one in estimates.values()), default=1.0)
+        adapted = fit(decoder, taught, config.adaptation, share=share, progress=progress)
         seconds, steps, fitted = adapted.seconds, len(adapted.losses), adapted.decoder
     card = {
         "labels": list(taught),
@@ -83,7 +87,25 @@ def adapt(
         "dice_estimate": {label: one.as_json() for label, one in estimates.items()},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    return Head(fitted, {label: views[0].bank for label, views in taught.items()}, card)
+    head = Head(fitted, {label: views[0].bank for label, views in taught.items()}, card)
+    return completed(head, support, config=config, progress=progress)
+
+
+def completed(head: Head, support: Support, *, config: FewShotConfig = DEFAULTS, progress: Progress = silent) -> Head:
+    """The same head after it has completed the labelled volumes: it shows other volumes more of them, and the labelled
+    volumes themselves nothing new. Embeds the slices that it looks at."""
+    banks = {}
+    for label, bank in head.banks.items():
+        found: list[LabelledSlice] = []
+        alone = replace(head, banks={label: bank})
+        for volume, slices in worth_completing(support[label], config.completion):
+            here = {label: [one for one in support[label] if one.volume == volume.key.digest]}
+            looked_at = sorted({*slices, *(one.index for one in here[label])})
+            mask = segment(volume, alone, slices=looked_at, support=here, config=config, progress=progress).mask
+            found += as_labelled(volume, mask == 1, slices)
+        more = Bank.of(found, side=head.decoder.logits_side, stride=head.decoder.stride) if found else None
+        banks[label] = bank.with_completed(more) if more else bank
+    return replace(head, banks=banks)
 
 
 def segment(
@@ -109,7 +131,7 @@ def segment(
         bank, here = head.banks[label], (clicks or {}).get(label, {})
         mended = corrected(proposals, here, head.decoder, bank, query, config.segmentation.bank)
         # a threshold found among the slices of one volume is far too strict in another
-        known = query.key.digest in bank.volumes
+        known = bool(bank.annotated(query.key.digest))
         threshold = float(head.card["presence_threshold"][label]) if known else ELSEWHERE
         cleaned[label] = kept(mended, bank, query, config.segmentation, threshold=threshold, clicked=here)
     return with_annotations(assembled(cleaned, query), query, support or {})

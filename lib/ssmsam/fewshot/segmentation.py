@@ -12,12 +12,14 @@ from scipy import ndimage
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, BankConfig, look, stacked
 from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
 
 _OUT = -30.0
 """Logits of cells that were ruled out."""
+_NEIGHBOURS = np.ones((3, 3, 3))
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,10 @@ class SegmentationConfig:
     """Standard deviation of the smoothing of logits across slices."""
     least_component: float = 0.1
     """Where no slice of the volume is annotated: parts smaller than this share of the largest are dropped."""
-    least_overlap: float = 0.2
-    """Past the outermost annotated slices: masks of neighbouring slices that overlap less (IoU) are two objects,"""
-    most_growth: float = 1.7
-    """and so are those of which the outer one is larger by this factor"""
-    grown_overlap: float = 0.6
-    """unless they overlap as much as this,"""
-    small_cells: int = 60
-    """or are smaller than this: a tip widens fast."""
+    evidence_mm: float = 16.0
+    """Where no slice of the volume is annotated: evidence for the target is averaged over so much of the volume
+    (standard deviation), so that a chance hit on one slice is none."""
+    ends: EndsConfig = field(default_factory=EndsConfig)
     bank: BankConfig = field(default_factory=BankConfig)
 
 
@@ -114,61 +112,51 @@ def kept(
     """The same with what is not the target ruled out: slices without it, and parts that do not belong to it.
 
     ``threshold`` is the label's own least presence. Where slices of this volume are annotated or ``clicked`` on,
-    parts that do not touch their masks are dropped.
+    parts that do not touch their masks are dropped. Elsewhere, of a target that is drawn in one piece, one object is
+    kept: the likeliest.
     """
     logits = smoothed(proposals.logits, query.slice_mm, config)
     absent = proposals.presence < (threshold if config.least_presence is None else config.least_presence)
     logits = np.where(absent[:, None, None], np.minimum(logits, _OUT), logits)
     rows = {int(index): row for row, index in enumerate(proposals.slices)}
     anchors = np.zeros(logits.shape, dtype=bool)
-    for number, volume in enumerate(bank.volumes):
+    for number in bank.annotated(query.key.digest):
         row = rows.get(round(bank.positions[number] / query.slice_mm))
-        if volume == query.key.digest and row is not None:
+        if row is not None:
             anchors[row] = bank.distances[number] > 0
             logits[row] = np.where(bank.distances[number] == 0, logits[row], bank.distances[number])
     for row in (rows[index] for index in clicked if index in rows):
         anchors[row] = logits[row] > 0
-    for row in beyond_the_ends(logits > 0, anchors.any(axis=(1, 2)), config):
+    for row in beyond_the_ends(logits > 0, anchors.any(axis=(1, 2)), config.ends):
         logits[row] = np.minimum(logits[row], _OUT)
-    parts, count = ndimage.label(logits > 0, structure=np.ones((3, 3, 3)))
-    if count > 1:
-        sizes = np.bincount(parts.ravel())
-        sizes[0] = 0
-        good = sizes >= config.least_component * sizes.max()
-        if anchors.any():
-            good = np.isin(np.arange(count + 1), np.unique(parts[anchors]))
-        dropped = ndimage.binary_dilation(~good[parts] & (parts > 0), iterations=1) & ~(good[parts] & (parts > 0))
-        logits = np.where(dropped, np.minimum(logits, _OUT), logits)
-    return replace(proposals, logits=logits)
+    if anchors.any():
+        belongs = _touching(logits > 0, anchors)
+    elif bank.in_one_piece:
+        belongs = one_object(
+            logits > 0,
+            proposals.presence * (1 - expected_loss(logits)),
+            areas=bank.areas,
+            slices_wide=config.evidence_mm / query.slice_mm,
+            config=config.ends,
+        )
+    else:
+        belongs = _large(logits > 0, config.least_component)
+    dropped = ndimage.binary_dilation((logits > 0) & ~belongs, iterations=1) & ~belongs
+    return replace(proposals, logits=np.where(dropped, np.minimum(logits, _OUT), logits))
 
 
-def beyond_the_ends(masks: np.ndarray, sure: np.ndarray, config: SegmentationConfig) -> list[int]:
-    """Rows (of n) that lie past an end of the target, though something was found on them.
-
-    Outwards from the outermost of the ``sure`` rows (n,) an organ shrinks and ends. A mask (n, S, S) that hardly
-    overlaps with the one before it, or is suddenly much larger, is the neighbour that comes after. Without any sure row
-    nothing is known of ends.
-    """
-    known = np.flatnonzero(sure)
-    if not len(known):
-        return []
-    found: list[int] = []
-    for outwards in (range(known[-1] + 1, len(masks)), range(known[0] - 1, -1, -1)):
-        order = list(outwards)
-        for number, row in enumerate(order):
-            before = masks[row - 1 if row > known[-1] else row + 1]
-            if _is_another(masks[row], before, config):
-                found += order[number:]
-                break
-    return found
+def _touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """The parts of masks (n, S, S) that touch the anchors (n, S, S)."""
+    parts, _ = ndimage.label(masks, structure=_NEIGHBOURS)
+    return masks & np.isin(parts, np.unique(parts[anchors & masks]))
 
 
-def _is_another(mask: np.ndarray, before: np.ndarray, config: SegmentationConfig) -> bool:
-    """Whether a slice's mask (S, S) does not go on from the one on the slice before."""
-    area, union = int(mask.sum()), int((mask | before).sum())
-    overlap = int((mask & before).sum()) / max(1, union)
-    grown = area > config.small_cells and area > config.most_growth * before.sum()
-    return overlap < config.least_overlap or (grown and overlap < config.grown_overlap)
+def _large(masks: np.ndarray, least_component: float) -> np.ndarray:
+    """The parts of masks (n, S, S) that are not small beside the largest."""
+    parts, _ = ndimage.label(masks, structure=_NEIGHBOURS)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return masks & (sizes >= least_component * sizes.max())[parts]
 
 
 def assembled(proposals: Mapping[str, Proposals], query: VolumeEmbeddings) -> Prediction:
