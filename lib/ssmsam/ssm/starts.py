@@ -32,6 +32,7 @@ class Starts:
         self.shipped = shipped
         self._weights_sha256 = weights_sha256
         self._shelf = HeadShelf(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
+        self._asked = ""
         self._loaded: tuple[TargetDecoder, str] = shipped, ""
 
     @property
@@ -45,9 +46,10 @@ class Starts:
 
     def current(self) -> tuple[TargetDecoder, str]:
         """The start that is used, and its name. The shipped one where another cannot be read."""
-        name = self.state.active
-        if name != self._loaded[1]:
-            self._loaded = self._load(name) if name else (self.shipped, "")
+        asked = self.state.active
+        if asked != self._asked:
+            self._loaded = self._load(asked) if asked else (self.shipped, "")
+            self._asked = asked
         return self._loaded
 
     def publish(self, decoder: TargetDecoder, card: Mapping[str, Any], *, activate: bool) -> str:
