@@ -51,7 +51,7 @@ def draw_overlays(path: Path, panels: Sequence[Panel], *, columns: int = 3, side
         figure.suptitle(title, fontsize=12 if side >= 4 else 9)
     _save(figure, path)
     with Image.open(path) as drawn:  # grey and a few colours: a palette makes the file less than half as large
-        small = drawn.convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE)
+        small = drawn.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
     small.save(path, optimize=True)
     return path
 
