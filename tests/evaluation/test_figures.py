@@ -1,9 +1,10 @@
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
 
 from ssmsam.evaluation.annotator import Click
-from ssmsam.evaluation.figures import Panel, draw_curves, draw_overlays
+from ssmsam.evaluation.figures import MASK, TRUTH, Panel, draw_curves, draw_overlays
 
 
 def _panel(mask: np.ndarray) -> Panel:
@@ -23,6 +24,10 @@ def test_a_mask_is_seen_in_the_picture(tmp_path):
     drawn = draw_overlays(tmp_path / "new folder" / "drawn.png", [_panel(mask)])
     assert _coloured(plain).sum() == 0
     assert _coloured(drawn).mean() > 0.05
+    for colour in (TRUTH, MASK):  # the palette keeps the colours of thin lines
+        assert (
+            np.abs(matplotlib.image.imread(drawn)[..., :3] - matplotlib.colors.to_rgb(colour)).sum(axis=2).min() < 0.3
+        )
 
 
 def test_curves_are_drawn_for_every_name(tmp_path):

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ssmsam.evaluation.annotator import Click
 
 TRUTH, MASK = "#ffd23f", "#ff3b6b"
 POSITIVE, NEGATIVE = "#3ddc84", "#4aa3ff"
+_MEAN_STYLE = {"color": "black", "linestyle": "solid", "linewidth": 3.0, "zorder": 3, "marker": "o", "markersize": 6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,11 @@ def draw_overlays(path: Path, panels: Sequence[Panel], *, columns: int = 3, side
         _draw_panel(figure.add_subplot(rows, columns, number), panel, fontsize=9 if side >= 4 else 7)
     if title:
         figure.suptitle(title, fontsize=12 if side >= 4 else 9)
-    return _save(figure, path)
+    _save(figure, path)
+    with Image.open(path) as drawn:  # grey and a few colours: a palette makes the file less than half as large
+        small = drawn.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    small.save(path, optimize=True)
+    return path
 
 
 def draw_curves(
@@ -65,7 +71,7 @@ def draw_curves(
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
-        bold = {"color": "black", "linewidth": 3.0, "zorder": 3, "marker": "o"} if name == "mean" else {}
+        bold = _MEAN_STYLE if name == "mean" else {}
         axes.plot(list(points), list(points.values()), label=name, **{**_line_style(number), **bold})
         if band := (bands or {}).get(name):
             low, high = zip(*band.values(), strict=True)
