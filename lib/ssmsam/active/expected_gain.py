@@ -22,9 +22,9 @@ class GainConfig:
     """Share of that growth which a new annotation nearby takes back."""
     unforeseen: float = 0.05
     """Share of a proposed mask that is taken to be wrong although the model is sure of it."""
-    overlooked: float = 0.1
-    """Share of the organ's mean area that is taken to be missed on a slice where the model draws nothing, if it is
-    there."""
+    overlooked: tuple[float, float] = (0.1, 0.5)
+    """The least and the most that is taken to be missed on a slice past an end where nothing is drawn, in shares of the
+    organ's mean area: organs taper, and what is large there may well be a neighbour."""
     worthwhile: float = 0.5
     """A slice chosen for one label is asked for another too from this share of that one's best gain on."""
 
@@ -49,7 +49,8 @@ class Gains:
         self._open = ~np.isin(found.slices, list(state.known(label)))
         self._left = (found.presence * outlines(found) + unseen) * self._open
         mean_area = float(found.area[found.area > 0].mean()) if found.area.any() else 0.0
-        self._if_there = np.maximum(found.area_if_there, config.overlooked * mean_area)
+        missed = np.clip(found.area_if_there, *(mean_area * np.array(config.overlooked)))
+        self._if_there = np.where(found.area > 0, found.area_if_there, missed)
         self._ends = ends_of(found, state, label)
         self._taken: frozenset[int] = frozenset()
 
