@@ -53,10 +53,16 @@ class Gains:
         self._if_there = np.where(found.area > 0, found.area_if_there, missed)
         self._ends = ends_of(found, state, label)
         self._taken: frozenset[int] = frozenset()
+        self._weigh()
 
     def values(self) -> np.ndarray:
         """(n,) the gain of each slice of the forecast now, below 0 where it is annotated or taken."""
-        return np.where(self._open, (self._left @ self._mends() + self._of_ends()) / self._organ, -1.0)
+        return self._values
+
+    def _weigh(self) -> None:
+        self._of_ends = self._told_of_ends()
+        gains = (self._left @ self._mends() + self._of_ends) / self._organ
+        self._values = np.where(self._open, gains, -1.0)
 
     def _growth(self, away: np.ndarray) -> np.ndarray:
         """In [0, 1]: how far errors have grown at a distance in mm from the nearest slice that shows the label."""
@@ -69,7 +75,7 @@ class Gains:
         after = self._growth(np.minimum(self._nearest[:, None], self._away))
         return np.where(self._away == 0, 1.0, self._config.mended * (1 - np.minimum(after / before, 1)))
 
-    def _of_ends(self) -> np.ndarray:
+    def _told_of_ends(self) -> np.ndarray:
         """(n,) mm2 by which the error at the organ's ends is expected to fall when a slice is looked at."""
         found = np.zeros(len(self._open))
         for end in self._ends:
@@ -100,12 +106,13 @@ class Gains:
         numbers = {
             **numbers_of(self._forecast, row, self._state, self._label),
             "gain": round(gain, 5),
-            "near_end": float(self._of_ends()[row] > 0.5 * gain * self._organ),
+            "near_end": float(self._of_ends[row] > 0.5 * gain * self._organ),
         }
         self._left = self._left * (1 - self._mends()[:, row])
         self._nearest = np.minimum(self._nearest, self._away[row])
         self._open[row] = False
         self._taken |= {row}
+        self._weigh()
         return numbers
 
 
