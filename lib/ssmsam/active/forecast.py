@@ -23,7 +23,6 @@ from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
 
-
 TEMPERATURE = 1.4
 """What the decoder's logits are divided by before they count as probabilities, or it would be too sure of outlines.
 Fitted on a patient of the training set: with it, about as many cells are wrong between annotated slices as expected."""
