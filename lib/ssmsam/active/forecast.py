@@ -23,10 +23,6 @@ from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
 
-TEMPERATURE = 1.4
-"""What the decoder's logits are divided by before they count as probabilities, or it would be too sure of outlines.
-Fitted on a patient of the training set: with it, about as many cells are wrong between annotated slices as expected."""
-
 
 def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
     """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them, and
@@ -121,8 +117,7 @@ def _threshold(head: Head, label: str, query: VolumeEmbeddings) -> float:
 
 
 def _calibrated(proposals: Proposals, threshold: float, bank: Bank, query: VolumeEmbeddings) -> Proposals:
-    """The same as probabilities: logits as sure as they ought to be, and presences given what is annotated, stretched
-    so that the label's threshold is an even chance."""
+    """The same with presences stretched so that the label's threshold is an even chance, given what is annotated."""
     presence = np.interp(proposals.presence, [0.0, threshold, 1.0], [0.0, 0.5, 1.0])
     known = {
         round(bank.positions[number] / query.slice_mm): bool(bank.shows[number])
@@ -130,11 +125,7 @@ def _calibrated(proposals: Proposals, threshold: float, bank: Bank, query: Volum
         # a slice that is known in parts says nothing of the label's absence
         if bank.shows[number] or (bank.distances[number] != 0).all()
     }
-    return replace(
-        proposals,
-        logits=proposals.logits / TEMPERATURE,
-        presence=presence_given(presence, proposals.slices, known, query.slice_mm),
-    )
+    return replace(proposals, presence=presence_given(presence, proposals.slices, known, query.slice_mm))
 
 
 def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -> Forecast:
