@@ -22,9 +22,9 @@ class GainConfig:
     """Share of that growth which a new annotation nearby takes back."""
     unforeseen: float = 0.05
     """Share of a proposed mask that is taken to be wrong although the model is sure of it."""
-    overlooked: float = 0.1
-    """Share of the organ's mean area that is taken to be missed on a slice where the model draws nothing, if it is
-    there."""
+    overlooked: tuple[float, float] = (0.1, 0.5)
+    """The least and the most that is taken to be missed on a slice past an end where nothing is drawn, in shares of the
+    organ's mean area: organs taper, and what is large there may well be a neighbour."""
     worthwhile: float = 0.5
     """A slice chosen for one label is asked for another too from this share of that one's best gain on."""
 
@@ -49,13 +49,20 @@ class Gains:
         self._open = ~np.isin(found.slices, list(state.known(label)))
         self._left = (found.presence * outlines(found) + unseen) * self._open
         mean_area = float(found.area[found.area > 0].mean()) if found.area.any() else 0.0
-        self._if_there = np.maximum(found.area_if_there, config.overlooked * mean_area)
+        missed = np.clip(found.area_if_there, *(mean_area * np.array(config.overlooked)))
+        self._if_there = np.where(found.area > 0, found.area_if_there, missed)
         self._ends = ends_of(found, state, label)
         self._taken: frozenset[int] = frozenset()
+        self._weigh()
 
     def values(self) -> np.ndarray:
         """(n,) the gain of each slice of the forecast now, below 0 where it is annotated or taken."""
-        return np.where(self._open, (self._left @ self._mends() + self._of_ends()) / self._organ, -1.0)
+        return self._values
+
+    def _weigh(self) -> None:
+        self._of_ends = self._told_of_ends()
+        gains = (self._left @ self._mends() + self._of_ends) / self._organ
+        self._values = np.where(self._open, gains, -1.0)
 
     def _growth(self, away: np.ndarray) -> np.ndarray:
         """In [0, 1]: how far errors have grown at a distance in mm from the nearest slice that shows the label."""
@@ -68,7 +75,7 @@ class Gains:
         after = self._growth(np.minimum(self._nearest[:, None], self._away))
         return np.where(self._away == 0, 1.0, self._config.mended * (1 - np.minimum(after / before, 1)))
 
-    def _of_ends(self) -> np.ndarray:
+    def _told_of_ends(self) -> np.ndarray:
         """(n,) mm2 by which the error at the organ's ends is expected to fall when a slice is looked at."""
         found = np.zeros(len(self._open))
         for end in self._ends:
@@ -99,12 +106,13 @@ class Gains:
         numbers = {
             **numbers_of(self._forecast, row, self._state, self._label),
             "gain": round(gain, 5),
-            "near_end": float(self._of_ends()[row] > 0.5 * gain * self._organ),
+            "near_end": float(self._of_ends[row] > 0.5 * gain * self._organ),
         }
         self._left = self._left * (1 - self._mends()[:, row])
         self._nearest = np.minimum(self._nearest, self._away[row])
         self._open[row] = False
         self._taken |= {row}
+        self._weigh()
         return numbers
 
 

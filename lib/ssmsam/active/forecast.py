@@ -17,6 +17,7 @@ from ssmsam.fewshot.completion import CompletionConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.presence import ELSEWHERE
 from ssmsam.fewshot.segmentation import Proposals, kept, propose
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
@@ -58,7 +59,7 @@ def expect(
     found = propose(head.decoder, head.banks, query, slices, config=config.segmentation, progress=progress)
     expected = {}
     for label, proposals in found.items():
-        threshold = _threshold(head, label)
+        threshold = _threshold(head, label, query)
         final = kept(proposals, head.banks[label], query, config.segmentation, threshold=threshold)
         likely = _calibrated(proposals, threshold, head.banks[label], query)
         expected[label] = Expected(final, _foreseen(likely, final, query))
@@ -91,7 +92,7 @@ def uncertainty_map(
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)
     for label, raw in found.items():
-        proposals = _calibrated(raw, _threshold(head, label), head.banks[label], query)
+        proposals = _calibrated(raw, _threshold(head, label, query), head.banks[label], query)
         known = {one.index: one for one in (support or {}).get(label, ()) if one.volume == query.key.digest}
         for row, index in enumerate(proposals.slices):
             drawn = torch.from_numpy(probability(proposals, row)).float()[None]
@@ -109,9 +110,10 @@ def probability(proposals: Proposals, row: int) -> np.ndarray:
     return share
 
 
-def _threshold(head: Head, label: str) -> float:
-    """From which presence on a slice counts as having the label."""
-    return float(head.card.get("presence_threshold", {}).get(label, 0.5))
+def _threshold(head: Head, label: str, query: VolumeEmbeddings) -> float:
+    """From which presence on a slice counts as having the label, as when the volume is segmented."""
+    known = head.banks[label].annotated(query.key.digest)
+    return float(head.card["presence_threshold"][label]) if known else ELSEWHERE
 
 
 def _calibrated(proposals: Proposals, threshold: float, bank: Bank, query: VolumeEmbeddings) -> Proposals:
@@ -119,9 +121,9 @@ def _calibrated(proposals: Proposals, threshold: float, bank: Bank, query: Volum
     presence = np.interp(proposals.presence, [0.0, threshold, 1.0], [0.0, 0.5, 1.0])
     known = {
         round(bank.positions[number] / query.slice_mm): bool(bank.shows[number])
-        for number, volume in enumerate(bank.volumes)
+        for number in bank.annotated(query.key.digest)
         # a slice that is known in parts says nothing of the label's absence
-        if volume == query.key.digest and (bank.shows[number] or (bank.distances[number] != 0).all())
+        if bank.shows[number] or (bank.distances[number] != 0).all()
     }
     return replace(proposals, presence=presence_given(presence, proposals.slices, known, query.slice_mm))
 
