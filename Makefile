@@ -104,7 +104,7 @@ bench-speed: setup  ## a later click against re-encoding on every click, start-u
 	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \
 	    --data sample-datasets/abdomen --json benchmarks/speed.json
 
-bench-speed-against: setup  ## clicks against segment-anything and SAM 2, five slices against a U-Net (minutes, 5 GB)
+bench-speed-against: setup  ## clicks against segment-anything and SAM 2, five slices against a U-Net (minutes, 10 GB)
 	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \
 	    --against segment-anything sam2 unet --rounds 3 --data sample-datasets/abdomen --json output/speed_against.json
 
