@@ -2,7 +2,8 @@
 
 A person labels slices that show the target. What else looks like it, and where it ends, is on the slices in between and
 beyond, which nobody labelled. Within a labelled volume the model finds the target well, for the annotated slices hold
-it: so it first completes these volumes, and shows their slices, those without the target too, to other volumes. Ours.
+it: so it first completes these volumes. Their slices, those without the target too, then say on which slices of other
+volumes the target is. Ours.
 """
 
 from __future__ import annotations
