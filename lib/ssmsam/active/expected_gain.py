@@ -22,7 +22,7 @@ class GainConfig:
     """Share of that growth which a new annotation nearby takes back."""
     unforeseen: float = 0.05
     """Share of a proposed mask that is taken to be wrong although the model is sure of it."""
-    overlooked: tuple[float, float] = (0.1, 0.5)
+    overlooked: tuple[float, float] = (0.1, 0.3)
     """The least and the most that is taken to be missed on a slice past an end where nothing is drawn, in shares of the
     organ's mean area: organs taper, and what is large there may well be a neighbour."""
     worthwhile: float = 0.5

@@ -23,6 +23,9 @@ from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
 
+UNDRAWN = 0.4
+"""The highest presence claimed of a slice that the final mask leaves empty."""
+
 
 def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
     """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them, and
@@ -61,7 +64,7 @@ def expect(
     for label, proposals in found.items():
         threshold = _threshold(head, label, query)
         final = kept(proposals, head.banks[label], query, config.segmentation, threshold=threshold)
-        likely = _calibrated(proposals, threshold, head.banks[label], query)
+        likely = _calibrated(proposals, final, threshold, head.banks[label], query)
         expected[label] = Expected(final, _foreseen(likely, final, query))
     return expected
 
@@ -92,7 +95,9 @@ def uncertainty_map(
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)
     for label, raw in found.items():
-        proposals = _calibrated(raw, _threshold(head, label, query), head.banks[label], query)
+        threshold, bank = _threshold(head, label, query), head.banks[label]
+        final = kept(raw, bank, query, config.segmentation, threshold=threshold)
+        proposals = _calibrated(raw, final, threshold, bank, query)
         known = {one.index: one for one in (support or {}).get(label, ()) if one.volume == query.key.digest}
         for row, index in enumerate(proposals.slices):
             drawn = torch.from_numpy(probability(proposals, row)).float()[None]
@@ -116,9 +121,16 @@ def _threshold(head: Head, label: str, query: VolumeEmbeddings) -> float:
     return float(head.card["presence_threshold"][label]) if known else ELSEWHERE
 
 
-def _calibrated(proposals: Proposals, threshold: float, bank: Bank, query: VolumeEmbeddings) -> Proposals:
-    """The same with presences stretched so that the label's threshold is an even chance, given what is annotated."""
+def _calibrated(
+    proposals: Proposals, final: Proposals, threshold: float, bank: Bank, query: VolumeEmbeddings
+) -> Proposals:
+    """The same with presences stretched so that the label's threshold is an even chance, given what is annotated.
+
+    A slice that the final mask leaves empty has less than that: that the outlines of neighbouring slices do not go on
+    there says more than the decoder's claim.
+    """
     presence = np.interp(proposals.presence, [0.0, threshold, 1.0], [0.0, 0.5, 1.0])
+    presence = np.where((final.logits > 0).any(axis=(1, 2)), presence, np.minimum(presence, UNDRAWN))
     known = {
         round(bank.positions[number] / query.slice_mm): bool(bank.shows[number])
         for number in bank.annotated(query.key.digest)
