@@ -106,7 +106,7 @@ bench-speed: setup  ## a later click against re-encoding on every click, start-u
 
 bench-speed-against: setup  ## clicks against segment-anything and SAM 2, five slices against a U-Net (minutes, 5 GB)
 	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \
-	    --against segment-anything sam2 --rounds 3 --data sample-datasets/abdomen --json benchmarks/speed_against.json
+	    --against segment-anything sam2 unet --rounds 3 --data sample-datasets/abdomen --json output/speed_against.json
 
 bench-figures: setup  ## draw the figures of all recorded results again, from their JSON
 	for name in $(basename $(notdir $(wildcard $(patsubst %,benchmarks/%_*.json,clicks complete crosspatient active)))); do \

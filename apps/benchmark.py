@@ -50,7 +50,7 @@ from ssmsam.evaluation.recorded import draw_recorded, read_result
 from ssmsam.evaluation.results import RunLog, write_result
 from ssmsam.evaluation.rivals import RIVALS
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
-from ssmsam.evaluation.speed_against import against_table, compare_clicks, compare_few_shot
+from ssmsam.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot
 from ssmsam.evaluation.supports import SupportPool, support_set
 from ssmsam.progress import Progress
 
@@ -118,8 +118,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
     speed.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
     speed.add_argument(
-        "--against", nargs="+", choices=RIVALS, metavar="NAME",
-        help=f"compare with other packages instead: {', '.join(RIVALS)}; and few slices with a U-Net",
+        "--against", nargs="+", choices=[*RIVALS, UNET], metavar="NAME",
+        help=f"compare with others instead: clicks with {', '.join(RIVALS)}, a few annotated slices with {UNET}",
     )  # fmt: skip
     speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
     check.set_defaults(protocol=run_check)
@@ -394,17 +394,22 @@ def run_against(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder, tqdm(desc="against", disable=None) as bar:
         ours = {name: timed_model(options, name, Path(folder)) for name in encoders}
         contestants: dict[str, ModelChoice | str] = {f"ours, {name}": choice for name, choice in ours.items()}
-        contestants |= {name: name for name in options.against}
-        clicks = compare_clicks(contestants, case, protocol, device=options.device, progress=onto(bar))
-        few_shot = compare_few_shot(ours[encoders[0]], case, data, protocol, progress=onto(bar))
+        rivals = [name for name in options.against if name in RIVALS]
+        contestants |= {name: name for name in rivals}
+        clicks = (
+            compare_clicks(contestants, case, protocol, device=options.device, progress=onto(bar)) if rivals else {}
+        )
+        few_shot = {}
+        if UNET in options.against:
+            few_shot = compare_few_shot(ours[encoders[0]], case, data, protocol, progress=onto(bar))
         weights = {name: PromptedModel.load(choice).weights_sha256 for name, choice in ours.items()}
     print(against_table(clicks, few_shot))
     settings = {
         "rounds": protocol.rounds,
         "threads": protocol.threads,
         "volume": case.name,
-        "random_weights": [*options.random_weights, *options.against],
-        "packages": installed_versions(RIVALS[name] for name in options.against),
+        "random_weights": [*options.random_weights, *rivals],
+        "packages": installed_versions({**RIVALS, UNET: "monai"}[name] for name in options.against),
     }
     manifest = run_manifest(
         protocol="speed", data=data.manifest(), weights=weights, device=options.device, settings=settings

@@ -9,7 +9,7 @@ from ssmsam.evaluation import fewshot_run
 from ssmsam.evaluation.cases import open_set
 from ssmsam.evaluation.complete import CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
-from ssmsam.evaluation.fewshot_examples import draw_examples, examples
+from ssmsam.evaluation.fewshot_examples import as_viewed, draw_examples, examples
 from ssmsam.evaluation.fewshot_run import FewShotRun
 from ssmsam.evaluation.fewshot_summary import draw_fewshot, fewshot_curves, fewshot_result
 from ssmsam.evaluation.methods import checked_methods
@@ -188,3 +188,13 @@ def test_records_without_a_kept_slice_get_no_examples(run, result, tmp_path):
     ]
     with pytest.raises(ValueError, match="has no case"):
         draw_examples(tmp_path, result, replace(run.queries, cases=run.queries.cases[:1]))
+
+
+@pytest.mark.parametrize("along", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+def test_examples_are_drawn_as_viewers_show_them_however_they_were_stored(along):
+    """In LPS the patient's right is at low x and the front at low y."""
+    x, y = along
+    stored = np.zeros((1, 4, 4), dtype=np.float32)
+    stored[0, 0 if y > 0 else 3, 0 if x > 0 else 3] = 1  # the corner at the right and the front of the patient
+    volume = Volume(stored, np.diag([2.0 * x, 2.0 * y, 5.0, 1.0]))
+    assert volume.array[0][as_viewed(volume)][0, 0] == 1

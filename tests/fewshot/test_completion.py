@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.bank import BankConfig
 from ssmsam.fewshot.completion import CompletionConfig, worth_completing
 from ssmsam.fewshot.decoder import Proposal
+from ssmsam.fewshot.description import TokenKind
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.segmentation import propose
 
 EVERY_SLICE = CompletionConfig(slices=SLICES, spacing_mm=5.0)
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0), completion=EVERY_SLICE)
@@ -27,7 +30,17 @@ class Echo(PocketDecoder):
         return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
 
 
-def head(embedder: Embedder, decoder: PocketDecoder, config: FewShotConfig, indices=(2, 4, 6)) -> Head:
+class Cautious(PocketDecoder):
+    """Sees the target everywhere, the less the more slices without it were shown."""
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        slices, target = (shown.kinds == TokenKind.FAR).sum(1), (shown.kinds == TokenKind.TARGET).sum(1)
+        return Proposal(torch.full_like(shown.prior[:, 0], 5.0), 2.0 * target / slices)
+
+
+def head(
+    embedder: Embedder, decoder: PocketDecoder, config: FewShotConfig, indices: tuple[int, ...] = (2, 4, 6)
+) -> Head:
     return adapt({"organ": labelled(embedder, draw_volume(), ORGAN, indices)}, embedder, decoder, config=config)
 
 
@@ -50,17 +63,32 @@ def test_the_labelled_volume_itself_is_segmented_as_without(embedder: Embedder, 
     np.testing.assert_array_equal(found.logits, expected.logits)
 
 
-def test_another_volume_is_shown_the_most_alike_of_all(embedder: Embedder, decoder: PocketDecoder) -> None:
+def test_only_who_asks_for_completed_slices_is_shown_them(embedder: Embedder, decoder: PocketDecoder) -> None:
     bank = head(embedder, decoder, UNADAPTED).banks["organ"]
     found = int(np.flatnonzero(bank.completed)[0])
-    config = BankConfig(others=1)
-    elsewhere = bank.shown("another", [0.0], bank.looks[found][None], config=config)
-    torch.testing.assert_close(elsewhere.cells[0], bank.description.cells[found])
-    here = bank.shown(bank.volumes[0], [0.0], bank.looks[found][None], config=BankConfig())
-    assert here.tokens.shape[1] == 3 * bank.description.tokens.shape[1]
+    alike = bank.looks[found][None]
+    judge = bank.shown("another", [0.0], alike, config=BankConfig(others=1, completed=True))
+    torch.testing.assert_close(judge.cells[0], bank.description.cells[found])
+    for volume, config in (("another", BankConfig()), (bank.volumes[0], BankConfig(completed=True))):
+        shown = bank.shown(volume, [0.0], alike, config=config)
+        assert shown.tokens.shape[1] == 3 * bank.description.tokens.shape[1]
 
 
-def test_a_head_remembers_which_slices_nobody_labelled(embedder: Embedder, decoder: PocketDecoder, tmp_path) -> None:
+def test_in_another_volume_they_take_presence_away_and_leave_the_masks(embedder: Embedder) -> None:
+    query, slices, cautious = embedder.open(draw_volume(seed=3)), range(SLICES), Cautious()
+    sparse, dense = (head(embedder, Cautious(), config, (0, 2, 4, 6)) for config in (SPARSE, UNADAPTED))
+    heard, unheard = (replace(UNADAPTED.segmentation, least_evidence=share) for share in (0.5, 2.0))
+    alone = propose(cautious, sparse.banks, query, slices, config=heard)["organ"]
+    judged = propose(cautious, dense.banks, query, slices, config=heard)["organ"]
+    assert (judged.presence < alone.presence).all()
+    np.testing.assert_array_equal(judged.logits, alone.logits)
+    same = propose(cautious, dense.banks, query, slices, config=unheard)["organ"]
+    np.testing.assert_array_equal(same.presence, alone.presence)
+
+
+def test_a_head_remembers_which_slices_nobody_labelled(
+    embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+) -> None:
     made = head(embedder, decoder, UNADAPTED)
     path = made.save(tmp_path / "head.safetensors")
     read = Head.load(path, decoder, weights_sha256=embedder.encoder.weights_sha256)

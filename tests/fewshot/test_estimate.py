@@ -53,6 +53,15 @@ def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
     assert found["organ"].slices == len(slices)
 
 
+def test_without_steps_nothing_is_fitted_and_the_estimate_is_of_the_decoder_as_it_is(
+    embedder: Embedder, decoder: PocketDecoder
+) -> None:
+    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
+    found = cross_validated(decoder, taught, replace(QUICK, steps=0), folds=2)["organ"]
+    assert found.before == found.after == cross_validated(decoder, taught, QUICK, folds=2)["organ"].before
+    assert found.slices == 3
+
+
 def test_overlap_is_counted_against_what_the_others_say(embedder: Embedder) -> None:
     echo = Echo()
     lesson = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["organ"][0]

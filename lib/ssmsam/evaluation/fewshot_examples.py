@@ -69,11 +69,12 @@ def _panel(place: str, record: Record, queries: LabelledSet) -> Panel:
     mask = kept_mask(record["kept"], truth.shape)
     pixel_mm = Plane(0).pixel_mm(volume.grid)
     rows, columns = _window(mask | truth, pixel_mm)
+    shown = as_viewed(volume)
     return Panel(
         f"{place}: {record['label']}, {case.name}, slice {index}\nDice of the case {_dice(record):.1f} %",
-        scale.apply(volume.array[index][rows, columns]),
-        mask[rows, columns],
-        truth=truth[rows, columns],
+        scale.apply(volume.array[index][rows, columns])[shown],
+        mask[rows, columns][shown],
+        truth=truth[rows, columns][shown],
         pixel_mm=pixel_mm,
     )
 
@@ -82,6 +83,12 @@ def _panel(place: str, record: Record, queries: LabelledSet) -> Panel:
 def _opened(case: Case) -> tuple[Volume, np.ndarray, Scale]:
     volume, labels = case.read()
     return volume, labels, recipe_for(volume).scale(volume)
+
+
+def as_viewed(volume: Volume) -> tuple[slice, slice]:
+    """Rows and columns as viewers show them: the patient's front or head above, the right side at the left."""
+    _, y, x = Plane(0).mirrored(volume.grid)  # against the way that encoders are shown, with the front below
+    return slice(None, None, 1 if y else -1), slice(None, None, -1 if x else 1)
 
 
 def _window(shown: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[slice, slice]:

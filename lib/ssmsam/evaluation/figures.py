@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ssmsam.evaluation.annotator import Click
 
 TRUTH, MASK = "#ffd23f", "#ff3b6b"
 POSITIVE, NEGATIVE = "#3ddc84", "#4aa3ff"
+_MEAN_STYLE = {"color": "black", "linestyle": "solid", "linewidth": 3.0, "zorder": 3, "marker": "o", "markersize": 6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +49,33 @@ def draw_overlays(path: Path, panels: Sequence[Panel], *, columns: int = 3, side
         _draw_panel(figure.add_subplot(rows, columns, number), panel, fontsize=9 if side >= 4 else 7)
     if title:
         figure.suptitle(title, fontsize=12 if side >= 4 else 9)
-    return _save(figure, path)
+    _save(figure, path)
+    with Image.open(path) as drawn:  # grey and a few colours: a palette makes the file less than half as large
+        small = drawn.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    small.save(path, optimize=True)
+    return path
 
 
-def draw_curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title: str, x_label: str = "clicks") -> Path:
-    """Lines of Dice against a number into a PNG. ``curves`` maps a name to {number: Dice}; "mean" is drawn bold."""
+def draw_curves(
+    path: Path,
+    curves: Mapping[str, Mapping[int, float]],
+    *,
+    title: str,
+    x_label: str = "clicks",
+    bands: Mapping[str, Mapping[int, Sequence[float]]] | None = None,
+) -> Path:
+    """Lines of Dice against a number into a PNG. ``curves`` maps a name to {number: Dice}; "mean" is drawn bold.
+    ``bands`` maps a name to {number: (low, high)}, an interval around its line."""
     if not curves:
         raise ValueError("there is nothing to draw")
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
-        bold = {"color": "black", "linewidth": 3.0, "zorder": 3, "marker": "o"} if name == "mean" else {}
+        bold = _MEAN_STYLE if name == "mean" else {}
         axes.plot(list(points), list(points.values()), label=name, **{**_line_style(number), **bold})
+        if band := (bands or {}).get(name):
+            low, high = zip(*band.values(), strict=True)
+            axes.fill_between(list(band), low, high, color=axes.lines[-1].get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=x_label, ylabel="Dice (%)", title=title, ylim=(0, 100))
     axes.set_xticks(sorted({n for points in curves.values() for n in points}))
     axes.grid(alpha=0.3)

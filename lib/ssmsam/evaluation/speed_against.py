@@ -28,7 +28,8 @@ from ssmsam.evaluation.speed import SpeedProtocol, Timing, middle_slices, peak_m
 from ssmsam.imaging.volume import Volume
 from ssmsam.progress import Progress, silent
 
-FEW_SHOT = ("fewshot_prompted", "fewshot", "unet")
+UNET = "unet"
+FEW_SHOT = ("fewshot_prompted", "fewshot", UNET)
 _STEPS = ("opening_click", "later_click")
 
 Contestant = ModelChoice | str
@@ -143,14 +144,17 @@ def _few_shot(method: str, choice: ModelChoice, case: Case, data: LabelledSet, t
 
 def against_table(clicks: Mapping[str, Any], few_shot: Mapping[str, Any]) -> str:
     """What was compared, a row for each contestant: processor seconds, ratios of them, memory."""
-    rows = [
-        f"{'clicks, processor seconds (median)':36}{'opening':>10}{'later':>10}{'over our later click':>24}{'MB':>8}"
-    ]
+    rows = []
+    if clicks:
+        rows.append(
+            f"{'processor seconds of a click':36}{'opening':>10}{'later':>10}{'over our later click':>24}{'MB':>8}"
+        )
     for name, one in clicks.items():
         opening, later = (one["seconds"][step]["processor_median"] for step in _STEPS)
         ratios = " / ".join(f"{one['over_our_later_click'][step]['processor']:.1f}" for step in _STEPS)
         rows.append(f"{name:36}{opening:10.3f}{later:10.3f}{ratios:>24}{one['peak_memory_mb']:8d}")
-    rows.append(f"{'five slices to the whole mask':36}{'seconds':>10}{'Dice':>10}{'over fewshot':>24}{'MB':>8}")
+    if few_shot:
+        rows.append(f"{'processor seconds to the mask':36}{'seconds':>10}{'Dice':>10}{'over fewshot':>24}{'MB':>8}")
     for name, one in few_shot.items():
         dice, ratio = next(iter(one["dice"].values())), one["over_fewshot"]["processor_seconds"]
         rows.append(f"{name:36}{one['processor_seconds']:10.2f}{dice:10.1f}{ratio:24.2f}{one['peak_memory_mb']:8d}")

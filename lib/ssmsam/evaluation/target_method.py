@@ -56,6 +56,8 @@ class FewShotSegmentation:
     def _config(self) -> FewShotConfig:
         config = FewShotConfig(folds=self.folds)
         adaptation = replace(config.adaptation, steps=self.steps, budget_s=float("inf"))
+        if not self.steps:  # nothing is learned from other views
+            adaptation = replace(adaptation, views=replace(adaptation.views, views=0))
         return replace(
             config,
             adaptation=replace(adaptation, bank=replace(adaptation.bank, prior=self.prior)),

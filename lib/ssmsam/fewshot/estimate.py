@@ -49,7 +49,8 @@ def cross_validated(
 ) -> dict[str, Estimate]:
     """Label -> estimate, for the labels with enough slices. Each fold's slices are neither learned from nor shown.
 
-    Folds get a share of the steps, so that all of them together take as long as one adaptation.
+    Folds get a share of the steps, so that all of them together take as long as one adaptation. Without any step
+    ``after`` is ``before``.
     """
     able = {label: views for label, views in taught.items() if views[0].bank.shows.sum() >= LEAST_SLICES}
     if not able:
@@ -60,8 +61,9 @@ def cross_validated(
     for fold in range(folds):
         held_out = {label: _held_out(views[0], fold, folds) for label, views in able.items()}
         _add(before, decoder, able, held_out)
-        for share, decoder_then in _stages(decoder, able, short, held_out, progress):
+        for share, decoder_then in _stages(decoder, able, short, held_out, progress) if config.steps else ():
             _add(after[share], decoder_then, able, held_out)
+    after = after if config.steps else dict.fromkeys(STOPS, before)
     best = max(STOPS, key=lambda share: float(np.mean([_dice(tally) for tally in after[share].values()])))
     counts = {label: len(views[0].bank) for label, views in able.items()}
     return {

@@ -32,10 +32,13 @@ class SegmentationConfig:
     smooth_mm: float = 0.0
     """Standard deviation of the smoothing of logits across slices."""
     least_component: float = 0.1
-    """Where no slice of the volume is annotated: parts smaller than this share of the largest are dropped."""
+    """Where no slice of the volume is annotated, of targets in several pieces: parts smaller than this share of the
+    largest are dropped."""
     evidence_mm: float = 8.0
     """Where no slice of the volume is annotated: evidence for the target is averaged over so much of the volume
     (standard deviation), so that a chance hit on one slice is none."""
+    least_evidence: float = 0.85
+    """Completed slices are not heard where the best evidence with them is less than this share of that without."""
     ends: EndsConfig = field(default_factory=EndsConfig)
     bank: BankConfig = field(default_factory=BankConfig)
 
@@ -79,8 +82,15 @@ def propose(
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
     """Proposals for all labels on some slices of a volume. Raising :class:`~ssmsam.progress.Cancelled` in
-    ``progress("segment", done, total)`` stops between two batches."""
+    ``progress("segment", done, total)`` stops between two batches.
+
+    In a volume without annotated slices, completed slices of other volumes say on which slices the target is. Its mask
+    is drawn by what a person labelled.
+    """
+    shown_too = replace(config.bank, completed=True)
+    twice = {label for label, bank in banks.items() if bank.completed.any() and not bank.annotated(query.key.digest)}
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in banks}
+    again: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in twice}
     order = sorted(slices)
     for start in range(0, len(order), config.batch):
         progress("segment", start, len(order))
@@ -89,15 +99,31 @@ def propose(
         looks = look(embedding["image"])
         positions = [index * query.slice_mm for index in batch]
         for label, bank in banks.items():
-            shown = bank.shown(query.key.digest, positions, looks, config=config.bank)
-            proposal = decoder(embedding, shown)
-            found[label].append((proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()))
+            for parts, what in ((found, config.bank), (again, shown_too)):
+                if label in parts:
+                    proposal = decoder(embedding, bank.shown(query.key.digest, positions, looks, config=what))
+                    parts[label].append((proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()))
     progress("segment", len(order), len(order))
-    numbers = np.array(order)
-    return {
-        label: Proposals(numbers, np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
-        for label, parts in found.items()
+    proposals = {label: _joined(order, parts) for label, parts in found.items()}
+    return proposals | {
+        label: vetoed(proposals[label], _joined(order, parts), query.slice_mm, config) for label, parts in again.items()
     }
+
+
+def _joined(slices: Sequence[int], parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Proposals:
+    return Proposals(np.array(slices), np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+
+
+def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: SegmentationConfig) -> Proposals:
+    """The same, with no more presence on any slice than a ``judge`` sees, who was shown more.
+
+    A judge who finds clear evidence nowhere is not heard: the volumes look too different to be compared slice by slice,
+    as with and without contrast agent.
+    """
+    own, judged = (evidence(one.logits, one.presence, slice_mm, config).max() for one in (proposals, judge))
+    if judged < config.least_evidence * own:
+        return proposals
+    return replace(proposals, presence=np.minimum(proposals.presence, judge.presence))
 
 
 def kept(
@@ -132,7 +158,7 @@ def kept(
     if anchors.any():
         belongs = _touching(logits > 0, anchors)
     elif bank.in_one_piece:
-        belongs = one_object(logits > 0, _evidence(logits, proposals.presence, query.slice_mm, config), config.ends)
+        belongs = one_object(logits > 0, evidence(logits, proposals.presence, query.slice_mm, config), config.ends)
     else:
         belongs = _large(logits > 0, config.least_component)
     dropped = ndimage.binary_dilation((logits > 0) & ~belongs, iterations=1) & ~belongs
@@ -153,8 +179,8 @@ def _large(masks: np.ndarray, least_component: float) -> np.ndarray:
     return masks & (sizes >= least_component * sizes.max())[parts]
 
 
-def _evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
-    """How much speaks for the target on each slice (n,): it is there, and its mask is sure. 0 without a mask."""
+def evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
+    """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
     found = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
     averaged: np.ndarray = ndimage.gaussian_filter1d(found, config.evidence_mm / slice_mm, mode="constant")
     return averaged * (found > 0)
