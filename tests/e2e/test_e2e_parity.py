@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def program(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """It works while the server starts."""
+    running = started_program(folder)
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("parity-home")
     running = Server(studies=folder / "studies", home=home, conf={"precompute": "false", "threads": "1"})
@@ -58,10 +67,11 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         running.kill()
 
 
-def test_three_ways_to_the_same_mask(server: Server, folder: Path) -> None:
-    program = started_program(folder)
-    by_python = from_python(folder)
-    by_server = from_server(server, folder)
+def test_three_ways_to_the_same_mask(program: subprocess.Popen[str], server: Server, folder: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(from_server, server, folder)
+        by_python = from_python(folder)
+        by_server = asked.result()
     by_program = finished(program, folder)
     assert sorted(np.unique(by_python)) == [0, 1, 2]
     assert by_python.any(axis=(1, 2)).sum() > len(KNOWN), "nothing was proposed"
