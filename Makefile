@@ -17,7 +17,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 RUN     := OMP_NUM_THREADS=$(THREADS) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-active bench-speed clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
@@ -103,6 +103,18 @@ bench-active: setup  ## Dice by number of annotated slices, for each strategy (D
 bench-speed: setup  ## a later click against re-encoding on every click, start-up time, memory
 	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \
 	    --data sample-datasets/abdomen --json benchmarks/speed.json
+
+bench-speed-against: setup  ## clicks against segment-anything and SAM 2, five slices against a U-Net (minutes, 10 GB)
+	$(RUN) apps/benchmark.py speed --encoder small --encoder sam_vit_b --random-weights sam_vit_b \
+	    --against segment-anything sam2 unet --rounds 3 --data sample-datasets/abdomen --json output/speed_against.json
+
+bench-figures: setup  ## draw the figures of all recorded results again, from their JSON
+	for name in $(basename $(notdir $(wildcard $(patsubst %,benchmarks/%_*.json,clicks complete crosspatient active)))); do \
+	    $(BIN)/python apps/benchmark.py figures benchmarks/$$name.json --figures benchmarks/figures/$$name || exit 1; done
+
+bench-check: setup  ## a short fixed run against recorded figures (Dice and ratios); fails when one got worse
+	OMP_NUM_THREADS=1 $(BIN)/python apps/benchmark.py check --data sample-datasets/abdomen --threads 1 \
+	    --expected benchmarks/check.json --json output/check.json
 
 clean:  ## remove what runs and checks left behind; .venv stays
 	rm -rf output build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info

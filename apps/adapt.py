@@ -15,31 +15,22 @@ from pathlib import Path
 from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.evaluation.results import write_result
 from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options
+from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.support import Support
-from ssmsam.progress import Cancelled
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.server.configuration import default_store
+from ssmsam.ssm.methods import DECODERS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, Cancelled):
-        print("\nstopped; no head was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(run, parse(arguments), stopped="no head was written")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_support_options(parser, required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="HEAD", help="the file to write, .safetensors")
-    add_model_options(parser, store=default_store())
+    add_model_options(parser, store=default_store(), methods=DECODERS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done there")
     options = parser.parse_args(arguments)
     if options.out.suffix != ".safetensors":
@@ -51,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Read, adapt, write, tell."""
-    model = FewShotModel.load(options)
+    model = FewShotModel.load(options, DECODERS)
     started = time.perf_counter()
     with ProgressBar() as progress:
         head, support = adapt_to(options, model, progress)

@@ -6,6 +6,8 @@ complete      some slices of a volume are annotated: Dice on its other slices.
 crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
+check         a short fixed run against recorded figures; ends with 1 when one got worse.
+figures       the figures of a recorded result, drawn again from its JSON.
 
 A run that was stopped goes on where it was.
 """
@@ -31,19 +33,24 @@ from ssmsam.evaluation.active_run import ActiveRun
 from ssmsam.evaluation.active_summary import draw_active
 from ssmsam.evaluation.adaptation_speed import measure_adaptation
 from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
+from ssmsam.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
 from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
 from ssmsam.evaluation.examples import draw_figures
+from ssmsam.evaluation.fewshot_examples import draw_examples
 from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
 from ssmsam.evaluation.fewshot_summary import draw_fewshot
 from ssmsam.evaluation.live_server import ServerFailed
-from ssmsam.evaluation.manifest import run_manifest
+from ssmsam.evaluation.manifest import installed_versions, run_manifest
 from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam.evaluation.recorded import draw_recorded, read_result
 from ssmsam.evaluation.results import RunLog, write_result
+from ssmsam.evaluation.rivals import RIVALS
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
+from ssmsam.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot
 from ssmsam.evaluation.supports import SupportPool, support_set
 from ssmsam.progress import Progress
 
@@ -64,14 +71,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    protocols = parser.add_subparsers(required=True, metavar="{clicks,complete,crosspatient,active,speed}")
+    protocols = parser.add_subparsers(
+        required=True, metavar="{clicks,complete,crosspatient,active,speed,check,figures}"
+    )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
     crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
     active = protocols.add_parser("active", help="Dice by number of annotated slices, for each strategy")
     speed = protocols.add_parser("speed", help="seconds and memory")
-    for protocol in (clicks, complete, crosspatient, active):
+    check = protocols.add_parser("check", help="a short fixed run against recorded figures")
+    for protocol in (clicks, complete, crosspatient, active, check):
         protocol.add_argument("--encoder", choices=ENCODERS, default="small")
+    for protocol in (clicks, complete, crosspatient, active):
         protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
         protocol.add_argument("--validation", action="store_true", help="only cases that the label table keeps aside")
         protocol.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
@@ -106,8 +117,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     speed.add_argument("--encoder", choices=ENCODERS, action="append", metavar="NAME", help="may be repeated")
     speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
     speed.add_argument("--rounds", type=int, default=7, help="how often each thing is timed")
+    speed.add_argument(
+        "--against", nargs="+", choices=[*RIVALS, UNET], metavar="NAME",
+        help=f"compare with others instead: clicks with {', '.join(RIVALS)}, a few annotated slices with {UNET}",
+    )  # fmt: skip
     speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
-    for protocol in (clicks, complete, crosspatient, active, speed):
+    check.set_defaults(protocol=run_check)
+    check.add_argument("--expected", type=Path, required=True, metavar="FILE", help="what was recorded")
+    check.add_argument("--record", action="store_true", help="write the figures of this run to it instead")
+    for protocol in (clicks, complete, crosspatient, active, speed, check):
         needed = protocol is not crosspatient
         protocol.add_argument("--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME")
         protocol.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
@@ -116,6 +134,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         protocol.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         protocol.add_argument("--threads", type=int, default=default_threads(), metavar="N", help="in each process")
         protocol.add_argument("--json", type=Path, metavar="FILE", help="the result; FILE.log keeps what is finished")
+    figures = protocols.add_parser("figures", help="the figures of a recorded result")
+    figures.set_defaults(protocol=run_figures)
+    figures.add_argument("result", type=Path, metavar="FILE", help="a result in JSON")
+    figures.add_argument("--figures", type=Path, required=True, metavar="DIR", help="draw them there")
+    figures.add_argument("--data", type=Path, metavar="DIR", help="the queries, for pictures of examples")
+    figures.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
+    figures.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
     return parser.parse_args(arguments)
 
 
@@ -214,7 +239,8 @@ def run_fewshot(
     if options.json:
         print(f"result: {write_result(options.json, result)}")
     if options.figures:
-        for path in draw_fewshot(options.figures, result, queries.name):
+        drawn = draw_fewshot(options.figures, result, queries.name)
+        for path in drawn + draw_examples(options.figures, result, queries):
             print(f"figure: {path}")
     return 0
 
@@ -264,12 +290,13 @@ def positive(numbers: list[int], option: str) -> tuple[int, ...]:
 
 
 def print_fewshot(result: dict[str, Any]) -> None:
-    """Dice in per cent, mean over labels: a row for each setting and score, a column for each method."""
-    print(f"\n{'Dice (%), mean over labels':44}" + "".join(f"{method[:18]:>19}" for method in result["methods"]))
+    """Dice and IoU in per cent, means over labels: a row for each setting and score, a column for each method."""
+    print(f"\n{'Dice (IoU) in %, mean over labels':44}" + "".join(f"{method[:18]:>19}" for method in result["methods"]))
     for setting, found in next(iter(result["methods"].values())).items():
         for score in found["scores"]:
-            cells = [settings[setting]["scores"][score]["mean_dice"] for settings in result["methods"].values()]
-            print(f"{setting + ': ' + score:44}" + "".join(f"{cell:19.1f}" for cell in cells))
+            cells = [settings[setting]["scores"][score] for settings in result["methods"].values()]
+            shown = "".join(f"{cell['mean_dice']:11.1f} ({cell['mean_iou']:5.1f})" for cell in cells)
+            print(f"{setting + ': ' + score:44}{shown}")
     print(f"{'seconds for a mask':44}" + "".join(f"{s:19.2f}" for s in result["seconds"].values()))
     for case, labels in result["labels_not_run"].items():
         print(f"{case}: too few support patients hold {', '.join(labels)}; not run")
@@ -290,7 +317,7 @@ def print_active(result: dict[str, Any]) -> None:
 
 
 def print_clicks(result: dict[str, Any]) -> None:
-    """Dice in per cent, a row for each label, a column for each prompt."""
+    """Dice in per cent, a row for each label, a column for each prompt; the mean IoU below."""
     for task in ("slice", "volume"):
         prompts = result["tasks"].get(task)
         if not prompts:
@@ -299,7 +326,8 @@ def print_clicks(result: dict[str, Any]) -> None:
         for label in next(iter(prompts.values()))["per_label"]:
             cells = "".join(f"{found['per_label'][label]['mean']:11.1f}" for found in prompts.values())
             print(f"{label[:28]:28}{cells}")
-        print(f"{'mean over labels':28}" + "".join(f"{found['mean_dice']:11.1f}" for found in prompts.values()))
+        for name, mean in (("mean over labels", "mean_dice"), ("mean IoU over labels", "mean_iou")):
+            print(f"{name:28}" + "".join(f"{found[mean]:11.1f}" for found in prompts.values()))
     good = result["tasks"]["clicks_to_good"]
     print(
         f"\nclicks to {good['dice']:.0f} % on a slice: {good['mean']:.1f} "
@@ -308,15 +336,15 @@ def print_clicks(result: dict[str, Any]) -> None:
 
 
 def run_speed(options: argparse.Namespace) -> int:
+    if options.against:
+        return run_against(options)
     case = open_set(options.data, limit=1).cases[0]
     volume, labels = case.read()
     protocol = SpeedProtocol(rounds=options.rounds, threads=options.threads)
     encoders: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder:
         for name in dict.fromkeys(options.encoder or ["small"]):
-            random = name in options.random_weights
-            weights = write_random_weights(name, Path(folder)).parent if random else options.weights
-            choice = ModelChoice(name, weights, options.device, random or options.allow_unverified)
+            random, choice = name in options.random_weights, timed_model(options, name, Path(folder))
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:  # its own peak of memory
                 encoders[name] = {
                     "random_weights": random,
@@ -347,6 +375,77 @@ def run_speed(options: argparse.Namespace) -> int:
     }
     if options.json:
         print(f"result: {write_result(options.json, result)}")
+    return 0
+
+
+def timed_model(options: argparse.Namespace, name: str, folder: Path) -> ModelChoice:
+    """Our model of that name; with random weights, written to ``folder``, where these were asked for."""
+    random = name in options.random_weights
+    weights = write_random_weights(name, folder).parent if random else options.weights
+    return ModelChoice(name, weights, options.device, random or options.allow_unverified)
+
+
+def run_against(options: argparse.Namespace) -> int:
+    """Clicks and few slices of the first case against other packages."""
+    names = read_notes(options.label_names, options.data.resolve().name).label_names
+    data = open_set(options.data, label_names=names, limit=1)
+    protocol, case = SpeedProtocol(rounds=options.rounds, threads=options.threads), data.cases[0]
+    encoders = list(dict.fromkeys(options.encoder or ["small"]))
+    with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder, tqdm(desc="against", disable=None) as bar:
+        ours = {name: timed_model(options, name, Path(folder)) for name in encoders}
+        contestants: dict[str, ModelChoice | str] = {f"ours, {name}": choice for name, choice in ours.items()}
+        rivals = [name for name in options.against if name in RIVALS]
+        contestants |= {name: name for name in rivals}
+        clicks = (
+            compare_clicks(contestants, case, protocol, device=options.device, progress=onto(bar)) if rivals else {}
+        )
+        few_shot = {}
+        if UNET in options.against:
+            few_shot = compare_few_shot(ours[encoders[0]], case, data, protocol, progress=onto(bar))
+        weights = {name: PromptedModel.load(choice).weights_sha256 for name, choice in ours.items()}
+    print(against_table(clicks, few_shot))
+    settings = {
+        "rounds": protocol.rounds,
+        "threads": protocol.threads,
+        "volume": case.name,
+        "random_weights": [*options.random_weights, *rivals],
+        "packages": installed_versions({**RIVALS, UNET: "monai"}[name] for name in options.against),
+    }
+    manifest = run_manifest(
+        protocol="speed", data=data.manifest(), weights=weights, device=options.device, settings=settings
+    )
+    result = {"protocol": "speed", "settings": settings, "clicks": clicks, "few_shot": few_shot, "manifest": manifest}
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    file = CheckFile.read(options.expected)
+    names = read_notes(options.label_names, options.data.resolve().name).label_names
+    data = open_set(options.data, label_names=names, only=file.cases, organs=file.organs)
+    if file.data_sha256 != data.manifest()["sha256"] and not options.record:
+        raise ValueError(f"{options.expected} was recorded on other data than {options.data}; record it with --record")
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    with tqdm(unit="step", desc="check", disable=None) as bar:
+        measured = measure_check(data, choice, threads=options.threads, progress=onto(bar))
+    if options.record:
+        file = file.recorded(measured, data)
+        print(f"recorded: {file.write(options.expected, check_manifest(data, choice))}")
+    print(check_table(file.expected, measured))
+    found = verdicts(file.expected, measured)
+    if options.json:
+        print(f"result: {write_result(options.json, {'measured': measured, 'verdicts': found})}")
+    return 0 if passes(found) else 1
+
+
+def run_figures(options: argparse.Namespace) -> int:
+    result, queries = read_result(options.result), None
+    if options.data:
+        names = label_names(options, read_notes(options.label_names, options.data.resolve().name))
+        queries = open_set(options.data, label_names=names)
+    for path in draw_recorded(options.figures, result, queries):
+        print(f"figure: {path}")
     return 0
 
 

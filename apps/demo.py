@@ -43,6 +43,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample-datasets" / "abdomen"
 SLICE_CLICKS, VOLUME_CLICKS, SUBMITTED = 5, 3, 5
 HEADLINE = "sam_2d, 5 clicks"
+LEARNERS = ("fewshot", "ssm_sam")
+"""The models that learn from annotated slices."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"the demo failed: {error}", file=sys.stderr)
         return 1
     print_result(result)
-    title = "filled: answer, dashed: truth, crosses: clicks; right, coronal: sam_3d after 3 clicks, and fewshot"
+    title = "filled: answer, dashed: truth, crosses: clicks; right, coronal: sam_3d after 3 clicks, then from slices"
     columns = len(panels) // len(samples.cases)
     print(f"\npicture: {draw_overlays(options.picture, panels, columns=columns, title=title)}")
     if options.json:
@@ -129,7 +131,7 @@ def annotate(server: LiveServer, samples: LabelledSet, scratch: Path) -> tuple[d
     headline, weights = by_label(records, HEADLINE), records[0]["weights_sha256"]
     result = {
         "protocol": "demo",
-        "method": "sam_2d, sam_3d, fewshot",
+        "method": ", ".join(("sam_2d", "sam_3d", *LEARNERS)),
         "encoder": info["encoder"],
         "weights_sha256": weights,
         "settings": {"headline": HEADLINE, "volumes": [case.name for case in samples.cases]},
@@ -187,7 +189,7 @@ def complete_case(
     scratch: Path,
     records: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The same records with Dice of the few-shot model on the slices that were not submitted."""
+    """The same records with Dice of the models that learn from slices, on the slices that were not submitted."""
     volume, labels = case.read()
     targets = dict(samples.targets(labels))
     slices = {label: sorted(set(with_ends(truth, SUBMITTED))) for label, truth in targets.items()}
@@ -201,18 +203,19 @@ def complete_case(
         "partial": {"slices": {label: {"annotated": found} for label, found in slices.items()}},
     }
     client.save_label(case.name, str(file), tag="partial", params=said)
-    for kind in ("fewshot, adapting", "fewshot, again"):
-        started = time.perf_counter()
-        answer, details = client.infer("fewshot", case.name, {"result_extension": ".nrrd"})
-        seconds.setdefault(kind, []).append(time.perf_counter() - started)
-        mask = read_volume(Path(answer)).array
-        Path(answer).unlink()
-    for record in records:
-        truth, value = targets[record["label"]], details["label_names"][record["label"]]
-        rest = np.setdiff1d(np.arange(len(truth)), slices[record["label"]])
-        record["dice"]["fewshot"] = round(dice(mask[rest] == value, truth[rest]), 3)
-    whole = {label: mask == value for label, value in details["label_names"].items()}
-    panels.append(coronal_panel(f"{case.name}, fewshot", volume, whole, labels))
+    for model in LEARNERS:
+        for kind in (f"{model}, adapting", f"{model}, again"):
+            started = time.perf_counter()
+            answer, details = client.infer(model, case.name, {"result_extension": ".nrrd"})
+            seconds.setdefault(kind, []).append(time.perf_counter() - started)
+            mask = read_volume(Path(answer)).array
+            Path(answer).unlink()
+        for record in records:
+            truth, value = targets[record["label"]], details["label_names"][record["label"]]
+            rest = np.setdiff1d(np.arange(len(truth)), slices[record["label"]])
+            record["dice"][model] = round(dice(mask[rest] == value, truth[rest]), 3)
+        whole = {label: mask == value for label, value in details["label_names"].items()}
+        panels.append(coronal_panel(f"{case.name}, {model}", volume, whole, labels))
     return records
 
 

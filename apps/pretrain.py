@@ -2,6 +2,7 @@
 
     python apps/pretrain.py pack --data DIR [DIR ...] --out PACK   labelled folders (images/ + labels/) -> pack
     python apps/pretrain.py train --data PACK --out FILE           train; go on with --resume FILE.ckpt
+    python apps/pretrain.py ssm --data PACK --weights FILE --out FILE   then SSM-SAM's decoder behind that encoder
     python apps/pretrain.py curve FILE.jsonl --out PNG             draw the learning curve
 
 `train` needs only torch, numpy, scipy, scikit-image and safetensors, so that it also runs on a GPU machine without
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -29,9 +31,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_pack(commands.add_parser("pack", help="prepare labelled folders for training"))
     _add_train(commands.add_parser("train", help="train the small model on a pack"))
+    _add_ssm(commands.add_parser("ssm", help="train SSM-SAM's decoder behind a frozen encoder"))
     _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
     arguments = parser.parse_args()
-    {"pack": pack, "train": train, "curve": curve}[arguments.command](arguments)
+    {"pack": pack, "train": train, "ssm": ssm, "curve": curve}[arguments.command](arguments)
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +72,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", type=int, default=2, help="groups of slices in a batch of the largest side")
     parser.add_argument("--group-sides", type=int, nargs="+", default=[160, 256], help="sides of the groups' crops")
     parser.add_argument("--group-share", type=float, default=0.65, help="share of steps on groups, not on clicks")
+    parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
+
+
+def _add_ssm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of the pack")
+    parser.add_argument("--weights", type=Path, required=True, help="the small model's weights (.safetensors)")
+    parser.add_argument("--out", type=Path, required=True, help="start to write (.safetensors)")
+    parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) of plain training to go on from")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of plain training")
+    parser.add_argument("--meta-minutes", type=float, default=20.0, help="of meta-learning after it")
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--learn-rates", action="store_true", help="meta-learn the learning rates too")
+    parser.add_argument("--groups", type=int, default=2, help="groups of slices in a batch of the largest side")
+    parser.add_argument("--group-sides", type=int, nargs="+", default=[160, 256], help="sides of the groups' crops")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
 
 
@@ -174,6 +194,50 @@ def train(arguments: argparse.Namespace) -> None:
     )
     bar.close()
     print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
+
+
+def ssm(arguments: argparse.Namespace) -> None:
+    """Train with a progress bar in seconds for each phase."""
+    import torch
+    from safetensors.torch import load_file
+
+    from ssmsam.encoders.small import SPEC, SmallEncoder, part_of
+    from ssmsam.fewshot.network import TargetNetwork
+    from ssmsam.pretraining.groups import GroupConfig
+    from ssmsam.pretraining.pack import load_pack
+    from ssmsam.pretraining.ssm_training import SsmTrainingConfig, train_ssm
+    from ssmsam.progress_bar import ProgressBar
+    from ssmsam.ssm.meta_learner import MetaConfig
+    from ssmsam.ssm.network import SelfSamplingDecoder
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    inner = TargetNetwork()
+    inner.load_state_dict(part_of(load_file(str(arguments.weights)), "fewshot"))
+    config = SsmTrainingConfig(
+        minutes=arguments.minutes,
+        meta_minutes=arguments.meta_minutes,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        groups=GroupConfig(
+            groups=arguments.groups,
+            sides=tuple(arguments.group_sides),
+            dataset_weights=json.loads(arguments.dataset_weights),
+        ),
+        meta=MetaConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
+    )
+    with ProgressBar() as progress:
+        trainer = train_ssm(
+            load_pack(arguments.data),
+            SmallEncoder.from_file(arguments.weights),
+            SelfSamplingDecoder(inner, width=SPEC.channels),
+            out=arguments.out,
+            config=config,
+            resume=arguments.resume,
+            progress=progress,
+        )
+    print(f"{trainer.step} plain steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
 
 
 def curve(arguments: argparse.Namespace) -> None:

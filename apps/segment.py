@@ -22,7 +22,7 @@ from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.evaluation.results import write_result
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import segment
-from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options
+from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.segmentation import Prediction
 from ssmsam.fewshot.support import Support
 from ssmsam.imaging.orientation import reoriented
@@ -30,25 +30,17 @@ from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
-from ssmsam.progress import Cancelled, Progress
+from ssmsam.progress import Progress
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.server.configuration import default_store
+from ssmsam.ssm.methods import DECODERS
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 PANELS = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, Cancelled):
-        print("\nstopped; no mask was written. Slices that were embedded are kept", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(run, parse(arguments), stopped="no mask was written. Slices that were embedded are kept")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -58,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--query", type=Path, required=True, metavar="IMAGE", help="a file or a DICOM folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="label map to write")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the masks over some slices")
-    add_model_options(parser, store=default_store())
+    add_model_options(parser, store=default_store(), methods=DECODERS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done there")
     options = parser.parse_args(arguments)
     if bool(options.support) == bool(options.head):
@@ -72,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Read, adapt where there is no head yet, segment, write, tell."""
-    model = FewShotModel.load(options)
+    model = FewShotModel.load(options, DECODERS, head=options.head)
     volume = read_volume(options.query)
     started = time.perf_counter()
     with ProgressBar() as progress:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from monailabel.interfaces.app import MONAILabelApp
 
 from ssmsam.annotation.records import Verdict
-from ssmsam.server import app, fewshot, messages, prompted, scoring, strategies, training, uncertainty
+from ssmsam.server import app, fewshot, messages, meta_training, prompted, scoring, strategies, training, uncertainty
 
 
 class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
@@ -17,8 +17,14 @@ class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class 
         "empty_slice": partial(messages.SliceVerdict, verdict=Verdict.EMPTY),
         "finish_volume": messages.FinishVolume,
     }
-    ADAPTIVE: ClassVar = {"fewshot": fewshot.FewShotTask, "uncertainty_map": uncertainty.UncertaintyMap}
-    TRAINERS: ClassVar = {"fewshot_decoder": training.FewShotTraining}
+    ADAPTIVE: ClassVar = {
+        "fewshot": {"fewshot": fewshot.FewShotTask, "uncertainty_map": uncertainty.UncertaintyMap},
+        "ssm_sam": {"ssm_sam": fewshot.FewShotTask},
+    }
+    TRAINERS: ClassVar = {
+        "fewshot": {"fewshot_decoder": training.FewShotTraining},
+        "ssm_sam": {"ssm_sam_meta": meta_training.MetaTraining},
+    }
     STRATEGIES: ClassVar = {
         **{name: partial(strategies.SliceStrategy, rule=name) for name in strategies.RULES},
         "first": lambda _: strategies.First(),

@@ -136,6 +136,8 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
     except CorruptWeights as error:
         return Finding(subject, FAIL, str(error), f"delete the file, then: {_get_weights(name)}")
     except MissingWeights:
+        if known.architecture == "ssm":
+            return Finding(subject, WARN, f"{known.file} is not there: ssm_sam begins like fewshot", _get_weights(name))
         level = FAIL if known.url is None else WARN
         return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ssmsam.active.extent import presence_given
 from ssmsam.active.forecast import Expected, expect, looks, prompted, uncertainty_map
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.segmentation import assembled
+from ssmsam.fewshot.method import DEFAULTS, segment
+from ssmsam.fewshot.segmentation import assembled, propose
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.imaging.volume import Volume
 
@@ -70,10 +72,39 @@ def test_errors_and_losses_are_within_their_ranges(expected: Expected) -> None:
 
 
 def test_a_label_s_threshold_is_an_even_chance(head: Head, query: VolumeEmbeddings) -> None:
-    plain = expect(replace(head, card={**head.card, "presence_threshold": {"organ": 0.5}}), query, [2])["organ"]
-    raw = float(plain.forecast.presence[0])
-    there = expect(replace(head, card={**head.card, "presence_threshold": {"organ": raw}}), query, [2])["organ"]
-    assert there.forecast.presence[0] == pytest.approx(0.5, abs=1e-6)
+    raw = propose(head.decoder, head.banks, query, [5], config=DEFAULTS.segmentation)["organ"].presence[0]
+    there = expect(replace(head, card={**head.card, "presence_threshold": {"organ": float(raw)}}), query, [5])["organ"]
+    even = presence_given(np.array([0.5]), np.array([5]), {1: True, 4: True}, SPACING[0])
+    assert there.forecast.presence == pytest.approx(even, abs=1e-6)
+
+
+def test_the_organ_is_expected_between_annotated_slices_that_show_it(expected: Expected) -> None:
+    assert (expected.forecast.presence[1:5] == 1).all()
+    assert (expected.forecast.presence[[0, 5]] < 1).all()
+
+
+def test_what_is_expected_of_a_volume_is_of_the_mask_that_it_would_be_given(
+    model: PromptedModel, query: VolumeEmbeddings, head: Head
+) -> None:
+    """Also of a volume without annotations, and with slices that the model completed itself."""
+    array = (60 + np.random.default_rng(1).normal(0, 30, SHAPE)).astype(np.float32)
+    other = model.embedder.open(Volume(array, np.diag([*SPACING[::-1], 1.0]), "MR"))
+    bank = head.banks["organ"]
+    more = replace(head, banks={"organ": bank.with_completed(bank)})
+    strict = replace(more, card={**more.card, "presence_threshold": {"organ": 0.97}})
+    for volume in (query, other):
+        volume.embed()
+        served = segment(volume, strict).mask == 1
+        found = expect(strict, volume, range(volume.count))["organ"]
+        np.testing.assert_array_equal(assembled({"organ": found.final}, volume).mask == 1, served)
+
+
+def test_slices_that_the_model_completed_are_not_known(head: Head, query: VolumeEmbeddings) -> None:
+    bank = head.banks["organ"]
+    empty = replace(bank, positions=bank.positions - 5.0, distances=np.full_like(bank.distances, -20.0))
+    more = replace(head, banks={"organ": bank.with_completed(empty)})
+    plain, found = (expect(one, query, range(query.count))["organ"].forecast for one in (head, more))
+    np.testing.assert_array_equal(found.presence, plain.presence)
 
 
 def test_the_map_forgets_what_is_known_and_nothing_else(head: Head, query: VolumeEmbeddings, organ: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssmsam.active.expected_gain import GainConfig, Gains, end_errors, main_run
+from ssmsam.active.expected_gain import GainConfig, Gains, ends_of, main_run, outlines
 from ssmsam.active.rules import RULES, doubt, expected_slices, next_slices, representative, spaced, uncertainty
 from ssmsam.active.state import ANY, Forecast, VolumeState
 
@@ -22,23 +22,25 @@ def looks_of(count: int, groups: int = 4) -> dict[int, np.ndarray]:
     return dict(enumerate(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)))
 
 
-def forecast(count: int, there: range, *, error: float = 5.0, area: float = 1000.0) -> Forecast:
-    """A model that draws the organ on the slices ``there`` and is rather sure of it."""
-    drawn = np.isin(np.arange(count), there)
+def forecast(count: int, there: range, *, error: float = 5.0, area: float = 1000.0, unsure: float = 0.1) -> Forecast:
+    """A model that draws the organ on the slices ``there``; within ``unsure`` slices of its ends it may be or not."""
+    index = np.arange(count)
+    drawn = np.isin(index, there)
+    inwards = np.minimum(index - there.start, there.stop - 1 - index) + 0.5
     return Forecast(
-        slices=np.arange(count),
-        presence=np.where(drawn, 0.98, 0.02),
+        slices=index,
+        presence=1 / (1 + np.exp(-inwards / unsure)),
         area=np.where(drawn, area, 0.0),
-        expected_area=np.where(drawn, area, 0.0),
-        error=np.where(drawn, error, 0.0),
+        inside=np.where(drawn, area - error / 2, 0.0),
+        outside=np.where(drawn, error / 2, area),
     )
 
 
 def with_planted(found: Forecast, index: int, *, share: float = 0.6) -> Forecast:
     """The same with one slice of which most of the mask is expected to be wrong."""
-    error = found.error.copy()
-    error[index] = share * found.area[index]
-    return replace(found, error=error)
+    inside, outside = found.inside.copy(), found.outside.copy()
+    inside[index], outside[index] = (1 - share / 2) * found.area[index], share / 2 * found.area[index]
+    return replace(found, inside=inside, outside=outside)
 
 
 def state(count: int = 40, **known) -> VolumeState:
@@ -59,21 +61,39 @@ def test_a_planted_hardest_slice_is_found(rule: str, hardest: int) -> None:
 
 
 def test_where_an_organ_ends_is_asked_for_early() -> None:
-    known = state(annotated={"liver": {20: True}}, forecasts={"liver": forecast(40, range(10, 30))})
+    unsure = forecast(40, range(10, 30), unsure=2)
+    known = state(annotated={"liver": {20: True}}, forecasts={"liver": unsure})
     chosen = next_slices(known, 2, ["liver"], rng())
     assert sorted(one.index for one in chosen) == pytest.approx([10, 29], abs=1)
     assert all(one.reasons["liver"].numbers["near_end"] for one in chosen)
     assert all("seems to end near it" in one.reasons["liver"].sentence for one in chosen)
 
 
-def test_an_end_that_somebody_looked_at_is_not_asked_for_again() -> None:
-    organ = forecast(40, range(10, 30))
-    open_ = state(annotated={"liver": {20: True}}, forecasts={"liver": organ})
-    closed = state(annotated={"liver": {9: False, 10: True, 20: True}}, forecasts={"liver": organ})
-    config = GainConfig()
-    assert end_errors(organ, open_, "liver", config)[10] > 0.4 * 1000
-    assert end_errors(organ, closed, "liver", config)[:20].max() == 0
-    assert end_errors(organ, closed, "liver", config)[29] > 0.4 * 1000
+def test_an_end_is_asked_for_as_far_as_it_is_unknown() -> None:
+    """One end is known to the slice, of the other only that it comes before the volume's."""
+    annotated = {"liver": {9: False, 10: True, 20: True}}
+    found = forecast(40, range(10, 30), unsure=2)
+    (end,) = [one for one in ends_of(found, state(annotated=annotated), "liver") if len(one.rows)]
+    assert end.rows.tolist() == list(range(21, 40))
+    chosen = next_slices(state(annotated=annotated, forecasts={"liver": found}), 1, ["liver"], rng())
+    assert chosen[0].index == pytest.approx(29, abs=1) and chosen[0].reasons["liver"].numbers["near_end"]
+
+
+def test_an_organ_that_may_be_missed_past_its_end_is_no_doubtful_outline() -> None:
+    """Whether it is there is in question at the end; between slices that show it, the whole area was missed."""
+    found = forecast(40, range(10, 30), error=100.0)
+    presence, area = np.where(np.arange(40) == 20, 1.0, 0.5), np.where(np.arange(40) == 20, 0.0, found.area)
+    missed = replace(found, presence=presence, area=area, inside=np.where(area > 0, found.inside, 0.0))
+    missed.outside[20] = 1000.0
+    assert outlines(missed)[20] == 1000.0
+    assert outlines(missed)[15] == outlines(missed)[5] == 100.0
+
+
+def test_what_is_wrong_inside_comes_before_an_end_that_is_nearly_known() -> None:
+    annotated = {"liver": {8: False, 11: True, 28: True, 31: False}}
+    found = with_planted(forecast(40, range(10, 30), unsure=0.5), 19)
+    chosen = next_slices(state(annotated=annotated, forecasts={"liver": found}), 1, ["liver"], rng())
+    assert chosen[0].index == 19 and not chosen[0].reasons["liver"].numbers["near_end"]
 
 
 def test_chosen_slices_keep_away_from_annotated_ones_and_from_each_other() -> None:
@@ -158,8 +178,9 @@ def test_chance_within_the_organ_stays_within_the_organ() -> None:
 
 
 def test_doubt_is_about_being_there_where_nothing_is_drawn() -> None:
-    presence, area, error = np.array([0.5, 0.01, 0.99]), np.array([0.0, 0, 9]), np.array([1.0, 1, 6])
-    found = Forecast(np.arange(3), presence, area, np.array([1.0, 1, 11]), error)
+    presence, area = np.array([0.5, 0.01, 1.0]), np.array([0.0, 0, 9])
+    inside, outside = np.array([0.0, 0, 7]), np.array([2.0, 100, 4])
+    found = Forecast(np.arange(3), presence, area, inside, outside)
     assert found.loss == pytest.approx([1.0, 1.0, 0.3])
     assert doubt(found) == pytest.approx([1.0, 0.02, 0.3])
     assert found.expected_dice() == pytest.approx(1 - 8 / 22)

@@ -99,3 +99,27 @@ def test_speed_is_recorded_with_a_ratio(program, random_small, tmp_path):
     small = json.loads(record.read_text())["encoders"]["small"]
     assert small["ratio"] > 0
     assert small["seconds"]["later_click"]["n"] == 3
+
+
+def test_a_check_passes_as_recorded_and_fails_when_a_figure_got_worse(
+    program, random_small, few_slices, tmp_path, capsys
+):
+    expected = tmp_path / "check.json"
+    expected.write_text(json.dumps({"cases": ["ct_01"], "organs": ["aorta"]}))
+    options = ["check", "--data", str(few_slices), "--threads", "1", "--expected", str(expected)]
+    options += ["--weights", str(random_small.weights), "--allow-unverified"]
+    assert program.main(options) == 1
+    assert "record it with --record" in capsys.readouterr().err
+    assert program.main([*options, "--record"]) == 0
+    recorded = json.loads(expected.read_text())
+    for name, one in recorded["expected"].items():
+        one["tolerance"] = (
+            1e3 if name.startswith("speed") else 0.01
+        )  # how fast a shared machine is does not matter here
+    better = next(name for name in recorded["expected"] if name.endswith("interpolation, Dice"))
+    recorded["expected"][better]["recorded"] += 1.0
+    expected.write_text(json.dumps(recorded))
+    capsys.readouterr()
+    assert program.main(options) == 1
+    rows = {row.rsplit("  ", 1)[-1]: row for row in capsys.readouterr().out.splitlines()[1:]}
+    assert rows.keys() == {"WORSE", "ok"} and better in rows["WORSE"]

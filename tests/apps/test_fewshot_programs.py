@@ -80,6 +80,19 @@ def test_a_head_is_made_and_used(
     assert len(result["organ"]["presence"]) == len(result["stone"]["uncertainty"]) == SHAPE[0]
 
 
+def test_a_head_knows_its_method(folder: Path, model: list[str], tmp_path: Path, load_app, capsys) -> None:
+    head, out = tmp_path / "head.safetensors", tmp_path / "found.nii.gz"
+    made = [*support(folder), "--names", "organ=3", "--out", str(head), "--method", "ssm_sam", *model]
+    assert load_app("adapt").main(made) == 0
+    assert json.loads(head.with_suffix(".json").read_text())["method"] == "ssm_sam"
+    used = ["--head", str(head), "--query", str(folder / "two.nii.gz"), "--out", str(out), *model]
+    assert load_app("segment").main([*used, "--method", "fewshot"]) == 1
+    assert "head.safetensors is a head of ssm_sam, not of fewshot: leave --method out" in capsys.readouterr().err
+    assert not out.exists()
+    assert load_app("segment").main(used) == 0
+    assert set(np.unique(read_volume(out).array)) <= {0, 3}
+
+
 @pytest.mark.parametrize(("plane", "axis", "slices"), [(None, 0, (1, 3)), ("sagittal", 2, (7, 10))])
 def test_annotated_slices_of_the_query_stay(
     folder: Path, model: list[str], tmp_path: Path, load_app, plane: str | None, axis: int, slices: tuple[int, int]

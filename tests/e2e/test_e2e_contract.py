@@ -26,12 +26,12 @@ def test_info_is_what_both_viewers_can_read(server: Server) -> None:
     assert not info.get("config")  # Slicer takes a top-level config for an old server
     assert info["strategies"]
     dimensions = {"sam_2d": 2, "sam_3d": 3, "accept_slice": 2, "empty_slice": 2, "finish_volume": 2}
-    dimensions |= {"fewshot": 3, "uncertainty_map": 3}
-    types = {"fewshot": "segmentation", "uncertainty_map": "others"}
+    dimensions |= {"fewshot": 3, "uncertainty_map": 3, "ssm_sam": 3}
+    types = {"fewshot": "segmentation", "ssm_sam": "segmentation", "uncertainty_map": "others"}
     assert {name: model["dimension"] for name, model in info["models"].items()} == dimensions
     for name, model in info["models"].items():
         assert model["type"] == types.get(name, "deepgrow")
-        if name == "fewshot":
+        if types.get(name) == "segmentation":
             assert list(model["labels"].values()) == list(range(1, len(model["labels"]) + 1))
         else:
             assert model["labels"] == []  # viewers then offer all labels of the app

@@ -83,6 +83,8 @@ ROUTES = [
     ("POST", "/train/fewshot_decoder"),
     ("GET", "/heads"),
     ("DELETE", "/heads/any"),
+    ("GET", "/starts"),
+    ("POST", "/starts/roll_back"),
 ]
 
 

@@ -27,7 +27,15 @@ from ssmsam.evaluation.active import (
     score,
 )
 from ssmsam.evaluation.active_run import ActiveRun, active_result
-from ssmsam.evaluation.active_summary import draw_active, slices_needed, slices_ratio
+from ssmsam.evaluation.active_summary import (
+    agreement,
+    curves,
+    draw_active,
+    interval,
+    reliability,
+    slices_needed,
+    slices_ratio,
+)
 from ssmsam.evaluation.cases import LabelledSet
 from ssmsam.evaluation.prompted import ModelChoice
 
@@ -62,7 +70,9 @@ class CopyingLearner:
         area = mask.sum(axis=(1, 2)).astype(float)
         doubt = np.where(np.isin(np.arange(COUNT), [HARDEST]), 0.9, 0.05)
         doubt[list(masks)] = 0
-        forecast = Forecast(np.arange(COUNT), np.where(area > 0, 0.95, 0.05), area, area, doubt * area)
+        forecast = Forecast(
+            np.arange(COUNT), np.where(area > 0, 0.95, 0.05), area, area * (1 - doubt / 2), area * doubt / 2
+        )
         return Answered(mask, Expected(None, forecast))  # type: ignore[arg-type]  # the proposals are not looked at
 
     def state(self, label: str, masks: Mapping[int, np.ndarray]) -> VolumeState:
@@ -135,7 +145,7 @@ def records_of(curves: Mapping[str, list[float]], cases: str = "ab") -> list[dic
     return [
         {
             "case": case, "label": "organ", "strategy": strategy, "seed": 0, "n": n, "slice": n,
-            "dice": {OTHER: value, WHOLE: value}, "expected_dice": value,
+            "dice": {OTHER: value, WHOLE: value}, "expected_dice": value, "estimate": None,
             "reliability": {"loss of drawn slices": empty, "presence": empty},
         }
         for case in cases for strategy, values in curves.items() for n, value in enumerate(values, 1)
@@ -148,6 +158,31 @@ def test_the_ratio_is_of_slices_for_the_same_dice() -> None:
     assert slices_ratio(records, "next_slices", OTHER)["ci95"] == [0.5, 0.5]
     missed = slices_ratio(records, "random", OTHER)
     assert missed["mean"] == pytest.approx(5 / 4) and missed["not_reached"] == 1
+
+
+def test_intervals_are_over_patients_and_hold_the_mean() -> None:
+    records = records_of({"next_slices": [40.0, 80.0]}, cases="a") + [
+        {**record, "case": "b", "dice": {OTHER: value, WHOLE: value}}
+        for record, value in zip(records_of({"next_slices": [0, 0]}, cases="b"), (60.0, 90.0), strict=True)
+    ]
+    first = curves(records, OTHER)["next_slices"][1]
+    assert first["mean_dice"] == 50.0 and first["ci95"] == [40.0, 60.0]
+    assert curves(records[:2], OTHER)["next_slices"][1]["ci95"] is None
+    assert interval(["a", "b"], lambda cases: float(len(set(cases)))) == [1.0, 2.0]
+
+
+def test_agreement_says_how_estimates_predict() -> None:
+    found = agreement([(50.0, 40.0), (70.0, 60.0), (90.0, 80.0)])
+    assert found == {"correlation": 1.0, "bias": 10.0, "mean_absolute_error": 10.0, "n": 3}
+    assert agreement([]) == {"correlation": None, "bias": None, "mean_absolute_error": None, "n": 0}
+
+
+def test_the_estimate_on_held_out_slices_is_compared_where_there_is_one() -> None:
+    records = records_of({"next_slices": [40, 80, 90, 95]})
+    for record in records:
+        record["estimate"] = record["dice"][OTHER] - 5 if record["n"] >= 3 else None
+    found = reliability(records)["held_out_dice"]
+    assert found["n"] == 4 and found["bias"] == -5 and found["correlation"] == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,8 @@ def test_the_result_has_the_shape_that_all_results_share(result, run):
     assert set(result["per_label"]) == {"block", "label 4"}
     assert result["per_label"]["block"]["n"] == 3
     assert result["mean_dice"] == result["tasks"]["slice"]["5 clicks"]["mean_dice"]
-    assert 0 < result["mean_dice"] <= 100
+    assert 0 < result["mean_iou"] < result["mean_dice"] <= 100
+    assert set(result["iou_per_label"]) == set(result["per_label"])
     assert set(result["tasks"]["volume"]) == {"1 click", "box"}
     assert result["seconds"]["embed_slice"] > 0
     assert result["manifest"]["data"]["cases"] == ["a", "b", "c"]

@@ -9,6 +9,7 @@ from ssmsam.evaluation import fewshot_run
 from ssmsam.evaluation.cases import open_set
 from ssmsam.evaluation.complete import CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
+from ssmsam.evaluation.fewshot_examples import as_viewed, draw_examples, examples
 from ssmsam.evaluation.fewshot_run import FewShotRun
 from ssmsam.evaluation.fewshot_summary import draw_fewshot, fewshot_curves, fewshot_result
 from ssmsam.evaluation.methods import checked_methods
@@ -125,12 +126,13 @@ def test_no_label_with_enough_supports_says_what_to_do(labelled_set):
         fewshot_result(run, measured)
 
 
-def test_curves_have_a_line_for_each_method(result, tmp_path):
+def test_curves_have_a_line_for_each_method_and_examples_a_picture(run, result, tmp_path):
     curves = fewshot_curves(result)
     assert set(curves) == {"ends given", "ends unknown"}
     assert set(curves["ends given"]["nearest"]) == {2, 3}
     drawn = draw_fewshot(tmp_path, result, "set")
-    assert len(drawn) == 4
+    drawn += draw_examples(tmp_path, result, run.queries)
+    assert len(drawn) == 7
     assert all(matplotlib.image.imread(path).std() > 0.01 for path in drawn)
 
 
@@ -138,5 +140,61 @@ def test_methods_that_need_slices_of_the_query_cannot_cross_patients():
     assert checked_methods(["nearest", "linear", "nearest"], "complete") == ("nearest", "linear")
     assert {"prototypes", "fewshot", "linear"} <= set(checked_methods(None, "crosspatient"))
     assert "interpolation" not in checked_methods(None, "crosspatient")
+    assert "fewshot_100" not in checked_methods(None, "complete")  # only where it is asked for
+    assert checked_methods(["fewshot_100"], "complete") == ("fewshot_100",)
     with pytest.raises(ValueError, match="it can measure prototypes, "):
         checked_methods(["nearest"], "crosspatient")
+
+
+def test_the_mean_iou_is_the_mean_of_each_record_s_iou(result):
+    by_label = {}
+    for case in result["per_case"]:
+        for record in case["methods"]["interpolation"]:
+            if record["setting"] == "ends given, 3 slices":
+                dice = record["dice"]["other slices"] / 100
+                by_label.setdefault(record["label"], []).append(100 * dice / (2 - dice))
+    found = result["methods"]["interpolation"]["ends given, 3 slices"]
+    assert (
+        found["mean_iou"]
+        == result["mean_iou"]
+        == pytest.approx(np.mean([np.mean(v) for v in by_label.values()]), abs=0.01)
+    )
+    summary = found["iou_per_label"]["block"]
+    assert summary["mean"] == pytest.approx(np.mean(by_label["block"]), abs=0.01) and summary["n"] == 3
+    assert summary["ci95"][0] <= summary["mean"] <= summary["ci95"][1]
+
+
+def test_examples_are_the_best_the_median_and_the_worst_of_each_organ(run, result, tmp_path):
+    setting = "ends given, 3 slices"
+    chosen = [(place, record) for place, record in examples(result, "nearest", setting) if record["label"] == "block"]
+    scores = sorted(
+        record["dice"]["other slices"]
+        for case in result["per_case"]
+        for record in case["methods"]["nearest"]
+        if record["setting"] == setting and record["label"] == "block"
+    )
+    assert [place for place, _ in chosen] == ["best", "median", "worst"]
+    assert [record["dice"]["other slices"] for _, record in chosen] == [scores[2], scores[1], scores[0]]
+    assert all(record["kept"]["slice"] not in record["annotated"] for _, record in chosen)
+
+
+def test_records_without_a_kept_slice_get_no_examples(run, result, tmp_path):
+    older = json.loads(json.dumps(result))
+    for case in older["per_case"]:
+        for record in case["methods"]["nearest"]:
+            record.pop("kept", None)
+    assert [path.name for path in draw_examples(tmp_path, older, run.queries)] == [
+        "complete_examples_interpolation.png"
+    ]
+    with pytest.raises(ValueError, match="has no case"):
+        draw_examples(tmp_path, result, replace(run.queries, cases=run.queries.cases[:1]))
+
+
+@pytest.mark.parametrize("along", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+def test_examples_are_drawn_as_viewers_show_them_however_they_were_stored(along):
+    """In LPS the patient's right is at low x and the front at low y."""
+    x, y = along
+    stored = np.zeros((1, 4, 4), dtype=np.float32)
+    stored[0, 0 if y > 0 else 3, 0 if x > 0 else 3] = 1  # the corner at the right and the front of the patient
+    volume = Volume(stored, np.diag([2.0 * x, 2.0 * y, 5.0, 1.0]))
+    assert volume.array[0][as_viewed(volume)][0, 0] == 1

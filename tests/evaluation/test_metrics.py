@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ssmsam.evaluation.metrics import bootstrap_ci, dice, iou, mean_over_labels, summarise
+from ssmsam.evaluation.metrics import bootstrap_ci, dice, iou, iou_of_dice, mean_over_labels, summarise
 
 masks = hnp.arrays(bool, (4, 5, 6))
 
@@ -31,8 +31,7 @@ def test_rule_for_empty_masks():
 def test_dice_is_symmetric_bounded_and_follows_iou(a, b):
     assert dice(a, b) == dice(b, a)
     assert 0.0 <= iou(a, b) <= dice(a, b) <= 100.0
-    share = iou(a, b) / 100
-    assert dice(a, b) == pytest.approx(100 * 2 * share / (1 + share))
+    assert iou_of_dice(dice(a, b)) == pytest.approx(iou(a, b))
     assert dice(a, a) == 100.0
 
 

@@ -11,6 +11,7 @@ from planted import ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, s
 
 import ssmsam.fewshot.estimate as estimating
 from ssmsam.encoders.embedder import Embedder
+from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.estimate import Estimate, cross_validated, overlap, worth_it
 from ssmsam.progress import Cancelled
@@ -45,10 +46,20 @@ def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
     assert sorted(held[0] + held[1]) == list(range(len(slices)))
     shows = taught["organ"][0].bank.shows
     assert all(0 < shows[list(fold)].sum() < shows.sum() for fold in held)
-    assert [numbers for _, numbers in judged] == [held[0], held[0], held[1], held[1]]
-    assert judged[0][0] == judged[2][0] == state_digest(decoder)
-    assert len({digest for digest, _ in judged}) == 3
+    stops = len(estimating.STOPS)
+    assert [numbers for _, numbers in judged] == [held[0]] * (1 + stops) + [held[1]] * (1 + stops)
+    assert judged[0][0] == judged[1 + stops][0] == state_digest(decoder)
+    assert len({digest for digest, _ in judged}) == 3, "one step a fold: all stops are the same"
     assert found["organ"].slices == len(slices)
+
+
+def test_without_steps_nothing_is_fitted_and_the_estimate_is_of_the_decoder_as_it_is(
+    embedder: Embedder, decoder: PocketDecoder
+) -> None:
+    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
+    found = cross_validated(decoder, taught, replace(QUICK, steps=0), folds=2)["organ"]
+    assert found.before == found.after == cross_validated(decoder, taught, QUICK, folds=2)["organ"].before
+    assert found.slices == 3
 
 
 def test_overlap_is_counted_against_what_the_others_say(embedder: Embedder) -> None:
@@ -93,3 +104,28 @@ def test_cancelling_stops_between_steps(embedder: Embedder, decoder: PocketDecod
 
     with pytest.raises(Cancelled):
         cross_validated(decoder, taught, replace(QUICK, steps=4), folds=2, progress=stop)
+
+
+def test_adaptation_stops_where_held_out_slices_were_judged_best(
+    embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
+    config = replace(QUICK, steps=12)
+    unadapted = state_digest(decoder)
+    halfway = {
+        state_digest(fit(decoder, taught, replace(config, steps=6), held_out={"organ": held}, share=2 / 3).decoder)
+        for held in ((0, 2), (1, 3))
+    }
+    monkeypatch.setattr(
+        estimating,
+        "overlap",
+        lambda one, *_: np.array([{True: 9.0, False: 5.0}[state_digest(one) in halfway | {unadapted}], 10.0]),
+    )
+    assert cross_validated(decoder, taught, config, folds=2)["organ"].share == pytest.approx(2 / 3)
+
+
+def test_without_time_no_stop_looks_better_than_it_is(embedder: Embedder, decoder: PocketDecoder) -> None:
+    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
+    found = cross_validated(decoder, taught, replace(QUICK, steps=12, budget_s=0.0), folds=2)["organ"]
+    assert found.after == found.before
+    assert found.share == 1.0

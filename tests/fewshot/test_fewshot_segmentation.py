@@ -164,6 +164,14 @@ def test_of_a_target_that_is_drawn_in_several_pieces_several_are_kept(
     assert both[3, 10, 8] and both[3, 23, 23] and not both[0, 0, 0]
 
 
+def test_a_slice_that_is_known_to_be_empty_is_the_end_of_the_organ(embedder: Embedder, decoder: PocketDecoder) -> None:
+    volume, logits = draw_volume(), np.full((SLICES, 32, 32), 4.0)
+    annotated = labelled(embedder, volume, ball((4, 24, 13), (2, 5, 5)), (4, 7))
+    bank = head_of(embedder, decoder, {"a": annotated}).banks["a"]
+    rows = (kept(proposals(logits), bank, embedder.open(volume), ENDLESS).logits > 0).any(axis=(1, 2))
+    assert rows.tolist() == [True] * 7 + [False] * (SLICES - 7)
+
+
 def test_smoothing_across_slices_is_in_millimetres() -> None:
     logits = np.zeros((9, 1, 1), dtype=np.float32)
     logits[4] = 1

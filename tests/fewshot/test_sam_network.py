@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import Sam
+from tiny_sam import tiny_sam
 
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.sam import PIXEL_MEAN, PIXEL_STD, SamEncoder
+from ssmsam.encoders.sam import SamEncoder
 from ssmsam.fewshot.bank import BankConfig
 from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
@@ -21,30 +21,10 @@ from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.fewshot.views import ViewConfig
 from ssmsam.imaging.volume import Volume
 
-SIZE = 256
-
 
 @pytest.fixture(scope="module")
 def sam() -> Sam:
-    """The published decoder at a quarter of the size, behind a tiny image encoder."""
-    torch.manual_seed(0)
-    grid = SIZE // 16
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            depth=1, embed_dim=16, img_size=SIZE, num_heads=2, patch_size=16, out_chans=256, use_rel_pos=True,
-            global_attn_indexes=(0,), window_size=0, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(SIZE, SIZE), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-        ),
-        pixel_mean=list(PIXEL_MEAN),
-        pixel_std=list(PIXEL_STD),
-    ).eval()  # fmt: skip
+    return tiny_sam()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmsam.active.extent import End, open_ends
 from ssmsam.active.reasons import numbers_of
 from ssmsam.active.state import Forecast, VolumeState
 
@@ -15,14 +16,15 @@ from ssmsam.active.state import Forecast, VolumeState
 class GainConfig:
     """How errors are weighed and how far an annotation reaches."""
 
-    reach_mm: float = 10.0
-    """Distance at which an annotated slice still mends 1/e of the errors."""
+    reach_mm: float = 25.0
+    """Errors grow with the distance to the nearest annotated slice, and less and less from this distance on."""
+    mended: float = 0.6
+    """Share of that growth which a new annotation nearby takes back."""
     unforeseen: float = 0.05
     """Share of a proposed mask that is taken to be wrong although the model is sure of it."""
-    end: float = 0.5
-    """Share of the organ's mean area that is taken to be wrong where it seems to end but nobody has looked."""
-    blur: float = 0.2
-    """How well an end is foreseen: standard deviation as a share of the stretch in which it must lie."""
+    overlooked: tuple[float, float] = (0.1, 0.3)
+    """The least and the most that is taken to be missed on a slice past an end where nothing is drawn, in shares of the
+    organ's mean area: organs taper, and what is large there may well be a neighbour."""
     worthwhile: float = 0.5
     """A slice chosen for one label is asked for another too from this share of that one's best gain on."""
 
@@ -30,27 +32,58 @@ class GainConfig:
 class Gains:
     """The expected gains of one label's slices, which fall as slices are taken.
 
-    A slice gains the error expected on it and, less and less, on its neighbours. What the model cannot foresee is
-    taken to be less near annotated slices. In shares of the organ's volume: small organs count as much as large ones.
+    A slice gains the error expected in its outline, some of that on slices far from any annotated one, and what it
+    tells of where the organ ends: an end is looked for where both answers leave little in doubt. In shares of the
+    organ's volume: small organs count as much as large ones.
     """
 
     def __init__(self, state: VolumeState, label: str, config: GainConfig) -> None:
         self._state, self._label, self._config = state, label, config
-        self._forecast = state.forecasts[label]
-        self._at_end = end_errors(self._forecast, state, label, config)
-        slices = self._forecast.slices
-        mm = slices * state.slice_mm
-        self._mends = np.exp(-np.abs(mm[:, None] - mm[None]) / config.reach_mm)
-        unseen = config.unforeseen * self._forecast.area + self._at_end
-        for index in state.known(label):
-            unseen = unseen * (1 - np.exp(-np.abs(mm - index * state.slice_mm) / config.reach_mm))
-        organ = max(float(self._forecast.area.sum()), float(self._forecast.error.mean()), 1e-6)
-        self._open = ~np.isin(slices, list(state.known(label)))
-        self._left = (self._forecast.error + unseen) / organ * self._open
+        self._forecast = found = state.forecasts[label]
+        mm = found.slices * state.slice_mm
+        self._away = np.abs(mm[:, None] - mm[None])
+        known = state.slice_mm * np.array(state.showing(label), dtype=float)
+        self._nearest = np.abs(mm[:, None] - known[None]).min(axis=1, initial=np.inf)
+        unseen = config.unforeseen * found.area * self._growth(self._nearest)
+        self._organ = max(float(found.area.sum()), float(found.error.mean()), 1e-6)
+        self._open = ~np.isin(found.slices, list(state.known(label)))
+        self._left = (found.presence * outlines(found) + unseen) * self._open
+        mean_area = float(found.area[found.area > 0].mean()) if found.area.any() else 0.0
+        missed = np.clip(found.area_if_there, *(mean_area * np.array(config.overlooked)))
+        self._if_there = np.where(found.area > 0, found.area_if_there, missed)
+        self._ends = ends_of(found, state, label)
+        self._taken: frozenset[int] = frozenset()
+        self._weigh()
 
     def values(self) -> np.ndarray:
         """(n,) the gain of each slice of the forecast now, below 0 where it is annotated or taken."""
-        return np.where(self._open, self._mends @ self._left, -1.0)
+        return self._values
+
+    def _weigh(self) -> None:
+        self._of_ends = self._told_of_ends()
+        gains = (self._left @ self._mends() + self._of_ends) / self._organ
+        self._values = np.where(self._open, gains, -1.0)
+
+    def _growth(self, away: np.ndarray) -> np.ndarray:
+        """In [0, 1]: how far errors have grown at a distance in mm from the nearest slice that shows the label."""
+        grown: np.ndarray = 1 - np.exp(-away / self._config.reach_mm)
+        return grown
+
+    def _mends(self) -> np.ndarray:
+        """(n, n) the share of each slice's errors that is mended when each slice is annotated: all of its own."""
+        before = np.maximum(self._growth(self._nearest), 1e-6)[:, None]
+        after = self._growth(np.minimum(self._nearest[:, None], self._away))
+        return np.where(self._away == 0, 1.0, self._config.mended * (1 - np.minimum(after / before, 1)))
+
+    def _told_of_ends(self) -> np.ndarray:
+        """(n,) mm2 by which the error at the organ's ends is expected to fall when a slice is looked at."""
+        found = np.zeros(len(self._open))
+        for end in self._ends:
+            area = self._if_there[end.rows]
+            now = end.error(area, self._taken)
+            for row in end.rows.tolist():
+                found[row] = now - end.error(area, self._taken | {row})
+        return found
 
     def best(self) -> int | None:
         """The slice with the highest gain; None when all are annotated or taken."""
@@ -69,41 +102,40 @@ class Gains:
     def take(self, index: int) -> dict[str, float | None]:
         """Count a slice as annotated; the numbers that spoke for it."""
         row = int(np.flatnonzero(self._forecast.slices == index)[0])
+        gain = float(self.values()[row])
         numbers = {
             **numbers_of(self._forecast, row, self._state, self._label),
-            "gain": round(float(self.values()[row]), 5),
-            "near_end": float(self._at_end[row] > 0.5 * self._at_end.max() > 0),
+            "gain": round(gain, 5),
+            "near_end": float(self._of_ends[row] > 0.5 * gain * self._organ),
         }
-        self._left = self._left * (1 - self._mends[row])
+        self._left = self._left * (1 - self._mends()[:, row])
+        self._nearest = np.minimum(self._nearest, self._away[row])
         self._open[row] = False
+        self._taken |= {row}
+        self._weigh()
         return numbers
 
 
-def end_errors(forecast: Forecast, state: VolumeState, label: str, config: GainConfig) -> np.ndarray:
-    """(n,) mm2 that may be wrong because nobody has looked where the organ ends.
+def outlines(forecast: Forecast) -> np.ndarray:
+    """(n,) mm2 that are expected to be wrong along the outline, where the label is.
 
-    The organ ends somewhere between the outermost slice on which it was seen and the next one known to be without it,
-    most likely where the model says so. No other slice can tell.
+    Where it may be and nothing is drawn, as much of its area as elsewhere: that it was missed is in question at an end.
     """
-    found = np.zeros(len(forecast.slices))
-    run = main_run(forecast, state, label)
-    if not run:
-        return found
-    area = float(forecast.area[np.isin(forecast.slices, run)].mean())
-    seen = state.showing(label)
-    without = sorted(state.known(label) - set(seen))
-    for end, inner, beyond in (
-        (run[0], seen[:1], [index for index in without if index < run[0]][-1:]),
-        (run[-1], seen[-1:], [index for index in without if index > run[-1]][:1]),
-    ):
-        first = inner[0] if inner else run[len(run) // 2]
-        last = beyond[0] if beyond else (-1 if end == run[0] else state.count)
-        low, high = min(first, last), max(first, last)
-        between = (forecast.slices > low) & (forecast.slices < high)
-        spread = max(1.0, config.blur * (high - low))
-        shape = np.exp(-(((forecast.slices - end) / spread) ** 2) / 2)
-        found = np.maximum(found, np.where(between, config.end * area * shape, 0.0))
-    return found
+    drawn, certain = forecast.area > 0, forecast.presence >= 1
+    area = float(forecast.area_if_there[drawn].sum())
+    share = float(forecast.outline[drawn].sum()) / area if area > 0 else 1.0
+    return np.where(drawn | certain, forecast.outline, min(share, 1.0) * forecast.area_if_there)
+
+
+def ends_of(forecast: Forecast, state: VolumeState, label: str) -> list[End]:
+    """Where the organ may end. Where nobody saw it in this volume, outwards from the middle of where it is proposed."""
+    known = dict(state.annotated.get(label, {}))
+    if not any(known.values()):
+        run = main_run(forecast, state, label)
+        if not run:
+            return []
+        known[run[len(run) // 2]] = True
+    return [End.read_off(rows, forecast.presence[rows]) for _, rows in open_ends(forecast.slices, known)]
 
 
 def main_run(forecast: Forecast, state: VolumeState, label: str) -> Sequence[int]:

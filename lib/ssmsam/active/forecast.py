@@ -8,18 +8,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ssmsam.active.extent import presence_given
 from ssmsam.active.state import Forecast
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.bank import look
+from ssmsam.fewshot.bank import Bank, look
 from ssmsam.fewshot.completion import CompletionConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.presence import ELSEWHERE
 from ssmsam.fewshot.segmentation import Proposals, kept, propose
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
+
+UNDRAWN = 0.4
+"""The highest presence claimed of a slice that the final mask leaves empty."""
 
 
 def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
@@ -57,9 +62,10 @@ def expect(
     found = propose(head.decoder, head.banks, query, slices, config=config.segmentation, progress=progress)
     expected = {}
     for label, proposals in found.items():
-        threshold = _threshold(head, label)
+        threshold = _threshold(head, label, query)
         final = kept(proposals, head.banks[label], query, config.segmentation, threshold=threshold)
-        expected[label] = Expected(final, _foreseen(_calibrated(proposals, threshold), final, query))
+        likely = _calibrated(proposals, final, threshold, head.banks[label], query)
+        expected[label] = Expected(final, _foreseen(likely, final, query))
     return expected
 
 
@@ -89,7 +95,9 @@ def uncertainty_map(
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)
     for label, raw in found.items():
-        proposals = _calibrated(raw, _threshold(head, label))
+        threshold, bank = _threshold(head, label, query), head.banks[label]
+        final = kept(raw, bank, query, config.segmentation, threshold=threshold)
+        proposals = _calibrated(raw, final, threshold, bank, query)
         known = {one.index: one for one in (support or {}).get(label, ()) if one.volume == query.key.digest}
         for row, index in enumerate(proposals.slices):
             drawn = torch.from_numpy(probability(proposals, row)).float()[None]
@@ -107,27 +115,38 @@ def probability(proposals: Proposals, row: int) -> np.ndarray:
     return share
 
 
-def _threshold(head: Head, label: str) -> float:
-    """From which presence on a slice counts as having the label."""
-    return float(head.card.get("presence_threshold", {}).get(label, 0.5))
+def _threshold(head: Head, label: str, query: VolumeEmbeddings) -> float:
+    """From which presence on a slice counts as having the label, as when the volume is segmented."""
+    known = head.banks[label].annotated(query.key.digest)
+    return float(head.card["presence_threshold"][label]) if known else ELSEWHERE
 
 
-def _calibrated(proposals: Proposals, threshold: float) -> Proposals:
-    """The same with presences stretched so that the label's threshold is an even chance."""
+def _calibrated(
+    proposals: Proposals, final: Proposals, threshold: float, bank: Bank, query: VolumeEmbeddings
+) -> Proposals:
+    """The same with presences stretched so that the label's threshold is an even chance, given what is annotated.
+
+    A slice that the final mask leaves empty has less than that: that the outlines of neighbouring slices do not go on
+    there says more than the decoder's claim.
+    """
     presence = np.interp(proposals.presence, [0.0, threshold, 1.0], [0.0, 0.5, 1.0])
-    return replace(proposals, presence=presence)
+    presence = np.where((final.logits > 0).any(axis=(1, 2)), presence, np.minimum(presence, UNDRAWN))
+    known = {
+        round(bank.positions[number] / query.slice_mm): bool(bank.shows[number])
+        for number in bank.annotated(query.key.digest)
+        # a slice that is known in parts says nothing of the label's absence
+        if bank.shows[number] or (bank.distances[number] != 0).all()
+    }
+    return replace(proposals, presence=presence_given(presence, proposals.slices, known, query.slice_mm))
 
 
 def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -> Forecast:
-    """Cell by cell: the probability that the final mask is wrong there."""
+    """Areas by the probabilities of cells, inside the final mask and outside."""
     cell_mm2 = (query.frame.input_mm * query.frame.size / proposals.logits.shape[-1]) ** 2
-    area, expected_area, error = np.zeros((3, len(proposals.slices)))
-    for row in range(len(proposals.slices)):
-        p, mask = probability(proposals, row), final.logits[row] > 0
-        area[row] = mask.sum() * cell_mm2
-        error[row] = np.where(mask, 1 - p, p).sum() * cell_mm2
-        expected_area[row] = p.sum() * cell_mm2
-    return Forecast(proposals.slices, proposals.presence, area, expected_area, error)
+    cells = 1 / (1 + np.exp(-np.clip(proposals.logits, -30, 30)))
+    mask = final.logits > 0
+    area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
+    return Forecast(proposals.slices, proposals.presence, area, inside, outside)
 
 
 def _bits(p: np.ndarray) -> np.ndarray:

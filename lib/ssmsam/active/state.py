@@ -15,15 +15,39 @@ ANY = ""
 class Forecast:
     """What a model expects of one label on the n ``slices`` (n,) of a volume that it looked at, ascending.
 
-    ``presence`` (n,) is the probability that the label is there. In mm2, (n,) each: ``area`` of the proposed mask,
-    ``expected_area`` by the probabilities of its pixels, and ``error``, how much of the slice is expected to be wrong.
+    ``presence`` (n,) is the probability that the label is there. In mm2, (n,) each: ``area`` of the proposed mask, and
+    what is expected of the label if it is there, ``inside`` of the mask and ``outside``.
     """
 
     slices: np.ndarray
     presence: np.ndarray
     area: np.ndarray
-    expected_area: np.ndarray
-    error: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+
+    @property
+    def area_if_there(self) -> np.ndarray:
+        """(n,) mm2 that the label is expected to have on each slice if it is there."""
+        area: np.ndarray = self.inside + self.outside
+        return area
+
+    @property
+    def outline(self) -> np.ndarray:
+        """(n,) mm2 that are expected to be wrong if the label is there."""
+        wrong: np.ndarray = self.area - self.inside + self.outside
+        return wrong
+
+    @property
+    def expected_area(self) -> np.ndarray:
+        """(n,) mm2 that the label is expected to have."""
+        area: np.ndarray = self.presence * self.area_if_there
+        return area
+
+    @property
+    def error(self) -> np.ndarray:
+        """(n,) mm2 that are expected to be wrong."""
+        wrong: np.ndarray = self.area - self.presence * (self.inside - self.outside)
+        return wrong
 
     @property
     def loss(self) -> np.ndarray:

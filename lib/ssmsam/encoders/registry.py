@@ -8,7 +8,7 @@ from ssmsam.encoders.encoder import Encoder
 from ssmsam.encoders.manifest import entry, manifest
 from ssmsam.encoders.weights import find_weights
 
-ENCODERS: tuple[str, ...] = tuple(manifest())
+ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture != "ssm")
 """All names that :func:`load_encoder` knows: our own ``small`` first, which comes with this package."""
 
 
@@ -26,6 +26,8 @@ def load_encoder(
     errors are raised: ValueError for an unknown name, MissingWeights, CorruptWeights.
     """
     architecture = entry(name).architecture
+    if name not in ENCODERS:
+        raise ValueError(f"{name!r} is no encoder but a decoder's start; encoders: {', '.join(ENCODERS)}")
     path = find_weights(name, folder=folder, download=download, allow_unverified=allow_unverified)
     if architecture == "small":
         from ssmsam.encoders.small import SmallEncoder

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from ssmsam.encoders.attention import HeadwiseAttention
-from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
+from ssmsam.encoders.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
 from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.weights import CorruptWeights, weights_digest
 
@@ -117,7 +117,8 @@ class SamEncoder(Encoder):
         """Load a checkpoint of the official layout; frozen. Raises :class:`CorruptWeights`."""
         return cls(load_sam(name, path, device=device), name=name, weights_sha256=weights_digest(path), levels=levels)
 
-    def encode(self, slices: torch.Tensor) -> Embedding:
+    def encode(self, slices: torch.Tensor, *, adaptor: Adaptor = unchanged) -> Embedding:
+        """``adaptor`` may change the tokens (B, h, w, width) that each block gets."""
         size = self.spec.input_size
         if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
             raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
@@ -127,7 +128,7 @@ class SamEncoder(Encoder):
             tokens = tokens + vit.pos_embed
         kept = {}
         for number, block in enumerate(vit.blocks):
-            tokens = block(tokens)
+            tokens = block(adaptor(number, tokens))
             if number in self.levels:
                 kept[number] = vit.neck(tokens.permute(0, 3, 1, 2))
         return {"image": vit.neck(tokens.permute(0, 3, 1, 2)), "levels": [kept[level] for level in self.levels]}

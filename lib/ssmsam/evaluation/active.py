@@ -22,6 +22,7 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.metrics import dice
 from ssmsam.fewshot.completion import CompletionConfig
 from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.estimate import mean_estimate
 from ssmsam.fewshot.method import FewShotConfig, adapt
 from ssmsam.fewshot.segmentation import assembled
 from ssmsam.fewshot.support import LabelledSlice
@@ -65,17 +66,21 @@ class Annotator:
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What follows from some annotated slices: the mask (slices, rows, columns) bool and what is expected of it."""
+    """What follows from some annotated slices: the mask (slices, rows, columns) bool and what is expected of it.
+
+    ``estimate`` is the head card's Dice in [0, 1] on slices held out, None where too few are annotated.
+    """
 
     mask: np.ndarray
     expected: Expected
+    estimate: float | None = None
 
 
 class Learner:
     """The few-shot model on one volume and label. The same annotated slices give the same answer, made only once."""
 
     def __init__(self, query: VolumeEmbeddings, embedder: Embedder, decoder: TargetDecoder, *, steps: int = 0) -> None:
-        config = FewShotConfig(folds=0, completion=CompletionConfig(slices=0))
+        config = FewShotConfig(completion=CompletionConfig(slices=0))
         views = config.adaptation.views if steps else replace(config.adaptation.views, views=0)
         adaptation = replace(config.adaptation, steps=steps, budget_s=float("inf"), views=views)
         self._config = replace(config, adaptation=adaptation)
@@ -92,7 +97,7 @@ class Learner:
             every = range(self._query.count)
             expected = expect(head, self._query, every, config=self._config)[label]
             mask = assembled({label: expected.final}, self._query).mask == 1
-            self._answers[key] = Answered(mask, expected)
+            self._answers[key] = Answered(mask, expected, mean_estimate(head.card))
         return self._answers[key]
 
     def state(self, label: str, masks: Mapping[int, np.ndarray]) -> VolumeState:
@@ -167,6 +172,7 @@ def score(masks: Mapping[int, np.ndarray], answered: Answered, truth: np.ndarray
             WHOLE: round(dice(kept, truth), 3),
         },
         "expected_dice": round(100 * forecast.expected_dice(without=masks), 3),
+        "estimate": None if answered.estimate is None else round(100 * answered.estimate, 3),
         "reliability": {
             "loss of drawn slices": binned(forecast.loss[drawn], losses[drawn]),
             "presence": binned(forecast.presence[other], truth.any(axis=(1, 2))[other]),

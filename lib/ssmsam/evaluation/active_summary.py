@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,47 @@ from ssmsam.evaluation.figures import draw_curves, draw_reliability
 from ssmsam.evaluation.metrics import mean_over_labels
 
 RESAMPLES = 500
+Table = Mapping[tuple[str, str, str], Mapping[int, float]]
+"""(strategy, label, case) -> annotated slices -> mean over seeds."""
 
 
 def curves(records: Sequence[Record], score: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Strategy -> annotated slices -> mean over labels of means over cases of means over seeds, and each label's."""
+    """Strategy -> annotated slices -> mean over labels of means over cases of means over seeds, and each label's.
+
+    With a 95 % bootstrap interval over patients, the same patients for all labels at a time.
+    """
+    cases = sorted({record["case"] for record in records})
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for strategy in dict.fromkeys(record["strategy"] for record in records):
         own = [record for record in records if record["strategy"] == strategy]
+        table = _table(own, score)
         for n in sorted({record["n"] for record in own}):
             per_label = label_summaries([record for record in own if record["n"] == n], score)
             found.setdefault(strategy, {})[n] = {
                 "mean_dice": round(mean_over_labels(per_label), 3),
+                "ci95": interval(cases, partial(_mean_at, table, strategy, n)),
                 "per_label": {label: summary.as_json() for label, summary in per_label.items()},
             }
     return found
+
+
+def interval(cases: Sequence[str], value: Callable[[Sequence[str]], float]) -> list[float] | None:
+    """95 % bootstrap interval of a value of cases, which may repeat; None for a single case."""
+    if len(cases) < 2:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [value(rng.choice(cases, len(cases)).tolist()) for _ in range(RESAMPLES)]
+    return [round(float(end), 3) for end in np.nanpercentile(drawn, (2.5, 97.5))]
+
+
+def _mean_at(table: Table, strategy: str, n: int, cases: Sequence[str]) -> float:
+    """Dice after n slices: the mean over labels of means over some cases; NaN when these have none."""
+    values: dict[str, list[float]] = {}
+    for (name, label, case), curve in table.items():
+        if name == strategy and n in curve:
+            values.setdefault(label, []).extend([curve[n]] * list(cases).count(case))
+    means = [np.mean(found) for found in values.values() if found]
+    return float(np.mean(means)) if means else float("nan")
 
 
 def slices_needed(curve: Mapping[int, float], target: float) -> float | None:
@@ -52,21 +80,15 @@ def slices_ratio(records: Sequence[Record], strategy: str, score: str, *, baseli
     cases = sorted({record["case"] for record in records})
     table = _table([r for r in records if r["strategy"] in (strategy, baseline)], score)
     ratios, missed = _ratios(table, cases, strategy, baseline)
-    rng = np.random.default_rng(0)
-    means = [
-        np.mean(list(_ratios(table, list(rng.choice(cases, len(cases))), strategy, baseline)[0].values()))
-        for _ in range(RESAMPLES if len(cases) > 1 else 0)
-    ]
-    interval = [round(float(end), 3) for end in np.percentile(means, (2.5, 97.5))] if means else None
     return {
         "mean": round(float(np.mean(list(ratios.values()))), 3),
-        "ci95": interval,
+        "ci95": interval(cases, lambda drawn: _mean_ratio(table, drawn, strategy, baseline)),
         "per_label": {label: round(ratio, 3) for label, ratio in ratios.items()},
         "not_reached": missed,
     }
 
 
-def _table(records: Sequence[Record], score: str) -> dict[tuple[str, str, str], dict[int, float]]:
+def _table(records: Sequence[Record], score: str) -> Table:
     """(strategy, label, case) -> annotated slices -> mean over seeds."""
     values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
     for record in records:
@@ -75,9 +97,7 @@ def _table(records: Sequence[Record], score: str) -> dict[tuple[str, str, str], 
     return {key: {n: float(np.mean(found)) for n, found in curve.items()} for key, curve in values.items()}
 
 
-def _ratios(
-    table: Mapping[tuple[str, str, str], Mapping[int, float]], cases: Sequence[str], strategy: str, baseline: str
-) -> tuple[dict[str, float], int]:
+def _ratios(table: Table, cases: Sequence[str], strategy: str, baseline: str) -> tuple[dict[str, float], int]:
     """Label -> ratio over some cases, which may repeat, and how many labels never reached the baseline's best."""
     ratios, missed = {}, 0
     for label in sorted({label for _, label, _ in table}):
@@ -94,23 +114,25 @@ def _ratios(
     return ratios, missed
 
 
+def _mean_ratio(table: Table, cases: Sequence[str], strategy: str, baseline: str) -> float:
+    return float(np.mean(list(_ratios(table, cases, strategy, baseline)[0].values())))
+
+
 def _mean_curve(several: Sequence[Mapping[int, float]]) -> dict[int, float]:
     shared = set[int]().union(*several) if several else set()
     return {n: float(np.mean([one[n] for one in several if n in one])) for n in sorted(shared)}
 
 
 def reliability(records: Sequence[Record]) -> dict[str, Any]:
-    """Whether expectations hold: of the volume's Dice as correlation and bias, of slices bin by bin."""
-    expected = np.array([record["expected_dice"] for record in records])
-    true = np.array([record["dice"][OTHER] for record in records])
-    varied = len(records) > 2 and expected.std() > 0 and true.std() > 0
+    """Whether expectations hold: of Dice as correlation and bias, of slices bin by bin.
+
+    ``volume_dice`` is what the mask expects of itself, ``held_out_dice`` what the slices held out tell.
+    """
     found: dict[str, Any] = {
-        "volume_dice": {
-            "correlation": round(float(np.corrcoef(expected, true)[0, 1]), 3) if varied else None,
-            "bias": round(float((expected - true).mean()), 3),
-            "mean_absolute_error": round(float(np.abs(expected - true).mean()), 3),
-            "n": len(records),
-        }
+        "volume_dice": agreement([(record["expected_dice"], record["dice"][OTHER]) for record in records]),
+        "held_out_dice": agreement(
+            [(one["estimate"], one["dice"][OTHER]) for one in records if one["estimate"] is not None]
+        ),
     }
     for name in records[0]["reliability"]:
         bins = np.sum([record["reliability"][name] for record in records], axis=0)
@@ -123,13 +145,30 @@ def reliability(records: Sequence[Record]) -> dict[str, Any]:
     return found
 
 
+def agreement(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """How (expected, true) numbers go together; None where nothing can be said."""
+    expected, true = np.array(pairs, dtype=float).reshape(-1, 2).T
+    varied = len(pairs) > 2 and expected.std() > 0 and true.std() > 0
+    return {
+        "correlation": round(float(np.corrcoef(expected, true)[0, 1]), 3) if varied else None,
+        "bias": round(float((expected - true).mean()), 3) if pairs else None,
+        "mean_absolute_error": round(float(np.abs(expected - true).mean()), 3) if pairs else None,
+        "n": len(pairs),
+    }
+
+
 def draw_active(folder: Path, result: dict[str, Any], name: str) -> list[Path]:
     """Dice against annotated slices for each score, and the reliability diagrams. Returns the files."""
     drawn = []
     for score in (OTHER, WHOLE):
-        lines = {s: {int(n): one["mean_dice"] for n, one in c.items()} for s, c in result["curves"][score].items()}
+        found = result["curves"][score].items()
+        lines = {strategy: {int(n): one["mean_dice"] for n, one in curve.items()} for strategy, curve in found}
+        bands = {
+            strategy: {int(n): one["ci95"] for n, one in curve.items() if one.get("ci95")} for strategy, curve in found
+        }
         path = folder / f"active_{score}.png".replace(" ", "_")
-        drawn.append(draw_curves(path, lines, title=f"{name}: {score}", x_label="annotated slices"))
+        title = f"{name}: {score}"
+        drawn.append(draw_curves(path, lines, bands=bands, title=title, x_label="annotated slices"))
     diagrams = {kind: one["bins"] for kind, one in result["reliability"].items() if "bins" in one}
     drawn.append(draw_reliability(folder / "active_reliability.png", diagrams, title=name))
     return drawn

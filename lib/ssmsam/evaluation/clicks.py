@@ -16,7 +16,7 @@ import numpy as np
 
 from ssmsam.evaluation.annotator import Click, bounding_box, first_click, next_click
 from ssmsam.evaluation.cases import LabelledSet
-from ssmsam.evaluation.metrics import Summary, dice, mean_over_labels, summarise
+from ssmsam.evaluation.metrics import Summary, dice, iou_of_dice, mean_over_labels, summarise
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Volume
 
@@ -149,7 +149,7 @@ def summarise_records(records: Sequence[Record], protocol: ClickProtocol) -> dic
     tasks: dict[str, Any] = {}
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]
-        tasks[task] = {prompt: _by_label(of_task, prompt) for prompt in of_task[0]["dice"]}
+        tasks[task] = {prompt: agreement(of_task, prompt) for prompt in of_task[0]["dice"]}
     slices = [record for record in records if record["task"] == "slice"]
     needed = [protocol.limit if record["clicks_to_good"] is None else record["clicks_to_good"] for record in slices]
     failed = sum(record["clicks_to_good"] is None for record in slices)
@@ -162,17 +162,31 @@ def summarise_records(records: Sequence[Record], protocol: ClickProtocol) -> dic
     return tasks
 
 
-def _by_label(records: Sequence[Record], prompt: str) -> dict[str, Any]:
-    per_label = label_summaries(records, prompt)
+def agreement(records: Sequence[Record], prompt: str) -> dict[str, Any]:
+    """Dice and IoU in per cent: the mean over labels of means over cases, and the summary of every label.
+
+    The IoU is that of each record, taken from its Dice before any mean: the mean IoU does not follow from the mean
+    Dice.
+    """
+    dice_of, iou_of = (label_summaries(records, prompt, measure=measure) for measure in ("dice", "iou"))
     return {
-        "mean_dice": round(mean_over_labels(per_label), 3),
-        "per_label": {label: summary.as_json() for label, summary in per_label.items()},
+        "mean_dice": round(mean_over_labels(dice_of), 3),
+        "per_label": {label: summary.as_json() for label, summary in dice_of.items()},
+        "mean_iou": round(mean_over_labels(iou_of), 3),
+        "iou_per_label": {label: summary.as_json() for label, summary in iou_of.items()},
     }
 
 
 def label_summaries(records: Sequence[Record], prompt: str, *, measure: str = "dice") -> dict[str, Summary]:
-    """Label -> summary over cases; a case's value is the mean over its records, of ``record[measure][prompt]``."""
+    """Label -> summary over cases; a case's value is the mean over its records, of ``record[measure][prompt]``.
+
+    The measure "iou" comes from the record's Dice.
+    """
     per_case: dict[str, dict[str, list[float]]] = {}
     for record in records:
-        per_case.setdefault(record["label"], {}).setdefault(record["case"], []).append(record[measure][prompt])
+        per_case.setdefault(record["label"], {}).setdefault(record["case"], []).append(_value(record, prompt, measure))
     return {label: summarise(float(np.mean(scores)) for scores in cases.values()) for label, cases in per_case.items()}
+
+
+def _value(record: Record, prompt: str, measure: str) -> float:
+    return iou_of_dice(record["dice"][prompt]) if measure == "iou" else record[measure][prompt]

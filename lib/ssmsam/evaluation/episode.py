@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssmsam.evaluation.fewshot import FewShotMethod, Task
+from ssmsam.evaluation.kept_slice import keep_slice
 from ssmsam.evaluation.metrics import dice
 
 
@@ -28,14 +29,14 @@ class Episode:
     scored: Mapping[str, np.ndarray]
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def measure(self, method: FewShotMethod, *, surfaces: bool = False) -> dict[str, Any]:
-        """Run a method and score its mask: one record, ready for JSON."""
+    def measure(self, method: FewShotMethod, *, surfaces: bool = False, keep: bool = False) -> dict[str, Any]:
+        """Run a method and score its mask: one record, ready for JSON; ``keep`` keeps a slice of the mask in it."""
         started = time.perf_counter()
         mask = self.task.finished(method.segment(self.task))
         seconds = time.perf_counter() - started
         scores = {name: dice(mask[slices], self.truth[slices]) for name, slices in self.scored.items()}
         first = next(iter(self.scored.values()))
-        record = {
+        record: dict[str, Any] = {
             "label": self.label,
             "setting": self.setting,
             **self.notes,
@@ -43,6 +44,8 @@ class Episode:
             "nothing_left": not self.truth[first].any(),
             "seconds": round(seconds, 3),
         }
+        if keep:
+            record["kept"] = keep_slice(mask, self.truth, first)
         if surfaces:
             from ssmsam.evaluation.surface import surface_distances  # MONAI takes seconds to import
 

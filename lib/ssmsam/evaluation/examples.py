@@ -19,13 +19,18 @@ _CLICKS = int(HEADLINE[1].split()[0])
 def draw_figures(folder: Path, run: ClickRun, result: dict[str, Any]) -> list[Path]:
     """Curves for each task, and overlays of example slices after five clicks. Returns the files."""
     name = run.labelled_set.name
-    drawn = [
+    drawn = draw_click_curves(folder, result, name)
+    title = f"{name}: filled is the model after {_CLICKS} clicks, dashed the truth"
+    return [*drawn, draw_overlays(folder / "examples.png", example_panels(run, result), title=title)]
+
+
+def draw_click_curves(folder: Path, result: dict[str, Any], name: str) -> list[Path]:
+    """Dice by clicks, one picture for each task. Returns the files."""
+    return [
         draw_curves(folder / f"{task}_curves.png", curves(result, task), title=f"{name}: Dice of a {task} by clicks")
         for task in ("slice", "volume")
         if task in result["tasks"]
     ]
-    title = f"{name}: filled is the model after {_CLICKS} clicks, dashed the truth"
-    return [*drawn, draw_overlays(folder / "examples.png", example_panels(run, result), title=title)]
 
 
 def curves(result: dict[str, Any], task: str) -> dict[str, dict[int, float]]:

@@ -132,7 +132,8 @@ def measure_case(case: Case, methods: list[str], run: FewShotRun) -> dict[str, M
     built = {name: METHODS[name].build(model) for name in methods}
     for episode in run.episodes(case, volume, labels):
         for name, method in built.items():
-            measured[name]["records"].append(episode.measure(method, surfaces=run.surfaces))
+            keep = episode.setting == run.protocol.headline
+            measured[name]["records"].append(episode.measure(method, surfaces=run.surfaces, keep=keep))
     return measured
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssmsam.evaluation.clicks import Record, label_summaries
-from ssmsam.evaluation.figures import draw_curves
+from ssmsam.evaluation.clicks import Record, agreement, label_summaries
+from ssmsam.evaluation.figures import draw_curves, draw_seconds
 from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.methods import METHODS
 from ssmsam.evaluation.metrics import mean_over_labels
@@ -53,8 +54,7 @@ def fewshot_result(run: FewShotRun, measured: Mapping[str, Mapping[str, Measured
         "encoder": run.model.encoder if weights else None,
         "weights_sha256": run.weights_sha256,
         "settings": settings,
-        "mean_dice": first["mean_dice"],
-        "per_label": first["per_label"],
+        **{name: first[name] for name in ("mean_dice", "per_label", "mean_iou", "iou_per_label")},
         "methods": methods,
         "labels_not_run": _not_run(measured),
         "seconds": {name: _mean_seconds(cases) for name, cases in measured.items()},
@@ -77,7 +77,7 @@ def summarise_settings(records: Sequence[Record]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for setting in dict.fromkeys(record["setting"] for record in records):
         of_setting = [record for record in records if record["setting"] == setting]
-        scores = {name: _by_label(of_setting, name) for name in of_setting[0]["dice"]}
+        scores = {name: agreement(of_setting, name) for name in of_setting[0]["dice"]}
         settings[setting] = {
             **next(iter(scores.values())),
             "k": of_setting[0]["k"],
@@ -86,16 +86,14 @@ def summarise_settings(records: Sequence[Record]) -> dict[str, Any]:
             "seconds": round(float(np.mean([record["seconds"] for record in of_setting])), 3),
         }
         if "surface" in of_setting[0]:
-            settings[setting]["surface"] = {
-                name: _by_label(of_setting, name, measure="surface") for name in of_setting[0]["surface"]
-            }
+            settings[setting]["surface"] = {name: _distance(of_setting, name) for name in of_setting[0]["surface"]}
     return settings
 
 
-def _by_label(records: Sequence[Record], name: str, *, measure: str = "dice") -> dict[str, Any]:
-    per_label = label_summaries(records, name, measure=measure)
+def _distance(records: Sequence[Record], name: str) -> dict[str, Any]:
+    per_label = label_summaries(records, name, measure="surface")
     return {
-        "mean_dice" if measure == "dice" else "mean": round(mean_over_labels(per_label), 3),
+        "mean": round(mean_over_labels(per_label), 3),
         "per_label": {label: summary.as_json() for label, summary in per_label.items()},
     }
 
@@ -121,12 +119,30 @@ def fewshot_curves(result: dict[str, Any], score: str | None = None) -> dict[str
     return {family: lines for family, lines in families.items() if any(len(line) > 1 for line in lines.values())}
 
 
+def seconds_curves(result: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Name -> (seconds for a mask, mean Dice) of the headline's setting, by rising seconds.
+
+    Methods that differ in nothing but their number of steps share one line, named after the first word of their names.
+    """
+    setting = result["settings"]["headline"].split(" / ")[1]
+    families: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for method, found in result["methods"].items():
+        others = {key: value for key, value in result["settings"]["methods"][method].items() if key != "steps"}
+        family = families.setdefault((method.split("_")[0], json.dumps(others, sort_keys=True)), {})
+        family[method] = (found[setting]["seconds"], found[setting]["mean_dice"])
+    return {
+        next(iter(family)) if len(family) == 1 else word: sorted(family.values())
+        for (word, _), family in families.items()
+    }
+
+
 def draw_fewshot(folder: Path, result: dict[str, Any], name: str) -> list[Path]:
-    """A curve of Dice against annotated slices for each family of settings and each score. Returns the files."""
+    """Dice against annotated slices for each family of settings and each score, and against seconds. The files."""
     scores = next(iter(next(iter(result["methods"].values())).values()))["scores"]
     drawn = []
     for score in scores:
         for family, lines in fewshot_curves(result, score).items():
             path = folder / f"{result['protocol']}_{family}_{score}.png".replace(" ", "_")
             drawn.append(draw_curves(path, lines, title=f"{name}: {score}, {family}", x_label="annotated slices"))
-    return drawn
+    title = f"{name}: {result['settings']['headline'].split(' / ')[1]}"
+    return [*drawn, draw_seconds(folder / f"{result['protocol']}_seconds.png", seconds_curves(result), title=title)]

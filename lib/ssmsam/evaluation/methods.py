@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ssmsam.evaluation.fewshot import FewShotMethod
@@ -13,7 +13,7 @@ from ssmsam.evaluation.prompted import PromptedModel
 from ssmsam.evaluation.propagated import SeedPropagation
 from ssmsam.evaluation.prototypes import PrototypeMatching
 from ssmsam.evaluation.random_walker import RandomWalker
-from ssmsam.evaluation.target_method import FewShotSegmentation
+from ssmsam.evaluation.target_method import FewShotSegmentation, OnlineSegmentation
 from ssmsam.evaluation.unet import UNetFromScratch
 
 
@@ -26,8 +26,11 @@ class MethodSpec:
     encoder: bool = False
     decoder: bool = False
     target: bool = False
+    ssm: bool = False
     within: bool = False
     """Needs annotated slices of the query itself, so it cannot cross patients."""
+    by_default: bool = True
+    """Measured where no method is named."""
 
     def build(self, model: PromptedModel | None) -> FewShotMethod:
         """Raises ValueError when the method needs a model and there is none."""
@@ -40,6 +43,8 @@ class MethodSpec:
             parts["decoder"] = model.decoder
         if self.target and model is not None:
             parts["decoder"] = model.target
+        if self.ssm and model is not None:
+            parts["decoder"] = model.ssm
         return self.make(**self.settings, **parts)
 
 
@@ -53,9 +58,34 @@ METHODS: dict[str, MethodSpec] = {
     "fewshot_prompted": MethodSpec(FewShotSegmentation, {"steps": 0}, encoder=True, target=True),
     "fewshot_matched": MethodSpec(FewShotSegmentation, {"steps": 0, "matched": True}, encoder=True, target=True),
     "fewshot": MethodSpec(FewShotSegmentation, {"steps": 30}, encoder=True, target=True),
+    "ssm_prompted": MethodSpec(FewShotSegmentation, {"steps": 0}, encoder=True, ssm=True),
+    "ssm": MethodSpec(FewShotSegmentation, {"steps": 30}, encoder=True, ssm=True),
+    "ssm_full": MethodSpec(OnlineSegmentation, {"steps": 30}, encoder=True, ssm=True, by_default=False),
     "unet": MethodSpec(UNetFromScratch, {"steps": 60}, encoder=True),
     "linear": MethodSpec(LinearClassifier, {"penalty": 1e-3, "steps": 60}, encoder=True),
 }
+
+METHODS |= {
+    f"{name}_{steps}": replace(METHODS[name], settings={**METHODS[name].settings, "steps": steps}, by_default=False)
+    for name, sweep in {"fewshot": (10, 100), "unet": (20, 200)}.items()
+    for steps in sweep
+}  # for Dice against seconds of adaptation
+
+_ABLATIONS: dict[str, dict[str, Any]] = {
+    "ssm_without_sampling": {"without": ("self_sampling",)},
+    "ssm_without_attention": {"without": ("mask_attention",)},
+    "ssm_without_matching": {"without": ("matched",)},
+    "ssm_without_modules": {"without": ("self_sampling", "mask_attention")},
+    "ssm_nearest_mask": {"prior": "nearest"},
+}
+
+METHODS |= {
+    name + suffix: MethodSpec(
+        FewShotSegmentation, {"steps": steps, **settings}, encoder=True, ssm=True, by_default=False
+    )
+    for suffix, steps in (("", 30), ("_prompted", 0))
+    for name, settings in _ABLATIONS.items()
+}  # for the table of ablations
 
 
 def methods_for(protocol: str) -> list[str]:
@@ -64,9 +94,9 @@ def methods_for(protocol: str) -> list[str]:
 
 
 def checked_methods(names: list[str] | None, protocol: str) -> tuple[str, ...]:
-    """The wanted methods, all of the protocol's by default. Raises ValueError for one that it cannot measure."""
+    """The wanted methods, by default the protocol's own. Raises ValueError for one that it cannot measure."""
     known = methods_for(protocol)
     for name in names or ():
         if name not in known:
             raise ValueError(f"{protocol} cannot measure the method {name!r}; it can measure {', '.join(known)}")
-    return tuple(dict.fromkeys(names or known))
+    return tuple(dict.fromkeys(names or (name for name in known if METHODS[name].by_default)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from ssmsam.prompting.registry import load_decoder
 from ssmsam.prompting.request import InvalidPrompt, PromptRequest
 from ssmsam.prompting.session import segment_2d, segment_3d
 from ssmsam.prompting.state import SegmentationState
+from ssmsam.ssm.network import SelfSamplingDecoder
+from ssmsam.ssm.registry import load_ssm_decoder
 
 
 @dataclass(frozen=True)
@@ -34,34 +37,27 @@ class ModelChoice:
 
 @dataclass(frozen=True, eq=False)
 class PromptedModel:
-    """An encoder with its decoder."""
+    """An encoder with its decoders."""
 
     embedder: Embedder
     decoder: PromptDecoder
     target: TargetDecoder
+    ssm: SelfSamplingDecoder
 
     @classmethod
     def load(cls, choice: ModelChoice) -> PromptedModel:
         """Raises what the registries raise: ValueError, MissingWeights, CorruptWeights."""
-        encoder = load_encoder(
-            choice.encoder,
-            folder=choice.weights,
-            device=choice.device,
-            allow_unverified=choice.allow_unverified,
+        wanted: dict[str, Any] = {
+            "folder": choice.weights,
+            "device": choice.device,
+            "allow_unverified": choice.allow_unverified,
+        }
+        return cls(
+            Embedder(encoder=load_encoder(choice.encoder, **wanted)),
+            load_decoder(choice.encoder, **wanted),
+            load_target_decoder(choice.encoder, **wanted),
+            load_ssm_decoder(choice.encoder, **wanted),
         )
-        decoder = load_decoder(
-            choice.encoder,
-            folder=choice.weights,
-            device=choice.device,
-            allow_unverified=choice.allow_unverified,
-        )
-        target = load_target_decoder(
-            choice.encoder,
-            folder=choice.weights,
-            device=choice.device,
-            allow_unverified=choice.allow_unverified,
-        )
-        return cls(Embedder(encoder=encoder), decoder, target)
 
     @property
     def weights_sha256(self) -> str:

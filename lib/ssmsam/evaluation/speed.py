@@ -47,6 +47,11 @@ class Timing:
     def median(self) -> float:
         return float(np.median(self.wall))
 
+    def over(self, other: Timing) -> dict[str, float]:
+        """How many times as long as another one, by the medians of both clocks."""
+        processor = float(np.median(self.processor)) / float(np.median(other.processor))
+        return {"wall": round(self.median / other.median, 2), "processor": round(processor, 2)}
+
     def as_json(self) -> dict[str, Any]:
         return {
             "median": round(self.median, 5),
@@ -84,7 +89,7 @@ def measure_model(
             "reencoding_click": lambda: again.slice_mask(index, clicks, None),  # noqa: B023
             "embed_slice": lambda: forgetful.slice(index),  # noqa: B023
         }.items():
-            wall, processor = _timed(work)
+            wall, processor = timed(work)
             if number >= protocol.warm_up:
                 kept = timings.setdefault(name, ([], []))
                 kept[0].append(wall)
@@ -136,7 +141,8 @@ def peak_memory_mb() -> float:
     return peak / 1024 / (1024 if sys.platform == "darwin" else 1)
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock and processor seconds of ``work``."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - processor

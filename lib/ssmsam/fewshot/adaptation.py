@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class AdaptationConfig:
     steps: int = 30
     budget_s: float = 30.0
     batch: int = 4
+    optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 6e-4
     warm_up: int = 6
     weight_decay: float = 0.01
@@ -38,6 +40,9 @@ class AdaptationConfig:
     bank: BankConfig = field(default_factory=BankConfig)
     seed: int = 0
 
+
+Watch = Callable[[int, TargetDecoder], None]
+"""``watch(steps made, decoder so far)``."""
 
 Taught = Mapping[str, Sequence[Lesson]]
 """Label -> its lessons, one for each view."""
@@ -58,31 +63,46 @@ def fit(
     config: AdaptationConfig,
     *,
     held_out: Mapping[str, Sequence[int]] | None = None,
+    share: float = 1.0,
+    watch: Watch | None = None,
     progress: Progress = silent,
 ) -> Adapted:
     """A copy of the decoder after gradient steps on the lessons. The embeddings are fixed: no encoder is at hand.
 
     Every slice is a query in its turn and is shown the others. ``held_out`` slices (label -> numbers) are neither
-    asked for nor shown. Raising :class:`~ssmsam.progress.Cancelled` in ``progress("adapt", done, total)`` stops
+    asked for nor shown. Only a ``share`` of the steps is made, where more are known to do harm. ``watch`` sees the
+    decoder after every step. Raising :class:`~ssmsam.progress.Cancelled` in ``progress("adapt", done, total)`` stops
     between two steps.
     """
     fitted = copy.deepcopy(decoder).train().requires_grad_(False)
     fitted.to(memory_format=torch.channels_last)  # convolutions take 15 % less time
-    learned = [parameter.requires_grad_(True) for parameter in fitted.adaptable()]
-    optimiser = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = _optimiser(fitted, config)
     stream = _exercises(taught, config, held_out or {})
     losses: list[float] = []
     started = time.perf_counter()
-    for step in range(config.steps):
-        progress("adapt", step, config.steps)
+    steps = max(1, round(config.steps * share)) if config.steps else 0
+    for step in range(steps):
+        progress("adapt", step, steps)
         if time.perf_counter() - started > config.budget_s:
             break
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, config)
+            group["lr"] = _rate(step, config) * group["scale"]
         losses.append(_step(fitted, optimiser, next(stream), config))
+        if watch:
+            watch(step + 1, fitted)
     fitted.to(memory_format=torch.contiguous_format)  # as it comes from a file
-    progress("adapt", config.steps, config.steps)
+    progress("adapt", steps, steps)
     return Adapted(fitted.eval().requires_grad_(False), time.perf_counter() - started, tuple(losses))
+
+
+def _optimiser(decoder: TargetDecoder, config: AdaptationConfig) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [parameter.requires_grad_(True) for parameter in parameters], "scale": scale}
+        for parameters, scale in decoder.rated()
+    ]
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from scipy import ndimage
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.fewshot.decoder import Shown
 from ssmsam.fewshot.description import Description, describe
-from ssmsam.fewshot.prior import interpolated, signed_distance
+from ssmsam.fewshot.prior import interpolated, nearest, signed_distance
 from ssmsam.fewshot.shown import shown_to
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.prompting.drawing import draw_mask
@@ -28,6 +29,9 @@ class BankConfig:
 
     own: int = 8
     others: int = 8
+    prior: Literal["interpolated", "nearest"] = "interpolated"
+    """What the annotated slices of the query's own volume say between them: their interpolated shape, or the nearest
+    one's mask as SSM-SAM was published."""
     completed: bool = False
     """Slices that no person labelled are among the others."""
 
@@ -141,8 +145,9 @@ class Bank:
         longest = max(1, *(len(one) for one in chosen))
         device = self.looks.device
         near = [[self._near(k, volume, position) for k in one] for position, one in zip(positions, chosen, strict=True)]
+        between = interpolated if config.prior == "interpolated" else nearest
         priors = [
-            interpolated(
+            between(
                 {float(self.positions[k]): self.distances[k] for k in one if self.volumes[k] == volume},
                 position,
                 (self.distances.shape[1], self.distances.shape[2]),

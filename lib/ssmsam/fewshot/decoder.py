@@ -96,3 +96,7 @@ class TargetDecoder(nn.Module, ABC):
     @abstractmethod
     def adaptable(self) -> list[nn.Parameter]:
         """The parameters that adaptation changes: none on which :meth:`read` depends."""
+
+    def rated(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The same in groups, each with what its learning rate is multiplied by."""
+        return [(self.adaptable(), 1.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,17 +17,23 @@ from ssmsam.progress import Progress, silent
 
 LEAST_GAIN = 0.01
 """By how much Dice has to rise on held-out slices for an adapted decoder to be kept."""
+STOPS = (1.0, 2 / 3, 1 / 3)
+"""Shares of the steps after which held-out slices are judged; of equally good ones the first is taken."""
 LEAST_SLICES = 3
 """With fewer slices that show a label, nothing can be held out and still be learned from."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Dice in [0, 1] of one label over held-out slices, before adaptation and after; ``slices`` were held out."""
+    """Dice in [0, 1] of one label over held-out slices, before adaptation and after; ``slices`` were held out.
+
+    ``share`` of the steps had been made when the mean over all labels was best: that is when to stop.
+    """
 
     before: float
     after: float
     slices: int
+    share: float = 1.0
 
     def as_json(self) -> dict[str, Any]:
         return {name: round(value, 4) for name, value in asdict(self).items()}
@@ -42,24 +49,51 @@ def cross_validated(
 ) -> dict[str, Estimate]:
     """Label -> estimate, for the labels with enough slices. Each fold's slices are neither learned from nor shown.
 
-    Folds get a share of the steps, so that all of them together take as long as one adaptation.
+    Folds get a share of the steps, so that all of them together take as long as one adaptation. Without any step
+    ``after`` is ``before``.
     """
     able = {label: views for label, views in taught.items() if views[0].bank.shows.sum() >= LEAST_SLICES}
     if not able:
         return {}
     short = replace(config, steps=max(1, config.steps // folds), budget_s=config.budget_s / folds)
-    tallies = {label: {"before": np.zeros(2), "after": np.zeros(2)} for label in able}
+    before = {label: np.zeros(2) for label in able}
+    after = {share: {label: np.zeros(2) for label in able} for share in STOPS}
     for fold in range(folds):
         held_out = {label: _held_out(views[0], fold, folds) for label, views in able.items()}
-        fitted = fit(decoder, able, short, held_out=held_out, progress=progress).decoder
-        for label, views in able.items():
-            for name, judged in (("before", decoder), ("after", fitted)):
-                tallies[label][name] += overlap(judged, views[0], held_out[label])
+        _add(before, decoder, able, held_out)
+        for share, decoder_then in _stages(decoder, able, short, held_out, progress) if config.steps else ():
+            _add(after[share], decoder_then, able, held_out)
+    after = after if config.steps else dict.fromkeys(STOPS, before)
+    best = max(STOPS, key=lambda share: float(np.mean([_dice(tally) for tally in after[share].values()])))
     counts = {label: len(views[0].bank) for label, views in able.items()}
     return {
-        label: Estimate(before=_dice(tally["before"]), after=_dice(tally["after"]), slices=counts[label])
-        for label, tally in tallies.items()
+        label: Estimate(_dice(before[label]), _dice(after[best][label]), counts[label], share=best) for label in able
     }
+
+
+def _stages(
+    decoder: TargetDecoder,
+    taught: Taught,
+    config: AdaptationConfig,
+    held_out: Mapping[str, Sequence[int]],
+    progress: Progress,
+) -> list[tuple[float, TargetDecoder]]:
+    """The decoder at each of the stops; at those that the time did not suffice for, as it was in the end."""
+    found: dict[float, TargetDecoder] = {}
+
+    def watch(step: int, fitted: TargetDecoder) -> None:
+        reached = [share for share in STOPS if max(1, round(config.steps * share)) == step]
+        found.update(dict.fromkeys(reached, copy.deepcopy(fitted).eval()) if reached else {})
+
+    last = fit(decoder, taught, config, held_out=held_out, watch=watch, progress=progress).decoder
+    return [(share, found.get(share, last)) for share in STOPS]
+
+
+def _add(
+    tally: dict[str, np.ndarray], decoder: TargetDecoder, taught: Taught, held_out: Mapping[str, Sequence[int]]
+) -> None:
+    for label, views in taught.items():
+        tally[label] += overlap(decoder, views[0], held_out[label])
 
 
 def worth_it(estimates: Mapping[str, Estimate]) -> bool:

@@ -19,6 +19,8 @@ from ssmsam.fewshot.description import Description
 from ssmsam.imaging.writing import write_bytes
 
 FORMAT = 2
+FEWSHOT = "fewshot"
+"""The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
 
 
 class UnusableHead(ValueError):
@@ -102,6 +104,11 @@ def read_card(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise UnusableHead(f"{path.name} has no card: export it again")
     return card
+
+
+def method_of(card: Mapping[str, Any]) -> str:
+    """The method that a head was adapted with; older cards do not say it."""
+    return str(card.get("method", FEWSHOT))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -67,7 +67,8 @@ def adapt(
     useful = worth_it(estimates) and config.adaptation.steps > 0
     seconds, steps, fitted = 0.0, 0, copy.deepcopy(decoder)
     if useful:
-        adapted = fit(decoder, taught, config.adaptation, progress=progress)
+        share = min((one.share for one in estimates.values()), default=1.0)
+        adapted = fit(decoder, taught, config.adaptation, share=share, progress=progress)
         seconds, steps, fitted = adapted.seconds, len(adapted.losses), adapted.decoder
     card = {
         "labels": list(taught),

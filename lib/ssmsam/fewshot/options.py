@@ -1,9 +1,10 @@
-"""What the command-line programs of few-shot segmentation have in common: their options, and what these mean."""
+"""What the command-line programs of few-shot segmentation have in common: options, their meaning, how they end."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,13 +15,12 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.head import FEWSHOT, Head, method_of, read_card
 from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
-from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.fewshot.support import Support
 from ssmsam.imaging.plane import PLANES
-from ssmsam.progress import Progress
+from ssmsam.progress import Cancelled, Progress
 
 _T = TypeVar("_T")
 
@@ -48,11 +48,23 @@ def add_support_options(parser: argparse.ArgumentParser, *, required: bool) -> N
         metavar="N",
         help="steps of adaptation, 0 for none, default %(default)s",
     )
+    parser.add_argument(
+        "--budget-s",
+        type=float,
+        default=DEFAULTS.adaptation.budget_s,
+        metavar="S",
+        help="most seconds for the steps, fewer are then made, default %(default)s",
+    )
     parser.add_argument("--seed", type=int, default=DEFAULTS.adaptation.seed)
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, store: Path) -> None:
-    """Plane, encoder and weights, device and threads, and the embedding store, ``store`` by default."""
+Decoders = Mapping[str, Callable[..., TargetDecoder]]
+"""Method -> what loads its decoder."""
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, store: Path, methods: Decoders) -> None:
+    """Method and plane, encoder and weights, device and threads, and the embedding store, ``store`` by default."""
+    parser.add_argument("--method", choices=tuple(methods), help=f"default: {FEWSHOT}, or that of the head")
     parser.add_argument("--plane", choices=tuple(PLANES), help="work on slices of this plane, default: as stored")
     parser.add_argument("--encoder", choices=ENCODERS, default="small")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
@@ -64,20 +76,26 @@ def add_model_options(parser: argparse.ArgumentParser, *, store: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class FewShotModel:
-    """The encoder, with its store, and the decoder that belongs to it."""
+    """The encoder, with its store, and the decoder of a method that belongs to it."""
 
+    method: str
     embedder: Embedder
     decoder: TargetDecoder
 
     @classmethod
-    def load(cls, options: argparse.Namespace) -> FewShotModel:
-        """Raises what the registries raise: MissingWeights, CorruptWeights, ValueError."""
+    def load(cls, options: argparse.Namespace, methods: Decoders, *, head: Path | None = None) -> FewShotModel:
+        """The method of the options, or that of the ``head`` to be used.
+
+        Raises what the registries raise: MissingWeights, CorruptWeights, ValueError; and for a head UnusableHead,
+        FileNotFoundError, and ValueError when it is one of another method.
+        """
+        method = _method(options.method, head)
         if options.threads:
             torch.set_num_threads(options.threads)
         name, folder, device, own = options.encoder, options.weights, options.device, options.allow_unverified
         encoder = load_encoder(name, folder=folder, device=device, allow_unverified=own)
-        decoder = load_target_decoder(name, folder=folder, device=device, allow_unverified=own)
-        return cls(Embedder(encoder=encoder, store=EmbeddingStore(options.store)), decoder)
+        decoder = methods[method](name, folder=folder, device=device, allow_unverified=own)
+        return cls(method, Embedder(encoder=encoder, store=EmbeddingStore(options.store)), decoder)
 
     @property
     def weights_sha256(self) -> str:
@@ -86,17 +104,38 @@ class FewShotModel:
 
 def config_of(options: argparse.Namespace) -> FewShotConfig:
     """The settings that the options ask for."""
-    adaptation = replace(DEFAULTS.adaptation, steps=options.steps, seed=options.seed)
+    adaptation = replace(DEFAULTS.adaptation, steps=options.steps, budget_s=options.budget_s, seed=options.seed)
     return replace(DEFAULTS, adaptation=adaptation, folds=DEFAULTS.folds if options.steps else 0)
 
 
 def adapt_to(options: argparse.Namespace, model: FewShotModel, progress: Progress) -> tuple[Head, Support]:
-    """Read the support and adapt to it. The head's card also says the numbers of its labels and the plane of work."""
+    """Read the support and adapt to it. The card of the head also says method, plane, and the numbers of its labels."""
     images = [read_labelled(file, plane=options.plane) for file in options.support]
     numbers = label_numbers(images, parse_names(options.names))
     support = support_from(images, numbers, model.embedder, plane=options.plane, progress=progress)
     head = adapt(support, model.embedder, model.decoder, config=config_of(options), progress=progress)
-    return replace(head, card={**head.card, "numbers": numbers, "plane": options.plane}), support
+    said = {"method": model.method, "numbers": numbers, "plane": options.plane}
+    return replace(head, card={**head.card, **said}), support
+
+
+def _method(chosen: str | None, head: Path | None) -> str:
+    found = method_of(read_card(head)) if head else chosen or FEWSHOT
+    if chosen and chosen != found:
+        raise ValueError(f"{head and head.name} is a head of {found}, not of {chosen}: leave --method out")
+    return found
+
+
+def exit_status(run: Callable[[argparse.Namespace], None], options: argparse.Namespace, *, stopped: str) -> int:
+    """Run a program: 0, or 1 after one line about what went wrong, or 130 after what ``stopped`` says of Ctrl-C."""
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Cancelled):
+        print(f"\nstopped; {stopped}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _parsed(read: Callable[[str], _T]) -> Callable[[str], _T]:

@@ -53,3 +53,11 @@ def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: 
     share = (position - below) / (above - below)
     mixed = (1 - share) * distances[below] + share * distances[above]
     return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)))
+
+
+def nearest(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
+    """The same from the nearest slice alone: the blurred support mask of Zhang et al. (2024)."""
+    if not distances:
+        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0)
+    near = min(distances, key=lambda z: abs(z - position))
+    return Prior(distances[near], 0.0, closeness(near - position))

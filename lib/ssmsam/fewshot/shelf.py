@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from filelock import FileLock
 
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import Head, UnusableHead, read_card
+from ssmsam.fewshot.head import FEWSHOT, Head, UnusableHead, method_of, read_card
+from ssmsam.imaging.writing import whole_file, write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -26,20 +25,25 @@ class UnknownHead(LookupError):
 
 @dataclass(frozen=True)
 class ShelfState:
-    """``active`` is the head that answers, "" for none yet; a ``pinned`` one answers whatever is annotated later."""
+    """``active`` is the head that answers, "" for none yet; a ``pinned`` one answers whatever is annotated later.
+
+    ``previous`` answered before it, "" for none.
+    """
 
     active: str = ""
     pinned: bool = False
+    previous: str = ""
 
 
 class HeadShelf:
     """A folder of heads. Several processes may use it: a training publishes, a server reads.
 
-    ``keep`` of the newest heads stay; the active one always does.
+    ``keep`` of the newest heads stay; the active one and the one before it always do. All are of one ``method``.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 20) -> None:
+    def __init__(self, folder: Path, *, keep: int = 20, method: str = FEWSHOT) -> None:
         self.folder = folder
+        self.method = method
         self._keep = keep
 
     @property
@@ -86,7 +90,7 @@ class HeadShelf:
         with self._lock():
             head.save(self._path(name))
             if activate and not self.state.pinned:
-                self._write(ShelfState(name, False))
+                self._answer(name)
             self._tidy()
         return name
 
@@ -98,26 +102,34 @@ class HeadShelf:
             path = self._path(name)
             if path.exists():
                 raise ValueError(f"there is a head {name!r} already: choose another name, or remove it first")
-            with NamedTemporaryFile(dir=self.folder, prefix=".writing-", delete=False) as file:
-                file.write(data)
-            try:
-                read_card(Path(file.name))
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+            with whole_file(path, path.suffix) as partial:
+                partial.write_bytes(data)
+                self._require_method(read_card(partial))
         return name
 
     def activate(self, name: str, *, pin: bool) -> ShelfState:
         """Let a head answer: for going back to an earlier one, and with ``pin`` until :meth:`unpin`."""
         self.path(name)
         with self._lock():
-            self._write(ShelfState(name, pin))
+            self._answer(name, pin=pin)
+        return self.state
+
+    def deactivate(self) -> ShelfState:
+        """Let no head answer."""
+        with self._lock():
+            self._answer("")
+        return self.state
+
+    def roll_back(self) -> ShelfState:
+        """Let what answered before the active head answer again, which may be none: then ``active`` is ""."""
+        with self._lock():
+            self._answer(self.state.previous)
         return self.state
 
     def unpin(self) -> ShelfState:
         """Let newer heads take over again."""
         with self._lock():
-            self._write(ShelfState(self.state.active, False))
+            self._write(replace(self.state, pinned=False))
         return self.state
 
     def remove(self, name: str) -> None:
@@ -126,6 +138,8 @@ class HeadShelf:
         with self._lock():
             if self.state.active == name:
                 raise ValueError(f"{name} is the head that answers: activate another one first")
+            if self.state.previous == name:
+                self._write(replace(self.state, previous=""))
             self._unlink(name)
 
     def _path(self, name: str) -> Path:
@@ -135,14 +149,21 @@ class HeadShelf:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock")
 
+    def _answer(self, name: str, *, pin: bool = False) -> None:
+        state = self.state
+        self._write(ShelfState(name, pin, state.active if name != state.active else state.previous))
+
+    def _require_method(self, card: Mapping[str, Any]) -> None:
+        method = method_of(card)
+        if method != self.method:
+            raise UnusableHead(f"this head is one of {method}, not of {self.method}: import it with method={method}")
+
     def _write(self, state: ShelfState) -> None:
-        with NamedTemporaryFile("w", dir=self.folder, prefix=".writing-", delete=False) as file:
-            json.dump(vars(state), file)
-        os.replace(file.name, self.folder / "shelf.json")
+        write_bytes(self.folder / "shelf.json", json.dumps(vars(state)).encode())
 
     def _tidy(self) -> None:
         for name in self.names()[: -self._keep]:
-            if name != self.state.active:
+            if name not in (self.state.active, self.state.previous):
                 self._unlink(name)
 
     def _unlink(self, name: str) -> None:

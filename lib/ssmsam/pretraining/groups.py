@@ -108,13 +108,15 @@ class Groups:
         """One batch."""
         side = int(rng.choice(self.config.sides))
         count = max(1, round(self.config.groups * (max(self.config.sides) / side) ** 2))
-        groups: list[Group] = []
-        while len(groups) < count:
+        return assembled([self.draw_one(rng, side) for _ in range(count)], rng, self.config)
+
+    def draw_one(self, rng: np.random.Generator, side: int) -> Group:
+        """One group of crops with this side."""
+        while True:
             several = self._sets[str(rng.choice(self._names, p=self._weights))]
             group = self._draw_group(several, side, rng)
             if group is not None:
-                groups.append(group)
-        return assembled(groups, rng, self.config)
+                return group
 
     def _draw_group(self, several: list[PackedVolume], side: int, rng: np.random.Generator) -> Group | None:
         first = several[rng.integers(len(several))]

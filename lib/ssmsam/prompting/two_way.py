@@ -18,13 +18,17 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, inner)
         self.out = nn.Linear(inner, width)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """(B, Q, width), (B, K, width), (B, K, width) -> (B, Q, width)."""
-        parts = [
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, allowed: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, Q, width), (B, K, width), (B, K, width) -> (B, Q, width). ``allowed`` (B, K) bool are the keys that
+        count, all by default."""
+        q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
-        ]
-        return self.out(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+        )
+        mask = None if allowed is None else allowed[:, None, None]
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
 
 
 class TwoWayBlock(nn.Module):

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -23,7 +23,7 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.fewshot.head import FEWSHOT
 from ssmsam.fewshot.shelf import HeadShelf
 from ssmsam.prompting.registry import load_decoder
 from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
@@ -49,27 +49,30 @@ from ssmsam.server.prompted import Prompting
 from ssmsam.server.studies import StudiesFolder
 from ssmsam.server.tokens import accept_signed_tokens
 from ssmsam.server.warmup import WarmUp
+from ssmsam.ssm.methods import DECODERS
+from ssmsam.ssm.starts import Starts
 
 logger = logging.getLogger(__name__)
 
 GB = 10**9
+_Task = TypeVar("_Task")
 
 
 class ServerApp(MONAILabelApp):
     """Everything of a server except which tasks there are: a subclass names them in its class variables."""
 
     MODELS: ClassVar[Mapping[str, Callable[[Prompting], InferTask]]] = {}
-    ADAPTIVE: ClassVar[Mapping[str, Callable[[FewShotRoom], InferTask]]] = {}
-    """The models that learn from annotated slices."""
-    TRAINERS: ClassVar[Mapping[str, Callable[[FewShotRoom], TrainTask]]] = {}
+    ADAPTIVE: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotRoom], InferTask]]]] = {}
+    """The models that learn from annotated slices, by the method in whose room they work."""
+    TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotRoom], TrainTask]]]] = {}
+    """What is trained in processes of its own, by method."""
     STRATEGIES: ClassVar[Mapping[str, Callable[[Outlooks], Strategy]]] = {}
     SCORING: ClassVar[Mapping[str, Callable[[Outlooks], ScoringMethod]]] = {}
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         try:
-            self.configuration = Configuration.parse(
-                conf or {}, models=(*self.MODELS, *self.ADAPTIVE), encoders=ENCODERS
-            )
+            adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
+            self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
             self.device = choose_device(self.configuration.device)
             self._load()
         except (ConfigurationError, MissingWeights, CorruptWeights) as error:
@@ -89,7 +92,7 @@ class ServerApp(MONAILabelApp):
         self._auto_update_scoring = False
 
     def _load(self) -> None:
-        """The network, its decoder and the embedding store."""
+        """The network, its decoders and the embedding store."""
         configuration = self.configuration
         threads = use_threads(configuration.threads)
         wanted: dict[str, Any] = {
@@ -99,7 +102,11 @@ class ServerApp(MONAILabelApp):
         }
         self.encoder = load_encoder(configuration.encoder, **wanted)
         self.decoder = load_decoder(configuration.encoder, **wanted)
-        self.target_decoder = load_target_decoder(configuration.encoder, **wanted)
+        offered = [method for method, tasks in self.ADAPTIVE.items() if set(tasks) & set(configuration.models)]
+        self.target_decoders = {
+            method: DECODERS[method](configuration.encoder, **wanted)
+            for method in dict.fromkeys([FEWSHOT, *offered])  # the strategies ask the first one
+        }
         store = EmbeddingStore(configuration.store, quota_bytes=int(configuration.store_gb * GB))
         self.embedder = Embedder(encoder=self.encoder, store=store, memory_bytes=int(configuration.memory_gb * GB))
         logger.info(
@@ -148,22 +155,38 @@ class ServerApp(MONAILabelApp):
             background=self.background,
             labels=self.configuration.labels,
         )
-        self.fewshot_room = FewShotRoom(
+        self.rooms = {method: self._room(method) for method in self.target_decoders}
+        self.outlooks = Outlooks(self.rooms[FEWSHOT])
+        tasks = {name: make(room) for name, make in self.MODELS.items()}
+        tasks |= self._in_rooms(self.ADAPTIVE)
+        return {name: task for name, task in tasks.items() if name in self.configuration.models}
+
+    def _room(self, method: str) -> FewShotRoom:
+        """The rooms share everything but the decoder and what was learned."""
+        decoder, folder = self.target_decoders[method], self.configuration.heads or default_heads(self.studies)
+        starts = None
+        if method != FEWSHOT:
+            folder = folder / method
+            starts = Starts(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
+        return FewShotRoom(
+            method=method,
             images=self.images,
             datastore=self.datastore(),
             embedder=self.embedder,
-            decoder=self.target_decoder,
+            decoder=decoder,
+            starts=starts,
             background=self.background,
-            shelf=HeadShelf(self.configuration.heads or default_heads(self.studies)),
+            shelf=HeadShelf(folder, method=method),
             labels=self.configuration.labels,
         )
-        self.outlooks = Outlooks(self.fewshot_room)
-        tasks = {name: make(room) for name, make in self.MODELS.items()}
-        tasks |= {name: make(self.fewshot_room) for name, make in self.ADAPTIVE.items()}
-        return {name: task for name, task in tasks.items() if name in self.configuration.models}
+
+    def _in_rooms(self, makers: Mapping[str, Mapping[str, Callable[[FewShotRoom], _Task]]]) -> dict[str, _Task]:
+        return {
+            name: make(room) for method, room in self.rooms.items() for name, make in makers.get(method, {}).items()
+        }
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        return {name: make(self.fewshot_room) for name, make in self.TRAINERS.items()}
+        return self._in_rooms(self.TRAINERS)
 
     def init_strategies(self) -> dict[str, Strategy]:
         return {name: make(self.outlooks) for name, make in self.STRATEGIES.items()}
@@ -196,8 +219,8 @@ class ServerApp(MONAILabelApp):
                 "warm": warm.done if warm else False,
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
-                "adapting": self.fewshot_room.phase.status,
-                "head": vars(self.fewshot_room.shelf.state),
+                **self.rooms[FEWSHOT].status,
+                "methods": {method: room.status for method, room in self.rooms.items()},
             },
         }
 
@@ -254,6 +277,19 @@ class ServerApp(MONAILabelApp):
             raise NotKnown("model", name, self._infers)
         task: InferTask = self._infers[name]
         return task
+
+    def require_trainer(self, name: str) -> TrainTask:
+        """The train task of this name. Raises NotKnown."""
+        if name not in self._trainers:
+            raise NotKnown("train task", name, self._trainers)
+        task: TrainTask = self._trainers[name]
+        return task
+
+    def require_room(self, method: str) -> FewShotRoom:
+        """The room of a method that learns from annotated slices. Raises NotKnown."""
+        if method not in self.rooms:
+            raise NotKnown("method", method, self.rooms)
+        return self.rooms[method]
 
     def require_strategy(self, name: str) -> Strategy:
         """The strategy of this name. Raises NotKnown."""

@@ -16,13 +16,14 @@ from ssmsam.annotation.truth import now
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.correcting import Clicks
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import Head, UnusableHead
+from ssmsam.fewshot.head import FEWSHOT, Head, UnusableHead
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
 from ssmsam.fewshot.segmentation import Prediction
 from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.request import PromptRequest
+from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import centroids, write_mask
 from ssmsam.server.background import Background
@@ -30,19 +31,30 @@ from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.images import Images, OpenImage
 from ssmsam.server.labelled import LabelledSlices
 from ssmsam.server.phase import Phase
+from ssmsam.ssm.methods import SSM_SAM
+from ssmsam.ssm.starts import Starts
 
 HINTS = 3
 """How many uncertain slices of each label the answer names."""
 
+DESCRIPTIONS = {
+    FEWSHOT: "Learns from the slices that were annotated so far, then segments this image",
+    SSM_SAM: "The same with self-sampled points and mask attention, from a start made for quick adaptation",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotRoom:
-    """What the tasks work with that learn from annotated slices."""
+    """What the tasks of one method work with that learn from annotated slices."""
 
+    method: str = FEWSHOT
     images: Images
     datastore: Datastore
     embedder: Embedder
     decoder: TargetDecoder
+    """As it came with the encoder's weights."""
+    starts: Starts | None = None
+    """Other decoders to adapt from; None where the method has no others."""
     background: Background
     shelf: HeadShelf
     labels: tuple[str, ...]
@@ -70,21 +82,38 @@ class FewShotRoom:
         self._others.update(dict.fromkeys(label for label in known if label not in self.labels))
         return [*self.labels, *self._others]
 
+    @property
+    def status(self) -> dict[str, Any]:
+        """What runs now and which head answers, as JSON; and the start, where there is more than one."""
+        found = {"adapting": self.phase.status, "head": vars(self.shelf.state)}
+        return found if self.starts is None else {**found, "start": self.starts.state.active}
+
+    @property
+    def start(self) -> tuple[TargetDecoder, str]:
+        """The decoder from which heads are adapted, and its name, "" for the one that came with the weights."""
+        return (self.decoder, "") if self.starts is None else self.starts.current()
+
     def head(self, support: Support, config: FewShotConfig) -> tuple[Head, str, bool]:
         """The head for this support, its name, and whether it was adapted just now. One adaptation at a time."""
         with self.lock:
             state = self.shelf.state
+            decoder, start = self.start
             if state.active:
                 kept = self.kept(state.active)
-                if kept is not None and (state.pinned or kept.support_digest == digest(support)):
+                if kept is not None and (state.pinned or _is_made_of(kept, support, start, config)):
                     return kept, state.active, False
             try:
-                head = adapt(support, self.embedder, self.decoder, config=config, progress=self.phase.progress)
+                head = adapt(support, self.embedder, decoder, config=config, progress=self.phase.progress)
             except Cancelled:
                 raise InvalidRequest("the adaptation was cancelled: run the model again to start it anew") from None
             finally:
                 self.phase.end()
+            head = self.signed(head, start)
             return head, self.shelf.publish(head), True
+
+    def signed(self, head: Head, start: str) -> Head:
+        """The same with a card that says the method and the start."""
+        return replace(head, card={**head.card, "method": self.method, "start": start})
 
     def kept(self, name: str) -> Head | None:
         """The head of that name; None where it cannot be used with these weights, so that another is adapted."""
@@ -95,14 +124,15 @@ class FewShotRoom:
 
 
 class FewShotTask(InferTask):
-    """``fewshot``: all annotated labels in one image. Adapts first when the annotations have changed."""
+    """``fewshot`` and ``ssm_sam``: all annotated labels in one image. Adapts first when the annotations, or what
+    adaptation starts from, have changed."""
 
     def __init__(self, room: FewShotRoom) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels={label: number for number, label in enumerate(room.labels, 1)},
             dimension=3,
-            description="Learns from the slices that were annotated so far, then segments this image",
+            description=DESCRIPTIONS[room.method],
             config={"adapt": True, "only_this_image": False, "budget_s": room.config.adaptation.budget_s},
         )
         self._room = room
@@ -125,7 +155,7 @@ class FewShotTask(InferTask):
         image = room.images.open(options["image"])
         image_id = image.source.image_id
         support = room.labelled.support(
-            image_id, labels=self._wanted(options), only_this=_yes(options["only_this_image"])
+            image_id, labels=self._wanted(options), only_this=read_flag(options["only_this_image"], "only_this_image")
         )
         if not support:
             raise InvalidRequest(
@@ -160,7 +190,9 @@ class FewShotTask(InferTask):
         return path, {
             "label_names": values,
             "centroids": centroids(answer, values),
+            "method": room.method,
             "head": name,
+            "start": head.card.get("start", ""),
             "adapted_now": fresh,
             "dice_estimate": head.card["dice_estimate"],
             "learned_from": {label: len(slices) for label, slices in head.card["support"].items()},
@@ -209,7 +241,7 @@ class FewShotTask(InferTask):
         if not 0 < budget <= 3600:
             raise InvalidRequest(f"budget_s has to be between 0 and 3600 seconds, got {budget:g}")
         adaptation = replace(config.adaptation, budget_s=budget)
-        if not _yes(options["adapt"]):
+        if not read_flag(options["adapt"], "adapt"):
             return replace(config, adaptation=replace(adaptation, steps=0), folds=0)
         return replace(config, adaptation=adaptation)
 
@@ -262,6 +294,13 @@ class FewShotTask(InferTask):
             )
 
 
+def _is_made_of(head: Head, support: Support, start: str, config: FewShotConfig) -> bool:
+    """Whether a head is what came of this support and this start, with adaptation or, as was asked for, without."""
+    asked = head.card["settings"]["adaptation"]["steps"] > 0
+    same = head.support_digest == digest(support) and head.card.get("start", "") == start
+    return same and asked == (config.adaptation.steps > 0)
+
+
 def _replaces_its_screen(options: Mapping[str, Any]) -> bool:
     """Whether the viewer is OHIF, known by what it sends: it drops every segment that an automatic model leaves out."""
     return "restore_label_idx" in options and not options.get("client_id")
@@ -281,7 +320,3 @@ def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, li
         worst = np.argsort(-doubt, kind="stable")[:HINTS]
         found[label] = [int(prediction.slices[row]) for row in worst if doubt[row] > 0.02]
     return found
-
-
-def _yes(value: Any) -> bool:
-    return str(value).lower() in ("true", "1", "yes", "on")

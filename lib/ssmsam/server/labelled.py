@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -61,6 +62,10 @@ class LabelledSlices:
                 if any(one.mask.any() for one in slices):
                     found[label] = slices
         return found
+
+    def showing(self) -> Counter[tuple[str, str]]:
+        """(image, label) -> how many annotated slices show it. Opens nothing."""
+        return Counter((one.image, one.label) for one in self._datastore.support().only(nonempty=True))
 
     def _opened(
         self, slices: Iterable[SupportSlice], opened: dict[tuple[str, Plane], VolumeEmbeddings]

@@ -132,7 +132,7 @@ class Outlooks:
         if active is not None and state.pinned:
             return active, state.active
         support = room.labelled.support(image, labels=labels)
-        decoder = room.decoder if active is None else active.decoder
+        decoder = room.start[0] if active is None else active.decoder
         return prompted(support, room.embedder, decoder), "" if active is None else state.active
 
     def _forecasts(

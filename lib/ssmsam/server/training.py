@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ssmsam.fewshot.estimate import mean_estimate
-from ssmsam.fewshot.method import adapt
+from ssmsam.fewshot.method import FewShotConfig, adapt
 from ssmsam.fewshot.support import NothingToLearn
+from ssmsam.imaging.writing import write_bytes
+from ssmsam.progress import Progress
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.phase import Phase
 
 _EVERY_S = 1.0
 
 
-class FewShotTraining(TrainTask):
-    """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
+class Training(TrainTask):
+    """Training on what is annotated. Notes in a file how far it is: it runs in another process than who asks."""
 
-    The result is put on the shelf of heads. It answers from then on if the estimate on held-out slices is not worse
-    than that of the head before it.
-    """
-
-    def __init__(self, room: FewShotRoom) -> None:
-        super().__init__("Fits the few-shot model to all annotated slices, thoroughly")
+    def __init__(self, room: FewShotRoom, description: str) -> None:
+        super().__init__(description)
         self._room = room
+        self._loss: float | None = None
 
-    def config(self) -> dict[str, Any]:
-        return {"steps": 200, "budget_s": 120.0, "learning_rate": 6e-4, "views": 6, "seed": 0}
+    def hear(self, loss: float) -> None:
+        """The loss of a step, for the next note."""
+        self._loss = round(loss, 4)
 
     def stats(self) -> dict[str, Any]:
         """Of the training that runs or ran last: what viewers draw as progress and accuracy."""
@@ -44,40 +45,85 @@ class FewShotTraining(TrainTask):
             return {}
         return found
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Runs in a process that MONAI Label starts and may kill at any moment: nothing is published by halves."""
-        room = self._room
-        config = self._configured({**self.config(), **request})
-        support = room.labelled.support("")
-        started = time.time()
-        told = 0.0
+    @abstractmethod
+    def require(self, options: Mapping[str, Any]) -> None:
+        """Look whether there is something to train on and the options make sense, before a process is started.
 
-        def progress(phase: str, done: int, total: int) -> None:
+        Raises InvalidRequest and NothingToLearn.
+        """
+
+    @abstractmethod
+    def train(self, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """What came of it, as JSON. Everything is published in one step: the process may be killed at any moment."""
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        started = time.time()
+        try:
+            result = self.train({**self.config(), **request}, self._progress(started))
+        except NothingToLearn as error:
+            raise InvalidRequest(str(error)) from error
+        result = {**result, "total_time": round(time.time() - started, 1)}
+        self._note(phase="done", epoch=1, total_epochs=1, started=started, **result)
+        return result
+
+    def _progress(self, started: float) -> Progress:
+        """Notes the phase and the seconds that it will still take, now and then."""
+        phase, told = Phase(), 0.0
+
+        def progress(name: str, done: int, total: int) -> None:
             nonlocal told
+            phase.progress(name, done, total)
             if time.time() - told < _EVERY_S and done < total:
                 return
             told = time.time()
-            self._note(phase=phase, epoch=done, total_epochs=max(1, total), started=started)
+            eta = phase.status["eta_s"]
+            loss = {} if self._loss is None else {"loss": self._loss}
+            self._note(phase=name, epoch=done, total_epochs=max(1, total), eta_s=eta, started=started, **loss)
 
-        try:
-            head = adapt(support, room.embedder, room.decoder, config=config, progress=progress)
-        except NothingToLearn as error:
-            raise InvalidRequest(str(error)) from error
-        before = room.shelf.state.active
-        better = self._better(head.card, before)
-        name = room.shelf.publish(head, activate=better)
-        result = {
+        return progress
+
+    @property
+    def _record(self) -> Path:
+        return self._room.shelf.folder / "training.json"
+
+    def _note(self, **content: Any) -> None:
+        write_bytes(self._record, json.dumps(content).encode())
+
+
+class FewShotTraining(Training):
+    """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
+
+    The result is put on the shelf of heads. It answers from then on if the estimate on held-out slices is not worse
+    than that of the head before it.
+    """
+
+    def __init__(self, room: FewShotRoom) -> None:
+        super().__init__(room, "Fits the few-shot model to all annotated slices, thoroughly")
+
+    def config(self) -> dict[str, Any]:
+        return {"steps": 200, "budget_s": 120.0, "learning_rate": 6e-4, "views": 6, "seed": 0}
+
+    def require(self, options: Mapping[str, Any]) -> None:
+        self._configured({**self.config(), **options})
+        if not self._room.labelled.showing():
+            raise NothingToLearn("no annotated slice shows an organ yet: annotate a few slices, then train")
+
+    def train(self, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        room = self._room
+        config = self._configured(options)
+        decoder, start = room.start
+        head = adapt(room.labelled.support(""), room.embedder, decoder, config=config, progress=progress)
+        better = self._better(head.card, room.shelf.state.active)
+        name = room.shelf.publish(room.signed(head, start), activate=better)
+        return {
             "head": name,
             "activated": better,
             "dice_estimate": head.card["dice_estimate"],
             "learned_from": {label: len(slices) for label, slices in head.card["support"].items()},
             "best_metric": mean_estimate(head.card),
-            "total_time": round(time.time() - started, 1),
         }
-        self._note(phase="done", epoch=1, total_epochs=1, started=started, **result)
-        return result
 
-    def _configured(self, options: dict[str, Any]) -> Any:
+    def _configured(self, options: Mapping[str, Any]) -> FewShotConfig:
         try:
             steps, budget = int(options["steps"]), float(options["budget_s"])
             rate, views, seed = float(options["learning_rate"]), int(options["views"]), int(options["seed"])
@@ -106,13 +152,3 @@ class FewShotTraining(TrainTask):
             return True
         new = mean_estimate(card)
         return old is None or new is None or new >= old - 0.01
-
-    @property
-    def _record(self) -> Path:
-        return self._room.shelf.folder / "training.json"
-
-    def _note(self, **content: Any) -> None:
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=self._record.parent, prefix=".writing-", delete=False) as file:
-            json.dump(content, file)
-        os.replace(file.name, self._record)

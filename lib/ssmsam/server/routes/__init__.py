@@ -26,7 +26,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 
-from ssmsam.server.routes import heads, inference, proxied, sessions, slices, studies, tasks, viewer
+from ssmsam.server.routes import heads, inference, proxied, sessions, slices, starts, studies, tasks, viewer
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ OURS = (
     studies.router,
     slices.router,
     sessions.router,
+    starts.router,
     proxied.router,
     viewer.router,
 )

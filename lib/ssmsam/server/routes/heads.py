@@ -1,4 +1,7 @@
-"""What was learned: which heads there are, going back to an earlier one, and carrying them to other servers."""
+"""What was learned: which heads there are, going back to an earlier one, and carrying them to other servers.
+
+``method`` says whose heads are meant, those of ``fewshot`` unless told.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
-from ssmsam.fewshot.head import UnusableHead
+from ssmsam.fewshot.head import FEWSHOT, UnusableHead
 from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, the_app
@@ -18,58 +21,61 @@ LARGEST = 200 * 2**20
 
 @router.get("", summary="All heads, the oldest first")
 @router.get("/", include_in_schema=False)
-def heads(user: AnyUser) -> dict[str, Any]:
-    shelf = _shelf()
+def heads(user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
+    shelf = _shelf(method)
     return {**vars(shelf.state), "heads": shelf.cards()}
 
 
 @router.get("/{name}/file", summary="Export a head")
-def export(user: AnyUser, name: str) -> FileResponse:
-    return FileResponse(_known(name).path(name), filename=f"{name}.safetensors")
+def export(user: AnyUser, name: str, method: str = FEWSHOT) -> FileResponse:
+    return FileResponse(_known(name, method).path(name), filename=f"{name}.safetensors")
 
 
 @router.put("/{name}", summary="Import a head; it does not answer until it is activated")
-def import_head(user: Admin, name: str, file: Upload) -> dict[str, Any]:
+def import_head(user: Admin, name: str, file: Upload, method: str = FEWSHOT) -> dict[str, Any]:
     data = file.file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise InvalidRequest(f"a head is smaller than {LARGEST >> 20} MB: is this an exported head?")
     try:
-        return {"head": _shelf().add_file(data, name)}
+        return {"head": _shelf(method).add_file(data, name)}
     except (UnusableHead, ValueError) as error:
         raise InvalidRequest(str(error)) from error
 
 
 @router.post("/{name}/activate", summary="Let a head answer; with pin=true whatever is annotated later")
-def activate(user: Annotator, name: str, pin: bool = False) -> dict[str, Any]:
-    return vars(_known(name).activate(name, pin=pin))
+def activate(user: Annotator, name: str, pin: bool = False, method: str = FEWSHOT) -> dict[str, Any]:
+    return vars(_known(name, method).activate(name, pin=pin))
 
 
 @router.post("/unpin", summary="Let newer heads take over again")
-def unpin(user: Annotator) -> dict[str, Any]:
-    return vars(_shelf().unpin())
+def unpin(user: Annotator, method: str = FEWSHOT) -> dict[str, Any]:
+    return vars(_shelf(method).unpin())
 
 
 @router.delete("/adaptation", summary="Stop the adaptation or segmentation that runs")
-def cancel(user: Annotator) -> dict[str, Any]:
-    return {"cancelled": the_app().fewshot_room.phase.cancel()}
+def cancel(user: Annotator, method: str = "") -> dict[str, Any]:
+    """Of one method, or of all."""
+    app = the_app()
+    rooms = [app.require_room(method)] if method else app.rooms.values()
+    return {"cancelled": any([room.phase.cancel() for room in rooms])}
 
 
 @router.delete("/{name}", summary="Remove a head")
-def remove(user: Admin, name: str) -> dict[str, Any]:
+def remove(user: Admin, name: str, method: str = FEWSHOT) -> dict[str, Any]:
     try:
-        _known(name).remove(name)
+        _known(name, method).remove(name)
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     return {"removed": name}
 
 
-def _shelf() -> HeadShelf:
-    return the_app().fewshot_room.shelf
+def _shelf(method: str) -> HeadShelf:
+    return the_app().require_room(method).shelf
 
 
-def _known(name: str) -> HeadShelf:
+def _known(name: str, method: str) -> HeadShelf:
     """The shelf, if it has the head. Raises NotKnown."""
-    shelf = _shelf()
+    shelf = _shelf(method)
     try:
         shelf.path(name)
     except UnknownHead:

@@ -16,6 +16,7 @@ from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.routes.common import Admin, Annotator, AnyUser, the_app
 from ssmsam.server.strategies import note_offer
+from ssmsam.server.training import Training
 
 router = APIRouter()
 
@@ -65,9 +66,9 @@ def batch_infer(
 def train(
     user: Admin, model: str, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
 ) -> Any:
-    known = the_app().info()["trainers"]
-    if model not in known:
-        raise NotKnown("train task", model, known)
+    task = the_app().require_trainer(model)
+    if isinstance(task, Training):
+        task.require(params or {})  # its process could only end with an error that nobody reads
     return stock_train.run_model(model, params, run_sync, enqueue)
 
 

@@ -1,0 +1,119 @@
+"""The decoder of SSM-SAM on cached embeddings: self-sampling and mask attention in front of a token-query decoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssmsam.encoders.encoder import Embedding
+from ssmsam.fewshot.decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
+from ssmsam.ssm.mask_attention import MaskAttention, MaskAttentionConfig
+from ssmsam.ssm.sampling import SamplingConfig, SelfSampling
+
+_SHARPNESS = 12.0
+"""What cosines are multiplied by before the support's cells compete for a match."""
+_SOFTNESS = 2.0
+"""Cells over which the edge of a prior is blurred."""
+
+
+@dataclass(frozen=True)
+class SsmConfig:
+    """Which modules work. ``matched`` uses what looks alike in the support where no neighbour gives a prior."""
+
+    self_sampling: bool = True
+    mask_attention: bool = True
+    matched: bool = True
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    attention: MaskAttentionConfig = field(default_factory=MaskAttentionConfig)
+
+
+class SelfSamplingDecoder(TargetDecoder):
+    """Zhang et al. (WACV 2024) around any :class:`~ssmsam.fewshot.decoder.TargetDecoder`.
+
+    ``log_rates`` (groups,) are the meta-learned learning rates, as logarithms of factors.
+
+    Both modules change the query's map, and ``inner`` reads the changed map; what it compares with the support is the
+    map as it came from the encoder, so that it can be kept. Before any training the answer is that of ``inner``.
+    """
+
+    log_rates: torch.Tensor
+
+    def __init__(self, inner: TargetDecoder, *, width: int, config: SsmConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or SsmConfig()
+        self.stride, self.logits_side = inner.stride, inner.logits_side
+        self.inner = inner
+        self.sampling = SelfSampling(width=width, config=self.config.sampling)
+        self.mask_attention = MaskAttention(width=width, config=self.config.attention)
+        self.register_buffer("log_rates", torch.zeros(len(self.groups())))
+
+    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+        reading = self.inner.read(embedding, shown)
+        return replace(reading, votes=torch.cat([reading.votes, _match(embedding["image"], shown)], dim=1))
+
+    def forward(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections | None = None,
+        reading: Reading | None = None,
+    ) -> Proposal:
+        reading = self.read(embedding, shown) if reading is None else reading
+        image = embedding["image"]
+        changed = image
+        if self.config.self_sampling:
+            changed = changed + self.sampling(image, shown)
+        if self.config.mask_attention:
+            changed = changed + self.mask_attention(image, self._masks(shown, reading.votes[:, -1:]))
+        inner = replace(reading, votes=reading.votes[:, :-1])
+        return self.inner({"image": changed, "levels": embedding["levels"]}, shown, corrections, inner)
+
+    def adaptable(self) -> list[nn.Parameter]:
+        return [parameter for group in self.groups().values() for parameter in group]
+
+    def rated(self) -> list[tuple[list[nn.Parameter], float]]:
+        return [(group, float(rate)) for group, rate in zip(self.groups().values(), self.log_rates.exp(), strict=True)]
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The adaptable parameters by the module they belong to: each has a learning rate of its own."""
+        found = {"sampling": list(self.sampling.parameters()), "mask_attention": list(self.mask_attention.parameters())}
+        adaptable = {id(parameter) for parameter in self.inner.adaptable()}
+        for name, parameter in self.inner.named_parameters():
+            if id(parameter) in adaptable:
+                found.setdefault("inner." + name.split(".")[0], []).append(parameter)
+        return found
+
+    def _masks(self, shown: Shown, matched: torch.Tensor) -> torch.Tensor:
+        """The values of mask attention, (N, VALUES, h, w)."""
+        side = matched.shape[-2], matched.shape[-1]
+        trusted = (shown.trust.amax(1) > 0).to(shown.prior)[:, None, None, None]
+        prior = F.adaptive_avg_pool2d((shown.prior / _SOFTNESS).sigmoid() * trusted, side)
+        trust = shown.trust[:, :, None, None].expand(-1, -1, *side)
+        return torch.cat([prior, trust, matched if self.config.matched else torch.zeros_like(matched)], dim=1)
+
+
+def without_modules(decoder: TargetDecoder, names: Sequence[str]) -> TargetDecoder:
+    """The same decoder, sharing its weights, with modules of :class:`SsmConfig` switched off; for ablations."""
+    if not names:
+        return decoder
+    if not isinstance(decoder, SelfSamplingDecoder):
+        raise ValueError(f"only SSM-SAM's decoder has modules to switch off, not {type(decoder).__name__}")
+    variant = copy.copy(decoder)
+    switched: dict[str, Any] = dict.fromkeys(names, False)
+    variant.config = replace(decoder.config, **switched)
+    return variant
+
+
+def _match(image: torch.Tensor, shown: Shown) -> torch.Tensor:
+    """The share of the target in the support's cells that each cell of the query looks like: (N, 1, h, w)."""
+    cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
+    scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)
+    scores = scores.masked_fill(~shown.valid[:, None], -1e4)
+    vote = scores.softmax(2) @ shown.shares[..., None]
+    return vote.transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))

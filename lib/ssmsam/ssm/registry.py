@@ -1,0 +1,72 @@
+"""The decoder of SSM-SAM that belongs to each encoder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ssmsam.encoders.manifest import entry
+from ssmsam.encoders.weights import MissingWeights, find_weights, weights_digest
+from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
+
+logger = logging.getLogger(__name__)
+
+STARTS = {"small": "small_ssm"}
+"""The meta-learned starts in the manifest, by encoder."""
+
+
+def load_ssm_decoder(
+    encoder_name: str,
+    *,
+    folder: Path | str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    allow_unverified: bool = False,
+    config: SsmConfig | None = None,
+) -> SelfSamplingDecoder:
+    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, frozen, in evaluation mode.
+
+    It begins with the packaged start that was meta-learned for the very weights of the encoder; for others, which is
+    logged, with the target decoder of :func:`ssmsam.fewshot.registry.load_target_decoder`, whose arguments and errors
+    these are.
+    """
+    wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
+    inner = load_target_decoder(encoder_name, device=device, **wanted)
+    weights = weights_digest(find_weights(encoder_name, **wanted))
+    decoder = SelfSamplingDecoder(inner, width=width_of(encoder_name), config=config)
+    start = _start(encoder_name, weights, **wanted)
+    if start is not None:
+        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(start)).items()})
+    return decoder.to(device).eval().requires_grad_(False)
+
+
+def _start(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
+    """The file of the start for these weights of the encoder, or None."""
+    try:
+        path = find_weights(STARTS[encoder_name], **wanted) if encoder_name in STARTS else None
+    except MissingWeights:
+        path = None
+    if path is None or made_for(path) != weights:
+        logger.info("no meta-learned start for these weights of %s: ssm_sam begins like fewshot", encoder_name)
+        return None
+    return path
+
+
+def width_of(encoder_name: str) -> int:
+    """Channels of the encoder's image embedding, known without loading it."""
+    if entry(encoder_name).architecture == "small":
+        from ssmsam.encoders.small import SPEC
+
+        return SPEC.channels
+    return 256  # the neck of every SAM
+
+
+def made_for(start: Path) -> str:
+    """The sha256 of the encoder's weights that a start belongs to."""
+    with safe_open(str(start), framework="pt") as file:
+        return str((file.metadata() or {}).get("encoder_sha256"))

@@ -1,0 +1,102 @@
+"""Clicks on a proposal reach the decoder as they were set, and change nothing but their own slices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted import ORGAN, SLICES, PocketDecoder, draw_volume, labelled, quick
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.bank import Bank
+from ssmsam.fewshot.correcting import corrected
+from ssmsam.fewshot.decoder import Corrections, Proposal
+from ssmsam.fewshot.method import adapt
+from ssmsam.fewshot.segmentation import Proposals
+from ssmsam.prompting.prompt import SlicePrompt
+from ssmsam.prompting.small_network import PointKind
+
+CONFIG = quick()
+INSIDE, OUTSIDE = np.array([[16.0, 18.0]]), np.array([[40.0, 4.0], [3.0, 30.0]])
+
+
+class Listening(PocketDecoder):
+    """Remembers the corrections and answers that the target is everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Corrections] = []
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        self.heard.append(replace(corrections, previous=corrections.previous.clone()))
+        return Proposal(torch.full_like(shown.prior[:, 0], 7.0), torch.full((len(shown.prior),), -9.0))
+
+
+@pytest.fixture
+def query(embedder: Embedder) -> VolumeEmbeddings:
+    query = embedder.open(draw_volume())
+    query.embed(range(SLICES))
+    return query
+
+
+@pytest.fixture
+def bank(embedder: Embedder, decoder: PocketDecoder) -> Bank:
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 6))}
+    return adapt(support, embedder, decoder, config=CONFIG).banks["organ"]
+
+
+@pytest.fixture
+def proposals() -> Proposals:
+    logits = np.random.default_rng(0).normal(size=(4, 32, 32)).astype(np.float32)
+    return Proposals(np.array([1, 3, 4, 7]), logits, np.array([0.1, 0.2, 0.3, 0.4]))
+
+
+def test_only_clicked_slices_change(query: VolumeEmbeddings, bank: Bank, proposals: Proposals) -> None:
+    before = proposals.logits.copy()
+    clicks = {3: SlicePrompt(positive=INSIDE), 7: SlicePrompt(negative=OUTSIDE), 8: SlicePrompt(positive=INSIDE)}
+    decoder = Listening()
+    found = corrected(proposals, clicks, decoder, bank, query, CONFIG.segmentation.bank)
+    assert len(decoder.heard) == 2, "slice 8 was not proposed"
+    assert (found.logits[[1, 3]] == 7).all()
+    np.testing.assert_array_equal(found.logits[[0, 2]], before[[0, 2]])
+    np.testing.assert_array_equal(proposals.logits, before)
+    assert found.slices.tolist() == proposals.slices.tolist()
+
+
+def test_a_positive_click_makes_the_target_present_a_negative_one_does_not_decide(
+    query: VolumeEmbeddings, bank: Bank, proposals: Proposals
+) -> None:
+    boxed = SlicePrompt(box=(8.0, 10.0, 24.0, 26.0))
+    clicks = {1: SlicePrompt(positive=INSIDE), 3: SlicePrompt(negative=OUTSIDE), 4: boxed}
+    found = corrected(proposals, clicks, Listening(), bank, query, CONFIG.segmentation.bank)
+    assert found.presence.tolist() == [1.0, 0.2, 1.0, 0.4]
+    assert proposals.presence.tolist() == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_the_decoder_hears_the_clicks_and_its_own_proposal(
+    query: VolumeEmbeddings, bank: Bank, proposals: Proposals
+) -> None:
+    decoder = Listening()
+    clicks = {4: SlicePrompt(positive=INSIDE, negative=OUTSIDE)}
+    corrected(proposals, clicks, decoder, bank, query, CONFIG.segmentation.bank)
+    (heard,) = decoder.heard
+    np.testing.assert_array_equal(heard.previous[0, 0].numpy(), proposals.logits[2])
+    kinds = heard.kinds[0].tolist()
+    assert sorted(kinds) == sorted([PointKind.POSITIVE, PointKind.NEGATIVE, PointKind.NEGATIVE])
+    placed = heard.points[0].numpy()
+    expected = query.frame.points_to_input(INSIDE)
+    np.testing.assert_allclose(placed[[kind == PointKind.POSITIVE for kind in kinds]], expected, atol=1e-4)
+
+
+def test_clicks_move_what_a_real_decoder_says(
+    query: VolumeEmbeddings, bank: Bank, proposals: Proposals, decoder: PocketDecoder
+) -> None:
+    """One positive point is answered otherwise than the same point as a negative one."""
+    answers = [
+        corrected(proposals, {4: prompt}, decoder, bank, query, CONFIG.segmentation.bank).logits[2]
+        for prompt in (SlicePrompt(positive=INSIDE), SlicePrompt(negative=INSIDE))
+    ]
+    assert np.abs(answers[0] - answers[1]).max() > 1e-4

@@ -1,0 +1,214 @@
+"""Learning a start from the labels of a server: what is published, what is not, and what heads make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pocket_room import LABELS, PocketDecoder, annotate, make_room
+
+from ssmsam.encoders.small import SPEC
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.estimate import Estimate
+from ssmsam.fewshot.shelf import HeadShelf, ShelfState, UnknownHead
+from ssmsam.fewshot.support import NothingToLearn, Support
+from ssmsam.progress import Cancelled
+from ssmsam.server import meta_training
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.meta_training import MetaTraining
+from ssmsam.ssm.methods import SSM_SAM
+from ssmsam.ssm.network import SelfSamplingDecoder
+from ssmsam.ssm.start_estimate import judged, set_aside
+from ssmsam.ssm.starts import SHIPPED, Starts
+
+QUICK = {"steps": 2, "inner_steps": 1, "views": 0, "estimate_steps": 1, "outer_rate": 1e-3}
+SLICES = {"liver": (2, 3, 5, 6, 7)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> FewShotRoom:
+    """The liver annotated on five slices of both volumes."""
+    plain = make_room(tmp_path)
+    torch.manual_seed(1)
+    decoder = SelfSamplingDecoder(PocketDecoder(), width=SPEC.channels).eval().requires_grad_(False)
+    room = replace(
+        plain,
+        method=SSM_SAM,
+        decoder=decoder,
+        starts=Starts(tmp_path / "heads" / SSM_SAM / "starts", decoder, weights_sha256="pocket"),
+        shelf=HeadShelf(tmp_path / "heads" / SSM_SAM, method=SSM_SAM),
+    )
+    for image in ("a", "b"):
+        annotate(room, image, SLICES, tmp_path)
+    return room
+
+
+def the_starts(room: FewShotRoom) -> Starts:
+    assert room.starts is not None
+    return room.starts
+
+
+def support_of(room: FewShotRoom) -> Support:
+    return room.labelled.support("")
+
+
+def same(one: TargetDecoder, other: TargetDecoder) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def quick_config(room: FewShotRoom):
+    adaptation = replace(room.config.adaptation, steps=1, views=replace(room.config.adaptation.views, views=0))
+    return replace(room.config, adaptation=adaptation, folds=0)
+
+
+def accept_all(monkeypatch: pytest.MonkeyPatch, *, better: bool) -> None:
+    """Estimates that say so: what a few steps with random weights are worth is a matter of chance."""
+    after = iter((0.5, 0.6 if better else 0.4) * 9)
+    monkeypatch.setattr(meta_training, "judged", lambda *_, **__: {"liver": Estimate(0.3, next(after), 2)})
+
+
+def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotRoom, monkeypatch) -> None:
+    starts, config = the_starts(room), quick_config(room)
+    old_head, old_name, _ = room.head(support_of(room), config)
+    assert old_head.card["method"] == SSM_SAM
+    assert old_head.card["start"] == ""
+    accept_all(monkeypatch, better=True)
+    task = MetaTraining(room)
+    result = task({"model": "ssm_sam_meta", **QUICK}, room.datastore)
+    assert result["activated"]
+    assert starts.state == ShelfState(result["start"], False, "")
+    decoder, name = room.start
+    assert name == result["start"]
+    assert not same(decoder, room.decoder), "training changed nothing"
+    assert same(Starts(Path(starts.folder), room.decoder, weights_sha256="pocket").current()[0], decoder)
+    card = starts.cards()[name]
+    assert card["learned_from"] == {"liver": 8}
+    assert card["steps"] == 2
+    assert card["shipped_estimate"]["liver"]["after"] == 0.5
+    assert np.isfinite([card["first_loss"], card["loss"]]).all()
+
+    head, new_name, fresh = room.head(support_of(room), config)
+    assert fresh
+    assert new_name != old_name
+    assert head.card["start"] == name
+    assert room.head(support_of(room), config)[1:] == (new_name, False), "nothing is learned twice"
+    kept = room.kept(old_name)
+    assert kept is not None
+    assert same(kept.decoder, old_head.decoder), "a head keeps the decoder that it was adapted from"
+    stats = task.stats()
+    assert (stats["phase"], stats["start"], stats["best_metric"]) == ("done", name, 0.6)
+
+
+def test_a_start_that_is_estimated_to_be_worse_is_kept_but_not_used(room: FewShotRoom, monkeypatch) -> None:
+    accept_all(monkeypatch, better=False)
+    result = MetaTraining(room)(QUICK, room.datastore)
+    assert not result["activated"]
+    assert room.start == (room.decoder, "")
+    assert list(the_starts(room).cards()) == [result["start"]]
+    the_starts(room).activate(result["start"])
+    assert room.start[1] == result["start"]
+
+
+def test_going_back(room: FewShotRoom) -> None:
+    starts = the_starts(room)
+    card = {"support_digest": "0" * 64}
+    first = starts.publish(room.decoder, card, activate=True)
+    second = starts.publish(room.decoder, card, activate=True)
+    assert starts.state == ShelfState(second, False, first)
+    assert starts.roll_back().active == first
+    assert starts.roll_back().active == second
+    assert starts.activate(SHIPPED) == ShelfState("", False, second)
+    assert room.start == (room.decoder, "")
+    with pytest.raises(UnknownHead):
+        starts.activate("nothing")
+
+
+def test_starts_belong_to_the_weights_of_one_encoder(room: FewShotRoom, tmp_path: Path) -> None:
+    starts = the_starts(room)
+    starts.publish(room.decoder, {"support_digest": "0" * 64}, activate=True)
+    others = Starts(starts.folder, room.decoder, weights_sha256="other")
+    assert others.current() == (room.decoder, "")
+    assert others.cards() == {}
+
+
+def test_a_damaged_start_is_not_used(room: FewShotRoom) -> None:
+    starts = the_starts(room)
+    name = starts.publish(room.decoder, {"support_digest": "0" * 64}, activate=True)
+    next(starts.folder.rglob(f"{name}.safetensors")).write_bytes(b"damaged")
+    assert Starts(starts.folder, room.decoder, weights_sha256="pocket").current() == (room.decoder, "")
+
+
+def test_stopping_leaves_the_start_that_was_used(room: FewShotRoom, monkeypatch) -> None:
+    task, heard = MetaTraining(room), []
+
+    def progress(phase: str, done: int, total: int) -> None:
+        heard.append(phase)
+        if phase == "meta" and done == 1:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        task.train({**task.config(), **QUICK}, progress)
+    assert "estimate" in heard
+    assert room.start == (room.decoder, "")
+    assert the_starts(room).cards() == {}
+
+
+def test_the_estimate_rests_on_slices_that_training_never_saw(room: FewShotRoom, monkeypatch) -> None:
+    support = support_of(room)
+    rest, aside = set_aside(support)
+    assert len(support["liver"]) == 10
+    assert len(aside["liver"]) == 2
+    slices = sorted(support["liver"], key=lambda one: (one.volume, one.index))
+    hidden = {(slices[n].volume, slices[n].index) for n in aside["liver"]}
+    assert hidden.isdisjoint((one.volume, one.index) for one in rest["liver"])
+    assert len({volume for volume, _ in hidden}) == 2
+
+    shown: list[Support] = []
+    real = meta_training.meta_train
+    monkeypatch.setattr(meta_training, "meta_train", lambda given, *a, **k: shown.append(given) or real(given, *a, **k))
+    MetaTraining(room)(QUICK, room.datastore)
+    assert hidden.isdisjoint((one.volume, one.index) for one in shown[0]["liver"])
+
+
+def test_what_is_set_aside_decides_the_estimate(room: FewShotRoom) -> None:
+    """Other masks on these slices change the Dice; it is not one of the slices that are shown."""
+    config = replace(room.config.adaptation, steps=0)
+    support = support_of(room)
+    _, aside = set_aside(support)
+    before = judged(room.decoder, support, aside, room.embedder, config=config)["liver"]
+    slices = sorted(support["liver"], key=lambda one: (one.volume, one.index))
+    for number in aside["liver"]:
+        slices[number] = replace(slices[number], mask=np.ones_like(slices[number].mask))
+    other = judged(room.decoder, {"liver": slices}, aside, room.embedder, config=config)["liver"]
+    assert before.slices == other.slices == len(aside["liver"])
+    assert before.before != other.before
+
+
+def test_too_little_is_refused_before_a_process_starts(tmp_path: Path, room: FewShotRoom) -> None:
+    task = MetaTraining(room)
+    task.require({})
+    (tmp_path / "other").mkdir()
+    bare = make_room(tmp_path / "other")
+    annotate(bare, "a", {LABELS[0]: (2, 3, 5, 6), LABELS[1]: (4, 5, 6)}, tmp_path)
+    with pytest.raises(NothingToLearn, match=r"at least 2 tasks.* 4 or more annotated slices.* there are 1"):
+        MetaTraining(bare).require({})
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": "many"}, {"outer_rate": 2}, {"views": -1}])
+def test_wrong_options_are_refused(room: FewShotRoom, wrong: dict) -> None:
+    with pytest.raises(InvalidRequest):
+        MetaTraining(room).require(wrong)
