@@ -193,7 +193,8 @@ def _meta(trainer: SsmTrainer, groups: Groups, out: Path, progress: Progress) ->
         step += 1
         progress("meta", int(time.monotonic() - started), int(60 * config.meta_minutes))
         if len(losses) == 10:
-            _log(out, {"meta_step": step, "seconds": round(time.monotonic() - started, 1), "query": _mean(losses)})
+            seconds = round(trainer.seconds + time.monotonic() - started, 1)
+            _log(out, {"step": trainer.step + step, "seconds": seconds, "loss": {"after adaptation": _mean(losses)}})
             export_start(trainer.average, out, encoder=trainer.encoder)
             losses = []
 
