@@ -74,7 +74,7 @@ def test_the_card_tells_the_story(head: Head, embedder: Embedder, tmp_path: Path
     assert (card["encoder"], card["weights_sha256"]) == ("pocket", "pocket")
     assert card["settings"]["adaptation"]["steps"] == 3
     assert card["steps"] == (3 if card["adapted"] else 0)
-    assert set(card["dice_estimate"]["organ"]) == {"before", "after", "slices"}
+    assert set(card["dice_estimate"]["organ"]) == {"before", "after", "slices", "share"}
     assert card["created"].endswith("+00:00")
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == [], "nothing half-written is left"
 
