@@ -37,5 +37,5 @@ def test_other_weights_begin_with_their_own_decoder(random_small: ModelChoice) -
 
 def test_a_start_is_no_encoder() -> None:
     assert "small_ssm" not in ENCODERS
-    with pytest.raises(ValueError, match="no encoder"):
+    with pytest.raises(ValueError, match="unknown encoder"):
         load_encoder("small_ssm")

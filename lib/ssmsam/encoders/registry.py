@@ -25,9 +25,9 @@ def load_encoder(
     ``folder``, ``download`` and ``allow_unverified`` are those of :func:`ssmsam.encoders.weights.find_weights`, whose
     errors are raised: ValueError for an unknown name, MissingWeights, CorruptWeights.
     """
-    architecture = entry(name).architecture
     if name not in ENCODERS:
-        raise ValueError(f"{name!r} is no encoder but a decoder's start; encoders: {', '.join(ENCODERS)}")
+        raise ValueError(f"unknown encoder {name!r}; valid names: {', '.join(ENCODERS)}")
+    architecture = entry(name).architecture
     path = find_weights(name, folder=folder, download=download, allow_unverified=allow_unverified)
     if architecture == "small":
         from ssmsam.encoders.small import SmallEncoder
