@@ -39,11 +39,12 @@ def known(monkeypatch) -> WeightsEntry:
 def test_the_published_weights_are_described_in_full():
     for name, known in manifest().items():
         assert known.licence
-        if name != "small":
+        assert len(known.sha256) == 64, name
+        if known.url is not None:
             assert known.url.startswith("https://")
             assert known.url.endswith(known.file)
-            assert len(known.sha256) == 64
             assert known.bytes > 3e8
+    assert {name for name, known in manifest().items() if known.url is None} == {"small", "small_ssm"}
 
 
 def test_the_packaged_weights_are_the_ones_of_the_manifest():
@@ -70,7 +71,7 @@ def test_recording_packaged_weights(tmp_path, capsys):
 
 
 def test_an_unknown_name_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="small, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b"):
+    with pytest.raises(ValueError, match="small, small_ssm, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b"):
         find_weights("sam_vit_g")
 
 
