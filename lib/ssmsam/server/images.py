@@ -82,7 +82,7 @@ class Images:
         if session is None:
             raise NotKnown("session", session_id, step="It may have expired: send the image again")
         path = Path(session.image)
-        return Source("the image of this session", path, _stamp(path))
+        return Source("the uploaded image", path, _stamp(path))
 
     def from_upload(self, path: Path) -> Source:
         """The source of a file that came with the request: the same bytes are the same image."""
