@@ -12,17 +12,17 @@ from ssmsam.encoders.sam import PIXEL_MEAN, PIXEL_STD
 SIZE = 256
 
 
-def tiny_sam() -> Sam:
-    """The published decoder at a quarter of the size, behind a tiny image encoder; random weights, always the same."""
+def tiny_sam(size: int = SIZE) -> Sam:
+    """The published decoder for inputs of this side, behind a tiny image encoder; random weights, always the same."""
     torch.manual_seed(0)
-    grid = SIZE // 16
+    grid = size // 16
     return Sam(
         image_encoder=ImageEncoderViT(
-            depth=2, embed_dim=64, img_size=SIZE, num_heads=2, patch_size=16, out_chans=256, use_rel_pos=True,
+            depth=2, embed_dim=64, img_size=size, num_heads=2, patch_size=16, out_chans=256, use_rel_pos=True,
             global_attn_indexes=(1,), window_size=4, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
         ),
         prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(SIZE, SIZE), mask_in_chans=16
+            embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16
         ),
         mask_decoder=MaskDecoder(
             num_multimask_outputs=3,

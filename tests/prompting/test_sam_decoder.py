@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from bench import draw_volume
 from segment_anything import SamPredictor
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import Sam
+from tiny_sam import tiny_sam
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
@@ -25,31 +24,9 @@ from ssmsam.prompting.session import segment_2d, segment_3d
 from ssmsam.prompting.state import SegmentationState
 
 
-def build_sam(size: int) -> Sam:
-    """The prompt encoder and mask decoder of the published networks, with a tiny image encoder."""
-    grid = size // 16
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            depth=1, embed_dim=16, img_size=size, num_heads=2, patch_size=16, out_chans=256, use_rel_pos=True,
-            global_attn_indexes=(0,), window_size=0, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-        ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-    ).eval()  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def sam() -> Sam:
-    torch.manual_seed(0)
-    return build_sam(1024)
+    return tiny_sam(1024)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +162,7 @@ def test_stability_is_the_iou_of_two_thresholds() -> None:
 def test_it_runs_through_slices_and_volumes() -> None:
     """Plumbing only: with random weights the masks mean nothing, but prompts are kept all the same."""
     torch.manual_seed(0)
-    sam = build_sam(128)
+    sam = tiny_sam(128)
     embedder = Embedder(encoder=SamEncoder(sam, name="sam_vit_b", weights_sha256="1" * 64))
     volume = draw_volume()
     embeddings = embedder.open(volume, recipe=MrPercentiles())

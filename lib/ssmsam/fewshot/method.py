@@ -9,15 +9,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from typing import Any
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.completion import CompletionConfig, as_labelled, worth_completing
 from ssmsam.fewshot.correcting import Clicks, corrected
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.estimate import cross_validated, worth_it
+from ssmsam.fewshot.estimate import Estimate, cross_validated, worth_it
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.presence import ELSEWHERE, presence_threshold
@@ -61,7 +62,7 @@ def adapt(
         seed=config.adaptation.seed,
         progress=progress,
     )
-    estimates = {}
+    estimates: dict[str, Estimate] = {}
     if config.folds > 1:
         estimates = cross_validated(decoder, taught, config.adaptation, folds=config.folds, progress=progress)
     useful = worth_it(estimates) and config.adaptation.steps > 0
@@ -70,6 +71,25 @@ def adapt(
         share = min((one.share for one in estimates.values()), default=1.0)
         adapted = fit(decoder, taught, config.adaptation, share=share, progress=progress)
         seconds, steps, fitted = adapted.seconds, len(adapted.losses), adapted.decoder
+    head = made_head(
+        fitted, taught, support, embedder, config, adapted=useful, steps=steps, seconds=seconds, estimates=estimates
+    )
+    return completed(head, support, config=config, progress=progress)
+
+
+def made_head(
+    decoder: TargetDecoder,
+    taught: Taught,
+    support: Support,
+    embedder: Embedder,
+    settings: Any,
+    *,
+    adapted: bool,
+    steps: int,
+    seconds: float,
+    estimates: Mapping[str, Estimate],
+) -> Head:
+    """The head of a decoder that was fitted to the labelled slices, with its card. ``settings`` are a dataclass."""
     card = {
         "labels": list(taught),
         "support_digest": digest(support),
@@ -79,16 +99,15 @@ def adapt(
         },
         "encoder": embedder.encoder.spec.name,
         "weights_sha256": embedder.encoder.weights_sha256,
-        "settings": asdict(config),
-        "adapted": useful,
+        "settings": asdict(settings),
+        "adapted": adapted,
         "steps": steps,
         "seconds": round(seconds, 2),
-        "presence_threshold": {label: presence_threshold(fitted, views[0]) for label, views in taught.items()},
+        "presence_threshold": {label: presence_threshold(decoder, views[0]) for label, views in taught.items()},
         "dice_estimate": {label: one.as_json() for label, one in estimates.items()},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    head = Head(fitted, {label: views[0].bank for label, views in taught.items()}, card)
-    return completed(head, support, config=config, progress=progress)
+    return Head(decoder, {label: views[0].bank for label, views in taught.items()}, card)
 
 
 def completed(head: Head, support: Support, *, config: FewShotConfig = DEFAULTS, progress: Progress = silent) -> Head:

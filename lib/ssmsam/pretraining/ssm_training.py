@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.fewshot.bank import Bank, BankConfig
 from ssmsam.fewshot.lesson import Lesson
+from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
 from ssmsam.pretraining.groups import Group, GroupBatch, GroupConfig, Groups
 from ssmsam.pretraining.pack import PackedVolume
 from ssmsam.pretraining.proposals import group_losses
@@ -98,35 +98,20 @@ class SsmTrainer:
         nn.utils.clip_grad_norm_(self.decoder.parameters(), self.config.clip_norm)
         self.optimiser.step()
         self.step += 1
-        self._follow()
+        follow(self.average, self.decoder, decay=self.config.average, step=self.step)
         return {name: float(loss.detach()) for name, loss in losses.items()}
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        decay = min(self.config.average, (1 + self.step) / (10 + self.step))
-        for mine, theirs in zip(self.average.parameters(), self.decoder.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which plain training goes on."""
-        state = {
-            "decoder": self.decoder.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        write_checkpoint(path, step=self.step, seconds=self.seconds, **self._parts)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises FileNotFoundError when there is none."""
-        state = torch.load(path, weights_only=True)
-        self.decoder.load_state_dict(state["decoder"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds = read_checkpoint(path, **self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.decoder, "average": self.average, "optimiser": self.optimiser}
 
 
 def train_ssm(
@@ -233,12 +218,8 @@ def _loader(drawn: _Drawn, workers: int) -> Iterator[Group | GroupBatch]:
 
 
 def export_start(decoder: SelfSamplingDecoder, path: Path, *, encoder: SmallEncoder) -> None:
-    """Write a start as safetensors, matrices as fp16, atomically; it says which encoder's weights it is for."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-    state = {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in state.items()}
-    partial = path.with_suffix(".partial")
-    save_file(state, str(partial), {"encoder_sha256": encoder.weights_sha256})
-    os.replace(partial, path)
+    """Write a start; it says which encoder's weights it is for."""
+    write_weights(path, decoder.state_dict(), {"encoder_sha256": encoder.weights_sha256})
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ssmsam.encoders.small import SmallEncoder, part_of
 from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
 from ssmsam.pretraining.episodes import EpisodeBatch, EpisodeConfig, Episodes
 from ssmsam.pretraining.groups import GroupBatch, GroupConfig, Groups
 from ssmsam.pretraining.losses import answer_loss
@@ -122,39 +123,20 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
         self.step += 1
-        self._follow()
+        follow(self.average, self.model, decay=self.config.average, step=self.step)
         return {name: float(loss.detach()) for name, loss in losses.items()}
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        decay = min(self.config.average, (1 + self.step) / (10 + self.step))
-        pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
-        for mine, theirs in pairs:
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
-            else:
-                mine.copy_(theirs)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which training goes on."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        write_checkpoint(path, step=self.step, seconds=self.seconds, **self._parts)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises FileNotFoundError when there is none."""
-        state = torch.load(path, map_location=self.config.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds = read_checkpoint(path, device=self.config.device, **self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "average": self.average, "optimiser": self.optimiser}
 
 
 def train(
@@ -212,20 +194,8 @@ def train(
 
 
 def export(model: SmallModel, path: Path) -> None:
-    """Write the weights as fp16 safetensors, atomically.
-
-    Vectors stay fp32: they are few, and a variance of activations can be beyond the range of fp16. Raises ValueError
-    for values that are not finite.
-    """
-    whole = {name: t for name, t in model.state_dict().items() if not name.startswith("semantic.")}
-    state = {name: t.detach().cpu().contiguous() for name, t in whole.items()}
-    state = {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in state.items()}
-    broken = [name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
-    if broken:
-        raise ValueError(f"these weights are infinite or not a number and were not written: {', '.join(broken)}")
-    partial = path.with_suffix(".partial")
-    save_file(state, str(partial))
-    os.replace(partial, path)
+    """Write the weights that ship, as :func:`~ssmsam.pretraining.checkpoint.write_weights` does."""
+    write_weights(path, {name: t for name, t in model.state_dict().items() if not name.startswith("semantic.")})
 
 
 def _log(out: Path, trainer: Trainer, losses: list[dict[str, float]]) -> None:

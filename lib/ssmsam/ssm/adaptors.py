@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,16 +39,19 @@ def high_pass(slices: torch.Tensor) -> torch.Tensor:
     return filtered.real.abs()
 
 
-class AdaptedEncoder(Encoder):
+Base = TypeVar("Base", bound=Encoder)
+
+
+class AdaptedEncoder(Encoder, Generic[Base]):
     """A frozen encoder with adaptors. Only :meth:`adaptors` train; ``base`` is shared, not copied."""
 
-    def __init__(self, base: Encoder) -> None:
+    def __init__(self, base: Base) -> None:
         super().__init__()
         self._base = [base]  # not a submodule: its weights are neither ours to save nor to train
         self.spec = base.spec
 
     @property
-    def base(self) -> Encoder:
+    def base(self) -> Base:
         return self._base[0]
 
     @property
@@ -62,7 +66,7 @@ class AdaptedEncoder(Encoder):
     def encode(self, slices: torch.Tensor) -> Embedding: ...
 
 
-class AdaptedSmallEncoder(AdaptedEncoder):
+class AdaptedSmallEncoder(AdaptedEncoder[SmallEncoder]):
     """The small encoder with an adaptor after each stage."""
 
     def __init__(self, base: SmallEncoder) -> None:
@@ -70,7 +74,6 @@ class AdaptedSmallEncoder(AdaptedEncoder):
         self.down = nn.ModuleList(nn.Conv2d(channels, NARROW, 1) for _, channels in STAGES)
         self.filtered = nn.ModuleList(nn.Conv2d(3, NARROW, 3, padding=1) for _ in STAGES)
         self.up = nn.ModuleList(_zero(nn.Conv2d(NARROW, channels, 1)) for _, channels in STAGES)
-        self._network = [base]
 
     def encode(self, slices: torch.Tensor) -> Embedding:
         edges = high_pass(slices)
@@ -79,10 +82,10 @@ class AdaptedSmallEncoder(AdaptedEncoder):
             seen = self.filtered[stage](F.adaptive_avg_pool2d(edges, (features.shape[-2], features.shape[-1])))
             return features + self.up[stage](F.gelu(self.down[stage](features) + seen))
 
-        return self._network[0](slices, adaptor=adaptor)
+        return self.base(slices, adaptor=adaptor)
 
 
-class AdaptedSamEncoder(AdaptedEncoder):
+class AdaptedSamEncoder(AdaptedEncoder[SamEncoder]):
     """SAM's encoder with an adaptor before each block; 1/32 of the tokens' width, as published."""
 
     def __init__(self, base: SamEncoder) -> None:
@@ -97,19 +100,17 @@ class AdaptedSamEncoder(AdaptedEncoder):
         for layer in (self.embedded, self.filtered, *self.each):
             nn.init.trunc_normal_(layer.weight, std=0.02)
         _zero(self.shared)
-        self._network = [base]
 
     def encode(self, slices: torch.Tensor) -> Embedding:
-        network = self._network[0]
         edges = self.filtered(high_pass(slices)).permute(0, 2, 3, 1)
         with torch.no_grad():
-            patches = network.sam.image_encoder.patch_embed(slices)
+            patches = self.base.sam.image_encoder.patch_embed(slices)
         narrow = self.embedded(patches) + edges
 
         def adaptor(block: int, tokens: torch.Tensor) -> torch.Tensor:
             return tokens + self.shared(F.gelu(self.each[block](narrow)))
 
-        return network.encode(slices, adaptor=adaptor)
+        return self.base.encode(slices, adaptor=adaptor)
 
 
 def adapted_encoder(base: Encoder) -> AdaptedEncoder:

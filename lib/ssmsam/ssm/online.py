@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import Lesson, lessons, with_truth
 from ssmsam.fewshot.losses import proposal_loss
-from ssmsam.fewshot.presence import presence_threshold
-from ssmsam.fewshot.support import LabelledSlice, Support, checked, digest
+from ssmsam.fewshot.method import made_head
+from ssmsam.fewshot.support import LabelledSlice, Support, checked
 from ssmsam.fewshot.views import ViewConfig, random_move
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import draw_mask
@@ -152,24 +151,9 @@ def _head(
     seen = {label: [reopened(one, embedder) for one in slices] for label, slices in support.items()}
     as_they_are = replace(config.views, views=0)
     taught = lessons(seen, embedder, decoder, config=as_they_are, bank=config.bank, seed=config.seed)
-    card = {
-        "labels": list(taught),
-        "support_digest": digest(support),
-        "support": {
-            label: [{"image": one.image, "axis": one.embeddings.plane.axis, "slice": one.index} for one in slices]
-            for label, slices in sorted(support.items())
-        },
-        "encoder": embedder.encoder.spec.name,
-        "weights_sha256": embedder.encoder.weights_sha256,
-        "settings": asdict(config),
-        "adapted": True,
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "presence_threshold": {label: presence_threshold(decoder, views[0]) for label, views in taught.items()},
-        "dice_estimate": {},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    return Head(decoder, {label: views[0].bank for label, views in taught.items()}, card)
+    return made_head(
+        decoder, taught, support, embedder, config, adapted=True, steps=steps, seconds=seconds, estimates={}
+    )
 
 
 def reopened(one: LabelledSlice, embedder: Embedder) -> LabelledSlice:
