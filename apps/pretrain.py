@@ -72,6 +72,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", type=int, default=2, help="groups of slices in a batch of the largest side")
     parser.add_argument("--group-sides", type=int, nargs="+", default=[160, 256], help="sides of the groups' crops")
     parser.add_argument("--group-share", type=float, default=0.65, help="share of steps on groups, not on clicks")
+    parser.add_argument("--cross-share", type=float, default=0.5, help="share of groups over two patients")
+    parser.add_argument("--twin-share", type=float, default=0.3, help="share of others that stand for two patients")
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
 
 
@@ -166,6 +168,8 @@ def train(arguments: argparse.Namespace) -> None:
     groups = GroupConfig(
         groups=arguments.groups,
         sides=tuple(arguments.group_sides),
+        cross_share=arguments.cross_share,
+        twin_share=arguments.twin_share,
         dataset_weights=json.loads(arguments.dataset_weights),
     )
     config = TrainingConfig(

@@ -13,6 +13,9 @@ from ssmsam.prompting.small_decoder import closeness
 WIDTH, GRID, SIDE, STRIDE = 6, 4, 16, 8
 VOLUMES = ("a", "a", "a", "b", "b")
 POSITIONS = np.array([0.0, 10.0, 30.0, 0.0, 10.0])
+CENTRES = np.array([[16.0, 16.0], [16.0, 17.0], [15.0, 16.0], [12.0, 9.0], [12.0, 10.0]])
+HERE = np.array([[18.0, 12.0]])
+"""The body's centre on a query."""
 
 
 def images(count: int = len(VOLUMES), seed: int = 0) -> torch.Tensor:
@@ -24,7 +27,13 @@ def a_bank() -> Bank:
     for number in range(len(VOLUMES)):
         masks[number, :, 2 : 6 + number, 3:9] = 1
     return Bank.from_tensors(
-        images(), masks, torch.ones_like(masks), stride=STRIDE, volumes=VOLUMES, positions=POSITIONS
+        images(),
+        masks,
+        torch.ones_like(masks),
+        stride=STRIDE,
+        volumes=VOLUMES,
+        positions=POSITIONS,
+        centres=CENTRES,
     )
 
 
@@ -41,7 +50,18 @@ def shown_slices(bank: Bank, tokens: torch.Tensor, kinds: torch.Tensor) -> list[
 
 
 def asked(bank: Bank, volume: str, position: float, *, config: BankConfig | None = None, without=()):
-    return bank.shown(volume, [position], look(images(1, seed=5)), config=config or BankConfig(), without=without)
+    looks = look(images(1, seed=5))
+    return bank.shown(volume, [position], looks, HERE, config=config or BankConfig(), without=without)
+
+
+def test_cells_of_other_volumes_are_shown_where_they_would_be_in_the_query_s_body() -> None:
+    bank = a_bank()
+    shown = asked(bank, "a", 10.0)
+    places = shown.places[0].unflatten(0, (len(VOLUMES), CELLS)).numpy()
+    kept = bank.description.places.numpy()
+    np.testing.assert_array_equal(places[:3], kept[:3])  # its own volume lies as it lies
+    for number in (3, 4):
+        np.testing.assert_allclose(places[number], kept[number] + HERE - CENTRES[number], rtol=1e-6)
 
 
 def test_a_query_is_never_shown_a_hidden_slice() -> None:

@@ -73,10 +73,10 @@ def test_only_who_asks_for_completed_slices_is_shown_them(embedder: Embedder, de
     bank = head(embedder, decoder, UNADAPTED).banks["organ"]
     found = int(np.flatnonzero(bank.completed)[0])
     alike = bank.looks[found][None]
-    judge = bank.shown("another", [0.0], alike, config=BankConfig(others=1, completed=True))
+    judge = bank.shown("another", [0.0], alike, np.zeros((1, 2)), config=BankConfig(others=1, completed=True))
     torch.testing.assert_close(judge.cells[0], bank.description.cells[found])
     for volume, config in (("another", BankConfig()), (bank.volumes[0], BankConfig(completed=True))):
-        shown = bank.shown(volume, [0.0], alike, config=config)
+        shown = bank.shown(volume, [0.0], alike, np.zeros((1, 2)), config=config)
         assert shown.tokens.shape[1] == 3 * bank.description.tokens.shape[1]
 
 

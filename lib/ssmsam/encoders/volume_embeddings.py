@@ -16,6 +16,7 @@ from ssmsam.encoders.encoder import Embedding
 from ssmsam.encoders.frame import Frame
 from ssmsam.encoders.half import Half, to_embedding
 from ssmsam.encoders.store import EmbeddingKey
+from ssmsam.imaging.body import body_centres
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.recipe import IntensityRecipe, Scale
 from ssmsam.imaging.volume import Grid, Volume
@@ -74,6 +75,11 @@ class VolumeEmbeddings:
     def scale(self) -> Scale:
         """The intensities that become 0 and 1, one pair for the whole volume."""
         return self.recipe.scale(self.volume)
+
+    @cached_property
+    def body_centres(self) -> np.ndarray:
+        """(count, 2): where the body's centre is on every slice, as (x, y) in input pixels. Reads the voxels."""
+        return body_centres(lambda index: self.inputs([index])[0, 1].numpy(), self.count, self.slice_mm)
 
     @property
     def done(self) -> np.ndarray:

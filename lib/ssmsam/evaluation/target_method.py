@@ -12,6 +12,7 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.evaluation.fewshot import SupportSlice, Task
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.segmentation import SegmentationConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.progress import Progress, silent
 from ssmsam.ssm.network import without_modules
@@ -38,7 +39,7 @@ class FewShotSegmentation:
     without: tuple[str, ...] = ()
 
     def segment(self, task: Task, progress: Progress = silent) -> np.ndarray:
-        config = self._config()
+        config = self._config(extent_known=task.extent is not None)
         decoder = without_modules(self.decoder, self.without)
         query = self.embedder.open(task.query)
         found = np.zeros(task.query.shape, dtype=bool)
@@ -53,15 +54,18 @@ class FewShotSegmentation:
             found[list(slices)] = mask[list(slices)] == 1
         return found
 
-    def _config(self) -> FewShotConfig:
+    def _config(self, *, extent_known: bool) -> FewShotConfig:
         config = FewShotConfig(folds=self.folds)
         adaptation = replace(config.adaptation, steps=self.steps, budget_s=float("inf"))
         if not self.steps:  # nothing is learned from other views
             adaptation = replace(adaptation, views=replace(adaptation.views, views=0))
+        segmentation = replace(config.segmentation, bank=replace(config.segmentation.bank, prior=self.prior))
+        if extent_known:  # the protocol says that the target is on every slice that is asked for
+            segmentation = replace(segmentation, least_presence=0.0)
         return replace(
             config,
             adaptation=replace(adaptation, bank=replace(adaptation.bank, prior=self.prior)),
-            segmentation=replace(config.segmentation, bank=replace(config.segmentation.bank, prior=self.prior)),
+            segmentation=segmentation,
         )
 
     def _labelled(self, one: SupportSlice) -> LabelledSlice:
@@ -88,5 +92,7 @@ class OnlineSegmentation:
         online = adapt_online(support, self.embedder, self.decoder, config=config, progress=progress)
         seen = {_TARGET: [reopened(one, online.embedder) for one in support[_TARGET]]}
         query = online.embedder.open(task.query)
-        found = segment(query, online.head, slices=slices, support=seen, progress=progress).mask == 1
+        least = 0.0 if task.extent is not None else None
+        shown = FewShotConfig(segmentation=SegmentationConfig(least_presence=least))
+        found = segment(query, online.head, slices=slices, support=seen, config=shown, progress=progress).mask == 1
         return found

@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 
 from ssmsam.encoders.encoder import Embedding
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.decoder import Shown
 from ssmsam.fewshot.description import Description, describe
 from ssmsam.fewshot.prior import interpolated, nearest, signed_distance
@@ -40,14 +41,15 @@ class BankConfig:
 class Bank:
     """K labelled slices: how they look (``description``), where they are (``volumes`` names, ``positions`` (K,) in mm),
     the target's signed distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each
-    slice ``looks`` (K, D) of unit length. ``completed`` (K,) bool are slices that no person labelled: other volumes are
-    shown them, their own never."""
+    slice ``looks`` (K, D) of unit length, and where the body's centre is, ``centres`` (K, 2) as (x, y) in input pixels.
+    ``completed`` (K,) bool are slices that no person labelled: other volumes are shown them, their own never."""
 
     description: Description
     volumes: tuple[str, ...]
     positions: np.ndarray
     distances: np.ndarray
     looks: torch.Tensor
+    centres: np.ndarray
     completed: np.ndarray
 
     def __len__(self) -> int:
@@ -76,6 +78,7 @@ class Bank:
             np.concatenate([self.positions, other.positions]),
             np.concatenate([self.distances, other.distances]),
             torch.cat([self.looks, other.looks]),
+            np.concatenate([self.centres, other.centres]),
             np.concatenate([self.completed, np.ones(len(other), dtype=bool)]),
         )
 
@@ -93,6 +96,7 @@ class Bank:
             stride=stride,
             volumes=tuple(one.volume for one in slices),
             positions=np.array([one.position_mm for one in slices]),
+            centres=np.stack([one.body_centre for one in slices]),
         )
 
     @classmethod
@@ -107,6 +111,7 @@ class Bank:
         stride: int,
         volumes: tuple[str, ...],
         positions: np.ndarray,
+        centres: np.ndarray,
     ) -> Bank:
         """The same from embeddings (K, D, h, w) and masks (K, 1, S, S) in [0, 1].
 
@@ -121,19 +126,32 @@ class Bank:
             positions=positions,
             distances=distances,
             looks=look(images),
+            centres=centres,
             completed=np.zeros(len(volumes), dtype=bool),
         )
+
+    def shown_to(
+        self, query: VolumeEmbeddings, slices: Sequence[int], looks: torch.Tensor, *, config: BankConfig
+    ) -> Shown:
+        """What some slices of a volume are shown; ``looks`` (N, D) are theirs."""
+        digest = query.key.digest
+        crossing = any(volume != digest for volume in self.volumes)
+        # the voxels are not read for a volume that is only shown its own slices
+        centres = query.body_centres[list(slices)] if crossing else np.zeros((len(slices), 2))
+        return self.shown(digest, [index * query.slice_mm for index in slices], looks, centres, config=config)
 
     def shown(
         self,
         volume: str,
         positions: Sequence[float],
         looks: torch.Tensor,
+        centres: np.ndarray,
         *,
         config: BankConfig,
         without: Sequence[int] = (),
     ) -> Shown:
-        """What queries of one volume are shown, at ``positions`` (N) in mm with ``looks`` (N, D).
+        """What queries of one volume are shown, at ``positions`` (N) in mm with ``looks`` (N, D) and the body's
+        ``centres`` (N, 2). Cells of other volumes are shown where they would be in the query's body.
 
         ``without`` are labelled slices that they must not be shown: themselves.
         """
@@ -154,12 +172,18 @@ class Bank:
             )
             for position, one in zip(positions, chosen, strict=True)
         ]
+        moves = np.zeros((len(chosen), longest, 2), dtype=np.float32)
+        for row, one in enumerate(chosen):
+            for column, k in enumerate(one):
+                if self.volumes[k] != volume:
+                    moves[row, column] = centres[row] - self.centres[k]
         return shown_to(
             self.description,
             torch.tensor([one + [-1] * (longest - len(one)) for one in chosen], device=device),
             torch.tensor([one + [0.0] * (longest - len(one)) for one in near], device=device),
             torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
             torch.tensor([[prior.between, prior.closeness] for prior in priors], device=device),
+            moves=torch.from_numpy(moves).to(device),
         )
 
     def _near(self, number: int, volume: str, position: float) -> float:

@@ -37,7 +37,7 @@ def corrected(
             continue
         embedding = query.slice(int(index))
         device = embedding["image"].device
-        shown = bank.shown(query.key.digest, [index * query.slice_mm], look(embedding["image"]), config=config)
+        shown = bank.shown_to(query, [int(index)], look(embedding["image"]), config=config)
         points, kinds = point_tensors(prompt, query.frame)
         previous = torch.from_numpy(logits[row])[None, None].to(device)
         corrections = Corrections(points[None].to(device), kinds[None].to(device), previous)

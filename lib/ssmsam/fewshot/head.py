@@ -18,7 +18,8 @@ from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.description import Description
 from ssmsam.imaging.writing import write_bytes
 
-FORMAT = 2
+FORMAT = 3
+_ARRAYS = ("positions", "distances", "centres", "completed")
 FEWSHOT = "fewshot"
 """The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
 
@@ -49,8 +50,7 @@ class Head:
         tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
         for number, bank in enumerate(self.banks.values()):
             fields = {**vars(bank.description), "looks": bank.looks}
-            arrays = {"positions": bank.positions, "distances": bank.distances, "completed": bank.completed}
-            fields |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+            fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
             tensors |= {f"bank{number}.{name}": tensor for name, tensor in fields.items()}
         volumes = [list(bank.volumes) for bank in self.banks.values()]
         card = {**self.card, "format": FORMAT, "labels": list(self.labels), "volumes": volumes}
@@ -123,7 +123,6 @@ def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Ten
 
 
 def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...]) -> Bank:
-    arrays = ("positions", "distances", "completed")
-    positions, distances, completed = (np.asarray(tensors.pop(name).numpy()) for name in arrays)
+    arrays = {name: np.asarray(tensors.pop(name).numpy()) for name in _ARRAYS}
     looks = tensors.pop("looks")
-    return Bank(Description(**tensors), volumes, positions, distances, looks, completed)
+    return Bank(description=Description(**tensors), volumes=volumes, looks=looks, **arrays)

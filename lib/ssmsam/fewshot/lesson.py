@@ -57,14 +57,14 @@ class Lesson:
     def _shown(self, number: int, without: tuple[int, ...]) -> tuple[Shown, Reading]:
         if (number, without) not in self._asked:
             volume, position = self.bank.volumes[number], float(self.bank.positions[number])
-            looks = self.bank.looks[number][None]
-            shown = self.bank.shown(volume, [position], looks, config=self.config, without=without)
+            looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
+            shown = self.bank.shown(volume, [position], looks, centres, config=self.config, without=without)
             self._asked[number, without] = shown, self._read(number, shown)
         return self._asked[number, without]
 
     def _shown_elsewhere(self, number: int, other: Lesson, hidden: Sequence[int]) -> tuple[Shown, Reading]:
-        looks = self.bank.looks[number][None]
-        shown = other.bank.shown(_ELSEWHERE, [0.0], looks, config=self.config, without=hidden)
+        looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
+        shown = other.bank.shown(_ELSEWHERE, [0.0], looks, centres, config=self.config, without=hidden)
         return shown, self._read(number, shown)
 
     @torch.no_grad()
@@ -139,6 +139,7 @@ def _lesson(
         stride=decoder.stride,
         volumes=tuple(one.volume for one in slices),
         positions=np.array([one.position_mm for one in slices]),
+        centres=np.stack([one.body_centre for one in slices]),
     )
     return Lesson(bank, embedding, masks, known, decoder, config)
 

@@ -97,11 +97,10 @@ def propose(
         batch = order[start : start + config.batch]
         embedding = stacked([query.slice(index) for index in batch])
         looks = look(embedding["image"])
-        positions = [index * query.slice_mm for index in batch]
         for label, bank in banks.items():
             for parts, what in ((found, config.bank), (again, shown_too)):
                 if label in parts:
-                    proposal = decoder(embedding, bank.shown(query.key.digest, positions, looks, config=what))
+                    proposal = decoder(embedding, bank.shown_to(query, batch, looks, config=what))
                     parts[label].append((proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()))
     progress("segment", len(order), len(order))
     proposals = {label: _joined(order, parts) for label, parts in found.items()}

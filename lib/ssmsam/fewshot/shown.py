@@ -14,11 +14,14 @@ def shown_to(
     near: torch.Tensor,
     prior: torch.Tensor,
     trust: torch.Tensor,
+    *,
+    moves: torch.Tensor | None = None,
 ) -> Shown:
     """Gather for N queries what each is shown of K described slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
-    ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in :class:`Shown`.
+    ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in :class:`Shown`. ``moves`` (N, S, 2) are added to the places of
+    each slice's cells, (x, y) in input pixels.
     """
     given = supports >= 0
     gathered = description[supports.clamp(min=0).flatten()]
@@ -31,12 +34,15 @@ def shown_to(
         return x[:, :, None].expand(-1, -1, times).flatten(1)
 
     tokens, cells = gathered.kinds.shape[1], gathered.valid.shape[1]
+    places = per_query(gathered.places)
+    if moves is not None:
+        places = places + moves.repeat_interleave(cells, dim=1)
     return Shown(
         tokens=per_query(gathered.tokens),
         kinds=torch.where(spread(given, tokens), per_query(gathered.kinds), int(TokenKind.NONE)),
         near=spread(near, tokens),
         cells=per_query(gathered.cells),
-        places=per_query(gathered.places),
+        places=places,
         shares=per_query(gathered.shares),
         cells_near=spread(near, cells),
         valid=spread(given, cells) & per_query(gathered.valid),

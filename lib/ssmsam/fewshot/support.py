@@ -53,6 +53,12 @@ class LabelledSlice:
         return self.embeddings.key.digest
 
     @property
+    def body_centre(self) -> np.ndarray:
+        """(2,): the centre of the body on the slice as (x, y) in input pixels."""
+        centre: np.ndarray = self.embeddings.body_centres[self.index]
+        return centre
+
+    @property
     def position_mm(self) -> float:
         """Along the volume, from its first slice."""
         return self.index * self.embeddings.slice_mm

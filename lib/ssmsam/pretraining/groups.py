@@ -1,7 +1,8 @@
 """Groups: a few slices of one or two volumes with the same targets on all of them, each slice a query in its turn.
 
 In one volume a group is the task of completing a volume; over two volumes it is that of finding an organ in another
-patient.
+patient. One volume shown twice, differently deformed, stands for two patients where nobody labelled the same organ in
+two: any region can be looked for there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from ssmsam.pretraining.augmentation import AugmentationConfig, crop_grid, recol
 from ssmsam.pretraining.pack import SIZE, PackedVolume
 from ssmsam.pretraining.semantics import Vocabulary
 from ssmsam.prompting.small_decoder import closeness
+
+_BODY_PIXELS, _TWIN_PIXELS = 4.0, 10.0
+"""How far off the same place of another body is taken to be (standard deviation), besides what differs already: between
+patients, and between twins, of whom nothing does."""
 
 Target = tuple[np.ndarray, ...]
 """One boolean array (n, height, width) for each volume of the group."""
@@ -35,6 +40,8 @@ class GroupConfig:
     sides: tuple[int, ...] = (160, 256)
     cross_share: float = 0.5
     """Share of groups over two volumes, where a dataset has two with the same label."""
+    twin_share: float = 0.0
+    """Share of groups in one volume that show it as though it were two patients."""
     organ_share: float = 0.7
     """Share of targets in one volume that are labelled organs; the others are regions."""
     organ_size_power: float = 0.25
@@ -136,7 +143,20 @@ class Groups:
         for _ in range(config.targets - 1):
             beside = _beside(volume, chosen, rng, config)
             targets += [] if beside is None else [(beside,)]
+        if rng.random() < config.twin_share:
+            return self._twins(volume, chosen, [one[0] for one in targets], side, rng)
         return self._group([volume], [chosen], targets, side, rng, zoomed=rng.random() < config.zoom_share)
+
+    def _twins(
+        self, volume: PackedVolume, chosen: np.ndarray, targets: list[np.ndarray], side: int, rng: np.random.Generator
+    ) -> Group | None:
+        """Half of the slices as one patient and half as another. None where one of them would lack the target."""
+        half = rng.permutation(len(chosen)) < len(chosen) // 2
+        first, second = chosen[half], chosen[~half]
+        if not all(targets[0][slices].any() for slices in (first, second)):
+            return None
+        twice = [(target, target) for target in targets]
+        return self._group([volume, volume], [first, second], twice, side, rng, zoomed=False)
 
     def _over_two(self, first: PackedVolume, second: PackedVolume, side: int, rng: np.random.Generator) -> Group | None:
         config = self.config
@@ -167,12 +187,13 @@ class Groups:
         *,
         zoomed: bool,
     ) -> Group:
-        augmentation = self._one_contrast(len(volumes), rng, zoomed=zoomed)
+        augmentation = self._one_contrast(volumes, rng, zoomed=zoomed)
         flipped = rng.random() < self.config.augmentation.flip, rng.random() < self.config.augmentation.flip_y
         augmentation = replace(augmentation, flip=float(flipped[0]), flip_y=float(flipped[1]))
         pixels, masks, semantic, labelled = [], [], [], []
+        first = _centre(targets[0][0][chosen[0]], rng, side, zoomed=zoomed)
         for number, (volume, slices) in enumerate(zip(volumes, chosen, strict=True)):
-            centre = _centre(targets[0][number][slices], rng, side, zoomed=zoomed)
+            centre = first if number == 0 else _same_place(first, volumes[0], chosen[0], volume, slices, rng)
             grid = crop_grid(rng, centre, side, SIZE, augmentation)
             pixels.append(_pixels(volume, slices, grid, rng, augmentation))
             masks.append(np.stack([_mask(target[number][slices], grid) for target in targets]))
@@ -188,13 +209,20 @@ class Groups:
             labelled=np.concatenate(labelled),
         )
 
-    def _one_contrast(self, volumes: int, rng: np.random.Generator, *, zoomed: bool) -> AugmentationConfig:
-        """What a group's images have in common: over two volumes no repainting, and inverted both or neither."""
+    def _one_contrast(
+        self, volumes: Sequence[PackedVolume], rng: np.random.Generator, *, zoomed: bool
+    ) -> AugmentationConfig:
+        """What a group's images have in common: over two volumes no repainting, and inverted both or neither.
+
+        Twins are always bent, as two patients differ in more than size and pose.
+        """
         augmentation = self.config.augmentation
         if zoomed:
             augmentation = replace(augmentation, scale=self.config.zoom)
-        if volumes > 1:
+        if len(volumes) > 1:
             augmentation = replace(augmentation, recolour=0.0, invert=float(rng.random() < augmentation.invert))
+        if len(volumes) > 1 and volumes[0] is volumes[1]:
+            augmentation = replace(augmentation, elastic=1.0, elastic_pixels=1.5 * augmentation.elastic_pixels)
         return augmentation
 
 
@@ -325,6 +353,23 @@ def _centre(masks: np.ndarray, rng: np.random.Generator, side: int, *, zoomed: b
     _, ys, xs = np.nonzero(masks)
     factor = SIZE / masks.shape[-1]
     x, y = np.array([xs.mean(), ys.mean()]) * factor + rng.normal(0, side / 10, 2)
+    return float(x), float(y)
+
+
+def _same_place(
+    centre: tuple[float, float],
+    first: PackedVolume,
+    first_slices: np.ndarray,
+    second: PackedVolume,
+    second_slices: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """The same place of another patient's body, as far as bodies are alike: where the target is there, nobody said."""
+    here, there = (
+        volume.body_centres[slices].mean(axis=0) for volume, slices in ((first, first_slices), (second, second_slices))
+    )
+    spread = _TWIN_PIXELS if first is second else _BODY_PIXELS
+    x, y = np.array(centre) + there - here + rng.normal(0, spread, 2)
     return float(x), float(y)
 
 

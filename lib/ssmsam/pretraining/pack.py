@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ssmsam.encoders.frame import Frame
+from ssmsam.imaging.body import body_centres
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Volume
 from ssmsam.pretraining.supervoxels import supervoxels
@@ -45,6 +47,11 @@ class PackedVolume:
     image: np.ndarray
     label: np.ndarray
     regions: np.ndarray
+
+    @cached_property
+    def body_centres(self) -> np.ndarray:
+        """(n, 2): where the body's centre is on every slice, as (x, y) in pixels."""
+        return body_centres(lambda index: self.image[index] / 255.0, len(self.image), self.info.slice_mm)
 
 
 def pack_volume(

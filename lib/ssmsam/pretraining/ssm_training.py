@@ -200,6 +200,7 @@ def _episodes(drawn: Iterator[Group | GroupBatch], trainer: SsmTrainer, rng: np.
                 stride=trainer.decoder.stride,
                 volumes=tuple(f"volume {n}" for n in group.volume),
                 positions=group.position.astype(float),
+                centres=np.zeros((len(masks), 2)),  # the crops show the same place of both bodies
             )
             second = np.flatnonzero(group.volume == group.volume.max())
             few = rng.permutation(len(masks))[: max(2, len(masks) // 3)]

@@ -140,6 +140,7 @@ def _lesson(
         stride=decoder.stride,
         volumes=tuple(one.volume for one in slices),
         positions=np.array([one.position_mm for one in slices]),
+        centres=np.stack([one.body_centre for one in slices]),
     )
     return Lesson(bank, embedding, masks, known, decoder, config.bank)
 
