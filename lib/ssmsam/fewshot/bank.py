@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -72,6 +72,10 @@ class Bank:
 
     def with_completed(self, other: Bank) -> Bank:
         """The same and after it the slices of ``other``, as slices that no person labelled."""
+        return self.joined(replace(other, completed=np.ones(len(other), dtype=bool)))
+
+    def joined(self, other: Bank) -> Bank:
+        """The same and after it the slices of ``other``."""
         return Bank(
             Description.cat([self.description, other.description]),
             self.volumes + other.volumes,
@@ -79,7 +83,7 @@ class Bank:
             np.concatenate([self.distances, other.distances]),
             torch.cat([self.looks, other.looks]),
             np.concatenate([self.centres, other.centres]),
-            np.concatenate([self.completed, np.ones(len(other), dtype=bool)]),
+            np.concatenate([self.completed, other.completed]),
         )
 
     @classmethod

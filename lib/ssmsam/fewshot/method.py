@@ -22,7 +22,15 @@ from ssmsam.fewshot.estimate import Estimate, cross_validated, worth_it
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.presence import ELSEWHERE, presence_threshold
-from ssmsam.fewshot.segmentation import Prediction, SegmentationConfig, assembled, kept, propose, with_annotations
+from ssmsam.fewshot.segmentation import (
+    Prediction,
+    SegmentationConfig,
+    assembled,
+    kept,
+    looked_at_again,
+    propose,
+    with_annotations,
+)
 from ssmsam.fewshot.support import LabelledSlice, Support, digest
 from ssmsam.progress import Progress, silent
 
@@ -148,9 +156,12 @@ def segment(
     cleaned = {}
     for label, proposals in found.items():
         bank, here = head.banks[label], (clicks or {}).get(label, {})
-        mended = corrected(proposals, here, head.decoder, bank, query, config.segmentation.bank)
         # a threshold found among the slices of one volume is far too strict in another
         known = bool(bank.annotated(query.key.digest))
         threshold = float(head.card["presence_threshold"][label]) if known else ELSEWHERE
+        seen = looked_at_again(
+            proposals, head.decoder, bank, query, config.segmentation, threshold=threshold, progress=progress
+        )
+        mended = corrected(seen, here, head.decoder, bank, query, config.segmentation.bank)
         cleaned[label] = kept(mended, bank, query, config.segmentation, threshold=threshold, clicked=here)
     return with_annotations(assembled(cleaned, query), query, support or {})

@@ -13,6 +13,7 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, BankConfig, look, stacked
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
+from ssmsam.fewshot.self_support import SelfSupportConfig, surest, with_own, worth_another_look
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
@@ -20,6 +21,8 @@ from ssmsam.prompting.drawing import logits_to_pixels
 _OUT = -30.0
 """Logits of cells that were ruled out."""
 _NEIGHBOURS = np.ones((3, 3, 3))
+_ONLY = ""
+"""The name of a label that is looked at alone."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class SegmentationConfig:
     least_evidence: float = 0.85
     """Completed slices are not heard where the best evidence with them is less than this share of that without."""
     ends: EndsConfig = field(default_factory=EndsConfig)
+    self_support: SelfSupportConfig = field(default_factory=SelfSupportConfig)
     bank: BankConfig = field(default_factory=BankConfig)
 
 
@@ -123,6 +127,38 @@ def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: Segm
     if judged < config.least_evidence * own:
         return proposals
     return replace(proposals, presence=np.minimum(proposals.presence, judge.presence))
+
+
+def looked_at_again(
+    proposals: Proposals,
+    decoder: TargetDecoder,
+    bank: Bank,
+    query: VolumeEmbeddings,
+    config: SegmentationConfig,
+    *,
+    threshold: float = 0.5,
+    progress: Progress = silent,
+) -> Proposals:
+    """The same proposals, with masks that are drawn anew where the surest slices of the volume support the others.
+
+    Only for a volume without annotated slices. Presence stays as it was: a mask that was found wrongly is surest of
+    itself.
+    """
+    if bank.annotated(query.key.digest):
+        return proposals
+    found = kept(proposals, bank, query, config, threshold=threshold)
+    sure = found.presence * (1 - expected_loss(found.logits)) * (found.logits > 0).any(axis=(1, 2))
+    rows = surest(sure, config.self_support)
+    if not rows:
+        return proposals
+    mask = assembled({_ONLY: found}, query).mask == 1
+    own = with_own(bank, query, mask, [int(proposals.slices[row]) for row in rows], decoder)
+    again = np.flatnonzero(worth_another_look(sure > 0, query.slice_mm, config.self_support))
+    slices = [int(index) for index in proposals.slices[again]]
+    second = propose(decoder, {_ONLY: own}, query, slices, config=config, progress=progress)[_ONLY]
+    logits = proposals.logits.copy()
+    logits[again] = second.logits
+    return replace(proposals, logits=logits)
 
 
 def kept(
