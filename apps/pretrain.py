@@ -81,10 +81,13 @@ def _add_ssm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--weights", type=Path, required=True, help="the small model's weights (.safetensors)")
     parser.add_argument("--out", type=Path, required=True, help="start to write (.safetensors)")
+    parser.add_argument("--start", type=Path, help="an earlier start whose modules to begin with")
     parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) of plain training to go on from")
     parser.add_argument("--minutes", type=float, default=30.0, help="of plain training")
     parser.add_argument("--meta-minutes", type=float, default=20.0, help="of meta-learning after it")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--cross-share", type=float, default=0.5, help="share of groups over two patients")
+    parser.add_argument("--twin-share", type=float, default=0.3, help="share of others that stand for two patients")
     parser.add_argument("--learn-rates", action="store_true", help="meta-learn the learning rates too")
     parser.add_argument("--groups", type=int, default=2, help="groups of slices in a batch of the largest side")
     parser.add_argument("--group-sides", type=int, nargs="+", default=[160, 256], help="sides of the groups' crops")
@@ -218,6 +221,11 @@ def ssm(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     inner = TargetNetwork()
     inner.load_state_dict(part_of(load_file(str(arguments.weights)), "fewshot"))
+    decoder = SelfSamplingDecoder(inner, width=SPEC.channels)
+    if arguments.start is not None:
+        earlier = load_file(str(arguments.start))
+        for name in ("sampling", "mask_attention"):
+            getattr(decoder, name).load_state_dict(part_of(earlier, name))
     config = SsmTrainingConfig(
         minutes=arguments.minutes,
         meta_minutes=arguments.meta_minutes,
@@ -227,6 +235,8 @@ def ssm(arguments: argparse.Namespace) -> None:
         groups=GroupConfig(
             groups=arguments.groups,
             sides=tuple(arguments.group_sides),
+            cross_share=arguments.cross_share,
+            twin_share=arguments.twin_share,
             dataset_weights=json.loads(arguments.dataset_weights),
         ),
         meta=MetaConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
@@ -235,7 +245,7 @@ def ssm(arguments: argparse.Namespace) -> None:
         trainer = train_ssm(
             load_pack(arguments.data),
             SmallEncoder.from_file(arguments.weights),
-            SelfSamplingDecoder(inner, width=SPEC.channels),
+            decoder,
             out=arguments.out,
             config=config,
             resume=arguments.resume,
