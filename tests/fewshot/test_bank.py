@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ssmsam.fewshot.bank import Bank, BankConfig, look
+from ssmsam.fewshot.bank import Bank, BankConfig, Places, look
 from ssmsam.fewshot.description import CELLS, KINDS, TokenKind
 from ssmsam.fewshot.prior import interpolated
 from ssmsam.prompting.small_decoder import closeness
@@ -31,9 +31,7 @@ def a_bank() -> Bank:
         masks,
         torch.ones_like(masks),
         stride=STRIDE,
-        volumes=VOLUMES,
-        positions=POSITIONS,
-        centres=CENTRES,
+        places=Places(VOLUMES, POSITIONS, CENTRES, np.full(len(VOLUMES), 2.5)),
     )
 
 

@@ -51,7 +51,7 @@ def bank(embedder: Embedder, decoder: PocketDecoder) -> Bank:
 @pytest.fixture
 def proposals() -> Proposals:
     logits = np.random.default_rng(0).normal(size=(4, 32, 32)).astype(np.float32)
-    return Proposals(np.array([1, 3, 4, 7]), logits, np.array([0.1, 0.2, 0.3, 0.4]))
+    return Proposals(np.array([1, 3, 4, 7]), logits, np.array([0.1, 0.2, 0.3, 0.4]), np.eye(4))
 
 
 def test_only_clicked_slices_change(query: VolumeEmbeddings, bank: Bank, proposals: Proposals) -> None:

@@ -51,7 +51,8 @@ class Everywhere(PocketDecoder):
 
 
 def proposals(logits: np.ndarray, presence: float = 1.0) -> Proposals:
-    return Proposals(np.arange(len(logits)), logits.astype(np.float32), np.full(len(logits), presence))
+    looks = np.eye(len(logits), 4)
+    return Proposals(np.arange(len(logits)), logits.astype(np.float32), np.full(len(logits), presence), looks)
 
 
 def head_of(embedder: Embedder, decoder: PocketDecoder, support) -> Head:

@@ -132,7 +132,7 @@ def _calibrated(
     presence = np.interp(proposals.presence, [0.0, threshold, 1.0], [0.0, 0.5, 1.0])
     presence = np.where((final.logits > 0).any(axis=(1, 2)), presence, np.minimum(presence, UNDRAWN))
     known = {
-        round(bank.positions[number] / query.slice_mm): bool(bank.shows[number])
+        query.index_at(bank.positions[number]): bool(bank.shows[number])
         for number in bank.annotated(query.key.digest)
         # a slice that is known in parts says nothing of the label's absence
         if bank.shows[number] or (bank.distances[number] != 0).all()

@@ -66,6 +66,16 @@ class VolumeEmbeddings:
         """Millimetres between neighbouring slices."""
         return self.plane.slice_mm(self.grid)
 
+    def position_mm(self, index: int) -> float:
+        """Where a slice is along the volume, from its first slice in the direction in which slices are shown: it grows
+        the same way through every body, however the volume is stored."""
+        return (self.count - 1 - index if self._backwards else index) * self.slice_mm
+
+    def index_at(self, position_mm: float) -> int:
+        """The slice at a position of :meth:`position_mm`."""
+        index = round(position_mm / self.slice_mm)
+        return self.count - 1 - index if self._backwards else index
+
     @cached_property
     def volume(self) -> Volume:
         """The voxels: read now, if they were not needed before."""

@@ -38,11 +38,33 @@ class BankConfig:
 
 
 @dataclass(frozen=True, eq=False)
+class Places:
+    """Where K labelled slices are: the names of their ``volumes``, ``positions`` (K,) along them in mm, the body's
+    ``centres`` (K, 2) as (x, y) in input pixels, and ``cell_mm`` (K,) the side of a cell of the masks' grid."""
+
+    volumes: tuple[str, ...]
+    positions: np.ndarray
+    centres: np.ndarray
+    cell_mm: np.ndarray
+
+    @classmethod
+    def of(cls, slices: Sequence[LabelledSlice], *, side: int) -> Places:
+        """``side`` is that of the masks' grid."""
+        frames = [one.embeddings.frame for one in slices]
+        return cls(
+            volumes=tuple(one.volume for one in slices),
+            positions=np.array([one.position_mm for one in slices]),
+            centres=np.stack([one.body_centre for one in slices]),
+            cell_mm=np.array([frame.input_mm * frame.size / side for frame in frames]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Bank:
-    """K labelled slices: how they look (``description``), where they are (``volumes`` names, ``positions`` (K,) in mm),
-    the target's signed distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each
-    slice ``looks`` (K, D) of unit length, and where the body's centre is, ``centres`` (K, 2) as (x, y) in input pixels.
-    ``completed`` (K,) bool are slices that no person labelled: other volumes are shown them, their own never."""
+    """K labelled slices: how they look (``description``), where they are (as in :class:`Places`), the target's signed
+    distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each slice, ``looks``
+    (K, D) of unit length. ``completed`` (K,) bool are slices that no person labelled: other volumes are shown them,
+    their own never."""
 
     description: Description
     volumes: tuple[str, ...]
@@ -50,6 +72,7 @@ class Bank:
     distances: np.ndarray
     looks: torch.Tensor
     centres: np.ndarray
+    cell_mm: np.ndarray
     completed: np.ndarray
 
     def __len__(self) -> int:
@@ -83,6 +106,7 @@ class Bank:
             np.concatenate([self.distances, other.distances]),
             torch.cat([self.looks, other.looks]),
             np.concatenate([self.centres, other.centres]),
+            np.concatenate([self.cell_mm, other.cell_mm]),
             np.concatenate([self.completed, other.completed]),
         )
 
@@ -98,9 +122,7 @@ class Bank:
             known,
             unknown=torch.cat([drawn_unknown(one, side) for one in slices]),
             stride=stride,
-            volumes=tuple(one.volume for one in slices),
-            positions=np.array([one.position_mm for one in slices]),
-            centres=np.stack([one.body_centre for one in slices]),
+            places=Places.of(slices, side=side),
         )
 
     @classmethod
@@ -113,9 +135,7 @@ class Bank:
         *,
         unknown: torch.Tensor | None = None,
         stride: int,
-        volumes: tuple[str, ...],
-        positions: np.ndarray,
-        centres: np.ndarray,
+        places: Places,
     ) -> Bank:
         """The same from embeddings (K, D, h, w) and masks (K, 1, S, S) in [0, 1].
 
@@ -126,12 +146,10 @@ class Bank:
             distances[(unknown[:, 0] > 0.5).cpu().numpy()] = 0
         return cls(
             description=describe(images, masks, known, stride),
-            volumes=volumes,
-            positions=positions,
             distances=distances,
             looks=look(images),
-            centres=centres,
-            completed=np.zeros(len(volumes), dtype=bool),
+            completed=np.zeros(len(images), dtype=bool),
+            **vars(places),
         )
 
     def shown_to(
@@ -142,7 +160,7 @@ class Bank:
         crossing = any(volume != digest for volume in self.volumes)
         # the voxels are not read for a volume that is only shown its own slices
         centres = query.body_centres[list(slices)] if crossing else np.zeros((len(slices), 2))
-        return self.shown(digest, [index * query.slice_mm for index in slices], looks, centres, config=config)
+        return self.shown(digest, [query.position_mm(index) for index in slices], looks, centres, config=config)
 
     def shown(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,17 +46,49 @@ def beyond_the_ends(masks: np.ndarray, sure: np.ndarray, config: EndsConfig) -> 
     return found
 
 
-def one_object(masks: np.ndarray, evidence: np.ndarray, config: EndsConfig) -> np.ndarray:
+def one_object(
+    masks: np.ndarray,
+    evidence: np.ndarray,
+    config: EndsConfig,
+    *,
+    plausibility: Callable[[np.ndarray], float] = lambda found: 0.0,
+    candidates: int = 1,
+) -> np.ndarray:
     """The part of masks (n, S, S) that belongs to the object with most ``evidence`` (n,): a mask of the same shape.
+
+    Among several ``candidates`` that with most evidence and ``plausibility``, the logarithm of a factor.
+    """
+    best, most = np.zeros_like(masks), -np.inf
+    for found, shown in objects(masks, evidence, candidates, config):
+        worth = float(np.log(shown)) + plausibility(found)
+        if worth > most:
+            best, most = found, worth
+    return best
+
+
+def objects(
+    masks: np.ndarray, evidence: np.ndarray, most: int, config: EndsConfig
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Objects among masks (n, S, S), each with its greatest ``evidence`` (n,), which falls from one to the next.
 
     Where nothing of the volume is annotated, no row is sure. The row with most evidence is the best that there is: of
     its mask the largest piece is the object. From there outwards every slice keeps the pieces that overlap with the
-    slice before, until one is another object or nothing is left.
+    slice before, until one is another object or nothing is left. The next object begins on a row without the others.
     """
+    left, shown = masks.copy(), np.where(masks.any(axis=(1, 2)), evidence, 0.0)
+    for _ in range(most):
+        start = int(shown.argmax()) if len(shown) else 0
+        if not (shown[start : start + 1] > 0).any():
+            return
+        found = _followed(left, start, config)
+        yield found, float(shown[start])
+        left &= ~found
+        shown = np.where(found.any(axis=(1, 2)) | ~left.any(axis=(1, 2)), 0.0, shown)
+
+
+def _followed(masks: np.ndarray, start: int, config: EndsConfig) -> np.ndarray:
+    """The object that the largest piece of one row belongs to."""
     found = np.zeros_like(masks)
-    start = int(evidence.argmax()) if len(evidence) else 0
-    if not masks[start : start + 1].any():
-        return found
     found[start] = _largest_piece(masks[start])
     for outwards in (range(start + 1, len(masks)), range(start - 1, -1, -1)):
         before = found[start]

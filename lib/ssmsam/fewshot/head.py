@@ -19,7 +19,7 @@ from ssmsam.fewshot.description import Description
 from ssmsam.imaging.writing import write_bytes
 
 FORMAT = 3
-_ARRAYS = ("positions", "distances", "centres", "completed")
+_ARRAYS = ("positions", "distances", "centres", "cell_mm", "completed")
 FEWSHOT = "fewshot"
 """The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding, take
-from ssmsam.fewshot.bank import Bank, BankConfig, drawn_known, drawn_unknown
+from ssmsam.fewshot.bank import Bank, BankConfig, Places, drawn_known, drawn_unknown
 from ssmsam.fewshot.decoder import Reading, Shown, TargetDecoder
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
 from ssmsam.fewshot.views import View, ViewConfig, embedded_views
@@ -137,9 +136,7 @@ def _lesson(
         known,
         unknown=view.moved(unknown),
         stride=decoder.stride,
-        volumes=tuple(one.volume for one in slices),
-        positions=np.array([one.position_mm for one in slices]),
-        centres=np.stack([one.body_centre for one in slices]),
+        places=Places.of(slices, side=side),
     )
     return Lesson(bank, embedding, masks, known, decoder, config)
 

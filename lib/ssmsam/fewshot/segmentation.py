@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, BankConfig, look, stacked
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
+from ssmsam.fewshot.expectation import ExpectationConfig, expected
 from ssmsam.fewshot.self_support import SelfSupportConfig, surest, with_own, worth_another_look
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
@@ -43,6 +45,7 @@ class SegmentationConfig:
     least_evidence: float = 0.85
     """Completed slices are not heard where the best evidence with them is less than this share of that without."""
     ends: EndsConfig = field(default_factory=EndsConfig)
+    expectation: ExpectationConfig = field(default_factory=ExpectationConfig)
     self_support: SelfSupportConfig = field(default_factory=SelfSupportConfig)
     bank: BankConfig = field(default_factory=BankConfig)
 
@@ -50,11 +53,12 @@ class SegmentationConfig:
 @dataclass(frozen=True, eq=False)
 class Proposals:
     """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
-    probabilities; ``slices`` (n,) their numbers, ascending."""
+    probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank."""
 
     slices: np.ndarray
     logits: np.ndarray
     presence: np.ndarray
+    looks: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,26 +99,29 @@ def propose(
     twice = {label for label, bank in banks.items() if bank.completed.any() and not bank.annotated(query.key.digest)}
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in banks}
     again: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in twice}
-    order = sorted(slices)
+    order, seen = sorted(slices), []
     for start in range(0, len(order), config.batch):
         progress("segment", start, len(order))
         batch = order[start : start + config.batch]
         embedding = stacked([query.slice(index) for index in batch])
         looks = look(embedding["image"])
+        seen.append(looks.cpu().numpy())
         for label, bank in banks.items():
             for parts, what in ((found, config.bank), (again, shown_too)):
                 if label in parts:
                     proposal = decoder(embedding, bank.shown_to(query, batch, looks, config=what))
                     parts[label].append((proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()))
     progress("segment", len(order), len(order))
-    proposals = {label: _joined(order, parts) for label, parts in found.items()}
+    joined = partial(_joined, order, np.concatenate(seen))
+    proposals = {label: joined(parts) for label, parts in found.items()}
     return proposals | {
-        label: vetoed(proposals[label], _joined(order, parts), query.slice_mm, config) for label, parts in again.items()
+        label: vetoed(proposals[label], joined(parts), query.slice_mm, config) for label, parts in again.items()
     }
 
 
-def _joined(slices: Sequence[int], parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Proposals:
-    return Proposals(np.array(slices), np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+def _joined(slices: Sequence[int], looks: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Proposals:
+    logits, presence = (np.concatenate(several) for several in zip(*parts, strict=True))
+    return Proposals(np.array(slices), logits, presence, looks)
 
 
 def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: SegmentationConfig) -> Proposals:
@@ -182,7 +189,7 @@ def kept(
     rows = {int(index): row for row, index in enumerate(proposals.slices)}
     anchors = np.zeros(logits.shape, dtype=bool)
     for number in bank.annotated(query.key.digest):
-        row = rows.get(round(bank.positions[number] / query.slice_mm))
+        row = rows.get(query.index_at(bank.positions[number]))
         if row is not None:
             anchors[row] = bank.distances[number] > 0
             logits[row] = np.where(bank.distances[number] == 0, logits[row], bank.distances[number])
@@ -193,11 +200,28 @@ def kept(
     if anchors.any():
         belongs = _touching(logits > 0, anchors)
     elif bank.in_one_piece:
-        belongs = one_object(logits > 0, evidence(logits, proposals.presence, query.slice_mm, config), config.ends)
+        belongs = _expected_object(logits, proposals, bank, query, config)
     else:
         belongs = _large(logits > 0, config.least_component)
     dropped = ndimage.binary_dilation((logits > 0) & ~belongs, iterations=1) & ~belongs
     return replace(proposals, logits=np.where(dropped, np.minimum(logits, _OUT), logits))
+
+
+def _expected_object(
+    logits: np.ndarray, proposals: Proposals, bank: Bank, query: VolumeEmbeddings, config: SegmentationConfig
+) -> np.ndarray:
+    """Of a target in one piece, the object that most speaks for, and that is most like what was labelled elsewhere."""
+    positions = np.array([query.position_mm(int(index)) for index in proposals.slices])
+    whole = len(proposals.slices) == query.count
+    expectation = expected(bank, proposals.looks if whole else None, positions, config.expectation)
+    cell_mm = query.frame.input_mm * query.frame.size / logits.shape[-1]
+    return one_object(
+        logits > 0,
+        evidence(logits, proposals.presence, query.slice_mm, config),
+        config.ends,
+        plausibility=lambda found: expectation.plausibility(found, positions, cell_mm),
+        candidates=config.expectation.candidates,
+    )
 
 
 def _touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:

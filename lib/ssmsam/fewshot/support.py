@@ -60,8 +60,8 @@ class LabelledSlice:
 
     @property
     def position_mm(self) -> float:
-        """Along the volume, from its first slice."""
-        return self.index * self.embeddings.slice_mm
+        """Along the volume, as :meth:`~ssmsam.encoders.volume_embeddings.VolumeEmbeddings.position_mm` counts."""
+        return self.embeddings.position_mm(self.index)
 
 
 Support = Mapping[str, Sequence[LabelledSlice]]

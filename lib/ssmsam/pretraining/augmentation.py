@@ -25,6 +25,10 @@ class AugmentationConfig:
     invert: float = 0.12
     recolour: float = 0.3
     """Chance that regions get random new brightnesses: the same anatomy in a contrast no scanner made."""
+    shading: float = 0.4
+    """Chance that brightness varies smoothly over the slices, as with the coils of a magnetic resonance scanner,"""
+    shading_spread: float = 0.25
+    """by so much, as the standard deviation of its logarithm."""
     noise: float = 0.04
     blur: float = 0.2
 
@@ -69,6 +73,8 @@ def recoloured(
         share = rng.uniform(0.3, 0.9) * (regions > 0)
         images = (1 - share) * images + share * paint
     images = np.clip(images, 0, 1) ** rng.uniform(*config.gamma)
+    if rng.random() < config.shading:
+        images = images * _shading(rng, images.shape[-1], config.shading_spread)
     images = images * rng.uniform(0.7, 1.25) + rng.uniform(-0.1, 0.1)
     if rng.random() < config.invert:
         images = 1 - images
@@ -76,3 +82,10 @@ def recoloured(
         images = ndimage.gaussian_filter(images, (0, *2 * [rng.uniform(0.4, 1.2)]))
     images = images + rng.normal(0, rng.uniform(0, config.noise), images.shape)
     return np.clip(images, 0, 1).astype(np.float32)
+
+
+def _shading(rng: np.random.Generator, side: int, spread: float) -> np.ndarray:
+    """A smooth field of factors (side, side)."""
+    coarse = torch.from_numpy(rng.normal(0, spread, (1, 1, 4, 4)).astype(np.float32))
+    field: np.ndarray = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)[0, 0].exp().numpy()
+    return field

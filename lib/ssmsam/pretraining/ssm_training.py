@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ssmsam.encoders.small import SmallEncoder
-from ssmsam.fewshot.bank import Bank, BankConfig
+from ssmsam.fewshot.bank import Bank, BankConfig, Places
 from ssmsam.fewshot.lesson import Lesson
 from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
 from ssmsam.pretraining.groups import Group, GroupBatch, GroupConfig, Groups
@@ -198,9 +198,7 @@ def _episodes(drawn: Iterator[Group | GroupBatch], trainer: SsmTrainer, rng: np.
                 masks,
                 known,
                 stride=trainer.decoder.stride,
-                volumes=tuple(f"volume {n}" for n in group.volume),
-                positions=group.position.astype(float),
-                centres=np.zeros((len(masks), 2)),  # the crops show the same place of both bodies
+                places=_places(group),
             )
             second = np.flatnonzero(group.volume == group.volume.max())
             few = rng.permutation(len(masks))[: max(2, len(masks) // 3)]
@@ -209,6 +207,12 @@ def _episodes(drawn: Iterator[Group | GroupBatch], trainer: SsmTrainer, rng: np.
             if bank.shows[rest].sum() >= LEAST_SUPPORT and bank.shows[query].any():
                 lesson = Lesson(bank, embedding, masks, known, trainer.average, BankConfig())
                 yield Episode("target", [lesson], tuple(int(n) for n in query))
+
+
+def _places(group: Group) -> Places:
+    """As bodies lie in crops: both show the same place, and no length is asked for."""
+    names = tuple(f"volume {n}" for n in group.volume)
+    return Places(names, group.position.astype(float), np.zeros((len(names), 2)), np.ones(len(names)))
 
 
 def _loader(drawn: _Drawn, workers: int) -> Iterator[Group | GroupBatch]:

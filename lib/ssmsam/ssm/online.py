@@ -17,7 +17,7 @@ from torch import nn
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.adaptation import askable
-from ssmsam.fewshot.bank import Bank, BankConfig, drawn_known, drawn_unknown
+from ssmsam.fewshot.bank import Bank, BankConfig, Places, drawn_known, drawn_unknown
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import Lesson, lessons, with_truth
@@ -138,9 +138,7 @@ def _lesson(
         known,
         unknown=moved(unknown),
         stride=decoder.stride,
-        volumes=tuple(one.volume for one in slices),
-        positions=np.array([one.position_mm for one in slices]),
-        centres=np.stack([one.body_centre for one in slices]),
+        places=Places.of(slices, side=side),
     )
     return Lesson(bank, embedding, masks, known, decoder, config.bank)
 
