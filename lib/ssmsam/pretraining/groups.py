@@ -155,7 +155,7 @@ class Groups:
         first, second = chosen[half], chosen[~half]
         if not all(targets[0][slices].any() for slices in (first, second)):
             return None
-        twice = [(target, target) for target in targets]
+        twice: list[Target] = [(target, target) for target in targets]
         return self._group([volume, volume], [first, second], twice, side, rng, zoomed=False)
 
     def _over_two(self, first: PackedVolume, second: PackedVolume, side: int, rng: np.random.Generator) -> Group | None:
