@@ -63,6 +63,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--pairs", type=int, default=4, help="pairs of slices in a batch")
@@ -182,6 +183,7 @@ def train(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         workers=arguments.workers,
         device=arguments.device,
+        bfloat16=arguments.bfloat16,
         group_share=arguments.group_share,
         episodes=episodes,
         groups=groups,

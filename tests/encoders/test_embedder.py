@@ -13,6 +13,7 @@ from tiny_encoder import TinyEncoder, a_volume
 
 from ssmsam.encoders.embedder import Embedder, nearest_first
 from ssmsam.encoders.encoder import EncoderSpec
+from ssmsam.encoders.small import SmallEncoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.recipe import CtWindow, MrPercentiles
@@ -41,6 +42,17 @@ def test_an_embedding_is_what_the_encoder_makes_of_the_slice(embedder):
     expected = embedder.encoder.encode(opened.frame.to_input(torch.from_numpy(unit)[None]))
     torch.testing.assert_close(opened.slice(5)["image"], expected["image"], rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(opened.slice(5)["levels"][0], expected["levels"][0], rtol=2e-3, atol=2e-3)
+
+
+def test_half_the_precision_gives_nearly_the_same_and_is_kept_apart(tmp_path):
+    store, volume = EmbeddingStore(tmp_path), a_volume()
+    encoder = SmallEncoder().eval().requires_grad_(False)
+    encoder.weights_sha256 = "random"
+    exact, fast = (Embedder(encoder=encoder, store=store, bfloat16=half).open(volume) for half in (False, True))
+    one, other = exact.slice(5)["image"], fast.slice(5)["image"]
+    assert exact.key.digest != fast.key.digest
+    assert not torch.equal(one, other)
+    assert float((one - other).norm() / one.norm()) < 0.03
 
 
 def test_the_first_and_last_slice_stand_in_for_neighbours(embedder):

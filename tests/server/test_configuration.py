@@ -21,16 +21,19 @@ def test_nothing_said_means_everything_with_the_small_encoder() -> None:
     assert configuration.labels == DEFAULT_LABELS
     assert configuration.precompute
     assert not configuration.download
+    assert not configuration.bfloat16
 
 
 def test_all_values_are_read(tmp_path: Path) -> None:
     configuration = parse(
         models="sam_3d", encoder="sam_vit_b", weights=str(tmp_path), download="yes", store=str(tmp_path / "new"),
         store_gb="1.5", memory_gb="3", device="cuda:1", threads="4", precompute="false", labels="liver, left kidney",
+        bfloat16="true",
     )  # fmt: skip
     assert configuration == Configuration(
         models=("sam_3d",), encoder="sam_vit_b", weights=tmp_path, download=True, store=tmp_path / "new", store_gb=1.5,
         memory_gb=3.0, device="cuda:1", threads=4, precompute=False, labels=("liver", "left kidney"),
+        bfloat16=True,
     )  # fmt: skip
 
 

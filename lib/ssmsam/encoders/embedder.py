@@ -36,14 +36,21 @@ class Embedder:
     """Owns one encoder and hands out embeddings of volumes. Safe for many threads.
 
     ``store`` keeps embeddings on disk; without one they live in memory only. ``memory_bytes`` bounds what is kept in
-    memory over all volumes, the least recently used slices going first. ``encoded`` counts the slices that went
-    through the encoder.
+    memory over all volumes, the least recently used slices going first. ``bfloat16`` computes in half the precision:
+    about twice as fast where the processor has such instructions, and slower elsewhere. ``encoded`` counts the slices
+    that went through the encoder.
     """
 
     def __init__(
-        self, *, encoder: Encoder, store: EmbeddingStore | None = None, memory_bytes: int = DEFAULT_MEMORY_BYTES
+        self,
+        *,
+        encoder: Encoder,
+        store: EmbeddingStore | None = None,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        bfloat16: bool = False,
     ) -> None:
         self.encoder = encoder
+        self.bfloat16 = bfloat16
         self.store = store
         self.memory = SliceMemory(memory_bytes)
         self.encoded = 0
@@ -102,7 +109,9 @@ class Embedder:
     def _opened(
         self, digest: str, *, grid: Grid, load: Callable[[], Volume], recipe: IntensityRecipe, plane: Plane
     ) -> VolumeEmbeddings:
-        key = EmbeddingKey.of(self.encoder, pixel_digest=digest, plane=plane, recipe_digest=recipe.digest)
+        key = EmbeddingKey.of(
+            self.encoder, pixel_digest=digest, plane=plane, recipe_digest=recipe.digest, bfloat16=self.bfloat16
+        )
         with self._opening:
             opened = self._open.get(key.digest)
             if opened is None:
@@ -114,7 +123,9 @@ class Embedder:
         """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before waiting background work."""
         with self._gate.hold(urgent=urgent), torch.inference_mode():
             start = time.perf_counter()
-            halves = to_halves(self.encoder.encode(slices.to(self.device)))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                embedding = self.encoder.encode(slices.to(self.device))
+            halves = to_halves(embedding)
             self._seconds = (time.perf_counter() - start) / len(slices)
             self.encoded += len(slices)
         return halves

@@ -47,16 +47,19 @@ class EmbeddingKey:
     encoder: str
     weights_sha256: str
     layers: tuple[str, ...]
-    """Which maps, of which size and stride, from how many neighbouring slices."""
+    """Which maps, of which size and stride, from how many neighbouring slices, and in which precision if not single."""
 
     @classmethod
-    def of(cls, encoder: Encoder, *, pixel_digest: str, plane: Plane, recipe_digest: str) -> EmbeddingKey:
+    def of(
+        cls, encoder: Encoder, *, pixel_digest: str, plane: Plane, recipe_digest: str, bfloat16: bool = False
+    ) -> EmbeddingKey:
         """The key of one encoder's embeddings of a volume."""
         spec = encoder.spec
         layers = [f"input {spec.input_size}, context {spec.context}", f"image {spec.channels} at {spec.stride}"]
         names = spec.level_names or tuple(f"level{i}" for i in range(len(spec.level_strides)))
         for name, channels, stride in zip(names, spec.level_channels, spec.level_strides, strict=True):
             layers.append(f"{name} {channels} at {stride}")
+        layers += ["bfloat16"] * bfloat16
         return cls(pixel_digest, plane.axis, recipe_digest, spec.name, encoder.weights_sha256, tuple(layers))
 
     @cached_property

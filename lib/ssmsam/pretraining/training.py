@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ssmsam.encoders.encoder import Embedding
 from ssmsam.encoders.small import SmallEncoder, part_of
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
@@ -47,6 +48,8 @@ class TrainingConfig:
     seed: int = 0
     workers: int = 1
     device: str = "cpu"
+    bfloat16: bool = False
+    """Whether the encoder computes in half the precision: nearly twice as fast where the processor can, slower elsewhere."""
     checkpoint_s: float = 120.0
     group_share: float = 0.65
     """Share of steps that learn from labelled slices; the others learn from clicks."""
@@ -102,12 +105,17 @@ class Trainer:
             alike = {n: t for n, t in part_of(state, "prompting").items() if n in own and own[n].shape == t.shape}
             model.fewshot.load_state_dict({**own, **alike})
 
+    def _encoded(self, slices: torch.Tensor) -> Embedding:
+        with torch.autocast(torch.device(self.config.device).type, torch.bfloat16, enabled=self.config.bfloat16):
+            embedding = self.model.encoder(slices)
+        return {"image": embedding["image"].float(), "levels": [level.float() for level in embedding["levels"]]}
+
     def train_step(self, batch: EpisodeBatch | GroupBatch, rng: np.random.Generator) -> dict[str, float]:
         """One step of the optimiser; its losses by name."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         batch = batch.to(self.config.device)
-        embedding = self.model.encoder(batch.slices.contiguous(memory_format=torch.channels_last))
+        embedding = self._encoded(batch.slices.contiguous(memory_format=torch.channels_last))
         if isinstance(batch, GroupBatch):
             losses = group_losses(self.model.fewshot, embedding, batch, rng)
             total = torch.stack(list(losses.values())).mean()

@@ -108,7 +108,12 @@ class ServerApp(MONAILabelApp):
             for method in dict.fromkeys([FEWSHOT, *offered])  # the strategies ask the first one
         }
         store = EmbeddingStore(configuration.store, quota_bytes=int(configuration.store_gb * GB))
-        self.embedder = Embedder(encoder=self.encoder, store=store, memory_bytes=int(configuration.memory_gb * GB))
+        self.embedder = Embedder(
+            encoder=self.encoder,
+            store=store,
+            memory_bytes=int(configuration.memory_gb * GB),
+            bfloat16=configuration.bfloat16,
+        )
         logger.info(
             "Encoder %s (%s) on %s, %d threads; embeddings in %s",
             configuration.encoder, self.encoder.weights_sha256[:12], self.device, threads, configuration.store,

@@ -56,6 +56,8 @@ class Configuration:
     """``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int = 0
     """CPU threads per computation; 0 means one per physical core, or ``OMP_NUM_THREADS`` where that is set."""
+    bfloat16: bool = False
+    """Whether embeddings are computed in half the precision."""
     precompute: bool = True
     """Whether an image's slices are embedded in the background as soon as it is served."""
     heads: Path | None = None
@@ -123,6 +125,7 @@ def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callab
         "memory_gb": _positive,
         "device": _device,
         "threads": _threads,
+        "bfloat16": _yes_or_no,
         "precompute": _yes_or_no,
         "modalities": _modalities,
         "dicom_folder": lambda text: Path(text).expanduser().absolute(),

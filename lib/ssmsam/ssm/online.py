@@ -87,7 +87,7 @@ def adapt_online(
     progress("adapt", config.steps, config.steps)
     encoder.eval().requires_grad_(False)
     fitted.eval().requires_grad_(False)
-    anew = Embedder(encoder=encoder, store=embedder.store)
+    anew = Embedder(encoder=encoder, store=embedder.store, bfloat16=embedder.bfloat16)
     head = _head(support, anew, fitted, config, steps=len(losses), seconds=time.perf_counter() - started)
     return Online(encoder, anew, head, tuple(losses))
 
