@@ -49,7 +49,7 @@ class TrainingConfig:
     workers: int = 1
     device: str = "cpu"
     bfloat16: bool = False
-    """Whether the encoder computes in half the precision: nearly twice as fast where the processor can, slower elsewhere."""
+    """Whether the encoder computes in half the precision: nearly twice as fast where the processor can, or slower."""
     checkpoint_s: float = 120.0
     group_share: float = 0.65
     """Share of steps that learn from labelled slices; the others learn from clicks."""
