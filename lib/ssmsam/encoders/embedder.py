@@ -123,8 +123,11 @@ class Embedder:
         """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before waiting background work."""
         with self._gate.hold(urgent=urgent), torch.inference_mode():
             start = time.perf_counter()
+            inputs = slices.to(self.device)
+            if self.bfloat16:  # convolutions in this order are faster still
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                embedding = self.encoder.encode(slices.to(self.device))
+                embedding = self.encoder.encode(inputs)
             halves = to_halves(embedding)
             self._seconds = (time.perf_counter() - start) / len(slices)
             self.encoded += len(slices)
