@@ -13,15 +13,16 @@ from tiny_sam import tiny_sam
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.sam import SamEncoder, use_headwise_attention
 from ssmsam.encoders.small import SmallEncoder
+from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.method import segment
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.fewshot.views import ViewConfig
 from ssmsam.progress import Cancelled
 from ssmsam.ssm.adaptors import AdaptedEncoder, adapted_encoder, high_pass
 from ssmsam.ssm.network import SelfSamplingDecoder
-from ssmsam.ssm.online import OnlineConfig, adapt_online
+from ssmsam.ssm.online import adapt_online
 
-SHORT = OnlineConfig(steps=2, budget_s=float("inf"), batch=2, views=ViewConfig(views=0))
+SHORT = AdaptationConfig(steps=2, budget_s=float("inf"), batch=2, views=ViewConfig(views=0))
 
 
 def small() -> SmallEncoder:

@@ -25,7 +25,7 @@ PLAIN = AdaptationConfig(
     steps=1, budget_s=float("inf"), batch=2, optimiser="sgd", learning_rate=0.5, warm_up=1, weight_decay=0.0,
     clip_norm=1e9, prior_truth=0.0,
 )  # fmt: skip
-SHORT = MetaConfig(steps=2, tasks=2, inner=replace(QUICK, steps=1, warm_up=1), views=QUICK.views, budget_s=float("inf"))
+SHORT = MetaConfig(steps=2, tasks=2, inner=replace(QUICK, steps=1, warm_up=1), budget_s=float("inf"))
 
 
 class OneNumber(TargetDecoder):

@@ -10,13 +10,14 @@ import numpy as np
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.evaluation.fewshot import SupportSlice, Task
+from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
 from ssmsam.fewshot.segmentation import SegmentationConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.progress import Progress, silent
 from ssmsam.ssm.network import without_modules
-from ssmsam.ssm.online import OnlineConfig, adapt_online, reopened
+from ssmsam.ssm.online import adapt_online, reopened
 
 _TARGET = "target"
 
@@ -88,7 +89,7 @@ class OnlineSegmentation:
                 LabelledSlice(self.embedder.open(one.support.volume), one.index, one.mask) for one in every.values()
             ]
         }
-        config = OnlineConfig(steps=self.steps, budget_s=float("inf"))
+        config = AdaptationConfig(steps=self.steps, budget_s=float("inf"))
         online = adapt_online(support, self.embedder, self.decoder, config=config, progress=progress)
         seen = {_TARGET: [reopened(one, online.embedder) for one in support[_TARGET]]}
         query = online.embedder.open(task.query)

@@ -86,7 +86,7 @@ def fit(
         if time.perf_counter() - started > config.budget_s:
             break
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, config) * group["scale"]
+            group["lr"] = rate(step, config) * group["scale"]
         losses.append(_step(fitted, optimiser, next(stream), config))
         if watch:
             watch(step + 1, fitted)
@@ -173,7 +173,7 @@ def _alone(bank: Bank, hidden: Sequence[int]) -> bool:
     return int(shows.sum()) <= 1
 
 
-def _rate(step: int, config: AdaptationConfig) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
+def rate(step: int, config: AdaptationConfig) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine down to a twentieth."""
     warm = min(1.0, (step + 1) / config.warm_up)
     return config.learning_rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / max(1, config.steps))) / 2)

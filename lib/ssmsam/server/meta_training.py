@@ -98,8 +98,7 @@ class MetaTraining(Training):
             steps=steps,
             budget_s=budget,
             outer_rate=rate,
-            inner=replace(config.inner, steps=inner, budget_s=budget),
-            views=replace(config.views, views=views),
+            inner=replace(config.inner, steps=inner, budget_s=budget, views=replace(config.inner.views, views=views)),
             seed=seed,
         )
         return config, judging

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from torch import nn
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.adaptation import AdaptationConfig, fit
-from ssmsam.fewshot.bank import BankConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.losses import proposal_loss
 from ssmsam.fewshot.support import Support
-from ssmsam.fewshot.views import ViewConfig
 from ssmsam.progress import Progress, silent
 from ssmsam.ssm.episodes import Episode, episodes
 from ssmsam.ssm.network import SelfSamplingDecoder
@@ -49,8 +47,6 @@ class MetaConfig:
     queries: int = 6
     """At most this many query slices of an episode."""
     inner: AdaptationConfig = _INNER
-    views: ViewConfig = field(default_factory=ViewConfig)
-    bank: BankConfig = field(default_factory=BankConfig)
     seed: int = 0
 
 
@@ -141,7 +137,7 @@ def meta_train(
 
     start = copy.deepcopy(decoder).requires_grad_(False)
     taught = lessons(
-        support, embedder, start, config=config.views, bank=config.bank, seed=config.seed, progress=progress
+        support, embedder, start, config=config.inner.views, bank=config.inner.bank, seed=config.seed, progress=progress
     )
     stream = episodes(taught, np.random.default_rng(config.seed))
     return trained(MetaLearner(start, config=config), stream, progress=progress, heard=heard)

@@ -9,41 +9,27 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.adaptation import askable
-from ssmsam.fewshot.bank import Bank, BankConfig, Places, drawn_known, drawn_unknown
+from ssmsam.fewshot.adaptation import AdaptationConfig, askable, rate
+from ssmsam.fewshot.bank import Bank, Places, drawn_known, drawn_unknown
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import Lesson, lessons, with_truth
 from ssmsam.fewshot.losses import proposal_loss
 from ssmsam.fewshot.method import made_head
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.views import ViewConfig, random_move
+from ssmsam.fewshot.views import random_move
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import draw_mask
 from ssmsam.ssm.adaptors import AdaptedEncoder, adapted_encoder
 
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """How adaptors and decoder are fitted. ``budget_s`` bounds the time of the steps."""
-
-    steps: int = 30
-    budget_s: float = 60.0
-    batch: int = 4
-    learning_rate: float = 6e-4
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    prior_truth: float = 0.5
-    views: ViewConfig = field(default_factory=ViewConfig)
-    bank: BankConfig = field(default_factory=BankConfig)
-    seed: int = 0
+DEFAULTS = AdaptationConfig(budget_s=60.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +47,15 @@ def adapt_online(
     embedder: Embedder,
     decoder: TargetDecoder,
     *,
-    config: OnlineConfig | None = None,
+    config: AdaptationConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> Online:
     """Adapt encoder and decoder to the labelled slices; both stay as they are, copies and adaptors change.
 
     Raising :class:`~ssmsam.progress.Cancelled` in ``progress("adapt", done, total)`` stops between two steps. Raises
-    :class:`~ssmsam.fewshot.support.NothingToLearn`, and TypeError for an encoder without a place for adaptors.
+    :class:`~ssmsam.fewshot.support.NothingToLearn`, and TypeError for an encoder without a place for adaptors. Always
+    by AdamW, whatever ``config.optimiser`` says, and every step sees a new view.
     """
-    config = config or OnlineConfig()
     support = checked(support)
     encoder = adapted_encoder(embedder.encoder).to(embedder.device)
     fitted = copy.deepcopy(decoder).train().requires_grad_(False)
@@ -82,6 +68,8 @@ def adapt_online(
         progress("adapt", step, config.steps)
         if time.perf_counter() - started > config.budget_s:
             break
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, config)
         label = list(support)[step % len(support)]
         losses.append(_step(support[label], encoder, fitted, optimiser, rng, config))
     progress("adapt", config.steps, config.steps)
@@ -98,7 +86,7 @@ def _step(
     decoder: TargetDecoder,
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
-    config: OnlineConfig,
+    config: AdaptationConfig,
 ) -> float:
     """One step on one label: its slices in a new look, some of them as queries that are shown the others."""
     lesson = _lesson(slices, encoder, decoder, rng, config)
@@ -121,7 +109,7 @@ def _lesson(
     encoder: AdaptedEncoder,
     decoder: TargetDecoder,
     rng: np.random.Generator,
-    config: OnlineConfig,
+    config: AdaptationConfig,
 ) -> Lesson:
     """All slices of a label, encoded now, with a gradient to the adaptors."""
     side, device = decoder.logits_side, next(encoder.parameters()).device
@@ -144,7 +132,13 @@ def _lesson(
 
 
 def _head(
-    support: Support, embedder: Embedder, decoder: TargetDecoder, config: OnlineConfig, *, steps: int, seconds: float
+    support: Support,
+    embedder: Embedder,
+    decoder: TargetDecoder,
+    config: AdaptationConfig,
+    *,
+    steps: int,
+    seconds: float,
 ) -> Head:
     """The labelled slices as the adapted encoder sees them, with the fitted decoder."""
     seen = {label: [reopened(one, embedder) for one in slices] for label, slices in support.items()}
