@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, labelled, quick, two_labels
+from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, ball, draw_volume, labelled, quick, two_labels
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.evaluation.metrics import dice
@@ -21,6 +22,7 @@ from ssmsam.fewshot.segmentation import (
     assembled,
     expected_loss,
     kept,
+    propose,
     smoothed,
 )
 from ssmsam.fewshot.support import NothingToLearn
@@ -282,3 +284,42 @@ def test_a_label_that_no_slice_shows_is_refused(embedder: Embedder, decoder: Poc
     support = {"organ": labelled(embedder, draw_volume(), np.zeros_like(ORGAN), (4,))}
     with pytest.raises(NothingToLearn, match="annotate at least one slice"):
         adapt(support, embedder, decoder)
+
+
+# past the annotated slices
+
+
+class Constant(PocketDecoder):
+    """Answers the same everywhere."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        return Proposal(torch.full_like(shown.prior[:, 0], self.logit), torch.full((len(shown.prior),), self.logit))
+
+
+def test_past_the_annotated_slices_the_unadapted_decoder_answers(embedder: Embedder) -> None:
+    head = head_of(embedder, PocketDecoder(), {"organ": labelled(embedder, draw_volume(), ORGAN, (3, 5))})
+    adapted, start = Constant(2.0), Constant(-1.0)
+    query, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
+    found = propose(adapted, head.banks, query, range(SLICES), config=SegmentationConfig(), beyond=start)["organ"]
+    expected = np.where(np.isin(np.arange(SLICES), (3, 4, 5)), 2.0, -1.0)
+    np.testing.assert_array_equal(found.logits.max(axis=(1, 2)), expected)
+    np.testing.assert_allclose(found.presence, 1 / (1 + np.exp(-expected)), rtol=1e-5)
+    elsewhere = propose(adapted, head.banks, other, range(SLICES), config=SegmentationConfig(), beyond=start)["organ"]
+    assert (elsewhere.logits == 2.0).all()  # nothing is annotated there: nothing is past it
+
+
+@pytest.mark.parametrize(("steps", "pretrained"), [(2, True), (2, False), (0, True)])
+def test_a_head_knows_its_start_where_it_was_adapted_from_one_that_knows_something(
+    embedder: Embedder, tmp_path: Path, steps: int, pretrained: bool
+) -> None:
+    decoder = PocketDecoder()
+    decoder.pretrained = pretrained
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
+    made = adapt(support, embedder, decoder, config=replace(UNADAPTED, adaptation=replace(QUICK, steps=steps)))
+    read = Head.load(made.save(tmp_path / "head.safetensors"), decoder, weights_sha256="pocket")
+    for head in (made, read):
+        assert head.start is (decoder if steps and pretrained else None)

@@ -59,7 +59,9 @@ def expect(
 
     Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two batches.
     """
-    found = propose(head.decoder, head.banks, query, slices, config=config.segmentation, progress=progress)
+    found = propose(
+        head.decoder, head.banks, query, slices, config=config.segmentation, beyond=head.start, progress=progress
+    )
     expected = {}
     for label, proposals in found.items():
         threshold = _threshold(head, label, query)
@@ -91,7 +93,8 @@ def uncertainty_map(
     """
     query.embed(progress=progress)
     banks = {label: bank for label, bank in head.banks.items() if not labels or label in labels}
-    found = propose(head.decoder, banks, query, range(query.count), config=config.segmentation, progress=progress)
+    every = range(query.count)
+    found = propose(head.decoder, banks, query, every, config=config.segmentation, beyond=head.start, progress=progress)
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)
     for label, raw in found.items():

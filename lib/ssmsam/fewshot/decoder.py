@@ -72,6 +72,8 @@ class Reading:
 class TargetDecoder(nn.Module, ABC):
     """Embeddings of queries + :class:`Shown` (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
 
+    pretrained: bool = True
+    """Whether it learned to segment from labelled slices before any adaptation."""
     stride: int
     """Input pixels per cell of the image embedding."""
     logits_side: int

@@ -30,11 +30,16 @@ class UnusableHead(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """An adapted decoder with the banks of its labels. ``card`` is plain JSON: labels, support, settings, estimates."""
+    """An adapted decoder with the banks of its labels. ``card`` is plain JSON: labels, support, settings, estimates.
+
+    ``start`` is the decoder before adaptation, which no file holds. It answers past the outermost annotated slices:
+    what was learned between them makes a mask run on into a neighbour there. None where it would know nothing.
+    """
 
     decoder: TargetDecoder
     banks: Mapping[str, Bank]
     card: Mapping[str, Any]
+    start: TargetDecoder | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -89,7 +94,8 @@ class Head:
         except (KeyError, TypeError, RuntimeError, IndexError) as error:
             raise UnusableHead(f"{path.name} lacks parts of a head: export it again. {error}") from error
         kept = {name: value for name, value in card.items() if name not in ("format", "volumes")}
-        return cls(adapted.eval().requires_grad_(False), banks, kept)
+        start = decoder if kept.get("adapted") and decoder.pretrained else None
+        return cls(adapted.eval().requires_grad_(False), banks, kept, start)
 
 
 def read_card(path: Path) -> dict[str, Any]:

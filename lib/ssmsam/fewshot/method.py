@@ -82,6 +82,7 @@ def adapt(
     head = made_head(
         fitted, taught, support, embedder, config, adapted=useful, steps=steps, seconds=seconds, estimates=estimates
     )
+    head = replace(head, start=decoder if useful and decoder.pretrained else None)
     return completed(head, support, config=config, progress=progress)
 
 
@@ -152,7 +153,9 @@ def segment(
     """
     wanted = range(query.count) if slices is None else slices
     query.embed(wanted, progress=progress)
-    found = propose(head.decoder, head.banks, query, wanted, config=config.segmentation, progress=progress)
+    found = propose(
+        head.decoder, head.banks, query, wanted, config=config.segmentation, beyond=head.start, progress=progress
+    )
     cleaned = {}
     for label, proposals in found.items():
         bank, here = head.banks[label], (clicks or {}).get(label, {})

@@ -43,6 +43,8 @@ class SamTargetNetwork(TargetDecoder):
     Without adaptation the tokens say nothing yet, and the votes alone prompt SAM's decoder.
     """
 
+    pretrained = False
+
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.prompts = copy.deepcopy(sam.prompt_encoder)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from ssmsam.encoders.encoder import Embedding
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, BankConfig, look, stacked
-from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.decoder import Shown, TargetDecoder
 from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
 from ssmsam.fewshot.expectation import ExpectationConfig, expected
 from ssmsam.fewshot.self_support import SelfSupportConfig, surest, with_own, worth_another_look
@@ -87,13 +88,14 @@ def propose(
     slices: Sequence[int],
     *,
     config: SegmentationConfig,
+    beyond: TargetDecoder | None = None,
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
     """Proposals for all labels on some slices of a volume. Raising :class:`~ssmsam.progress.Cancelled` in
     ``progress("segment", done, total)`` stops between two batches.
 
     In a volume without annotated slices, completed slices of other volumes say on which slices the target is. Its mask
-    is drawn by what a person labelled.
+    is drawn by what a person labelled. ``beyond`` answers past the outermost annotated slices in ``decoder``'s stead.
     """
     shown_too = replace(config.bank, completed=True)
     twice = {label for label, bank in banks.items() if bank.completed.any() and not bank.annotated(query.key.digest)}
@@ -109,14 +111,37 @@ def propose(
         for label, bank in banks.items():
             for parts, what in ((found, config.bank), (again, shown_too)):
                 if label in parts:
-                    proposal = decoder(embedding, bank.shown_to(query, batch, looks, config=what))
-                    parts[label].append((proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()))
+                    past = _past_the_annotated(bank, query, batch) if beyond else np.zeros(len(batch), dtype=bool)
+                    shown = bank.shown_to(query, batch, looks, config=what)
+                    parts[label].append(_proposed(embedding, shown, [(decoder, ~past), (beyond, past)]))
     progress("segment", len(order), len(order))
     joined = partial(_joined, order, np.concatenate(seen))
     proposals = {label: joined(parts) for label, parts in found.items()}
     return proposals | {
         label: vetoed(proposals[label], joined(parts), query.slice_mm, config) for label, parts in again.items()
     }
+
+
+def _past_the_annotated(bank: Bank, query: VolumeEmbeddings, slices: Sequence[int]) -> np.ndarray:
+    """(n,) bool: slices outside those between which the volume is annotated; none in a volume without any."""
+    annotated = [query.index_at(bank.positions[number]) for number in bank.annotated(query.key.digest)]
+    if not annotated:
+        return np.zeros(len(slices), dtype=bool)
+    return (np.array(slices) < min(annotated)) | (np.array(slices) > max(annotated))
+
+
+def _proposed(
+    embedding: Embedding, shown: Shown, decoders: Sequence[tuple[TargetDecoder | None, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, S, S) and presence (n,), of each decoder on its rows (n,) bool."""
+    logits = np.empty(shown.prior.shape[:1] + shown.prior.shape[-2:], dtype=np.float32)
+    presence = np.empty(len(logits), dtype=np.float32)
+    for decoder, rows in decoders:
+        if decoder is not None and rows.any():
+            proposal = decoder(embedding, shown)
+            logits[rows] = proposal.logits.cpu().numpy()[rows]
+            presence[rows] = proposal.presence.sigmoid().cpu().numpy()[rows]
+    return logits, presence
 
 
 def _joined(slices: Sequence[int], looks: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Proposals:
