@@ -27,7 +27,7 @@ class CompletionConfig:
     slices: int = 24
     spacing_mm: float = 8.0
     volumes: int = 3
-    labelled: int = 3
+    labelled: int = 1
 
 
 def worth_completing(
