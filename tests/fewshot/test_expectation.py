@@ -15,6 +15,7 @@ from ssmsam.fewshot.ends import EndsConfig, one_object
 from ssmsam.fewshot.expectation import Expectation, ExpectationConfig, expected, laid_beside
 from ssmsam.fewshot.method import adapt
 from ssmsam.imaging.orientation import reoriented
+from ssmsam.imaging.volume import Volume
 
 CONFIG = ExpectationConfig()
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
@@ -98,3 +99,17 @@ def test_positions_grow_the_same_way_through_every_body(embedder: Embedder, code
     upwards = (upright.position_mm(1) - upright.position_mm(0)) / AFFINE[2, 2]
     np.testing.assert_allclose(np.diff(positions), upwards * np.diff(heights))
     assert [opened.index_at(position) for position in positions] == list(range(opened.count))
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "LPI", "RAI"])
+def test_the_body_is_found_at_the_same_place_however_a_volume_is_stored(embedder: Embedder, codes: str) -> None:
+    body = np.zeros(ORGAN.shape, dtype=np.float32)
+    body[:, 6:26, 10:44] = 100.0
+    body[0, 2, 2] = 400.0  # the volume's brightest voxel is no body
+    volume = Volume(body, AFFINE, modality="MR")
+    upright, turned = embedder.open(volume), embedder.open(reoriented(volume, codes))
+    for index in range(upright.count):
+        same = turned.index_at(upright.position_mm(index))
+        np.testing.assert_allclose(turned.body_centres[same], upright.body_centres[index], atol=0.51)
+    (middle,) = upright.frame.points_to_input(np.array([[26.5, 15.5]]))
+    np.testing.assert_allclose(upright.body_centres[4], middle, atol=1.5)
