@@ -13,7 +13,8 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, segment
-from ssmsam.fewshot.segmentation import assembled, propose
+from ssmsam.fewshot.proposals import propose
+from ssmsam.fewshot.segmentation import assembled
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.imaging.volume import Volume
 

@@ -17,7 +17,7 @@ from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.description import TokenKind
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
-from ssmsam.fewshot.segmentation import propose
+from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.support import LabelledSlice
 
 EVERY_SLICE = CompletionConfig(slices=SLICES, spacing_mm=5.0)

@@ -15,7 +15,7 @@ from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.correcting import corrected
 from ssmsam.fewshot.decoder import Corrections, Proposal
 from ssmsam.fewshot.method import adapt
-from ssmsam.fewshot.segmentation import Proposals
+from ssmsam.fewshot.proposals import Proposals
 from ssmsam.prompting.prompt import SlicePrompt
 from ssmsam.prompting.small_network import PointKind
 

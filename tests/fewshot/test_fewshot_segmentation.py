@@ -16,15 +16,8 @@ from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.ends import EndsConfig
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
-from ssmsam.fewshot.segmentation import (
-    Proposals,
-    SegmentationConfig,
-    assembled,
-    expected_loss,
-    kept,
-    propose,
-    smoothed,
-)
+from ssmsam.fewshot.proposals import Proposals, expected_loss, propose
+from ssmsam.fewshot.segmentation import SegmentationConfig, assembled, kept, smoothed
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.imaging.orientation import reoriented
 from ssmsam.imaging.plane import Plane

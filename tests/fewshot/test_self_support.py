@@ -16,7 +16,8 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.fewshot.decoder import Proposal, Shown
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
-from ssmsam.fewshot.segmentation import SegmentationConfig, looked_at_again, propose
+from ssmsam.fewshot.proposals import propose
+from ssmsam.fewshot.segmentation import SegmentationConfig, looked_at_again
 from ssmsam.fewshot.self_support import SelfSupportConfig, surest, worth_another_look
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))

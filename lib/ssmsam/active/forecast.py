@@ -18,7 +18,8 @@ from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.presence import ELSEWHERE
-from ssmsam.fewshot.segmentation import Proposals, kept, propose
+from ssmsam.fewshot.proposals import Proposals, propose
+from ssmsam.fewshot.segmentation import kept
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels

@@ -10,7 +10,7 @@ import torch
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, BankConfig, look
 from ssmsam.fewshot.decoder import Corrections, TargetDecoder
-from ssmsam.fewshot.segmentation import Proposals
+from ssmsam.fewshot.proposals import Proposals
 from ssmsam.prompting.prompt import SlicePrompt
 from ssmsam.prompting.small_decoder import point_tensors
 

@@ -22,13 +22,13 @@ from ssmsam.fewshot.estimate import Estimate, cross_validated, worth_it
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.presence import ELSEWHERE, presence_threshold
+from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.segmentation import (
     Prediction,
     SegmentationConfig,
     assembled,
     kept,
     looked_at_again,
-    propose,
     with_annotations,
 )
 from ssmsam.fewshot.support import LabelledSlice, Support, digest

@@ -1,0 +1,131 @@
+"""What the decoder proposes on the slices of a volume, before anything of it is ruled out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ssmsam.encoders.encoder import Embedding
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.bank import Bank, look, stacked
+from ssmsam.fewshot.decoder import Shown, TargetDecoder
+from ssmsam.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from ssmsam.fewshot.segmentation import SegmentationConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
+    probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank."""
+
+    slices: np.ndarray
+    logits: np.ndarray
+    presence: np.ndarray
+    looks: np.ndarray
+
+
+@torch.inference_mode()
+def propose(
+    decoder: TargetDecoder,
+    banks: Mapping[str, Bank],
+    query: VolumeEmbeddings,
+    slices: Sequence[int],
+    *,
+    config: SegmentationConfig,
+    beyond: TargetDecoder | None = None,
+    progress: Progress = silent,
+) -> dict[str, Proposals]:
+    """Proposals for all labels on some slices of a volume. Raising :class:`~ssmsam.progress.Cancelled` in
+    ``progress("segment", done, total)`` stops between two batches.
+
+    In a volume without annotated slices, completed slices of other volumes say on which slices the target is. Its mask
+    is drawn by what a person labelled. ``beyond`` answers past the outermost annotated slices in ``decoder``'s stead.
+    """
+    shown_too = replace(config.bank, completed=True)
+    twice = {label for label, bank in banks.items() if bank.completed.any() and not bank.annotated(query.key.digest)}
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in banks}
+    again: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in twice}
+    order, seen = sorted(slices), []
+    for start in range(0, len(order), config.batch):
+        progress("segment", start, len(order))
+        batch = order[start : start + config.batch]
+        embedding = stacked([query.slice(index) for index in batch])
+        looks = look(embedding["image"])
+        seen.append(looks.cpu().numpy())
+        for label, bank in banks.items():
+            for parts, what in ((found, config.bank), (again, shown_too)):
+                if label in parts:
+                    past = _past_the_annotated(bank, query, batch) if beyond else np.zeros(len(batch), dtype=bool)
+                    shown = bank.shown_to(query, batch, looks, config=what)
+                    parts[label].append(_proposed(embedding, shown, [(decoder, ~past), (beyond, past)]))
+    progress("segment", len(order), len(order))
+    joined = partial(_joined, order, np.concatenate(seen))
+    proposals = {label: joined(parts) for label, parts in found.items()}
+    return proposals | {
+        label: vetoed(proposals[label], joined(parts), query.slice_mm, config) for label, parts in again.items()
+    }
+
+
+def _past_the_annotated(bank: Bank, query: VolumeEmbeddings, slices: Sequence[int]) -> np.ndarray:
+    """(n,) bool: slices outside those between which the volume is annotated; none in a volume without any."""
+    annotated = [query.index_at(bank.positions[number]) for number in bank.annotated(query.key.digest)]
+    if not annotated:
+        return np.zeros(len(slices), dtype=bool)
+    return (np.array(slices) < min(annotated)) | (np.array(slices) > max(annotated))
+
+
+def _proposed(
+    embedding: Embedding, shown: Shown, decoders: Sequence[tuple[TargetDecoder | None, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, S, S) and presence (n,), of each decoder on its rows (n,) bool."""
+    logits = np.empty(shown.prior.shape[:1] + shown.prior.shape[-2:], dtype=np.float32)
+    presence = np.empty(len(logits), dtype=np.float32)
+    for decoder, rows in decoders:
+        if decoder is not None and rows.any():
+            proposal = decoder(embedding, shown)
+            logits[rows] = proposal.logits.cpu().numpy()[rows]
+            presence[rows] = proposal.presence.sigmoid().cpu().numpy()[rows]
+    return logits, presence
+
+
+def _joined(slices: Sequence[int], looks: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Proposals:
+    logits, presence = (np.concatenate(several) for several in zip(*parts, strict=True))
+    return Proposals(np.array(slices), logits, presence, looks)
+
+
+def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: SegmentationConfig) -> Proposals:
+    """The same, with no more presence on any slice than a ``judge`` sees, who was shown more.
+
+    A judge who finds clear evidence nowhere is not heard: the volumes look too different to be compared slice by slice,
+    as with and without contrast agent.
+    """
+    own, judged = (evidence(one.logits, one.presence, slice_mm, config).max() for one in (proposals, judge))
+    if judged < config.least_evidence * own:
+        return proposals
+    return replace(proposals, presence=np.minimum(proposals.presence, judge.presence))
+
+
+def evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
+    """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
+    found = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
+    averaged: np.ndarray = ndimage.gaussian_filter1d(found, config.evidence_mm / slice_mm, mode="constant")
+    return averaged * (found > 0)
+
+
+def expected_loss(logits: np.ndarray) -> np.ndarray:
+    """1 - the Dice that a mask expects of itself when every cell is right with its own probability: (n, S, S) -> (n,).
+
+    0 for a slice that is surely empty.
+    """
+    probability = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+    chosen = probability > 0.5
+    overlap = 2 * (probability * chosen).sum(axis=(1, 2)) + 1e-6
+    return 1 - overlap / (probability.sum(axis=(1, 2)) + chosen.sum(axis=(1, 2)) + 1e-6)
