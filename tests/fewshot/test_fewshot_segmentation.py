@@ -11,6 +11,7 @@ import torch
 from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, ball, draw_volume, labelled, quick, two_labels
 
 from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.small import SPEC
 from ssmsam.evaluation.metrics import dice
 from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.ends import EndsConfig
@@ -46,7 +47,7 @@ class Everywhere(PocketDecoder):
 
 
 def proposals(logits: np.ndarray, presence: float = 1.0) -> Proposals:
-    looks = np.eye(len(logits), 4)
+    looks = np.eye(len(logits), SPEC.channels)
     return Proposals(np.arange(len(logits)), logits.astype(np.float32), np.full(len(logits), presence), looks)
 
 
