@@ -13,7 +13,6 @@ from ssmsam.evaluation.fewshot import SupportSlice, Task
 from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
-from ssmsam.fewshot.segmentation import SegmentationConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.progress import Progress, silent
 from ssmsam.ssm.network import without_modules
@@ -40,7 +39,8 @@ class FewShotSegmentation:
     without: tuple[str, ...] = ()
 
     def segment(self, task: Task, progress: Progress = silent) -> np.ndarray:
-        config = self._config(extent_known=task.extent is not None)
+        config = self._config()
+        asked = config if task.extent is None else _on_every_slice(config)
         decoder = without_modules(self.decoder, self.without)
         query = self.embedder.open(task.query)
         found = np.zeros(task.query.shape, dtype=bool)
@@ -51,26 +51,29 @@ class FewShotSegmentation:
         for slices, shown in parts:
             support = {_TARGET: [self._labelled(one) for one in shown]}
             head = adapt(support, self.embedder, decoder, config=config, progress=progress)
-            mask = segment(query, head, slices=slices, support=support, config=config, progress=progress).mask
+            mask = segment(query, head, slices=slices, support=support, config=asked, progress=progress).mask
             found[list(slices)] = mask[list(slices)] == 1
         return found
 
-    def _config(self, *, extent_known: bool) -> FewShotConfig:
+    def _config(self) -> FewShotConfig:
         config = FewShotConfig(folds=self.folds)
         adaptation = replace(config.adaptation, steps=self.steps, budget_s=float("inf"))
         if not self.steps:  # nothing is learned from other views
             adaptation = replace(adaptation, views=replace(adaptation.views, views=0))
-        segmentation = replace(config.segmentation, bank=replace(config.segmentation.bank, prior=self.prior))
-        if extent_known:  # the protocol says that the target is on every slice that is asked for
-            segmentation = replace(segmentation, least_presence=0.0)
         return replace(
             config,
             adaptation=replace(adaptation, bank=replace(adaptation.bank, prior=self.prior)),
-            segmentation=segmentation,
+            segmentation=replace(config.segmentation, bank=replace(config.segmentation.bank, prior=self.prior)),
         )
 
     def _labelled(self, one: SupportSlice) -> LabelledSlice:
         return LabelledSlice(self.embedder.open(one.support.volume), one.index, one.mask)
+
+
+def _on_every_slice(config: FewShotConfig) -> FewShotConfig:
+    """For a query of which the protocol says that the target is on every slice that is asked for. The support's own
+    volume is still completed without that knowledge."""
+    return replace(config, segmentation=replace(config.segmentation, least_presence=0.0))
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,6 @@ class OnlineSegmentation:
         online = adapt_online(support, self.embedder, self.decoder, config=config, progress=progress)
         seen = {_TARGET: [reopened(one, online.embedder) for one in support[_TARGET]]}
         query = online.embedder.open(task.query)
-        least = 0.0 if task.extent is not None else None
-        shown = FewShotConfig(segmentation=SegmentationConfig(least_presence=least))
-        found = segment(query, online.head, slices=slices, support=seen, config=shown, progress=progress).mask == 1
+        asked = FewShotConfig() if task.extent is None else _on_every_slice(FewShotConfig())
+        found = segment(query, online.head, slices=slices, support=seen, config=asked, progress=progress).mask == 1
         return found
