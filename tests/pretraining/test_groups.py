@@ -184,3 +184,30 @@ def test_a_mixture_has_both_kinds_of_batches(packed: PackedVolume) -> None:
     assert all(kinds(1.0))
     assert not any(kinds(0.0))
     assert 2 < sum(kinds(0.5)) < 10
+
+
+def test_twins_are_one_volume_shown_as_two_patients(packed: PackedVolume) -> None:
+    config = replace(CONFIG, twin_share=1.0, own_share=0.0, no_prior_share=0.0)
+    groups, rng = groups_of(packed, config=config), np.random.default_rng(0)
+    seen = 0
+    for _ in range(12):
+        group = groups.draw_one(rng, 64)
+        twins = group.volume.max() == 1
+        batch = assembled([group], rng, config)
+        for asked, supports, near in rows_of(batch):
+            shown = group.volume[np.array(supports) % CONFIG.slices]
+            if twins and (shown != group.volume[asked % CONFIG.slices]).all():
+                seen += 1
+                assert not any(near)
+    assert seen > 5
+
+
+def test_the_other_patient_s_crop_shows_the_same_place_of_the_body(packed: PackedVolume) -> None:
+    shifted = replace(
+        packed,
+        info=replace(packed.info, name="two"),
+        image=np.roll(packed.image, 20, axis=1),
+        label=np.roll(packed.label, 20, axis=1),
+    )
+    moved = shifted.body_centres - packed.body_centres
+    assert np.allclose(moved[:, 0], 0, atol=2) and np.allclose(moved[:, 1], 20, atol=6)

@@ -78,7 +78,8 @@ def test_steps_on_one_batch_lower_its_loss(packed):
 def test_steps_on_one_group_lower_its_losses(packed):
     trainer = Trainer(config=CONFIG, classes=CLASSES)
     groups = Groups(volumes=[packed], vocabulary=Vocabulary([packed]), config=CONFIG.groups)
-    batch = groups.draw(np.random.default_rng(1))
+    drawn = (groups.draw(np.random.default_rng(seed)) for seed in range(20))
+    batch = next(one for one in drawn if (one.semantic > 0).any())  # organs are not named in mirrored groups
     steps = [trainer.train_step(batch, np.random.default_rng(0)) for _ in range(25)]
     for name in ("proposal", "semantic"):
         losses = [step[name] for step in steps]
