@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ssmsam.encoders.encoder import Embedding
+from ssmsam.encoders.encoder import Embedding, take
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, look, stacked
 from ssmsam.fewshot.decoder import Shown, TargetDecoder
@@ -90,9 +90,11 @@ def _proposed(
     presence = np.empty(len(logits), dtype=np.float32)
     for decoder, rows in decoders:
         if decoder is not None and rows.any():
-            proposal = decoder(embedding, shown)
-            logits[rows] = proposal.logits.cpu().numpy()[rows]
-            presence[rows] = proposal.presence.sigmoid().cpu().numpy()[rows]
+            index = torch.from_numpy(np.flatnonzero(rows)).to(shown.prior.device)
+            part = Shown(**{name: value[index] for name, value in vars(shown).items()})
+            proposal = decoder(take(embedding, index), part)
+            logits[rows] = proposal.logits.cpu().numpy()
+            presence[rows] = proposal.presence.sigmoid().cpu().numpy()
     return logits, presence
 
 
