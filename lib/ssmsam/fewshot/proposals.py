@@ -115,9 +115,15 @@ def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: Segm
     return replace(proposals, presence=np.minimum(proposals.presence, judge.presence))
 
 
-def evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
+def sureness(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
     """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
-    found = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
+    sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
+    return sure
+
+
+def evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
+    """The :func:`sureness` of each slice (n,), averaged over its neighbours; still 0 without a mask."""
+    found = sureness(logits, presence)
     averaged: np.ndarray = ndimage.gaussian_filter1d(found, config.evidence_mm / slice_mm, mode="constant")
     return averaged * (found > 0)
 

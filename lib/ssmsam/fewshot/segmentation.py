@@ -14,7 +14,7 @@ from ssmsam.fewshot.bank import Bank, BankConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
 from ssmsam.fewshot.expectation import ExpectationConfig, expected
-from ssmsam.fewshot.proposals import Proposals, evidence, expected_loss, propose
+from ssmsam.fewshot.proposals import Proposals, evidence, expected_loss, propose, sureness
 from ssmsam.fewshot.self_support import SelfSupportConfig, surest, with_own, worth_another_look
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
@@ -86,7 +86,7 @@ def looked_at_again(
     if bank.annotated(query.key.digest):
         return proposals
     found = kept(proposals, bank, query, config, threshold=threshold)
-    sure = found.presence * (1 - expected_loss(found.logits)) * (found.logits > 0).any(axis=(1, 2))
+    sure = sureness(found.logits, found.presence)
     rows = surest(sure, config.self_support)
     if not rows:
         return proposals
