@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class Head:
         """What it was adapted to: see :func:`ssmsam.fewshot.support.digest`."""
         return str(self.card["support_digest"])
 
+    def begun_with(self, decoder: TargetDecoder) -> Head:
+        """The same, with ``start`` where there is one: the decoder that it was adapted from."""
+        return replace(self, start=decoder if self.card.get("adapted") and decoder.pretrained else None)
+
     def to_bytes(self) -> bytes:
         """One safetensors file with the card in its metadata."""
         tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
@@ -94,8 +98,7 @@ class Head:
         except (KeyError, TypeError, RuntimeError, IndexError) as error:
             raise UnusableHead(f"{path.name} lacks parts of a head: export it again. {error}") from error
         kept = {name: value for name, value in card.items() if name not in ("format", "volumes")}
-        start = decoder if kept.get("adapted") and decoder.pretrained else None
-        return cls(adapted.eval().requires_grad_(False), banks, kept, start)
+        return cls(adapted.eval().requires_grad_(False), banks, kept).begun_with(decoder)
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -82,8 +82,7 @@ def adapt(
     head = made_head(
         fitted, taught, support, embedder, config, adapted=useful, steps=steps, seconds=seconds, estimates=estimates
     )
-    head = replace(head, start=decoder if useful and decoder.pretrained else None)
-    return completed(head, support, config=config, progress=progress)
+    return completed(head.begun_with(decoder), support, config=config, progress=progress)
 
 
 def made_head(
