@@ -21,7 +21,7 @@ from ssmsam.evaluation.figures import Panel, draw_overlays
 from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.evaluation.results import write_result
 from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import segment
+from ssmsam.fewshot.method import completed, segment
 from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.segmentation import Prediction
 from ssmsam.fewshot.support import Support
@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
     with ProgressBar() as progress:
         head, support = the_head(options, model, progress)
         query = model.embedder.open(volume, plane=Plane.named(options.plane or head.card.get("plane"), volume.grid))
+        head = completed(head, support, labels=head.lacks(query.key.digest), progress=progress)
         prediction = segment(query, head, support=support, progress=progress)
     seconds = time.perf_counter() - started
     numbers = label_numbers_of(head)
@@ -88,7 +89,7 @@ def the_head(options: argparse.Namespace, model: FewShotModel, progress: Progres
     """From the file, or adapted now."""
     if options.head:
         return Head.load(options.head, model.decoder, weights_sha256=model.weights_sha256), {}
-    return adapt_to(options, model, progress)
+    return adapt_to(options, model, progress, complete=False)
 
 
 def label_numbers_of(head: Head) -> dict[str, int]:

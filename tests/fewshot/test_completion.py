@@ -16,7 +16,7 @@ from ssmsam.fewshot.completion import CompletionConfig, worth_completing
 from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.description import TokenKind
 from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.method import FewShotConfig, adapt, completed, segment
 from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.support import LabelledSlice
 
@@ -67,6 +67,27 @@ def test_the_labelled_volume_itself_is_segmented_as_without(embedder: Embedder, 
     found, expected = (segment(query, one, config=UNADAPTED) for one in (dense, sparse))
     np.testing.assert_array_equal(found.mask, expected.mask)
     np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_what_is_completed_later_is_the_same(embedder: Embedder, decoder: PocketDecoder) -> None:
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
+    query = embedder.open(draw_volume(seed=3))
+    at_once = adapt(support, embedder, decoder, config=UNADAPTED)
+    sparse = adapt(support, embedder, decoder, complete=False, config=UNADAPTED)
+    assert sparse.lacks(query.key.digest) == ("organ",)
+    assert not sparse.lacks(support["organ"][0].volume)
+    later = completed(sparse, support, config=UNADAPTED)
+    assert not later.lacks(query.key.digest)
+    np.testing.assert_array_equal(segment(query, later).logits, segment(query, at_once).logits)
+    assert completed(later, support, config=UNADAPTED).banks["organ"] is later.banks["organ"]
+
+
+def test_a_volume_that_a_head_does_not_know_is_not_completed(embedder: Embedder, decoder: PocketDecoder) -> None:
+    first, second = (labelled(embedder, draw_volume(seed), ORGAN, (2, 4, 6)) for seed in (0, 1))
+    sparse = adapt({"organ": first}, embedder, decoder, complete=False, config=UNADAPTED)
+    bank = completed(sparse, {"organ": [*first, *second]}, config=UNADAPTED).banks["organ"]
+    assert set(bank.volumes) == {first[0].volume}
+    assert not completed(sparse, {}, config=UNADAPTED).banks["organ"].completed.any()
 
 
 def test_only_who_asks_for_completed_slices_is_shown_them(embedder: Embedder, decoder: PocketDecoder) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pocket_room import annotate, make_room
 
+from ssmsam.fewshot.head import read_card
 from ssmsam.fewshot.method import FewShotConfig
 from ssmsam.server.fewshot import FewShotRoom
 
@@ -54,3 +55,28 @@ def test_a_pinned_head_answers_whatever_is_asked(room: FewShotRoom, tmp_path: Pa
     room.shelf.activate(name, pin=True)
     annotate(room, "a", {"liver": (4,)}, tmp_path)
     assert room.head(room.labelled.support(""), quick(room, steps=0))[1:] == (name, False)
+
+
+def test_labelled_volumes_are_completed_once_another_volume_needs_it(room: FewShotRoom) -> None:
+    labelled, other = (room.images.open(room.images.from_datastore(name)).embeddings.key.digest for name in "ab")
+    support = room.labelled.support("")
+    head, name, _ = room.head(support, quick(room), volume=labelled)
+    assert not head.completed
+    again, same, fresh = room.head(support, quick(room), volume=other)
+    assert (same, fresh) == (name, False)
+    assert again.completed == ("liver",)
+    assert again.banks["liver"].completed.any()
+    kept = room.kept(name)
+    assert kept is not None
+    assert kept.completed == ("liver",), "it was not written down"
+    assert not kept.lacks(other)
+
+
+def test_an_exported_head_lacks_nothing(room: FewShotRoom) -> None:
+    labelled = room.images.open(room.images.from_datastore("a")).embeddings.key.digest
+    _, name, _ = room.head(room.labelled.support(""), quick(room), volume=labelled)
+    assert not read_card(room.shelf.path(name))["completed"]
+    path = room.whole(name)
+    assert read_card(path)["completed"] == ["liver"]
+    written = path.stat().st_mtime_ns
+    assert room.whole(name).stat().st_mtime_ns == written

@@ -13,13 +13,11 @@ from ssmsam.active.state import Forecast
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, look
-from ssmsam.fewshot.completion import CompletionConfig
 from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.finding import Finding, find
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
-from ssmsam.fewshot.presence import ELSEWHERE
-from ssmsam.fewshot.proposals import Proposals, propose
-from ssmsam.fewshot.segmentation import kept
+from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
@@ -36,8 +34,7 @@ def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> He
     """
     views = replace(DEFAULTS.adaptation.views, views=0)
     adaptation = replace(DEFAULTS.adaptation, steps=0, views=views)
-    config = replace(DEFAULTS, adaptation=adaptation, completion=CompletionConfig(slices=0), folds=0)
-    return adapt(support, embedder, decoder, config=config)
+    return adapt(support, embedder, decoder, complete=False, config=replace(DEFAULTS, adaptation=adaptation, folds=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +57,10 @@ def expect(
 
     Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two batches.
     """
-    found = propose(
-        head.decoder, head.banks, query, slices, config=config.segmentation, beyond=head.start, progress=progress
-    )
     expected = {}
-    for label, proposals in found.items():
-        threshold = _threshold(head, label, query)
-        final = kept(proposals, head.banks[label], query, config.segmentation, threshold=threshold)
-        likely = _calibrated(proposals, final, threshold, head.banks[label], query)
-        expected[label] = Expected(final, _foreseen(likely, final, query))
+    for label, found in find(head, query, slices, config=config.segmentation, progress=progress).items():
+        likely = _calibrated(found, head.banks[label], query)
+        expected[label] = Expected(found.final, _foreseen(likely, found.final, query))
     return expected
 
 
@@ -93,15 +85,12 @@ def uncertainty_map(
     volume are sure. Embeds the slices that are not.
     """
     query.embed(progress=progress)
-    banks = {label: bank for label, bank in head.banks.items() if not labels or label in labels}
     every = range(query.count)
-    found = propose(head.decoder, banks, query, every, config=config.segmentation, beyond=head.start, progress=progress)
+    found = find(head, query, every, labels=labels or None, config=config.segmentation, progress=progress)
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)
-    for label, raw in found.items():
-        threshold, bank = _threshold(head, label, query), head.banks[label]
-        final = kept(raw, bank, query, config.segmentation, threshold=threshold)
-        proposals = _calibrated(raw, final, threshold, bank, query)
+    for label, one in found.items():
+        proposals = _calibrated(one, head.banks[label], query)
         known = {one.index: one for one in (support or {}).get(label, ()) if one.volume == query.key.digest}
         for row, index in enumerate(proposals.slices):
             drawn = torch.from_numpy(probability(proposals, row)).float()[None]
@@ -119,22 +108,15 @@ def probability(proposals: Proposals, row: int) -> np.ndarray:
     return share
 
 
-def _threshold(head: Head, label: str, query: VolumeEmbeddings) -> float:
-    """From which presence on a slice counts as having the label, as when the volume is segmented."""
-    known = head.banks[label].annotated(query.key.digest)
-    return float(head.card["presence_threshold"][label]) if known else ELSEWHERE
-
-
-def _calibrated(
-    proposals: Proposals, final: Proposals, threshold: float, bank: Bank, query: VolumeEmbeddings
-) -> Proposals:
-    """The same with presences stretched so that the label's threshold is an even chance, given what is annotated.
+def _calibrated(found: Finding, bank: Bank, query: VolumeEmbeddings) -> Proposals:
+    """What was proposed, with presences stretched: the label's threshold is an even chance, given what is annotated.
 
     A slice that the final mask leaves empty has less than that: that the outlines of neighbouring slices do not go on
     there says more than the decoder's claim.
     """
-    presence = np.interp(proposals.presence, [0.0, threshold, 1.0], [0.0, 0.5, 1.0])
-    presence = np.where((final.logits > 0).any(axis=(1, 2)), presence, np.minimum(presence, UNDRAWN))
+    proposals = found.proposed
+    presence = np.interp(proposals.presence, [0.0, found.threshold, 1.0], [0.0, 0.5, 1.0])
+    presence = np.where((found.final.logits > 0).any(axis=(1, 2)), presence, np.minimum(presence, UNDRAWN))
     known = {
         query.index_at(bank.positions[number]): bool(bank.shows[number])
         for number in bank.annotated(query.key.digest)

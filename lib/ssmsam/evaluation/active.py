@@ -20,7 +20,6 @@ from ssmsam.active.state import Choice, Reason, VolumeState
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.metrics import dice
-from ssmsam.fewshot.completion import CompletionConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import mean_estimate
 from ssmsam.fewshot.method import FewShotConfig, adapt
@@ -80,7 +79,7 @@ class Learner:
     """The few-shot model on one volume and label. The same annotated slices give the same answer, made only once."""
 
     def __init__(self, query: VolumeEmbeddings, embedder: Embedder, decoder: TargetDecoder, *, steps: int = 0) -> None:
-        config = FewShotConfig(completion=CompletionConfig(slices=0))
+        config = FewShotConfig()
         views = config.adaptation.views if steps else replace(config.adaptation.views, views=0)
         adaptation = replace(config.adaptation, steps=steps, budget_s=float("inf"), views=views)
         self._config = replace(config, adaptation=adaptation)
@@ -93,7 +92,7 @@ class Learner:
         key = frozenset(masks)
         if key not in self._answers:
             support = {label: [LabelledSlice(self._query, index, mask) for index, mask in sorted(masks.items())]}
-            head = adapt(support, self._embedder, self._decoder, config=self._config)
+            head = adapt(support, self._embedder, self._decoder, complete=False, config=self._config)
             every = range(self._query.count)
             expected = expect(head, self._query, every, config=self._config)[label]
             mask = assembled({label: expected.final}, self._query).mask == 1

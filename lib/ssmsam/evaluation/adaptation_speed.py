@@ -56,7 +56,7 @@ def measure_adaptation(
     }
     if encode < 1:
         started = time.perf_counter()
-        head = adapt(support, model.embedder, model.target, config=config)
+        head = adapt(support, model.embedder, model.target, complete=False, config=config)
         found["adapt"] = round(time.perf_counter() - started, 2)
         found["adaptation_steps"] = head.card["steps"]
         embeddings.embed()

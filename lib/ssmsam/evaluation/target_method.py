@@ -50,7 +50,8 @@ class FewShotSegmentation:
             parts = [([index for slices, _ in parts for index in slices], list(every.values()))]
         for slices, shown in parts:
             support = {_TARGET: [self._labelled(one) for one in shown]}
-            head = adapt(support, self.embedder, decoder, config=config, progress=progress)
+            elsewhere = any(one.volume != query.key.digest for one in support[_TARGET])
+            head = adapt(support, self.embedder, decoder, complete=elsewhere, config=config, progress=progress)
             mask = segment(query, head, slices=slices, support=support, config=asked, progress=progress).mask
             found[list(slices)] = mask[list(slices)] == 1
         return found

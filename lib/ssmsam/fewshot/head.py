@@ -16,6 +16,7 @@ from safetensors.torch import save
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.description import Description
+from ssmsam.fewshot.presence import ELSEWHERE
 from ssmsam.imaging.writing import write_bytes
 
 FORMAT = 3
@@ -49,6 +50,25 @@ class Head:
     def support_digest(self) -> str:
         """What it was adapted to: see :func:`ssmsam.fewshot.support.digest`."""
         return str(self.card["support_digest"])
+
+    @property
+    def completed(self) -> tuple[str, ...]:
+        """The labels whose labelled volumes were completed; cards that do not say it are of heads that were."""
+        return tuple(self.card.get("completed", self.labels))
+
+    def lacks(self, volume: str) -> tuple[str, ...]:
+        """The labels that have to be completed before they are looked for in a volume: it has no slice of them."""
+        return tuple(
+            label for label, bank in self.banks.items() if label not in self.completed and not bank.annotated(volume)
+        )
+
+    def threshold(self, label: str, volume: str) -> float:
+        """From which presence on a slice of a volume counts as having the label.
+
+        A threshold found among the slices of one volume is far too strict in another.
+        """
+        known = self.banks[label].annotated(volume)
+        return float(self.card["presence_threshold"][label]) if known else ELSEWHERE
 
     def begun_with(self, decoder: TargetDecoder) -> Head:
         """The same, with ``start`` where there is one: the decoder that it was adapted from."""

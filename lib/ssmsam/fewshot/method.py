@@ -6,7 +6,7 @@ The server's task, the command line and notebooks call these two functions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -16,22 +16,15 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.completion import CompletionConfig, as_labelled, worth_completing
-from ssmsam.fewshot.correcting import Clicks, corrected
+from ssmsam.fewshot.correcting import Clicks
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import Estimate, cross_validated, worth_it
+from ssmsam.fewshot.finding import find
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import lessons
-from ssmsam.fewshot.presence import ELSEWHERE, presence_threshold
-from ssmsam.fewshot.proposals import propose
-from ssmsam.fewshot.segmentation import (
-    Prediction,
-    SegmentationConfig,
-    assembled,
-    kept,
-    looked_at_again,
-    with_annotations,
-)
-from ssmsam.fewshot.support import LabelledSlice, Support, digest
+from ssmsam.fewshot.presence import presence_threshold
+from ssmsam.fewshot.segmentation import Prediction, SegmentationConfig, assembled, with_annotations
+from ssmsam.fewshot.support import Support, digest
 from ssmsam.progress import Progress, silent
 
 
@@ -53,13 +46,15 @@ def adapt(
     embedder: Embedder,
     decoder: TargetDecoder,
     *,
+    complete: bool = True,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> Head:
-    """Fit a copy of ``decoder`` to the labelled slices.
+    """Fit a copy of ``decoder`` to the labelled slices, and complete the labelled volumes.
 
     Where the estimate on held-out slices says that adaptation does harm, the head keeps the decoder as it was; the
-    labelled slices prompt it in any case. Raises :class:`~ssmsam.fewshot.support.NothingToLearn`.
+    labelled slices prompt it in any case. Only other volumes need what is completed: without ``complete`` it is left to
+    a later call of :func:`completed`. Raises :class:`~ssmsam.fewshot.support.NothingToLearn`.
     """
     taught = lessons(
         support,
@@ -82,7 +77,8 @@ def adapt(
     head = made_head(
         fitted, taught, support, embedder, config, adapted=useful, steps=steps, seconds=seconds, estimates=estimates
     )
-    return completed(head.begun_with(decoder), support, config=config, progress=progress)
+    head = head.begun_with(decoder)
+    return completed(head, support, config=config, progress=progress) if complete else head
 
 
 def made_head(
@@ -113,57 +109,62 @@ def made_head(
         "seconds": round(seconds, 2),
         "presence_threshold": {label: presence_threshold(decoder, views[0]) for label, views in taught.items()},
         "dice_estimate": {label: one.as_json() for label, one in estimates.items()},
+        "completed": [],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     return Head(decoder, {label: views[0].bank for label, views in taught.items()}, card)
 
 
-def completed(head: Head, support: Support, *, config: FewShotConfig = DEFAULTS, progress: Progress = silent) -> Head:
+def completed(
+    head: Head,
+    support: Support,
+    *,
+    labels: Collection[str] | None = None,
+    config: FewShotConfig = DEFAULTS,
+    progress: Progress = silent,
+) -> Head:
     """The same head after it has completed the labelled volumes: it shows other volumes more of them, and the labelled
-    volumes themselves nothing new. Embeds the slices that it looks at."""
-    banks = {}
-    for label, bank in head.banks.items():
-        found: list[LabelledSlice] = []
-        alone = replace(head, banks={label: bank})
-        for volume, slices in worth_completing(support[label], config.completion):
-            here = {label: [one for one in support[label] if one.volume == volume.key.digest]}
-            looked_at = sorted({*slices, *(one.index for one in here[label])})
-            mask = segment(volume, alone, slices=looked_at, support=here, config=config, progress=progress).mask
+    volumes themselves nothing new. Embeds the slices that it looks at.
+
+    Only for ``labels``, all by default, that were not completed before. A head that knows fewer volumes than
+    ``support`` completes those that it knows.
+    """
+    wanted = [label for label in head.labels if label not in head.completed and (labels is None or label in labels)]
+    banks = dict(head.banks)
+    for label in wanted:
+        bank, found = head.banks[label], []
+        known = [one for one in support.get(label, ()) if one.volume in bank.volumes]
+        for volume, slices in worth_completing(known, config.completion):
+            here = [one for one in known if one.volume == volume.key.digest]
+            looked_at = sorted({*slices, *(one.index for one in here)})
+            mask = segment(
+                volume, head, labels=[label], slices=looked_at, support={label: here}, config=config, progress=progress
+            ).mask
             found += as_labelled(volume, mask == 1, slices)
-        more = Bank.of(found, side=head.decoder.logits_side, stride=head.decoder.stride) if found else None
-        banks[label] = bank.with_completed(more) if more else bank
-    return replace(head, banks=banks)
+        if found:
+            more = Bank.of(found, side=head.decoder.logits_side, stride=head.decoder.stride)
+            banks[label] = bank.with_completed(more)
+    return replace(head, banks=banks, card={**head.card, "completed": [*head.completed, *wanted]})
 
 
 def segment(
     query: VolumeEmbeddings,
     head: Head,
     *,
+    labels: Collection[str] | None = None,
     slices: Sequence[int] | None = None,
     support: Support | None = None,
     clicks: Mapping[str, Clicks] | None = None,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> Prediction:
-    """Masks of all the head's labels on some slices of a volume, all by default.
+    """Masks of the head's ``labels`` on some slices of a volume, by default all of both.
 
     What ``support`` says of slices of this volume stays as it is, pixel by pixel. ``clicks`` (label -> slice -> what
     was clicked) mend the proposals of single slices.
     """
     wanted = range(query.count) if slices is None else slices
     query.embed(wanted, progress=progress)
-    found = propose(
-        head.decoder, head.banks, query, wanted, config=config.segmentation, beyond=head.start, progress=progress
-    )
-    cleaned = {}
-    for label, proposals in found.items():
-        bank, here = head.banks[label], (clicks or {}).get(label, {})
-        # a threshold found among the slices of one volume is far too strict in another
-        known = bool(bank.annotated(query.key.digest))
-        threshold = float(head.card["presence_threshold"][label]) if known else ELSEWHERE
-        seen = looked_at_again(
-            proposals, head.decoder, bank, query, config.segmentation, threshold=threshold, progress=progress
-        )
-        mended = corrected(seen, here, head.decoder, bank, query, config.segmentation.bank)
-        cleaned[label] = kept(mended, bank, query, config.segmentation, threshold=threshold, clicked=here)
-    return with_annotations(assembled(cleaned, query), query, support or {})
+    found = find(head, query, wanted, labels=labels, clicks=clicks, config=config.segmentation, progress=progress)
+    masks = assembled({label: one.final for label, one in found.items()}, query)
+    return with_annotations(masks, query, support or {})

@@ -108,12 +108,15 @@ def config_of(options: argparse.Namespace) -> FewShotConfig:
     return replace(DEFAULTS, adaptation=adaptation, folds=DEFAULTS.folds if options.steps else 0)
 
 
-def adapt_to(options: argparse.Namespace, model: FewShotModel, progress: Progress) -> tuple[Head, Support]:
+def adapt_to(
+    options: argparse.Namespace, model: FewShotModel, progress: Progress, *, complete: bool = True
+) -> tuple[Head, Support]:
     """Read the support and adapt to it. The card of the head also says method, plane, and the numbers of its labels."""
     images = [read_labelled(file, plane=options.plane) for file in options.support]
     numbers = label_numbers(images, parse_names(options.names))
     support = support_from(images, numbers, model.embedder, plane=options.plane, progress=progress)
-    head = adapt(support, model.embedder, model.decoder, config=config_of(options), progress=progress)
+    config = config_of(options)
+    head = adapt(support, model.embedder, model.decoder, complete=complete, config=config, progress=progress)
     said = {"method": model.method, "numbers": numbers, "plane": options.plane}
     return replace(head, card={**head.card, **said}), support
 

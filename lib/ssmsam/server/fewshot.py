@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.correcting import Clicks
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import FEWSHOT, Head, UnusableHead
-from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.method import FewShotConfig, adapt, completed, segment
 from ssmsam.fewshot.segmentation import Prediction
 from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
 from ssmsam.fewshot.support import Support, digest
@@ -93,23 +95,52 @@ class FewShotRoom:
         """The decoder from which heads are adapted, and its name, "" for the one that came with the weights."""
         return (self.decoder, "") if self.starts is None else self.starts.current()
 
-    def head(self, support: Support, config: FewShotConfig) -> tuple[Head, str, bool]:
-        """The head for this support, its name, and whether it was adapted just now. One adaptation at a time."""
+    def head(self, support: Support, config: FewShotConfig, *, volume: str = "") -> tuple[Head, str, bool]:
+        """The head for this support, its name, and whether it was adapted just now. One adaptation at a time.
+
+        It is ready to segment a ``volume``, any by default: labelled volumes are completed when that is first needed.
+        """
+        with self._alone():
+            head, name, fresh = self._adapted(support, config)
+            return self._completed(head, name, support, head.lacks(volume)), name, fresh
+
+    def _adapted(self, support: Support, config: FewShotConfig) -> tuple[Head, str, bool]:
+        state = self.shelf.state
+        decoder, start = self.start
+        if state.active:
+            kept = self.kept(state.active)
+            if kept is not None and (state.pinned or _is_made_of(kept, support, start, config)):
+                return kept, state.active, False
+        head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=self.phase.progress)
+        head = self.signed(head, start)
+        return head, self.shelf.publish(head), True
+
+    def _completed(self, head: Head, name: str, support: Support, labels: Collection[str]) -> Head:
+        """The same head for volumes without annotated slices of these labels, kept so."""
+        if not labels:
+            return head
+        head = completed(head, support, labels=labels, config=self.config, progress=self.phase.progress)
+        self.shelf.replace(name, head)
+        return head
+
+    def whole(self, name: str) -> Path:
+        """The file of a head that lacks nothing for other servers. Raises UnknownHead."""
+        path, head = self.shelf.path(name), self.kept(name)
+        if head is not None and head.lacks(""):
+            with self._alone():
+                self._completed(head, name, self.labelled.support(""), head.lacks(""))
+        return path
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One adaptation at a time, which may be cancelled."""
         with self.lock:
-            state = self.shelf.state
-            decoder, start = self.start
-            if state.active:
-                kept = self.kept(state.active)
-                if kept is not None and (state.pinned or _is_made_of(kept, support, start, config)):
-                    return kept, state.active, False
             try:
-                head = adapt(support, self.embedder, decoder, config=config, progress=self.phase.progress)
+                yield
             except Cancelled:
                 raise InvalidRequest("the adaptation was cancelled: run the model again to start it anew") from None
             finally:
                 self.phase.end()
-            head = self.signed(head, start)
-            return head, self.shelf.publish(head), True
 
     def signed(self, head: Head, start: str) -> Head:
         """The same with a card that says the method and the start."""
@@ -162,7 +193,7 @@ class FewShotTask(InferTask):
                 "no slice is annotated yet: draw an organ on a few slices and submit, or click on it with sam_2d and "
                 "run accept_slice; then run this model again"
             )
-        head, name, fresh = room.head(support, self._adaptation(options))
+        head, name, fresh = room.head(support, self._adaptation(options), volume=image.embeddings.key.digest)
         adapted = time.perf_counter()
         clicks = self._clicks(options, image, head)
         try:

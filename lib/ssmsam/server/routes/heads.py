@@ -28,7 +28,9 @@ def heads(user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
 
 @router.get("/{name}/file", summary="Export a head")
 def export(user: AnyUser, name: str, method: str = FEWSHOT) -> FileResponse:
-    return FileResponse(_known(name, method).path(name), filename=f"{name}.safetensors")
+    """With all that other volumes need, which may take some seconds the first time."""
+    _known(name, method)
+    return FileResponse(the_app().require_room(method).whole(name), filename=f"{name}.safetensors")
 
 
 @router.put("/{name}", summary="Import a head; it does not answer until it is activated")

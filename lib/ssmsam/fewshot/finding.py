@@ -1,0 +1,49 @@
+"""What a head finds in a volume: proposals, looked at again, mended by clicks, and rid of what is not the target."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.correcting import Clicks, corrected
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.proposals import Proposals, propose
+from ssmsam.fewshot.segmentation import SegmentationConfig, kept, looked_at_again
+from ssmsam.progress import Progress, silent
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """Of one label on some slices: what the decoder ``proposed``, the ``final`` masks as they are served, and the
+    ``threshold`` of presence between both."""
+
+    proposed: Proposals
+    final: Proposals
+    threshold: float
+
+
+def find(
+    head: Head,
+    query: VolumeEmbeddings,
+    slices: Sequence[int],
+    *,
+    labels: Collection[str] | None = None,
+    clicks: Mapping[str, Clicks] | None = None,
+    config: SegmentationConfig,
+    progress: Progress = silent,
+) -> dict[str, Finding]:
+    """Label -> what the head finds of it, for ``labels``, all by default. The slices should be embedded.
+
+    Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two batches.
+    """
+    banks = {label: bank for label, bank in head.banks.items() if labels is None or label in labels}
+    proposed = propose(head.decoder, banks, query, slices, config=config, beyond=head.start, progress=progress)
+    found = {}
+    for label, first in proposed.items():
+        bank, here, threshold = banks[label], (clicks or {}).get(label, {}), head.threshold(label, query.key.digest)
+        seen = looked_at_again(first, head.decoder, bank, query, config, threshold=threshold, progress=progress)
+        mended = corrected(seen, here, head.decoder, bank, query, config.bank)
+        final = kept(mended, bank, query, config, threshold=threshold, clicked=here)
+        found[label] = Finding(mended, final, threshold)
+    return found
