@@ -165,7 +165,7 @@ def test_garbage_in_place_of_the_querys_labels_changes_no_prediction(folder, ran
         other = list(episodes_of(folder, garbage))[place]
         assert other.setting == episode.setting and not np.array_equal(other.truth, episode.truth)
         for name, spec in METHODS.items():
-            if not spec.by_default:  # the same as another one, with other steps
+            if not spec.by_default:  # the same as another one with other steps, or told of the query by clicks
                 continue
             if spec.settings.get("steps"):
                 spec = replace(spec, settings={**spec.settings, "steps": 1})

@@ -12,11 +12,12 @@ import numpy as np
 from ssmsam.evaluation.fewshot import FewShotMethod, Task
 from ssmsam.evaluation.kept_slice import keep_slice
 from ssmsam.evaluation.metrics import dice
+from ssmsam.evaluation.points import ClickedMethod, clicker_for
 
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """Only ``task`` is shown to a method.
+    """Only ``task`` is shown to a method, and clicks to one that lives by them.
 
     ``scored`` names sets of slices, (slices,) bool each, over which a three-dimensional Dice is taken; the first one
     is the protocol's figure. ``notes`` go into the record: which slices, which supports.
@@ -29,10 +30,17 @@ class Episode:
     scored: Mapping[str, np.ndarray]
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def measure(self, method: FewShotMethod, *, surfaces: bool = False, keep: bool = False) -> dict[str, Any]:
+    def _answer(self, method: FewShotMethod | ClickedMethod) -> np.ndarray:
+        if isinstance(method, ClickedMethod):
+            return method.segment_clicked(self.task, clicker_for(self.task, self.truth))
+        return method.segment(self.task)
+
+    def measure(
+        self, method: FewShotMethod | ClickedMethod, *, surfaces: bool = False, keep: bool = False
+    ) -> dict[str, Any]:
         """Run a method and score its mask: one record, ready for JSON; ``keep`` keeps a slice of the mask in it."""
         started = time.perf_counter()
-        mask = self.task.finished(method.segment(self.task))
+        mask = self.task.finished(self._answer(method))
         seconds = time.perf_counter() - started
         scores = {name: dice(mask[slices], self.truth[slices]) for name, slices in self.scored.items()}
         first = next(iter(self.scored.values()))

@@ -9,6 +9,7 @@ from typing import Any
 from ssmsam.evaluation.fewshot import FewShotMethod
 from ssmsam.evaluation.interpolation import NearestSlice, ShapeInterpolation
 from ssmsam.evaluation.linear import LinearClassifier
+from ssmsam.evaluation.points import ClickedMethod, PointPrompts
 from ssmsam.evaluation.prompted import PromptedModel
 from ssmsam.evaluation.propagated import SeedPropagation
 from ssmsam.evaluation.prototypes import PrototypeMatching
@@ -21,7 +22,7 @@ from ssmsam.evaluation.unet import UNetFromScratch
 class MethodSpec:
     """How a method is made. ``settings`` are the values that change its results."""
 
-    make: Callable[..., FewShotMethod]
+    make: Callable[..., FewShotMethod | ClickedMethod]
     settings: Mapping[str, Any] = field(default_factory=dict)
     encoder: bool = False
     decoder: bool = False
@@ -32,7 +33,7 @@ class MethodSpec:
     by_default: bool = True
     """Measured where no method is named."""
 
-    def build(self, model: PromptedModel | None) -> FewShotMethod:
+    def build(self, model: PromptedModel | None) -> FewShotMethod | ClickedMethod:
         """Raises ValueError when the method needs a model and there is none."""
         parts: dict[str, Any] = {}
         if self.encoder or self.decoder:
@@ -70,6 +71,11 @@ METHODS |= {
     for name, sweep in {"fewshot": (10, 100), "unet": (20, 200)}.items()
     for steps in sweep
 }  # for Dice against seconds of adaptation
+
+METHODS |= {
+    f"points_{clicks}": MethodSpec(PointPrompts, {"clicks": clicks}, encoder=True, decoder=True, by_default=False)
+    for clicks in (1, 3, 5)
+}  # SAM's own prompts, for comparison: they alone are told of the query, by simulated clicks
 
 _ABLATIONS: dict[str, dict[str, Any]] = {
     "ssm_without_sampling": {"without": ("self_sampling",)},
