@@ -27,8 +27,8 @@ UNDRAWN = 0.4
 
 
 def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
-    """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them, and
-    nothing completed.
+    """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them,
+    nothing completed, and no closer look.
 
     The encoder runs only for labelled slices without an embedding. Raises NothingToLearn.
     """

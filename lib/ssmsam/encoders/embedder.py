@@ -14,6 +14,7 @@ import torch
 
 from ssmsam.encoders.catalogue import Catalogue, fingerprint
 from ssmsam.encoders.encoder import Encoder
+from ssmsam.encoders.frame import Window
 from ssmsam.encoders.gate import Gate
 from ssmsam.encoders.half import Half, to_halves
 from ssmsam.encoders.memory import SliceMemory
@@ -106,16 +107,42 @@ class Embedder:
             catalogue.add(source, volume=volume, recipe=recipe_for(volume), fingerprint=before)
         return self.open(volume, recipe=recipe, plane=plane)
 
+    def open_window(self, whole: VolumeEmbeddings, window: Window) -> VolumeEmbeddings:
+        """The embeddings of a window of every slice, enlarged to the encoder's input. They are kept in memory only:
+        windows move with what is annotated."""
+        return self._opened(
+            whole.key.pixel_digest,
+            grid=whole.grid,
+            load=lambda: whole.volume,
+            recipe=whole.recipe,
+            plane=whole.plane,
+            part=(whole, window),
+        )
+
     def _opened(
-        self, digest: str, *, grid: Grid, load: Callable[[], Volume], recipe: IntensityRecipe, plane: Plane
+        self,
+        digest: str,
+        *,
+        grid: Grid,
+        load: Callable[[], Volume],
+        recipe: IntensityRecipe,
+        plane: Plane,
+        part: tuple[VolumeEmbeddings, Window] | None = None,
     ) -> VolumeEmbeddings:
         key = EmbeddingKey.of(
-            self.encoder, pixel_digest=digest, plane=plane, recipe_digest=recipe.digest, bfloat16=self.bfloat16
+            self.encoder,
+            pixel_digest=digest,
+            plane=plane,
+            recipe_digest=recipe.digest,
+            bfloat16=self.bfloat16,
+            window=part[1] if part else None,
         )
         with self._opening:
             opened = self._open.get(key.digest)
             if opened is None:
-                opened = VolumeEmbeddings(embedder=self, grid=grid, load=load, recipe=recipe, plane=plane, key=key)
+                opened = VolumeEmbeddings(
+                    embedder=self, grid=grid, load=load, recipe=recipe, plane=plane, key=key, part=part
+                )
                 self._open[key.digest] = opened
             return opened
 

@@ -18,6 +18,7 @@ import pooch
 from filelock import FileLock
 
 from ssmsam.encoders.encoder import Encoder
+from ssmsam.encoders.frame import Window
 from ssmsam.encoders.stored_volume import StoredVolume
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid
@@ -47,11 +48,19 @@ class EmbeddingKey:
     encoder: str
     weights_sha256: str
     layers: tuple[str, ...]
-    """Which maps, of which size and stride, from how many neighbouring slices, and in which precision if not single."""
+    """Which maps, of which size and stride, from how many neighbouring slices, in which precision if not single, and of
+    which window if not of whole slices."""
 
     @classmethod
     def of(
-        cls, encoder: Encoder, *, pixel_digest: str, plane: Plane, recipe_digest: str, bfloat16: bool = False
+        cls,
+        encoder: Encoder,
+        *,
+        pixel_digest: str,
+        plane: Plane,
+        recipe_digest: str,
+        bfloat16: bool = False,
+        window: Window | None = None,
     ) -> EmbeddingKey:
         """The key of one encoder's embeddings of a volume."""
         spec = encoder.spec
@@ -60,6 +69,8 @@ class EmbeddingKey:
         for name, channels, stride in zip(names, spec.level_channels, spec.level_strides, strict=True):
             layers.append(f"{name} {channels} at {stride}")
         layers += ["bfloat16"] * bfloat16
+        if window:
+            layers.append(f"window {window.height} x {window.width} at {window.y}, {window.x}")
         return cls(pixel_digest, plane.axis, recipe_digest, spec.name, encoder.weights_sha256, tuple(layers))
 
     @cached_property

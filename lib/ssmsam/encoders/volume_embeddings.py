@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ssmsam.encoders.encoder import Embedding
-from ssmsam.encoders.frame import Frame
+from ssmsam.encoders.frame import Frame, Window
 from ssmsam.encoders.half import Half, to_embedding
 from ssmsam.encoders.store import EmbeddingKey
 from ssmsam.imaging.body import body_centres
@@ -44,8 +44,10 @@ class VolumeEmbeddings:
         recipe: IntensityRecipe,
         plane: Plane,
         key: EmbeddingKey,
+        part: tuple[VolumeEmbeddings, Window] | None = None,
     ) -> None:
-        """``load()`` gives the volume, and is called when a slice must be encoded for the first time."""
+        """``load()`` gives the volume, and is called when a slice must be encoded for the first time. ``part``: these
+        are embeddings of a window of another one's slices."""
         self.plane = plane
         self.recipe = recipe
         self.key = key
@@ -54,10 +56,12 @@ class VolumeEmbeddings:
         height, width = plane.slice_shape(grid)
         self._backwards, *mirrored = plane.mirrored(grid)
         size = embedder.encoder.spec.input_size
-        self.frame = Frame(height, width, size, plane.pixel_mm(grid), (mirrored[0], mirrored[1]))
+        self.frame = Frame(height, width, size, plane.pixel_mm(grid), (mirrored[0], mirrored[1]), part and part[1])
+        self._whole = part and part[0]
         self._embedder = embedder
         self._load = load
-        self._stored = embedder.store.open(key, grid=grid, count=self.count) if embedder.store else None
+        store = None if part else embedder.store
+        self._stored = store.open(key, grid=grid, count=self.count) if store else None
         self._flights: dict[int, Future[Half | None]] = {}
         self._flights_lock = threading.Lock()
 
@@ -81,14 +85,24 @@ class VolumeEmbeddings:
         """The voxels: read now, if they were not needed before."""
         return self._load()
 
+    def within(self, window: Window) -> VolumeEmbeddings:
+        """The same slices in a window, enlarged."""
+        return self._embedder.open_window(self, window)
+
     @cached_property
     def scale(self) -> Scale:
         """The intensities that become 0 and 1, one pair for the whole volume."""
-        return self.recipe.scale(self.volume)
+        return self._whole.scale if self._whole else self.recipe.scale(self.volume)
 
     @cached_property
     def body_centres(self) -> np.ndarray:
-        """(count, 2): where the body's centre is on every slice, as (x, y) in input pixels. Reads the voxels."""
+        """(count, 2): where the body's centre is on every slice, as (x, y) in input pixels. Reads the voxels.
+
+        In a window the body cannot be told: places there are relative to the window.
+        """
+        if self.frame.window:
+            rows, columns = self.frame.resized
+            return np.tile([(columns - 1) / 2, (rows - 1) / 2], (self.count, 1))
         return body_centres(lambda index: self.inputs([index])[0, 1].numpy(), self.count, self.slice_mm)
 
     @property

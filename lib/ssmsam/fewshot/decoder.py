@@ -74,6 +74,8 @@ class TargetDecoder(nn.Module, ABC):
 
     pretrained: bool = True
     """Whether it learned to segment from labelled slices before any adaptation."""
+    enlarges: bool = True
+    """Whether it may look at slices in enlarged windows: it has seen such, and encoding slices anew is quick."""
     stride: int
     """Input pixels per cell of the image embedding."""
     logits_side: int

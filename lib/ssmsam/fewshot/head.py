@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ssmsam.fewshot.description import Description
 from ssmsam.fewshot.presence import ELSEWHERE
 from ssmsam.imaging.writing import write_bytes
 
-FORMAT = 3
+FORMAT = 4
 _ARRAYS = ("positions", "distances", "centres", "cell_mm", "completed")
 FEWSHOT = "fewshot"
 """The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
@@ -35,12 +35,14 @@ class Head:
 
     ``start`` is the decoder before adaptation, which no file holds. It answers past the outermost annotated slices:
     what was learned between them makes a mask run on into a neighbour there. None where it would know nothing.
+    ``close`` are the labelled slices of small targets in enlarged windows, by label.
     """
 
     decoder: TargetDecoder
     banks: Mapping[str, Bank]
     card: Mapping[str, Any]
     start: TargetDecoder | None = None
+    close: Mapping[str, Bank] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -77,13 +79,20 @@ class Head:
     def to_bytes(self) -> bytes:
         """One safetensors file with the card in its metadata."""
         tensors = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
-        for number, bank in enumerate(self.banks.values()):
-            fields = {**vars(bank.description), "looks": bank.looks}
-            fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
-            tensors |= {f"bank{number}.{name}": tensor for name, tensor in fields.items()}
-        volumes = [list(bank.volumes) for bank in self.banks.values()]
+        for kind, banks in self._kinds.items():
+            for number, bank in enumerate(banks.values()):
+                fields = {**vars(bank.description), "looks": bank.looks}
+                fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
+                tensors |= {f"{kind}{number}.{name}": tensor for name, tensor in fields.items()}
+        volumes = {
+            kind: {label: list(bank.volumes) for label, bank in banks.items()} for kind, banks in self._kinds.items()
+        }
         card = {**self.card, "format": FORMAT, "labels": list(self.labels), "volumes": volumes}
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"card": json.dumps(card)})
+
+    @property
+    def _kinds(self) -> dict[str, Mapping[str, Bank]]:
+        return {"bank": self.banks, "close": self.close}
 
     def save(self, path: Path) -> Path:
         """Write the file, and its card as JSON beside it; readers see the old file or the new one."""
@@ -111,14 +120,17 @@ class Head:
         adapted = copy.deepcopy(decoder)
         try:
             adapted.load_state_dict(_part(tensors, "decoder"))
-            banks = {
-                label: _bank(_part(tensors, f"bank{number}"), tuple(card["volumes"][number]))
-                for number, label in enumerate(card["labels"])
-            }
-        except (KeyError, TypeError, RuntimeError, IndexError) as error:
+            banks, close = (
+                {
+                    label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes))
+                    for number, (label, volumes) in enumerate(card["volumes"][kind].items())
+                }
+                for kind in ("bank", "close")
+            )
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise UnusableHead(f"{path.name} lacks parts of a head: export it again. {error}") from error
         kept = {name: value for name, value in card.items() if name not in ("format", "volumes")}
-        return cls(adapted.eval().requires_grad_(False), banks, kept).begun_with(decoder)
+        return cls(adapted.eval().requires_grad_(False), banks, kept, close=close).begun_with(decoder)
 
 
 def read_card(path: Path) -> dict[str, Any]:

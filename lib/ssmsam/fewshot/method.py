@@ -15,6 +15,7 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
 from ssmsam.fewshot.bank import Bank
+from ssmsam.fewshot.closer import close_banks
 from ssmsam.fewshot.completion import CompletionConfig, as_labelled, worth_completing
 from ssmsam.fewshot.correcting import Clicks
 from ssmsam.fewshot.decoder import TargetDecoder
@@ -78,6 +79,9 @@ def adapt(
         fitted, taught, support, embedder, config, adapted=useful, steps=steps, seconds=seconds, estimates=estimates
     )
     head = head.begun_with(decoder)
+    closer = config.segmentation.closer
+    if closer and decoder.enlarges:
+        head = replace(head, close=close_banks(head.banks, support, decoder, closer))
     return completed(head, support, config=config, progress=progress) if complete else head
 
 
@@ -129,6 +133,8 @@ def completed(
     Only for ``labels``, all by default, that were not completed before. A head that knows fewer volumes than
     ``support`` completes those that it knows.
     """
+    # where the target is matters here, not its outline
+    config = replace(config, segmentation=replace(config.segmentation, closer=None))
     wanted = [label for label in head.labels if label not in head.completed and (labels is None or label in labels)]
     banks = dict(head.banks)
     for label in wanted:

@@ -12,24 +12,48 @@ import torch
 from scipy import ndimage
 
 from ssmsam.encoders.encoder import Embedding, take
+from ssmsam.encoders.frame import Frame
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, look, stacked
 from ssmsam.fewshot.decoder import Shown, TargetDecoder
 from ssmsam.progress import Progress, silent
+from ssmsam.prompting.drawing import logits_to_pixels
 
 if TYPE_CHECKING:
     from ssmsam.fewshot.segmentation import SegmentationConfig
 
 
 @dataclass(frozen=True, eq=False)
+class Close:
+    """Slices in an enlarged window: its ``frame`` and ``logits`` (n, S, S) there; ``drawn`` (n,) bool are the slices
+    whose masks are taken from there."""
+
+    frame: Frame
+    logits: np.ndarray
+    drawn: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Proposals:
     """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
-    probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank."""
+    probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank. ``close`` is what a closer
+    look at some of them showed, which the logits follow as well as their cells can."""
 
     slices: np.ndarray
     logits: np.ndarray
     presence: np.ndarray
     looks: np.ndarray
+    close: Close | None = None
+
+    def pixels(self, row: int, frame: Frame) -> np.ndarray:
+        """The logits of one slice (height, width)."""
+        pixels: np.ndarray = logits_to_pixels(torch.from_numpy(self.logits[row : row + 1]), frame)[0]
+        if self.close is not None and self.close.drawn[row]:
+            inside = self.close.frame.shown.pixels
+            pixels[inside] = logits_to_pixels(torch.from_numpy(self.close.logits[row : row + 1]), self.close.frame)[0][
+                inside
+            ]
+        return pixels
 
 
 @torch.inference_mode()

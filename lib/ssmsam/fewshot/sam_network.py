@@ -44,6 +44,7 @@ class SamTargetNetwork(TargetDecoder):
     """
 
     pretrained = False
+    enlarges = False
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank, BankConfig
+from ssmsam.fewshot.closer import CloserConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
 from ssmsam.fewshot.expectation import ExpectationConfig, expected
@@ -18,7 +18,6 @@ from ssmsam.fewshot.proposals import Proposals, evidence, expected_loss, propose
 from ssmsam.fewshot.self_support import SelfSupportConfig, surest, with_own, worth_another_look
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
-from ssmsam.prompting.drawing import logits_to_pixels
 
 _OUT = -30.0
 """Logits of cells that were ruled out."""
@@ -46,6 +45,8 @@ class SegmentationConfig:
     """Completed slices are not heard where the best evidence with them is less than this share of that without."""
     ends: EndsConfig = field(default_factory=EndsConfig)
     expectation: ExpectationConfig = field(default_factory=ExpectationConfig)
+    closer: CloserConfig | None = field(default_factory=CloserConfig)
+    """None looks at no target in an enlarged window."""
     self_support: SelfSupportConfig = field(default_factory=SelfSupportConfig)
     bank: BankConfig = field(default_factory=BankConfig)
 
@@ -130,7 +131,7 @@ def kept(
     for row in beyond_the_ends(logits > 0, anchors.any(axis=(1, 2)), config.ends):
         logits[row] = np.minimum(logits[row], _OUT)
     if anchors.any():
-        belongs = _touching(logits > 0, anchors)
+        belongs = touching(logits > 0, anchors)
     elif bank.in_one_piece:
         belongs = _expected_object(logits, proposals, bank, query, config)
     else:
@@ -156,7 +157,7 @@ def _expected_object(
     )
 
 
-def _touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+def touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """The parts of masks (n, S, S) that touch the anchors (n, S, S)."""
     parts, _ = ndimage.label(masks, structure=_NEIGHBOURS)
     return masks & np.isin(parts, np.unique(parts[anchors & masks]))
@@ -178,7 +179,7 @@ def assembled(proposals: Mapping[str, Proposals], query: VolumeEmbeddings) -> Pr
     mask = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(mask)
     for row, index in enumerate(slices):
-        pixels = logits_to_pixels(torch.from_numpy(logits[:, row]), query.frame)
+        pixels = np.stack([one.pixels(row, query.frame) for one in proposals.values()])
         stack[index] = np.where(pixels.max(axis=0) > 0, pixels.argmax(axis=0) + 1, 0)
     return Prediction(
         labels=labels,

@@ -27,3 +27,12 @@ def mask_to_logits(drawn: torch.Tensor) -> torch.Tensor:
 def logits_to_pixels(logits: torch.Tensor, frame: Frame) -> np.ndarray:
     """Low-resolution logits (M, S, S) of the whole input -> (M, height, width) float32 of the slice."""
     return frame.logits_to_slice(logits[None].float().cpu())[0].numpy()
+
+
+def on_cells(pixels: np.ndarray, frame: Frame, side: int) -> np.ndarray:
+    """Values of slices' pixels (n, height, width) -> (n, side, side) float32 in the encoder's input frame, averaged;
+    0 outside the slice."""
+    drawn = frame.to_input(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))[:, None])
+    small = F.interpolate(drawn, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    cells: np.ndarray = small[:, 0].numpy()
+    return cells

@@ -29,5 +29,11 @@ class SlicePrompt:
         return len(self.positive) == 0 and self.box is None
 
     @property
+    def points(self) -> np.ndarray:
+        """All clicks and the corners of the box: (N, 2)."""
+        corners = np.zeros((0, 2)) if self.box is None else np.reshape(self.box, (2, 2))
+        return np.concatenate([np.reshape(one, (-1, 2)) for one in (self.positive, self.negative, corners)])
+
+    @property
     def clicks(self) -> int:
         return len(self.positive) + len(self.negative)

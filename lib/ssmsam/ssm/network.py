@@ -47,7 +47,8 @@ class SelfSamplingDecoder(TargetDecoder):
     def __init__(self, inner: TargetDecoder, *, width: int, config: SsmConfig | None = None) -> None:
         super().__init__()
         self.config = config or SsmConfig()
-        self.stride, self.logits_side, self.pretrained = inner.stride, inner.logits_side, inner.pretrained
+        self.stride, self.logits_side = inner.stride, inner.logits_side
+        self.pretrained, self.enlarges = inner.pretrained, inner.enlarges
         self.inner = inner
         self.sampling = SelfSampling(width=width, config=self.config.sampling)
         self.mask_attention = MaskAttention(width=width, config=self.config.attention)

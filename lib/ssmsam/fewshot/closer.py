@@ -1,0 +1,120 @@
+"""A closer look at targets that are small beside the slice: again, in an enlarged window.
+
+An embedding has one cell for every few pixels, so that a small organ is a handful of them. In a window around it the
+same slices are encoded anew with more cells for the same tissue, labelled slices and query alike. (Xie et al. embed
+small organs from an enlarged crop; that the query is looked at so too is ours.) On which slices the target is was
+decided before, with all of the slice in view: the closer look draws its mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ssmsam.encoders.frame import Frame, Window
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.bank import Bank
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.support import LabelledSlice, Support
+
+
+@dataclass(frozen=True)
+class CloserConfig:
+    """How much is enlarged, and what is large enough as it is."""
+
+    margin: float = 1.5
+    """The window's side over the target's longer side on the labelled slices."""
+    most: float = 2.4
+    """Enlarged by no more than this, as in training."""
+    least: float = 1.25
+    """What would be enlarged by less is not looked at again."""
+    raster: int = 8
+    """Windows are placed in steps of this part of their side, so that another labelled slice seldom moves one."""
+    slices: int = 12
+    """At most so many labelled slices of each volume are embedded again."""
+
+
+def side_mm(bank: Bank, config: CloserConfig) -> float | None:
+    """The side of a label's windows in millimetres; None for targets that fill the slice."""
+    extents, fields = [], []
+    for volume in dict.fromkeys(bank.volumes):
+        rows = bank.annotated(volume)
+        box = _box(bank.distances[rows] > 0)
+        if box is not None:
+            cell_mm = float(bank.cell_mm[rows[0]])
+            extents.append(max(box[2] - box[0], box[3] - box[1]) * cell_mm)
+            fields.append(bank.distances.shape[-1] * cell_mm)
+    side = max(config.margin * max(extents), max(fields) / config.most)
+    return side if side * config.least < min(fields) else None
+
+
+def window_at(masks: np.ndarray, frame: Frame, side: float, config: CloserConfig) -> Window | None:
+    """The window of a side in millimetres around masks (n, S, S) bool in the frame of whole slices; None without any
+    mask."""
+    box = _box(masks)
+    if box is None:
+        return None
+    cell = frame.size / masks.shape[-1]
+    centre = np.array([(box[1] + box[3]) / 2, (box[0] + box[2]) / 2]) * cell - 0.5
+    x, y = frame.points_to_slice(centre)[0]
+    height, width = (max(1, round(side / mm)) for mm in frame.pixel_mm)
+    rows, first_row = _span(y, height, frame.height, config)
+    columns, first_column = _span(x, width, frame.width, config)
+    return Window(first_row, first_column, rows, columns)
+
+
+def _span(centre: float, wanted: int, available: int, config: CloserConfig) -> tuple[int, int]:
+    """How many pixels, and the first of them."""
+    length = min(wanted, available)
+    step = max(1, length // config.raster)
+    first = round((centre + 0.5 - length / 2) / step) * step
+    return length, int(np.clip(first, 0, available - length))
+
+
+def _box(masks: np.ndarray) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right) of masks (n, S, S), the last two outside; None when they are empty."""
+    rows, columns = (np.flatnonzero(masks.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def close_banks(
+    banks: Mapping[str, Bank], support: Support, decoder: TargetDecoder, config: CloserConfig
+) -> dict[str, Bank]:
+    """Label -> its labelled slices in windows, for the labels that are worth a closer look. Embeds them."""
+    found = {}
+    for label, bank in banks.items():
+        slices = _enlarged(support[label], bank, config)
+        if slices:
+            found[label] = Bank.of(slices, side=decoder.logits_side, stride=decoder.stride)
+    return found
+
+
+def _enlarged(slices: Sequence[LabelledSlice], bank: Bank, config: CloserConfig) -> list[LabelledSlice]:
+    side = side_mm(bank, config)
+    found: list[LabelledSlice] = []
+    if side is None:
+        return found
+    for volume in dict.fromkeys(one.volume for one in slices):
+        several = [one for one in slices if one.volume == volume]
+        whole = several[0].embeddings
+        window = window_at(bank.distances[bank.annotated(volume)] > 0, whole.frame, side, config)
+        if window is not None:
+            part = whole.within(window)
+            several = [
+                several[n] for n in np.unique(np.linspace(0, len(several) - 1, config.slices).round().astype(int))
+            ]
+            part.embed([one.index for one in several])
+            found += [replace(one, embeddings=part) for one in several]
+    return found
+
+
+def window_of(bank: Bank, query: VolumeEmbeddings, found: np.ndarray, config: CloserConfig) -> Window | None:
+    """Where to look in a volume: around what is annotated there, else around what was ``found`` (n, S, S) bool."""
+    side, own = side_mm(bank, config), bank.annotated(query.key.digest)
+    if side is None:
+        return None
+    return window_at(bank.distances[own] > 0 if own else found, query.frame, side, config)
