@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ssmsam.encoders.frame import Frame
+from ssmsam.encoders.frame import OUTSIDE, Frame, Window
 
 frames = st.builds(
     Frame,
@@ -127,3 +127,31 @@ def test_a_mirrored_slice_in_a_mirroring_frame_is_the_same_input(mirrored: tuple
     x0, y0, x1, y1 = turning.box_to_input((3.0, 7.0, 41.0, 20.0)).ravel()
     assert x0 < x1
     assert y0 < y1
+
+
+WINDOW = Window(y=5, x=12, height=20, width=24)
+
+
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_window_shows_what_the_slice_cut_to_it_would(mirrored: tuple[bool, bool]) -> None:
+    image = torch.rand(1, 1, 30, 50)
+    inside = image[..., 5:25, 12:36]
+    window = Frame(30, 50, 64, (1.0, 2.0), mirrored, WINDOW)
+    cut = Frame(20, 24, 64, (1.0, 2.0), mirrored)
+    torch.testing.assert_close(window.to_input(image), cut.to_input(inside))
+    assert (window.input_mm, window.scale) == (cut.input_mm, cut.scale)
+    xy = np.array([[14.0, 7.0], [30.0, 20.0]])
+    np.testing.assert_allclose(window.points_to_input(xy), cut.points_to_input(xy - (12, 5)))
+    np.testing.assert_allclose(window.points_to_slice(window.points_to_input(xy)), xy)
+    logits = torch.rand(1, 2, 32, 32)
+    back = window.logits_to_slice(logits)
+    torch.testing.assert_close(back[(..., *WINDOW.pixels)], cut.logits_to_slice(logits))
+    back[(..., *WINDOW.pixels)] = OUTSIDE
+    assert (back == OUTSIDE).all()
+
+
+def test_a_window_holds_the_points_on_its_pixels() -> None:
+    assert WINDOW.holds(np.array([[12, 5], [35, 24], [20, 10]]))
+    assert WINDOW.holds(np.zeros((0, 2)))
+    for point in ((11, 5), (12, 4), (36, 24), (35, 25)):
+        assert not WINDOW.holds(np.array([[20, 10], point]))

@@ -34,7 +34,9 @@ def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> He
     """
     views = replace(DEFAULTS.adaptation.views, views=0)
     adaptation = replace(DEFAULTS.adaptation, steps=0, views=views)
-    return adapt(support, embedder, decoder, complete=False, config=replace(DEFAULTS, adaptation=adaptation, folds=0))
+    segmentation = replace(DEFAULTS.segmentation, closer=None)
+    config = replace(DEFAULTS, adaptation=adaptation, segmentation=segmentation, folds=0)
+    return adapt(support, embedder, decoder, complete=False, config=config)
 
 
 @dataclass(frozen=True, eq=False)

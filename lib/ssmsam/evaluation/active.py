@@ -82,7 +82,8 @@ class Learner:
         config = FewShotConfig()
         views = config.adaptation.views if steps else replace(config.adaptation.views, views=0)
         adaptation = replace(config.adaptation, steps=steps, budget_s=float("inf"), views=views)
-        self._config = replace(config, adaptation=adaptation)
+        # no closer look: it draws better masks of the same slices, and would encode them anew at every step
+        self._config = replace(config, adaptation=adaptation, segmentation=replace(config.segmentation, closer=None))
         self._query, self._embedder, self._decoder = query, embedder, decoder
         self._answers: dict[frozenset[int], Answered] = {}
         self.looks = looks(query, range(query.count))

@@ -3,17 +3,19 @@
 An embedding has one cell for every few pixels, so that a small organ is a handful of them. In a window around it the
 same slices are encoded anew with more cells for the same tissue, labelled slices and query alike. (Xie et al. embed
 small organs from an enlarged crop; that the query is looked at so too is ours.) On which slices the target is was
-decided before, with all of the slice in view: the closer look draws its mask.
+decided before, with all of the slice in view: the closer look draws its mask. Only in volumes with annotated slices:
+windows of two patients are too unlike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssmsam.encoders.frame import Frame, Window
+from ssmsam.encoders.frame import Window
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.decoder import TargetDecoder
@@ -24,8 +26,10 @@ from ssmsam.fewshot.support import LabelledSlice, Support
 class CloserConfig:
     """How much is enlarged, and what is large enough as it is."""
 
-    margin: float = 1.5
-    """The window's side over the target's longer side on the labelled slices."""
+    margin: float = 1.4
+    """The window's side is at least this times the target's longer side on the labelled slices."""
+    step: float = 1.2
+    """Sides come in these steps, so that another labelled slice seldom changes one."""
     most: float = 2.4
     """Enlarged by no more than this, as in training."""
     least: float = 1.25
@@ -46,31 +50,37 @@ def side_mm(bank: Bank, config: CloserConfig) -> float | None:
             cell_mm = float(bank.cell_mm[rows[0]])
             extents.append(max(box[2] - box[0], box[3] - box[1]) * cell_mm)
             fields.append(bank.distances.shape[-1] * cell_mm)
-    side = max(config.margin * max(extents), max(fields) / config.most)
+    smallest = max(fields) / config.most
+    steps = math.ceil(math.log(max(1.0, config.margin * max(extents) / smallest), config.step))
+    side = smallest * config.step**steps
     return side if side * config.least < min(fields) else None
 
 
-def window_at(masks: np.ndarray, frame: Frame, side: float, config: CloserConfig) -> Window | None:
-    """The window of a side in millimetres around masks (n, S, S) bool in the frame of whole slices; None without any
-    mask."""
+def window_in(bank: Bank, volume: VolumeEmbeddings, config: CloserConfig) -> Window | None:
+    """Where to look in a volume, whole slices of which are in the bank: around what is annotated there. None where
+    nothing is, or where a closer look would show no more."""
+    side, masks = side_mm(bank, config), bank.distances[bank.annotated(volume.key.digest)] > 0
     box = _box(masks)
-    if box is None:
+    if side is None or box is None:
         return None
+    frame = volume.frame
     cell = frame.size / masks.shape[-1]
     centre = np.array([(box[1] + box[3]) / 2, (box[0] + box[2]) / 2]) * cell - 0.5
     x, y = frame.points_to_slice(centre)[0]
     height, width = (max(1, round(side / mm)) for mm in frame.pixel_mm)
-    rows, first_row = _span(y, height, frame.height, config)
-    columns, first_column = _span(x, width, frame.width, config)
+    # the same part of the body however the volume is stored
+    rows, first_row = _span(y, height, frame.height, config, turned=frame.mirrored[0])
+    columns, first_column = _span(x, width, frame.width, config, turned=frame.mirrored[1])
     return Window(first_row, first_column, rows, columns)
 
 
-def _span(centre: float, wanted: int, available: int, config: CloserConfig) -> tuple[int, int]:
-    """How many pixels, and the first of them."""
+def _span(centre: float, wanted: int, available: int, config: CloserConfig, *, turned: bool) -> tuple[int, int]:
+    """How many pixels, and the first of them; ``turned`` counts the steps from the other end."""
     length = min(wanted, available)
     step = max(1, length // config.raster)
-    first = round((centre + 0.5 - length / 2) / step) * step
-    return length, int(np.clip(first, 0, available - length))
+    middle = available - 1 - centre if turned else centre
+    first = int(np.clip(round((middle + 0.5 - length / 2) / step) * step, 0, available - length))
+    return length, available - length - first if turned else first
 
 
 def _box(masks: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -94,27 +104,13 @@ def close_banks(
 
 
 def _enlarged(slices: Sequence[LabelledSlice], bank: Bank, config: CloserConfig) -> list[LabelledSlice]:
-    side = side_mm(bank, config)
     found: list[LabelledSlice] = []
-    if side is None:
-        return found
     for volume in dict.fromkeys(one.volume for one in slices):
         several = [one for one in slices if one.volume == volume]
-        whole = several[0].embeddings
-        window = window_at(bank.distances[bank.annotated(volume)] > 0, whole.frame, side, config)
+        window = window_in(bank, several[0].embeddings, config)
         if window is not None:
-            part = whole.within(window)
-            several = [
-                several[n] for n in np.unique(np.linspace(0, len(several) - 1, config.slices).round().astype(int))
-            ]
-            part.embed([one.index for one in several])
-            found += [replace(one, embeddings=part) for one in several]
+            part = several[0].embeddings.within(window)
+            spread = np.unique(np.linspace(0, len(several) - 1, config.slices).round().astype(int))
+            part.embed([several[n].index for n in spread])
+            found += [replace(several[n], embeddings=part) for n in spread]
     return found
-
-
-def window_of(bank: Bank, query: VolumeEmbeddings, found: np.ndarray, config: CloserConfig) -> Window | None:
-    """Where to look in a volume: around what is annotated there, else around what was ``found`` (n, S, S) bool."""
-    side, own = side_mm(bank, config), bank.annotated(query.key.digest)
-    if side is None:
-        return None
-    return window_at(bank.distances[own] > 0 if own else found, query.frame, side, config)

@@ -1,0 +1,185 @@
+"""Small targets are looked at again in an enlarged window: where it is, what it shows, and what it must not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, labelled, quick
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.frame import Frame, Window
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.evaluation.metrics import dice
+from ssmsam.fewshot.bank import Bank
+from ssmsam.fewshot.closer import CloserConfig, side_mm, window_in
+from ssmsam.fewshot.closer_look import _redrawn
+from ssmsam.fewshot.decoder import Proposal
+from ssmsam.fewshot.finding import find
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.fewshot.proposals import Proposals
+from ssmsam.imaging.volume import Volume
+from ssmsam.prompting.prompt import SlicePrompt
+
+UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
+FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, closer=None))
+CONFIG = CloserConfig()
+ANNOTATED = (1, 4, 7)
+LARGE = ball((4, 20, 24), (3.3, 19, 22))
+
+
+class Echo(PocketDecoder):
+    """Answers with the interpolated shape: the finer the cells, the finer the mask. Notes the clicks it hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clicked: list[np.ndarray] = []
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        if corrections is not None:
+            self.clicked.append(corrections.points[0].numpy())
+        return Proposal(shown.prior[:, 0] + 0.01, torch.full((len(shown.prior),), 4.0))
+
+
+def head_of(
+    embedder: Embedder, mask: np.ndarray, decoder: PocketDecoder | None = None, config: FewShotConfig = UNADAPTED
+) -> Head:
+    support = {"organ": labelled(embedder, draw_volume(), mask, ANNOTATED)}
+    return adapt(support, embedder, decoder or Echo(), config=config)
+
+
+def bank_of(embedder: Embedder, volume: Volume, mask: np.ndarray, indices: tuple[int, ...] = ANNOTATED) -> Bank:
+    return Bank.of(labelled(embedder, volume, mask, indices), side=32, stride=8)
+
+
+@pytest.fixture
+def query(embedder: Embedder) -> VolumeEmbeddings:
+    return embedder.open(draw_volume())
+
+
+def test_masks_get_finer(embedder: Embedder, query: VolumeEmbeddings) -> None:
+    head = head_of(embedder, OTHER)
+    others = [3, 5, 6]
+    close, afar = (segment(query, head, config=config).mask[others] == 1 for config in (UNADAPTED, FROM_AFAR))
+    assert dice(close, OTHER[others]) > dice(afar, OTHER[others]) + 1
+
+
+def test_it_decides_nothing_but_outlines(embedder: Embedder, query: VolumeEmbeddings) -> None:
+    head = head_of(embedder, ORGAN)
+    close, afar = (
+        find(head, query, range(SLICES), config=config.segmentation)["organ"] for config in (UNADAPTED, FROM_AFAR)
+    )
+    np.testing.assert_array_equal(close.final.presence, afar.final.presence)
+    shows = [(one.final.logits > 0).any(axis=(1, 2)) for one in (close, afar)]
+    np.testing.assert_array_equal(*shows)
+    assert close.final.close is not None
+    drawn = np.flatnonzero(close.final.close.drawn)
+    assert len(drawn)
+    assert not set(drawn) & set(ANNOTATED)
+    np.testing.assert_array_equal(close.final.logits[list(ANNOTATED)], afar.final.logits[list(ANNOTATED)])
+
+
+def test_volumes_without_annotations_are_seen_from_afar_only(embedder: Embedder) -> None:
+    head, other = head_of(embedder, ORGAN), embedder.open(draw_volume(seed=3))
+    close, afar = (segment(other, head, config=config) for config in (UNADAPTED, FROM_AFAR))
+    np.testing.assert_array_equal(close.mask, afar.mask)
+
+
+def test_targets_that_fill_the_slice_are_large_enough(embedder: Embedder, query: VolumeEmbeddings) -> None:
+    assert not head_of(embedder, LARGE).close
+    assert head_of(embedder, ORGAN).close
+    assert not head_of(embedder, ORGAN, config=FROM_AFAR).close
+
+
+def test_a_decoder_that_never_saw_enlarged_slices_is_spared_them(embedder: Embedder) -> None:
+    class Stiff(Echo):
+        enlarges = False
+
+    assert not head_of(embedder, ORGAN, Stiff()).close
+
+
+@pytest.mark.parametrize("flips", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+@pytest.mark.parametrize("mask", [ORGAN, OTHER])
+def test_the_window_holds_the_target_however_the_volume_is_stored(
+    embedder: Embedder, flips: tuple[int, int], mask: np.ndarray
+) -> None:
+    affine = AFFINE @ np.diag([*flips, 1.0, 1.0])
+    stored = draw_volume(affine=affine)
+    bank = bank_of(embedder, stored, mask)
+    opened = embedder.open(stored)
+    window = window_in(bank, opened, CONFIG)
+    assert window is not None
+    inside = np.zeros_like(mask)
+    inside[(..., *window.pixels)] = True
+    assert not (mask & ~inside)[list(ANNOTATED)].any()
+    side = side_mm(bank, CONFIG)
+    assert side is not None
+    assert 72 / CONFIG.most <= side < 72 / CONFIG.least
+    assert window.width * 1.5 == pytest.approx(side, abs=1.5)
+
+
+def test_one_more_slice_does_not_move_the_window(embedder: Embedder) -> None:
+    volume = draw_volume()
+    windows = {
+        window_in(bank_of(embedder, volume, OTHER, indices), embedder.open(volume), CONFIG)
+        for indices in ((4, 5, 6), (3, 4, 5, 6, 7), (4, 5), (5, 6))
+    }
+    assert len(windows) == 1
+
+
+def test_windows_are_encoded_once(embedder: Embedder, query: VolumeEmbeddings) -> None:
+    head = head_of(embedder, ORGAN)
+    first = segment(query, head, config=UNADAPTED)
+    before = embedder.encoded
+    np.testing.assert_array_equal(segment(query, head, config=UNADAPTED).mask, first.mask)
+    assert embedder.encoded == before
+
+
+def test_a_head_from_a_file_looks_as_closely(embedder: Embedder, query: VolumeEmbeddings, tmp_path: Path) -> None:
+    made, decoder = head_of(embedder, ORGAN), Echo()
+    path = made.save(tmp_path / "head.safetensors")
+    read = Head.load(path, decoder, weights_sha256=embedder.encoder.weights_sha256)
+    found, expected = (segment(query, one, config=UNADAPTED) for one in (read, made))
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_clicks_are_heard_in_the_window(embedder: Embedder, query: VolumeEmbeddings) -> None:
+    head = head_of(embedder, OTHER)
+    assert isinstance(head.decoder, Echo)
+    window = window_in(head.banks["organ"], query, CONFIG)
+    assert window is not None
+    inside, outside = np.array([[36.0, 22.0]]), np.array([[3.0, 5.0]])
+    assert window.holds(inside)
+    assert not window.holds(outside)
+    clicks = {"organ": {5: SlicePrompt(positive=inside), 6: SlicePrompt(negative=outside)}}
+    found = find(head, query, range(SLICES), clicks=clicks, config=UNADAPTED.segmentation)["organ"].final
+    assert found.close is not None
+    assert found.close.drawn[5]
+    assert not found.close.drawn[6], "who clicks outside the window wants what is there changed"
+    expected = [query.frame.points_to_input(inside), query.frame.points_to_input(outside)]
+    expected.append(found.close.frame.points_to_input(inside))
+    assert len(head.decoder.clicked) == 3
+    for heard, point in zip(head.decoder.clicked, expected, strict=True):
+        np.testing.assert_allclose(heard, point, atol=1e-4)
+
+
+def test_what_does_not_touch_the_mask_as_it_was_is_dropped() -> None:
+    whole, part = Frame(64, 64, 64), Frame(64, 64, 64, window=Window(16, 16, 32, 32))
+    before = np.full((1, 32, 32), -5.0, dtype=np.float32)
+    before[0, 12:16, 12:16] = 5.0
+    final = Proposals(np.array([3]), before, np.ones(1), np.eye(1))
+    seen = np.full((1, 32, 32), -5.0, dtype=np.float32)
+    seen[0, 8:17, 8:17] = seen[0, 28:31, 28:31] = 5.0
+    found = _redrawn(final, [0], seen, whole, part)
+    pixels = found.pixels(0, whole) > 0
+    assert pixels[24:32, 24:32].all()
+    assert not pixels[40:, 40:].any()
+    assert (found.logits[0, 12:16, 12:16] > 0).all()
+    assert (found.logits[0] > 0).sum() <= 25
+    nothing = _redrawn(final, [0], np.full_like(seen, -5.0), whole, part)
+    np.testing.assert_array_equal(nothing.logits, before)
