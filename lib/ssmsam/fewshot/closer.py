@@ -1,10 +1,9 @@
 """A closer look at targets that are small beside the slice: again, in an enlarged window.
 
 An embedding has one cell for every few pixels, so that a small organ is a handful of them. In a window around it the
-same slices are encoded anew with more cells for the same tissue, labelled slices and query alike. (Xie et al. embed
-small organs from an enlarged crop; that the query is looked at so too is ours.) On which slices the target is was
-decided before, with all of the slice in view: the closer look draws its mask. Only in volumes with annotated slices:
-windows of two patients are too unlike.
+same slices are encoded anew with more cells for the same tissue, labelled slices and query alike. On which slices the
+target is was decided before, with all of the slice in view: the closer look draws its mask. Only in volumes with
+annotated slices: windows of two patients are too unlike. Ours.
 """
 
 from __future__ import annotations
