@@ -16,7 +16,7 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.metrics import dice
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.closer import CloserConfig, side_mm, window_in
-from ssmsam.fewshot.closer_look import _redrawn
+from ssmsam.fewshot.closer_look import redrawn_in
 from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.finding import find
 from ssmsam.fewshot.head import Head
@@ -175,11 +175,11 @@ def test_what_does_not_touch_the_mask_as_it_was_is_dropped() -> None:
     final = Proposals(np.array([3]), before, np.ones(1), np.eye(1))
     seen = np.full((1, 32, 32), -5.0, dtype=np.float32)
     seen[0, 8:17, 8:17] = seen[0, 28:31, 28:31] = 5.0
-    found = _redrawn(final, [0], seen, whole, part)
+    found = redrawn_in(final, [0], seen, whole, part)
     pixels = found.pixels(0, whole) > 0
     assert pixels[24:32, 24:32].all()
     assert not pixels[40:, 40:].any()
     assert (found.logits[0, 12:16, 12:16] > 0).all()
     assert (found.logits[0] > 0).sum() <= 25
-    nothing = _redrawn(final, [0], np.full_like(seen, -5.0), whole, part)
+    nothing = redrawn_in(final, [0], np.full_like(seen, -5.0), whole, part)
     np.testing.assert_array_equal(nothing.logits, before)

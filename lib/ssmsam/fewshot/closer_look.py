@@ -47,10 +47,10 @@ def looked_closer(
     beyond = head.start
     seen = propose(head.decoder, {label: shown}, there, slices, config=config, beyond=beyond, progress=progress)[label]
     mended = corrected(seen, clicks, head.decoder, shown, there, config.bank)
-    return _redrawn(final, rows, mended.logits, query.frame, there.frame)
+    return redrawn_in(final, rows, mended.logits, query.frame, there.frame)
 
 
-def _redrawn(final: Proposals, rows: Sequence[int], seen: np.ndarray, whole: Frame, part: Frame) -> Proposals:
+def redrawn_in(final: Proposals, rows: Sequence[int], seen: np.ndarray, whole: Frame, part: Frame) -> Proposals:
     """``seen`` (rows, S, S) in the window in place of what was drawn on these rows."""
     side = final.logits.shape[-1]
     before = np.stack([final.pixels(row, whole) > 0 for row in rows])
