@@ -28,7 +28,7 @@ from ssmsam.prompting.prompt import SlicePrompt
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, closer=None))
 CONFIG = CloserConfig()
-ANNOTATED = (1, 4, 7)
+ANNOTATED = (1, 3, 4, 6, 7)
 LARGE = ball((4, 20, 24), (3.3, 19, 22))
 
 
@@ -63,7 +63,7 @@ def query(embedder: Embedder) -> VolumeEmbeddings:
 
 def test_masks_get_finer(embedder: Embedder, query: VolumeEmbeddings) -> None:
     head = head_of(embedder, OTHER)
-    others = [3, 5, 6]
+    others = [5]
     close, afar = (segment(query, head, config=config).mask[others] == 1 for config in (UNADAPTED, FROM_AFAR))
     assert dice(close, OTHER[others]) > dice(afar, OTHER[others]) + 1
 
@@ -93,6 +93,13 @@ def test_targets_that_fill_the_slice_are_large_enough(embedder: Embedder, query:
     assert not head_of(embedder, LARGE).close
     assert head_of(embedder, ORGAN).close
     assert not head_of(embedder, ORGAN, config=FROM_AFAR).close
+
+
+def test_few_labelled_slices_are_seen_from_afar_only(embedder: Embedder) -> None:
+    volume = draw_volume()
+    for indices, enough in (((2, 4, 6), False), ((0, 2, 4, 6, 8), False), ((2, 3, 4, 6), True)):
+        window = window_in(bank_of(embedder, volume, ORGAN, indices), embedder.open(volume), CONFIG)
+        assert (window is not None) == enough, indices
 
 
 def test_a_decoder_that_never_saw_enlarged_slices_is_spared_them(embedder: Embedder) -> None:
@@ -126,7 +133,7 @@ def test_one_more_slice_does_not_move_the_window(embedder: Embedder) -> None:
     volume = draw_volume()
     windows = {
         window_in(bank_of(embedder, volume, OTHER, indices), embedder.open(volume), CONFIG)
-        for indices in ((4, 5, 6), (3, 4, 5, 6, 7), (4, 5), (5, 6))
+        for indices in ((3, 4, 5, 6), (3, 4, 5, 6, 7), (4, 5, 6, 7), (3, 5, 6, 7))
     }
     assert len(windows) == 1
 
@@ -149,18 +156,18 @@ def test_a_head_from_a_file_looks_as_closely(embedder: Embedder, query: VolumeEm
 
 
 def test_clicks_are_heard_in_the_window(embedder: Embedder, query: VolumeEmbeddings) -> None:
-    head = head_of(embedder, OTHER)
+    head = head_of(embedder, ORGAN)
     assert isinstance(head.decoder, Echo)
     window = window_in(head.banks["organ"], query, CONFIG)
     assert window is not None
-    inside, outside = np.array([[36.0, 22.0]]), np.array([[3.0, 5.0]])
+    inside, outside = np.array([[16.0, 18.0]]), np.array([[45.0, 36.0]])
     assert window.holds(inside)
     assert not window.holds(outside)
-    clicks = {"organ": {5: SlicePrompt(positive=inside), 6: SlicePrompt(negative=outside)}}
+    clicks = {"organ": {2: SlicePrompt(positive=inside), 5: SlicePrompt(negative=outside)}}
     found = find(head, query, range(SLICES), clicks=clicks, config=UNADAPTED.segmentation)["organ"].final
     assert found.close is not None
-    assert found.close.drawn[5]
-    assert not found.close.drawn[6], "who clicks outside the window wants what is there changed"
+    assert found.close.drawn[2]
+    assert not found.close.drawn[5], "who clicks outside the window wants what is there changed"
     expected = [query.frame.points_to_input(inside), query.frame.points_to_input(outside)]
     expected.append(found.close.frame.points_to_input(inside))
     assert len(head.decoder.clicked) == 3

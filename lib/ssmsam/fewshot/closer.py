@@ -35,6 +35,9 @@ class CloserConfig:
     """What would be enlarged by less is not looked at again."""
     raster: int = 8
     """Windows are placed in steps of this part of their side, so that another labelled slice seldom moves one."""
+    labelled: int = 4
+    """Volumes in which fewer labelled slices show the target are seen from afar only: with three, two of them its ends,
+    enlarged slices say too little of what lies between."""
     slices: int = 12
     """At most so many labelled slices of each volume are embedded again."""
 
@@ -57,10 +60,10 @@ def side_mm(bank: Bank, config: CloserConfig) -> float | None:
 
 def window_in(bank: Bank, volume: VolumeEmbeddings, config: CloserConfig) -> Window | None:
     """Where to look in a volume, whole slices of which are in the bank: around what is annotated there. None where
-    nothing is, or where a closer look would show no more."""
+    nothing is, too little, or where a closer look would show no more."""
     side, masks = side_mm(bank, config), bank.distances[bank.annotated(volume.key.digest)] > 0
     box = _box(masks)
-    if side is None or box is None:
+    if side is None or box is None or masks.any(axis=(1, 2)).sum() < config.labelled:
         return None
     frame = volume.frame
     cell = frame.size / masks.shape[-1]
