@@ -16,7 +16,7 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.metrics import dice
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.closer import CloserConfig, side_mm, window_in
-from ssmsam.fewshot.closer_look import redrawn_in
+from ssmsam.fewshot.closer_look import looked_closer, redrawn_in
 from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.finding import find
 from ssmsam.fewshot.head import Head
@@ -87,6 +87,19 @@ def test_volumes_without_annotations_are_seen_from_afar_only(embedder: Embedder)
     head, other = head_of(embedder, ORGAN), embedder.open(draw_volume(seed=3))
     close, afar = (segment(other, head, config=config) for config in (UNADAPTED, FROM_AFAR))
     np.testing.assert_array_equal(close.mask, afar.mask)
+
+
+def test_windows_of_other_volumes_are_not_shown(embedder: Embedder, decoder: PocketDecoder) -> None:
+    first, second = (labelled(embedder, draw_volume(seed), ORGAN, ANNOTATED) for seed in (0, 3))
+    both = adapt({"organ": [*first, *second]}, embedder, decoder, config=UNADAPTED)
+    assert len(set(both.close["organ"].volumes)) == 2
+    query = first[0].embeddings
+    final = find(both, query, range(SLICES), config=FROM_AFAR.segmentation)["organ"].final
+    without = replace(both, close=adapt({"organ": first}, embedder, decoder, config=UNADAPTED).close)
+    found, expected = (
+        looked_closer(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
+    )
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
 
 
 def test_targets_that_fill_the_slice_are_large_enough(embedder: Embedder, query: VolumeEmbeddings) -> None:

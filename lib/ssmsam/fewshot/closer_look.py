@@ -31,7 +31,8 @@ def looked_closer(
     """The same, with the masks of one label drawn anew in an enlarged window; embeds it.
 
     Slices that were found to be empty stay so, annotated ones as they are, and so do those with clicks outside the
-    window. Of what is drawn anew only the parts stay that touch the mask as it was.
+    window. Of what is drawn anew only the parts stay that touch the mask as it was. Only this volume's labelled slices
+    are shown.
     """
     window = window_in(head.banks[label], query, config.closer) if config.closer else None
     if window is None:
@@ -44,6 +45,7 @@ def looked_closer(
         return final
     there, slices, shown = query.within(window), [int(final.slices[row]) for row in rows], head.close[label]
     there.embed(slices, progress=progress)
+    config = replace(config, bank=replace(config.bank, others=0))
     beyond = head.start
     seen = propose(head.decoder, {label: shown}, there, slices, config=config, beyond=beyond, progress=progress)[label]
     mended = corrected(seen, clicks, head.decoder, shown, there, config.bank)
