@@ -34,7 +34,9 @@ def looked_closer(
     window. Of what is drawn anew only the parts stay that touch the mask as it was. Only this volume's labelled slices
     are shown.
     """
-    window = window_in(head.banks[label], query, config.closer) if config.closer else None
+    if config.closer is None or label not in head.close:
+        return final
+    window = window_in(head.banks[label], query, config.closer)
     if window is None:
         return final
     left_alone = {query.index_at(head.banks[label].positions[n]) for n in head.banks[label].annotated(query.key.digest)}

@@ -46,7 +46,6 @@ def find(
         seen = looked_at_again(first, head.decoder, bank, query, config, threshold=threshold, progress=progress)
         mended = corrected(seen, here, head.decoder, bank, query, config.bank)
         final = kept(mended, bank, query, config, threshold=threshold, clicked=here)
-        if config.closer and label in head.close:
-            final = looked_closer(final, head, label, query, clicks=here, config=config, progress=progress)
+        final = looked_closer(final, head, label, query, clicks=here, config=config, progress=progress)
         found[label] = Finding(mended, final, threshold)
     return found

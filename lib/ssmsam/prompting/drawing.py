@@ -14,9 +14,7 @@ CONFIDENCE = 8.0
 
 def draw_mask(mask: np.ndarray, frame: Frame, side: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """A slice's mask (height, width) -> (1, 1, side, side) float in [0, 1] in the encoder's input frame."""
-    pixels = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None]
-    drawn = F.interpolate(frame.to_input(pixels), (side, side), mode="bilinear", align_corners=False, antialias=True)
-    return drawn.to(device)
+    return torch.from_numpy(on_cells(mask[None], frame, side))[None].to(device)
 
 
 def mask_to_logits(drawn: torch.Tensor) -> torch.Tensor:
