@@ -8,6 +8,7 @@ active        slices are annotated one after the other as a strategy names them:
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
 figures       the figures of a recorded result, drawn again from its JSON.
+compare       what one few-shot method gains over another in recorded results, with intervals.
 
 A run that was stopped goes on where it was.
 """
@@ -36,6 +37,7 @@ from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
 from ssmsam.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
+from ssmsam.evaluation.comparison import gains, gains_table
 from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
 from ssmsam.evaluation.examples import draw_figures
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     protocols = parser.add_subparsers(
-        required=True, metavar="{clicks,complete,crosspatient,active,speed,check,figures}"
+        required=True, metavar="{clicks,complete,crosspatient,active,speed,check,figures,compare}"
     )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
@@ -138,6 +140,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     figures.set_defaults(protocol=run_figures)
     figures.add_argument("result", type=Path, metavar="FILE", help="a result in JSON")
     figures.add_argument("--figures", type=Path, required=True, metavar="DIR", help="draw them there")
+    compare = protocols.add_parser("compare", help="what one method gains over another")
+    compare.set_defaults(protocol=run_compare)
+    compare.add_argument("result", type=Path, metavar="FILE", help="a result in JSON")
+    compare.add_argument("--method", required=True, metavar="NAME")
+    compare.add_argument("--over", required=True, metavar="NAME")
+    compare.add_argument("--other", type=Path, metavar="FILE", help="the result that holds the other, if not the same")
     figures.add_argument("--data", type=Path, metavar="DIR", help="the queries, for pictures of examples")
     figures.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
     figures.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
@@ -300,6 +308,15 @@ def print_fewshot(result: dict[str, Any]) -> None:
     print(f"{'seconds for a mask':44}" + "".join(f"{s:19.2f}" for s in result["seconds"].values()))
     for case, labels in result["labels_not_run"].items():
         print(f"{case}: too few support patients hold {', '.join(labels)}; not run")
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Print what one method gains over another, with 95 % bootstrap intervals over cases."""
+    first = read_result(options.result)
+    second = read_result(options.other) if options.other else first
+    print(f"Dice of {options.method} minus that of {options.over}, in points; * where the interval leaves out 0")
+    print("\n".join(gains_table(gains(first, second, options.method, options.over))))
+    return 0
 
 
 def print_active(result: dict[str, Any]) -> None:

@@ -8,46 +8,13 @@ import numpy as np
 import pytest
 
 from ssmsam.active.extent import presence_given
-from ssmsam.active.forecast import Expected, expect, looks, prompted, uncertainty_map
+from ssmsam.active.forecast import Expected, expect, looks
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam.evaluation.prompted import PromptedModel
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, segment
 from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.segmentation import assembled
-from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.imaging.volume import Volume
-
-SHAPE, SPACING = (6, 40, 48), (5.0, 2.0, 2.0)
-
-
-@pytest.fixture(scope="module")
-def organ() -> np.ndarray:
-    mask = np.zeros(SHAPE, dtype=bool)
-    mask[1:5, 8:28, 10:30] = True
-    return mask
-
-
-@pytest.fixture(scope="module")
-def model(random_small: ModelChoice) -> PromptedModel:
-    return PromptedModel.load(random_small)
-
-
-@pytest.fixture(scope="module")
-def query(model: PromptedModel, organ: np.ndarray) -> VolumeEmbeddings:
-    array = (60 + 90 * organ + np.random.default_rng(0).normal(0, 8, SHAPE)).astype(np.float32)
-    opened = model.embedder.open(Volume(array, np.diag([*SPACING[::-1], 1.0]), "MR"))
-    opened.embed()
-    return opened
-
-
-@pytest.fixture(scope="module")
-def head(model: PromptedModel, query: VolumeEmbeddings, organ: np.ndarray) -> Head:
-    support = {"organ": [LabelledSlice(query, index, organ[index]) for index in (1, 4)]}
-    encoded = model.embedder.encoded
-    made = prompted(support, model.embedder, model.target)
-    assert model.embedder.encoded == encoded and made.card["steps"] == 0
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +42,7 @@ def test_errors_and_losses_are_within_their_ranges(expected: Expected) -> None:
 def test_a_label_s_threshold_is_an_even_chance(head: Head, query: VolumeEmbeddings) -> None:
     raw = propose(head.decoder, head.banks, query, [5], config=DEFAULTS.segmentation)["organ"].presence[0]
     there = expect(replace(head, card={**head.card, "presence_threshold": {"organ": float(raw)}}), query, [5])["organ"]
-    even = presence_given(np.array([0.5]), np.array([5]), {1: True, 4: True}, SPACING[0])
+    even = presence_given(np.array([0.5]), np.array([5]), {1: True, 4: True}, query.slice_mm)
     assert there.forecast.presence == pytest.approx(even, abs=1e-6)
 
 
@@ -88,8 +55,8 @@ def test_what_is_expected_of_a_volume_is_of_the_mask_that_it_would_be_given(
     model: PromptedModel, query: VolumeEmbeddings, head: Head
 ) -> None:
     """Also of a volume without annotations, and with slices that the model completed itself."""
-    array = (60 + np.random.default_rng(1).normal(0, 30, SHAPE)).astype(np.float32)
-    other = model.embedder.open(Volume(array, np.diag([*SPACING[::-1], 1.0]), "MR"))
+    array = (60 + np.random.default_rng(1).normal(0, 30, query.grid.shape)).astype(np.float32)
+    other = model.embedder.open(query.volume.with_array(array))
     bank = head.banks["organ"]
     more = replace(head, banks={"organ": bank.with_completed(bank)})
     strict = replace(more, card={**more.card, "presence_threshold": {"organ": 0.97}})
@@ -106,18 +73,6 @@ def test_slices_that_the_model_completed_are_not_known(head: Head, query: Volume
     more = replace(head, banks={"organ": bank.with_completed(empty)})
     plain, found = (expect(one, query, range(query.count))["organ"].forecast for one in (head, more))
     np.testing.assert_array_equal(found.presence, plain.presence)
-
-
-def test_the_map_forgets_what_is_known_and_nothing_else(head: Head, query: VolumeEmbeddings, organ: np.ndarray) -> None:
-    everywhere = uncertainty_map(head, query)
-    half = np.zeros(SHAPE[1:], dtype=bool)
-    half[:, :24] = True
-    support = {"organ": [LabelledSlice(query, 2, organ[2], half)]}
-    known = uncertainty_map(head, query, support=support)
-    assert everywhere.dtype == np.uint8 and everywhere.shape == SHAPE and 0 < everywhere.max() <= 100
-    assert not known[2][half].any()
-    np.testing.assert_array_equal(known[2][~half], everywhere[2][~half])
-    np.testing.assert_array_equal(np.delete(known, 2, axis=0), np.delete(everywhere, 2, axis=0))
 
 
 def test_looks_are_unit_vectors_of_embedded_slices(query: VolumeEmbeddings) -> None:

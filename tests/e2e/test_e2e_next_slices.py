@@ -122,6 +122,8 @@ def test_wishes_that_cannot_be_met_are_refused(desk: Desk) -> None:
         answer = requests.post(url, json=wish, timeout=TIMEOUT)
         assert answer.status_code == status and answer.json()["detail"]
     assert refused(desk.server.url, "uncertainty_map", "nowhere")[0] == 404
+    status, detail = refused(desk.server.url, "uncertainty_map", IMAGE, {"views": "several"})
+    assert status == 422 and "views" in str(detail)
 
 
 def test_scores_are_made_in_a_process_of_their_own(desk: Desk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from planted import AFFINE, ORGAN, PocketDecoder, draw_volume, labelled, quick
 
 from ssmsam.encoders.embedder import Embedder
+from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.ends import EndsConfig, one_object
 from ssmsam.fewshot.expectation import Expectation, ExpectationConfig, expected, laid_beside
 from ssmsam.fewshot.method import adapt
@@ -77,16 +79,30 @@ def test_a_plausible_object_is_preferred_to_one_with_a_little_more_evidence() ->
 
 
 def test_what_is_expected_comes_from_the_annotated_slices(embedder: Embedder) -> None:
-    head = adapt(
-        {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, PocketDecoder(), config=UNADAPTED
-    )
+    slices = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
+    bank = adapt(slices, embedder, PocketDecoder(), complete=False, config=UNADAPTED).banks["organ"]
     query = embedder.open(draw_volume(seed=3))
     positions = np.array([query.position_mm(index) for index in range(query.count)])
-    found = expected(head.banks["organ"], None, positions, CONFIG)
+    found = expected(bank, None, positions, CONFIG)
     area = ORGAN[[2, 4, 6]].sum(axis=(1, 2)).mean() * 1.5**2
     assert found.area_mm2 == pytest.approx(area, rel=0.1)
     assert found.length_mm == pytest.approx(4 * 5.0 * 3 / 2)
     assert found.middles_mm == ()
+
+
+@pytest.mark.parametrize("annotated", [(4,), (2, 4, 6), (1, 7)])
+def test_completed_slices_say_how_long_the_target_is(embedder: Embedder, annotated: tuple[int, ...]) -> None:
+    def bank_of(slices: Sequence[int]) -> Bank:
+        return Bank.of(labelled(embedder, draw_volume(), ORGAN, slices), side=64, stride=8)
+
+    others = [index for index in range(len(ORGAN)) if index not in annotated]
+    bank = bank_of(annotated).with_completed(bank_of(others))
+    shown = int(ORGAN.any(axis=(1, 2)).sum())
+    assert shown < len(ORGAN)
+    found = expected(bank, None, np.arange(9) * 5.0, CONFIG)
+    assert found.length_mm == pytest.approx(5.0 * shown)
+    if len(annotated) == 1:
+        assert expected(bank_of(annotated), None, np.arange(9) * 5.0, CONFIG).length_mm == 0
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "LPI", "RAI"])

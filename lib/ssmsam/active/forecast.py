@@ -20,7 +20,6 @@ from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
-from ssmsam.prompting.drawing import logits_to_pixels
 
 UNDRAWN = 0.4
 """The highest presence claimed of a slice that the final mask leaves empty."""
@@ -61,7 +60,7 @@ def expect(
     """
     expected = {}
     for label, found in find(head, query, slices, config=config.segmentation, progress=progress).items():
-        likely = _calibrated(found, head.banks[label], query)
+        likely = calibrated(found, head.banks[label], query)
         expected[label] = Expected(found.final, _foreseen(likely, found.final, query))
     return expected
 
@@ -72,45 +71,7 @@ def looks(query: VolumeEmbeddings, slices: Sequence[int]) -> dict[int, np.ndarra
         return {index: look(query.slice(index)["image"])[0].cpu().numpy() for index in slices}
 
 
-def uncertainty_map(
-    head: Head,
-    query: VolumeEmbeddings,
-    *,
-    labels: Sequence[str] = (),
-    support: Support | None = None,
-    config: FewShotConfig = DEFAULTS,
-    progress: Progress = silent,
-) -> np.ndarray:
-    """How unsure a head is of every voxel: (slices, rows, columns) uint8 on the volume's grid, in per cent of one bit.
-
-    0 is sure, 100 as good as a guess; of several labels the least sure counts. Pixels that ``support`` knows of this
-    volume are sure. Embeds the slices that are not.
-    """
-    query.embed(progress=progress)
-    every = range(query.count)
-    found = find(head, query, every, labels=labels or None, config=config.segmentation, progress=progress)
-    unsure = np.zeros(query.grid.shape, dtype=np.uint8)
-    stack = query.plane.stack(unsure)
-    for label, one in found.items():
-        proposals = _calibrated(one, head.banks[label], query)
-        known = {one.index: one for one in (support or {}).get(label, ()) if one.volume == query.key.digest}
-        for row, index in enumerate(proposals.slices):
-            drawn = torch.from_numpy(probability(proposals, row)).float()[None]
-            entropy = 100 * _bits(np.clip(logits_to_pixels(drawn, query.frame)[0], 0, 1))
-            if int(index) in known:
-                annotation = known[int(index)]
-                entropy[np.ones_like(annotation.mask) if annotation.known is None else annotation.known] = 0
-            stack[index] = np.maximum(stack[index], np.rint(entropy).astype(np.uint8))
-    return unsure
-
-
-def probability(proposals: Proposals, row: int) -> np.ndarray:
-    """The probability (S, S) that the target is in each cell of one slice: there at all, and then there."""
-    share: np.ndarray = proposals.presence[row] / (1 + np.exp(-np.clip(proposals.logits[row], -30, 30)))
-    return share
-
-
-def _calibrated(found: Finding, bank: Bank, query: VolumeEmbeddings) -> Proposals:
+def calibrated(found: Finding, bank: Bank, query: VolumeEmbeddings) -> Proposals:
     """What was proposed, with presences stretched: the label's threshold is an even chance, given what is annotated.
 
     A slice that the final mask leaves empty has less than that: that the outlines of neighbouring slices do not go on
@@ -135,10 +96,3 @@ def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -
     mask = final.logits > 0
     area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
     return Forecast(proposals.slices, proposals.presence, area, inside, outside)
-
-
-def _bits(p: np.ndarray) -> np.ndarray:
-    """Entropy of a yes or no, in bits."""
-    p = np.clip(p, 1e-7, 1 - 1e-7)
-    entropy: np.ndarray = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    return entropy

@@ -17,14 +17,17 @@ import numpy as np
 from ssmsam.active.forecast import Expected, expect, looks
 from ssmsam.active.rules import RULES, Rule
 from ssmsam.active.state import Choice, Reason, VolumeState
+from ssmsam.active.uncertainty import probabilities
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.metrics import dice
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import mean_estimate
+from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt
 from ssmsam.fewshot.segmentation import assembled
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.prompting.drawing import draw_mask
 
 OTHER, WHOLE = "other slices", "whole volume"
 BASELINE = "foreground_random"
@@ -33,6 +36,10 @@ WITHIN = "extent_random"
 extent, which no other strategy is."""
 STRATEGIES = (*RULES, WITHIN)
 BINS = 10
+VIEWS = 3
+"""How often the model is asked again without a part of the annotated slices, for the second diagram of cells."""
+_SURELY_OUTSIDE = 0.01
+"""Cells less probable than this are left out of the diagrams: the empty rest of a volume would make any look right."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Learner:
         # no closer look: it draws better masks of the same slices, and would encode them anew at every step
         self._config = replace(config, adaptation=adaptation, segmentation=replace(config.segmentation, closer=None))
         self._query, self._embedder, self._decoder = query, embedder, decoder
+        self._heads: dict[frozenset[int], Head] = {}
         self._answers: dict[frozenset[int], Answered] = {}
         self.looks = looks(query, range(query.count))
 
@@ -92,13 +100,33 @@ class Learner:
         """Adapt to the annotated slices (slice -> mask) and segment the volume."""
         key = frozenset(masks)
         if key not in self._answers:
-            support = {label: [LabelledSlice(self._query, index, mask) for index, mask in sorted(masks.items())]}
-            head = adapt(support, self._embedder, self._decoder, complete=False, config=self._config)
+            head = self._head(label, masks)
             every = range(self._query.count)
             expected = expect(head, self._query, every, config=self._config)[label]
             mask = assembled({label: expected.final}, self._query).mask == 1
             self._answers[key] = Answered(mask, expected, mean_estimate(head.card))
         return self._answers[key]
+
+    def _head(self, label: str, masks: Mapping[int, np.ndarray]) -> Head:
+        key = frozenset(masks)
+        if key not in self._heads:
+            support = {label: [LabelledSlice(self._query, index, mask) for index, mask in sorted(masks.items())]}
+            self._heads[key] = adapt(support, self._embedder, self._decoder, complete=False, config=self._config)
+        return self._heads[key]
+
+    def cells(self, label: str, masks: Mapping[int, np.ndarray], truth: np.ndarray) -> dict[str, list[list[float]]]:
+        """How probable the target is in each cell of the slices that are not annotated, and whether it is there: bins
+        for a reliability diagram, without other views and with some."""
+        head = self._head(label, masks)
+        other = [index for index in range(self._query.count) if index not in masks]
+        side = head.decoder.logits_side
+        there = np.stack([draw_mask(truth[index], self._query.frame, side)[0, 0].numpy() for index in other]) > 0.5
+        bins = {}
+        for name, views in (("cells", 0), (f"cells, {VIEWS} views", VIEWS)):
+            found = probabilities(head, self._query, labels=[label], views=views, config=self._config)[label][other]
+            counted = found > _SURELY_OUTSIDE
+            bins[name] = binned(found[counted], there[counted])
+        return bins
 
     def state(self, label: str, masks: Mapping[int, np.ndarray]) -> VolumeState:
         """All that a strategy is shown."""
@@ -140,6 +168,8 @@ def measure_label(learner: Learner, label: str, truth: np.ndarray, protocol: Act
             steps = run_episode(learner, label, annotator, rule, start=start, budget=protocol.budget, rng=rng)
             for number, (masks, answered) in enumerate(steps, 1):
                 scored = score(masks, answered, truth)
+                if number == len(steps):
+                    scored["reliability"] |= learner.cells(label, masks, truth)
                 notes = {"label": label, "strategy": strategy, "seed": seed, "n": number}
                 records.append({**notes, "slice": annotator.drawn[number - 1], **scored})
     return records

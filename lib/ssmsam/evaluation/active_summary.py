@@ -134,8 +134,8 @@ def reliability(records: Sequence[Record]) -> dict[str, Any]:
             [(one["estimate"], one["dice"][OTHER]) for one in records if one["estimate"] is not None]
         ),
     }
-    for name in records[0]["reliability"]:
-        bins = np.sum([record["reliability"][name] for record in records], axis=0)
+    for name in dict.fromkeys(name for record in records for name in record["reliability"]):
+        bins = np.sum([r["reliability"][name] for r in records if name in r["reliability"]], axis=0)
         filled = bins[bins[:, 0] > 0]
         gaps = np.abs(filled[:, 1] - filled[:, 2])
         found[name] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -92,6 +92,20 @@ class Bank:
     def annotated(self, volume: str) -> list[int]:
         """The slices of one volume that a person labelled."""
         return [k for k in range(len(self)) if self.volumes[k] == volume and not self.completed[k]]
+
+    def without(self, numbers: Collection[int]) -> Bank:
+        """The same without some of its slices."""
+        kept = [k for k in range(len(self)) if k not in numbers]
+        return Bank(
+            description=self.description[torch.tensor(kept, dtype=torch.long)],
+            volumes=tuple(self.volumes[k] for k in kept),
+            positions=self.positions[kept],
+            distances=self.distances[kept],
+            looks=self.looks[kept],
+            centres=self.centres[kept],
+            cell_mm=self.cell_mm[kept],
+            completed=self.completed[kept],
+        )
 
     def with_completed(self, other: Bank) -> Bank:
         """The same and after it the slices of ``other``, as slices that no person labelled."""

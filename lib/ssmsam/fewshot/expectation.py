@@ -72,9 +72,9 @@ def expected(bank: Bank, looks: np.ndarray | None, positions: np.ndarray, config
     lengths, middles = [], []
     for volume in dict.fromkeys(bank.volumes[k] for k in drawn):
         seen = bank.positions[[k for k in drawn if bank.volumes[k] == volume]]
-        if len(seen) > 1:  # slices in the middles of equal parts leave half a part at both ends
-            lengths.append(np.ptp(seen) * len(seen) / (len(seen) - 1))
         rows = [k for k in range(len(bank)) if bank.volumes[k] == volume]
+        length = _length(bank.positions[rows], bank.shows[rows])
+        lengths += [length] if length else []
         if looks is not None and len(rows) >= _LEAST_SLICES:
             beside = laid_beside(bank.positions[rows], bank.looks[rows].cpu().numpy(), positions, looks)
             if beside is not None:
@@ -85,6 +85,23 @@ def expected(bank: Bank, looks: np.ndarray | None, positions: np.ndarray, config
         middles_mm=tuple(middles),
         config=config,
     )
+
+
+def _length(places: np.ndarray, shows: np.ndarray) -> float:
+    """How long (mm) the target is along slices at ``places`` (k,) of which some show it, (k,) bool.
+
+    It ends half-way to the next slice that does not show it. Where no slice is known beyond, it goes on by half of what
+    its slices are apart, as slices in the middles of equal parts leave over. 0 where only one slice is known.
+    """
+    if len(places) < 2:
+        return 0.0
+    order = np.argsort(places)
+    places, shown = places[order], np.flatnonzero(shows[order])
+    gap = np.ptp(places[shown]) / max(len(shown) - 1, 1)
+    low, high = places[shown[0]], places[shown[-1]]
+    before = (low - places[shown[0] - 1]) / 2 if shown[0] else gap / 2
+    after = (places[shown[-1] + 1] - high) / 2 if shown[-1] + 1 < len(places) else gap / 2
+    return float(high - low + before + after)
 
 
 def laid_beside(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,12 @@ class Head:
         """
         known = self.banks[label].annotated(volume)
         return float(self.card["presence_threshold"][label]) if known else ELSEWHERE
+
+    def without(self, left_out: Mapping[str, Collection[int]]) -> Head:
+        """The same head, shown some slices less: label -> numbers in its bank. It takes no closer look."""
+        return replace(
+            self, banks={label: bank.without(left_out.get(label, ())) for label, bank in self.banks.items()}, close={}
+        )
 
     def begun_with(self, decoder: TargetDecoder) -> Head:
         """The same, with ``start`` where there is one: the decoder that it was adapted from."""

@@ -14,6 +14,7 @@ from ssmsam.fewshot.closer import CloserConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
 from ssmsam.fewshot.expectation import ExpectationConfig, expected
+from ssmsam.fewshot.likely_part import PartConfig, likely_part
 from ssmsam.fewshot.proposals import Proposals, evidence, expected_loss, propose, sureness
 from ssmsam.fewshot.self_support import SelfSupportConfig, surest, with_own, worth_another_look
 from ssmsam.fewshot.support import Support
@@ -45,6 +46,7 @@ class SegmentationConfig:
     """Completed slices are not heard where the best evidence with them is less than this share of that without."""
     ends: EndsConfig = field(default_factory=EndsConfig)
     expectation: ExpectationConfig = field(default_factory=ExpectationConfig)
+    part: PartConfig = field(default_factory=PartConfig)
     closer: CloserConfig | None = field(default_factory=CloserConfig)
     """None looks at no target in an enlarged window."""
     self_support: SelfSupportConfig = field(default_factory=SelfSupportConfig)
@@ -148,13 +150,16 @@ def _expected_object(
     whole = len(proposals.slices) == query.count
     expectation = expected(bank, proposals.looks if whole else None, positions, config.expectation)
     cell_mm = query.frame.input_mm * query.frame.size / logits.shape[-1]
-    return one_object(
+    found = one_object(
         logits > 0,
         evidence(logits, proposals.presence, query.slice_mm, config),
         config.ends,
         plausibility=lambda found: expectation.plausibility(found, positions, cell_mm),
         candidates=config.expectation.candidates,
     )
+    if not whole:
+        return found
+    return likely_part(found, sureness(logits, proposals.presence), positions, expectation, config.part)
 
 
 def touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from ssmsam.active.forecast import uncertainty_map
+from ssmsam.active.uncertainty import MOST_VIEWS, uncertainty_map
 from ssmsam.progress import Cancelled
 from ssmsam.server.answer import write_mask
 from ssmsam.server.errors import InvalidRequest
@@ -31,7 +31,7 @@ class UncertaintyMap(InferTask):
             labels=[],
             dimension=3,
             description="How unsure the few-shot model is of every voxel, 0 to 100; load it as a volume, not as labels",
-            config={},
+            config={"views": 0},
         )
         self._room = room
         self._outlooks = Outlooks(room)
@@ -40,14 +40,15 @@ class UncertaintyMap(InferTask):
         return True
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds ``image``, a :class:`~ssmsam.server.images.Source`, and perhaps ``label``, a name.
+        """``request`` holds ``image``, a :class:`~ssmsam.server.images.Source`, and perhaps ``label``, a name, and
+        ``views``, how often to ask again without a part of the annotated slices.
 
         Returns the path of the volume and the details. Raises InvalidRequest, UnreadableVolume.
         """
         started = time.perf_counter()
         room = self._room
         image = room.images.open(request["image"])
-        image_id, label = image.source.image_id, str(request.get("label") or "")
+        image_id, label, views = image.source.image_id, str(request.get("label") or ""), _views(request)
         labels = [label] if label else self._outlooks.learnable()
         if not labels:
             raise InvalidRequest(NOT_YET)
@@ -61,6 +62,7 @@ class UncertaintyMap(InferTask):
                 image.embeddings,
                 labels=labels,
                 support=support,
+                views=views,
                 config=room.config,
                 progress=room.phase.progress,
             )
@@ -74,6 +76,7 @@ class UncertaintyMap(InferTask):
             "centroids": {},
             "labels": labels,
             "unit": "per cent of one bit of entropy",
+            "views": views,
             "mean": round(float(unsure.mean()), 3),
             "head": name,
             "latencies": {"total": round(time.perf_counter() - started, 4)},
@@ -81,3 +84,14 @@ class UncertaintyMap(InferTask):
 
     def _annotated(self, image_id: str) -> bool:
         return bool(image_id) and bool(self._outlooks.annotated(image_id))
+
+
+def _views(request: dict[str, Any]) -> int:
+    asked = request.get("views") or 0
+    try:
+        views = int(asked)
+    except (TypeError, ValueError):
+        views = -1
+    if not 0 <= views <= MOST_VIEWS:
+        raise InvalidRequest(f"views should be a whole number from 0 to {MOST_VIEWS}, got {asked!r}")
+    return views
