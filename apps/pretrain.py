@@ -89,6 +89,7 @@ def _add_ssm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--cross-share", type=float, default=0.5, help="share of groups over two patients")
     parser.add_argument("--twin-share", type=float, default=0.3, help="share of others that stand for two patients")
+    parser.add_argument("--levels", type=int, choices=(0, 1, 2), default=0, help="further maps for mask attention")
     parser.add_argument("--learn-rates", action="store_true", help="meta-learn the learning rates too")
     parser.add_argument("--groups", type=int, default=2, help="groups of slices in a batch of the largest side")
     parser.add_argument("--group-sides", type=int, nargs="+", default=[160, 256], help="sides of the groups' crops")
@@ -217,13 +218,14 @@ def ssm(arguments: argparse.Namespace) -> None:
     from ssmsam.pretraining.ssm_training import SsmTrainingConfig, train_ssm
     from ssmsam.progress_bar import ProgressBar
     from ssmsam.ssm.meta_learner import MetaConfig
-    from ssmsam.ssm.network import SelfSamplingDecoder
+    from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     inner = TargetNetwork()
     inner.load_state_dict(part_of(load_file(str(arguments.weights)), "fewshot"))
-    decoder = SelfSamplingDecoder(inner, width=SPEC.channels)
+    levels = SPEC.level_channels[len(SPEC.level_channels) - arguments.levels :]
+    decoder = SelfSamplingDecoder(inner, width=SPEC.channels, config=SsmConfig(levels=levels))
     if arguments.start is not None:
         earlier = load_file(str(arguments.start))
         for name in ("sampling", "mask_attention"):

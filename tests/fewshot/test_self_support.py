@@ -77,6 +77,19 @@ def test_another_patient_s_mask_is_drawn_anew_and_presence_stays(embedder: Embed
     np.testing.assert_array_equal(looked_at_again(first, decoder, head.banks["organ"], query, off).logits, first.logits)
 
 
+def test_what_lies_far_from_the_object_that_was_found_is_not_the_target(embedder: Embedder) -> None:
+    decoder, query = Learner(), embedder.open(draw_volume(seed=3))
+    head = adapt({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder, config=UNADAPTED)
+    first = propose(decoder, head.banks, query, range(SLICES), config=SegmentationConfig())["organ"]
+    rows = np.flatnonzero((first.logits > 0).any(axis=(1, 2)))
+    far = np.abs(np.arange(SLICES)[:, None] - rows).min(axis=1) > 0
+    assert far.any()
+    for reach_mm, lost in ((0.0, far), (5.0 * SLICES, np.zeros(SLICES, dtype=bool))):
+        config = replace(SegmentationConfig(), self_support=SelfSupportConfig(reach_mm=reach_mm))
+        again = looked_at_again(first, decoder, head.banks["organ"], query, config)
+        np.testing.assert_array_equal(again.presence, np.where(lost, 0.0, first.presence))
+
+
 def test_an_annotated_volume_and_an_empty_one_are_left_alone(embedder: Embedder) -> None:
     decoder = Learner()
     head = adapt({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder, config=UNADAPTED)

@@ -14,7 +14,9 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.description import LEAST_SHARE
 from ssmsam.fewshot.method import adapt, segment
+from ssmsam.ssm.mask_attention import VALUES
 from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
+from ssmsam.ssm.registry import begin_with
 from ssmsam.ssm.sampling import SamplingConfig, sampled
 
 
@@ -38,6 +40,34 @@ def test_each_module_changes_the_answer_and_can_be_left_out(embedder: Embedder, 
     whole = decoder(exercise.embedding, exercise.shown).logits
     decoder.config = replace(decoder.config, **{module: False})
     assert not torch.allclose(decoder(exercise.embedding, exercise.shown).logits, whole, atol=1e-3)
+
+
+def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Embedder) -> None:
+    channels = embedder.encoder.spec.level_channels[-1:]
+    plain, levelled = pocket_ssm(), pocket_ssm(config=SsmConfig(levels=channels))
+    begin_with(levelled, plain.state_dict())
+    exercise = exercise_of(embedder, plain)
+
+    def answer(decoder: SelfSamplingDecoder) -> torch.Tensor:
+        return decoder(exercise.embedding, exercise.shown).logits
+
+    assert torch.equal(answer(levelled), answer(plain)), "a start that knows nothing of levels begins as it was"
+    assert levelled.levels is not None
+    levelled.levels.gains.fill_(0.5)
+    assert not torch.allclose(answer(levelled), answer(plain), atol=1e-3)
+    maps, masks = exercise.embedding["levels"], torch.rand(2, VALUES, 32, 32)
+    other = [*maps[:-1], maps[-1].flip(-1)]
+    said, said_of_other = (levelled.levels(one, masks, levelled.mask_attention) for one in (maps, other))
+    assert said.shape == (2, 128, 32, 32) and not torch.allclose(said, said_of_other, atol=1e-3)
+    adaptable = {id(parameter) for parameter in levelled.adaptable()}
+    assert all(id(parameter) in adaptable for parameter in levelled.levels.parameters())
+
+
+def test_levels_that_an_encoder_does_not_give_are_missed(embedder: Embedder) -> None:
+    decoder = pocket_ssm(config=SsmConfig(levels=(16, 48)))
+    exercise = exercise_of(embedder, decoder)
+    with pytest.raises(ValueError, match="load the encoder with its levels"):
+        decoder({"image": exercise.embedding["image"], "levels": []}, exercise.shown)
 
 
 def test_a_kept_reading_gives_the_same_answer(embedder: Embedder) -> None:

@@ -16,7 +16,7 @@ from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.method import adapt, segment
 from ssmsam.fewshot.sam_network import SamTargetNetwork
-from ssmsam.ssm.network import SelfSamplingDecoder
+from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,21 @@ def test_it_adapts_on_cached_embeddings_and_segments(embedder: Embedder, decoder
     assert embedder.encoded == before, "what is cached is not encoded again"
     assert prediction.logits.shape == (1, 9, 64, 64)
     assert prediction.mask.shape == volume.shape
+
+
+def test_mask_attention_reads_blocks_of_sam_from_cached_embeddings() -> None:
+    encoder = SamEncoder(tiny_sam(), name="sam_vit_b", weights_sha256="random", levels=(0, 1)).requires_grad_(False)
+    embedder = Embedder(encoder=encoder)
+    torch.manual_seed(0)
+    config = SsmConfig(levels=encoder.spec.level_channels)
+    decoder = SelfSamplingDecoder(SamTargetNetwork.from_sam(tiny_sam()), width=256, config=config)
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
+    taught = lessons(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
+    before = embedder.encoded
+    fitted = fit(decoder, taught, replace(QUICK, steps=6)).decoder
+    assert embedder.encoded == before
+    assert isinstance(fitted, SelfSamplingDecoder) and fitted.levels is not None
+    assert (fitted.levels.gains != 0).all(), "both levels learned to say something"
 
 
 def test_all_its_parts_learn_and_nothing_else(embedder: Embedder, decoder: SelfSamplingDecoder) -> None:

@@ -83,8 +83,8 @@ def looked_at_again(
 ) -> Proposals:
     """The same proposals, with masks that are drawn anew where the surest slices of the volume support the others.
 
-    Only for a volume without annotated slices. Presence stays as it was: a mask that was found wrongly is surest of
-    itself.
+    Only for a volume without annotated slices. Presence stays as it was, for a mask that was found wrongly is surest of
+    itself; far from what was found there is none.
     """
     if bank.annotated(query.key.digest):
         return proposals
@@ -95,12 +95,12 @@ def looked_at_again(
         return proposals
     mask = assembled({_ONLY: found}, query).mask == 1
     own = with_own(bank, query, mask, [int(proposals.slices[row]) for row in rows], decoder)
-    again = np.flatnonzero(worth_another_look(sure > 0, query.slice_mm, config.self_support))
-    slices = [int(index) for index in proposals.slices[again]]
+    near = worth_another_look(sure > 0, query.slice_mm, config.self_support)
+    slices = [int(index) for index in proposals.slices[near]]
     second = propose(decoder, {_ONLY: own}, query, slices, config=config, progress=progress)[_ONLY]
     logits = proposals.logits.copy()
-    logits[again] = second.logits
-    return replace(proposals, logits=logits)
+    logits[near] = second.logits
+    return replace(proposals, logits=logits, presence=np.where(near, proposals.presence, 0.0))
 
 
 def kept(

@@ -24,8 +24,8 @@ class SelfSupportConfig:
     slices: int = 3
     sure: float = 0.8
     """Slices with less evidence than this share of the surest one's support nothing."""
-    reach_mm: float = 40.0
-    """How far beyond the object that was found the volume is looked at again."""
+    reach_mm: float = 15.0
+    """How far beyond the object that was found the volume is looked at again; what lies farther is not the target."""
 
 
 def surest(evidence: np.ndarray, config: SelfSupportConfig) -> list[int]:

@@ -9,6 +9,7 @@ the support's. And the answer changes the map, which a token-query decoder then 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,35 @@ class MaskAttention(nn.Module):
         joined = self.joined(cells + value)
         joined = joined + self.mlp(joined)
         return self.out(joined).transpose(1, 2).unflatten(2, side)
+
+
+class LevelAttention(nn.Module):
+    """What the masks change by way of further maps of the encoder. Changes nothing before it is trained.
+
+    As published, one mask attention serves the maps of all levels. There each level then has a decoder of its own; here
+    all add to the one map that a token-query decoder reads.
+    """
+
+    def __init__(self, *, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.gains = nn.Parameter(torch.zeros(len(channels)))
+
+    def forward(self, levels: Sequence[torch.Tensor], masks: torch.Tensor, attention: MaskAttention) -> torch.Tensor:
+        """Maps (N, c, h_l, w_l), coarsest last, and masks (N, VALUES, h, w) -> what is to be added, (N, D, h, w).
+
+        Of the maps the last are read, as many as there are channels. Raises ValueError where there are fewer.
+        """
+        if len(levels) < len(self.project):
+            raise ValueError(
+                f"the decoder reads {len(self.project)} further maps of the encoder, which gives {len(levels)}: "
+                "load the encoder with its levels"
+            )
+        side = masks.shape[-2], masks.shape[-1]
+        used = list(levels)[len(levels) - len(self.project) :]
+        maps = [F.adaptive_avg_pool2d(project(level), side) for project, level in zip(self.project, used, strict=True)]
+        changes = [gain * attention(one, masks) for gain, one in zip(self.gains, maps, strict=True)]
+        return torch.stack(changes).sum(0)
 
 
 class _Layer(nn.Module):

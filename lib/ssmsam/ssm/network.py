@@ -13,7 +13,7 @@ from torch import nn
 
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.fewshot.decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
-from ssmsam.ssm.mask_attention import MaskAttention, MaskAttentionConfig
+from ssmsam.ssm.mask_attention import LevelAttention, MaskAttention, MaskAttentionConfig
 from ssmsam.ssm.sampling import SamplingConfig, SelfSampling
 
 _SHARPNESS = 12.0
@@ -24,13 +24,19 @@ _SOFTNESS = 2.0
 
 @dataclass(frozen=True)
 class SsmConfig:
-    """Which modules work. ``matched`` uses what looks alike in the support where no neighbour gives a prior."""
+    """Which modules work. ``matched`` uses what looks alike in the support where no neighbour gives a prior.
+
+    ``levels`` are the channels of further maps of the encoder that mask attention reads, the coarsest last: of
+    ``level_channels`` in its :class:`~ssmsam.encoders.encoder.EncoderSpec` the last so many. Self-sampling reads one
+    map only, as published.
+    """
 
     self_sampling: bool = True
     mask_attention: bool = True
     matched: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     attention: MaskAttentionConfig = field(default_factory=MaskAttentionConfig)
+    levels: tuple[int, ...] = ()
 
 
 class SelfSamplingDecoder(TargetDecoder):
@@ -52,6 +58,7 @@ class SelfSamplingDecoder(TargetDecoder):
         self.inner = inner
         self.sampling = SelfSampling(width=width, config=self.config.sampling)
         self.mask_attention = MaskAttention(width=width, config=self.config.attention)
+        self.levels = LevelAttention(channels=self.config.levels, width=width) if self.config.levels else None
         self.register_buffer("log_rates", torch.zeros(len(self.groups())))
 
     def read(self, embedding: Embedding, shown: Shown) -> Reading:
@@ -71,7 +78,10 @@ class SelfSamplingDecoder(TargetDecoder):
         if self.config.self_sampling:
             changed = changed + self.sampling(image, shown)
         if self.config.mask_attention:
-            changed = changed + self.mask_attention(image, self._masks(shown, reading.votes[:, -1:]))
+            masks = self._masks(shown, reading.votes[:, -1:])
+            changed = changed + self.mask_attention(image, masks)
+            if self.levels is not None:
+                changed = changed + self.levels(embedding["levels"], masks, self.mask_attention)
         inner = replace(reading, votes=reading.votes[:, :-1])
         return self.inner({"image": changed, "levels": embedding["levels"]}, shown, corrections, inner)
 
@@ -83,7 +93,8 @@ class SelfSamplingDecoder(TargetDecoder):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The adaptable parameters by the module they belong to: each has a learning rate of its own."""
-        found = {"sampling": list(self.sampling.parameters()), "mask_attention": list(self.mask_attention.parameters())}
+        attention = [*self.mask_attention.parameters(), *(self.levels.parameters() if self.levels else ())]
+        found = {"sampling": list(self.sampling.parameters()), "mask_attention": attention}
         adaptable = {id(parameter) for parameter in self.inner.adaptable()}
         for name, parameter in self.inner.named_parameters():
             if id(parameter) in adaptable:

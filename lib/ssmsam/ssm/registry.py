@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -41,8 +43,15 @@ def load_ssm_decoder(
     decoder = SelfSamplingDecoder(inner, width=width_of(encoder_name), config=config)
     start = _start(encoder_name, weights, **wanted)
     if start is not None:
-        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(start)).items()})
+        begin_with(decoder, load_file(str(start)))
     return decoder.to(device).eval().requires_grad_(False)
+
+
+def begin_with(decoder: SelfSamplingDecoder, start: Mapping[str, torch.Tensor]) -> None:
+    """Give a decoder the weights of a start. What it reads of further levels begins without effect where the start
+    knows nothing of them. Raises RuntimeError when they do not fit."""
+    own = {name: tensor for name, tensor in decoder.state_dict().items() if name.startswith("levels.")}
+    decoder.load_state_dict({**own, **{name: tensor.float() for name, tensor in start.items()}})
 
 
 def _start(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
