@@ -75,6 +75,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group-share", type=float, default=0.65, help="share of steps on groups, not on clicks")
     parser.add_argument("--cross-share", type=float, default=0.5, help="share of groups over two patients")
     parser.add_argument("--twin-share", type=float, default=0.3, help="share of others that stand for two patients")
+    parser.add_argument("--twin-bend", type=float, default=1.5, help="how much more than other images twins are bent")
+    parser.add_argument("--twin-recolour", type=float, default=0.0, help="chance that a twin is repainted a little")
+    parser.add_argument("--organ-share", type=float, default=0.7, help="share of targets in one volume that are organs")
+    parser.add_argument("--semantic-weight", type=float, default=0.3, help="weight of naming organs, as a side task")
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
 
 
@@ -175,6 +179,9 @@ def train(arguments: argparse.Namespace) -> None:
         sides=tuple(arguments.group_sides),
         cross_share=arguments.cross_share,
         twin_share=arguments.twin_share,
+        twin_bend=arguments.twin_bend,
+        twin_recolour=arguments.twin_recolour,
+        organ_share=arguments.organ_share,
         dataset_weights=json.loads(arguments.dataset_weights),
     )
     config = TrainingConfig(
@@ -186,6 +193,7 @@ def train(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         bfloat16=arguments.bfloat16,
         group_share=arguments.group_share,
+        semantic_weight=arguments.semantic_weight,
         episodes=episodes,
         groups=groups,
     )

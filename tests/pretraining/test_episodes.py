@@ -1,5 +1,7 @@
 """Episodes: seeded, in range, and with targets where the image has them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,21 @@ def test_recolouring_keeps_range_and_structure(packed):
         assert changed.min() >= 0 and changed.max() <= 1
         ball = changed[packed.label[4:6] == 1]
         assert ball.std() < 0.2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_less_is_repainted_the_more_is_left_of_the_image(packed, seed):
+    images = packed.image[4:6].astype(np.float32) / 255
+    regions = packed.label[4:6].astype(np.int32)
+    plain = AugmentationConfig(recolour=1.0, invert=0, shading=0, noise=0, blur=0, gamma=(1.0, 1.0))
+
+    def likeness(share: float) -> float:
+        config = replace(plain, recolour_share=(share, share))
+        changed = recoloured(images, regions, np.random.default_rng(seed), config)
+        return float(np.corrcoef(images.ravel(), changed.ravel())[0, 1])
+
+    assert likeness(0.0) > 0.98
+    assert likeness(0.0) > likeness(0.4) > likeness(0.95)
 
 
 def test_no_volumes_is_an_error():

@@ -186,17 +186,19 @@ def test_a_mixture_has_both_kinds_of_batches(packed: PackedVolume) -> None:
     assert 2 < sum(kinds(0.5)) < 10
 
 
-def test_twins_are_one_volume_shown_as_two_patients(packed: PackedVolume) -> None:
-    config = replace(CONFIG, twin_share=1.0, own_share=0.0, no_prior_share=0.0)
+@pytest.mark.parametrize("twins", [{}, {"twin_bend": 3.0, "twin_recolour": 1.0}])
+def test_twins_are_one_volume_shown_as_two_patients(packed: PackedVolume, twins: dict[str, float]) -> None:
+    config = replace(CONFIG, twin_share=1.0, own_share=0.0, no_prior_share=0.0, **twins)
     groups, rng = groups_of(packed, config=config), np.random.default_rng(0)
     seen = 0
     for _ in range(12):
         group = groups.draw_one(rng, 64)
-        twins = group.volume.max() == 1
+        assert group.pixels.min() >= 0 and group.pixels.max() <= 1
+        two = group.volume.max() == 1
         batch = assembled([group], rng, config)
         for asked, supports, near in rows_of(batch):
             shown = group.volume[np.array(supports) % CONFIG.slices]
-            if twins and (shown != group.volume[asked % CONFIG.slices]).all():
+            if two and (shown != group.volume[asked % CONFIG.slices]).all():
                 seen += 1
                 assert not any(near)
     assert seen > 5

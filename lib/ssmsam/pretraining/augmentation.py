@@ -24,7 +24,9 @@ class AugmentationConfig:
     gamma: tuple[float, float] = (0.6, 1.6)
     invert: float = 0.12
     recolour: float = 0.3
-    """Chance that regions get random new brightnesses: the same anatomy in a contrast no scanner made."""
+    """Chance that regions get random new brightnesses: the same anatomy in a contrast no scanner made,"""
+    recolour_share: tuple[float, float] = (0.3, 0.9)
+    """by so much, from not at all to nothing left of what was there."""
     shading: float = 0.4
     """Chance that brightness varies smoothly over the slices, as with the coils of a magnetic resonance scanner,"""
     shading_spread: float = 0.25
@@ -70,7 +72,7 @@ def recoloured(
         means = rng.uniform(0.05, 0.95, len(names))
         means[names == 0] = 0.0
         paint = ndimage.gaussian_filter(means[where].reshape(regions.shape), (0, 0.8, 0.8))
-        share = rng.uniform(0.3, 0.9) * (regions > 0)
+        share = rng.uniform(*config.recolour_share) * (regions > 0)
         images = (1 - share) * images + share * paint
     images = np.clip(images, 0, 1) ** rng.uniform(*config.gamma)
     if rng.random() < config.shading:

@@ -19,6 +19,8 @@ from ssmsam.pretraining.pack import SIZE, PackedVolume
 from ssmsam.pretraining.semantics import Vocabulary
 from ssmsam.prompting.small_decoder import closeness
 
+_TWIN_PAINT = 0.1, 0.5
+"""How much of a twin's brightness is repainted, where it is."""
 _BODY_PIXELS, _TWIN_PIXELS = 4.0, 10.0
 """How far off the same place of another body is taken to be (standard deviation), besides what differs already: between
 patients, and between twins, of whom nothing does."""
@@ -42,6 +44,10 @@ class GroupConfig:
     """Share of groups over two volumes, where a dataset has two with the same label."""
     twin_share: float = 0.0
     """Share of groups in one volume that show it as though it were two patients."""
+    twin_bend: float = 1.5
+    """How much more than other images twins are bent: patients differ in more than size and pose."""
+    twin_recolour: float = 0.0
+    """Chance for each of two twins that its regions are repainted a little, as by another phase of contrast agent."""
     organ_share: float = 0.7
     """Share of targets in one volume that are labelled organs; the others are regions."""
     organ_size_power: float = 0.25
@@ -222,7 +228,13 @@ class Groups:
         if len(volumes) > 1:
             augmentation = replace(augmentation, recolour=0.0, invert=float(rng.random() < augmentation.invert))
         if len(volumes) > 1 and volumes[0] is volumes[1]:
-            augmentation = replace(augmentation, elastic=1.0, elastic_pixels=1.5 * augmentation.elastic_pixels)
+            augmentation = replace(
+                augmentation,
+                elastic=1.0,
+                elastic_pixels=self.config.twin_bend * augmentation.elastic_pixels,
+                recolour=self.config.twin_recolour,
+                recolour_share=_TWIN_PAINT,
+            )
         return augmentation
 
 
