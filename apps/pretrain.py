@@ -163,7 +163,7 @@ def train(arguments: argparse.Namespace) -> None:
     import torch
 
     from ssmsam.pretraining.episodes import EpisodeConfig
-    from ssmsam.pretraining.groups import GroupConfig
+    from ssmsam.pretraining.group import GroupConfig
     from ssmsam.pretraining.pack import load_pack
     from ssmsam.pretraining.training import TrainingConfig, train
 
@@ -221,7 +221,7 @@ def ssm(arguments: argparse.Namespace) -> None:
 
     from ssmsam.encoders.small import SPEC, SmallEncoder, part_of
     from ssmsam.fewshot.network import TargetNetwork
-    from ssmsam.pretraining.groups import GroupConfig
+    from ssmsam.pretraining.group import GroupConfig
     from ssmsam.pretraining.pack import load_pack
     from ssmsam.pretraining.ssm_training import SsmTrainingConfig, train_ssm
     from ssmsam.progress_bar import ProgressBar

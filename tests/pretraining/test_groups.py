@@ -10,7 +10,9 @@ import torch
 
 from ssmsam.fewshot.prior import signed_distance
 from ssmsam.pretraining.episodes import EpisodeBatch, EpisodeConfig, Episodes
-from ssmsam.pretraining.groups import Group, GroupBatch, GroupConfig, Groups, assembled
+from ssmsam.pretraining.group import Group, GroupBatch, GroupConfig
+from ssmsam.pretraining.group_assembly import assembled
+from ssmsam.pretraining.groups import Groups
 from ssmsam.pretraining.mixture import Mixture
 from ssmsam.pretraining.pack import PackedVolume
 from ssmsam.pretraining.semantics import Vocabulary

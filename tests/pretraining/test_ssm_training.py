@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from ssmsam.encoders.small import SPEC, SmallEncoder
 from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.network import TargetNetwork
-from ssmsam.pretraining.groups import GroupConfig, Groups
+from ssmsam.pretraining.group import GroupConfig
+from ssmsam.pretraining.groups import Groups
 from ssmsam.pretraining.pack import PackedVolume
 from ssmsam.pretraining.semantics import Vocabulary
 from ssmsam.pretraining.ssm_training import SsmTrainer, SsmTrainingConfig, train_ssm

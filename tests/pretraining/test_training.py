@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from ssmsam.encoders.small import SmallEncoder, part_of
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.pretraining.episodes import EpisodeConfig, Episodes
-from ssmsam.pretraining.groups import GroupConfig, Groups
+from ssmsam.pretraining.group import GroupConfig
+from ssmsam.pretraining.groups import Groups
 from ssmsam.pretraining.losses import answer_loss
 from ssmsam.pretraining.semantics import Vocabulary
 from ssmsam.pretraining.training import Trainer, TrainingConfig, export, train

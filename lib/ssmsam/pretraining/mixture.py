@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ssmsam.pretraining.episodes import EpisodeBatch, Episodes
-from ssmsam.pretraining.groups import GroupBatch, Groups
+from ssmsam.pretraining.group import GroupBatch
+from ssmsam.pretraining.groups import Groups
 
 
 class Mixture(IterableDataset["EpisodeBatch | GroupBatch"]):

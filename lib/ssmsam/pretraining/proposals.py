@@ -11,7 +11,7 @@ from ssmsam.fewshot.description import describe
 from ssmsam.fewshot.losses import proposal_loss
 from ssmsam.fewshot.shown import shown_to
 from ssmsam.pretraining.clicks import SparsePrompts, correction
-from ssmsam.pretraining.groups import GroupBatch
+from ssmsam.pretraining.group import GroupBatch
 
 CORRECTED_SHARE = 0.25
 """Share of batches in which the proposals are corrected by a click and made again."""

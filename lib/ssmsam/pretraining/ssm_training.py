@@ -20,7 +20,8 @@ from ssmsam.encoders.small import SmallEncoder
 from ssmsam.fewshot.bank import Bank, BankConfig, Places
 from ssmsam.fewshot.lesson import Lesson
 from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
-from ssmsam.pretraining.groups import Group, GroupBatch, GroupConfig, Groups
+from ssmsam.pretraining.group import Group, GroupBatch, GroupConfig
+from ssmsam.pretraining.groups import Groups
 from ssmsam.pretraining.pack import PackedVolume
 from ssmsam.pretraining.proposals import group_losses
 from ssmsam.pretraining.semantics import Vocabulary

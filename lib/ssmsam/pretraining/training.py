@@ -22,7 +22,8 @@ from ssmsam.encoders.small import SmallEncoder, part_of
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
 from ssmsam.pretraining.episodes import EpisodeBatch, EpisodeConfig, Episodes
-from ssmsam.pretraining.groups import GroupBatch, GroupConfig, Groups
+from ssmsam.pretraining.group import GroupBatch, GroupConfig
+from ssmsam.pretraining.groups import Groups
 from ssmsam.pretraining.losses import answer_loss
 from ssmsam.pretraining.mixture import Mixture
 from ssmsam.pretraining.pack import PackedVolume
