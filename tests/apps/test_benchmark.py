@@ -56,6 +56,11 @@ def test_annotated_slices_of_a_sample_volume_complete_it(program, few_slices, tm
     assert set(result["per_label"]) == {"right kidney", "aorta"}
     assert "complete_ends_given_other_slices.png" in {path.name for path in figures.iterdir()}
     assert "ends given, 3 slices: other slices" in capsys.readouterr().out
+    assert program.main(["compare", str(record), "--method", "interpolation", "--over", "nearest"]) == 0
+    said = capsys.readouterr().out
+    assert "ends given, 3 slices, other slices" in said and "mean over labels" in said and "n 1" in said
+    assert program.main(["compare", str(record), "--method", "fewshot", "--over", "nearest"]) == 1
+    assert "it has interpolation, nearest" in capsys.readouterr().err
 
 
 def test_a_patient_is_segmented_from_another_one(program, random_small, few_slices, tmp_path):
