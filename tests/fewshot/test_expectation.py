@@ -101,6 +101,8 @@ def test_completed_slices_say_how_long_the_target_is(embedder: Embedder, annotat
     assert shown < len(ORGAN)
     found = expected(bank, None, np.arange(9) * 5.0, CONFIG)
     assert found.length_mm == pytest.approx(5.0 * shown)
+    cut_off = bank.without([k for k in range(len(bank)) if bank.positions[k] > 20])
+    assert expected(cut_off, None, np.arange(9) * 5.0, CONFIG).length_mm == 0, "it goes on beyond the volume's end"
     if len(annotated) == 1:
         assert expected(bank_of(annotated), None, np.arange(9) * 5.0, CONFIG).length_mm == 0
 

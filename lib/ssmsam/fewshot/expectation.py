@@ -18,6 +18,8 @@ _SCALE_COST = 0.13
 _STEP_MM = 5.0
 _LEAST_SLICES = 6
 """Volumes of which fewer slices are known are not laid beside another."""
+_CUT_OFF = 0.3
+"""Share of its largest cross-section from which a target on a volume's outermost slice goes on beyond it."""
 _LEAST_OVERLAP = 0.5
 """Share of the known slices that must lie in the other volume, or of what of them can."""
 
@@ -73,7 +75,7 @@ def expected(bank: Bank, looks: np.ndarray | None, positions: np.ndarray, config
     for volume in dict.fromkeys(bank.volumes[k] for k in drawn):
         seen = bank.positions[[k for k in drawn if bank.volumes[k] == volume]]
         rows = [k for k in range(len(bank)) if bank.volumes[k] == volume]
-        length = _length(bank.positions[rows], bank.shows[rows])
+        length = _length(bank, rows)
         lengths += [length] if length else []
         if looks is not None and len(rows) >= _LEAST_SLICES:
             beside = laid_beside(bank.positions[rows], bank.looks[rows].cpu().numpy(), positions, looks)
@@ -87,18 +89,24 @@ def expected(bank: Bank, looks: np.ndarray | None, positions: np.ndarray, config
     )
 
 
-def _length(places: np.ndarray, shows: np.ndarray) -> float:
-    """How long (mm) the target is along slices at ``places`` (k,) of which some show it, (k,) bool.
+def _length(bank: Bank, rows: list[int]) -> float:
+    """How long (mm) the target is in the volume of these rows of a bank, some of which show it; 0 where that is unknown.
 
     It ends half-way to the next slice that does not show it. Where no slice is known beyond, it goes on by half of what
-    its slices are apart, as slices in the middles of equal parts leave over. 0 where only one slice is known.
+    its slices are apart, as slices in the middles of equal parts leave over; but a completed volume is known to its
+    ends, and a target that is cut off by one is longer than what is seen of it.
     """
-    if len(places) < 2:
+    order = sorted(rows, key=lambda k: bank.positions[k])
+    shown = [n for n, k in enumerate(order) if bank.shows[k]]
+    if len(order) < 2:
         return 0.0
-    order = np.argsort(places)
-    places, shown = places[order], np.flatnonzero(shows[order])
-    gap = np.ptp(places[shown]) / max(len(shown) - 1, 1)
+    areas = [int((bank.distances[k] > 0).sum()) for k in order]
+    cut_off = max(areas[0], areas[-1]) > _CUT_OFF * max(areas)
+    if bank.completed[rows].any() and cut_off:
+        return 0.0
+    places = bank.positions[order]
     low, high = places[shown[0]], places[shown[-1]]
+    gap = (high - low) / max(len(shown) - 1, 1)
     before = (low - places[shown[0] - 1]) / 2 if shown[0] else gap / 2
     after = (places[shown[-1] + 1] - high) / 2 if shown[-1] + 1 < len(places) else gap / 2
     return float(high - low + before + after)
