@@ -90,7 +90,7 @@ def expected(bank: Bank, looks: np.ndarray | None, positions: np.ndarray, config
 
 
 def _length(bank: Bank, rows: list[int]) -> float:
-    """How long (mm) the target is in the volume of these rows of a bank, some of which show it; 0 where that is unknown.
+    """How long (mm) the target is in the volume of these rows of a bank, some of which show it; 0 where it is unknown.
 
     It ends half-way to the next slice that does not show it. Where no slice is known beyond, it goes on by half of what
     its slices are apart, as slices in the middles of equal parts leave over; but a completed volume is known to its
