@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.special import expit, logit
 
 from ssmsam.encoders.encoder import Embedding, take
 from ssmsam.encoders.frame import Frame
@@ -131,12 +132,17 @@ def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: Segm
     """The same, with no more presence on any slice than a ``judge`` sees, who was shown more.
 
     A judge who finds clear evidence nowhere is not heard: the volumes look too different to be compared slice by slice,
-    as with and without contrast agent.
+    as with and without contrast agent. And on slices of which there is no doubt its word is one of two: it was shown
+    slices without the target that look alike as a whole, and may know no better.
     """
     own, judged = (evidence(one.logits, one.presence, slice_mm, config).max() for one in (proposals, judge))
     if judged < config.least_evidence * own:
         return proposals
-    return replace(proposals, presence=np.minimum(proposals.presence, judge.presence))
+    odds = [logit(np.clip(one.presence, 1e-6, 1 - 1e-6)) for one in (proposals, judge)]
+    between = expit((odds[0] + odds[1]) / 2)
+    lower = np.minimum(proposals.presence, judge.presence)
+    doubtless = proposals.presence >= config.beyond_doubt
+    return replace(proposals, presence=np.where(doubtless, np.minimum(proposals.presence, between), lower))
 
 
 def sureness(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:

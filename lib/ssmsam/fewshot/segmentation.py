@@ -44,6 +44,8 @@ class SegmentationConfig:
     (standard deviation), so that a chance hit on one slice is none."""
     least_evidence: float = 0.85
     """Completed slices are not heard where the best evidence with them is less than this share of that without."""
+    beyond_doubt: float = 0.9
+    """Elsewhere completed slices may rule a slice out; not on their own where the target is as probable as this."""
     ends: EndsConfig = field(default_factory=EndsConfig)
     expectation: ExpectationConfig = field(default_factory=ExpectationConfig)
     part: PartConfig = field(default_factory=PartConfig)
