@@ -122,7 +122,7 @@ def test_wishes_that_cannot_be_met_are_refused(desk: Desk) -> None:
         answer = requests.post(url, json=wish, timeout=TIMEOUT)
         assert answer.status_code == status and answer.json()["detail"]
     assert refused(desk.server.url, "uncertainty_map", "nowhere")[0] == 404
-    status, detail = refused(desk.server.url, "uncertainty_map", IMAGE, {"views": "several"})
+    status, detail = refused(desk.server.url, "uncertainty_map", IMAGE, views="several")
     assert status == 422 and "views" in str(detail)
 
 
