@@ -101,6 +101,16 @@ def test_from_the_first_sample_to_a_slice_that_is_truly_empty(desk: Desk, tmp_pa
     assert not set(desk.next(k=3)["slices"]) & {*asked, *second["slices"]}
 
 
+def test_a_map_says_how_unsure_the_model_is_and_views_change_it(desk: Desk) -> None:
+    """After the test above: some slices of the liver are annotated."""
+    once, often = (slicer(desk.server.url, "uncertainty_map", IMAGE, views=views) for views in (0, 2))
+    assert (once.params["views"], often.params["views"]) == (0, 2) and once.params["labels"] == ["liver"]
+    assert once.mask.shape == desk.liver.shape and 0 < once.mask.max() <= 100
+    assert not np.array_equal(once.mask, often.mask)
+    for answer in (once, often):
+        assert (~answer.mask.any(axis=(1, 2))).sum() >= 4, "what is annotated is sure"
+
+
 @pytest.mark.parametrize("strategy", ["uncertainty", "representative", "foreground_random", "random", "first"])
 def test_every_strategy_answers(desk: Desk, strategy: str) -> None:
     found = desk.next(strategy, k=1)
