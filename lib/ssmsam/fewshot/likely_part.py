@@ -1,7 +1,7 @@
 """The run of slices of an object that is most likely the target.
 
 What looks like the target and lies against it becomes one object with it: a left kidney goes on into the spleen. Where
-it is much too long for what was labelled elsewhere, it is cut where it is thinnest and least sure. Ours.
+it is much too long for what was labelled elsewhere, it is cut where its mask changes most and is least sure. Ours.
 """
 
 from __future__ import annotations
