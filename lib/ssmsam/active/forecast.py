@@ -17,7 +17,7 @@ from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.finding import Finding, find
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
-from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.proposals import Proposals, shares
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 
@@ -92,7 +92,7 @@ def calibrated(found: Finding, bank: Bank, query: VolumeEmbeddings) -> Proposals
 def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -> Forecast:
     """Areas by the probabilities of cells, inside the final mask and outside."""
     cell_mm2 = (query.frame.input_mm * query.frame.size / proposals.logits.shape[-1]) ** 2
-    cells = 1 / (1 + np.exp(-np.clip(proposals.logits, -30, 30)))
+    cells = shares(proposals.logits)
     mask = final.logits > 0
     area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
     return Forecast(proposals.slices, proposals.presence, area, inside, outside)

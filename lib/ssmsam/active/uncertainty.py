@@ -19,7 +19,7 @@ from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.finding import find
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig
-from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.proposals import Proposals, shares
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
@@ -108,9 +108,8 @@ def _parts(bank: Bank, views: int) -> list[list[int]]:
 
 def probability(proposals: Proposals) -> np.ndarray:
     """The probability (n, S, S) that the target is in each cell: there at all, and then there."""
-    cells = 1 / (1 + np.exp(-np.clip(proposals.logits, -30, 30)))
-    share: np.ndarray = (proposals.presence[:, None, None] * cells).astype(np.float32)
-    return share
+    probable: np.ndarray = (proposals.presence[:, None, None] * shares(proposals.logits)).astype(np.float32)
+    return probable
 
 
 def _bits(p: np.ndarray) -> np.ndarray:

@@ -139,10 +139,9 @@ def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: Segm
     if judged < config.least_evidence * own:
         return proposals
     odds = [logit(np.clip(one.presence, 1e-6, 1 - 1e-6)) for one in (proposals, judge)]
-    between = expit((odds[0] + odds[1]) / 2)
-    lower = np.minimum(proposals.presence, judge.presence)
     doubtless = proposals.presence >= config.beyond_doubt
-    return replace(proposals, presence=np.where(doubtless, np.minimum(proposals.presence, between), lower))
+    allowed = np.where(doubtless, expit((odds[0] + odds[1]) / 2), judge.presence)
+    return replace(proposals, presence=np.minimum(proposals.presence, allowed))
 
 
 def sureness(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
@@ -158,12 +157,18 @@ def evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: 
     return averaged * (found > 0)
 
 
+def shares(logits: np.ndarray) -> np.ndarray:
+    """Logits -> the probability of each cell, where the target is on the slice at all."""
+    probability: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+    return probability
+
+
 def expected_loss(logits: np.ndarray) -> np.ndarray:
     """1 - the Dice that a mask expects of itself when every cell is right with its own probability: (n, S, S) -> (n,).
 
     0 for a slice that is surely empty.
     """
-    probability = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+    probability = shares(logits)
     chosen = probability > 0.5
     overlap = 2 * (probability * chosen).sum(axis=(1, 2)) + 1e-6
     return 1 - overlap / (probability.sum(axis=(1, 2)) + chosen.sum(axis=(1, 2)) + 1e-6)

@@ -138,9 +138,9 @@ class Groups:
     def _one_contrast(
         self, volumes: Sequence[PackedVolume], rng: np.random.Generator, *, zoomed: bool
     ) -> AugmentationConfig:
-        """What a group's images have in common: over two volumes no repainting, and inverted both or neither.
+        """What a group's images have in common: over two patients no repainting, and inverted both or neither.
 
-        Twins are always bent, as two patients differ in more than size and pose.
+        Twins are always bent, as two patients differ in more than size and pose, and may be repainted a little.
         """
         augmentation = self.config.augmentation
         if zoomed:

@@ -79,8 +79,8 @@ class LevelAttention(nn.Module):
                 "load the encoder with its levels"
             )
         side = masks.shape[-2], masks.shape[-1]
-        used = list(levels)[len(levels) - len(self.project) :]
-        maps = [F.adaptive_avg_pool2d(project(level), side) for project, level in zip(self.project, used, strict=True)]
+        used = zip(self.project, levels[-len(self.project) :], strict=True)
+        maps = [F.adaptive_avg_pool2d(project(level), side) for project, level in used]
         changes = [gain * attention(one, masks) for gain, one in zip(self.gains, maps, strict=True)]
         return torch.stack(changes).sum(0)
 
