@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.atlas import AtlasConfig, guide_for
 from ssmsam.fewshot.closer_look import looked_closer
 from ssmsam.fewshot.correcting import Clicks, corrected
 from ssmsam.fewshot.head import Head
@@ -43,9 +44,20 @@ def find(
     found = {}
     for label, first in proposed.items():
         bank, here, threshold = banks[label], (clicks or {}).get(label, {}), head.threshold(label, query.key.digest)
+        if config.atlas and not bank.annotated(query.key.digest):
+            first = _guided(first, head, label, query, config.atlas, progress)
         seen = looked_at_again(first, head.decoder, bank, query, config, threshold=threshold, progress=progress)
         mended = corrected(seen, here, head.decoder, bank, query, config.bank)
         final = kept(mended, bank, query, config, threshold=threshold, clicked=here)
         final = looked_closer(final, head, label, query, clicks=here, config=config, progress=progress)
         found[label] = Finding(mended, final, threshold)
     return found
+
+
+def _guided(
+    proposals: Proposals, head: Head, label: str, query: VolumeEmbeddings, config: AtlasConfig, progress: Progress
+) -> Proposals:
+    """The same with what the head's atlases say, if it has any."""
+    side, slices = proposals.logits.shape[-1], proposals.slices.tolist()
+    guide = guide_for(head.atlases, label, query, slices, side, error=config.error, progress=progress)
+    return proposals if guide is None else proposals.guided(guide.logits(proposals.doubt, config))

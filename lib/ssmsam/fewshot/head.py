@@ -13,13 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ssmsam.fewshot.atlas import Atlas
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.description import Description
 from ssmsam.fewshot.presence import ELSEWHERE
+from ssmsam.imaging.volume import Grid
 from ssmsam.imaging.writing import write_bytes
 
-FORMAT = 4
+FORMAT = 5
+_READABLE = (4, FORMAT)
+"""Heads of format 4 have no atlases."""
 _ARRAYS = ("positions", "distances", "centres", "cell_mm", "completed")
 FEWSHOT = "fewshot"
 """The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
@@ -35,7 +39,8 @@ class Head:
 
     ``start`` is the decoder before adaptation, which no file holds. It answers past the outermost annotated slices:
     what was learned between them makes a mask run on into a neighbour there. None where it would know nothing.
-    ``close`` are the labelled slices of small targets in enlarged windows, by label.
+    ``close`` are the labelled slices of small targets in enlarged windows, by label. ``atlases`` are the volumes that
+    were completed; they say where the labels are in other volumes.
     """
 
     decoder: TargetDecoder
@@ -43,6 +48,7 @@ class Head:
     card: Mapping[str, Any]
     start: TargetDecoder | None = None
     close: Mapping[str, Bank] = field(default_factory=dict)
+    atlases: tuple[Atlas, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -90,10 +96,18 @@ class Head:
                 fields = {**vars(bank.description), "looks": bank.looks}
                 fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
                 tensors |= {f"{kind}{number}.{name}": tensor for name, tensor in fields.items()}
+        for number, atlas in enumerate(self.atlases):
+            tensors[f"atlas{number}.image"] = atlas.image
+            for place, distances in enumerate(atlas.distances.values()):
+                tensors[f"atlas{number}.distances{place}"] = distances
         volumes = {
             kind: {label: list(bank.volumes) for label, bank in banks.items()} for kind, banks in self._kinds.items()
         }
         card = {**self.card, "format": FORMAT, "labels": list(self.labels), "volumes": volumes}
+        card["atlases"] = [
+            {"volume": one.volume, "affine": one.grid.affine.tolist(), "labels": list(one.distances)}
+            for one in self.atlases
+        ]
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"card": json.dumps(card)})
 
     @property
@@ -115,8 +129,9 @@ class Head:
         import copy
 
         card, tensors = _read(path)
-        if card.get("format") != FORMAT:
-            raise UnusableHead(f"{path.name} has format {card.get('format')!r}, this version reads {FORMAT}")
+        if card.get("format") not in _READABLE:
+            readable = " and ".join(map(str, _READABLE))
+            raise UnusableHead(f"{path.name} has format {card.get('format')!r}, this version reads {readable}")
         if card.get("weights_sha256") != weights_sha256:
             raise UnusableHead(
                 f"{path.name} was made with other weights ({card.get('encoder')}, sha256 "
@@ -133,10 +148,13 @@ class Head:
                 }
                 for kind in ("bank", "close")
             )
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            atlases = tuple(
+                _atlas(_part(tensors, f"atlas{number}"), **told) for number, told in enumerate(card.get("atlases", ()))
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UnusableHead(f"{path.name} lacks parts of a head: export it again. {error}") from error
-        kept = {name: value for name, value in card.items() if name not in ("format", "volumes")}
-        return cls(adapted.eval().requires_grad_(False), banks, kept, close=close).begun_with(decoder)
+        kept = {name: value for name, value in card.items() if name not in ("format", "volumes", "atlases")}
+        return cls(adapted.eval().requires_grad_(False), banks, kept, close=close, atlases=atlases).begun_with(decoder)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -173,3 +191,9 @@ def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...]) -> Bank:
     arrays = {name: np.asarray(tensors.pop(name).numpy()) for name in _ARRAYS}
     looks = tensors.pop("looks")
     return Bank(description=Description(**tensors), volumes=volumes, looks=looks, **arrays)
+
+
+def _atlas(tensors: dict[str, torch.Tensor], volume: str, affine: list[list[float]], labels: list[str]) -> Atlas:
+    image = tensors["image"]
+    distances = {label: tensors[f"distances{place}"] for place, label in enumerate(labels)}
+    return Atlas(volume, image, Grid((image.shape[0], image.shape[1], image.shape[2]), np.array(affine)), distances)

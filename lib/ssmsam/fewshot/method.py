@@ -14,6 +14,7 @@ from typing import Any
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
+from ssmsam.fewshot.atlas import Atlas
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.closer import close_banks
 from ssmsam.fewshot.completion import CompletionConfig, as_labelled, worth_completing
@@ -136,9 +137,9 @@ def completed(
     # where the target is matters here, not its outline
     config = replace(config, segmentation=replace(config.segmentation, closer=None))
     wanted = [label for label in head.labels if label not in head.completed and (labels is None or label in labels)]
-    banks = dict(head.banks)
+    banks, atlases = dict(head.banks), {one.volume: one for one in head.atlases}
     for label in wanted:
-        bank, found = head.banks[label], []
+        bank = head.banks[label]
         known = [one for one in support.get(label, ()) if one.volume in bank.volumes]
         for volume, slices in worth_completing(known, config.completion):
             here = [one for one in known if one.volume == volume.key.digest]
@@ -146,11 +147,16 @@ def completed(
             mask = segment(
                 volume, head, labels=[label], slices=looked_at, support={label: here}, config=config, progress=progress
             ).mask
-            found += as_labelled(volume, mask == 1, slices)
-        if found:
-            more = Bank.of(found, side=head.decoder.logits_side, stride=head.decoder.stride)
-            banks[label] = bank.with_completed(more)
-    return replace(head, banks=banks, card={**head.card, "completed": [*head.completed, *wanted]})
+            more = Bank.of(
+                as_labelled(volume, mask == 1, slices), side=head.decoder.logits_side, stride=head.decoder.stride
+            )
+            bank = bank.with_completed(more)
+            if config.segmentation.atlas:
+                atlas = atlases.get(volume.key.digest) or Atlas.of(volume)
+                atlases[atlas.volume] = atlas.with_label(label, bank, volume)
+        banks[label] = bank
+    card = {**head.card, "completed": [*head.completed, *wanted]}
+    return replace(head, banks=banks, card=card, atlases=tuple(atlases.values()))
 
 
 def segment(

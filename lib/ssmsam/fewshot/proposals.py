@@ -38,13 +38,26 @@ class Close:
 class Proposals:
     """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
     probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank. ``close`` is what a closer
-    look at some of them showed, which the logits follow as well as their cells can."""
+    look at some of them showed, which the logits follow as well as their cells can. ``guide`` (n, S, S) is what the
+    logits hold of volumes that were registered with this one."""
 
     slices: np.ndarray
     logits: np.ndarray
     presence: np.ndarray
     looks: np.ndarray
     close: Close | None = None
+    guide: np.ndarray | None = None
+
+    def guided(self, guide: np.ndarray) -> Proposals:
+        """The same with the logits (n, S, S) that registered volumes add."""
+        return replace(self, logits=self.logits + guide, guide=guide)
+
+    @property
+    def doubt(self) -> float:
+        """The Dice that the surest mask does not expect of itself, in [0, 1]; 1 without a mask. Small where the decoder
+        knows the target, whether or not what it found is the target."""
+        sure = sureness(self.logits, self.presence)
+        return float(expected_loss(self.logits[[sure.argmax()]])[0]) if sure.any() else 1.0
 
     def pixels(self, row: int, frame: Frame) -> np.ndarray:
         """The logits of one slice (height, width)."""

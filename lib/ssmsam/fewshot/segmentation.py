@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.atlas import AtlasConfig
 from ssmsam.fewshot.bank import Bank, BankConfig
 from ssmsam.fewshot.closer import CloserConfig
 from ssmsam.fewshot.decoder import TargetDecoder
@@ -51,6 +52,8 @@ class SegmentationConfig:
     part: PartConfig = field(default_factory=PartConfig)
     closer: CloserConfig | None = field(default_factory=CloserConfig)
     """None looks at no target in an enlarged window."""
+    atlas: AtlasConfig | None = field(default_factory=AtlasConfig)
+    """None registers no volume with another."""
     self_support: SelfSupportConfig = field(default_factory=SelfSupportConfig)
     bank: BankConfig = field(default_factory=BankConfig)
 
@@ -101,7 +104,7 @@ def looked_at_again(
     slices = [int(index) for index in proposals.slices[near]]
     second = propose(decoder, {_ONLY: own}, query, slices, config=config, progress=progress)[_ONLY]
     logits = proposals.logits.copy()
-    logits[near] = second.logits
+    logits[near] = second.logits if proposals.guide is None else second.logits + proposals.guide[near]
     return replace(proposals, logits=logits, presence=np.where(near, proposals.presence, 0.0))
 
 
@@ -150,7 +153,9 @@ def _expected_object(
     """Of a target in one piece, the object that most speaks for, and that is most like what was labelled elsewhere."""
     positions = np.array([query.position_mm(int(index)) for index in proposals.slices])
     whole = len(proposals.slices) == query.count
-    expectation = expected(bank, proposals.looks if whole else None, positions, config.expectation)
+    # where registered volumes were heard, they said better where along the body the target is
+    looks = proposals.looks if whole and proposals.guide is None else None
+    expectation = expected(bank, looks, positions, config.expectation)
     cell_mm = query.frame.input_mm * query.frame.size / logits.shape[-1]
     found = one_object(
         logits > 0,

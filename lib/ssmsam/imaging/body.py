@@ -20,10 +20,10 @@ _STEP_MM, _REACH_MM = 10.0, 20.0
 """How far apart slices are on which the body is looked for, and over how much to both sides its place is averaged."""
 
 
-def body_centre(image: np.ndarray) -> tuple[float, float]:
-    """Centre (x, y) of the body's bounding box on a slice (height, width) in [0, 1].
+def body_box(image: np.ndarray) -> tuple[float, float, float, float]:
+    """The body's bounding box (x0, y0, x1, y1), last pixel included, on a slice (height, width) in [0, 1].
 
-    The body is the large pieces of tissue, two legs say. The image's own centre where there is none.
+    The body is the large pieces of tissue, two legs say. All of the image where there is none.
     """
     pieces, count = ndimage.label(ndimage.binary_opening(image > TISSUE, iterations=_THIN))
     if count:
@@ -32,9 +32,15 @@ def body_centre(image: np.ndarray) -> tuple[float, float]:
         body = (sizes >= _PART * sizes.max())[pieces]
         rows, columns = (np.flatnonzero(body.sum(axis=axis) >= _EDGE) for axis in (1, 0))
         if len(rows) and len(columns):
-            return float(columns[0] + columns[-1]) / 2, float(rows[0] + rows[-1]) / 2
+            return float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1])
     height, width = image.shape
-    return (width - 1) / 2, (height - 1) / 2
+    return 0.0, 0.0, width - 1.0, height - 1.0
+
+
+def body_centre(image: np.ndarray) -> tuple[float, float]:
+    """Centre (x, y) of :func:`body_box`."""
+    x0, y0, x1, y1 = body_box(image)
+    return (x0 + x1) / 2, (y0 + y1) / 2
 
 
 def body_centres(slice_of: Callable[[int], np.ndarray], count: int, slice_mm: float) -> np.ndarray:

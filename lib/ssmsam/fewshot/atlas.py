@@ -1,0 +1,173 @@
+"""Labelled volumes as atlases: registered with another volume, they say where in it the target is.
+
+The mask of another patient's slice in the same place misleads a decoder (see SSM-SAM's mask attention, which is for
+neighbours). Carried over by registration of the whole volumes it lies where the target is, if not on its outline; and
+where registration there and back contradicts itself, it counts for little. Ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.fewshot.bank import Bank
+from ssmsam.imaging.volume import Grid
+from ssmsam.progress import Progress, silent
+from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
+from ssmsam.registration.memory import RegistrationMemory
+from ssmsam.registration.register import Registration, register
+
+_STEPS = 4
+"""Distances are kept in so many parts of a cell."""
+_MEMORY = RegistrationMemory(6)
+
+
+@dataclass(frozen=True)
+class AtlasConfig:
+    """How much a carried mask counts beside the decoder's own logits. Lengths are in cells of an atlas, 4 mm in a
+    body."""
+
+    slope: float = 0.5
+    """Logits for each cell inside the target, or outside it."""
+    reach: float = 7.5
+    """Cells from the target's border beyond which it is not said with more certainty."""
+    error: float = 4.5
+    """Standard deviation of what registration there and back may be off."""
+    certain: float = 0.1
+    """Doubt of the decoder up to which it is believed: see :attr:`~ssmsam.fewshot.proposals.Proposals.doubt`."""
+    lost: float = 0.25
+    """Doubt from which on atlases are believed instead, where they are to be trusted."""
+    doubted_slope: float = 1.5
+    """The ``slope`` then."""
+    doubted_reach: float = 13.0
+    """The ``reach`` outside the target then."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """What atlases say of a label on n slices: ``distances`` (n, S, S) in cells of the atlases, positive inside the
+    carried mask, and ``trust`` (n, S, S) in [0, 1]."""
+
+    distances: np.ndarray
+    trust: np.ndarray
+
+    @property
+    def overall(self) -> float:
+        """Trust in the carried mask as a whole, in [0, 1]."""
+        inside = np.maximum(self.distances, 0)
+        return float((self.trust * inside).sum() / max(inside.sum(), 1e-6))
+
+    def logits(self, doubt: float, config: AtlasConfig) -> np.ndarray:
+        """(n, S, S) to be added to those of a decoder that is in ``doubt``.
+
+        Beside one that knows the target they are a hint, cell by cell. Beside one that does not, a carried mask that is
+        to be trusted rules out what lies elsewhere, also where registration says nothing.
+        """
+        share = float(np.clip((doubt - config.certain) / (config.lost - config.certain), 0, 1))
+        elsewhere = self.trust + share * np.maximum(self.overall - self.trust, 0)
+        slope = config.slope + share * (config.doubted_slope - config.slope)
+        reach = config.reach + share * (config.doubted_reach - config.reach)
+        trust = np.where(self.distances > 0, self.trust, elsewhere)
+        logits: np.ndarray = (slope * trust * self.distances.clip(-reach, config.reach)).astype(np.float32)
+        return logits
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """One labelled volume, small. ``volume`` names it as banks do, ``image`` (D, H, W) uint8 are its intensities on
+    ``grid``, and ``distances`` (D, H, W) int8 of each label how far inside the target a cell is along the slices."""
+
+    volume: str
+    image: torch.Tensor
+    grid: Grid
+    distances: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, source: VolumeEmbeddings) -> Atlas:
+        """A volume without labels yet. Reads its voxels."""
+        small = CoarseVolume.of(source.volume, source.scale)
+        return cls(source.key.digest, (small.values * 255).round().to(torch.uint8), small.grid, {})
+
+    def with_label(self, label: str, bank: Bank, source: VolumeEmbeddings) -> Atlas:
+        """The same with what a bank knows of a label in this volume."""
+        cells = distances_on(self.grid, bank, source) / self.grid.spacing[0]
+        kept = (cells * _STEPS).round().clamp(-127, 127).to(torch.int8)
+        return replace(self, distances={**self.distances, label: kept})
+
+    @property
+    def coarse(self) -> CoarseVolume:
+        """What is registered."""
+        return CoarseVolume(self.image.float() / 255, self.grid)
+
+
+def distances_on(grid: Grid, bank: Bank, source: VolumeEmbeddings) -> torch.Tensor:
+    """(D, H, W) float32: how far inside the target, in mm along its slices, the cells of a grid are by what a bank
+    knows of one volume; negative outside. Between known slices interpolated, beyond them as on the last."""
+    rows = sorted(
+        (k for k in range(len(bank)) if bank.volumes[k] == source.key.digest), key=lambda k: bank.positions[k]
+    )
+    stack = torch.from_numpy(bank.distances[rows] * bank.cell_mm[rows, None, None]).float()
+    ijk = source.grid.to_ijk(grid.to_lps(indices(grid)))
+    along = np.interp(_positions(ijk, source), bank.positions[rows], np.arange(len(rows)))
+    xy = (source.frame.points_to_input(source.plane.split(ijk)[1]) + 0.5) * (stack.shape[-1] / source.frame.size) - 0.5
+    return sampled(stack[None], places_of(np.column_stack([xy, along]), grid.shape))[0]
+
+
+def _positions(ijk: np.ndarray, source: VolumeEmbeddings) -> np.ndarray:
+    """Positions (N,) in mm along a volume of voxel indices (N, 3) between its slices too."""
+    first, last = source.position_mm(0), source.position_mm(source.count - 1)
+    along: np.ndarray = ijk[:, ::-1][:, source.plane.axis] / max(source.count - 1, 1)
+    return first + (last - first) * along
+
+
+def guide_for(
+    atlases: Sequence[Atlas],
+    label: str,
+    query: VolumeEmbeddings,
+    slices: Sequence[int],
+    side: int,
+    *,
+    error: float,
+    progress: Progress = silent,
+) -> Guide | None:
+    """What atlases of other volumes say of a label on the cells (n, side, side) of some slices; None without any.
+
+    ``error`` as in :class:`AtlasConfig`. Several are averaged, each cell by how much they are to be trusted there.
+    Every pair of volumes is registered once and kept in memory for a while.
+    """
+    said = []
+    for atlas in atlases:
+        if label in atlas.distances and atlas.volume != query.key.digest:
+            registration = registered(atlas, query, progress=progress)
+            inside = registration.carried(atlas.distances[label].float() / _STEPS)
+            trust = torch.exp(-0.5 * (registration.error_mm / atlas.grid.spacing[0] / error) ** 2)
+            said.append(cells_of(torch.stack([inside, trust]), registration.grid, query, slices, side))
+    if not said:
+        return None
+    distances, trusts = np.stack(said, axis=1)
+    mean = (trusts * distances).sum(0) / np.maximum(trusts.sum(0), 1e-6)
+    return Guide(mean, trusts.max(0))
+
+
+def registered(atlas: Atlas, query: VolumeEmbeddings, *, progress: Progress = silent) -> Registration:
+    """Where each place of a volume is in an atlas. Reads the voxels, unless it was asked before."""
+    key = atlas.volume, query.key.digest
+    known = _MEMORY.get(key)
+    if known is None:
+        here = CoarseVolume.of(query.volume, query.scale, cell_mm=atlas.grid.spacing[0])
+        known = _MEMORY.put(key, register(here, atlas.coarse, progress=progress))
+    return known
+
+
+def cells_of(values: torch.Tensor, grid: Grid, query: VolumeEmbeddings, slices: Sequence[int], side: int) -> np.ndarray:
+    """Values (C, D, H, W) on a grid -> (C, n, side, side) on the cells of a volume's slices, in the encoder's frame."""
+    y, x = np.mgrid[:side, :side].reshape(2, -1)
+    xy = query.frame.points_to_slice((np.stack([x, y], axis=1) + 0.5) * (query.frame.size / side) - 0.5)
+    ijk = [query.plane.join(np.full(len(xy), index), xy) for index in slices]
+    cells = grid.to_ijk(query.grid.to_lps(np.concatenate(ijk)))
+    found: np.ndarray = sampled(values, places_of(cells, (len(slices), side, side))).numpy()
+    return found

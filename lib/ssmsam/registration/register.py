@@ -1,0 +1,75 @@
+"""Registration from beginning to end: two coarse volumes -> where each cell of the one is in the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import field as default
+
+import torch
+
+from ssmsam.imaging.volume import Grid
+from ssmsam.progress import Progress, silent
+from ssmsam.registration.alignment import AlignmentConfig, aligned
+from ssmsam.registration.coarse import CoarseVolume, sampled
+from ssmsam.registration.deformation import Refinement, Search, refined, searched
+from ssmsam.registration.descriptor import described
+from ssmsam.registration.field import Field, lattice
+
+
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """``intensity`` is what intensities count beside self-similarities."""
+
+    intensity: float = 3.0
+    alignment: AlignmentConfig = default(default_factory=AlignmentConfig)
+    searches: tuple[Search, ...] = (Search(5, 3), Search(3, 2), Search(2, 2))
+    refinement: Refinement = default(default_factory=Refinement)
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """``places`` (3, D, H, W): where each cell of the fixed volume's ``grid`` is in the moving one, as indices (slice,
+    row, column); ``error_mm`` (D, H, W): how far from itself a cell ends that goes there and, by the registration of
+    the moving volume with the fixed one, back. Where the one direction contradicts the other, neither is to be
+    trusted."""
+
+    grid: Grid
+    places: torch.Tensor
+    error_mm: torch.Tensor
+
+    def carried(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (D', H', W') on the moving volume's cells -> (D, H, W) on those of the fixed one."""
+        return sampled(values[None], self.places)[0]
+
+
+def register(
+    fixed: CoarseVolume,
+    moving: CoarseVolume,
+    *,
+    config: RegistrationConfig = RegistrationConfig(),
+    progress: Progress = silent,
+) -> Registration:
+    """Lay ``moving`` over ``fixed``: two patients, or two scans of one. Cells must be of one size; the volumes may show
+    different parts of the body as long as they share some. Raises ValueError for cells of different sizes.
+
+    Raising :class:`~ssmsam.progress.Cancelled` in ``progress("register", done, total)`` stops it.
+    """
+    if abs(fixed.cell_mm / moving.cell_mm - 1) > 1e-3:
+        raise ValueError(f"cells of one size are registered, got {fixed.cell_mm} and {moving.cell_mm} mm")
+    total = 2 * (len(config.searches) + 2)
+    here, there = (described(one.values, intensity=config.intensity) for one in (fixed, moving))
+    fields: list[Field] = []
+    for one, features, other, other_features in ((fixed, here, moving, there), (moving, there, fixed, here)):
+        done = len(fields) * total // 2
+        progress("register", done, total)
+        found = aligned(one.values, other.values, features, other_features, config.alignment)
+        for number, search in enumerate(config.searches, done + 1):
+            progress("register", number, total)
+            found = searched(found, features, other_features, search)
+        progress("register", done + total // 2 - 1, total)
+        fields.append(refined(found, features, other_features, config.refinement))
+    progress("register", total, total)
+    cells = lattice(fields[0].shape, 1)
+    places = fields[0].at(cells)
+    error = (fields[1].at(places) - cells).square().sum(0).sqrt()
+    return Registration(fixed.grid, places, fixed.cell_mm * error)
