@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ssmsam.registration.coarse import inside, sampled, typical_box
+from ssmsam.registration.coarse import typical_box
 from ssmsam.registration.descriptor import averaged
-from ssmsam.registration.field import Field, block_means, lattice
+from ssmsam.registration.field import Field
+from ssmsam.registration.matching import unlikeness
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,11 @@ def _likeness(
     """Offsets (n,) along the body in cells of the moving volume, and by how much blocks are more alike under each than
     by chance (n,)."""
     step, side = config.step, config.sideways
-    here = block_means(fixed, step)
-    count, rows, columns = here.shape[1:]
     least = -max(0, (start.shape[0] - config.overlap) // step)
     most = max(0, (moving.shape[1] - config.overlap) // step)
-    margin = max(-least, most)
-    places = start.at(lattice(start.shape, step, (margin, side, side)))
-    for _ in range(step // 2):
-        moving = averaged(moving[None])[0]
-    there = sampled(moving, places)
-    known = inside(places, moving.shape[1:])
+    unlike = unlikeness(start, fixed, moving, step, (max(-least, most), side, side))
     ways = [(y, x) for y in range(-side, side + 1) for x in range(-side, side + 1)]
-    cost = torch.full((most - least + 1, len(ways), count, rows, columns), float("nan"))
-    for number, z in enumerate(range(least, most + 1)):
-        for way, (y, x) in enumerate(ways):
-            part = tuple(
-                slice(first, first + length)
-                for first, length in ((margin + z, count), (side + y, rows), (side + x, columns))
-            )
-            unlike = ((there[(slice(None), *part)] - here) ** 2).mean(0)
-            cost[number, way] = torch.where(known[part], unlike, float("nan"))
+    cost = torch.stack([torch.stack([unlike((z, *way)) for way in ways]) for z in range(least, most + 1)])
     gain = torch.nan_to_num(torch.nanmean(cost, dim=(0, 1)) - cost, nan=0.0)
     gain = averaged(gain.flatten(0, 1)[:, None])[:, 0].reshape(gain.shape)
     unit = gain.std()

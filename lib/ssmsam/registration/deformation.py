@@ -10,6 +10,7 @@ import torch
 from ssmsam.registration.coarse import inside, sampled
 from ssmsam.registration.descriptor import averaged
 from ssmsam.registration.field import Field, block_means, lattice
+from ssmsam.registration.matching import unlikeness
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,9 @@ def searched(field: Field, fixed: torch.Tensor, moving: torch.Tensor, search: Se
 def _costs(field: Field, fixed: torch.Tensor, moving: torch.Tensor, step: int, reach: int) -> torch.Tensor:
     """(moves, d, h, w): how unlike each block is to those around it; the mean of all is 1. What lies outside the moving
     volume is as unlike as the block's mean."""
-    here = block_means(fixed, step)
-    depth, height, width = here.shape[1:]
-    places = field.at(lattice(field.shape, step, (reach, reach, reach)))
-    for _ in range(step // 2):
-        moving = averaged(moving[None])[0]
-    there, known = sampled(moving, places), inside(places, moving.shape[1:])
-    costs = []
-    for z, y, x in product(range(2 * reach + 1), repeat=3):
-        part = (slice(z, z + depth), slice(y, y + height), slice(x, x + width))
-        unlike = ((there[(slice(None), *part)] - here) ** 2).mean(0)
-        costs.append(torch.where(known[part], unlike, float("nan")))
-    cost = torch.stack(costs)
+    unlike = unlikeness(field, fixed, moving, step, (reach, reach, reach))
+    way = range(-reach, reach + 1)
+    cost = torch.stack([unlike(move) for move in product(way, way, way)])
     typical = torch.nan_to_num(torch.nanmean(cost, 0, keepdim=True), nan=float(torch.nanmean(cost)))
     cost = averaged(torch.where(cost.isnan(), typical, cost)[None])[0]
     return cost / cost.mean()
