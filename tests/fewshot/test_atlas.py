@@ -15,7 +15,7 @@ from ssmsam.fewshot.atlas import AtlasConfig, Guide, cells_of, guide_for
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import adapt, segment
 from ssmsam.fewshot.proposals import Proposals
-from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.volume import Grid, Volume
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_a_completed_head_has_an_atlas_that_its_file_keeps(head: Head, tmp_path:
 def test_an_atlas_guides_other_volumes_only(head: Head, embedder: Embedder) -> None:
     own, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
     label = head.labels[0]
-    assert guide_for(head.atlases, label, own, [0, 1], 32, error=4.5) is None
-    assert guide_for(head.atlases, "unknown", other, [0, 1], 32, error=4.5) is None
-    guide = guide_for(head.atlases, label, other, [2, 3, 4], 32, error=4.5)
+    assert guide_for(head.atlases, label, own, [0, 1], 32, config=AtlasConfig()) is None
+    assert guide_for(head.atlases, "unknown", other, [0, 1], 32, config=AtlasConfig()) is None
+    guide = guide_for(head.atlases, label, other, [2, 3, 4], 32, config=AtlasConfig())
     assert guide is not None and guide.distances.shape == guide.trust.shape == (3, 32, 32)
     assert guide.trust.min() >= 0 and guide.trust.max() <= 1
 
@@ -83,13 +83,55 @@ def test_a_guide_rules_out_elsewhere_only_beside_a_decoder_in_doubt() -> None:
     distances[0, :2] = 3.0
     trust = np.zeros((1, 4, 4))
     trust[0, :2] = 0.9  # far from the target registration says nothing
-    guide, config = Guide(distances, trust), AtlasConfig()
-    assert guide.overall == pytest.approx(0.9)
+    guide, config = Guide(distances, trust, 0.9, 1.0), AtlasConfig()
     sure, lost = guide.logits(0.0, config), guide.logits(1.0, config)
     assert (sure[0, 2:] == 0).all() and (lost[0, 2:] < -5).all()
     assert (sure[0, :2] > 0).all() and (lost[0, :2] > sure[0, :2]).all()
-    distrusted = Guide(distances, np.zeros_like(trust))
+    distrusted = Guide(distances, np.zeros_like(trust), 0.0, 0.0)
     assert (distrusted.logits(1.0, config) == 0).all()
+
+
+def test_a_mask_that_was_carried_well_tells_objects_apart() -> None:
+    distances = np.full((6, 16, 16), -5.0)
+    distances[2:4, 2:6, 2:6] = 2.0
+    config, cell_mm, trust = AtlasConfig(), (5.0, 5.0, 5.0), np.full_like(distances, 0.9)
+    here, there = distances > 0, np.roll(distances > 0, 9, axis=2)
+    well, badly = Guide(distances, trust, 0.9, 0.99), Guide(distances, trust, 0.9, 0.05)
+    assert well.nearness(here, cell_mm, config) == pytest.approx(0, abs=0.01)
+    assert well.nearness(there, cell_mm, config) < -2
+    assert badly.nearness(there, cell_mm, config) > -0.1, "it may as well be there"
+    proposals = Proposals(np.arange(6), np.zeros((6, 16, 16), np.float32), np.ones(6), np.zeros((6, 3)))
+    assert proposals.guided(well, config).carried is well
+    assert proposals.guided(badly, config).carried is None
+
+
+class Registered:
+    """A registration that leaves every place where it is, and is off by ``error_mm``."""
+
+    def __init__(self, grid: Grid, error_mm: float) -> None:
+        self.grid, self.error_mm = grid, torch.full(grid.shape, error_mm)
+
+    def carried(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def test_where_registration_contradicts_itself_a_carried_mask_counts_for_nothing(
+    head: Head, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, label, config = embedder.open(draw_volume(seed=3)), head.labels[0], AtlasConfig()
+    (atlas,) = head.atlases
+    mm = atlas.grid.spacing[0]
+
+    def guide(error_mm: float) -> Guide:
+        monkeypatch.setattr("ssmsam.fewshot.atlas.registered", lambda *_, **__: Registered(atlas.grid, error_mm))
+        found = guide_for(head.atlases, label, query, [2, 3, 4], 32, config=config)
+        assert found is not None
+        return found
+
+    well, badly = guide(1.0 * mm), guide(7.0 * mm)
+    assert well.likelihood > 0.95 and badly.likelihood < 0.05
+    assert well.overall > 0.9 and well.logits(0.0, config).max() > 0
+    assert np.abs(badly.logits(1.0, config)).max() < 0.05 * np.abs(well.logits(1.0, config)).max()
 
 
 def test_doubt_is_what_the_surest_mask_does_not_expect_of_itself() -> None:

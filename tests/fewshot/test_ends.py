@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
+from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, object_at, one_object
 
 SURE = np.array([0.1, 0.2, 0.9, 0.3, 0.3, 0.2, 0.2, 0.2])
 
@@ -38,6 +38,18 @@ def test_nothing_is_added_and_nothing_comes_of_nothing() -> None:
         masks = rng.random((8, 32, 32)) < rng.uniform(0.1, 0.7)
         assert not (one_object(masks, rng.random(8), EndsConfig()) & ~masks).any()
     assert not one_object(np.zeros((8, 32, 32), bool), SURE, EndsConfig()).any()
+
+
+def test_beside_something_larger_on_the_same_slices_an_object_is_found_by_its_place() -> None:
+    small = np.stack([disc(9, 9, radius) for radius in (0, 2, 3, 4, 4, 3, 2, 0)])
+    masks = small | np.stack([disc(23, 23, 7)] * 8)
+    place = np.stack([disc(8, 10, 3)] * 8)
+    alone = object_at(masks, place, EndsConfig())
+    np.testing.assert_array_equal(alone[1:7], small[1:7])
+    assert not (one_object(masks, SURE, EndsConfig(), candidates=5) & small).any(), "on no slice it is the largest"
+    there = one_object(masks, SURE, EndsConfig(), more=[(alone, 0.8)], plausibility=lambda found: -found[0].sum())
+    np.testing.assert_array_equal(there, alone)
+    assert not object_at(masks, np.stack([disc(28, 4, 2)] * 8), EndsConfig()).any()
 
 
 def test_which_way_a_volume_is_stored_does_not_matter() -> None:

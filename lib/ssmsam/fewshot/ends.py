@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +53,15 @@ def one_object(
     *,
     plausibility: Callable[[np.ndarray], float] = lambda found: 0.0,
     candidates: int = 1,
+    more: Sequence[tuple[np.ndarray, float]] = (),
 ) -> np.ndarray:
     """The part of masks (n, S, S) that belongs to the object with most ``evidence`` (n,): a mask of the same shape.
 
-    Among several ``candidates`` that with most evidence and ``plausibility``, the logarithm of a factor.
+    Among several ``candidates``, and ``more`` with their evidence, that with most evidence and ``plausibility``, the
+    logarithm of a factor.
     """
     best, most = np.zeros_like(masks), -np.inf
-    for found, shown in objects(masks, evidence, candidates, config):
+    for found, shown in (*more, *objects(masks, evidence, candidates, config)):
         worth = float(np.log(shown)) + plausibility(found)
         if worth > most:
             best, most = found, worth
@@ -86,10 +88,19 @@ def objects(
         shown = np.where(found.any(axis=(1, 2)) | ~left.any(axis=(1, 2)), 0.0, shown)
 
 
-def _followed(masks: np.ndarray, start: int, config: EndsConfig) -> np.ndarray:
-    """The object that the largest piece of one row belongs to."""
+def object_at(masks: np.ndarray, place: np.ndarray, config: EndsConfig) -> np.ndarray:
+    """The object among masks (n, S, S) at a ``place`` (n, S, S), empty without: a mask of the same shape."""
+    overlaps = (masks & place).sum(axis=(1, 2))
+    start = int(overlaps.argmax())
+    if not overlaps[start]:
+        return np.zeros_like(masks)
+    return _followed(masks, start, config, _pieces_on(masks[start], place[start]))
+
+
+def _followed(masks: np.ndarray, start: int, config: EndsConfig, piece: np.ndarray | None = None) -> np.ndarray:
+    """The object that a ``piece`` of one row belongs to, by default the largest."""
     found = np.zeros_like(masks)
-    found[start] = _largest_piece(masks[start])
+    found[start] = _largest_piece(masks[start]) if piece is None else piece
     for outwards in (range(start + 1, len(masks)), range(start - 1, -1, -1)):
         before = found[start]
         for row in outwards:

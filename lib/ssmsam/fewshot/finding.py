@@ -59,5 +59,5 @@ def _guided(
 ) -> Proposals:
     """The same with what the head's atlases say, if it has any."""
     side, slices = proposals.logits.shape[-1], proposals.slices.tolist()
-    guide = guide_for(head.atlases, label, query, slices, side, error=config.error, progress=progress)
-    return proposals if guide is None else proposals.guided(guide.logits(proposals.doubt, config))
+    guide = guide_for(head.atlases, label, query, slices, side, config=config, progress=progress)
+    return proposals if guide is None else proposals.guided(guide, config)

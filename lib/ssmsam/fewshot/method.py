@@ -77,7 +77,16 @@ def adapt(
         adapted = fit(decoder, taught, config.adaptation, share=share, progress=progress)
         seconds, steps, fitted = adapted.seconds, len(adapted.losses), adapted.decoder
     head = made_head(
-        fitted, taught, support, embedder, config, adapted=useful, steps=steps, seconds=seconds, estimates=estimates
+        fitted,
+        taught,
+        support,
+        embedder,
+        config,
+        adapted=useful,
+        steps=steps,
+        seconds=seconds,
+        estimates=estimates,
+        judge=decoder if decoder.pretrained else fitted,
     )
     head = head.begun_with(decoder)
     closer = config.segmentation.closer
@@ -97,8 +106,14 @@ def made_head(
     steps: int,
     seconds: float,
     estimates: Mapping[str, Estimate],
+    judge: TargetDecoder | None = None,
 ) -> Head:
-    """The head of a decoder that was fitted to the labelled slices, with its card. ``settings`` are a dataclass."""
+    """The head of a decoder that was fitted to the labelled slices, with its card. ``settings`` are a dataclass.
+
+    ``judge`` is the decoder whose answers on the labelled slices set the thresholds of presence. A fitted one is so
+    sure of these slices that its thresholds cut a target short past them, where it is not the one who answers.
+    """
+    thresholds = {label: presence_threshold(judge or decoder, views[0]) for label, views in taught.items()}
     card = {
         "labels": list(taught),
         "support_digest": digest(support),
@@ -112,7 +127,7 @@ def made_head(
         "adapted": adapted,
         "steps": steps,
         "seconds": round(seconds, 2),
-        "presence_threshold": {label: presence_threshold(decoder, views[0]) for label, views in taught.items()},
+        "presence_threshold": thresholds,
         "dice_estimate": {label: one.as_json() for label, one in estimates.items()},
         "completed": [],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -21,6 +21,7 @@ from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
 
 if TYPE_CHECKING:
+    from ssmsam.fewshot.atlas import AtlasConfig, Guide
     from ssmsam.fewshot.segmentation import SegmentationConfig
 
 
@@ -39,7 +40,8 @@ class Proposals:
     """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
     probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank. ``close`` is what a closer
     look at some of them showed, which the logits follow as well as their cells can. ``guide`` (n, S, S) is what the
-    logits hold of volumes that were registered with this one."""
+    logits hold of volumes that were registered with this one, and ``carried`` what those say of where the target is, if
+    that is likely right."""
 
     slices: np.ndarray
     logits: np.ndarray
@@ -47,10 +49,13 @@ class Proposals:
     looks: np.ndarray
     close: Close | None = None
     guide: np.ndarray | None = None
+    carried: Guide | None = None
 
-    def guided(self, guide: np.ndarray) -> Proposals:
+    def guided(self, carried: Guide, config: AtlasConfig) -> Proposals:
         """The same with the logits (n, S, S) that registered volumes add."""
-        return replace(self, logits=self.logits + guide, guide=guide)
+        guide = carried.logits(self.doubt, config)
+        likely = carried.likelihood >= 0.5 and carried.mask.any()
+        return replace(self, logits=self.logits + guide, guide=guide, carried=carried if likely else None)
 
     @property
     def doubt(self) -> float:

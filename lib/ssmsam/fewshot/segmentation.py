@@ -9,11 +9,11 @@ import numpy as np
 from scipy import ndimage
 
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.atlas import AtlasConfig
+from ssmsam.fewshot.atlas import AtlasConfig, Guide
 from ssmsam.fewshot.bank import Bank, BankConfig
 from ssmsam.fewshot.closer import CloserConfig
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, one_object
+from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, object_at, one_object
 from ssmsam.fewshot.expectation import ExpectationConfig, expected
 from ssmsam.fewshot.likely_part import PartConfig, likely_part
 from ssmsam.fewshot.proposals import Proposals, evidence, expected_loss, propose, sureness
@@ -153,20 +153,39 @@ def _expected_object(
     """Of a target in one piece, the object that most speaks for, and that is most like what was labelled elsewhere."""
     positions = np.array([query.position_mm(int(index)) for index in proposals.slices])
     whole = len(proposals.slices) == query.count
-    # where registered volumes were heard, they said better where along the body the target is
-    looks = proposals.looks if whole and proposals.guide is None else None
-    expectation = expected(bank, looks, positions, config.expectation)
+    # a mask that was carried here well says better where the target is
+    atlas, carried = config.atlas, proposals.carried if config.atlas else None
+    expectation = expected(bank, proposals.looks if whole and not carried else None, positions, config.expectation)
     cell_mm = query.frame.input_mm * query.frame.size / logits.shape[-1]
+
+    def plausibility(found: np.ndarray) -> float:
+        near = carried.nearness(found, (query.slice_mm, cell_mm, cell_mm), atlas) if atlas and carried else 0.0
+        return near + expectation.plausibility(found, positions, cell_mm)
+
     found = one_object(
         logits > 0,
         evidence(logits, proposals.presence, query.slice_mm, config),
         config.ends,
-        plausibility=lambda found: expectation.plausibility(found, positions, cell_mm),
+        plausibility=plausibility,
         candidates=config.expectation.candidates,
+        more=_carried_object(logits, proposals, carried, query.slice_mm, config) if carried else (),
     )
     if not whole:
         return found
     return likely_part(found, sureness(logits, proposals.presence), positions, expectation, config.part)
+
+
+def _carried_object(
+    logits: np.ndarray, proposals: Proposals, carried: Guide, slice_mm: float, config: SegmentationConfig
+) -> list[tuple[np.ndarray, float]]:
+    """The object where the carried mask lies, and its own evidence; none without.
+
+    On slices where something larger is found too, it would not be followed.
+    """
+    found = object_at(logits > 0, carried.mask, config.ends)
+    alone = np.where(found | (logits <= 0), logits, _OUT)
+    shown = evidence(alone, proposals.presence, slice_mm, config)[found.any(axis=(1, 2))]
+    return [(found, float(shown.max()))] if shown.any() else []
 
 
 def touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
