@@ -141,7 +141,7 @@ def test_methods_that_need_slices_of_the_query_cannot_cross_patients():
     assert {"prototypes", "fewshot", "linear"} <= set(checked_methods(None, "crosspatient"))
     assert "interpolation" not in checked_methods(None, "crosspatient")
     assert "fewshot_100" not in checked_methods(None, "complete")  # only where it is asked for
-    assert checked_methods(["fewshot_100"], "complete") == ("fewshot_100",)
+    assert checked_methods(["fewshot_100", "ssm_judged"], "complete") == ("fewshot_100", "ssm_judged")
     with pytest.raises(ValueError, match="it can measure prototypes, "):
         checked_methods(["nearest"], "crosspatient")
 

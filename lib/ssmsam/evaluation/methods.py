@@ -73,6 +73,11 @@ METHODS |= {
 }  # for Dice against seconds of adaptation
 
 METHODS |= {
+    f"{name}_judged": replace(METHODS[name], settings={**METHODS[name].settings, "folds": 2}, by_default=False)
+    for name in ("fewshot", "ssm")
+}  # what the server does: adaptation is kept where it helps on slices held out
+
+METHODS |= {
     f"points_{clicks}": MethodSpec(PointPrompts, {"clicks": clicks}, encoder=True, decoder=True, by_default=False)
     for clicks in (1, 3, 5)
 }  # SAM's own prompts, for comparison: they alone are told of the query, by simulated clicks
