@@ -84,9 +84,9 @@ class Guide:
     def logits(self, doubt: float, config: AtlasConfig) -> np.ndarray:
         """(n, S, S) to be added to those of a decoder that is in ``doubt``.
 
-        Beside one that knows the target they are a hint, cell by cell, if they are more likely right than not. Beside one
-        that does not, a carried mask that is to be trusted rules out what lies elsewhere, also where registration says
-        nothing.
+        Beside one that knows the target they are a hint, cell by cell, if they are more likely right than not. Beside
+        one that does not, a carried mask that is to be trusted rules out what lies elsewhere, also where registration
+        says nothing.
         """
         share = float(np.clip((doubt - config.certain) / (config.lost - config.certain), 0, 1))
         elsewhere = self.trust + share * np.maximum(self.overall - self.trust, 0)
