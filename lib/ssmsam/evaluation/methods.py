@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ssmsam.evaluation.carried import CarriedShape
 from ssmsam.evaluation.fewshot import FewShotMethod
 from ssmsam.evaluation.interpolation import NearestSlice, ShapeInterpolation
 from ssmsam.evaluation.linear import LinearClassifier
@@ -55,6 +56,7 @@ METHODS: dict[str, MethodSpec] = {
     "nearest": MethodSpec(NearestSlice, {"beyond": 0.5}, within=True),
     "random_walker": MethodSpec(RandomWalker, {"beta": 130.0, "margin_mm": 15.0, "voxels": 60_000}, within=True),
     "propagation": MethodSpec(SeedPropagation, encoder=True, decoder=True, within=True),
+    "carried": MethodSpec(CarriedShape, {"beyond": 0.5}, by_default=False),
     "prototypes": MethodSpec(PrototypeMatching, {"window": 4, "purity": 0.95}, encoder=True),
     "fewshot_prompted": MethodSpec(FewShotSegmentation, {"steps": 0}, encoder=True, target=True),
     "fewshot_matched": MethodSpec(FewShotSegmentation, {"steps": 0, "matched": True}, encoder=True, target=True),
