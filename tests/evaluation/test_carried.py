@@ -33,9 +33,7 @@ def support() -> Support:
 
 
 @pytest.mark.parametrize("turned", [(), (0,), (1, 2)])
-def test_a_shape_is_carried_into_a_patient_however_it_is_stored(
-    support: Support, turned: tuple[int, ...]
-) -> None:
+def test_a_shape_is_carried_into_a_patient_however_it_is_stored(support: Support, turned: tuple[int, ...]) -> None:
     image, organ = patient(5)
     affine = AFFINE.copy()
     for axis in turned:

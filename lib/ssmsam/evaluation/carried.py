@@ -21,7 +21,7 @@ _MEMORY = RegistrationMemory(6)
 
 @dataclass(frozen=True)
 class CarriedShape:
-    """The shape between annotated slices, as :class:`~ssmsam.evaluation.interpolation.ShapeInterpolation` fills it, laid
+    """The shape between annotated slices, filled by :class:`~ssmsam.evaluation.interpolation.ShapeInterpolation`, laid
     on the query by registration of both volumes; of several supports the mean. In the query itself nothing is
     registered.
     """
