@@ -56,7 +56,6 @@ METHODS: dict[str, MethodSpec] = {
     "nearest": MethodSpec(NearestSlice, {"beyond": 0.5}, within=True),
     "random_walker": MethodSpec(RandomWalker, {"beta": 130.0, "margin_mm": 15.0, "voxels": 60_000}, within=True),
     "propagation": MethodSpec(SeedPropagation, encoder=True, decoder=True, within=True),
-    "carried": MethodSpec(CarriedShape, {"beyond": 0.5}, by_default=False),
     "prototypes": MethodSpec(PrototypeMatching, {"window": 4, "purity": 0.95}, encoder=True),
     "fewshot_prompted": MethodSpec(FewShotSegmentation, {"steps": 0}, encoder=True, target=True),
     "fewshot_matched": MethodSpec(FewShotSegmentation, {"steps": 0, "matched": True}, encoder=True, target=True),
@@ -66,6 +65,7 @@ METHODS: dict[str, MethodSpec] = {
     "ssm_full": MethodSpec(OnlineSegmentation, {"steps": 30}, encoder=True, ssm=True, by_default=False),
     "unet": MethodSpec(UNetFromScratch, {"steps": 60}, encoder=True),
     "linear": MethodSpec(LinearClassifier, {"penalty": 1e-3, "steps": 60}, encoder=True),
+    "carried": MethodSpec(CarriedShape, {"beyond": 0.5}, by_default=False),
 }
 
 METHODS |= {
