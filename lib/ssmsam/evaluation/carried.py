@@ -46,12 +46,12 @@ class CarriedShape:
 def registered(query: Volume, other: Volume, progress: Progress = silent) -> tuple[Registration, Grid]:
     """The query registered with another volume, and the grid of the other's coarse copy."""
     moving = CoarseVolume.of(other, recipe_for(other).scale(other))
-    names = query.digest, other.digest
-    known = _MEMORY.get(names)
-    if known is None:
+
+    def made() -> Registration:
         fixed = CoarseVolume.of(query, recipe_for(query).scale(query), cell_mm=moving.cell_mm)
-        known = _MEMORY.put(names, register(fixed, moving, progress=progress))
-    return known, moving.grid
+        return register(fixed, moving, progress=progress)
+
+    return _MEMORY.recalled((query.digest, other.digest), made), moving.grid
 
 
 def resampled(values: torch.Tensor, grid: Grid, wanted: Grid) -> torch.Tensor:

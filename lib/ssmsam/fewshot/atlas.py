@@ -166,8 +166,9 @@ def guide_for(
         if label in atlas.distances and atlas.volume != query.key.digest:
             registration = registered(atlas, query, progress=progress)
             inside = registration.carried(atlas.distances[label].float() / _STEPS)
-            trust = torch.exp(-0.5 * (registration.error_mm / atlas.grid.spacing[0] / config.error) ** 2)
-            right = _likelihood(inside, registration.error_mm / atlas.grid.spacing[0], config)
+            error = registration.error_mm / atlas.grid.spacing[0]
+            trust = torch.exp(-0.5 * (error / config.error) ** 2)
+            right = _likelihood(inside, error, config)
             overall = float(trust[inside > 0].mean()) if right else 0.0
             said.append(cells_of(torch.stack([inside, right * trust]), registration.grid, query, slices, side))
             overalls.append(right * overall)
@@ -180,7 +181,8 @@ def guide_for(
 
 
 def _likelihood(inside: torch.Tensor, error: torch.Tensor, config: AtlasConfig) -> float:
-    """Probability that a mask ``inside`` which a carried distance (D, H, W) is positive lies on the target."""
+    """Probability that the mask where carried distances ``inside`` (D, H, W) are positive lies on the target; they and
+    the ``error`` (D, H, W) of registration there and back are in cells."""
     mask = inside > 0
     if not mask.any():
         return 0.0
@@ -189,12 +191,12 @@ def _likelihood(inside: torch.Tensor, error: torch.Tensor, config: AtlasConfig) 
 
 def registered(atlas: Atlas, query: VolumeEmbeddings, *, progress: Progress = silent) -> Registration:
     """Where each place of a volume is in an atlas. Reads the voxels, unless it was asked before."""
-    key = atlas.volume, query.key.digest
-    known = _MEMORY.get(key)
-    if known is None:
+
+    def made() -> Registration:
         here = CoarseVolume.of(query.volume, query.scale, cell_mm=atlas.grid.spacing[0])
-        known = _MEMORY.put(key, register(here, atlas.coarse, progress=progress))
-    return known
+        return register(here, atlas.coarse, progress=progress)
+
+    return _MEMORY.recalled((atlas.volume, query.key.digest), made)
 
 
 def cells_of(values: torch.Tensor, grid: Grid, query: VolumeEmbeddings, slices: Sequence[int], side: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 from ssmsam.registration.register import Registration
 
@@ -22,6 +23,11 @@ class RegistrationMemory:
             if found is not None:
                 self._known.move_to_end(names)
             return found
+
+    def recalled(self, names: tuple[str, str], make: Callable[[], Registration]) -> Registration:
+        """The registration of two volumes, made and kept unless it is known."""
+        known = self.get(names)
+        return self.put(names, make()) if known is None else known
 
     def put(self, names: tuple[str, str], registration: Registration) -> Registration:
         """Keeps a registration, and gives it back."""
