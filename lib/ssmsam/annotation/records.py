@@ -16,6 +16,15 @@ UNNAMED = ""
 """The label of a mask that was asked for without one: some viewers never say which segment is selected."""
 
 
+SHARED_IDS = frozenset({"", "user-xyz"})
+"""Client ids that say nothing: what viewers send when nobody set one."""
+
+
+def screen_of(client: str, host: str) -> str:
+    """Whose screen a request comes from: its client's, or its machine's where the client's id says nothing."""
+    return f"@{host}" if client in SHARED_IDS else client
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Slices of an image that a client was asked to annotate."""
