@@ -156,17 +156,14 @@ class Annotations:
         they were. What somebody changed since then stays. Raises :class:`InvalidSubmission` when nothing is left.
         """
         undone = frozenset[int]().union(*(revision.update.undoes for revision in self.revisions))
-        own = [
-            revision
-            for revision in self.revisions
-            if revision.update.client == client and not revision.update.undoes and revision.number not in undone
-        ]
+        standing = [one for one in self.revisions if not one.update.undoes and one.number not in undone]
+        own = [revision for revision in standing if revision.update.client == client]
         if not own:
             raise InvalidSubmission("there is nothing of yours to take back on this image")
         last = [one for one in own if one is own[-1] or (one.update.when and one.update.when == own[-1].update.when)]
         numbers = frozenset(revision.number for revision in last)
-        before, since = self.at(last[0].number - 1), self.revisions[last[0].number :]
-        changed = {key for revision in since if revision.number not in numbers for key in revision.keys}
+        before = self.at(last[0].number - 1)
+        changed = {key for one in standing if one.number > max(numbers) for key in one.keys}
         touched = frozenset[SliceKey]().union(*(revision.keys for revision in last))
         if touched and touched <= changed:
             raise InvalidSubmission("the slices of your last action were changed since then: take back single slices")

@@ -78,6 +78,7 @@ OPTIONS = {
     "adapt": Key("boolean", "fewshot, ssm_sam: adapt to the annotated slices; true unless told."),
     "only_this_image": Key("boolean", "fewshot, ssm_sam: learn from this image alone."),
     "budget_s": Key("number", "The most seconds that adaptation, or the choice of slices, may take."),
+    "views": Key("integer", "uncertainty_map: how many disturbed copies of a slice are compared."),
     **CONFIRM,
 }
 """The options that models publish in /info/, described."""
