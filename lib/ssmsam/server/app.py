@@ -49,8 +49,10 @@ from ssmsam.server.machine import choose_device, use_threads
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.privacy import keep_patients_out_of_logs
 from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, Prompting, named
+from ssmsam.server.queue import running
 from ssmsam.server.studies import StudiesFolder
 from ssmsam.server.tokens import accept_signed_tokens
+from ssmsam.server.training import Training
 from ssmsam.server.warmup import WarmUp
 from ssmsam.ssm.methods import DECODERS
 from ssmsam.ssm.starts import Starts
@@ -225,6 +227,7 @@ class ServerApp(MONAILabelApp):
         warm = getattr(self, "warm_up", None)
         return {
             **super().info(),
+            "train_stats": self._train_stats(),
             "ssmsam": {
                 "encoder": self.configuration.encoder,
                 "device": self.device,
@@ -235,6 +238,15 @@ class ServerApp(MONAILabelApp):
                 "methods": {method: room.status for method, room in self.rooms.items()},
             },
         }
+
+    def _train_stats(self) -> dict[str, Any]:
+        """Of each training that there was. Viewers draw an empty entry as one that is done."""
+        now = running("train")
+        stats = {
+            name: task.stats(runs=name in now) if isinstance(task, Training) else task.stats()
+            for name, task in self._trainers.items()
+        }
+        return {name: found for name, found in stats.items() if found}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task. ``image`` is an id of the datastore, or a :class:`Source`; never a path.

@@ -22,3 +22,8 @@ def drop_queued(method: str) -> list[dict[str, Any]]:
     for task in dropped:
         task["status"], task["end_ts"] = "STOPPED", time.strftime("%Y-%m-%d %H:%M:%S")
     return dropped
+
+
+def running(method: str) -> set[str]:
+    """The models that a process of this method works on now."""
+    return {str(task["request"].get("model", "")) for task in stock.tasks(method) if task["status"] == "RUNNING"}
