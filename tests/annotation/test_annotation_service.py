@@ -202,6 +202,15 @@ def test_a_screen_is_empty_after_the_image_was_opened(service: AnnotationService
     assert service.finished("case", GRID, client="reader").complete == {"liver"}
 
 
+def test_what_was_shown_before_the_image_was_opened_again_does_not_count(service: AnnotationService) -> None:
+    serve(service, 2, 3)
+    accept(service, 2)
+    service.opened("case", client="reader", host="")
+    serve(service, 5, only=[5], when=now())  # a click on the empty screen
+    with pytest.raises(InvalidSubmission, match="only some of its slices were shown"):
+        service.finished("case", GRID, client="reader")
+
+
 def test_viewers_without_a_name_are_told_apart_by_their_machine(service: AnnotationService) -> None:
     submit(service, drawn(2))
     serve(service, 2, 3, client="user-xyz", when=now())

@@ -80,6 +80,7 @@ class WorkLog:
                 "client": now.client,
                 "axis": now.axis,
                 "when": now.when,
+                "earlier": {str(index): when for index, when in now.earlier.items()},
                 "prompted": sorted(now.prompted),
                 "indices": list(now.slices),
                 "shapes": [list(mask.shape) for mask in now.slices.values()],
@@ -108,6 +109,7 @@ class WorkLog:
             dict(zip(written["indices"], masks, strict=True)),
             frozenset(written["prompted"]),
             written["when"],
+            {int(index): when for index, when in written.get("earlier", {}).items()},
         )
 
     def _folder(self, image: str) -> Path:

@@ -148,33 +148,26 @@ class AnnotationService:
         )
 
     def finished(self, image: str, grid: Grid, *, client: str, host: str = "", labels: Collection[str] = ()) -> Update:
-        """Labels declared finished as they are on that client's screen: those that it was shown since it opened the
-        image, and of which a person checked a slice. The others are named in the notes; so are ``labels``, where
-        given, the only ones that are wanted.
+        """Labels declared finished as they are on that client's screen: those that it was shown on every slice since
+        it opened the image, and of which a person checked a slice; of ``labels``, or of all. The notes name the others.
         """
         known, own = self.known(image, grid), self._own(image, client)
-        opened = self.log.opened(image, screen_of(client, host))
-        for label in labels:
-            if UNNAMED in own and label not in own:  # it was asked for without a label, which is named now
+        for label in set(labels) - own.keys():
+            if UNNAMED in own:  # it was asked for without a label, which is named now
                 own[label] = replace(own[UNNAMED], label=label)
+        opened = self.log.opened(image, screen_of(client, host))
         shown = {label: _shown(label, known, own.get(label), client, opened) for label in own.keys() | known.labels}
         unfinished = {key.label for key in known.slices} - known.complete
         wanted = (set(labels) or unfinished | {label for label, slices in shown.items() if slices}) - {UNNAMED}
-        seen = {label for label in wanted if shown.get(label)}
-        if not seen:
+        if not any(shown.get(label) for label in wanted):
             raise InvalidSubmission(NOTHING_SHOWN)
-        whole = {label for label in seen if len(shown[label]) == _plane(own.get(label)).count(grid)}
         checked = {key.label for key, entry in known.slices.items() if entry.source is not Source.COMPLETE}
-        open_ = {
-            "it was not shown since you opened the image": wanted - seen,
-            "no slice of it was checked": seen - checked,
-            "only some of its slices were shown; run fewshot or sam_3d, and look at the rest": (seen & checked) - whole,
-        }
-        notes = tuple(f"{label} stays open: {why}" for why, left in open_.items() for label in sorted(left))
-        if not whole & checked:
+        missing = {label: _why_open(label, shown, checked, own.get(label), grid) for label in sorted(wanted)}
+        notes = tuple(f"{label} stays open: {why}" for label, why in missing.items() if why)
+        ready = [label for label, why in missing.items() if not why]
+        if not ready:
             raise InvalidSubmission("; ".join((NOTHING_CHECKED, *notes)))
-        update = complete(whole & checked, known, own, client=client, when=now())
-        return replace(update, notes=notes)
+        return replace(complete(ready, known, own, client=client, when=now()), notes=notes)
 
     def taken_back(self, image: str, grid: Grid, *, client: str) -> Update:
         """What takes back the last action of a client on an image."""
@@ -250,14 +243,28 @@ def _plane(served: Served | None) -> Plane:
 
 def _shown(label: str, known: Annotations, served: Served | None, client: str, opened: str) -> frozenset[int]:
     """The slices of a label that were on a client's screen since it opened the image; none where all were empty."""
-    sent = served if served is not None and served.when > opened else None
+    sent = {} if served is None else {k: mask for k, mask in served.slices.items() if served.sent_at(k) > opened}
     own = {
         index: entry.mask
         for index, entry in known.annotated(label, plane=_plane(served)).items()
-        if sent is not None or (entry.client == client and entry.when > opened)
+        if index in sent or (entry.client == client and entry.when > opened)
     }
-    masks = {**({} if sent is None else sent.slices), **own}
+    masks = {**sent, **own}
     return frozenset(masks) if any(not mask.empty for mask in masks.values()) else frozenset()
+
+
+def _why_open(
+    label: str, shown: Mapping[str, frozenset[int]], checked: Collection[str], served: Served | None, grid: Grid
+) -> str:
+    """Why a label cannot be finished; "" where it can."""
+    slices = shown.get(label, frozenset())
+    if not slices:
+        return "it was not shown since you opened the image"
+    if label not in checked:
+        return "no slice of it was checked"
+    if len(slices) < _plane(served).count(grid):
+        return "only some of its slices were shown; run fewshot or sam_3d, and look at the rest"
+    return ""
 
 
 _CHOOSE = "choose the label in the options of this model (for_label), or send it as 'label'"
