@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
+from ssmsam.annotation.label_info import BACKGROUND
 from ssmsam.annotation.label_names import known_label
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, load_encoder
@@ -293,8 +294,9 @@ class ServerApp(MONAILabelApp):
 
     def require_options(self, options: Mapping[str, Any], task: InferTask) -> None:
         """Refuse keys that nobody reads. Raises InvalidRequest."""
-        labels = [*self.rooms[FEWSHOT].offered, "background", str(options.get("label") or "label")]
-        require_keys(options, [*INFERENCE, *task.config(), *CONFIRM, *labels], where="params")
+        labels = {*self.rooms[FEWSHOT].offered, BACKGROUND, options.get("label")}
+        rest = {name: value for name, value in options.items() if name not in labels}
+        require_keys(rest, [*INFERENCE, *task.config(), *CONFIRM], where="params")
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """The next image by ``strategy``; {} when none is left, perhaps with a ``message``. A remote store fetches it.
