@@ -294,7 +294,7 @@ class ServerApp(MONAILabelApp):
 
     def require_options(self, options: Mapping[str, Any], task: InferTask) -> None:
         """Refuse keys that nobody reads. Raises InvalidRequest."""
-        labels = {*self.rooms[FEWSHOT].offered, BACKGROUND, options.get("label")}
+        labels = {*self.rooms[FEWSHOT].offered, BACKGROUND, str(options.get("label"))}
         rest = {name: value for name, value in options.items() if name not in labels}
         require_keys(rest, [*INFERENCE, *task.config(), *CONFIRM], where="params")
 
