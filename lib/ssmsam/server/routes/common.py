@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
+from urllib.parse import quote
 
 from fastapi import Depends, File, Form, Request, UploadFile
 from monailabel.config import settings
@@ -28,6 +29,15 @@ Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
 JsonText = Annotated[str, Form()]
 Upload = Annotated[UploadFile, File()]
 MaybeUpload = Annotated[UploadFile | None, File()]
+
+
+LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
+"""What an answer that is only a file says beside it: which value means which label, and a sentence for people."""
+
+
+def in_header(value: Any) -> str:
+    """A value as a header holds it: percent-encoded JSON."""
+    return quote(json.dumps(value))
 
 
 def the_app() -> ServerApp:

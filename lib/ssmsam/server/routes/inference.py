@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, UploadFile
 from fastapi.background import BackgroundTasks
+from fastapi.responses import Response
 from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.utils.others.generic import remove_file
@@ -23,11 +24,14 @@ from ssmsam.server.identifiers import VOLUME_SUFFIXES
 from ssmsam.server.images import Source
 from ssmsam.server.prompted import HOST
 from ssmsam.server.routes.common import (
+    DETAIL_HEADER,
+    LABELS_HEADER,
     AnyUser,
     JsonText,
     MaybeUpload,
     Scratch,
     host_of,
+    in_header,
     json_object,
     received,
     the_app,
@@ -70,7 +74,12 @@ def infer(
     if output == ResultType.dicom_seg:
         result["dicom_seg"] = _dicom_seg(source, result)
         background_tasks.add_task(remove_file, result["dicom_seg"])
-    return send_response(app.datastore(), result, output, background_tasks)
+    answer = send_response(app.datastore(), result, output, background_tasks)
+    if isinstance(answer, Response):
+        details = result["params"]
+        answer.headers[LABELS_HEADER] = in_header(details.get("label_names") or {})
+        answer.headers[DETAIL_HEADER] = in_header(details.get("detail") or "")
+    return answer
 
 
 def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.background import BackgroundTasks
@@ -18,10 +16,19 @@ from ssmsam.fewshot.head import FEWSHOT
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import write_mask
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, JsonText, KnownImage, note_opened, the_app
+from ssmsam.server.routes.common import (
+    LABELS_HEADER,
+    Admin,
+    Annotator,
+    AnyUser,
+    JsonText,
+    KnownImage,
+    in_header,
+    note_opened,
+    the_app,
+)
 
 router = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
-LABELS_HEADER = "X-Ssmsam-Labels"
 
 
 @router.get("", summary="Which slices of an image are annotated")
@@ -55,17 +62,20 @@ def opened(user: AnyUser, request: Request, image: KnownImage, client_id: str = 
 
 
 @router.get("/masks", summary="All masks of an image, to be shown again")
-def masks(user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, client_id: str = "") -> FileResponse:
+def masks(
+    user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, client_id: str = "", compress: bool = True
+) -> FileResponse:
     """A label map (NRRD): slices that are annotated, else what this client was sent last. Values are those of
     ``models.fewshot.labels`` in ``/info/``; the header ``X-Ssmsam-Labels`` holds them as percent-encoded JSON. It
     counts as shown.
     """
     offered = the_app().rooms[FEWSHOT].offered
     volume, values = _datastore().show_again(image, client=client_id, order=offered)
-    path = write_mask(volume.array, volume, {})
+    path = write_mask(volume.array, volume, {"result_compress": compress})
     background_tasks.add_task(remove_file, path)
-    headers = {LABELS_HEADER: quote(json.dumps(values)), "Access-Control-Expose-Headers": LABELS_HEADER}
-    return FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd", headers=headers)
+    answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")
+    answer.headers[LABELS_HEADER] = in_header(values)
+    return answer
 
 
 def _datastore() -> AnnotatedStudies:
