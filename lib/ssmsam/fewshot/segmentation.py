@@ -65,7 +65,8 @@ class Prediction:
     ``labels`` names the values 1, 2, ... of ``mask`` (slices, rows, columns) uint8, on the volume's own grid.
     ``slices`` (n,) were looked at, along the plane of work; for each of them and each label ``presence`` (labels, n)
     is the probability that the label is there and ``uncertainty`` (labels, n) the expected loss of Dice, both in
-    [0, 1]. ``logits`` (labels, n, S, S) are in the encoder's frame.
+    [0, 1]. ``logits`` (labels, n, S, S) are in the encoder's frame. ``asked`` maps a label to the slices just past
+    its annotated ends where something was proposed and left out: a person should say whether it is still there.
     """
 
     labels: tuple[str, ...]
@@ -74,6 +75,7 @@ class Prediction:
     presence: np.ndarray
     uncertainty: np.ndarray
     logits: np.ndarray
+    asked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def looked_at_again(

@@ -18,7 +18,7 @@ from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.support import digest
 from ssmsam.progress import Cancelled, Progress, silent
 from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 
 STORED_AXIS = 0
 MOST_SLICES, FEWEST_SLICES = 96, 12
