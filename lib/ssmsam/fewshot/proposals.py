@@ -41,7 +41,8 @@ class Proposals:
     probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank. ``close`` is what a closer
     look at some of them showed, which the logits follow as well as their cells can. ``guide`` (n, S, S) is what the
     logits hold of volumes that were registered with this one, and ``carried`` what those say of where the target is, if
-    that is likely right."""
+    that is likely right. ``asked`` are slices just past annotated ends of which it should be asked whether the target
+    is still there: something was proposed on them, and left out."""
 
     slices: np.ndarray
     logits: np.ndarray
@@ -50,6 +51,7 @@ class Proposals:
     close: Close | None = None
     guide: np.ndarray | None = None
     carried: Guide | None = None
+    asked: tuple[int, ...] = ()
 
     def guided(self, carried: Guide, config: AtlasConfig) -> Proposals:
         """The same with the logits (n, S, S) that registered volumes add."""
