@@ -21,26 +21,28 @@ _FARTHEST_MM = 100.0
 @dataclass(frozen=True)
 class ContinuationConfig:
     """A logistic model, *fitted on* masks past the ends of three or five annotated slices, half of them with the
-    target's first and last slice and half from 10 to 90 % of its extent: all labels of training patients of
-    ``chaos_t2_mr`` and ``sabs_ct`` and of images of ``hippocampus_mr`` that the weights never saw; each label and
-    placement weighs the same. Positive are masks of which more than half is the target."""
+    target's first and last slice and half from 10 to 90 % of its extent, by the prompted decoder: all labels of six
+    training patients of ``chaos_t2_mr``, five of ``sabs_ct``, and five images of ``hippocampus_mr`` that the weights
+    never saw; each label and placement weighs the same. Positive are masks of which more than half is the target.
+    ``least_chance`` is an even one. Left out patient by patient, it brought the voxels that are wrong past both kinds
+    of ends from 2.2 to 0.3 % of the target in CT, from 0.3 to 0.1 % in MR and from 31 to 2.4 % in the hippocampus."""
 
     least_chance: float = 0.5
     """Masks less likely right than this are left out, and what lies beyond them."""
     least_slices: int = 3
     """Fewer annotated slices that show the target say nothing of its ends."""
-    intercept: float = -1.69
-    presence: float = 0.47
+    intercept: float = -1.57
+    presence: float = 0.4
     """Log odds of the decoder's claim that the target is on the slice."""
-    loss: float = -18.6
+    loss: float = -18.5
     """The loss of Dice that the mask expects of itself,"""
-    loss_between: float = -14.2
+    loss_between: float = -12.2
     """and the median of that between the annotated ends: how well the decoder knows the target."""
-    shrinks_mm: float = 0.84
+    shrinks_mm: float = 0.89
     """Logarithm of how far from the end the target would shrink to nothing, over the slice's distance from the end."""
-    area: float = -1.96
+    area: float = -2.15
     """Logarithm of the mask's area over that of the last annotated one,"""
-    overlap: float = 0.44
+    overlap: float = 0.23
     """and the overlap (IoU) of the two."""
 
     def chance(self, claim: Claim) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from ssmsam.active.reasons import end_question
 from ssmsam.annotation.truth import now
 from ssmsam.fewshot.correcting import Clicks
 from ssmsam.fewshot.head import FEWSHOT, Head
@@ -347,7 +348,7 @@ def in_words(found: Answer, head: Head, *, fresh: bool, beside: bool) -> str:
     said = [f"Proposed {learned}{how}"]
     if beside:
         said.append("an adaptation runs beside: run again later, it is used if it is better")
-    questions = [f"slice {index}: is there still {label}?" for label, slices in found.asked.items() for index in slices]
+    questions = [end_question(index, label) for label, slices in found.asked.items() for index in slices]
     worst = [f"{label} on slice {slices[0]}" for label, slices in found.uncertain.items() if slices]
     if questions:
         said.append(" ".join(questions))
