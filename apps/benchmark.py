@@ -47,6 +47,7 @@ from ssmsam.evaluation.fewshot_summary import draw_fewshot
 from ssmsam.evaluation.live_server import ServerFailed
 from ssmsam.evaluation.manifest import installed_versions, run_manifest
 from ssmsam.evaluation.methods import checked_methods, methods_for
+from ssmsam.evaluation.over_rest import OverRest
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.recorded import draw_recorded, read_result
 from ssmsam.evaluation.results import RunLog, write_result
@@ -99,6 +100,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     complete.add_argument(
         "--ends", choices=PLACEMENTS, nargs="+", default=list(PLACEMENTS), metavar="ENDS", help="one or both"
     )
+    complete.add_argument(
+        "--over-rest", action="store_true",
+        help="submit the slices to a server that is started for it, ends given and nothing said of what lies beyond",
+    )  # fmt: skip
+    complete.add_argument("--ask", default="fewshot", metavar="MODEL", help="what is asked --over-rest")
     crosspatient.set_defaults(protocol=run_crosspatient)
     crosspatient.add_argument(
         "--slices", type=int, nargs="+", default=[1, 3, 5, 10], metavar="K", help="annotated in each support patient"
@@ -203,8 +209,36 @@ def label_names(options: argparse.Namespace, notes: SetNotes) -> dict[int, str]:
 
 
 def run_complete(options: argparse.Namespace) -> int:
+    if options.over_rest:
+        return run_over_rest(options)
     protocol = CompleteProtocol(slices=positive(options.slices, "--slices"), placements=tuple(options.ends))
     return run_fewshot(options, protocol, labelled_set(options, options.data), None)
+
+
+def run_over_rest(options: argparse.Namespace) -> int:
+    """Five slices, or the only number that is given, as a user submits them."""
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    wanted = options.slices[0] if len(options.slices) == 1 else 5
+    data = labelled_set(options, options.data)
+    run = OverRest(data, choice, slices=wanted, method=options.ask, threads=options.threads)
+    with tqdm(unit="case", desc=f"{data.name} over REST", disable=None) as bar:
+        result = run.run(ROOT / "ssmsam_app", progress=onto(bar))
+    print_over_rest(result)
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    return 0
+
+
+def print_over_rest(result: dict[str, Any]) -> None:
+    """Dice in per cent on the other slices, a row for each label; the gain over interpolation and seconds below."""
+    methods = {name: next(iter(found.values())) for name, found in result["methods"].items()}
+    print(f"\n{'Dice of the other slices (%)':30}" + "".join(f"{name:>18}" for name in methods))
+    for label in next(iter(methods.values()))["per_label"]:
+        print(f"{label[:30]:30}" + "".join(f"{found['per_label'][label]['mean']:18.1f}" for found in methods.values()))
+    print(f"{'mean over labels':30}" + "".join(f"{found['mean_dice']:18.1f}" for found in methods.values()))
+    for label, gain in result["worst_against_interpolation"].items():
+        print(f"{label}: {gain['mean']:+.1f} over interpolation, {gain['smallest']:+.1f} in the worst case")
+    print(f"seconds to the first proposal: median {result['seconds']['median']}, {result['seconds']['first_proposal']}")
 
 
 def run_crosspatient(options: argparse.Namespace) -> int:

@@ -206,7 +206,7 @@ def complete_case(
     for model in LEARNERS:
         for kind in (f"{model}, adapting", f"{model}, again"):
             started = time.perf_counter()
-            answer, details = client.infer(model, case.name, {"result_extension": ".nrrd"})
+            answer, details = client.infer(model, case.name, {"result_extension": ".nrrd", "wait": True})
             seconds.setdefault(kind, []).append(time.perf_counter() - started)
             mask = read_volume(Path(answer)).array
             Path(answer).unlink()

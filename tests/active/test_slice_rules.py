@@ -202,3 +202,15 @@ def test_the_gain_falls_once_a_slice_is_taken() -> None:
     before = gains.values()[index + 1]
     gains.take(index)
     assert gains.values()[index] == -1 and gains.values()[index + 1] < 0.7 * before
+
+
+def test_what_may_go_on_past_an_annotated_end_is_asked_first() -> None:
+    annotated = {"spleen": {10: True, 15: True, 19: True, 20: False}}
+    found = replace(with_planted(forecast(40, range(10, 20)), 17), asked=(9,))
+    first, second = next_slices(state(annotated=annotated, forecasts={"spleen": found}), 2, ["spleen"], rng())
+    assert first.index == 9
+    assert first.reasons["spleen"].sentence == "slice 9: is there still spleen?"
+    assert second.index == 17
+    answered = {"spleen": {**annotated["spleen"], 9: False}}
+    (first,) = next_slices(state(annotated=answered, forecasts={"spleen": found}), 1, ["spleen"], rng())
+    assert first.index == 17, "nothing is asked twice"

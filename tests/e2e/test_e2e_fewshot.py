@@ -107,7 +107,7 @@ def test_without_annotations_the_answer_says_what_to_do(start: Callable[..., Ser
 def test_the_rest_of_the_volume_follows_from_a_few_slices(
     learner: Server, annotated: dict[str, list[int]], ct: Truth
 ) -> None:
-    answer = slicer(learner.url, "fewshot", CT)
+    answer = slicer(learner.url, "fewshot", CT, adapt=False)
     assert answer.params["label_names"] == {"liver": 1, "right kidney": 2}
     assert answer.params["learned_from"] == {"liver": 4, "right kidney": 4}
     for organ, value in answer.params["label_names"].items():
@@ -120,10 +120,33 @@ def test_the_rest_of_the_volume_follows_from_a_few_slices(
             assert not (found & ~drawn).any(), "an annotated slice gained pixels"
 
 
+def test_the_adaptation_runs_beside_and_can_be_watched_and_stopped(
+    learner: Server, annotated: dict[str, list[int]]
+) -> None:
+    url = learner.url
+    answer = slicer(url, "fewshot", CT, client_id="reader").params
+    assert answer["adapted_now"] is False
+    job = requests.get(f"{url}/jobs/{answer['job']}", timeout=TIMEOUT).json()
+    assert (job["kind"], job["owner"], job["image"]) == ("adapt", "reader", CT)
+    assert answer["job"] in [one["id"] for one in requests.get(f"{url}/jobs", timeout=TIMEOUT).json()["jobs"]]
+    assert requests.delete(f"{url}/jobs/{answer['job']}", timeout=TIMEOUT).status_code == 200
+    end = time.monotonic() + 60
+    while (job := requests.get(f"{url}/jobs/{answer['job']}", timeout=TIMEOUT).json())["state"] != "cancelled":
+        assert time.monotonic() < end, job
+        time.sleep(0.1)
+    for method in (requests.get, requests.delete):
+        unknown = method(f"{url}/jobs/none", timeout=TIMEOUT)
+        assert unknown.status_code == 404
+        assert "GET /jobs" in unknown.json()["detail"]
+    assert requests.delete(f"{url}/heads/adaptation", timeout=TIMEOUT).json() == {"cancelled": False}
+
+
 def test_nothing_is_learned_twice_and_the_answer_is_the_same(learner: Server, annotated: dict[str, list[int]]) -> None:
-    first = slicer(learner.url, "fewshot", CT)
+    first = slicer(learner.url, "fewshot", CT, wait=True)
     again = slicer(learner.url, "fewshot", CT)
     assert again.params["adapted_now"] is False
+    assert again.params["answered_before"] is True
+    assert again.params["latencies"]["total"] < 1
     assert again.params["head"] == first.params["head"]
     assert again.params["encoded_slices"] == first.params["encoded_slices"], "a slice was encoded twice"
     np.testing.assert_array_equal(first.mask, again.mask)
@@ -193,7 +216,7 @@ def test_heads_are_listed_pinned_carried_over_and_removed(
     learner: Server, annotated: dict[str, list[int]], ct: Truth, tmp_path: Path
 ) -> None:
     url = learner.url
-    name = slicer(url, "fewshot", CT).params["head"]
+    name = slicer(url, "fewshot", CT, wait=True).params["head"]
     listed = requests.get(f"{url}/heads", timeout=TIMEOUT).json()
     assert listed["active"] == name
     assert listed["heads"][name]["labels"] == ["liver", "right kidney"]
@@ -203,7 +226,7 @@ def test_heads_are_listed_pinned_carried_over_and_removed(
     submit(url, CT, ct, {"spleen": evenly(ct, "spleen", 3)}, tmp_path)
     assert slicer(url, "fewshot", CT).params["head"] == name, "a pinned head stays"
     requests.post(f"{url}/heads/unpin", timeout=TIMEOUT).raise_for_status()
-    newer = slicer(url, "fewshot", CT).params
+    newer = slicer(url, "fewshot", CT, wait=True).params
     assert newer["head"] != name
     assert set(newer["label_names"]) == {"liver", "right kidney", "spleen"}
 

@@ -102,7 +102,7 @@ def from_server(server: Server, folder: Path) -> np.ndarray:
             timeout=TIMEOUT,
         )
     assert response.status_code == 200, response.text
-    answer = slicer(server.url, "fewshot", "part", budget_s=PATIENCE_S)
+    answer = slicer(server.url, "fewshot", "part", budget_s=PATIENCE_S, wait=True)
     assert answer.params["learned_from"] == dict.fromkeys(NUMBERS, len(KNOWN))
     assert answer.params["label_names"] == NUMBERS
     return answer.mask

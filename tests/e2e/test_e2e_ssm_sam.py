@@ -26,8 +26,8 @@ KNOWN = (3, 7, 11, 14)
 """Annotated slices, counted from the first of that part. All show both organs."""
 COMPLETED = 0.8
 """Dice of an organ on the slices between them."""
-SHORT = {"budget_s": 4}
-"""An adaptation that is long enough for a test."""
+SHORT = {"budget_s": 4, "wait": True}
+"""An adaptation that is long enough for a test, and the answer after it."""
 QUICK = {"steps": 2, "inner_steps": 1, "views": 0, "estimate_steps": 1}
 
 
@@ -174,7 +174,8 @@ def test_a_training_publishes_a_start_and_it_can_be_taken_back(server: Server, a
     assert changed["active"] == name
     answer = slicer(server.url, "ssm_sam", "part", **SHORT)
     assert answer.params["start"] == name
-    assert answer.params["adapted_now"]
+    assert answer.params["adapted_now"] == answer.params["adapted"], "it was judged just now"
+    assert answer.params["dice_estimate"]
     back = requests.post(f"{server.url}/starts/roll_back", timeout=TIMEOUT).json()
     assert back == {"active": "shipped", "previous": name}
     assert server.info()["ssmsam"]["methods"]["ssm_sam"]["start"] == ""

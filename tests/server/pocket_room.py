@@ -19,7 +19,7 @@ from ssmsam.fewshot.shelf import HeadShelf
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 from ssmsam.server.background import Background
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.images import Images
 from ssmsam.server.studies import StudiesFolder
 

@@ -10,7 +10,7 @@ from pocket_room import annotate, make_room
 
 from ssmsam.fewshot.head import read_card
 from ssmsam.fewshot.method import FewShotConfig
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 
 
 @pytest.fixture

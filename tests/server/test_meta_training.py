@@ -19,7 +19,7 @@ from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.progress import Cancelled
 from ssmsam.server import meta_training
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.meta_training import MetaTraining
 from ssmsam.ssm.methods import SSM_SAM
 from ssmsam.ssm.network import SelfSamplingDecoder

@@ -12,7 +12,7 @@ from pocket_room import AFFINE, annotate, embed, make_room, truth
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.scoring import DiceScore, UncertaintyScore
 

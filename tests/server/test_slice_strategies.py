@@ -13,7 +13,7 @@ from ssmsam.active.forecast import prompted
 from ssmsam.active.rules import RULES
 from ssmsam.imaging.reading import read_volume
 from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.outlook import Deadline, Outlooks
 from ssmsam.server.strategies import EXHAUSTED, FINISHED, SliceStrategy, Wish, slices_hint
 from ssmsam.server.uncertainty import UncertaintyMap

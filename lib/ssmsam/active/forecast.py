@@ -95,4 +95,4 @@ def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -
     cells = shares(proposals.logits)
     mask = final.logits > 0
     area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
-    return Forecast(proposals.slices, proposals.presence, area, inside, outside)
+    return Forecast(proposals.slices, proposals.presence, area, inside, outside, final.asked)

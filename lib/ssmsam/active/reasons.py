@@ -30,6 +30,11 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
     return f"slice {index}: {'; '.join(reasons)}"
 
 
+def end_question(index: int, label: str) -> str:
+    """What a person is asked of a slice just past an annotated end."""
+    return f"slice {index}: is there still {label}?"
+
+
 def numbers_of(forecast: Forecast, row: int, state: VolumeState, label: str) -> dict[str, float | None]:
     """What is expected of one slice, as plain numbers."""
     index = int(forecast.slices[row])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ssmsam.active.expected_gain import GainConfig, Gains
-from ssmsam.active.reasons import in_words, numbers_of
+from ssmsam.active.reasons import end_question, in_words, numbers_of
 from ssmsam.active.state import ANY, Choice, Forecast, Reason, VolumeState
 
 Rule = Callable[[VolumeState, int, Sequence[str], np.random.Generator], list[Choice]]
@@ -92,8 +92,9 @@ def next_slices(
 ) -> list[Choice]:
     """The slices whose annotation is expected to mend the most, on them and around them, each label in its turn.
 
-    A slice that helps several labels is asked for all of them. Labels that no model knows yet get representative
-    slices, and so does everything at the beginning.
+    Before them, slices just past annotated ends of which it is not known whether the label is still there: one word
+    about them tells where it ends. A slice that helps several labels is asked for all of them. Labels that no model
+    knows yet get representative slices, and so does everything at the beginning.
     """
     gains = {label: Gains(state, label, config or GainConfig()) for label in labels if label in state.forecasts}
     if not gains:
@@ -101,6 +102,10 @@ def next_slices(
     fresh = {label: representative(state, k, [label], rng) for label in labels if label not in gains}
     chosen: dict[int, dict[str, Reason]] = {}
     worth: dict[int, float] = {}
+    for choice in _in_turn({label: end_questions(state, label) for label in gains}, k):
+        chosen[choice.index], worth[choice.index] = dict(choice.reasons), choice.gain
+        for label in choice.labels:
+            gains[label].take(choice.index)
     while len(chosen) < k:
         open_ = {label: one for label, one in gains.items() if one.best() is not None}
         able = sorted(open_, key=lambda label: -open_[label].highest) + [label for label in fresh if fresh[label]]
@@ -120,6 +125,19 @@ def next_slices(
                 chosen.setdefault(index, {})[label] = Reason(in_words(index, label, numbers), numbers)
                 worth[index] = worth.get(index, 0.0) + float(numbers["gain"] or 0)
     return [Choice(index, reasons, worth[index]) for index, reasons in chosen.items()]
+
+
+def end_questions(state: VolumeState, label: str) -> list[Choice]:
+    """The slices just past annotated ends of which it should be asked whether the label is still there, those first
+    where most of it would be missed."""
+    forecast, found = state.forecasts[label], []
+    for index in forecast.asked:
+        rows = np.flatnonzero(forecast.slices == index)
+        if len(rows) and index not in state.known(label):
+            gain = float(forecast.expected_area[rows[0]] / max(float(forecast.area.sum()), 1e-6))
+            numbers = {**numbers_of(forecast, int(rows[0]), state, label), "past_end": 1.0}
+            found.append(Choice(index, {label: Reason(end_question(index, label), numbers)}, gain))
+    return sorted(found, key=lambda one: -one.gain)
 
 
 RULES: Mapping[str, Rule] = {

@@ -33,17 +33,30 @@ def find(
     labels: Collection[str] | None = None,
     clicks: Mapping[str, Clicks] | None = None,
     config: SegmentationConfig,
+    up_to_ends: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Finding]:
     """Label -> what the head finds of it, for ``labels``, all by default. The slices should be embedded.
 
+    ``up_to_ends``: nothing is proposed past slices where the target ends; the final masks are the same.
     Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two batches.
     """
     banks = {label: bank for label, bank in head.banks.items() if labels is None or label in labels}
-    proposed = propose(head.decoder, banks, query, slices, config=config, beyond=head.start, progress=progress)
+    thresholds = {label: head.threshold(label, query.key.digest) for label in banks}
+    least = thresholds if config.least_presence is None else dict.fromkeys(banks, config.least_presence)
+    proposed = propose(
+        head.decoder,
+        banks,
+        query,
+        slices,
+        config=config,
+        beyond=head.start,
+        least_presence=least if up_to_ends and not config.smooth_mm else None,
+        progress=progress,
+    )
     found = {}
     for label, first in proposed.items():
-        bank, here, threshold = banks[label], (clicks or {}).get(label, {}), head.threshold(label, query.key.digest)
+        bank, here, threshold = banks[label], (clicks or {}).get(label, {}), thresholds[label]
         if config.atlas and not bank.annotated(query.key.digest):
             first = _guided(first, head, label, query, config.atlas, progress)
         seen = looked_at_again(first, head.decoder, bank, query, config, threshold=threshold, progress=progress)

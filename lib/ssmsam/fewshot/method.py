@@ -192,6 +192,16 @@ def segment(
     """
     wanted = range(query.count) if slices is None else slices
     query.embed(wanted, progress=progress)
-    found = find(head, query, wanted, labels=labels, clicks=clicks, config=config.segmentation, progress=progress)
+    found = find(
+        head,
+        query,
+        wanted,
+        labels=labels,
+        clicks=clicks,
+        config=config.segmentation,
+        up_to_ends=not clicks,
+        progress=progress,
+    )
     masks = assembled({label: one.final for label, one in found.items()}, query)
-    return with_annotations(masks, query, support or {})
+    asked = {label: one.final.asked for label, one in found.items() if one.final.asked}
+    return with_annotations(replace(masks, asked=asked), query, support or {})

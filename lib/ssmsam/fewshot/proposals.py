@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from ssmsam.fewshot.segmentation import SegmentationConfig
 
 
+NOWHERE = -30.0
+"""Logits of cells of which nothing was proposed."""
+
+
 @dataclass(frozen=True, eq=False)
 class Close:
     """Slices in an enlarged window: its ``frame`` and ``logits`` (n, S, S) there; ``drawn`` (n,) bool are the slices
@@ -41,7 +44,8 @@ class Proposals:
     probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank. ``close`` is what a closer
     look at some of them showed, which the logits follow as well as their cells can. ``guide`` (n, S, S) is what the
     logits hold of volumes that were registered with this one, and ``carried`` what those say of where the target is, if
-    that is likely right."""
+    that is likely right. ``asked`` are slices just past annotated ends of which it should be asked whether the target
+    is still there: something was proposed on them, and left out."""
 
     slices: np.ndarray
     logits: np.ndarray
@@ -50,6 +54,7 @@ class Proposals:
     close: Close | None = None
     guide: np.ndarray | None = None
     carried: Guide | None = None
+    asked: tuple[int, ...] = ()
 
     def guided(self, carried: Guide, config: AtlasConfig) -> Proposals:
         """The same with the logits (n, S, S) that registered volumes add."""
@@ -84,6 +89,7 @@ def propose(
     *,
     config: SegmentationConfig,
     beyond: TargetDecoder | None = None,
+    least_presence: Mapping[str, float] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
     """Proposals for all labels on some slices of a volume. Raising :class:`~ssmsam.progress.Cancelled` in
@@ -91,30 +97,100 @@ def propose(
 
     In a volume without annotated slices, completed slices of other volumes say on which slices the target is. Its mask
     is drawn by what a person labelled. ``beyond`` answers past the outermost annotated slices in ``decoder``'s stead.
+    With ``least_presence`` (label -> probability) nothing is proposed past a slice, outwards from the annotated ones,
+    that has no mask or less presence than that: masks there would not be kept.
     """
     shown_too = replace(config.bank, completed=True)
     twice = {label for label, bank in banks.items() if bank.completed.any() and not bank.annotated(query.key.digest)}
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in banks}
-    again: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {label: [] for label in twice}
-    order, seen = sorted(slices), []
-    for start in range(0, len(order), config.batch):
-        progress("segment", start, len(order))
-        batch = order[start : start + config.batch]
-        embedding = stacked([query.slice(index) for index in batch])
-        looks = look(embedding["image"])
-        seen.append(looks.cpu().numpy())
-        for label, bank in banks.items():
-            for parts, what in ((found, config.bank), (again, shown_too)):
-                if label in parts:
-                    past = _past_the_annotated(bank, query, batch) if beyond else np.zeros(len(batch), dtype=bool)
-                    shown = bank.shown_to(query, batch, looks, config=what)
-                    parts[label].append(_proposed(embedding, shown, [(decoder, ~past), (beyond, past)]))
-    progress("segment", len(order), len(order))
-    joined = partial(_joined, order, np.concatenate(seen))
-    proposals = {label: joined(parts) for label, parts in found.items()}
-    return proposals | {
-        label: vetoed(proposals[label], joined(parts), query.slice_mm, config) for label, parts in again.items()
+    order = sorted(slices)
+    side = decoder.logits_side
+    found = {label: _nothing(len(order), side) for label in banks}
+    again = {label: _nothing(len(order), side) for label in twice}
+    open_ = {
+        label: _Extent.of(bank, query, None if least_presence is None else least_presence[label])
+        for label, bank in banks.items()
     }
+    looks: list[np.ndarray] = [np.empty(0)] * len(order)
+    done = 0
+    for rows in _outwards(order, [one for one in open_.values() if one.known], config.batch):
+        progress("segment", done, len(order))
+        embedding = stacked([query.slice(order[row]) for row in rows])
+        seen = look(embedding["image"])
+        for row, one in zip(rows, seen.cpu().numpy(), strict=True):
+            looks[row] = one
+        for label, bank in banks.items():
+            inside = [n for n, row in enumerate(rows) if open_[label].may_hold(order[row])]
+            if not inside:
+                continue
+            batch, index = [order[rows[n]] for n in inside], torch.tensor(inside, device=seen.device)
+            part = embedding if len(inside) == len(rows) else take(embedding, index)
+            for answers, what in ((found, config.bank), (again, shown_too)):
+                if label in answers:
+                    past = _past_the_annotated(bank, query, batch) if beyond else np.zeros(len(batch), dtype=bool)
+                    shown = bank.shown_to(query, batch, seen[index], config=what)
+                    said = _proposed(part, shown, [(decoder, ~past), (beyond, past)])
+                    for whole, some in zip(answers[label], said, strict=True):
+                        whole[[rows[n] for n in inside]] = some
+                    if answers is found:
+                        open_[label].hear(batch, *said)
+        done += len(rows)
+    progress("segment", len(order), len(order))
+    where, stack = np.array(order), np.stack(looks)
+    proposals = {label: Proposals(where, *answer, stack) for label, answer in found.items()}
+    return proposals | {
+        label: vetoed(proposals[label], Proposals(where, *answer, stack), query.slice_mm, config)
+        for label, answer in again.items()
+    }
+
+
+def _nothing(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, S, S) and presence (n,) of a target that is nowhere."""
+    return np.full((count, side, side), NOWHERE, dtype=np.float32), np.zeros(count, dtype=np.float32)
+
+
+@dataclass
+class _Extent:
+    """Between which slices a target may be in a volume, as far as is known: ``known`` are the outermost annotated
+    slices that show it, if any, and ``low`` and ``high`` the nearest slices past these that end it."""
+
+    known: tuple[int, ...] = ()
+    least_presence: float = 0.0
+    low: float = -np.inf
+    high: float = np.inf
+
+    @classmethod
+    def of(cls, bank: Bank, query: VolumeEmbeddings, least_presence: float | None) -> _Extent:
+        """Without ``least_presence``, and where no slice of the volume shows the target, it may be anywhere."""
+        if least_presence is None:
+            return cls()
+        shows = bank.shows
+        on = [query.index_at(bank.positions[n]) for n in bank.annotated(query.key.digest) if shows[n]]
+        return cls((min(on), max(on)) if on else (), least_presence)
+
+    def may_hold(self, index: int) -> bool:
+        return self.low <= index <= self.high
+
+    def hear(self, slices: Sequence[int], logits: np.ndarray, presence: np.ndarray) -> None:
+        """Learn from what was proposed on some slices."""
+        if not self.known:
+            return
+        there = (logits > 0).any(axis=(1, 2)) & (presence >= self.least_presence)
+        for index in (one for one, shown in zip(slices, there, strict=True) if not shown):
+            if index < self.known[0]:
+                self.low = max(self.low, index)
+            elif index > self.known[1]:
+                self.high = min(self.high, index)
+
+
+def _outwards(order: Sequence[int], extents: Sequence[_Extent], batch: int) -> list[list[int]]:
+    """All rows of ascending slices in batches: those between the annotated ends first, then up, then down."""
+    low = min((one.known[0] for one in extents), default=-1)
+    high = max((one.known[1] for one in extents), default=np.inf)
+    below = [row for row, index in enumerate(order) if index < low][::-1]
+    between = [row for row, index in enumerate(order) if low <= index <= high]
+    above = [row for row, index in enumerate(order) if index > high]
+    parts = [part[start : start + batch] for part in (between, above, below) for start in range(0, len(part), batch)]
+    return [sorted(part) for part in parts]
 
 
 def _past_the_annotated(bank: Bank, query: VolumeEmbeddings, slices: Sequence[int]) -> np.ndarray:
@@ -139,11 +215,6 @@ def _proposed(
             logits[rows] = proposal.logits.cpu().numpy()
             presence[rows] = proposal.presence.sigmoid().cpu().numpy()
     return logits, presence
-
-
-def _joined(slices: Sequence[int], looks: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Proposals:
-    logits, presence = (np.concatenate(several) for several in zip(*parts, strict=True))
-    return Proposals(np.array(slices), logits, presence, looks)
 
 
 def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: SegmentationConfig) -> Proposals:

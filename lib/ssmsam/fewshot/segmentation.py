@@ -12,6 +12,7 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.atlas import AtlasConfig, Guide
 from ssmsam.fewshot.bank import Bank, BankConfig
 from ssmsam.fewshot.closer import CloserConfig
+from ssmsam.fewshot.continuation import ContinuationConfig, past_the_annotated
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.ends import EndsConfig, beyond_the_ends, object_at, one_object
 from ssmsam.fewshot.expectation import ExpectationConfig, expected
@@ -48,6 +49,8 @@ class SegmentationConfig:
     beyond_doubt: float = 0.9
     """Elsewhere completed slices may rule a slice out; not on their own where the target is as probable as this."""
     ends: EndsConfig = field(default_factory=EndsConfig)
+    continuation: ContinuationConfig | None = field(default_factory=ContinuationConfig)
+    """None lets masks run past annotated ends wherever the decoder proposes any."""
     expectation: ExpectationConfig = field(default_factory=ExpectationConfig)
     part: PartConfig = field(default_factory=PartConfig)
     closer: CloserConfig | None = field(default_factory=CloserConfig)
@@ -65,7 +68,8 @@ class Prediction:
     ``labels`` names the values 1, 2, ... of ``mask`` (slices, rows, columns) uint8, on the volume's own grid.
     ``slices`` (n,) were looked at, along the plane of work; for each of them and each label ``presence`` (labels, n)
     is the probability that the label is there and ``uncertainty`` (labels, n) the expected loss of Dice, both in
-    [0, 1]. ``logits`` (labels, n, S, S) are in the encoder's frame.
+    [0, 1]. ``logits`` (labels, n, S, S) are in the encoder's frame. ``asked`` maps a label to the slices just past
+    its annotated ends where something was proposed and left out: a person should say whether it is still there.
     """
 
     labels: tuple[str, ...]
@@ -74,6 +78,7 @@ class Prediction:
     presence: np.ndarray
     uncertainty: np.ndarray
     logits: np.ndarray
+    asked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def looked_at_again(
@@ -121,17 +126,19 @@ def kept(
 
     ``threshold`` is the label's own least presence. Where slices of this volume are annotated or ``clicked`` on,
     parts that do not touch their masks are dropped. Elsewhere, of a target that is drawn in one piece, one object is
-    kept: that with most evidence.
+    kept: that with most evidence. Past annotated ends masks stay that much speaks for; of the first that does not, the
+    result says that it should be asked.
     """
     logits = smoothed(proposals.logits, query.slice_mm, config)
     absent = proposals.presence < (threshold if config.least_presence is None else config.least_presence)
     logits = np.where(absent[:, None, None], np.minimum(logits, _OUT), logits)
     rows = {int(index): row for row, index in enumerate(proposals.slices)}
-    anchors = np.zeros(logits.shape, dtype=bool)
+    anchors, empty = np.zeros(logits.shape, dtype=bool), np.zeros(len(logits), dtype=bool)
     for number in bank.annotated(query.key.digest):
         row = rows.get(query.index_at(bank.positions[number]))
         if row is not None:
             anchors[row] = bank.distances[number] > 0
+            empty[row] = (bank.distances[number] < 0).all()
             logits[row] = np.where(bank.distances[number] == 0, logits[row], bank.distances[number])
     for row in (rows[index] for index in clicked if index in rows):
         anchors[row] = logits[row] > 0
@@ -144,7 +151,13 @@ def kept(
     else:
         belongs = _large(logits > 0, config.least_component)
     dropped = ndimage.binary_dilation((logits > 0) & ~belongs, iterations=1) & ~belongs
-    return replace(proposals, logits=np.where(dropped, np.minimum(logits, _OUT), logits))
+    logits = np.where(dropped, np.minimum(logits, _OUT), logits)
+    asked: list[int] = []
+    if config.continuation:
+        shown = anchors.any(axis=(1, 2))
+        past, asked = past_the_annotated(logits > 0, proposals, shown, empty, query.slice_mm, config.continuation)
+        logits[past] = np.minimum(logits[past], _OUT)
+    return replace(proposals, logits=logits, asked=tuple(int(proposals.slices[row]) for row in asked))
 
 
 def _expected_object(

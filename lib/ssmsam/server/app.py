@@ -43,7 +43,7 @@ from ssmsam.server.dicom_access import is_dicomweb, search_filters, store_access
 from ssmsam.server.dicom_store import DicomStore
 from ssmsam.server.dicomweb import DicomWebStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, use_threads
@@ -55,6 +55,8 @@ from ssmsam.server.studies import StudiesFolder
 from ssmsam.server.tokens import accept_signed_tokens
 from ssmsam.server.training import Training
 from ssmsam.server.warmup import WarmUp
+from ssmsam.service.answers import AnswerMemory
+from ssmsam.service.jobs import Jobs
 from ssmsam.ssm.methods import DECODERS
 from ssmsam.ssm.starts import Starts
 
@@ -166,6 +168,7 @@ class ServerApp(MONAILabelApp):
             background=self.background,
             labels=self.configuration.labels,
         )
+        self.jobs, self.answers = Jobs(), AnswerMemory()
         self.rooms = {method: self._room(method) for method in self.target_decoders}
         self.outlooks = Outlooks(self.rooms[FEWSHOT])
         tasks = {name: make(room) for name, make in self.MODELS.items()}
@@ -189,6 +192,8 @@ class ServerApp(MONAILabelApp):
             background=self.background,
             shelf=HeadShelf(folder, method=method),
             labels=self.configuration.labels,
+            jobs=self.jobs,
+            answers=self.answers,
         )
 
     def _in_rooms(self, makers: Mapping[str, Mapping[str, Callable[[FewShotRoom], _Task]]]) -> dict[str, _Task]:

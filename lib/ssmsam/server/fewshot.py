@@ -1,162 +1,66 @@
-"""The automatic model: learns from the annotated slices, proposes the rest. A thin front on ``ssmsam.fewshot``."""
+"""The automatic model: learns from the annotated slices, proposes the rest. A thin front on ``ssmsam.fewshot``.
+
+In two beats: what the decoder says when the annotated slices prompt it is answered at once. It is adapted in a job
+beside, and what comes of that answers from the next run on if it is estimated to be better.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from ssmsam.active.reasons import end_question
 from ssmsam.annotation.truth import now
-from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.correcting import Clicks
-from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import FEWSHOT, Head, UnusableHead
-from ssmsam.fewshot.method import FewShotConfig, adapt, completed, segment
+from ssmsam.fewshot.head import FEWSHOT, Head
+from ssmsam.fewshot.method import FewShotConfig, segment
 from ssmsam.fewshot.segmentation import Prediction
-from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.request import PromptRequest
 from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import centroids, write_mask
-from ssmsam.server.background import Background
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import Images, OpenImage
-from ssmsam.server.labelled import LabelledSlices
-from ssmsam.server.phase import Phase
+from ssmsam.server.fewshot_room import ADAPT, SEGMENT, FewShotRoom
+from ssmsam.server.images import OpenImage
+from ssmsam.service.answers import Answer
+from ssmsam.service.jobs import Job
 from ssmsam.ssm.methods import SSM_SAM
-from ssmsam.ssm.starts import Starts
 
 HINTS = 3
 """How many uncertain slices of each label the answer names."""
 
 DESCRIPTIONS = {
-    FEWSHOT: "Learns from the slices that were annotated so far, then segments this image",
+    FEWSHOT: "Proposes the rest of this image from the slices that were annotated so far, and adapts beside",
     SSM_SAM: "The same with self-sampled points and mask attention, from a start made for quick adaptation",
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class FewShotRoom:
-    """What the tasks of one method work with that learn from annotated slices."""
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a client asked of the automatic model: the image, what was learned there and elsewhere, and how."""
 
-    method: str = FEWSHOT
-    images: Images
-    datastore: Datastore
-    embedder: Embedder
-    decoder: TargetDecoder
-    """As it came with the encoder's weights."""
-    starts: Starts | None = None
-    """Other decoders to adapt from; None where the method has no others."""
-    background: Background
-    shelf: HeadShelf
+    image: OpenImage
+    client: str
     labels: tuple[str, ...]
-    """What viewers are offered, in their order."""
-    config: FewShotConfig = field(default_factory=FewShotConfig)
-    phase: Phase = field(default_factory=Phase)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    _others: dict[str, None] = field(default_factory=dict)
-    """Labels that were annotated under names of their own, in the order in which they were seen."""
+    only_this: bool
+    support: Support
+    config: FewShotConfig
+    wait: bool
 
     @property
-    def labelled(self) -> LabelledSlices:
-        """Raises InvalidRequest where the datastore keeps no annotations."""
-        if not isinstance(self.datastore, AnnotatedStudies):
-            raise InvalidRequest("this datastore keeps no annotations slice by slice")
-        return LabelledSlices(images=self.images, embedder=self.embedder, datastore=self.datastore)
-
-    @property
-    def offered(self) -> list[str]:
-        """The labels of viewers, and those that were annotated under other names.
-
-        A label keeps its place: viewers that asked earlier would take a number for another organ's.
-        """
-        known = self.datastore.support().labels if isinstance(self.datastore, AnnotatedStudies) else ()
-        self._others.update(dict.fromkeys(label for label in known if label not in self.labels))
-        return [*self.labels, *self._others]
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What runs now and which head answers, as JSON; and the start, where there is more than one."""
-        found = {"adapting": self.phase.status, "head": vars(self.shelf.state)}
-        return found if self.starts is None else {**found, "start": self.starts.state.active}
-
-    @property
-    def start(self) -> tuple[TargetDecoder, str]:
-        """The decoder from which heads are adapted, and its name, "" for the one that came with the weights."""
-        return (self.decoder, "") if self.starts is None else self.starts.current()
-
-    def head(self, support: Support, config: FewShotConfig, *, volume: str = "") -> tuple[Head, str, bool]:
-        """The head for this support, its name, and whether it was adapted just now. One adaptation at a time.
-
-        It is ready to segment a ``volume``, any by default: labelled volumes are completed when that is first needed.
-        """
-        with self._alone():
-            head, name, fresh = self._adapted(support, config)
-            return self._completed(head, name, support, head.lacks(volume)), name, fresh
-
-    def _adapted(self, support: Support, config: FewShotConfig) -> tuple[Head, str, bool]:
-        state = self.shelf.state
-        decoder, start = self.start
-        if state.active:
-            kept = self.kept(state.active)
-            if kept is not None and (state.pinned or _is_made_of(kept, support, start, config)):
-                return kept, state.active, False
-        head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=self.phase.progress)
-        head = self.signed(head, start)
-        return head, self.shelf.publish(head), True
-
-    def _completed(self, head: Head, name: str, support: Support, labels: Collection[str]) -> Head:
-        """The same head for volumes without annotated slices of these labels, kept so."""
-        if not labels:
-            return head
-        head = completed(head, support, labels=labels, config=self.config, progress=self.phase.progress)
-        self.shelf.replace(name, head)
-        return head
-
-    def whole(self, name: str) -> Path:
-        """The file of a head that lacks nothing for other servers. Raises UnknownHead."""
-        path, head = self.shelf.path(name), self.kept(name)
-        if head is not None and head.lacks(""):
-            with self._alone():
-                self._completed(head, name, self.labelled.support(""), head.lacks(""))
-        return path
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One adaptation at a time, which may be cancelled."""
-        with self.lock:
-            try:
-                yield
-            except Cancelled:
-                raise InvalidRequest("the adaptation was cancelled: run the model again to start it anew") from None
-            finally:
-                self.phase.end()
-
-    def signed(self, head: Head, start: str) -> Head:
-        """The same with a card that says the method and the start."""
-        return replace(head, card={**head.card, "method": self.method, "start": start})
-
-    def kept(self, name: str) -> Head | None:
-        """The head of that name; None where it cannot be used with these weights, so that another is adapted."""
-        try:
-            return self.shelf.load(name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
-        except (UnusableHead, UnknownHead, FileNotFoundError):
-            return None
+    def adapts(self) -> bool:
+        return self.config.adaptation.steps > 0
 
 
 class FewShotTask(InferTask):
-    """``fewshot`` and ``ssm_sam``: all annotated labels in one image. Adapts first when the annotations, or what
-    adaptation starts from, have changed."""
+    """``fewshot`` and ``ssm_sam``: all annotated labels in one image."""
 
     def __init__(self, room: FewShotRoom) -> None:
         super().__init__(
@@ -164,8 +68,10 @@ class FewShotTask(InferTask):
             labels={label: number for number, label in enumerate(room.labels, 1)},
             dimension=3,
             description=DESCRIPTIONS[room.method],
-            config={"adapt": True, "only_this_image": False, "budget_s": room.config.adaptation.budget_s},
-        )
+            config={
+                "adapt": True, "wait": False, "only_this_image": False, "budget_s": room.config.adaptation.budget_s,
+            },
+        )  # fmt: skip
         self._room = room
 
     def is_valid(self) -> bool:
@@ -181,53 +87,56 @@ class FewShotTask(InferTask):
         Returns the path of the label map and the details. Raises InvalidRequest, UnreadableVolume.
         """
         started = time.perf_counter()
-        room = self._room
-        options = {**self.config(), **request}
-        image = room.images.open(options["image"])
-        image_id = image.source.image_id
-        support = room.labelled.support(
-            image_id, labels=self._wanted(options), only_this=read_flag(options["only_this_image"], "only_this_image")
+        room, options = self._room, {**self.config(), **request}
+        asked = self._asked(options)
+        image = asked.image
+        self._stop_outdated(asked)
+        job = Job(
+            SEGMENT,
+            title=f"{room.method} segments {image.source.name}",
+            owner=asked.client,
+            image=image.source.image_id,
+            model=room.method,
         )
-        if not support:
-            raise InvalidRequest(
-                "no slice is annotated yet: draw an organ on a few slices and submit, or click on it with sam_2d and "
-                "run accept_slice; then run this model again"
-            )
-        head, name, fresh = room.head(support, self._adaptation(options), volume=image.embeddings.key.digest)
-        adapted = time.perf_counter()
-        clicks = self._clicks(options, image, head)
         try:
-            prediction = segment(
-                image.embeddings,
-                head,
-                support=support,
-                clicks=clicks,
-                config=room.config,
-                progress=room.phase.progress,
-            )
+            with room.jobs.running(job):
+                head, name, fresh = room.head(
+                    asked.support,
+                    asked.config,
+                    volume=image.embeddings.key.digest,
+                    wait=asked.wait,
+                    progress=job.progress,
+                )
+                adapted = time.perf_counter()
+                clicks = self._clicks(options, image, head)
+                found, known = self._answer(asked, head, name, clicks, job)
         except Cancelled:
-            raise InvalidRequest("the segmentation was cancelled: run the model again") from None
-        finally:
-            room.phase.end()
+            raise InvalidRequest("the work was cancelled: run the model again to start it anew") from None
         segmented = time.perf_counter()
-        values = self._values(prediction.labels, options)
-        answer = _with_values(prediction, values)
+        values = self._values(found.labels, options)
+        mask = _with_values(found, values)
         if _replaces_its_screen(options):
-            self._keep_the_rest(image, answer, values)
-        path = write_mask(answer, image.volume, options)
-        self._serve(image, prediction, str(request.get("client_id") or ""), clicks)
+            self._keep_the_rest(image, mask, values)
+        path = write_mask(mask, image.volume, options)
+        self._serve(image, found, asked.client, clicks)
+        beside = self._adapts_beside(asked, name)
         room.background.prefer(image)
         done = time.perf_counter()
         return path, {
             "label_names": values,
-            "centroids": centroids(answer, values),
+            "centroids": centroids(mask, values),
+            "detail": in_words(found, head, fresh=fresh, beside=beside is not None),
             "method": room.method,
             "head": name,
             "start": head.card.get("start", ""),
+            "adapted": bool(head.card.get("adapted")),
             "adapted_now": fresh,
+            "job": beside and beside.id,
+            "answered_before": known,
             "dice_estimate": head.card["dice_estimate"],
             "learned_from": {label: len(slices) for label, slices in head.card["support"].items()},
-            "uncertain_slices": hints(prediction, support, image.embeddings.key.digest),
+            "asked_slices": dict(found.asked),
+            "uncertain_slices": dict(found.uncertain),
             "latencies": {
                 "pre": round(adapted - started, 4), "infer": round(segmented - adapted, 4), "post": 0.0,
                 "write": round(done - segmented, 4), "total": round(done - started, 4),
@@ -236,6 +145,82 @@ class FewShotTask(InferTask):
             "encoder_sha256": room.embedder.encoder.weights_sha256,
             "encoded_slices": room.embedder.encoded,
         }  # fmt: skip
+
+    def _asked(self, options: Mapping[str, Any]) -> Asked:
+        """Read a request. Raises InvalidRequest, also where no slice is annotated."""
+        room = self._room
+        image, labels = room.images.open(options["image"]), self._wanted(options)
+        only_this = read_flag(options["only_this_image"], "only_this_image")
+        support = room.labelled.support(image.source.image_id, labels=labels, only_this=only_this)
+        if not support:
+            raise InvalidRequest(
+                "no slice is annotated yet: draw an organ on a few slices and submit, or click on it with sam_2d and "
+                "run accept_slice; then run this model again"
+            )
+        return Asked(
+            image,
+            str(options.get("client_id") or ""),
+            tuple(labels),
+            only_this,
+            support,
+            self._adaptation(options),
+            # a decoder that knows no organ yet says little before it has adapted
+            read_flag(options["wait"], "wait") or not room.start[0].pretrained,
+        )
+
+    def _answer(
+        self, asked: Asked, head: Head, name: str, clicks: Mapping[str, Clicks], job: Job
+    ) -> tuple[Answer, bool]:
+        """What the head says of the image, and whether that was known already: kept while nothing changes."""
+        room, embeddings = self._room, asked.image.embeddings
+        key = (
+            room.method, name, head.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
+            room.config.segmentation,
+        )  # fmt: skip
+        kept = room.answers.get(key)
+        if kept is not None:
+            return kept, True
+        prediction = segment(
+            embeddings, head, support=asked.support, clicks=clicks, config=room.config, progress=job.progress
+        )
+        found = Answer(
+            prediction.labels,
+            prediction.mask,
+            hints(prediction, asked.support, embeddings.key.digest),
+            {label: list(slices) for label, slices in prediction.asked.items()},
+        )
+        room.answers.put(key, found)
+        return found, False
+
+    def _stop_outdated(self, asked: Asked) -> None:
+        """What adapts beside to other annotations than there are now would be for nothing."""
+        room = self._room
+        wanted = room.subject(asked.support, asked.config)
+        for job in room.jobs.active(ADAPT, model=room.method):
+            if job.subject is not None and job.subject != wanted:
+                room.jobs.cancel(job.id)
+
+    def _adapts_beside(self, asked: Asked, name: str) -> Job | None:
+        """The job that adapts to these annotations, queued now unless there is one; None where there is no need."""
+        room = self._room
+        subject = room.subject(asked.support, asked.config)
+        running = [job for job in room.jobs.active(ADAPT, model=room.method) if job.subject == subject]
+        if running or asked.wait or not room.worth_adapting(asked.support, asked.config, name):
+            return running[0] if running and asked.adapts else None
+        image_id = asked.image.source.image_id
+
+        def read() -> Support:
+            return room.labelled.support(image_id, labels=asked.labels, only_this=asked.only_this)
+
+        job = Job(
+            ADAPT,
+            title=f"{room.method} adapts to {', '.join(asked.support)}",
+            owner=asked.client,
+            image=image_id,
+            model=room.method,
+            subject=subject,
+        )
+        return room.jobs.submit(job, lambda job: room.adapt_beside(job, read, asked.config))
 
     def _wanted(self, options: Mapping[str, Any]) -> list[str]:
         """The labels asked for: by name, or by number as viewers with class prompts send them; none means all."""
@@ -306,13 +291,13 @@ class FewShotTask(InferTask):
             if mask.any():
                 datastore.serve(image.source.image_id, kept, label=label, client="", plane=image.embeddings.plane)
 
-    def _serve(self, image: OpenImage, prediction: Prediction, client: str, clicks: Mapping[str, Clicks]) -> None:
+    def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
         datastore = self._room.datastore
         if not image.source.image_id or not isinstance(datastore, AnnotatedStudies):
             return
         when = now()
-        for number, label in enumerate(prediction.labels, 1):
-            mask = prediction.mask == number
+        for number, label in enumerate(found.labels, 1):
+            mask = found.mask == number
             plane = image.embeddings.plane
             datastore.serve(
                 image.source.image_id,
@@ -325,11 +310,13 @@ class FewShotTask(InferTask):
             )
 
 
-def _is_made_of(head: Head, support: Support, start: str, config: FewShotConfig) -> bool:
-    """Whether a head is what came of this support and this start, with adaptation or, as was asked for, without."""
-    asked = head.card["settings"]["adaptation"]["steps"] > 0
-    same = head.support_digest == digest(support) and head.card.get("start", "") == start
-    return same and asked == (config.adaptation.steps > 0)
+def _told(clicks: Mapping[str, Clicks]) -> str:
+    """Equal exactly for equal clicks."""
+    return repr([
+        (label, index, one.positive.tolist(), one.negative.tolist(), one.box)
+        for label, slices in sorted(clicks.items())
+        for index, one in sorted(slices.items())
+    ])  # fmt: skip
 
 
 def _replaces_its_screen(options: Mapping[str, Any]) -> bool:
@@ -337,9 +324,9 @@ def _replaces_its_screen(options: Mapping[str, Any]) -> bool:
     return "restore_label_idx" in options and not options.get("client_id")
 
 
-def _with_values(prediction: Prediction, values: Mapping[str, int]) -> np.ndarray:
-    table = np.array([0, *(values[label] for label in prediction.labels)], dtype=np.uint8)
-    return table[prediction.mask]
+def _with_values(found: Answer, values: Mapping[str, int]) -> np.ndarray:
+    table = np.array([0, *(values[label] for label in found.labels)], dtype=np.uint8)
+    return table[found.mask]
 
 
 def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, list[int]]:
@@ -351,3 +338,20 @@ def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, li
         worst = np.argsort(-doubt, kind="stable")[:HINTS]
         found[label] = [int(prediction.slices[row]) for row in worst if doubt[row] > 0.02]
     return found
+
+
+def in_words(found: Answer, head: Head, *, fresh: bool, beside: bool) -> str:
+    """What was proposed, what goes on beside, and where to look first: for people."""
+    counts = {label: len(slices) for label, slices in head.card["support"].items()}
+    learned = ", ".join(f"{label} from {n} annotated slice{'s' * (n != 1)}" for label, n in counts.items())
+    how = " after adapting to them" if fresh else ""
+    said = [f"Proposed {learned}{how}"]
+    if beside:
+        said.append("an adaptation runs beside: run again later, it is used if it is better")
+    questions = [end_question(index, label) for label, slices in found.asked.items() for index in slices]
+    worst = [f"{label} on slice {slices[0]}" for label, slices in found.uncertain.items() if slices]
+    if questions:
+        said.append(" ".join(questions))
+    elif worst:
+        said.append(f"look first at {', '.join(worst)}")
+    return "; ".join(said)

@@ -13,7 +13,7 @@ from ssmsam.fewshot.estimate import Estimate
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.progress import Progress
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.labelled import Limits
 from ssmsam.server.training import Training
 from ssmsam.ssm.meta_learner import MetaConfig, MetaTrained, meta_train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.support import digest
 from ssmsam.progress import Cancelled, Progress, silent
 from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.fewshot import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 
 STORED_AXIS = 0
 MOST_SLICES, FEWEST_SLICES = 96, 12
@@ -102,7 +102,9 @@ class Outlooks:
         learnable = set(self.learnable())
         known = [label for label in labels if label in learnable]
         count = int(deadline.seconds / (self._seconds * max(1, len(known))))
+        annotated = self.annotated(image)
         slices = _evenly(done.tolist(), min(MOST_SLICES, max(FEWEST_SLICES, count)))
+        slices = sorted({*slices, *(_around(annotated, known) & set(done.tolist()))})
         expected: dict[str, Forecast] = {}
         if known and slices:
             expected = self._forecasts(image, embeddings, slices, known, progress)
@@ -111,7 +113,7 @@ class Outlooks:
             count=embeddings.count,
             slice_mm=embeddings.slice_mm,
             looks=looks(embeddings, slices),
-            annotated=self.annotated(image),
+            annotated=annotated,
             forecasts=expected,
         )
         return Outlook(image, embeddings, state, self.room.shelf.state.active)
@@ -157,6 +159,17 @@ class Outlooks:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return found
+
+
+def _around(annotated: Mapping[str, Mapping[int, bool]], labels: Sequence[str]) -> set[int]:
+    """The annotated slices of the labels, and those just past the outermost that show them: without these it is not
+    known there what was annotated."""
+    found: set[int] = set()
+    for label in labels:
+        known = annotated.get(label, {})
+        shown = [index for index, seen in known.items() if seen]
+        found |= set(known) | ({min(shown) - 1, max(shown) + 1} if shown else set())
+    return found
 
 
 def _evenly(slices: Sequence[int], most: int) -> list[int]:

@@ -33,7 +33,7 @@ EXHAUSTED = (
     "run finish_volume on them, or choose another label"
 )
 DESCRIPTIONS = {
-    "next_slices": "The slices whose annotation mends most of what is expected to be wrong, where organs end early on",
+    "next_slices": "The slices whose annotation mends most of what is expected to be wrong; first where organs end",
     "uncertainty": "The slices of whose masks the model is least sure",
     "representative": "Slices that look least like those annotated so far; needs no annotation",
     "foreground_random": "Random slices among those that seem to show the organ",
@@ -153,7 +153,7 @@ def answer(outlook: Outlook, choices: Sequence[Choice]) -> dict[str, Any]:
         for label in one.labels:
             by_label.setdefault(label, []).append(one.index)
     slices = sorted(one.index for one in choices)
-    hint = slices_hint(slices, by_label)
+    hint = "; ".join([*questions_of(choices), slices_hint(slices, by_label)])
     return {
         "id": outlook.image,
         "PatientID": f"{outlook.image} | {hint}",
@@ -170,6 +170,12 @@ def answer(outlook: Outlook, choices: Sequence[Choice]) -> dict[str, Any]:
         ],
         "head": outlook.head,
     }
+
+
+def questions_of(choices: Sequence[Choice]) -> list[str]:
+    """What is asked of slices just past annotated ends."""
+    told = [reason for one in choices for reason in one.reasons.values()]
+    return [reason.sentence for reason in told if reason.numbers.get("past_end")]
 
 
 def slices_hint(slices: Sequence[int], by_label: Mapping[str, Sequence[int]]) -> str:

@@ -19,8 +19,8 @@ from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.imaging.writing import write_bytes
 from ssmsam.progress import Progress
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot import FewShotRoom
-from ssmsam.server.phase import Phase
+from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.service.jobs import Job
 
 _EVERY_S = 1.0
 
@@ -78,17 +78,17 @@ class Training(TrainTask):
 
     def _progress(self, started: float) -> Progress:
         """Notes the phase and the seconds that it will still take, now and then."""
-        phase, told = Phase(), 0.0
+        job, told = Job("train"), 0.0
+        job.state = "running"
 
         def progress(name: str, done: int, total: int) -> None:
             nonlocal told
-            phase.progress(name, done, total)
+            job.progress(name, done, total)
             if time.time() - told < _EVERY_S and done < total:
                 return
             told = time.time()
-            eta = phase.status["eta_s"]
             loss = {} if self._loss is None else {"loss": self._loss}
-            self._note(phase=name, epoch=done, total_epochs=max(1, total), eta_s=eta, started=started, **loss)
+            self._note(phase=name, epoch=done, total_epochs=max(1, total), eta_s=job.eta_s, started=started, **loss)
 
         return progress
 
@@ -124,6 +124,7 @@ class FewShotTraining(Training):
         decoder, start = room.start
         head = adapt(room.labelled.support(""), room.embedder, decoder, config=config, progress=progress)
         better = self._better(head.card, room.shelf.state.active)
+        head = replace(head, card={**head.card, "trained": True})
         name = room.shelf.publish(room.signed(head, start), activate=better)
         return {
             "head": name,

@@ -26,7 +26,7 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 
-from ssmsam.server.routes import heads, inference, proxied, sessions, slices, starts, studies, tasks, viewer
+from ssmsam.server.routes import heads, inference, jobs, proxied, sessions, slices, starts, studies, tasks, viewer
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ REMOVED = (
 OURS = (
     heads.router,
     inference.router,
+    jobs.router,
     tasks.router,
     studies.router,
     slices.router,

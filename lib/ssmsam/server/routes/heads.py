@@ -57,10 +57,11 @@ def unpin(user: Annotator, method: str = FEWSHOT) -> dict[str, Any]:
 
 @router.delete("/adaptation", summary="Stop the adaptation or segmentation that runs")
 def cancel(user: Annotator, method: str = "") -> dict[str, Any]:
-    """Of one method, or of all."""
+    """Of one method, or of all. What waits is stopped too; ``DELETE /jobs/{id}`` stops a single one."""
     app = the_app()
-    rooms = [app.require_room(method)] if method else app.rooms.values()
-    return {"cancelled": any([room.phase.cancel() for room in rooms])}
+    methods = [app.require_room(method).method] if method else list(app.rooms)
+    stopped = [app.jobs.cancel(job.id) for name in methods for job in app.jobs.active(model=name)]
+    return {"cancelled": bool(stopped)}
 
 
 @router.delete("/{name}", summary="Remove a head")

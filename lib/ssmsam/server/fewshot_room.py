@@ -1,0 +1,243 @@
+"""What the automatic models share: what is annotated, the heads that were made of it, and what adapts beside."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.estimate import LEAST_SLICES
+from ssmsam.fewshot.head import FEWSHOT, Head, UnusableHead
+from ssmsam.fewshot.method import FewShotConfig, adapt, completed
+from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
+from ssmsam.fewshot.support import Support, digest
+from ssmsam.progress import Progress, silent
+from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.background import Background
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.images import Images
+from ssmsam.server.labelled import LabelledSlices
+from ssmsam.service.answers import AnswerMemory
+from ssmsam.service.jobs import Job, Jobs
+from ssmsam.ssm.starts import Starts
+
+ADAPT, SEGMENT = "adapt", "segment"
+"""Kinds of jobs."""
+_HEADS_IN_MEMORY = 2
+"""A guess: the head that answers and the one before it, 22 MB each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotRoom:
+    """What the tasks of one method work with that learn from annotated slices."""
+
+    method: str = FEWSHOT
+    images: Images
+    datastore: Datastore
+    embedder: Embedder
+    decoder: TargetDecoder
+    """As it came with the encoder's weights."""
+    starts: Starts | None = None
+    """Other decoders to adapt from; None where the method has no others."""
+    background: Background
+    shelf: HeadShelf
+    labels: tuple[str, ...]
+    """What viewers are offered, in their order."""
+    config: FewShotConfig = field(default_factory=FewShotConfig)
+    jobs: Jobs = field(default_factory=Jobs)
+    answers: AnswerMemory = field(default_factory=AnswerMemory)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """One at a time prompts the decoder or completes volumes: seconds."""
+    adapting: threading.Lock = field(default_factory=threading.Lock)
+    """One at a time adapts it: tens of seconds. Taken before ``lock``."""
+    _others: dict[str, None] = field(default_factory=dict)
+    """Labels that were annotated under names of their own, in the order in which they were seen."""
+    _read: OrderedDict[tuple[str, int], Head] = field(default_factory=OrderedDict)
+    """Heads that were read lately, by name and the time of their file."""
+    _reading: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def labelled(self) -> LabelledSlices:
+        """Raises InvalidRequest where the datastore keeps no annotations."""
+        if not isinstance(self.datastore, AnnotatedStudies):
+            raise InvalidRequest("this datastore keeps no annotations slice by slice")
+        return LabelledSlices(images=self.images, embedder=self.embedder, datastore=self.datastore)
+
+    @property
+    def offered(self) -> list[str]:
+        """The labels of viewers, and those that were annotated under other names.
+
+        A label keeps its place: viewers that asked earlier would take a number for another organ's.
+        """
+        known = self.datastore.support().labels if isinstance(self.datastore, AnnotatedStudies) else ()
+        self._others.update(dict.fromkeys(label for label in known if label not in self.labels))
+        return [*self.labels, *self._others]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What runs now and which head answers, as JSON; and the start, where there is more than one."""
+        running = [job.step for job in self.jobs.active(model=self.method) if job.state == "running"]
+        found = {"adapting": running[0] if running else {}, "head": vars(self.shelf.state)}
+        return found if self.starts is None else {**found, "start": self.starts.state.active}
+
+    @property
+    def start(self) -> tuple[TargetDecoder, str]:
+        """The decoder from which heads are adapted, and its name, "" for the one that came with the weights."""
+        return (self.decoder, "") if self.starts is None else self.starts.current()
+
+    def head(
+        self,
+        support: Support,
+        config: FewShotConfig,
+        *,
+        volume: str = "",
+        wait: bool = True,
+        progress: Progress = silent,
+    ) -> tuple[Head, str, bool]:
+        """The head for this support, its name, and whether it was adapted just now.
+
+        Without ``wait`` for an adaptation it is the best that there is, or the decoder prompted by the labelled slices.
+        It is ready to segment a ``volume``, any by default: labelled volumes are completed when that is first needed.
+        """
+        adapts = config.adaptation.steps > 0
+        if wait and adapts:
+            with self.adapting:
+                head, name, fresh = self._adapted(support, config, progress)
+        else:
+            with self.lock:
+                head, name, fresh = *self._prompted(support, config, either=adapts, progress=progress), False
+        with self.lock:
+            return self._completed(head, name, support, head.lacks(volume), progress), name, fresh
+
+    def adapt_beside(self, job: Job, read: Callable[[], Support], config: FewShotConfig) -> str:
+        """The work of a job: adapt to what ``read`` finds annotated now. The new head answers from the next run on if
+        it is estimated to be better on slices held out. The name of the head that answers."""
+        support = read()
+        job.subject = self.subject(support, config)
+        with self.adapting:
+            head, name, _ = self._adapted(support, config, job.progress)
+        job.detail = judgement(head.card)
+        return name
+
+    def subject(self, support: Support, config: FewShotConfig) -> object:
+        """Equal exactly for adaptations that would do the same."""
+        return digest(support), self.start[1], config.adaptation
+
+    def worth_adapting(self, support: Support, config: FewShotConfig, name: str) -> bool:
+        """Whether it is open if adaptation helps: nothing was estimated for this head, and something can be."""
+        if config.adaptation.steps == 0 or config.folds < 2 or self.shelf.state.pinned:
+            return False
+        able = any(sum(one.drawn.any() for one in slices) >= LEAST_SLICES for slices in support.values())
+        return able and not _judged(self.shelf.card(name)) and self._at_hand(support, _judged) is None
+
+    def _adapted(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[Head, str, bool]:
+        """The head that was judged by an estimate, or is judged now."""
+        with self.lock:
+            found = self._pinned() or self._at_hand(support, _judged)
+        if found:
+            return *found, False
+        decoder, start = self.start
+        made = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
+        made = self.signed(made, start)
+        with self.lock:
+            plain = self._at_hand(support, lambda card: not _judged(card))
+            if plain is None:
+                return made, self.shelf.publish(made), bool(made.card["adapted"])
+            if not made.card["adapted"]:  # the decoder is as it was: the head that there is now knows that it is best
+                told = {key: made.card[key] for key in ("settings", "dice_estimate")}
+                kept = replace(plain[0], card={**plain[0].card, **told})
+                self.shelf.replace(plain[1], kept)
+                return kept, plain[1], False
+            name = self.shelf.publish(made)
+            return self._completed(made, name, support, plain[0].completed, progress), name, True
+
+    def _prompted(
+        self, support: Support, config: FewShotConfig, *, either: bool, progress: Progress
+    ) -> tuple[Head, str]:
+        """A head with the decoder as it is, or ``either`` that or an adapted one, whichever is at hand."""
+        found = self._pinned() or self._at_hand(support, lambda card: either or not card.get("adapted"))
+        if found:
+            return found
+        decoder, start = self.start
+        views = replace(config.adaptation.views, views=0)
+        config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
+        head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
+        head = self.signed(head, start)
+        return head, self.shelf.publish(head)
+
+    def _pinned(self) -> tuple[Head, str] | None:
+        state = self.shelf.state
+        kept = self.kept(state.active) if state.active and state.pinned else None
+        return None if kept is None else (kept, state.active)
+
+    def _at_hand(self, support: Support, fits: Callable[[Mapping[str, Any]], bool]) -> tuple[Head, str] | None:
+        """The head of this support and start that answers now or, of those on the shelf, the newest, which answers from
+        now on."""
+        wanted, start = digest(support), self.start[1]
+        active, cards = self.shelf.state.active, self.shelf.cards()
+        for name in sorted(cards, key=lambda one: (one == active, one), reverse=True):
+            card = cards[name]
+            same = card.get("support_digest") == wanted and card.get("start", "") == start
+            if same and fits(card) and (name == active or not card.get("trained")):
+                kept = self.kept(name)
+                if kept is not None:
+                    if name != active:
+                        self.shelf.activate(name, pin=False)
+                    return kept, name
+        return None
+
+    def _completed(
+        self, head: Head, name: str, support: Support, labels: Collection[str], progress: Progress = silent
+    ) -> Head:
+        """The same head for volumes without annotated slices of these labels, kept so."""
+        if not labels:
+            return head
+        head = completed(head, support, labels=labels, config=self.config, progress=progress)
+        self.shelf.replace(name, head)
+        return head
+
+    def whole(self, name: str) -> Path:
+        """The file of a head that lacks nothing for other servers. Raises UnknownHead."""
+        path, head = self.shelf.path(name), self.kept(name)
+        if head is not None and head.lacks(""):
+            job = Job(ADAPT, title=f"{self.method}: labelled volumes are completed", model=self.method)
+            with self.lock, self.jobs.running(job):
+                self._completed(head, name, self.labelled.support(""), head.lacks(""), job.progress)
+        return path
+
+    def signed(self, head: Head, start: str) -> Head:
+        """The same with a card that says the method and the start."""
+        return replace(head, card={**head.card, "method": self.method, "start": start})
+
+    def kept(self, name: str) -> Head | None:
+        """The head of that name; None where it cannot be used with these weights, so that another is adapted."""
+        try:
+            key = name, self.shelf.path(name).stat().st_mtime_ns
+            with self._reading:
+                if key not in self._read:
+                    weights = self.embedder.encoder.weights_sha256
+                    self._read[key] = self.shelf.load(name, self.decoder, weights_sha256=weights)
+                    while len(self._read) > _HEADS_IN_MEMORY:
+                        self._read.popitem(last=False)
+                return self._read[key]
+        except (UnusableHead, UnknownHead, FileNotFoundError):
+            return None
+
+
+def _judged(card: Mapping[str, Any]) -> bool:
+    """Whether a head was adapted, or could have been and was better as it was."""
+    return bool(card.get("settings", {}).get("adaptation", {}).get("steps", 0) > 0)
+
+
+def judgement(card: Mapping[str, Any]) -> str:
+    """What slices held out said of adaptation, for people."""
+    told = [f"{label} {one['before']:.3f} -> {one['after']:.3f}" for label, one in card["dice_estimate"].items()]
+    found = f" (Dice on annotated slices held out, before -> after: {', '.join(told)})" if told else ""
+    return f"adaptation {'helps and is used from the next run on' if card['adapted'] else 'does not help'}{found}"

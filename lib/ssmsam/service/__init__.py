@@ -1,0 +1,1 @@
+"""Services behind the server's routes. Nothing here knows a web framework."""

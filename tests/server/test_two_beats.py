@@ -1,0 +1,154 @@
+"""The automatic model answers at once, adapts beside, and computes nothing twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pocket_room import annotate, make_room
+
+from ssmsam.fewshot import method
+from ssmsam.imaging.reading import read_volume
+from ssmsam.progress import Cancelled
+from ssmsam.server import fewshot_room
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.fewshot import FewShotTask
+from ssmsam.server.fewshot_room import FewShotRoom
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[FewShotRoom]:
+    room = make_room(tmp_path)
+    annotate(room, "a", {"liver": (3, 5, 6)}, tmp_path)
+    adaptation = room.config.adaptation
+    adaptation = replace(adaptation, steps=2, views=replace(adaptation.views, views=0))
+    room = replace(room, config=replace(room.config, adaptation=adaptation))
+    yield room
+    room.jobs.stop()
+
+
+def run(room: FewShotRoom, image: str = "a", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    path, told = FewShotTask(room)({"image": room.images.from_datastore(image), "client_id": "reader", **options})
+    mask = read_volume(path).array
+    Path(path).unlink()
+    return mask, told
+
+
+def ended(room: FewShotRoom, job: str) -> Any:
+    """The job, once it has ended."""
+    room.jobs.get(job).result.exception(timeout=60)
+    return room.jobs.get(job)
+
+
+@pytest.fixture(params=[True, False], ids=["better", "no better"])
+def better(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(method, "worth_it", lambda estimates: request.param)
+    return bool(request.param)
+
+
+def test_the_adapted_head_answers_from_the_next_run_on_if_it_is_better(room: FewShotRoom, better: bool) -> None:
+    first, told = run(room)
+    assert (told["adapted"], told["adapted_now"], told["dice_estimate"]) == (False, False, {})
+    assert "runs beside" in told["detail"]
+    job = ended(room, told["job"])
+    assert (job.state, job.owner, job.image, job.model) == ("done", "reader", "a", "fewshot")
+    assert ("does not help" in job.detail) != better
+    _, later = run(room)
+    assert (later["adapted"], later["adapted_now"], later["job"]) == (better, False, None)
+    assert (later["head"] != told["head"]) == better
+    assert set(later["dice_estimate"]) == {"liver"}, "the estimate is told whatever came of it"
+    again, last = run(room)
+    assert last["answered_before"]
+    assert last["head"] == later["head"]
+    assert better or np.array_equal(again, first)
+
+
+def test_nothing_is_computed_twice_until_something_changes(
+    room: FewShotRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, told = run(room, adapt=False)
+    assert told["job"] is None
+    with monkeypatch.context() as patched:
+        patched.setattr("ssmsam.server.fewshot.segment", None)
+        same, again = run(room, adapt=False)
+        assert again["answered_before"]
+        np.testing.assert_array_equal(first, same)
+        assert {key: again[key] for key in ("uncertain_slices", "label_names", "head")} == {
+            key: told[key] for key in ("uncertain_slices", "label_names", "head")
+        }
+    assert not run(room, "b", adapt=False)[1]["answered_before"], "another volume"
+    clicked = run(room, adapt=False, label="liver", foreground=[[10, 10, 4]])[1]
+    assert not clicked["answered_before"], "a click"
+    annotate(room, "a", {"liver": (4,)}, tmp_path)
+    assert not run(room, adapt=False)[1]["answered_before"], "a slice was annotated"
+
+
+def test_who_waits_gets_the_adapted_answer(room: FewShotRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method, "worth_it", lambda estimates: True)
+    _, told = run(room, wait=True)
+    assert (told["adapted"], told["adapted_now"], told["job"]) == (True, True, None)
+    _, told = run(room, wait=True)
+    assert (told["adapted"], told["adapted_now"], told["answered_before"]) == (True, False, True)
+
+
+class Slow:
+    """Adaptation that goes on until it is stopped or let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self._adapt = fewshot_room.adapt
+        monkeypatch.setattr(fewshot_room, "adapt", self)
+
+    def __call__(self, support: Any, *args: Any, config: Any, progress: Any, **more: Any) -> Any:
+        while config.adaptation.steps and not self.go_on.wait(0.005):
+            progress("adapt", 1, 30)
+            self.began.set()
+        return self._adapt(support, *args, config=config, progress=progress, **more)
+
+
+def test_an_outdated_adaptation_is_stopped_and_the_same_is_not_doubled(
+    room: FewShotRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    job = run(room)[1]["job"]
+    assert slow.began.wait(30)
+    assert room.status["adapting"]["phase"] == "adapt"
+    assert run(room)[1]["job"] == job, "the answer does not wait, and nothing runs twice"
+    annotate(room, "a", {"liver": (4,)}, tmp_path)
+    newer = run(room)[1]["job"]
+    assert newer != job
+    assert ended(room, job).state == "cancelled"
+    slow.go_on.set()
+    assert ended(room, newer).state == "done"
+    assert room.status["adapting"] == {}
+
+
+def test_a_stopped_adaptation_leaves_the_proposal_and_is_begun_anew(
+    room: FewShotRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    _, told = run(room)
+    assert slow.began.wait(30)
+    room.jobs.cancel(told["job"])
+    with pytest.raises(Cancelled):
+        room.jobs.get(told["job"]).result.result(timeout=30)
+    _, later = run(room)
+    assert later["head"] == told["head"]
+    assert later["job"] not in (None, told["job"])
+
+
+def test_too_few_slices_to_hold_one_out_are_not_adapted_to(tmp_path: Path) -> None:
+    room = make_room(tmp_path)
+    annotate(room, "a", {"liver": (3, 6)}, tmp_path)
+    _, told = run(room)
+    assert (told["job"], told["adapted"]) == (None, False)
+
+
+def test_wrong_options_are_refused(room: FewShotRoom) -> None:
+    with pytest.raises(InvalidRequest, match="budget_s"):
+        run(room, budget_s="soon")
