@@ -104,6 +104,9 @@ class OhifPage:
             self.page.locator(".settingsTable button").click()
         assert info.value.status == 200
         self.page.get_by_text("Point Prompts").wait_for()
+        self.page.locator("#ssmsam-bar.ssmsam-ready").wait_for()
+        self.page.wait_for_timeout(500)
+        self.idle()
         return info.value.url.removesuffix("/info/")
 
     def prompt_with(self, model: str) -> None:
@@ -135,13 +138,45 @@ class OhifPage:
         self.page.wait_for_timeout(500)
 
     def run(self, tab: str = "Point Prompts") -> dict[str, Any]:
-        """Press Run and wait until the mask is there; returns the request's parameters."""
+        """Press Run and wait for the answer; returns the request's parameters."""
         with (
-            self.page.expect_console_message(lambda said: "updated the segmentation" in said.text),
+            self.page.expect_response(lambda answer: "/infer/" in answer.url) as answer,
             self.page.expect_request(lambda request: "/infer/" in request.url) as asked,
         ):
             self._tab(tab).get_by_role("button", name="Run").click()
+        answer.value.finished()
+        self.idle()
         return _parameters(asked.value)
+
+    def press_run(self) -> None:
+        """Press Run under Point Prompts where nothing may come of it."""
+        self._tab("Point Prompts").get_by_role("button", name="Run").click()
+        self.idle()
+
+    def press(self, key: str) -> str:
+        """One key of the bar; returns what it says then."""
+        self.page.keyboard.press(key)
+        return self.idle()
+
+    def idle(self) -> str:
+        """Wait until the bar has done everything; what it said last."""
+        self.page.wait_for_timeout(300)
+        self.page.wait_for_function("() => !document.querySelector('#ssmsam-bar').classList.contains('ssmsam-busy')")
+        said = self.page.locator(".ssmsam-notice span")
+        return said.first.inner_text() if said.count() else ""
+
+    def slice_states(self) -> list[str]:
+        """What the strip says of each slice: annotated, empty, predicted or unknown; and +asked."""
+        self.page.wait_for_timeout(600)
+        found: list[str] = self.page.evaluate(
+            "() => [...document.querySelectorAll('.ssmsam-strip button')].map(one => one.className)"
+        )
+        return [name.replace("ssmsam-", "").replace(" ", "+") for name in found]
+
+    def slice_on_screen(self) -> int:
+        """The stored slice of the axial view."""
+        self.page.wait_for_timeout(600)
+        return int(self.page.locator(".ssmsam-strip [data-now]").get_attribute("data-slice") or -1)
 
     def mask(self, label: str) -> np.ndarray:
         """The voxels of a segment as the viewer holds them, (slices, rows, columns)."""

@@ -77,10 +77,15 @@ class AnnotationService:
             ),
         )
 
+    @property
+    def annotated_names(self) -> tuple[str, ...]:
+        """The labels that are offered, and those that are annotated on any image."""
+        annotated = {label for one in self.store.overviews().values() for label in one.annotated}
+        return tuple(dict.fromkeys((*self.labels, *sorted(annotated))))
+
     def names(self, image: str) -> tuple[str, ...]:
-        """Every label that is known by now: offered, annotated on any image, or drawn on this one."""
-        annotated = sorted({label for one in self.store.overviews().values() for label in one.annotated})
-        return tuple(dict.fromkeys((*self.labels, *annotated, *self.log.labels(image))))
+        """Every label that is known by now: these, and what was drawn on this image."""
+        return tuple(dict.fromkeys((*self.annotated_names, *self.log.labels(image))))
 
     def opened(self, image: str, *, client: str, host: str) -> None:
         """A client opened an image: its screen shows nothing of it yet."""

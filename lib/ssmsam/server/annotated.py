@@ -45,16 +45,21 @@ class Receipt:
     update: Update
     annotations: Annotations
     known: tuple[str, ...] = ()
-    """The labels that were known before."""
+    """The labels that were offered or annotated before."""
 
     @property
     def tag(self) -> str:
         return FINAL if self.annotations.finished else PARTIAL
 
+    @property
+    def new_label_lines(self) -> list[str]:
+        """A line for each label that was not known before, in any spelling."""
+        return [f"new label: {name}" for name in new_labels(self.update.labels, self.known)]
+
     def answer(self) -> dict[str, Any]:
         """As JSON for the client: first what a person reads, then what is known in all, for programs."""
         new = new_labels(self.update.labels, self.known)
-        counted = summarise(self.update).splitlines() + [f"new label: {name}" for name in new]
+        counted = summarise(self.update).splitlines() + self.new_label_lines
         return {
             "counted": counted,
             "detail": "; ".join(counted),
@@ -306,7 +311,7 @@ class AnnotatedStudies(Datastore):
         """
         with self._one_at_a_time(image_id):
             self._written()
-            names, before, update = self._service.names(image_id), self._service.store.load(image_id), read()
+            names, before, update = self._service.annotated_names, self._service.store.load(image_id), read()
             merged = self._service.merge(image_id, replace(update, complete=frozenset()))
             declared = Update(merged.grid, complete=update.complete, client=update.client, when=update.when)
             finished = merged.merge(declared)

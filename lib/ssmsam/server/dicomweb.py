@@ -77,8 +77,6 @@ class DicomWebArchive(DICOMWebDatastore):
         self._registry = threading.RLock()
         logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
 
-    finished_labels_go_to = "the archive, as DICOM SEG"
-
     def name(self) -> str:
         return self._store.access.shown
 
@@ -272,6 +270,8 @@ class DicomWebArchive(DICOMWebDatastore):
 
 class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
     """The same, with annotations slice by slice. They stay here until a volume is declared finished."""
+
+    finished_labels_go_to = "the archive, as DICOM SEG"
 
     def __init__(self, store: DicomStore, *, folder: Path, labels: Sequence[str] = (), **options: Any) -> None:
         self.keep_annotations(folder / ANNOTATIONS, labels=labels)

@@ -90,8 +90,8 @@ class SliceMessage(MessageTask):
         )
         self._prompting.since(image, replace(prompts, label=label))  # this click is older than what it says
         receipt = self.say(datastore, image.source.image_id, SliceKey(label, plane.axis, index), client)
-        answer = receipt.answer()
-        return {**answer, "label": label, "slice": index, "detail": f"{self.done(label, index)} ({answer['detail']})"}
+        said = [self.done(label, index), *receipt.update.notes, *receipt.new_label_lines]
+        return {**receipt.answer(), "label": label, "slice": index, "detail": "; ".join(said)}
 
     def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
         raise NotImplementedError
@@ -149,12 +149,14 @@ class Undo(MessageTask):
 
     def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
         receipt = datastore.undo(image.source.image_id, client=str(options.get("client_id") or ""))
-        answer = receipt.answer()
-        keys = sorted(receipt.update.withdrawn | receipt.update.entries.keys())
+        update = receipt.update
+        keys = sorted(update.withdrawn | update.entries.keys())
+        slices = [f"slice {key.index} of {key.label}" for key in keys[:8]] + ["..."] * (len(keys) > 8)
+        opened = [f"{label} is not finished any longer" for label in sorted(update.reopened)]
         return {
-            **answer,
+            **receipt.answer(),
             "slices": [{"label": key.label, "axis": 2 - key.axis, "slice": key.index} for key in keys],
-            "detail": f"taken back: {answer['detail']}",
+            "detail": f"taken back: {'; '.join([', '.join(slices), *opened, *update.notes])}",
         }
 
 

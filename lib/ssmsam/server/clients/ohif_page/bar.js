@@ -54,7 +54,7 @@ export class Bar {
       element('span', {}, text),
       element('button', { type: 'button', title: 'Dismiss', onclick: () => said.remove() }, '×'));
     this.notices.prepend(said);
-    while (this.notices.children.length > 4) this.notices.lastChild.remove();
+    while (this.notices.children.length > 3) this.notices.lastChild.remove();
   }
 
   // Ask for a yes; resolves to whether it was given.
@@ -84,9 +84,10 @@ export class Bar {
     this.jobs.replaceChildren(...jobs.map(job => {
       const share = job.total ? ` ${job.done} of ${job.total}` : '';
       const left = job.eta_s === null || job.eta_s === undefined ? '' : `, ${Math.ceil(job.eta_s)} s left`;
+      const title = (job.title || job.kind).replace(job.image || '\n', 'this volume');
       const stop = job.id ? [element('button', { type: 'button', onclick: () => cancel(job.id) }, 'Cancel')] : [];
       return element('div', { class: 'ssmsam-job' },
-        element('span', {}, `${job.title || job.kind}: ${job.phase || job.state}${share}${left}`),
+        element('span', {}, `${title}: ${job.phase || job.state}${share}${left}`),
         element('progress', job.total ? { max: job.total, value: job.done } : {}), ...stop);
     }));
   }

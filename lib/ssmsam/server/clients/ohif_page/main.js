@@ -85,7 +85,7 @@ async function nextSlice(image) {
   const first = found.reasons?.[0];
   if (first?.label && viewer.labels.includes(first.label)) viewer.chooseLabel(first.label);
   viewer.goTo(first?.slice ?? found.slices[0]);
-  bar.notice(first ? `slice ${first.slice}, ${first.label}: ${first.why}` : `asked for: ${found.slices.join(', ')}`);
+  bar.notice(first ? `${first.label}: ${first.why}` : `asked for: ${found.slices.join(', ')}`);
 }
 
 async function finish(image) {
