@@ -38,6 +38,13 @@ PLACE_OF_VOXEL = """([i, j, k]) => {
     return [frame.left + x, frame.top + y];
 }"""
 
+COLOUR = """label => {
+    const segments = Object.values(services.segmentationService.getSegmentation('1').segments).filter(Boolean);
+    const index = segments.find(one => one.label === label).segmentIndex;
+    const id = services.viewportGridService.getState().activeViewportId;
+    return Array.from(cornerstoneTools.segmentation.config.color.getSegmentIndexColor(id, '1', index)).slice(0, 3);
+}"""
+
 LABELMAP = """() => {
     const volume = services.segmentationService.getLabelmapVolume('1');
     const voxels = Uint8Array.from(volume.voxelManager.getCompleteScalarDataArray());
@@ -103,11 +110,15 @@ class OhifPage:
         with self.page.expect_response(lambda answer: answer.url.endswith("/info/")) as info:
             self.page.locator(".settingsTable button").click()
         assert info.value.status == 200
+        self.wait_until_connected()
+        return info.value.url.removesuffix("/info/")
+
+    def wait_until_connected(self) -> None:
+        """The panel connects by itself, once the images are there; then the masks come back."""
         self.page.get_by_text("Point Prompts").wait_for()
         self.page.locator("#ssmsam-bar.ssmsam-ready").wait_for()
-        self.page.wait_for_timeout(500)
+        self.page.wait_for_timeout(1000)
         self.idle()
-        return info.value.url.removesuffix("/info/")
 
     def prompt_with(self, model: str) -> None:
         """Choose a model under Point Prompts."""
@@ -177,6 +188,11 @@ class OhifPage:
         """The stored slice of the axial view."""
         self.page.wait_for_timeout(600)
         return int(self.page.locator(".ssmsam-strip [data-now]").get_attribute("data-slice") or -1)
+
+    def colour(self, label: str) -> list[int]:
+        """The colour in which the axial view shows a label, as red, green and blue."""
+        found: list[int] = self.page.evaluate(COLOUR, label)
+        return found
 
     def mask(self, label: str) -> np.ndarray:
         """The voxels of a segment as the viewer holds them, (slices, rows, columns)."""

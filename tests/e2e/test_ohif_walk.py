@@ -243,17 +243,36 @@ def test_slips_are_said_and_nothing_dies(viewer: OhifPage, archive: Server, stud
     with viewer.step("a reload in the middle brings the masks back"):
         before, segments = viewer.segmentation()
         viewer.open_study(study.study)
-        viewer.connect()
-        after, again = viewer.segmentation()
-        for label in (ORGAN, "cyst"):
-            assert ((after == again[label]) == (before == segments[label])).all()
+        viewer.wait_until_connected()
+        for _ in ("by itself", "when the button is pressed, too"):
+            after, again = viewer.segmentation()
+            for label in (ORGAN, "cyst"):
+                assert ((after == again[label]) == (before == segments[label])).all()
+            viewer.connect()
 
     with viewer.step("left and right organs differ in colour"):
-        colours = viewer.page.evaluate(
-            "() => Object.values(services.segmentationService.getSegmentations()[0].config.segments)"
-            ".map(one => Array.from(one.color).slice(0, 3).join())"
-        )
-        assert len(set(colours)) == len(colours)
+        viewer.page.wait_for_timeout(1500)  # after the panel has set its own
+        for side in ("kidney", "lung"):
+            left, right = (np.array(viewer.colour(f"{which} {side}")) for which in ("left", "right"))
+            assert np.linalg.norm(left - right) > 50
+
+    with viewer.step("the bar hides nothing of the images"):
+        images = viewer.page.locator(".cornerstone-canvas").first.bounding_box()
+        bar = viewer.page.locator("#ssmsam-bar").bounding_box()
+        assert images and bar and images["y"] + images["height"] <= bar["y"]
+    assert not viewer.errors
+
+
+def test_a_page_that_is_not_known_is_left_alone(viewer: OhifPage, archive: Server) -> None:
+    page = '<head></head><body><div class="monaiLabelPanel">another panel</div></body>'
+    scripted = page.replace("</head>", '<script type="module" src="/ohif/ssmsam/main.js"></script></head>')
+    viewer.page.route(f"{archive.url}/ohif/", lambda route: route.fulfill(body=scripted, content_type="text/html"))
+    viewer.page.clock.install()
+    viewer.page.goto(f"{archive.url}/ohif/")
+    viewer.page.wait_for_load_state("load")
+    viewer.page.clock.run_for(40_000)
+    assert viewer.page.locator(".ssmsam-notice").count() == 1
+    assert viewer.page.locator(".monaiLabelPanel").inner_text() == "another panel"
     assert not viewer.errors
 
 

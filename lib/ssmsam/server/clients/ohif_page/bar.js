@@ -1,5 +1,7 @@
 // The bar below the images: buttons, the strip of slices, jobs and notices. It knows nothing of OHIF or the server.
 
+const NUMBERED = 60; // slices that fit with a number each on a small screen: a guess
+
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -19,12 +21,16 @@ export const BUTTONS = [
   ['finish', '', 'Finish', 'Declare the labels on screen finished'],
 ];
 
+const titleOf = job => (job.title || job.kind).replace(job.image || '\n', 'this volume');
+const LEGEND = ['annotated', 'empty', 'predicted', 'asked for'];
+
 export class Bar {
   constructor(actions) {
     this.label = element('span', { class: 'ssmsam-label' });
     this.slice = element('span', { class: 'ssmsam-slice' });
     this.strip = element('div', { class: 'ssmsam-strip', role: 'group', 'aria-label': 'Slices of this label' });
     this.notices = element('div', { class: 'ssmsam-notices', role: 'log', 'aria-live': 'polite' });
+    this.outcomes = element('div', { class: 'ssmsam-jobs', role: 'status', 'aria-live': 'polite' });
     this.jobs = element('div', { class: 'ssmsam-jobs', 'aria-live': 'off' });
     this.buttons = Object.fromEntries(BUTTONS.map(([name, key, title, about]) => [name, element(
       'button', { type: 'button', title: about, 'data-action': name, onclick: () => actions[name]() },
@@ -34,10 +40,14 @@ export class Bar {
       'New label');
     this.auto = element('input', { type: 'checkbox', checked: '' });
     const auto = element('label', { title: 'Run the chosen click model after each point' }, this.auto, 'Run after a click');
+    const legend = element('span', { class: 'ssmsam-legend' }, ...LEGEND.map(name =>
+      element('span', {}, element('i', { class: `ssmsam-${name.split(' ')[0]}` }), name)));
     const hide = element('button', { type: 'button', class: 'ssmsam-hide', title: 'Hide or show this bar', onclick: () =>
       this.root.classList.toggle('ssmsam-hidden') }, '–');
-    this.root = element('section', { id: 'ssmsam-bar', 'aria-label': 'Annotation' }, this.notices, this.jobs,
-      element('div', { class: 'ssmsam-row' }, this.label, this.slice, ...Object.values(this.buttons), add, auto, hide),
+    this.root = element('section', { id: 'ssmsam-bar', 'aria-label': 'Annotation' },
+      element('div', { class: 'ssmsam-said' }, this.notices, this.outcomes, this.jobs),
+      element('div', { class: 'ssmsam-row' },
+        this.label, this.slice, ...Object.values(this.buttons), add, auto, legend, hide),
       this.strip);
     this.actions = actions;
     document.body.append(this.root);
@@ -84,16 +94,31 @@ export class Bar {
     this.jobs.replaceChildren(...jobs.map(job => {
       const share = job.total ? ` ${job.done} of ${job.total}` : '';
       const left = job.eta_s === null || job.eta_s === undefined ? '' : `, ${Math.ceil(job.eta_s)} s left`;
-      const title = (job.title || job.kind).replace(job.image || '\n', 'this volume');
       const stop = job.id ? [element('button', { type: 'button', onclick: () => cancel(job.id) }, 'Cancel')] : [];
       return element('div', { class: 'ssmsam-job' },
-        element('span', {}, `${title}: ${job.phase || job.state}${share}${left}`),
+        element('span', {}, `${titleOf(job)}: ${job.phase || job.state}${share}${left}`),
         element('progress', job.total ? { max: job.total, value: job.done } : {}), ...stop);
     }));
   }
 
+  // Take a strip of the window from the part of the page that holds the images, so that the bar hides none of it.
+  makeRoomIn(part) {
+    document.querySelectorAll('.ssmsam-room').forEach(one => one !== part && one.classList.remove('ssmsam-room'));
+    part?.classList.toggle('ssmsam-room', !this.root.classList.contains('ssmsam-hidden'));
+  }
+
   busy(running) {
     this.root.classList.toggle('ssmsam-busy', running);
+  }
+
+  // How a job ended, where there is something to say; stays until it is dismissed or a job of the same kind ends.
+  ended(job) {
+    if (job.state === 'done' && !job.detail) return;
+    const line = element('div', { class: `ssmsam-job${job.state === 'failed' ? ' ssmsam-error' : ''}`, 'data-kind': job.kind },
+      element('span', {}, `${titleOf(job)}: ${job.detail || job.state}`),
+      element('button', { type: 'button', title: 'Dismiss', onclick: () => line.remove() }, '×'));
+    [...this.outcomes.children].filter(one => one.dataset.kind === job.kind).forEach(one => one.remove());
+    this.outcomes.append(line);
   }
 
   // states: for each slice "annotated", "empty", "predicted" or "unknown"; asked: the slices asked for.
@@ -108,7 +133,7 @@ export class Bar {
         type: 'button', tabindex: '-1', class: `ssmsam-${state}${asked.has(index) ? ' ssmsam-asked' : ''}`,
         title: `slice ${index}: ${state}${asked.has(index) ? ', asked for' : ''}`, 'data-slice': index,
         onclick: () => this.actions.goTo(index),
-      })));
+      }, states.length <= NUMBERED || index % 10 === 0 ? String(index) : '')));
     }
     for (const one of this.strip.children) one.toggleAttribute('data-now', Number(one.dataset.slice) === slice);
   }

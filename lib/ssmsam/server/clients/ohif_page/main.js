@@ -6,10 +6,14 @@ import * as server from './server.js';
 import { Viewer } from './viewer.js';
 
 const LOOK_EVERY_MS = 400, JOBS_EVERY_MS = 1000;
+const GIVE_UP_MS = 30000; // with the panel on the page but not as expected; a guess, OHIF takes a second or two
+const COLOURED_MS = 1200; // the panel gives its segments their colours a second after it connected
 const MESSAGES = ['accept_slice', 'empty_slice', 'withdraw_slice', 'undo', 'finish_volume'];
 const viewer = new Viewer();
-let known = { partial: {} }, drawnOn = new Map(), asked = new Set();
-let openImage = null, running = Promise.resolve(), waiting = 0, mended = null;
+let known = { partial: {} }, drawnOn = new Map();
+let asked = []; // {label, slice, why, seen}, the most useful first
+const following = new Set(); // jobs that were seen to run
+let openImage = null, running = Promise.resolve(), waiting = 0, mended = null, connected = null;
 
 const actions = {
   accept: () => onSlice('accept_slice'),
@@ -66,7 +70,7 @@ function onSlice(model) {
     const said = await server.message(model, image, { label, slice });
     if (model === 'empty_slice') viewer.paint({ [label]: 1 }, null, slice);
     viewer.clearClicks();
-    asked.delete(slice);
+    asked = asked.filter(one => one.label !== label || one.slice !== slice);
     bar.notice(said.detail);
   });
 }
@@ -77,15 +81,23 @@ async function propose(image) {
   bar.notice(detail || `proposed: ${Object.keys(labels).join(', ')}`);
 }
 
+// Through the slices that were asked for, one by one; then the server is asked for more.
 async function nextSlice(image) {
+  const open = asked.find(one => !one.seen && (!viewer.label || one.label === viewer.label));
+  if (open) return visit(open);
   const found = await server.nextSlices(image, viewer.label ? [viewer.label] : [])
     .catch(error => { if (error.status === 422) return server.nextSlices(image, []); throw error; });
   if (!found.slices?.length) return bar.notice(found.message ?? 'nothing is left to annotate');
-  asked = new Set(found.slices);
-  const first = found.reasons?.[0];
-  if (first?.label && viewer.labels.includes(first.label)) viewer.chooseLabel(first.label);
-  viewer.goTo(first?.slice ?? found.slices[0]);
-  bar.notice(first ? `${first.label}: ${first.why}` : `asked for: ${found.slices.join(', ')}`);
+  asked = found.reasons?.length ? found.reasons.map(({ label, slice, why }) => ({ label, slice, why, seen: false }))
+    : found.slices.map(slice => ({ label: viewer.label, slice, why: 'asked for', seen: false }));
+  visit(asked[0]);
+}
+
+function visit(one) {
+  one.seen = true;
+  if (one.label && viewer.labels.includes(one.label)) viewer.chooseLabel(one.label);
+  viewer.goTo(one.slice);
+  bar.notice(`${one.label}: ${one.why}`);
 }
 
 async function finish(image) {
@@ -164,7 +176,29 @@ function mendPanel() {
       one.classList.contains('actionInput') && [...one.options].some(option => option.value === 'next_slices'));
     if (choice) choice.value = 'next_slices';
   }
-  viewer.tellColoursApart();
+  const tab = document.querySelector('.monaiLabelPanel input[value=pointprompts]');
+  if (tab && !tab.checked) tab.click(); // the labels are there, and the tool that places points
+}
+
+// The panel connects by itself once the images are drawn. Its own button waits meanwhile: two at a time would load
+// everything twice.
+function connect() {
+  const panel = viewer.panel;
+  if (!panel || connected === panel || !viewer.drawn) return;
+  connected = panel;
+  const stock = panel.onInfo;
+  let last = Promise.resolve();
+  panel.onInfo = url => {
+    last = last.then(() => stock(url)).then(async () => {
+      for (let i = 0; i < 50 && panel.state.isDataReady && !viewer.ready; i++) await new Promise(go => setTimeout(go, 100));
+      openImage = null; // the panel began with empty segments in its own colours, each time
+      viewer.tellColoursApart();
+      setTimeout(guarded(() => viewer.tellColoursApart()), COLOURED_MS);
+    }).catch(error => console.warn('ssmsam: the panel did not connect', error));
+    return last;
+  };
+  panel.forceUpdate();
+  if (!panel.state.isDataReady) panel.onInfo(panel.settings?.current?.state?.url ?? `${location.origin}/`);
 }
 
 // A Run that died inside the panel stays disabled: it is freed when nothing runs.
@@ -208,27 +242,37 @@ function states(label) {
 }
 
 function draw() {
-  if (!viewer.ready) return bar.root.classList.remove('ssmsam-ready');
+  if (!viewer.ready) {
+    bar.root.classList.remove('ssmsam-ready');
+    bar.makeRoomIn(null);
+    return connect();
+  }
   bar.root.classList.add('ssmsam-ready');
+  bar.makeRoomIn(viewer.room);
   mendPanel();
   reviveRun();
   const image = viewer.image;
   if (image !== openImage) {
     openImage = image;
-    asked = new Set();
+    asked = [];
     act(async () => {
       await server.opened(image);
       await restore(image);
     });
   }
   const label = viewer.label;
-  bar.show({ label, colour: viewer.cssColour(label), slice: viewer.slice, states: states(label), asked });
+  bar.show({ label, colour: viewer.cssColour(label), slice: viewer.slice, states: states(label),
+    asked: new Set(asked.filter(one => one.label === label).map(one => one.slice)) });
 }
 
 async function showJobs() {
   if (!viewer.ready || document.hidden) return;
-  const mine = (await server.jobs()).filter(job =>
-    ['running', 'queued'].includes(job.state) && (!job.owner || job.owner === server.client));
+  const all = (await server.jobs()).filter(job => !job.owner || job.owner === server.client);
+  const mine = all.filter(job => ['running', 'queued'].includes(job.state));
+  for (const job of all) {
+    if (mine.includes(job)) following.add(job.id);
+    else if (following.delete(job.id)) bar.ended(job); // how it ended is said once
+  }
   if (mine.length || !waiting) bar.showJobs(mine, id => server.cancelJob(id).catch(error => bar.notice(error.message, 'error')));
 }
 
@@ -250,6 +294,20 @@ function guarded(work) {
     said = true;
   });
 }
+
+// One notice where the panel is there but is not the one that this script knows; the page stays as it is.
+let strangeSince = null;
+function watchOut() {
+  const there = document.querySelector('.monaiLabelPanel');
+  const asExpected = window.services?.segmentationService && window.cornerstone && window.cornerstoneTools && viewer.panel;
+  if (!there || asExpected) return void (strangeSince = null);
+  strangeSince ??= Date.now();
+  if (Date.now() - strangeSince < GIVE_UP_MS) return;
+  clearInterval(watching);
+  bar.root.classList.add('ssmsam-only-said');
+  bar.notice('This OHIF is not the one that the annotation bar knows: the panel works as it comes, without its keys.', 'error');
+}
+const watching = setInterval(guarded(watchOut), LOOK_EVERY_MS);
 
 server.amendRequests({ label: () => viewer.label, onError: detail => bar.notice(detail, 'error'), onFlight: change => { inFlight += change; } });
 window.addEventListener('keydown', onKey, true);

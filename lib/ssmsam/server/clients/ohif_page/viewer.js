@@ -4,6 +4,7 @@
 const SEGMENTATION = '1'; // the panel's one segmentation
 const PROBE = 'ProbeMONAILabel';
 const NEGATIVE = 'background';
+const ALIKE = 60, HUE_STEP = 75; // RGB distance below which colours are mistaken for each other, and degrees: guesses
 
 export class NotReady extends Error {}
 
@@ -89,6 +90,22 @@ export class Viewer {
       }
     }
     return null;
+  }
+
+  // The part of the page that holds the views and the panel.
+  get room() {
+    let part = document.querySelector('.monaiLabelPanel');
+    while (part && !part.querySelector('.cornerstone-canvas')) part = part.parentElement;
+    return part;
+  }
+
+  // Whether the images are drawn, so that the panel can be connected.
+  get drawn() {
+    try {
+      return this.sliceCount > 1;
+    } catch {
+      return false;
+    }
   }
 
   get sliceCount() {
@@ -201,22 +218,23 @@ export class Viewer {
   }
 
   colour(index, color) {
-    const id = window.services.viewportGridService.getState().activeViewportId;
-    window.cornerstoneTools.segmentation.config.color.setSegmentIndexColor(id, SEGMENTATION, index, color);
+    for (const id of window.services.viewportGridService.getState().viewports.keys()) {
+      try {
+        window.cornerstoneTools.segmentation.config.color.setSegmentIndexColor(id, SEGMENTATION, index, color);
+      } catch { /* a view that does not show the masks */ }
+    }
   }
 
-  // The panel gives left and right organs one colour: a later one of the same colour becomes lighter.
+  // The panel gives left and right organs one colour, and many organs one that looks the same: later ones get another hue.
   tellColoursApart() {
     const settings = window.services.segmentationService.getSegmentations()[0]?.config?.segments ?? {};
-    const taken = new Set();
+    const taken = [];
     for (const segment of Object.values(settings)) {
-      let color = Array.from(segment.color ?? []).slice(0, 3);
-      for (let tries = 0; taken.has(color.join()) && tries < 4; tries++) {
-        color = color.map(value => Math.round(value + (255 - value) * 0.45));
+      let color = Array.from(segment.color ?? freshColour(segment.segmentIndex)).slice(0, 3);
+      for (let tries = 0; tries < 8 && taken.some(one => Math.hypot(...difference(one, color)) < ALIKE); tries++) {
+        color = hueTurned(color, HUE_STEP);
       }
-      if (taken.has(color.join())) color = freshColour(segment.segmentIndex);
-      taken.add(color.join());
-      if (color.join() === Array.from(segment.color).slice(0, 3).join()) continue;
+      taken.push(color);
       segment.color = [...color, 255];
       this.colour(segment.segmentIndex, segment.color);
     }
@@ -228,6 +246,18 @@ export class Viewer {
     const segment = Object.values(settings).find(one => one.label === label);
     return segment ? `rgb(${Array.from(segment.color).slice(0, 3).join()})` : '#888';
   }
+}
+
+// A colour of another hue, bright and saturated enough to be seen on grey.
+function hueTurned(color, degrees) {
+  const [r, g, b] = color.map(value => value / 255), high = Math.max(r, g, b), span = high - Math.min(r, g, b);
+  let hue = 0;
+  if (span) hue = high === r ? (g - b) / span : high === g ? 2 + (b - r) / span : 4 + (r - g) / span;
+  const value = Math.max(high, 0.7), saturation = Math.max(high ? span / high : 0, 0.55);
+  return [5, 3, 1].map(shift => {
+    const at = (((shift + hue + degrees / 60) % 6) + 6) % 6;
+    return Math.round(255 * value * (1 - saturation * Math.max(0, Math.min(at, 4 - at, 1))));
+  });
 }
 
 function freshColour(index) {
