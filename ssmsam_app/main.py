@@ -15,6 +15,8 @@ class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class 
         "sam_3d": partial(prompted.PromptedTask, dimension=3),
         "accept_slice": partial(messages.SliceVerdict, verdict=Verdict.ACCEPTED),
         "empty_slice": partial(messages.SliceVerdict, verdict=Verdict.EMPTY),
+        "withdraw_slice": messages.WithdrawSlice,
+        "undo": messages.Undo,
         "finish_volume": messages.FinishVolume,
     }
     ADAPTIVE: ClassVar = {

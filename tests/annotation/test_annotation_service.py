@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, drawn, submission
 
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.truth import InvalidSubmission, SliceKey, Source, Truth
+from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth, now
 from ssmsam.imaging.volume import Grid
 
 
@@ -123,9 +125,9 @@ def test_withdrawing_in_a_submission(service: AnnotationService) -> None:
 
 def test_what_was_asked_for_and_withdrawn_is_not_emptied_later(service: AnnotationService) -> None:
     service.log.assign(Assignment("a", "case", (2, 3), client="reader"))
-    assert annotated(submit(service, drawn(2))) == {2, 3}
+    assert annotated(submit(service, drawn(2), empty_assigned=True)) == {2, 3}
     service.merge("case", service.changed("case", {"slices": {"liver": {"withdraw": [3]}}}, GRID, client="reader"))
-    assert annotated(submit(service, drawn(2, 6))) == {2, 6}
+    assert annotated(submit(service, drawn(2, 6), empty_assigned=True)) == {2, 6}
 
 
 @pytest.mark.parametrize(
@@ -170,16 +172,140 @@ def test_finishing_takes_annotated_slices_and_else_what_was_served(service: Anno
 def test_finishing_across_planes(service: AnnotationService) -> None:
     row = {"axis": 1, "slices": {"liver": {"annotated": [2]}}}
     submit(service, drawn(3, 4), partial=row)
-    known = service.merge("case", service.finished("case", GRID, client="reader"))
+    known = service.merge("case", service.changed("case", {"complete": ["liver"]}, GRID, client="reader"))
     assert np.array_equal(np.flatnonzero(known.target("liver")[0].any(axis=(0, 2))), [2])
 
 
-def test_nothing_to_finish(service: AnnotationService) -> None:
-    serve(service, 2, label=UNNAMED)
-    with pytest.raises(InvalidSubmission, match="nothing was annotated"):
+def test_only_what_was_shown_and_checked_is_finished(service: AnnotationService) -> None:
+    with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
         service.finished("case", GRID, client="reader")
+    serve(service, 2, 3)
+    with pytest.raises(InvalidSubmission, match="no slice of it was checked"):
+        service.finished("case", GRID, client="reader")
+    submit(service, drawn(2))
+    serve(service, 5, label="spleen")
+    update = service.finished("case", GRID, client="reader")
+    assert update.complete == {"liver"} and update.notes == ("spleen stays open: no slice of it was checked",)
+    with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
+        service.finished("case", GRID, client="another")
+
+
+def test_a_screen_is_empty_after_the_image_was_opened(service: AnnotationService) -> None:
+    submit(service, drawn(2))
+    serve(service, 2, 3)
+    service.opened("case", client="reader", host="10.0.0.1")
+    with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
+        service.finished("case", GRID, client="reader")
+    service.shown_again("case", "liver", service.known("case", GRID), client="reader")
+    assert service.finished("case", GRID, client="reader").complete == {"liver"}
+    service.opened("case", client="user-xyz", host="10.0.0.2")  # what everybody is called says nothing of this reader
+    assert service.finished("case", GRID, client="reader").complete == {"liver"}
+
+
+def test_what_was_shown_before_the_image_was_opened_again_does_not_count(service: AnnotationService) -> None:
+    serve(service, 2, 3)
+    accept(service, 2)
+    service.opened("case", client="reader", host="")
+    serve(service, 5, only=[5], when=now())  # a click on the empty screen
+    with pytest.raises(InvalidSubmission, match="only some of its slices were shown"):
+        service.finished("case", GRID, client="reader")
+
+
+def test_viewers_without_a_name_are_told_apart_by_their_machine(service: AnnotationService) -> None:
+    submit(service, drawn(2))
+    serve(service, 2, 3, client="user-xyz", when=now())
+    service.opened("case", client="", host="10.0.0.2")
+    assert service.finished("case", GRID, client="user-xyz", host="10.0.0.1").complete == {"liver"}
+    service.opened("case", client="", host="10.0.0.1")
+    with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
+        service.finished("case", GRID, client="user-xyz", host="10.0.0.1")
+
+
+def test_slices_that_were_never_shown_are_not_finished_as_empty(service: AnnotationService) -> None:
+    serve(service, 2, only=[2], when=now())
+    service.merge("case", service.marked("case", Mark("liver", 2, Verdict.ACCEPTED, client="reader", when=now()), GRID))
+    with pytest.raises(InvalidSubmission, match="only some of its slices were shown"):
+        service.finished("case", GRID, client="reader")
+
+
+def test_a_label_that_is_named_at_the_end_is_finished(service: AnnotationService) -> None:
+    serve(service, 2, label=UNNAMED)
+    accept(service, 2)
     known = service.merge("case", service.finished("case", GRID, client="reader", labels=["liver"]))
     assert known.finished and known.target("liver")[0].any()
+
+
+def accept(service: AnnotationService, index: int, client: str = "reader") -> Annotations:
+    mark = Mark("liver", index, Verdict.ACCEPTED, client=client, when=now())
+    return service.merge("case", service.marked("case", mark, GRID))
+
+
+def undo(service: AnnotationService, client: str = "reader") -> Annotations:
+    return service.merge("case", service.taken_back("case", GRID, client=client))
+
+
+def test_actions_are_taken_back_one_after_the_other(service: AnnotationService) -> None:
+    serve(service, 2, 3)
+    accept(service, 2)
+    accept(service, 3)
+    service.merge("case", service.marked("case", Mark("liver", 2, Verdict.EMPTY, client="reader", when=now()), GRID))
+    known = undo(service)
+    assert annotated(known) == {2, 3} and not known.slices[SliceKey("liver", 0, 2)].empty
+    assert annotated(undo(service)) == {2} and annotated(undo(service)) == set()
+    with pytest.raises(InvalidSubmission, match="nothing of yours to take back"):
+        undo(service)
+    assert annotated(accept(service, 3)) == {3} and annotated(undo(service)) == set()
+    accepted = accept(service, 2)  # what was taken back is on screen still, as a prediction
+    assert accepted.slices[SliceKey("liver", 0, 2)].mask.array.any()
+
+
+def test_taking_back_leaves_what_others_said_since(service: AnnotationService) -> None:
+    submit(service, drawn(2, 3))
+    other = drawn(2)
+    other[2] = 1
+    submit(service, other, client_id="another", partial={"slices": {"liver": {"annotated": [2]}}})
+    known = undo(service)
+    assert annotated(known) == {2} and known.slices[SliceKey("liver", 0, 2)].mask.array.all()
+    assert known.revisions[-1].update.notes == ("slice 2 of liver was changed since then: left as it is",)
+
+
+def test_a_finished_label_is_opened_again_by_taking_back(service: AnnotationService) -> None:
+    serve(service, 2, 3, when=now())
+    accept(service, 2)
+    known = service.merge("case", service.finished("case", GRID, client="reader"))
+    assert known.finished and annotated(known) == set(range(8))
+    known = undo(service)
+    assert not known.finished and annotated(known) == {2}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.booleans()), min_size=1, max_size=6))
+def test_taking_everything_back_leaves_what_was_there_before(actions: list[tuple[int, bool]]) -> None:
+    known = Annotations(GRID)
+    states = [dict(known.slices)]
+    for step, (index, draws) in enumerate(actions):
+        mask = PackedMask.of(drawn(index)[index] if draws else np.zeros(SHAPE[1:], bool))
+        entry = SliceAnnotation(mask, Source.CLIENT, "reader", f"{step}")
+        merged = known.merge(Update(GRID, {SliceKey("liver", 0, index): entry}, client="reader", when=f"{step}"))
+        if merged is not known:
+            known, states = merged, [*states, dict(merged.slices)]
+    for before in reversed(states[:-1]):
+        known = known.merge(known.taken_back("reader", when="later"))
+        assert {key: entry.mask for key, entry in known.slices.items()} == {k: e.mask for k, e in before.items()}
+
+
+def test_spellings_of_a_label_are_one_label(service: AnnotationService) -> None:
+    known = submit(service, drawn(2), labels=("Liver ",))
+    assert known.labels == ("liver",)
+    submit(service, drawn(3), labels=("Milz links",))
+    known = submit(service, drawn(4), labels=("milz  LINKS",))
+    assert annotated(known, "Milz links") == {3, 4}
+    assert submit(service, drawn(5), labels=("not_LIVER",)).labels == ("Milz links", "liver")
+    with pytest.raises(InvalidSubmission, match="one label"):
+        submit(service, drawn(2), labels=("liver", "LIVER"))
+    partial = {"slices": {"LIVER": {"withdraw": [2]}}}
+    known = service.merge("case", service.changed("case", partial, GRID, client="reader"))
+    assert 2 not in annotated(known)
 
 
 def test_a_volume_is_finished_with_its_last_label(service: AnnotationService) -> None:
@@ -223,7 +349,7 @@ def test_the_overview_follows_the_file(service: AnnotationService) -> None:
     submit(service, drawn(2))
     assert service.store.overview("case").annotated == {"liver"}
     elsewhere = AnnotationService(service.root)  # another process
-    elsewhere.merge("case", elsewhere.finished("case", GRID, client=""))
+    elsewhere.merge("case", elsewhere.changed("case", {"complete": True}, GRID, client=""))
     assert service.store.overview("case").finished
 
 

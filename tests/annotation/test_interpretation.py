@@ -85,20 +85,27 @@ def test_negatives_are_known_only_where_painted() -> None:
     assert np.array_equal(beside.entries[SliceKey("liver", 0, 2)].weight > 0, array[2] == 2)
 
 
-def test_assigned_slices_may_be_truly_empty() -> None:
+def test_assigned_slices_are_empty_only_when_somebody_says_so() -> None:
     task = Assignment("a1", "case", (2, 3, 6), labels=("liver",), client="reader")
     context = Context(empty(), assignments=[task], served=served(2))
-    update = interpret(submission(drawn(2), ("liver", "spleen")), context)
-    assert sources(update) == {2: "assigned", 3: "assigned", 6: "assigned"} and not sources(update, "spleen")
+    silent = interpret(submission(drawn(2), ("liver", "spleen")), context)
+    assert sources(silent) == {2: "assigned"} and not sources(silent, "spleen")
+    assert "left unknown: slices 3, 6 (liver)" in silent.notes[0] and "empty_assigned" in silent.notes[0]
+    for said in (True, ["liver"], ["LIVER "], "true"):
+        update = interpret(submission(drawn(2), ("liver", "spleen"), empty_assigned=said), context)
+        assert sources(update) == {2: "assigned", 3: "assigned", 6: "assigned"} and not sources(update, "spleen")
     assert summarise(update).splitlines() == [
         "counted as annotated: 2 (liver)",
         "counted as empty: 3, 6 (liver)",
     ]
+    assert sources(interpret(submission(drawn(2), empty_assigned=["spleen"]), context)) == {2: "assigned"}
     other = replace(context, assignments=[replace(task, client="another")])
-    assert sources(interpret(submission(drawn(2)), other)) == {}
+    assert sources(interpret(submission(drawn(2), empty_assigned=True), other)) == {}
     unnamed = Context(empty(), assignments=[replace(task, labels=())])
-    update = interpret(submission(drawn(2), ("liver", "spleen")), unnamed)
+    update = interpret(submission(drawn(2), ("liver", "spleen"), empty_assigned=True), unnamed)
     assert set(sources(update)) == {2, 3, 6} and not sources(update, "spleen")
+    with pytest.raises(InvalidSubmission, match="empty_assigned must be"):
+        interpret(submission(drawn(2), empty_assigned=3), context)
 
 
 def test_an_answered_assignment_is_not_emptied_by_a_fresh_start() -> None:

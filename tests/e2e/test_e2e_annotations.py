@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 from sample_cases import CT, MR, Truth, copy_of
 from serving import Server
-from viewers import ohif, read_mask, refused, slicer, slicer_submit, stored_label
+from viewers import nrrd_header, ohif, read_mask, refused, slicer, slicer_submit, stored_label
 
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.writing import write_volume
@@ -225,8 +226,16 @@ def test_a_slicer_user_accepts_and_finishes(desk: Server, ct: Truth) -> None:
     np.testing.assert_array_equal(stored_label(desk.url, CT, "partial")[0][k], served.mask[k])
     empty = slicer(desk.url, "empty_slice", CT, label="liver", foreground=[[3, 3, 0]], slice=0)
     assert slices(empty.params) == {"annotated": [k], "empty": [0]}
-    finished = slicer(desk.url, "finish_volume", CT, label="liver", foreground=[click], slice=click[2])
+    placed = {"label": "liver", "foreground": [click], "slice": click[2], "client_id": "user-xyz"}
+    status, detail = refused(desk.url, "finish_volume", CT, **placed)  # a point is placed, and the viewer runs it
+    assert status == 409 and "liver on" in detail and "again within" in detail and not known(desk)["finished"]
+    finished = slicer(desk.url, "finish_volume", CT, **placed)
     assert finished.params["tag"] == "final"
+    receipt = finished.params["receipt"]["liver"]
+    drawn_on = int(served.mask[1:].any(axis=(1, 2)).sum())
+    assert (receipt["slices"], receipt["annotated"], receipt["predicted"]) == (drawn_on, 1, drawn_on - 1)
+    ml = abs(np.linalg.det(ct.grid.affine[:3, :3])) * served.mask[1:].sum() / 1000
+    assert receipt["ml"] == pytest.approx(ml, abs=0.1) and "folder of studies" in finished.params["stored"]
     expected = served.mask.copy()
     expected[0] = 0
     np.testing.assert_array_equal(stored_label(desk.url, CT, "final")[0], expected)
@@ -246,11 +255,105 @@ def test_an_ohif_user_accepts_and_finishes(desk: Server, ct: Truth) -> None:
     assert slices(known(desk), "spleen")["annotated"] == [spleen[2]]
     ohif(desk.url, "empty_slice", CT, foreground=[[3, 3, 0]], background=[])
     assert slices(known(desk), "spleen") == {"annotated": [spleen[2]], "empty": [0]}
+    status, detail = refused(desk.url, "finish_volume", CT, foreground=[spleen], restore_label_idx=False)
+    assert status == 409 and "spleen on" in detail and "liver stays open: only some of its slices" in detail
     ohif(desk.url, "finish_volume", CT, foreground=[spleen], background=[])
-    mask, values = stored_label(desk.url, CT, "final")
-    assert set(values) == {"liver", "spleen"}
+    assert known(desk)["partial"]["complete"] == ["spleen"] and not known(desk)["finished"]
+    mask, values = stored_label(desk.url, CT, "partial")
     np.testing.assert_array_equal(mask[1:] == values["spleen"], whole.mask[1:] > 0)
-    assert known(desk)["finished"] is True
+    ohif(desk.url, "sam_3d", CT, foreground=[liver], background=[], for_label="liver")
+    ohif(desk.url, "finish_volume", CT, confirm=True)
+    assert set(stored_label(desk.url, CT, "final")[1]) == {"liver", "spleen"} and known(desk)["finished"] is True
+
+
+def test_an_opened_image_is_an_empty_screen(desk: Server, ct: Truth) -> None:
+    click, reader = ct.click("liver"), {"client_id": "reader-a"}
+    slicer(desk.url, "sam_3d", CT, label="liver", foreground=[click], **reader)
+    slicer(desk.url, "accept_slice", CT, label="liver", slice=click[2], **reader)
+    about = {"image": CT, "client_id": "reader-a"}
+    assert requests.post(f"{desk.url}/datastore/annotations/opened", params=about, timeout=30).status_code == 200
+    status, detail = refused(desk.url, "finish_volume", CT, confirm=True, **reader)
+    assert status == 422 and "nothing of this image was shown" in detail
+    again = requests.get(f"{desk.url}/datastore/annotations/masks", params=about, timeout=30)
+    values = json.loads(unquote(again.headers["X-Ssmsam-Labels"]))
+    assert (read_mask(again.content, "masks.nrrd") == values["liver"]).any(axis=(1, 2)).sum() > 1
+    finished = slicer(desk.url, "finish_volume", CT, confirm=True, **reader)
+    assert finished.params["receipt"]["liver"]["annotated"] == 1
+
+
+def test_taking_back(desk: Server, ct: Truth) -> None:
+    click = ct.click("liver")
+    slicer(desk.url, "sam_3d", CT, label="liver", foreground=[click])
+    slicer(desk.url, "accept_slice", CT, label="liver", slice=click[2])
+    said = slicer(desk.url, "empty_slice", CT, label="Liver", slice=0).params
+    assert (said["label"], said["slice"]) == ("liver", 0) and "slice 0 counts as one without liver" in said["detail"]
+    undone = slicer(desk.url, "undo", CT).params
+    assert (
+        undone["slices"] == [{"label": "liver", "axis": 2, "slice": 0}] and "withdrawn: 0 (liver)" in undone["detail"]
+    )
+    withdrawn = slicer(desk.url, "withdraw_slice", CT, label="liver", foreground=[click], slice=click[2]).params
+    assert withdrawn["slice"] == click[2] and withdrawn["partial"]["slices"] == {}
+    status, detail = refused(desk.url, "withdraw_slice", CT, label="liver", slice=click[2])
+    assert status == 422 and "nothing to take back" in detail
+
+
+def test_an_option_left_from_before_decides_nothing(desk: Server, ct: Truth) -> None:
+    spleen = ct.click("spleen")
+    slicer(desk.url, "sam_2d", CT, label="spleen", foreground=[spleen], slice=spleen[2])
+    for model in ("accept_slice", "sam_2d"):
+        status, detail = refused(
+            desk.url, model, CT, label="spleen", for_label="liver", foreground=[spleen], client_id="user-xyz"
+        )
+        assert status == 422 and "'spleen' is selected" in detail and "'liver'" in detail
+    assert not known(desk)["revisions"]
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "near"),
+    [("fewshot", "adept", "adapt"), ("sam_2d", "foregroud", "foreground"), ("sam_3d", "maxmm", "max_mm")],
+)
+def test_a_key_that_nobody_reads_is_refused(desk: Server, model: str, key: str, near: str) -> None:
+    status, detail = refused(desk.url, model, CT, **{key: [[80, 80, 20]]})
+    assert status == 422 and f"did you mean '{near}'?" in detail
+
+
+def test_other_requests_with_unknown_keys_are_refused(desk: Server, ct: Truth, tmp_path: Path) -> None:
+    web = MONAILabelClient(desk.url, tmpdir=str(tmp_path))
+    volume = read_volume(Path(desk.studies) / f"{CT}.nii.gz")
+    write_volume(volume.with_array(drawn(ct, 20)), tmp_path / "v.nrrd")
+    with pytest.raises(MONAILabelClientException) as failed:
+        web.save_label(CT, str(tmp_path / "v.nrrd"), params={"label_info": [{"name": "liver"}], "partal": {}})
+    assert "did you mean 'partial'" in failed.value.msg and not known(desk)["revisions"]
+    for route, body in (("activelearning/next_slices", {"label": "x"}), ("train/fewshot_decoder", {"step": 3})):
+        answer = requests.post(f"{desk.url}/{route}", json=body, timeout=30)
+        assert answer.status_code == 422 and "did you mean" in answer.json()["detail"]
+
+
+def test_masks_travel_compressed(desk: Server, ct: Truth) -> None:
+    click = ct.click("liver")
+    settings = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+    with requests.post(
+        f"{desk.url}/infer/sam_2d",
+        params={"image": CT, "output": "image"},
+        files={"params": (None, json.dumps({**settings, "foreground": [click]}))},
+        headers={"Accept-Encoding": "gzip"},
+        stream=True,
+        timeout=60,
+    ) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip" and len(answer.raw.read()) < 50_000
+    plain = slicer(desk.url, "sam_2d", CT, label="liver", foreground=[click], slice=click[2])
+    assert len(plain.file) < 20_000 and nrrd_header(plain.file)["encoding"] == "gzip"
+
+
+def test_every_model_has_a_request_in_the_rest_document(desk: Server) -> None:
+    document = requests.get(f"{desk.url}/openapi.json", timeout=30).json()
+    form = document["paths"]["/infer/{model}"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert set(form["examples"]) == set(desk.info()["models"])
+    schema = document["components"]["schemas"][form["schema"]["$ref"].rpartition("/")[2]]
+    keys = schema["properties"]["params"]["contentSchema"]["properties"]
+    assert all(keys[name]["description"] for name in ("foreground", "background", "roi", "slice", "label"))
+    options = {name for model in desk.info()["models"].values() for name in model["config"]}
+    assert options <= keys.keys()
 
 
 def test_an_answer_for_the_volume_holds_annotated_slices_as_they_are(desk: Server, ct: Truth, tmp_path: Path) -> None:
@@ -281,7 +384,7 @@ def test_messages_that_mean_nothing_are_refused(desk: Server, ct: Truth) -> None
         ("accept_slice", {"foreground": [[3, 3, 2]], "label": "liver", "client_id": "new"}, "no mask of liver"),
         ("accept_slice", {"label": "liver"}, "place a point"),
         ("empty_slice", {"foreground": [[3, 3, 2]], "client_id": "new"}, "which label"),
-        ("finish_volume", {"client_id": "new"}, "nothing was annotated"),
+        ("finish_volume", {"client_id": "new"}, "nothing of this image was shown"),
         ("sam_2d", {"foreground": [[80, 80, 20]], "save_label": True, "label_tag": "final"}, "person"),
     ):
         status, detail = refused(desk.url, model, MR, **params)

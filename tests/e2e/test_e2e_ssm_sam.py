@@ -77,6 +77,12 @@ def the_task(server: Server) -> dict[str, Any]:
     return requests.get(f"{server.url}/train/", timeout=TIMEOUT).json()
 
 
+def tasks(server: Server) -> list[dict[str, Any]]:
+    """All that was ever to be trained, the oldest first."""
+    found: list[dict[str, Any]] = requests.get(f"{server.url}/train/?all=true", timeout=TIMEOUT).json()
+    return found
+
+
 def wait(until: Callable[[], Any], server: Server, *, seconds: float = 240) -> Any:
     end = time.monotonic() + seconds
     while not (found := until()):
@@ -124,20 +130,26 @@ def test_a_few_slices_give_the_right_organs(server: Server, annotated: None, tru
 
 
 def test_a_cancelled_training_leaves_the_start_as_it_was(server: Server, annotated: None) -> None:
+    assert server.info()["train_stats"] == {}, "viewers draw an empty entry as a training that is done"
     assert train(server, steps="many").status_code == 422
     assert train(server, **{**QUICK, "steps": 1000}).status_code == 200
+    queued = requests.post(f"{server.url}/train/fewshot_decoder?enqueue=true", json={}, timeout=TIMEOUT)
+    assert queued.status_code == 200
 
     def learning() -> dict[str, Any] | None:
-        assert the_task(server)["status"] in ("SUBMITTED", "RUNNING"), server.said()[-2000:]
-        stats = server.info()["train_stats"]["ssm_sam_meta"]
+        assert tasks(server)[0]["status"] in ("SUBMITTED", "RUNNING"), server.said()[-2000:]
+        stats = server.info()["train_stats"].get("ssm_sam_meta", {})
         return stats if stats.get("phase") == "meta" and stats["epoch"] > 0 else None
 
     stats = wait(learning, server)
     assert stats["total_epochs"] == 1000
     assert stats["eta_s"] > 0
     assert stats["loss"] > 0
-    requests.delete(f"{server.url}/train/", timeout=TIMEOUT).raise_for_status()
-    wait(lambda: the_task(server)["status"] == "STOPPED", server)
+    stopped = requests.delete(f"{server.url}/train/", timeout=TIMEOUT).json()
+    assert stopped["queued"] == 1
+    wait(lambda: [task["status"] for task in tasks(server)] == ["STOPPED", "STOPPED"], server)
+    stats = server.info()["train_stats"]
+    assert stats["ssm_sam_meta"]["phase"] == "stopped" and "fewshot_decoder" not in stats, "the next one did not begin"
     assert starts(server) == {"active": "shipped", "previous": "shipped", "starts": {"shipped": {}}}
 
 

@@ -163,7 +163,7 @@ def test_withdrawing_everything_removes_the_label(studies: StudiesFolder) -> Non
 def test_served_masks_assignments_and_marks(studies: StudiesFolder) -> None:
     studies.serve("a", mask(1, 2, 3) > 0, label="spleen", client="one", prompted=[2])
     studies.assign("a", [5], labels=["spleen"], client="one")
-    submit(studies, mask(1, 2, 3, value=2), client_id="one")
+    submit(studies, mask(1, 2, 3, value=2), client_id="one", empty_assigned=True)
     known = studies.annotations("a")
     sources = {index: entry.source.value for index, entry in known.annotated("spleen").items()}
     assert sources == {2: "prompted", 5: "assigned"} and {key.index for key in known.predicted} == {1, 3}
@@ -237,6 +237,7 @@ def test_an_archive_keeps_its_final_label_while_the_volume_is_open_again(
     assert archive.get_labeled_images() == ["a"]
     archive.change("a", {"reopen": True})
     assert archive.get_unlabeled_images() == ["a"] and archive.get_label_uri("a", "final")
+    archive.mark("a", Mark("Leber é", 2, Verdict.ACCEPTED))
     archive.finish("a")
     assert archive.get_labeled_images() == ["a"]
     archive.down = True
@@ -269,6 +270,9 @@ def test_slices_that_next_sample_names_are_assigned(studies: StudiesFolder, embe
     found = app.next_sample({"strategy": "two", "client_id": "one"})
     assert found["slices"] == [1, 4] and found["axis"] == 2 and len(found["assignments"]) == 1
     submit(studies, mask(1, value=2), client_id="one")
+    spleen = studies.annotations("a").annotated("spleen")
+    assert {index: entry.empty for index, entry in spleen.items()} == {1: False}
+    submit(studies, mask(1, value=2), client_id="one", empty_assigned=["spleen"])
     spleen = studies.annotations("a").annotated("spleen")
     assert {index: entry.empty for index, entry in spleen.items()} == {1: False, 4: True}
 

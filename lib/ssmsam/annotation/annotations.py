@@ -35,6 +35,8 @@ class Update:
     """Slices that are annotated no longer. Their labels are not finished then."""
     reopened: frozenset[str] = frozenset()
     """Labels that are finished no longer, with all their slices as they are."""
+    undoes: frozenset[int] = frozenset()
+    """The revisions that this takes back."""
 
     def __post_init__(self) -> None:
         for key in (*self.entries, *self.predicted, *self.withdrawn):
@@ -58,6 +60,11 @@ class Revision:
     @property
     def entries(self) -> Mapping[SliceKey, SliceAnnotation]:
         return self.update.entries
+
+    @property
+    def keys(self) -> frozenset[SliceKey]:
+        """The slices that changed."""
+        return self.update.withdrawn | self.update.entries.keys()
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +150,39 @@ class Annotations:
         if not 0 <= number <= self.revision:
             raise ValueError(f"there is no revision {number}: they go from 0 to {self.revision}")
         return replace(self, revisions=self.revisions[:number])
+
+    def taken_back(self, client: str, *, when: str = "") -> Update:
+        """What takes back the last action of a client that it did not take back before: its slices and labels are as
+        they were. What somebody changed since then stays. Raises :class:`InvalidSubmission` when nothing is left.
+        """
+        undone = frozenset[int]().union(*(revision.update.undoes for revision in self.revisions))
+        standing = [one for one in self.revisions if not one.update.undoes and one.number not in undone]
+        own = [revision for revision in standing if revision.update.client == client]
+        if not own:
+            raise InvalidSubmission("there is nothing of yours to take back on this image")
+        last = [one for one in own if one is own[-1] or (one.update.when and one.update.when == own[-1].update.when)]
+        numbers = frozenset(revision.number for revision in last)
+        before = self.at(last[0].number - 1)
+        changed = {key for one in standing if one.number > max(numbers) for key in one.keys}
+        touched = frozenset[SliceKey]().union(*(revision.keys for revision in last))
+        if touched and touched <= changed:
+            raise InvalidSubmission("the slices of your last action were changed since then: take back single slices")
+        mine = touched - changed
+        restored = {key: replace(before.slices[key], client=client, when=when) for key in mine if key in before.slices}
+        return Update(
+            self.grid,
+            restored,
+            complete=frozenset().union(*(one.update.reopened for one in last)) & before.complete,
+            client=client,
+            when=when,
+            notes=tuple(
+                f"slice {key.index} of {key.label} was changed since then: left as it is"
+                for key in sorted(touched & changed)
+            ),
+            withdrawn=(mine & self.slices.keys()) - restored.keys(),
+            reopened=frozenset().union(*(one.update.complete for one in last)) & self.complete,
+            undoes=numbers,
+        )
 
     def merge(self, update: Update) -> Annotations:
         """What is known after one more submission.

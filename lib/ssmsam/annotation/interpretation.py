@@ -13,7 +13,8 @@ from ssmsam.annotation.annotations import Annotations, Update, check_slice
 from ssmsam.annotation.completion import declared_whole
 from ssmsam.annotation.evidence import Evidence, on_screen
 from ssmsam.annotation.label_info import NEGATIVE, negative_of, read_label_info
-from ssmsam.annotation.partial import Partial, read_partial
+from ssmsam.annotation.label_names import fold, known_label
+from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
 from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
 from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
 from ssmsam.imaging.plane import Plane
@@ -59,6 +60,8 @@ class Context:
     """The plane of work: along it, slices are compared with what was served."""
     labels: Sequence[str] = ()
     """The server's labels, for submissions without ``label_info``."""
+    names: Sequence[str] = ()
+    """Every label that is known by now: what differs from one of them in spelling only is that label."""
 
     @property
     def grid(self) -> Grid:
@@ -69,9 +72,10 @@ def interpret(submission: Submission, context: Context) -> Update:
     """Decide for every label and slice of a submission whether it is truth.
 
     Per slice, the first that applies: listed in ``partial``; marked by the user; painted with the reserved
-    ``not_<label>``; asked for by the server; clicked on by the user; changed against what was served; not empty where
-    nothing was served. What equals a served mask is a prediction, all else stays unknown. Zeros alone never mean that
-    a label is not there. With ``partial``, guesses end: only its slices, marks and negative voxels count.
+    ``not_<label>``; asked for by the server and drawn; clicked on by the user; changed against what was served; not
+    empty where nothing was served. What equals a served mask is a prediction, all else stays unknown. Zeros alone never
+    mean that a label is not there: a slice that was asked for and not drawn is empty only when ``empty_assigned`` says
+    so (true, or a list of labels). With ``partial``, guesses end: only its slices, marks and negative voxels count.
     Raises :class:`InvalidSubmission` when the mask, its labels or its parameters cannot be used.
     """
     values = _read_values(submission, context)
@@ -81,7 +85,7 @@ def interpret(submission: Submission, context: Context) -> Update:
             labels.append(negative_of(name))
     known = {key.label for key in context.annotations.slices}
     partial = read_partial(
-        submission.params.get("partial"),
+        with_known_labels(submission.params.get("partial"), (*labels, *context.names)),
         grid=context.grid,
         labels=labels,
         # zeros alone never mean that a label is not there: who means that, names it
@@ -147,6 +151,7 @@ class _LabelReader:
         self.submission, self.context, self.label = submission, context, label
         self.partial, self.notes = partial, notes
         self.mask = submission.mask_of(values.get(label))
+        self.empty_assigned = _says_empty(submission.params.get("empty_assigned"), label, context.names)
         served = context.served.get(label) or self._unnamed()
         self.negative = submission.mask_of(values.get(NEGATIVE + label))
         self.plane = context.plane if served is None else Plane(served.axis)
@@ -223,6 +228,7 @@ class _LabelReader:
             yield SliceKey(self.label, self.plane.axis, int(index)), Source.NEGATIVE
 
     def _assigned(self) -> Iterator[tuple[SliceKey, Source]]:
+        unanswered: set[int] = set()
         for assignment in self.context.assignments:
             # a label that was not asked for by name and is nowhere drawn was perhaps only listed by the viewer
             meant = self.label in assignment.labels if assignment.labels else self.mask.any()
@@ -232,9 +238,19 @@ class _LabelReader:
                 key = check_slice(SliceKey(self.label, assignment.axis, index), self.context.grid)
                 if key in self.context.annotations.withdrawn:
                     continue  # asked, answered, and taken back
-                # what was once answered with a mask is not emptied by a later submission that began afresh
-                if key not in self.context.annotations.slices or key.plane.stack(self.mask)[index].any():
+                if key.plane.stack(self.mask)[index].any():
                     yield key, Source.ASSIGNED
+                elif key not in self.context.annotations.slices:
+                    # what was once answered is not emptied by a later submission that began afresh
+                    if self.empty_assigned:
+                        yield key, Source.ASSIGNED
+                    else:
+                        unanswered.add(index)
+        if unanswered and self.mask.any():
+            self.notes.append(
+                f"asked for and not drawn, left unknown: {_numbers(sorted(unanswered))} ({self.label}). If there is no "
+                f"{self.label}, say so: run empty_slice there, or submit with empty_assigned: true"
+            )
 
     def _seen(self) -> Iterator[tuple[SliceKey, Source]]:
         """Clicked, changed and drawn slices."""
@@ -255,7 +271,7 @@ def _read_values(submission: Submission, context: Context) -> dict[str, int]:
             f"the mask (shape {mask.shape}) is not on the image's grid (shape {context.grid.shape}): "
             "export it with the image as the reference geometry"
         )
-    values = read_label_info(submission.params.get("label_info"), fallback=context.labels)
+    values = named_values(submission.params.get("label_info"), fallback=context.labels, known=context.names)
     unnamed = sorted(submission.values - {0, *values.values()})
     if unnamed:
         named = ", ".join(f"{name} = {value}" for name, value in values.items()) or "no label at all"
@@ -263,6 +279,33 @@ def _read_values(submission: Submission, context: Context) -> dict[str, int]:
             f"the mask has voxels of value {unnamed[0]:g}, but label_info says {named}: name every value in label_info"
         )
     return values
+
+
+def named_values(label_info: Any, *, fallback: Sequence[str], known: Sequence[str]) -> dict[str, int]:
+    """:func:`~ssmsam.annotation.label_info.read_label_info` with each label under the name by which it is known.
+
+    Raises :class:`InvalidSubmission` where two of its names are spellings of one label.
+    """
+    values = read_label_info(label_info, fallback=fallback)
+    found: dict[str, int] = {}
+    for name, value in values.items():
+        label = known_label(name, known)
+        twin = next((other for other in found if fold(other) == fold(label)), None)
+        if twin is not None:
+            raise InvalidSubmission(f"label_info names {name!r} and {twin!r}, which are one label: rename one segment")
+        found[label] = value
+    return found
+
+
+def _says_empty(value: Any, label: str, known: Sequence[str]) -> bool:
+    """What ``empty_assigned`` says of a label. Raises :class:`InvalidSubmission`."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", ""):
+        return value.strip().lower() == "true"
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise InvalidSubmission(f"empty_assigned must be true, false or a list of labels, got {str(value)[:80]!r}")
+    return label in {known_label(name, (label, *known)) for name in value}
 
 
 def _values_of(part: np.ndarray) -> list[float]:

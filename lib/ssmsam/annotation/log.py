@@ -11,11 +11,13 @@ from typing import Any
 from filelock import FileLock
 
 from ssmsam.annotation.files import read_json, read_masks, write_json, write_masks
-from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
+from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
 from ssmsam.annotation.store import SCHEMA, image_folder
 
 INDEX = "work.json"
-_EMPTY: dict[str, Any] = {"schema": SCHEMA, "assignments": [], "marks": [], "served": [], "last": 0}
+_EMPTY: dict[str, Any] = {"schema": SCHEMA, "assignments": [], "marks": [], "served": [], "opened": {}, "last": 0}
+_MOST_SCREENS = 256
+"""How many screens are remembered to have opened an image; a guess at what a large department needs."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,20 @@ class WorkLog:
         found = [Mark(**{**written, "verdict": Verdict(written["verdict"])}) for written in self._read(image)["marks"]]
         return [mark for mark in found if mark.client == client]
 
+    def open(self, image: str, screen: str, when: str) -> None:
+        """Remember that an image was opened on a screen, which shows nothing of it yet."""
+        with self._changing(image) as work:
+            opened = {**work.content.get("opened", {}), screen: when}
+            work.content["opened"] = dict(sorted(opened.items(), key=lambda one: one[1])[-_MOST_SCREENS:])
+
+    def opened(self, image: str, screen: str) -> str:
+        """When a screen opened an image last; "" where that is not known."""
+        return str(self._read(image).get("opened", {}).get(screen, ""))
+
+    def labels(self, image: str) -> list[str]:
+        """The labels that anybody was sent a mask of."""
+        return sorted({str(written["label"]) for written in self._read(image)["served"]} - {UNNAMED})
+
     def serve(self, image: str, served: Served) -> None:
         """Remember what a client was sent, on top of what it has on screen."""
         with self._changing(image) as work:
@@ -64,6 +80,7 @@ class WorkLog:
                 "client": now.client,
                 "axis": now.axis,
                 "when": now.when,
+                "earlier": {str(index): when for index, when in now.earlier.items()},
                 "prompted": sorted(now.prompted),
                 "indices": list(now.slices),
                 "shapes": [list(mask.shape) for mask in now.slices.values()],
@@ -92,6 +109,7 @@ class WorkLog:
             dict(zip(written["indices"], masks, strict=True)),
             frozenset(written["prompted"]),
             written["when"],
+            {int(index): when for index, when in written.get("earlier", {}).items()},
         )
 
     def _folder(self, image: str) -> Path:
@@ -137,7 +155,7 @@ class _Change:
 
 
 def _copy(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
+    return value.copy() if isinstance(value, (list, dict)) else value
 
 
 def _find(served: list[dict[str, Any]], label: str, client: str) -> dict[str, Any] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.label_names import known_label
 from ssmsam.annotation.truth import InvalidSubmission, SliceKey, Source
 from ssmsam.imaging.volume import Grid
 
@@ -65,6 +66,22 @@ def read_partial(
     _check_agree(found, complete, reopened)
     annotated, empty, withdrawn = (frozenset(found[name]) for name in _LISTS)
     return Partial(annotated, empty, frozenset(complete), withdrawn, frozenset(reopened))
+
+
+def with_known_labels(value: Any, known: Sequence[str]) -> Any:
+    """The same ``partial`` with each label under the name by which it is known. What is malformed stays as it is."""
+    value = _from_text(value)
+    if isinstance(value, list):
+        return [with_known_labels(plane, known) for plane in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = dict(value)
+    if isinstance(value.get("slices"), Mapping):
+        found["slices"] = {known_label(str(label), known): lists for label, lists in value["slices"].items()}
+    for name in ("complete", "reopen"):
+        if isinstance(value.get(name), list):
+            found[name] = [known_label(one, known) if isinstance(one, str) else one for one in value[name]]
+    return found
 
 
 def write_partial(annotations: Annotations) -> dict[str, Any] | list[dict[str, Any]]:

@@ -16,6 +16,15 @@ UNNAMED = ""
 """The label of a mask that was asked for without one: some viewers never say which segment is selected."""
 
 
+SHARED_IDS = frozenset({"", "user-xyz"})
+"""Client ids that say nothing: what viewers send when nobody set one."""
+
+
+def screen_of(client: str, host: str) -> str:
+    """Whose screen a request comes from: its client's, or its machine's where the client's id says nothing."""
+    return f"@{host}" if client in SHARED_IDS else client
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Slices of an image that a client was asked to annotate."""
@@ -69,6 +78,12 @@ class Served:
     prompted: frozenset[int] = frozenset()
     """Slices on which the user clicked to get it."""
     when: str = ""
+    earlier: Mapping[int, str] = field(default_factory=dict)
+    """When slices were sent that were not sent with the others, at ``when``."""
+
+    def sent_at(self, index: int) -> str:
+        """When a slice was sent."""
+        return self.earlier.get(index, self.when)
 
     @classmethod
     def of(
@@ -93,4 +108,5 @@ class Served:
         slices = {**earlier.slices, **self.slices}
         # a click counts as long as its answer is on screen
         still = {index for index in earlier.prompted if slices.get(index) == earlier.slices.get(index)}
-        return replace(self, slices=slices, prompted=self.prompted | still)
+        sent = {index: earlier.sent_at(index) for index in earlier.slices if index not in self.slices}
+        return replace(self, slices=slices, prompted=self.prompted | still, earlier=sent)

@@ -15,20 +15,21 @@ import numpy as np
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.completion import complete, declared_whole, whole
 from ssmsam.annotation.evidence import on_screen
-from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark
-from ssmsam.annotation.label_info import negative_of, read_label_info
+from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark, named_values
+from ssmsam.annotation.label_info import negative_of
 from ssmsam.annotation.log import WorkLog
-from ssmsam.annotation.partial import read_partial
-from ssmsam.annotation.records import UNNAMED, Mark, Served
+from ssmsam.annotation.partial import read_partial, with_known_labels
+from ssmsam.annotation.records import UNNAMED, Mark, Served, screen_of
 from ssmsam.annotation.store import AnnotationStore, image_folder
 from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid
 
-NOTHING_TO_FINISH = (
-    "nothing was annotated or segmented on this image under a label's name: accept or submit a slice first, "
-    "or name the label"
+NOTHING_SHOWN = (
+    "nothing of this image was shown on your screen since it was opened, so there is nothing to finish: run fewshot "
+    "(or load the masks), look through the slices, accept or correct one of each label, then finish"
 )
+NOTHING_CHECKED = "nothing can be finished yet: look at every slice, and accept or correct at least one of each label"
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,24 @@ class AnnotationService:
                 marks=self.log.marks(image, client=client),
                 served=self.log.served(image, client=client),
                 labels=self.labels,
+                names=self.names(image),
             ),
         )
+
+    def names(self, image: str) -> tuple[str, ...]:
+        """Every label that is known by now: offered, annotated on any image, or drawn on this one."""
+        annotated = sorted({label for one in self.store.overviews().values() for label in one.annotated})
+        return tuple(dict.fromkeys((*self.labels, *annotated, *self.log.labels(image))))
+
+    def opened(self, image: str, *, client: str, host: str) -> None:
+        """A client opened an image: its screen shows nothing of it yet."""
+        self.log.open(image, screen_of(client, host), now())
 
     def on_screen(self, image: str, submission: Submission) -> list[Served]:
         """What a submission shows of its client's screen, to be noted as served: what is gone by the next one was
         erased by a person, while slices that this one does not hold were perhaps never loaded."""
-        values = read_label_info(submission.params.get("label_info"), fallback=self.labels)
+        label_info = submission.params.get("label_info")
+        values = named_values(label_info, fallback=self.labels, known=self.names(image))
         before = self.log.served(image, client=submission.client)
         found = []
         for label, value in values.items():
@@ -98,6 +110,14 @@ class AnnotationService:
         known = self.known(image, grid)
         return {label: whole(label, known, served) for label, served in self._own(image, client).items()}
 
+    def shown_again(self, image: str, label: str, known: Annotations, *, client: str) -> None:
+        """Note that a client was sent again what is known of a label: what it had, and what was annotated since."""
+        served = self._own(image, client).get(label)
+        plane = _plane(served)
+        shown, _ = on_screen(label, client, plane, served, known)
+        entries = {index: entry.mask for index, entry in known.annotated(label, plane=plane).items()}
+        self.log.serve(image, Served(label, client, plane.axis, {**shown, **entries}, when=now()))
+
     def marked(self, image: str, mark: Mark, grid: Grid) -> Update:
         """What a verdict on one slice says: the mask on that client's screen is right, or the label is not there."""
         served = self._shown_to(image, mark.client, mark.label, mark.index)
@@ -108,6 +128,7 @@ class AnnotationService:
         """What ``partial`` says without a mask: listed slices are right as they are on that client's screen."""
         known, own = self.known(image, grid), self._own(image, client)
         annotated = {key.label for key in known.slices}
+        partial = with_known_labels(partial, self.names(image))
         said = read_partial(partial, grid=grid, labels={*known.labels, *own, *self.labels}, present=annotated)
         if said is None:
             raise InvalidSubmission("partial is missing: say which slices to change")
@@ -126,19 +147,31 @@ class AnnotationService:
             reopened=said.reopened & known.complete,
         )
 
-    def finished(self, image: str, grid: Grid, *, client: str, labels: Collection[str] = ()) -> Update:
-        """Labels declared finished as they are on that client's screen; by default all that are annotated or shown."""
+    def finished(self, image: str, grid: Grid, *, client: str, host: str = "", labels: Collection[str] = ()) -> Update:
+        """Labels declared finished as they are on that client's screen: those that it was shown on every slice since
+        it opened the image, and of which a person checked a slice; of ``labels``, or of all. The notes name the others.
+        """
         known, own = self.known(image, grid), self._own(image, client)
-        shown = {
-            label for label, served in own.items() if label and any(not mask.empty for mask in served.slices.values())
-        }
-        wanted = set(labels) or {key.label for key in known.slices} | shown
-        if not wanted:
-            raise InvalidSubmission(NOTHING_TO_FINISH)
-        for label in wanted - own.keys():
-            if UNNAMED in own and label in labels:
+        for label in set(labels) - own.keys():
+            if UNNAMED in own:  # it was asked for without a label, which is named now
                 own[label] = replace(own[UNNAMED], label=label)
-        return complete(wanted, known, own, client=client, when=now())
+        opened = self.log.opened(image, screen_of(client, host))
+        shown = {label: _shown(label, known, own.get(label), client, opened) for label in own.keys() | known.labels}
+        unfinished = {key.label for key in known.slices} - known.complete
+        wanted = (set(labels) or unfinished | {label for label, slices in shown.items() if slices}) - {UNNAMED}
+        if not any(shown.get(label) for label in wanted):
+            raise InvalidSubmission(NOTHING_SHOWN)
+        checked = {key.label for key, entry in known.slices.items() if entry.source is not Source.COMPLETE}
+        missing = {label: _why_open(label, shown, checked, own.get(label), grid) for label in sorted(wanted)}
+        notes = tuple(f"{label} stays open: {why}" for label, why in missing.items() if why)
+        ready = [label for label, why in missing.items() if not why]
+        if not ready:
+            raise InvalidSubmission("; ".join((NOTHING_CHECKED, *notes)))
+        return replace(complete(ready, known, own, client=client, when=now()), notes=notes)
+
+    def taken_back(self, image: str, grid: Grid, *, client: str) -> Update:
+        """What takes back the last action of a client on an image."""
+        return self.known(image, grid).taken_back(client, when=now())
 
     def clicked_label(
         self, image: str, grid: Grid, *, client: str, axis: int, index: int, yx: tuple[int, int] | None
@@ -167,7 +200,8 @@ class AnnotationService:
         merged = self.store.merge(image, update)
         gone = sorted(update.withdrawn & (before.slices.keys() if before else set()))
         for (label, axis), keys in groupby(gone, key=lambda key: (key.label, key.axis)):
-            entries = {key.index: before.slices[key] for key in keys} if before else {}
+            # beneath a slice that was said to be empty lies what was there before
+            entries = {key.index: before.slices[key] for key in keys if not before.slices[key].empty} if before else {}
             for client in {update.client, *(entry.client for entry in entries.values())}:
                 masks = {index: entry.mask for index, entry in entries.items()}
                 self.log.serve(image, Served(label, client, axis, masks, when=now()))
@@ -201,6 +235,36 @@ class AnnotationService:
             return named
         later = named is None or (unnamed.when > named.when and index in unnamed.prompted)
         return replace(unnamed, label=label) if later else named
+
+
+def _plane(served: Served | None) -> Plane:
+    return Plane(0 if served is None else served.axis)
+
+
+def _shown(label: str, known: Annotations, served: Served | None, client: str, opened: str) -> frozenset[int]:
+    """The slices of a label that were on a client's screen since it opened the image; none where all were empty."""
+    sent = {} if served is None else {k: mask for k, mask in served.slices.items() if served.sent_at(k) > opened}
+    own = {
+        index: entry.mask
+        for index, entry in known.annotated(label, plane=_plane(served)).items()
+        if index in sent or (entry.client == client and entry.when > opened)
+    }
+    masks = {**sent, **own}
+    return frozenset(masks) if any(not mask.empty for mask in masks.values()) else frozenset()
+
+
+def _why_open(
+    label: str, shown: Mapping[str, frozenset[int]], checked: Collection[str], served: Served | None, grid: Grid
+) -> str:
+    """Why a label cannot be finished; "" where it can."""
+    slices = shown.get(label, frozenset())
+    if not slices:
+        return "it was not shown since you opened the image"
+    if label not in checked:
+        return "no slice of it was checked"
+    if len(slices) < _plane(served).count(grid):
+        return "only some of its slices were shown; run fewshot or sam_3d, and look at the rest"
+    return ""
 
 
 _CHOOSE = "choose the label in the options of this model (for_label), or send it as 'label'"

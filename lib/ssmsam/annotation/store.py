@@ -175,6 +175,7 @@ def _write_revision(folder: Path, revision: Revision) -> dict[str, Any]:
         "labels": sorted(update.labels),
         "withdrawn": [list(astuple(key)) for key in sorted(update.withdrawn)],
         "reopened": sorted(update.reopened),
+        "undoes": sorted(update.undoes),
     }
 
 
@@ -201,6 +202,7 @@ def _read_revision(folder: Path, grid: Grid, written: Mapping[str, Any]) -> Revi
         tuple(written["notes"]),
         frozenset(SliceKey(*key) for key in written.get("withdrawn", ())),
         frozenset(written.get("reopened", ())),
+        frozenset(written.get("undoes", ())),
     )
     return Revision(written["number"], update)
 

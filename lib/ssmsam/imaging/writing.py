@@ -30,7 +30,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
         raise ValueError(f"cannot write {path.name}: the name has to end in .nii, .nii.gz or .nrrd")
     with whole_file(path, suffix) as partial:
         if suffix == ".nrrd":
-            sitk.WriteImage(_itk_image(volume), str(partial), compress)
+            sitk.WriteImage(_itk_image(volume), str(partial), compress, compressionLevel=1)
         else:
             nib.save(_nifti_image(volume), partial)
 

@@ -28,7 +28,10 @@ ANONYMOUS = "anonymous"
 
 STORED_SLICES = Plane(0)
 
-_NOT_A_LABEL = {"foreground", "background", "roi", "slice", "label", "current_point", "z_range", "image", "model"}
+PROMPT_KEYS = frozenset(
+    {"foreground", "background", "roi", "slice", "label", "current_point", "z_range", "image", "model"}
+)
+"""Keys of a request that hold something else than the clicks of a label of that name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +211,7 @@ def _stored_slice(value: Any, grid: Grid) -> tuple[int | None, str]:
 def _label_points(params: Mapping[str, Any], k: int | None) -> np.ndarray:
     """The points under the key that ``label`` names: how multi-label clients send positive clicks."""
     label = params.get("label")
-    value = params.get(label) if isinstance(label, str) and label not in _NOT_A_LABEL else None
+    value = params.get(label) if isinstance(label, str) and label not in PROMPT_KEYS else None
     is_text = isinstance(value, str) and value.strip().startswith("[")
     is_points = isinstance(value, (list, tuple)) and all(isinstance(point, (list, tuple)) for point in value)
     return read_points(value if is_text or is_points else None, str(label), k=k)

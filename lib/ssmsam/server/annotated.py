@@ -17,10 +17,11 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.interpretation import Submission
 from ssmsam.annotation.label_map import label_map
+from ssmsam.annotation.label_names import new_labels
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.records import Assignment, Mark, Served
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.summary import summarise
+from ssmsam.annotation.summary import FinishedLabel, finished_labels, summarise
 from ssmsam.annotation.support import SupportSet
 from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
 from ssmsam.imaging.orientation import axis_codes, reoriented
@@ -43,6 +44,8 @@ class Receipt:
 
     update: Update
     annotations: Annotations
+    known: tuple[str, ...] = ()
+    """The labels that were known before."""
 
     @property
     def tag(self) -> str:
@@ -50,12 +53,20 @@ class Receipt:
 
     def answer(self) -> dict[str, Any]:
         """As JSON for the client: first what a person reads, then what is known in all, for programs."""
+        new = new_labels(self.update.labels, self.known)
+        counted = summarise(self.update).splitlines() + [f"new label: {name}" for name in new]
         return {
-            "counted": summarise(self.update).splitlines(),
+            "counted": counted,
+            "detail": "; ".join(counted),
+            "new_labels": new,
             "tag": self.tag,
             "revision": self.annotations.revision,
             "partial": write_partial(self.annotations),
         }
+
+    def finished(self) -> dict[str, FinishedLabel]:
+        """What the labels hold that it declared finished."""
+        return finished_labels(self.annotations, self.update.complete)
 
 
 class AnnotatedStudies(Datastore):
@@ -66,6 +77,9 @@ class AnnotatedStudies(Datastore):
     InvalidRequest. Labels with other tags than ``partial`` and ``final`` pass through untouched.
     :meth:`keep_annotations` has to be called before anything else.
     """
+
+    finished_labels_go_to = "the folder of studies, as the label 'final'"
+    """Where finished labels are, as people are told."""
 
     def keep_annotations(self, root: Path, *, labels: Sequence[str] = ()) -> None:
         """Keep annotations under ``root``; ``labels`` are what clients are offered, in their order."""
@@ -167,10 +181,54 @@ class AnnotatedStudies(Datastore):
         grid = self._grid(image_id)
         return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
 
-    def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
-        """Declare labels finished as the client sees them; by default all that are annotated or were served."""
+    def finish(self, image_id: str, *, client: str = "", host: str = "", labels: Collection[str] = ()) -> Receipt:
+        """Declare labels finished as the client sees them: those that it was shown since it opened the image and of
+        which a slice was checked, of ``labels`` or of all. Raises InvalidSubmission where there are none."""
+        return self._apply(image_id, {}, lambda: self._finished(image_id, client, host, labels))
+
+    def finishing(self, image_id: str, *, client: str = "", host: str = "", labels: Collection[str] = ()) -> Receipt:
+        """What :meth:`finish` would do. Nothing is changed."""
+        with self._one_at_a_time(image_id):
+            self._written()
+            update = self._finished(image_id, client, host, labels)
+            return Receipt(update, self._service.known(image_id, update.grid).merge(update))
+
+    def _finished(self, image_id: str, client: str, host: str, labels: Collection[str]) -> Update:
         grid = self._grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.finished(image_id, grid, client=client, labels=labels))
+        return self._service.finished(image_id, grid, client=client, host=host, labels=labels)
+
+    def undo(self, image_id: str, *, client: str = "") -> Receipt:
+        """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
+        grid = self._grid(image_id)
+        return self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
+
+    def opened(self, image_id: str, *, client: str = "", host: str = "") -> None:
+        """Note that a client opened an image: its screen shows nothing of it yet. It is written in the background."""
+        self._writer.submit(self._note, self._service.opened, image_id, client=client, host=host)
+
+    def label_names(self, image_id: str) -> tuple[str, ...]:
+        """Every label that is known by now: offered, annotated on any image, or drawn on this one."""
+        return self._service.names(image_id)
+
+    def show_again(self, image_id: str, *, client: str, order: Sequence[str]) -> tuple[Volume, dict[str, int]]:
+        """All masks of an image as this client has them or would get them: annotated slices, else what it was sent
+        last. A label map (slices, rows, columns), and which value means which label; ``order`` names the first ones.
+        It counts as shown.
+        """
+        grid = self._grid(image_id)
+        self._written()
+        known, screen = self.annotations(image_id), self._service.screen(image_id, grid, client=client)
+        for label in {key.label for key in known.slices} - screen.keys():
+            screen[label] = known.target(label)[0]
+        labels = [label for label in dict.fromkeys((*order, *sorted(screen))) if label in screen and label]
+        values = {label: order.index(label) + 1 if label in order else 0 for label in labels}
+        free = iter(n for n in range(1, 256) if n not in values.values() and n > len(order))
+        values = {label: value or next(free) for label, value in values.items()}
+        array = np.zeros(grid.shape, np.uint8)
+        for label in labels:
+            array[screen[label]] = values[label]
+            self._service.shown_again(image_id, label, known, client=client)
+        return Volume(array, grid.affine), values
 
     def forget(self, image_id: str) -> None:
         """Remove all that is known of an image's slices, and what was noted of the work on it. ``final`` stays."""
@@ -248,7 +306,7 @@ class AnnotatedStudies(Datastore):
         """
         with self._one_at_a_time(image_id):
             self._written()
-            before, update = self._service.store.load(image_id), read()
+            names, before, update = self._service.names(image_id), self._service.store.load(image_id), read()
             merged = self._service.merge(image_id, replace(update, complete=frozenset()))
             declared = Update(merged.grid, complete=update.complete, client=update.client, when=update.when)
             finished = merged.merge(declared)
@@ -262,13 +320,16 @@ class AnnotatedStudies(Datastore):
             finally:
                 if changed:
                     self._keep_label(image_id, PARTIAL, merged, params)
-            return Receipt(update, merged)
+            return Receipt(update, merged, names)
 
     def _write_served(self, image_id: str, served: Served) -> None:
+        self._note(self._service.log.serve, image_id, served)
+
+    def _note(self, write: Callable[..., None], *arguments: Any, **more: Any) -> None:
         try:
-            self._service.log.serve(image_id, served)
+            write(*arguments, **more)
         except Exception:  # a click was answered already; a damaged record is refused when it is read
-            logger.exception("A mask that was served could not be noted")
+            logger.exception("What a client was shown could not be noted")
 
     def _written(self) -> None:
         """Wait until everything that was served is noted."""

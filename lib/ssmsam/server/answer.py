@@ -13,6 +13,7 @@ import numpy as np
 
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
+from ssmsam.prompting.wire import read_flag
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 
@@ -23,13 +24,15 @@ def write_mask(mask: np.ndarray, volume: Volume, options: dict[str, Any]) -> str
     """Write a label map (slices, rows, columns) on the volume's grid into a temporary file; returns its path.
 
     ``options`` may hold ``result_extension`` (.nrrd, .nii.gz, .nii), ``result_dtype`` and ``result_compress``, as
-    viewers send them. Without a wish it is NRRD, uint8, and not compressed. Raises InvalidRequest.
+    viewers send them. Without a wish it is NRRD, uint8, and compressed: a click's mask is kilobytes then, not
+    megabytes. Raises InvalidRequest.
     """
     suffix = _suffix(options.get("result_extension"))
     dtype = str(options.get("result_dtype") or "uint8")
     if dtype not in DTYPES:
         raise InvalidRequest(f"result_dtype {dtype!r} is not possible; use one of {', '.join(DTYPES)}")
-    compress = str(options.get("result_compress") or "false").lower() in ("true", "1", "yes")
+    wish = options.get("result_compress")
+    compress = True if wish is None else read_flag(wish, "result_compress")
     with tempfile.NamedTemporaryFile(dir=_folder(), prefix="mask-", suffix=suffix, delete=False) as file:
         path = file.name
     try:

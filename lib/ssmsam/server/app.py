@@ -19,6 +19,8 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
+from ssmsam.annotation.label_info import BACKGROUND
+from ssmsam.annotation.label_names import known_label
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
@@ -26,8 +28,10 @@ from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.head import FEWSHOT
 from ssmsam.fewshot.shelf import HeadShelf
 from ssmsam.prompting.registry import load_decoder
+from ssmsam.prompting.request import PROMPT_KEYS
 from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
 from ssmsam.server.background import Background
+from ssmsam.server.clients.rest import CONFIRM, INFERENCE, require_keys
 from ssmsam.server.configuration import (
     UNUSED_KEYS,
     Configuration,
@@ -45,9 +49,11 @@ from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, use_threads
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.privacy import keep_patients_out_of_logs
-from ssmsam.server.prompted import Prompting
+from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, Prompting, named
+from ssmsam.server.queue import running
 from ssmsam.server.studies import StudiesFolder
 from ssmsam.server.tokens import accept_signed_tokens
+from ssmsam.server.training import Training
 from ssmsam.server.warmup import WarmUp
 from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.jobs import Jobs
@@ -208,10 +214,14 @@ class ServerApp(MONAILabelApp):
         """The server is about to answer: mend its routes, and warm up meanwhile."""
         from monailabel.app import app as server
 
+        from ssmsam.server.compression import compress_answers
+        from ssmsam.server.openapi import describe_requests
         from ssmsam.server.routes import install_routes
 
         super().on_init_complete()
         install_routes(server)
+        describe_requests(server)
+        compress_answers(server)
         install_handlers(server)
         accept_signed_tokens()
         keep_patients_out_of_logs()
@@ -223,6 +233,7 @@ class ServerApp(MONAILabelApp):
         warm = getattr(self, "warm_up", None)
         return {
             **super().info(),
+            "train_stats": self._train_stats(),
             "ssmsam": {
                 "encoder": self.configuration.encoder,
                 "device": self.device,
@@ -233,6 +244,15 @@ class ServerApp(MONAILabelApp):
                 "methods": {method: room.status for method, room in self.rooms.items()},
             },
         }
+
+    def _train_stats(self) -> dict[str, Any]:
+        """Of each training that there was. Viewers draw an empty entry as one that is done."""
+        now = running("train")
+        stats = {
+            name: task.stats(runs=name in now) if isinstance(task, Training) else task.stats()
+            for name, task in self._trainers.items()
+        }
+        return {name: found for name, found in stats.items() if found}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task. ``image`` is an id of the datastore, or a :class:`Source`; never a path.
@@ -245,7 +265,8 @@ class ServerApp(MONAILabelApp):
         tag = safe_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), what="a label tag")
         if request.get("save_label") and tag in (PARTIAL, FINAL):
             raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
-        path, details = task({**request, "image": source, "description": task.description})
+        options = named(self.with_known_labels(request, source.image_id))
+        path, details = task({**options, "image": source, "description": task.description})
         label = path
         if path and request.get("save_label"):
             if not source.image_id:
@@ -255,6 +276,33 @@ class ServerApp(MONAILabelApp):
             )
         return {"label": label, "tag": tag, "file": path, "params": details}
 
+    def with_known_labels(self, request: Mapping[str, Any], image_id: str = "") -> dict[str, Any]:
+        """A request with its labels under the names by which they are known, and :data:`AS_SENT`, how it was spelt."""
+        datastore, found = self.datastore(), dict(request)
+        if not isinstance(datastore, AnnotatedStudies):
+            return found
+        known = datastore.label_names(image_id)
+        for name in ("label", FOR_LABEL):
+            sent = found.get(name)
+            if isinstance(sent, str) and sent.strip() and sent != AS_SELECTED:
+                found[name] = known_label(sent, known)
+        sent, label = request.get("label"), found.get("label")
+        if sent and sent != label:
+            found[AS_SENT] = sent
+            if sent in found and sent not in PROMPT_KEYS:  # clicks under the label's own name
+                found[str(label)] = found.pop(str(sent))
+        wanted = found.get("labels")
+        names = wanted.split(",") if isinstance(wanted, str) else wanted
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            found["labels"] = [known_label(name, known) for name in names if name.strip()]
+        return found
+
+    def require_options(self, options: Mapping[str, Any], task: InferTask) -> None:
+        """Refuse keys that nobody reads. Raises InvalidRequest."""
+        labels = {*self.rooms[FEWSHOT].offered, BACKGROUND, str(options.get("label"))}
+        rest = {name: value for name, value in options.items() if name not in labels}
+        require_keys(rest, [*INFERENCE, *task.config(), *CONFIRM], where="params")
+
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """The next image by ``strategy``; {} when none is left, perhaps with a ``message``. A remote store fetches it.
 
@@ -262,6 +310,7 @@ class ServerApp(MONAILabelApp):
         ``slices_by_label``), they are noted as assigned to the client: what it submits then is truth on them, empty
         or not.
         """
+        request = self.with_known_labels(request)
         found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
         if not found.get("id"):
             return {name: text for name, text in found.items() if name == "message"}
@@ -287,6 +336,11 @@ class ServerApp(MONAILabelApp):
             raise NotKnown("model", name, self._infers)
         task: InferTask = self._infers[name]
         return task
+
+    @property
+    def trainers(self) -> Mapping[str, TrainTask]:
+        """The train tasks by name."""
+        return self._trainers
 
     def require_trainer(self, name: str) -> TrainTask:
         """The train task of this name. Raises NotKnown."""

@@ -77,6 +77,8 @@ class DicomWebArchive(DICOMWebDatastore):
         self._registry = threading.RLock()
         logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
 
+    finished_labels_go_to = "the archive, as DICOM SEG"
+
     def name(self) -> str:
         return self._store.access.shown
 

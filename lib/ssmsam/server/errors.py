@@ -39,9 +39,14 @@ class InvalidRequest(ValueError):
     """The request is not what the route expects. The message says what it should be."""
 
 
+class NotConfirmed(ValueError):
+    """A command waits for a second word. The message says what it would do and how to confirm it."""
+
+
 STATUS: dict[type[Exception], int] = {
     NotKnown: 404,
     InvalidRequest: 422,
+    NotConfirmed: 409,
     InvalidName: 422,
     InvalidPrompt: 422,
     InvalidSubmission: 422,

@@ -5,35 +5,44 @@ The user clicks on a slice and runs the model. The answer is empty on the image'
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from cachetools import TTLCache
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from ssmsam.annotation.records import Mark, Verdict
-from ssmsam.annotation.truth import now
+from ssmsam.annotation.records import Mark, Verdict, screen_of
+from ssmsam.annotation.summary import describe_finished
+from ssmsam.annotation.truth import SliceKey, now
 from ssmsam.prompting.request import PromptRequest
+from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies, Receipt
 from ssmsam.server.answer import write_mask
-from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.errors import InvalidRequest, NotConfirmed
 from ssmsam.server.images import OpenImage
-from ssmsam.server.prompted import FOR_LABEL, Prompting, chosen_label, label_choices, named
+from ssmsam.server.prompted import FOR_LABEL, HOST, Prompting, chosen_label, label_choices
 
-CLICK_FIRST = "it is not known which slice this is about: place a point on it, and run the model again"
+CLICK_FIRST = (
+    "it is not known which slice this is about: place a point on it, and run the model again, or send its number as "
+    "'slice'"
+)
+CONFIRM_S = 60
+"""Within how many seconds a second run confirms: a guess at the time to read what is asked."""
 
 
 class MessageTask(InferTask):
     """A command about an image. Subclasses say in :meth:`carry_out` what it does."""
 
-    def __init__(self, prompting: Prompting, *, description: str) -> None:
+    def __init__(self, prompting: Prompting, *, description: str, **options: Any) -> None:
         super().__init__(
             type=InferType.DEEPGROW,
             labels=[],
             dimension=2,
             description=description,
-            config={FOR_LABEL: label_choices(prompting.labels)},
+            config={FOR_LABEL: label_choices(prompting.labels), **options},
         )
         self._prompting = prompting
 
@@ -46,37 +55,30 @@ class MessageTask(InferTask):
         Returns the path of an empty mask, and what was done. Raises InvalidPrompt, InvalidRequest, InvalidSubmission.
         """
         started = time.perf_counter()
-        options = named({**request})
+        options = {**request}
         image = self._prompting.images.open(options["image"])
         if not image.source.image_id or not isinstance(self._prompting.datastore, AnnotatedStudies):
             raise InvalidRequest("annotations are only kept for images of the datastore: upload the image first")
-        receipt = self.carry_out(options, image, self._prompting.datastore)
+        done = self.carry_out(options, image, self._prompting.datastore)
         path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, options)
         seconds = round(time.perf_counter() - started, 4)
         return path, {
-            **receipt.answer(),
+            **done,
             "label_names": {},
             "centroids": {},
             "voxels": 0,
             "latencies": {"pre": 0.0, "infer": 0.0, "post": 0.0, "write": 0.0, "total": seconds},
         }
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> Receipt:
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+        """Do it; what the client is told."""
         raise NotImplementedError
 
 
-class SliceVerdict(MessageTask):
-    """``accept_slice`` and ``empty_slice``: the clicked slice counts as annotated."""
+class SliceMessage(MessageTask):
+    """A message about one label on one slice: the clicked one, or the one that ``slice`` names with a ``label``."""
 
-    def __init__(self, prompting: Prompting, *, verdict: Verdict) -> None:
-        said = {
-            Verdict.ACCEPTED: "Counts the mask of this slice as right: click on the organ, then run this",
-            Verdict.EMPTY: "Counts this slice as one without the organ: click on the slice, then run this",
-        }
-        super().__init__(prompting, description=said[verdict])
-        self._verdict = verdict
-
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> Receipt:
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
         plane = image.embeddings.plane
         prompts = PromptRequest.parse(options, grid=image.volume.grid, plane=plane, dimension=2)
         index = prompts.current
@@ -87,24 +89,123 @@ class SliceVerdict(MessageTask):
             image.source.image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
         )
         self._prompting.since(image, replace(prompts, label=label))  # this click is older than what it says
-        return datastore.mark(image.source.image_id, Mark(label, index, self._verdict, plane.axis, client, now()))
+        receipt = self.say(datastore, image.source.image_id, SliceKey(label, plane.axis, index), client)
+        answer = receipt.answer()
+        return {**answer, "label": label, "slice": index, "detail": f"{self.done(label, index)} ({answer['detail']})"}
+
+    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        raise NotImplementedError
+
+    def done(self, label: str, index: int) -> str:
+        """What was done, in words."""
+        raise NotImplementedError
+
+
+class SliceVerdict(SliceMessage):
+    """``accept_slice`` and ``empty_slice``: the slice counts as annotated."""
+
+    def __init__(self, prompting: Prompting, *, verdict: Verdict) -> None:
+        said = {
+            Verdict.ACCEPTED: "Counts the mask of this slice as right: click on the organ, then run this",
+            Verdict.EMPTY: "Counts this slice as one without the organ: click on the slice, then run this",
+        }
+        super().__init__(prompting, description=said[verdict])
+        self._verdict = verdict
+
+    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        return datastore.mark(image_id, Mark(key.label, key.index, self._verdict, key.axis, client, now()))
+
+    def done(self, label: str, index: int) -> str:
+        if self._verdict is Verdict.EMPTY:
+            return f"slice {index} counts as one without {label}"
+        return f"the mask of {label} on slice {index} counts as right"
+
+
+class WithdrawSlice(SliceMessage):
+    """``withdraw_slice``: the slice does not count as annotated any longer."""
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__(
+            prompting, description="Takes back what was said of this slice: click on the organ, then run this"
+        )
+
+    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        if key not in datastore.annotations(image_id).slices:
+            raise InvalidRequest(f"slice {key.index} does not count as annotated for {key.label}: nothing to take back")
+        partial = {"axis": 2 - key.axis, "slices": {key.label: {"withdraw": [key.index]}}}
+        return datastore.change(image_id, partial, client=client)
+
+    def done(self, label: str, index: int) -> str:
+        return f"slice {index} does not count as annotated for {label} any longer"
+
+
+class Undo(MessageTask):
+    """``undo``: takes back what this client did last to the annotations of the image."""
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__(
+            prompting, description="Takes back your last annotation of this volume: click anywhere, then run this"
+        )
+
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+        receipt = datastore.undo(image.source.image_id, client=str(options.get("client_id") or ""))
+        answer = receipt.answer()
+        keys = sorted(receipt.update.withdrawn | receipt.update.entries.keys())
+        return {
+            **answer,
+            "slices": [{"label": key.label, "axis": 2 - key.axis, "slice": key.index} for key in keys],
+            "detail": f"taken back: {answer['detail']}",
+        }
 
 
 class FinishVolume(MessageTask):
-    """``finish_volume``: the masks on screen are right on every slice."""
+    """``finish_volume``: the masks on screen are right on every slice.
+
+    Viewers run a model when a point is placed, so it asks once more: it finishes with ``confirm``, or when it is run
+    again within :data:`CONFIRM_S` and would do the same still.
+    """
 
     def __init__(self, prompting: Prompting) -> None:
         super().__init__(
             prompting,
-            description="Declares the volume finished as it is on screen: click anywhere, then run this. "
-            "Submit first what was drawn by hand",
+            description="Declares the volume finished as it is on screen: click anywhere, run this, and run it again "
+            "to confirm. Submit first what was drawn by hand",
+            confirm=False,
         )
+        self._asked: TTLCache[tuple[str, str], str] = TTLCache(maxsize=1024, ttl=CONFIRM_S)
+        self._lock = threading.Lock()
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> Receipt:
-        client = str(options.get("client_id") or "")
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+        image_id = image.source.image_id
+        client, host = str(options.get("client_id") or ""), str(options.get(HOST) or "")
         # viewers send the selected segment on every click, but this is about the volume: only a choice counts
         chosen = chosen_label(options)
-        return datastore.finish(image.source.image_id, client=client, labels=[chosen] if chosen else ())
+        about: dict[str, Any] = {"client": client, "host": host, "labels": [chosen] if chosen else ()}
+        if not read_flag(options.get("confirm"), "confirm"):
+            self._require_second_run(screen_of(client, host), image_id, datastore.finishing(image_id, **about))
+        receipt = datastore.finish(image_id, **about)
+        held, answer = receipt.finished(), receipt.answer()
+        where = datastore.finished_labels_go_to if receipt.annotations.finished else "the annotations of this server"
+        said = [f"finished: {describe_finished(held)}", *receipt.update.notes, f"kept in {where}"]
+        return {
+            **answer,
+            "receipt": {label: asdict(one) for label, one in held.items()},
+            "stored": where,
+            "detail": "; ".join(said),
+        }
+
+    def _require_second_run(self, screen: str, image_id: str, planned: Receipt) -> None:
+        held = planned.finished()
+        print_ = repr((planned.annotations.revision, held))
+        with self._lock:
+            if self._asked.pop((screen, image_id), None) == print_:
+                return
+            self._asked[screen, image_id] = print_
+        notes = "".join(f"; {note}" for note in planned.update.notes)
+        raise NotConfirmed(
+            f"this would finish {describe_finished(held)}{notes}. Run finish_volume again within {CONFIRM_S} seconds "
+            "to do so, or send confirm: true"
+        )
 
 
 def _last_click(prompts: PromptRequest, index: int) -> tuple[int, int] | None:

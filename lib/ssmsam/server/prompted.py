@@ -19,6 +19,7 @@ from ssmsam.prompting.state import StateStore, same
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import centroids, write_mask
 from ssmsam.server.background import Background
+from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.images import Images, OpenImage
 
 UNNAMED = "object"
@@ -29,6 +30,12 @@ FOR_LABEL = "for_label"
 
 AS_SELECTED = "as selected"
 
+HOST = "_host"
+"""The address that a request came from, for clients that send no name of their own."""
+
+AS_SENT = "_label_as_sent"
+"""How the client spells the label, which its viewer finds its segment by."""
+
 
 def label_choices(labels: tuple[str, ...]) -> list[str]:
     """The values that :data:`FOR_LABEL` offers, the first one when nothing was chosen."""
@@ -36,8 +43,16 @@ def label_choices(labels: tuple[str, ...]) -> list[str]:
 
 
 def named(options: dict[str, Any]) -> dict[str, Any]:
-    """A request's options with ``label`` as chosen in :data:`FOR_LABEL`, where something was."""
-    chosen = chosen_label(options)
+    """A request's options with ``label`` as chosen in :data:`FOR_LABEL`, where something was.
+
+    Raises InvalidRequest where the selected segment is another: an option may be left from before.
+    """
+    chosen, selected = chosen_label(options), str(options.get("label") or "")
+    if chosen and selected and chosen != selected:
+        raise InvalidRequest(
+            f"{selected!r} is selected, but the option {FOR_LABEL} says {chosen!r}: set it to {AS_SELECTED!r}, "
+            "or select the other label"
+        )
     return {**options, "label": chosen} if chosen else options
 
 
@@ -130,7 +145,7 @@ class PromptedTask(InferTask):
         Returns the path of the mask and the details. Raises InvalidPrompt, InvalidRequest, UnreadableVolume.
         """
         started = time.perf_counter()
-        options = named({**self.config(), **request})
+        options = {**self.config(), **request}
         room = self._prompting
         image = room.images.open(options["image"])
         embeddings = image.embeddings
@@ -154,7 +169,7 @@ class PromptedTask(InferTask):
             "pre": opened - started, "infer": segmented - opened, "post": 0.0,
             "write": written - segmented, "total": written - started,
         }  # fmt: skip
-        labels = {prompts.label or UNNAMED: 1}
+        labels = {str(options.get(AS_SENT) or prompts.label or UNNAMED): 1}
         return path, {
             **result.details,
             "label_names": labels,

@@ -32,18 +32,25 @@ class Training(TrainTask):
         super().__init__(description)
         self._room = room
         self._loss: float | None = None
+        self._here = False
+        """Whether it runs in this process."""
 
     def hear(self, loss: float) -> None:
         """The loss of a step, for the next note."""
         self._loss = round(loss, 4)
 
-    def stats(self) -> dict[str, Any]:
-        """Of the training that runs or ran last: what viewers draw as progress and accuracy."""
+    def stats(self, *, runs: bool = True) -> dict[str, Any]:
+        """Of the training that runs or ran last: what viewers draw as progress and accuracy; empty before the first.
+
+        ``runs`` is whether a process trains it. One that was stopped, or whose process died, is not said to go on.
+        """
         try:
             found: dict[str, Any] = json.loads(self._record.read_text())
         except (FileNotFoundError, ValueError):
             return {}
-        return found
+        if "total_time" in found or runs or self._here:
+            return found
+        return {**found, "phase": "stopped", "eta_s": None, "total_time": 0.0}
 
     @abstractmethod
     def require(self, options: Mapping[str, Any]) -> None:
@@ -58,10 +65,13 @@ class Training(TrainTask):
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.time()
+        self._here = True
         try:
             result = self.train({**self.config(), **request}, self._progress(started))
         except NothingToLearn as error:
             raise InvalidRequest(str(error)) from error
+        finally:
+            self._here = False
         result = {**result, "total_time": round(time.time() - started, 1)}
         self._note(phase="done", epoch=1, total_epochs=1, started=started, **result)
         return result

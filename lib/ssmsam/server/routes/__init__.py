@@ -48,6 +48,7 @@ REPLACED = (
     _stock(info, "/info/", "GET"),
     _stock(activelearning, "/activelearning/{strategy}", "POST"),
     _stock(train, "/train/{model}", "POST"),
+    _stock(train, "/train/", "POST DELETE"),
     _stock(scoring, "/scoring/{method}", "POST"),
     _stock(datastore, "/datastore/", "GET PUT DELETE"),
     _stock(datastore, "/datastore/image", "GET HEAD PUT DELETE"),

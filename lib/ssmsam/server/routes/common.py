@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
+from urllib.parse import quote
 
-from fastapi import Depends, File, Form, UploadFile
+from fastapi import Depends, File, Form, Request, UploadFile
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import volume_suffix
 
@@ -29,9 +31,30 @@ Upload = Annotated[UploadFile, File()]
 MaybeUpload = Annotated[UploadFile | None, File()]
 
 
+LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
+"""What an answer that is only a file says beside it: which value means which label, and a sentence for people."""
+
+
+def in_header(value: Any) -> str:
+    """A value as a header holds it: percent-encoded JSON."""
+    return quote(json.dumps(value))
+
+
 def the_app() -> ServerApp:
     """The app of this server."""
     return cast("ServerApp", app_instance())
+
+
+def host_of(request: Request) -> str:
+    """The address that a request came from."""
+    return request.client.host if request.client else ""
+
+
+def note_opened(image: str, request: Request, client: str = "") -> None:
+    """Note that somebody opened an image; until it is shown something, its screen is empty."""
+    datastore = the_app().datastore()
+    if isinstance(datastore, AnnotatedStudies):
+        datastore.opened(image, client=client, host=host_of(request))
 
 
 def known_image(image: str) -> str:

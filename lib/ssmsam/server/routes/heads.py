@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -23,7 +24,7 @@ LARGEST = 200 * 2**20
 @router.get("/", include_in_schema=False)
 def heads(user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
     shelf = _shelf(method)
-    return {**vars(shelf.state), "heads": shelf.cards()}
+    return {**vars(shelf.state), "heads": {name: _as_clients_count(card) for name, card in shelf.cards().items()}}
 
 
 @router.get("/{name}/file", summary="Export a head")
@@ -70,6 +71,14 @@ def remove(user: Admin, name: str, method: str = FEWSHOT) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     return {"removed": name}
+
+
+def _as_clients_count(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A card whose slices say the axis of a client's [i, j, k], as everything else in REST does."""
+    support = {
+        label: [{**one, "axis": 2 - one["axis"]} for one in slices] for label, slices in card.get("support", {}).items()
+    }
+    return {**card, "support": support} if "support" in card else card
 
 
 def _shelf(method: str) -> HeadShelf:

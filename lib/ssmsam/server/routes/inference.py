@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, UploadFile
+from fastapi import APIRouter, Request, UploadFile
 from fastapi.background import BackgroundTasks
+from fastapi.responses import Response
 from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.utils.others.generic import remove_file
@@ -21,7 +22,20 @@ from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 from ssmsam.server.images import Source
-from ssmsam.server.routes.common import AnyUser, JsonText, MaybeUpload, Scratch, json_object, received, the_app
+from ssmsam.server.prompted import HOST
+from ssmsam.server.routes.common import (
+    DETAIL_HEADER,
+    LABELS_HEADER,
+    AnyUser,
+    JsonText,
+    MaybeUpload,
+    Scratch,
+    host_of,
+    in_header,
+    json_object,
+    received,
+    the_app,
+)
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["Infer"])
@@ -30,6 +44,7 @@ router = APIRouter(tags=["Infer"])
 @router.post("/infer/{model}", summary="Run inference")
 def infer(
     background_tasks: BackgroundTasks,
+    request: Request,
     user: AnyUser,
     scratch: Scratch,
     model: str,
@@ -46,20 +61,25 @@ def infer(
     chooses the answer: ``image`` (the mask file), ``json`` (its details), ``dicom_seg``, or both as multipart.
     """
     app = the_app()
-    app.require_model(model)
     options = json_object(params, name="params")
+    app.require_options(options, app.require_model(model))
     if output == ResultType.dicom_seg:
         _require_dicom_store()
     source = _source(image, session_id, file, scratch)
-    request = {**options, "model": model, "image": source}
+    asked = {**options, "model": model, "image": source, HOST: host_of(request)}
     if label:
-        request["label_file"] = str(_label_file(label, source, scratch))
+        asked["label_file"] = str(_label_file(label, source, scratch))
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
-    result = app.infer(request)
+    result = app.infer(asked)
     if output == ResultType.dicom_seg:
         result["dicom_seg"] = _dicom_seg(source, result)
         background_tasks.add_task(remove_file, result["dicom_seg"])
-    return send_response(app.datastore(), result, output, background_tasks)
+    answer = send_response(app.datastore(), result, output, background_tasks)
+    if isinstance(answer, Response):
+        details = result["params"]
+        answer.headers[LABELS_HEADER] = in_header(details.get("label_names") or {})
+        answer.headers[DETAIL_HEADER] = in_header(details.get("detail") or "")
+    return answer
 
 
 def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:

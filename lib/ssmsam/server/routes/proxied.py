@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -15,12 +16,14 @@ from monailabel.config import settings
 
 from ssmsam.server.dicom_access import is_dicomweb, store_access
 from ssmsam.server.dicom_store import StoreSession
+from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.routes.common import AnyUser
+from ssmsam.server.routes.common import AnyUser, note_opened, the_app
 
 router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
 
 PIECE = 1 << 20
+SERIES_METADATA = re.compile(r"studies/[\d.]+/series/([\d.]+)/metadata$")
 
 
 async def _body(request: Request) -> bytes:
@@ -32,6 +35,7 @@ Body = Annotated[bytes, Depends(_body)]
 
 @router.api_route("/wado/{path:path}", methods=["GET", "POST"])
 def wado(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    _note_opened(request, path)
     return _forward(request, settings.MONAI_LABEL_WADO_PREFIX, path, body)
 
 
@@ -39,6 +43,7 @@ def wado(user: AnyUser, request: Request, path: str, body: Body) -> Response:
 def qido(user: AnyUser, request: Request, path: str, body: Body) -> Response:
     # some viewers ask for metadata among their queries
     metadata = path.endswith("metadata")
+    _note_opened(request, path)
     return _forward(
         request, settings.MONAI_LABEL_WADO_PREFIX if metadata else settings.MONAI_LABEL_QIDO_PREFIX, path, body
     )
@@ -52,6 +57,14 @@ def stow(user: AnyUser, request: Request, path: str, body: Body) -> Response:
 @router.api_route("/{path:path}", methods=["GET", "POST"])
 def other(user: AnyUser, request: Request, path: str, body: Body) -> Response:
     return _forward(request, None, path, body)
+
+
+def _note_opened(request: Request, path: str) -> None:
+    """A viewer asks for a series' metadata when it opens it, and only then."""
+    if series := SERIES_METADATA.search(path):
+        datastore = the_app().datastore()
+        if isinstance(datastore, DicomWebArchive) and datastore.knows(series[1]):
+            note_opened(series[1], request)
 
 
 def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Response:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.background import BackgroundTasks
+from fastapi.responses import FileResponse
+from monailabel.utils.others.generic import remove_file
 
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.summary import summarise
+from ssmsam.fewshot.head import FEWSHOT
 from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.answer import write_mask
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, JsonText, KnownImage, the_app
+from ssmsam.server.routes.common import (
+    LABELS_HEADER,
+    Admin,
+    Annotator,
+    AnyUser,
+    JsonText,
+    KnownImage,
+    in_header,
+    note_opened,
+    the_app,
+)
 
 router = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
 
@@ -37,6 +52,30 @@ def change_slices(user: Annotator, image: KnownImage, partial: JsonText, client_
 def forget_slices(user: Admin, image: KnownImage) -> dict[str, Any]:
     _datastore().forget(image)
     return {}
+
+
+@router.post("/opened", summary="Say that an image was opened")
+def opened(user: AnyUser, request: Request, image: KnownImage, client_id: str = "") -> dict[str, Any]:
+    """The client's screen shows nothing of it yet: ``finish_volume`` counts only what is shown from now on."""
+    note_opened(image, request, client_id)
+    return {}
+
+
+@router.get("/masks", summary="All masks of an image, to be shown again")
+def masks(
+    user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, client_id: str = "", compress: bool = True
+) -> FileResponse:
+    """A label map (NRRD): slices that are annotated, else what this client was sent last. Values are those of
+    ``models.fewshot.labels`` in ``/info/``; the header ``X-Ssmsam-Labels`` holds them as percent-encoded JSON. It
+    counts as shown.
+    """
+    offered = the_app().rooms[FEWSHOT].offered
+    volume, values = _datastore().show_again(image, client=client_id, order=offered)
+    path = write_mask(volume.array, volume, {"result_compress": compress})
+    background_tasks.add_task(remove_file, path)
+    answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")
+    answer.headers[LABELS_HEADER] = in_header(values)
+    return answer
 
 
 def _datastore() -> AnnotatedStudies:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import datastore as stock
@@ -14,6 +14,7 @@ from monailabel.utils.others.generic import remove_file
 
 from ssmsam.imaging.writing import write_volume
 from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
+from ssmsam.server.clients.rest import SUBMISSION, require_keys
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
 from ssmsam.server.routes.common import (
@@ -26,6 +27,7 @@ from ssmsam.server.routes.common import (
     Scratch,
     Upload,
     json_object,
+    note_opened,
     received,
     require_label,
     the_app,
@@ -72,9 +74,10 @@ def check_image(user: AnyUser, image: KnownImage, check_sum: str | None = None) 
 
 
 @router.get("/image", summary="Download an image")
-def download_image(user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks) -> Response:
+def download_image(user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, request: Request) -> Response:
     """The stored file, or a NIfTI file with the same voxel indices where a folder of DICOM files is stored."""
     app = the_app()
+    note_opened(image, request)
     app.background.prefer(image)
     source = app.images.from_datastore(image)
     if source.path.is_dir():
@@ -120,6 +123,7 @@ def save_label(
         label_id = datastore.save_label(image, str(file), safe_name(tag, what="a label tag"), said)
         answer: dict[str, Any] = {"tag": tag}
     else:
+        require_keys(said, SUBMISSION, where="params")
         if tag == FINAL:
             said.setdefault("partial", {"complete": True})
         label_id, answer = image, datastore.submit(image, file, said).answer()

@@ -6,12 +6,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from monailabel.endpoints import ohif as stock
 from monailabel.utils.others.generic import get_mime_type
 
+from ssmsam.server.clients.ohif import index_with_script, no_archive_page, own_file
+from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import NotKnown
-from ssmsam.server.routes.common import AnyUser
+from ssmsam.server.routes.common import AnyUser, the_app
 
 router = APIRouter(prefix="/ohif", include_in_schema=False)
 
@@ -24,12 +26,17 @@ SERVER_COOKIE = "MONAILABEL_SERVER_URL"
 @router.get("/{path:path}")
 def page(user: AnyUser, request: Request, path: str) -> Response:
     """A file of OHIF; for every other path its one page, which reads the path itself."""
+    if mine := own_file(path):
+        return FileResponse(mine, media_type=get_mime_type(str(mine)), headers={"Cache-Control": "no-cache"})
     file = (FILES / path).resolve()
-    if path and file.is_relative_to(FILES) and file.is_file():
+    if path and path != "index.html" and file.is_relative_to(FILES) and file.is_file():
         return FileResponse(file, media_type=get_mime_type(str(file)))
-    if "." in path.rpartition("/")[2]:
+    if path != "index.html" and "." in path.rpartition("/")[2]:
         raise NotKnown("file of OHIF", path)
-    answer = FileResponse(FILES / "index.html", media_type="text/html")
+    datastore = the_app().datastore()
+    if not isinstance(datastore, DicomWebArchive):
+        return HTMLResponse(no_archive_page(server=str(request.base_url), studies="a folder of files"))
+    answer = HTMLResponse(index_with_script(FILES / "index.html"))
     answer.headers["Set-Cookie"] = f"{SERVER_COOKIE}={quote(str(request.base_url), safe='')}; Path=/ohif; SameSite=Lax"
     answer.headers["Cache-Control"] = "no-cache"
     return answer

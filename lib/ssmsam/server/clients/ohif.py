@@ -1,0 +1,54 @@
+"""OHIF, as it comes with MONAI Label: how its requests are known, and the script that mends its panel from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent / "ohif_page"
+"""The script and its style, served below ``/ohif/ssmsam/``."""
+FOLDER = "ssmsam"
+
+_ADDED = (
+    f'<link rel="stylesheet" href="/ohif/{FOLDER}/style.css">'
+    f'<script type="module" src="/ohif/{FOLDER}/main.js"></script></head>'
+)
+
+
+def is_ohif(options: Mapping[str, Any]) -> bool:
+    """Whether a request comes from OHIF: with our script it says so, without it it is known by what it sends."""
+    return options.get("viewer") == "ohif" or ("restore_label_idx" in options and not options.get("client_id"))
+
+
+def own_file(path: str) -> Path | None:
+    """A file of ours that belongs to OHIF's page; None where the path names none."""
+    folder, _, name = path.partition("/")
+    return PAGE / name if folder == FOLDER and name in _names() else None
+
+
+@cache
+def index_with_script(index: Path) -> str:
+    """OHIF's page with our script. Where the page has no head, it stays as it is."""
+    return index.read_text(encoding="utf-8").replace("</head>", _ADDED, 1)
+
+
+def no_archive_page(*, server: str, studies: str) -> str:
+    """What to read instead of OHIF where the studies are files: it opens DICOM archives only."""
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>ssmsam</title>
+<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 44em; margin: 3em auto; padding: 0 1em">
+<h1 style="font-size: 1.3em">OHIF needs a DICOM archive</h1>
+<p>This server's studies are {escape(studies)}, and OHIF opens studies of a DICOMweb archive only.</p>
+<ul>
+<li>To try OHIF on the sample studies, stop this server and run <code>make serve-dicom</code>.</li>
+<li>With an archive of your own, start with
+<code>monailabel start_server --app ssmsam_app --studies http://ARCHIVE/dicom-web</code>.</li>
+<li>To annotate these files, connect 3D Slicer (module <em>MONAI Label</em>) to <code>{escape(server)}</code>.</li>
+</ul></body></html>"""
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(file.name for file in PAGE.iterdir() if file.is_file())

@@ -1,0 +1,262 @@
+// Mends OHIF's MONAI Label panel from outside: says which label and slice a request is about, shows what the server
+// answers, and adds what the panel has no button for. Where OHIF is not as expected it leaves the page alone.
+
+import { Bar, BUTTONS } from './bar.js';
+import * as server from './server.js';
+import { Viewer } from './viewer.js';
+
+const LOOK_EVERY_MS = 400, JOBS_EVERY_MS = 1000;
+const MESSAGES = ['accept_slice', 'empty_slice', 'withdraw_slice', 'undo', 'finish_volume'];
+const viewer = new Viewer();
+let known = { partial: {} }, drawnOn = new Map(), asked = new Set();
+let openImage = null, running = Promise.resolve(), waiting = 0, mended = null;
+
+const actions = {
+  accept: () => onSlice('accept_slice'),
+  notHere: () => onSlice('empty_slice'),
+  takeBack: () => act(async image => {
+    const said = await server.message('undo', image, {});
+    await restore(image);
+    bar.notice(said.detail);
+  }),
+  propose: () => act(propose, 'fewshot proposes masks'),
+  next: () => act(nextSlice, 'the next slice is chosen'),
+  finish: () => act(finish),
+  goTo: slice => viewer.goTo(slice),
+  addLabel: name => act(async () => {
+    const same = viewer.labels.find(one => one.toLowerCase() === name.toLowerCase());
+    if (!same) viewer.addSegment(name);
+    viewer.chooseLabel(same ?? name);
+    bar.notice(same ? `there is a label ${same} already: it is chosen` : `new label: ${name}`);
+  }),
+};
+const bar = new Bar(actions);
+
+// One action after the other; what goes wrong is said.
+function act(work, title = '') {
+  waiting += 1;
+  bar.busy(true);
+  running = running.then(async () => {
+    const image = viewer.image;
+    if (!viewer.ready || !image) throw new Error('connect the MONAI Label panel first (the button beside its address)');
+    if (title) bar.showJobs([{ title, phase: 'waits for the server' }], () => {});
+    await work(image);
+    await look();
+  }).catch(error => {
+    bar.notice(error.message, 'error');
+    if (!(error instanceof server.Refused)) console.warn('ssmsam:', error);
+  }).finally(() => {
+    waiting -= 1;
+    bar.busy(waiting > 0);
+    if (!waiting) bar.showJobs([], () => {});
+  });
+  return running;
+}
+
+function chosenLabel() {
+  const label = viewer.label;
+  if (!label) throw new Error('choose a label first: in the list of Point Prompts');
+  return label;
+}
+
+function onSlice(model) {
+  const slice = viewer.slice;  // where the user is now, not when it is this action's turn
+  return act(async image => {
+    const label = chosenLabel();
+    const said = await server.message(model, image, { label, slice });
+    if (model === 'empty_slice') viewer.paint({ [label]: 1 }, null, slice);
+    viewer.clearClicks();
+    asked.delete(slice);
+    bar.notice(said.detail);
+  });
+}
+
+async function propose(image) {
+  const { mask, labels, detail } = await server.masks('fewshot', image, viewer.options('fewshot'));
+  viewer.paint(labels, mask);
+  bar.notice(detail || `proposed: ${Object.keys(labels).join(', ')}`);
+}
+
+async function nextSlice(image) {
+  const found = await server.nextSlices(image, viewer.label ? [viewer.label] : [])
+    .catch(error => { if (error.status === 422) return server.nextSlices(image, []); throw error; });
+  if (!found.slices?.length) return bar.notice(found.message ?? 'nothing is left to annotate');
+  asked = new Set(found.slices);
+  const first = found.reasons?.[0];
+  if (first?.label && viewer.labels.includes(first.label)) viewer.chooseLabel(first.label);
+  viewer.goTo(first?.slice ?? found.slices[0]);
+  bar.notice(first ? `slice ${first.slice}, ${first.label}: ${first.why}` : `asked for: ${found.slices.join(', ')}`);
+}
+
+async function finish(image) {
+  let said;
+  try {
+    said = await server.message('finish_volume', image, {});
+  } catch (error) {
+    if (error.status !== 409) throw error;
+    const question = error.message.replace(/\. Run finish_volume again.*$/, '');
+    const yes = await bar.confirm(`${question[0].toUpperCase()}${question.slice(1)}.`, 'Finish', 'Not yet');
+    if (!yes) return bar.notice('nothing was finished');
+    said = await server.message('finish_volume', image, { confirm: true });
+  }
+  await refreshInfo();
+  bar.notice(said.detail, 'success');
+}
+
+// What Run under Point Prompts does instead: it cannot get stuck, and says which label it is about.
+async function runPoints(model) {
+  return act(async image => {
+    if (MESSAGES.includes(model)) return runMessage(model, image);
+    const label = chosenLabel(), { foreground, background } = viewer.clicks, flat = viewer.modelInfo(model)?.dimension === 2;
+    const newest = foreground.at(-1) ?? background.at(-1);
+    if (!newest) throw new Error(`place a point on the ${label} first, then run ${model}`);
+    const slice = flat ? (viewer.points.state.currentLabel === 'background' ? background.at(-1) : newest)[2] : null;
+    const here = flat ? points => points.filter(one => one[2] === slice) : points => points;
+    const { mask } = await server.masks(model, image, {
+      ...viewer.options(model), label, foreground: here(foreground), background: here(background), for_label: undefined,
+    });
+    viewer.paint({ [label]: 1 }, mask, slice);
+  });
+}
+
+async function runMessage(model, image) {
+  if (model === 'finish_volume') return finish(image);
+  if (model === 'undo') {
+    bar.notice((await server.message('undo', image, {})).detail);
+    return restore(image);
+  }
+  const label = chosenLabel(), { foreground, background } = viewer.clicks;
+  const slice = (foreground.at(-1) ?? background.at(-1))?.[2] ?? viewer.slice;
+  bar.notice((await server.message(model, image, { label, slice })).detail);
+  if (model === 'empty_slice') viewer.paint({ [label]: 1 }, null, slice);
+}
+
+// The masks that the server knows of, after a reload or when something was taken back.
+async function restore(image) {
+  const { mask, labels } = await server.known(image);
+  const everything = { ...Object.fromEntries(viewer.labels.map(label => [label, 255])), ...labels };
+  viewer.paint(everything, mask);
+}
+
+async function refreshInfo() {
+  const data = await server.info(), panel = viewer.panel;
+  panel.setState({ info: { ...panel.state.info, data: { ...panel.state.info.data, datastore: data.datastore } } });
+}
+
+// --- what the panel itself gets wrong
+
+function mendPanel() {
+  const panel = viewer.panel, points = viewer.points;
+  if (!points || mended === points) return;
+  mended = points;
+  const choose = points.onSelectModel;
+  points.onSelectModel = model => { // choosing a model keeps the label
+    const label = points.state.currentLabel;
+    choose(model);
+    if (label) setTimeout(() => points.onChangeLabel(label));
+  };
+  points.onRunInference = () => runPoints(viewer.model);
+  points.forceUpdate();
+  const learning = panel.actions.activelearning?.current;
+  if (learning?.props.info.data.strategies?.next_slices) {
+    learning.setState({ strategy: 'next_slices' });
+    const choice = [...document.querySelectorAll('.monaiLabelPanel select')].find(one =>
+      one.classList.contains('actionInput') && [...one.options].some(option => option.value === 'next_slices'));
+    if (choice) choice.value = 'next_slices';
+  }
+  viewer.tellColoursApart();
+}
+
+// A Run that died inside the panel stays disabled: it is freed when nothing runs.
+function reviveRun() {
+  for (const tab of Object.values(viewer.panel?.actions ?? {})) {
+    const selector = tab.current?.modelSelector?.current;
+    if (!selector?.state?.buttonDisabled) selector && delete selector.ssmsamSince;
+    else if (!inFlight) {
+      selector.ssmsamSince ??= Date.now();
+      if (Date.now() - selector.ssmsamSince > 1500) selector.setState({ buttonDisabled: false });
+    }
+  }
+}
+let inFlight = 0;
+
+function listenToClicks() {
+  const { eventTarget } = window.cornerstone, { Events } = window.cornerstoneTools.Enums;
+  eventTarget.addEventListener(Events.ANNOTATION_COMPLETED, event => {
+    const probe = event.detail?.annotation?.metadata?.toolName === 'ProbeMONAILabel';
+    if (probe && bar.runsAfterClick && viewer.label && !MESSAGES.includes(viewer.model)) runPoints(viewer.model);
+  });
+}
+
+// --- what is looked at again and again
+
+async function look() {
+  const image = viewer.image;
+  if (!image) return;
+  known = await server.annotations(image);
+  drawnOn = new Map(viewer.labels.map(label => [label, null]));
+}
+
+function states(label) {
+  const planes = [known.partial].flat(), stored = planes.find(one => (one?.axis ?? 2) === 2) ?? {};
+  const lists = stored.slices?.[label] ?? {};
+  const annotated = new Set(lists.annotated), empty = new Set(lists.empty);
+  if (label && !drawnOn.get(label)) drawnOn.set(label, viewer.slicesWith(label));
+  const drawn = drawnOn.get(label) ?? new Set();
+  return Array.from({ length: viewer.sliceCount }, (_, k) =>
+    annotated.has(k) ? 'annotated' : empty.has(k) ? 'empty' : drawn.has(k) ? 'predicted' : 'unknown');
+}
+
+function draw() {
+  if (!viewer.ready) return bar.root.classList.remove('ssmsam-ready');
+  bar.root.classList.add('ssmsam-ready');
+  mendPanel();
+  reviveRun();
+  const image = viewer.image;
+  if (image !== openImage) {
+    openImage = image;
+    asked = new Set();
+    act(async () => {
+      await server.opened(image);
+      await restore(image);
+    });
+  }
+  const label = viewer.label;
+  bar.show({ label, colour: viewer.cssColour(label), slice: viewer.slice, states: states(label), asked });
+}
+
+async function showJobs() {
+  if (!viewer.ready || document.hidden) return;
+  const mine = (await server.jobs()).filter(job =>
+    ['running', 'queued'].includes(job.state) && (!job.owner || job.owner === server.client));
+  if (mine.length || !waiting) bar.showJobs(mine, id => server.cancelJob(id).catch(error => bar.notice(error.message, 'error')));
+}
+
+function onKey(event) {
+  const typing = event.target.closest?.('input:not([type=checkbox]):not([type=radio]), textarea, select, dialog, [contenteditable]');
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || !viewer.ready) return;
+  const pressed = BUTTONS.find(([, key]) => key && key === event.key.toLowerCase());
+  if (!pressed) return;
+  event.preventDefault();
+  event.stopImmediatePropagation(); // OHIF has its own meanings for some of these keys
+  actions[pressed[0]]();
+}
+
+// A failure here must never spoil the viewer: it is said once in the console.
+function guarded(work) {
+  let said = false;
+  return (...args) => Promise.resolve().then(() => work(...args)).catch(error => {
+    if (!said) console.warn('ssmsam: the panel is not as expected', error);
+    said = true;
+  });
+}
+
+server.amendRequests({ label: () => viewer.label, onError: detail => bar.notice(detail, 'error'), onFlight: change => { inFlight += change; } });
+window.addEventListener('keydown', onKey, true);
+setInterval(guarded(draw), LOOK_EVERY_MS);
+setInterval(guarded(showJobs), JOBS_EVERY_MS);
+const started = setInterval(guarded(() => {
+  if (!window.cornerstoneTools || !window.cornerstone) return;
+  clearInterval(started);
+  listenToClicks();
+}), LOOK_EVERY_MS);
