@@ -26,6 +26,7 @@ from ssmsam.prompting.request import PromptRequest
 from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import centroids, write_mask
+from ssmsam.server.clients.ohif import is_ohif
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot_room import ADAPT, SEGMENT, FewShotRoom
 from ssmsam.server.images import OpenImage
@@ -115,8 +116,8 @@ class FewShotTask(InferTask):
         segmented = time.perf_counter()
         values = self._values(found.labels, options)
         mask = _with_values(found, values)
-        if _replaces_its_screen(options):
-            self._keep_the_rest(image, mask, values)
+        if is_ohif(options):
+            self._keep_the_rest(asked, mask, values)
         path = write_mask(mask, image.volume, options)
         self._serve(image, found, asked.client, clicks)
         beside = self._adapts_beside(asked, name)
@@ -267,21 +268,21 @@ class FewShotTask(InferTask):
         Clients that read the details get the found labels as 1, 2, ...: the others stay untouched on their screen.
         OHIF never sees the details and maps values by what /info said.
         """
-        if _replaces_its_screen(options):
+        if is_ohif(options):
             offered = self._room.offered
             return {label: offered.index(label) + 1 for label in labels}
         return {label: number for number, label in enumerate(labels, 1)}
 
-    def _keep_the_rest(self, image: OpenImage, answer: np.ndarray, values: dict[str, int]) -> None:
-        """Add what else is on the screen of a viewer that is about to replace all of it.
+    def _keep_the_rest(self, asked: Asked, answer: np.ndarray, values: dict[str, int]) -> None:
+        """Add what else is on the screen of OHIF, which drops every segment that an automatic model leaves out.
 
         What it asked for without a label cannot be told apart there, so it goes, and nobody can accept it any more.
         """
-        datastore = self._room.datastore
+        datastore, image, client = self._room.datastore, asked.image, asked.client
         if not image.source.image_id or not isinstance(datastore, AnnotatedStudies):
             return
         found, offered = set(values), self._room.offered
-        for label, mask in datastore.screen(image.source.image_id, client="").items():
+        for label, mask in datastore.screen(image.source.image_id, client=client).items():
             if label in found:
                 continue
             kept = mask & (answer == 0) if label in offered else np.zeros_like(mask)
@@ -289,7 +290,7 @@ class FewShotTask(InferTask):
                 values[label] = offered.index(label) + 1
                 answer[kept] = values[label]
             if mask.any():
-                datastore.serve(image.source.image_id, kept, label=label, client="", plane=image.embeddings.plane)
+                datastore.serve(image.source.image_id, kept, label=label, client=client, plane=image.embeddings.plane)
 
     def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
         datastore = self._room.datastore
@@ -317,11 +318,6 @@ def _told(clicks: Mapping[str, Clicks]) -> str:
         for label, slices in sorted(clicks.items())
         for index, one in sorted(slices.items())
     ])  # fmt: skip
-
-
-def _replaces_its_screen(options: Mapping[str, Any]) -> bool:
-    """Whether the viewer is OHIF, known by what it sends: it drops every segment that an automatic model leaves out."""
-    return "restore_label_idx" in options and not options.get("client_id")
 
 
 def _with_values(found: Answer, values: Mapping[str, int]) -> np.ndarray:
