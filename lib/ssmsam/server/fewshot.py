@@ -26,7 +26,7 @@ from ssmsam.prompting.request import PromptRequest
 from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import centroids, write_mask
-from ssmsam.server.clients.ohif import is_ohif
+from ssmsam.server.clients.ohif import replaces_its_screen
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot_room import ADAPT, SEGMENT, FewShotRoom
 from ssmsam.server.images import OpenImage
@@ -116,8 +116,8 @@ class FewShotTask(InferTask):
         segmented = time.perf_counter()
         values = self._values(found.labels, options)
         mask = _with_values(found, values)
-        if is_ohif(options):
-            self._keep_the_rest(asked, mask, values)
+        if replaces_its_screen(options):
+            self._keep_the_rest(image, mask, values, asked.client)
         path = write_mask(mask, image.volume, options)
         self._serve(image, found, asked.client, clicks)
         beside = self._adapts_beside(asked, name)
@@ -268,17 +268,17 @@ class FewShotTask(InferTask):
         Clients that read the details get the found labels as 1, 2, ...: the others stay untouched on their screen.
         OHIF never sees the details and maps values by what /info said.
         """
-        if is_ohif(options):
+        if replaces_its_screen(options):
             offered = self._room.offered
             return {label: offered.index(label) + 1 for label in labels}
         return {label: number for number, label in enumerate(labels, 1)}
 
-    def _keep_the_rest(self, asked: Asked, answer: np.ndarray, values: dict[str, int]) -> None:
-        """Add what else is on the screen of OHIF, which drops every segment that an automatic model leaves out.
+    def _keep_the_rest(self, image: OpenImage, answer: np.ndarray, values: dict[str, int], client: str) -> None:
+        """Add what else is on the screen of a viewer that is about to replace all of it.
 
         What it asked for without a label cannot be told apart there, so it goes, and nobody can accept it any more.
         """
-        datastore, image, client = self._room.datastore, asked.image, asked.client
+        datastore = self._room.datastore
         if not image.source.image_id or not isinstance(datastore, AnnotatedStudies):
             return
         found, offered = set(values), self._room.offered

@@ -18,9 +18,10 @@ _ADDED = (
 )
 
 
-def is_ohif(options: Mapping[str, Any]) -> bool:
-    """Whether a request comes from OHIF: with our script it says so, without it it is known by what it sends."""
-    return options.get("viewer") == "ohif" or ("restore_label_idx" in options and not options.get("client_id"))
+def replaces_its_screen(options: Mapping[str, Any]) -> bool:
+    """Whether a request comes from OHIF's panel: it drops every segment that an automatic model leaves out, and never
+    sees the details of an answer. It is known by what it sends; our script names the viewer beside."""
+    return "restore_label_idx" in options and (options.get("viewer") == "ohif" or not options.get("client_id"))
 
 
 def own_file(path: str) -> Path | None:

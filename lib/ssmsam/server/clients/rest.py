@@ -76,7 +76,7 @@ OPTIONS = {
     "max_mm": Key("number", "sam_3d: how far from a click it may go, in millimetres; 0 for no limit."),
     "z_range": Key("string|array", "sam_3d: first and last slice that it may reach.", "10-50"),
     "adapt": Key("boolean", "fewshot, ssm_sam: adapt to the annotated slices; true unless told."),
-    "wait": Key("boolean", "fewshot, ssm_sam: adapt first and answer then, not beside; false unless told."),
+    "wait": Key("boolean", "fewshot, ssm_sam: adapt first and answer then; otherwise adaptation runs beside."),
     "only_this_image": Key("boolean", "fewshot, ssm_sam: learn from this image alone."),
     "budget_s": Key("number", "The most seconds that adaptation, or the choice of slices, may take."),
     "views": Key("integer", "uncertainty_map: how many disturbed copies of a slice are compared."),
