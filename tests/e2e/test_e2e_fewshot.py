@@ -252,11 +252,17 @@ def test_training_runs_in_its_own_process_and_publishes_a_head(
         f"{learner.url}/train/fewshot_decoder", json={"steps": 8, "budget_s": 60, "views": 1}, timeout=TIMEOUT
     )
     assert started.status_code == 200, started.text
+    listed = requests.get(f"{learner.url}/jobs", timeout=TIMEOUT).json()["jobs"]
+    (job,) = [one for one in listed if one["kind"] == "train"]
+    assert (job["model"], job["state"] in ("queued", "running")) == ("fewshot_decoder", True)
+    refused_ = requests.delete(f"{learner.url}/jobs/{job['id']}", timeout=TIMEOUT)
+    assert (refused_.status_code, "DELETE /train/" in refused_.json()["detail"]) == (422, True)
     end = time.monotonic() + 240
     while (task := requests.get(f"{learner.url}/train/", timeout=TIMEOUT).json())["status"] in ("RUNNING", "SUBMITTED"):
         assert time.monotonic() < end, task
         time.sleep(0.5)
     assert task["status"] == "DONE", task
+    assert requests.get(f"{learner.url}/jobs/{job['id']}", timeout=TIMEOUT).json()["state"] == "done"
     new = set(requests.get(f"{learner.url}/heads", timeout=TIMEOUT).json()["heads"]) - before
     assert len(new) == 1
     stats = learner.info()["train_stats"]["fewshot_decoder"]

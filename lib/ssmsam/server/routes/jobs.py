@@ -6,35 +6,40 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ssmsam.server.errors import NotKnown
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.queue import trainings
 from ssmsam.server.routes.common import Annotator, AnyUser, the_app
-from ssmsam.service.jobs import UnknownJob
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
 
-@router.get("", summary="What runs, what waits, and what ended lately")
+@router.get("", summary="What runs, what waits, and what ended lately; trainings too")
 @router.get("/", include_in_schema=False)
 def jobs(user: AnyUser) -> dict[str, Any]:
-    return {"jobs": [job.as_json() for job in the_app().jobs.listed()]}
+    return {"jobs": _listed()}
 
 
 @router.get("/{name}", summary="One job: its phase, how much of it is done, and the seconds that it will still take")
 def one(user: AnyUser, name: str) -> dict[str, Any]:
-    try:
-        return the_app().jobs.get(name).as_json()
-    except UnknownJob:
-        raise _unknown(name) from None
+    return _known(name)
 
 
 @router.delete("/{name}", summary="Stop a job, and no other; one that ended stays as it is")
 def stop(user: Annotator, name: str) -> dict[str, Any]:
-    try:
-        return the_app().jobs.cancel(name).as_json()
-    except UnknownJob:
-        raise _unknown(name) from None
+    if _known(name)["kind"] == "train":
+        raise InvalidRequest("this is a training: DELETE /train/ stops it, and those that wait")
+    return the_app().jobs.cancel(name).as_json()
 
 
-def _unknown(name: str) -> NotKnown:
-    known = [job.id for job in the_app().jobs.listed()]
-    return NotKnown("job", name, known, step="It may have ended long ago; GET /jobs lists what is known")
+def _listed() -> list[dict[str, Any]]:
+    app = the_app()
+    found = [*(job.as_json() for job in app.jobs.listed()), *trainings(app.trainers)]
+    return sorted(found, key=lambda job: {"running": 0, "queued": 1}.get(job["state"], 2))
+
+
+def _known(name: str) -> dict[str, Any]:
+    """Raises NotKnown."""
+    found = {job["id"]: job for job in _listed()}
+    if name not in found:
+        raise NotKnown("job", name, found, step="It may have ended long ago; GET /jobs lists what is known")
+    return found[name]
