@@ -221,6 +221,8 @@ def test_slips_are_said_and_nothing_dies(viewer: OhifPage, archive: Server, stud
 
     with viewer.step("a click in the coronal view is a click on that stored slice"):
         viewer.page.evaluate(f"() => services.viewportGridService.setActiveViewportId({CORONAL})")
+        viewer.page.wait_for_function(f"() => services.viewportGridService.getActiveViewportId() === {CORONAL}")
+        viewer.page.wait_for_timeout(1000)  # a click before it is drawn as active only activates it
         other = ct.click(ORGAN, k=click[2] + 2)
         viewer.click_voxel(other)
         viewer.page.wait_for_timeout(300)

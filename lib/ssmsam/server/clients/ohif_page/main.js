@@ -13,7 +13,7 @@ const viewer = new Viewer();
 let known = { partial: {} }, drawnOn = new Map();
 let asked = []; // {label, slice, why, seen}, the most useful first
 const following = new Set(); // jobs that were seen to run
-let openImage = null, running = Promise.resolve(), waiting = 0, mended = null, connected = null;
+let openImage = null, running = Promise.resolve(), waiting = 0, mended = null, connected = null, watched = null;
 
 const actions = {
   accept: () => onSlice('accept_slice'),
@@ -176,29 +176,43 @@ function mendPanel() {
       one.classList.contains('actionInput') && [...one.options].some(option => option.value === 'next_slices'));
     if (choice) choice.value = 'next_slices';
   }
+  colourSegments();
   const tab = document.querySelector('.monaiLabelPanel input[value=pointprompts]');
   if (tab && !tab.checked) tab.click(); // the labels are there, and the tool that places points
 }
 
-// The panel connects by itself once the images are drawn. Its own button waits meanwhile: two at a time would load
-// everything twice.
+// The panel connects by itself once the images are drawn.
 function connect() {
   const panel = viewer.panel;
-  if (!panel || connected === panel || !viewer.drawn) return;
+  if (!panel) return;
+  watchConnection(panel);
+  if (connected === panel || panel.state.isDataReady || !viewer.drawn) return;
   connected = panel;
+  panel.onInfo(panel.settings?.current?.state?.url ?? `${location.origin}/`);
+}
+
+// Each connection begins with empty segments in the panel's colours. Two at a time would load everything twice: the
+// panel's button waits for the one before.
+function watchConnection(panel) {
+  if (watched === panel) return;
+  watched = panel;
   const stock = panel.onInfo;
   let last = Promise.resolve();
   panel.onInfo = url => {
+    connected = panel;
     last = last.then(() => stock(url)).then(async () => {
       for (let i = 0; i < 50 && panel.state.isDataReady && !viewer.ready; i++) await new Promise(go => setTimeout(go, 100));
-      openImage = null; // the panel began with empty segments in its own colours, each time
-      viewer.tellColoursApart();
-      setTimeout(guarded(() => viewer.tellColoursApart()), COLOURED_MS);
+      openImage = null;
+      colourSegments();
     }).catch(error => console.warn('ssmsam: the panel did not connect', error));
     return last;
   };
   panel.forceUpdate();
-  if (!panel.state.isDataReady) panel.onInfo(panel.settings?.current?.state?.url ?? `${location.origin}/`);
+}
+
+function colourSegments() {
+  viewer.tellColoursApart();
+  setTimeout(guarded(() => viewer.tellColoursApart()), COLOURED_MS);
 }
 
 // A Run that died inside the panel stays disabled: it is freed when nothing runs.
