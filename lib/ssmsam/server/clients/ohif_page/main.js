@@ -14,6 +14,7 @@ let known = { partial: {} }, drawnOn = new Map();
 let asked = []; // {label, slice, why, seen}, the most useful first
 const following = new Set(); // jobs that were seen to run
 let openImage = null, running = Promise.resolve(), waiting = 0, mended = null, connected = null, watched = null;
+let drawnInto = null, coloured = null;
 
 const actions = {
   accept: () => onSlice('accept_slice'),
@@ -176,7 +177,6 @@ function mendPanel() {
       one.classList.contains('actionInput') && [...one.options].some(option => option.value === 'next_slices'));
     if (choice) choice.value = 'next_slices';
   }
-  colourSegments();
   const tab = document.querySelector('.monaiLabelPanel input[value=pointprompts]');
   if (tab && !tab.checked) tab.click(); // the labels are there, and the tool that places points
 }
@@ -191,8 +191,7 @@ function connect() {
   panel.onInfo(panel.settings?.current?.state?.url ?? `${location.origin}/`);
 }
 
-// Each connection begins with empty segments in the panel's colours. Two at a time would load everything twice: the
-// panel's button waits for the one before.
+// Two connections at a time would load everything twice: the next waits for the one before.
 function watchConnection(panel) {
   if (watched === panel) return;
   watched = panel;
@@ -202,17 +201,22 @@ function watchConnection(panel) {
     connected = panel;
     last = last.then(() => stock(url)).then(async () => {
       for (let i = 0; i < 50 && panel.state.isDataReady && !viewer.ready; i++) await new Promise(go => setTimeout(go, 100));
-      openImage = null;
-      colourSegments();
     }).catch(error => console.warn('ssmsam: the panel did not connect', error));
     return last;
   };
-  panel.forceUpdate();
+  if (panel.settings?.current) panel.settings.current.onInfo = panel.onInfo; // what its button calls
 }
 
-function colourSegments() {
-  viewer.tellColoursApart();
-  setTimeout(guarded(() => viewer.tellColoursApart()), COLOURED_MS);
+// Each connection begins with segments in the panel's colours, and with empty masks where it made new ones.
+function noticeNewSegments() {
+  const { labelmap, segmentSettings } = viewer;
+  if (labelmap !== drawnInto) openImage = null;
+  if (segmentSettings !== coloured) {
+    viewer.tellColoursApart();
+    setTimeout(guarded(() => viewer.tellColoursApart()), COLOURED_MS);
+  }
+  drawnInto = labelmap;
+  coloured = segmentSettings;
 }
 
 // A Run that died inside the panel stays disabled: it is freed when nothing runs.
@@ -265,6 +269,7 @@ function draw() {
   bar.makeRoomIn(viewer.room);
   mendPanel();
   reviveRun();
+  noticeNewSegments();
   const image = viewer.image;
   if (image !== openImage) {
     openImage = image;

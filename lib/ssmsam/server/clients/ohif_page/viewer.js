@@ -225,24 +225,31 @@ export class Viewer {
     }
   }
 
+  // The panel's own record of its segments, by index: {label, color}.
+  get segmentSettings() {
+    return window.services.segmentationService.getSegmentation(SEGMENTATION)?.config?.segments ?? null;
+  }
+
   // The panel gives left and right organs one colour, and many organs one that looks the same: later ones get another hue.
   tellColoursApart() {
-    const settings = window.services.segmentationService.getSegmentations()[0]?.config?.segments ?? {};
+    const settings = this.segmentSettings ?? {};
     const taken = [];
     for (const segment of Object.values(settings)) {
       let color = Array.from(segment.color ?? freshColour(segment.segmentIndex)).slice(0, 3);
-      for (let tries = 0; tries < 8 && taken.some(one => Math.hypot(...difference(one, color)) < ALIKE); tries++) {
+      const done = segment.apart === color.join();
+      for (let tries = 0; !done && tries < 8 && taken.some(one => Math.hypot(...difference(one, color)) < ALIKE); tries++) {
         color = hueTurned(color, HUE_STEP);
       }
       taken.push(color);
       segment.color = [...color, 255];
+      segment.apart = color.join(); // done once: a label keeps its colour
       this.colour(segment.segmentIndex, segment.color);
     }
     this.panel.forceUpdate();
   }
 
   cssColour(label) {
-    const settings = window.services.segmentationService.getSegmentations()[0]?.config?.segments ?? {};
+    const settings = this.segmentSettings ?? {};
     const segment = Object.values(settings).find(one => one.label === label);
     return segment ? `rgb(${Array.from(segment.color).slice(0, 3).join()})` : '#888';
   }
