@@ -280,8 +280,9 @@ function draw() {
     });
   }
   const label = viewer.label;
-  bar.show({ label, colour: viewer.cssColour(label), slice: viewer.slice, states: states(label),
-    asked: new Set(asked.filter(one => one.label === label).map(one => one.slice)) });
+  const now = states(label), open = one => one.label === label && !['annotated', 'empty'].includes(now[one.slice]);
+  bar.show({ label, colour: viewer.cssColour(label), slice: viewer.slice, states: now,
+    asked: new Set(asked.filter(open).map(one => one.slice)) });
 }
 
 async function showJobs() {

@@ -213,7 +213,7 @@ export class Viewer {
     const info = this.panel.state.info;
     if (!info.labels.includes(label)) info.labels = [...info.labels, label].sort();
     this.panel.setState({ info });
-    this.colour(index, color);
+    this.tellColoursApart();
     return index;
   }
 
