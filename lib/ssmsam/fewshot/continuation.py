@@ -20,15 +20,15 @@ _FARTHEST_MM = 100.0
 
 @dataclass(frozen=True)
 class ContinuationConfig:
-    """A logistic model, *fitted on* masks past the ends of three or five annotated slices, half of them with the
-    target's first and last slice and half from 10 to 90 % of its extent, by the prompted decoder: all labels of six
-    training patients of ``chaos_t2_mr``, five of ``sabs_ct``, and five images of ``hippocampus_mr`` that the weights
-    never saw; each label and placement weighs the same. Positive are masks of which more than half is the target.
-    ``least_chance`` is an even one. Left out patient by patient, it brought the voxels that are wrong past both kinds
-    of ends from 2.2 to 0.3 % of the target in CT, from 0.3 to 0.1 % in MR and from 31 to 2.4 % in the hippocampus."""
+    """A logistic model, *fitted* by :mod:`ssmsam.evaluation.continuation_fit` *on* masks past the ends of three or five
+    annotated slices, half of them with the target's first and last slice and half from 10 to 90 % of its extent, by the
+    prompted decoder: all labels of six training patients of ``chaos_t2_mr``, five of ``sabs_ct``, and five images of
+    ``hippocampus_mr`` that the weights never saw; each label and placement weighs the same. Positive are masks of which
+    more than half is the target. Left out patient by patient, it brought the voxels that are wrong past both kinds of
+    ends from 2.2 to 0.3 % of the target in CT, from 0.3 to 0.1 % in MR and from 31 to 2.4 % in the hippocampus."""
 
     least_chance: float = 0.5
-    """Masks less likely right than this are left out, and what lies beyond them."""
+    """Masks less likely right than this are left out, and what lies beyond them: more likely wrong than right."""
     least_slices: int = 3
     """Fewer annotated slices that show the target say nothing of its ends."""
     intercept: float = -1.57
