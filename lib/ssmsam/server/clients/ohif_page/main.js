@@ -129,6 +129,10 @@ async function runPoints(model) {
       ...viewer.options(model), label, foreground: here(foreground), background: here(background), for_label: undefined,
     });
     viewer.paint({ [label]: 1 }, mask, slice);
+    if (slice !== null && viewer.slice !== slice) {
+      viewer.goTo(slice);
+      bar.notice(`the newest point of ${label} is on slice ${slice}: it was segmented there`);
+    }
   });
 }
 
