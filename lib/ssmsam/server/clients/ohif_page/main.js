@@ -123,7 +123,7 @@ async function runPoints(model) {
     const label = chosenLabel(), { foreground, background } = viewer.clicks, flat = viewer.modelInfo(model)?.dimension === 2;
     const newest = foreground.at(-1) ?? background.at(-1);
     if (!newest) throw new Error(`place a point on the ${label} first, then run ${model}`);
-    const slice = flat ? (viewer.points.state.currentLabel === 'background' ? background.at(-1) : newest)[2] : null;
+    const slice = flat ? (viewer.points.state.currentLabel === 'background' ? background.at(-1) ?? newest : newest)[2] : null;
     const here = flat ? points => points.filter(one => one[2] === slice) : points => points;
     const { mask } = await server.masks(model, image, {
       ...viewer.options(model), label, foreground: here(foreground), background: here(background), for_label: undefined,
@@ -146,6 +146,8 @@ async function runMessage(model, image) {
   const slice = (foreground.at(-1) ?? background.at(-1))?.[2] ?? viewer.slice;
   bar.notice((await server.message(model, image, { label, slice })).detail);
   if (model === 'empty_slice') viewer.paint({ [label]: 1 }, null, slice);
+  if (viewer.slice !== slice) viewer.goTo(slice);
+  viewer.clearClicks();
 }
 
 // The masks that the server knows of, after a reload or when something was taken back.
