@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, drawn, submission
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
+from ssmsam.annotation.label_info import is_reserved, read_label_info
+from ssmsam.annotation.label_names import known_label
+from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
 from ssmsam.annotation.service import AnnotationService
 from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth, now
 from ssmsam.imaging.volume import Grid
@@ -33,9 +36,10 @@ def serve(
     service.log.serve("case", Served.of(drawn(*slices) > 0, label=label, client=client, when=when, **more))
 
 
-def submit(service: AnnotationService, array: np.ndarray, **params) -> Annotations:
+def submit(service: AnnotationService, array: np.ndarray, when: str = "2026-01-02", **params) -> Annotations:
     labels = params.pop("labels", ("liver",))
-    return service.merge("case", service.submitted("case", submission(array, labels, **params), GRID))
+    said = replace(submission(array, labels, **params), when=when)
+    return service.merge("case", service.submitted("case", said, GRID))
 
 
 def annotated(known: Annotations, label: str = "liver") -> set[int]:
@@ -180,12 +184,12 @@ def test_only_what_was_shown_and_checked_is_finished(service: AnnotationService)
     with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
         service.finished("case", GRID, client="reader")
     serve(service, 2, 3)
-    with pytest.raises(InvalidSubmission, match="no slice of it was checked"):
+    with pytest.raises(InvalidSubmission, match="no slice that shows it was checked"):
         service.finished("case", GRID, client="reader")
-    submit(service, drawn(2))
+    accept(service, 2)
     serve(service, 5, label="spleen")
     update = service.finished("case", GRID, client="reader")
-    assert update.complete == {"liver"} and update.notes == ("spleen stays open: no slice of it was checked",)
+    assert update.complete == {"liver"} and update.notes == ("spleen stays open: no slice that shows it was checked",)
     with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
         service.finished("case", GRID, client="another")
 
@@ -193,32 +197,38 @@ def test_only_what_was_shown_and_checked_is_finished(service: AnnotationService)
 def test_a_screen_is_empty_after_the_image_was_opened(service: AnnotationService) -> None:
     submit(service, drawn(2))
     serve(service, 2, 3)
-    service.opened("case", client="reader", host="10.0.0.1")
+    service.opened("case", client="reader")
     with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
         service.finished("case", GRID, client="reader")
-    service.shown_again("case", "liver", service.known("case", GRID), client="reader")
+    service.shown_again("case", "liver", drawn(2, 3) > 0, service.known("case", GRID), client="reader")
     assert service.finished("case", GRID, client="reader").complete == {"liver"}
-    service.opened("case", client="user-xyz", host="10.0.0.2")  # what everybody is called says nothing of this reader
+    service.opened("case", client="another")
     assert service.finished("case", GRID, client="reader").complete == {"liver"}
 
 
 def test_what_was_shown_before_the_image_was_opened_again_does_not_count(service: AnnotationService) -> None:
     serve(service, 2, 3)
     accept(service, 2)
-    service.opened("case", client="reader", host="")
+    service.opened("case", client="reader")
     serve(service, 5, only=[5], when=now())  # a click on the empty screen
     with pytest.raises(InvalidSubmission, match="only some of its slices were shown"):
         service.finished("case", GRID, client="reader")
 
 
-def test_viewers_without_a_name_are_told_apart_by_their_machine(service: AnnotationService) -> None:
-    submit(service, drawn(2))
-    serve(service, 2, 3, client="user-xyz", when=now())
-    service.opened("case", client="", host="10.0.0.2")
-    assert service.finished("case", GRID, client="user-xyz", host="10.0.0.1").complete == {"liver"}
-    service.opened("case", client="", host="10.0.0.1")
-    with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
-        service.finished("case", GRID, client="user-xyz", host="10.0.0.1")
+def test_viewers_without_a_name_are_told_apart_by_their_machine() -> None:
+    one, other = reader_of("user-xyz", "10.0.0.1"), reader_of("user-xyz", "10.0.0.2")
+    assert one != other and reader_of("", "10.0.0.1") not in (one, other)
+    assert reader_of("reader-a", "10.0.0.1") == reader_of("reader-a", "10.0.0.2") == "reader-a"
+
+
+@pytest.mark.parametrize(
+    "partial", [{"axis": 0, "slices": {"liver": {"empty": [0]}}}, {"slices": {"liver": {"empty": [0]}}}]
+)
+def test_a_slice_that_shows_nothing_is_no_check(service: AnnotationService, partial: dict[str, object]) -> None:
+    serve(service, 2, 3)
+    service.merge("case", service.changed("case", partial, GRID, client="another"))
+    with pytest.raises(InvalidSubmission, match="no slice that shows it was checked"):
+        service.finished("case", GRID, client="reader")
 
 
 def test_slices_that_were_never_shown_are_not_finished_as_empty(service: AnnotationService) -> None:
@@ -229,7 +239,7 @@ def test_slices_that_were_never_shown_are_not_finished_as_empty(service: Annotat
 
 
 def test_a_label_that_is_named_at_the_end_is_finished(service: AnnotationService) -> None:
-    serve(service, 2, label=UNNAMED)
+    serve(service, 2, label=UNNAMED, prompted=[2])
     accept(service, 2)
     known = service.merge("case", service.finished("case", GRID, client="reader", labels=["liver"]))
     assert known.finished and known.target("liver")[0].any()
@@ -267,6 +277,44 @@ def test_taking_back_leaves_what_others_said_since(service: AnnotationService) -
     known = undo(service)
     assert annotated(known) == {2} and known.slices[SliceKey("liver", 0, 2)].mask.array.all()
     assert known.revisions[-1].update.notes == ("slice 2 of liver was changed since then: left as it is",)
+
+
+def test_what_changed_nothing_is_not_taken_back(service: AnnotationService) -> None:
+    submit(service, drawn(2))
+    submit(service, drawn(), labels=("gizmo",))  # a viewer sends an empty segment too
+    assert annotated(undo(service)) == set()
+
+
+def test_what_its_author_took_back_is_not_restored(service: AnnotationService) -> None:
+    own, other, third = drawn(5), drawn(), drawn()
+    other[5], other[6], third[5, 0, 0] = 1, 1, 1
+    said = {"slices": {"liver": {"annotated": [5]}}}
+    submit(service, own, partial=said)
+    both = {"slices": {"liver": {"annotated": [5, 6]}}}
+    submit(service, other, client_id="another", partial=both, when="2026-01-03")
+    submit(service, third, partial=said, when="2026-01-04")
+    undo(service, client="another")
+    known = undo(service)
+    assert np.array_equal(known.slices[SliceKey("liver", 0, 5)].mask.array, drawn(5)[5] > 0)
+
+
+def test_what_others_changed_is_skipped(service: AnnotationService) -> None:
+    submit(service, drawn(2))
+    submit(service, drawn(2, 3), when="2026-01-03")
+    service.merge("case", service.changed("case", {"slices": {"liver": {"withdraw": [3]}}}, GRID, client="another"))
+    assert annotated(undo(service)) == set()
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u200b", "a" * 65, "a\ud800"])
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(InvalidSubmission, match="cannot be a label's name"):
+        known_label(name, ["liver"])
+
+
+def test_reserved_names_in_any_spelling() -> None:
+    assert all(map(is_reserved, ("Background", " BACKGROUND", "Liver_Scribbles", "Not_liver", "not_")))
+    assert not is_reserved("liver") and known_label("li\u200bver", ["Liver"]) == "Liver"
+    assert read_label_info(["Background", "Liver", "x_SCRIBBLES"]) == {"Liver": 1}
 
 
 def test_a_finished_label_is_opened_again_by_taking_back(service: AnnotationService) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -65,6 +65,11 @@ class Revision:
     def keys(self) -> frozenset[SliceKey]:
         """The slices that changed."""
         return self.update.withdrawn | self.update.entries.keys()
+
+    @property
+    def says_something(self) -> bool:
+        """Whether it changed a slice, or what is finished."""
+        return bool(self.keys or self.update.complete or self.update.reopened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,21 +157,29 @@ class Annotations:
         return replace(self, revisions=self.revisions[:number])
 
     def taken_back(self, client: str, *, when: str = "") -> Update:
-        """What takes back the last action of a client that it did not take back before: its slices and labels are as
-        they were. What somebody changed since then stays. Raises :class:`InvalidSubmission` when nothing is left.
+        """What takes back the last action of a client that still counts: its slices and labels are as they were.
+
+        What somebody changed since then stays. Raises :class:`InvalidSubmission` when nothing is left.
         """
         undone = frozenset[int]().union(*(revision.update.undoes for revision in self.revisions))
         standing = [one for one in self.revisions if not one.update.undoes and one.number not in undone]
-        own = [revision for revision in standing if revision.update.client == client]
-        if not own:
-            raise InvalidSubmission("there is nothing of yours to take back on this image")
-        last = [one for one in own if one is own[-1] or (one.update.when and one.update.when == own[-1].update.when)]
+        own = [one for one in standing if one.update.client == client and one.says_something]
+        while own:
+            last = [
+                one for one in own if one is own[-1] or (one.update.when and one.update.when == own[-1].update.when)
+            ]
+            found = self._without(last, standing, client=client, when=when)
+            if found.entries or found.withdrawn or found.complete or found.reopened:
+                return found
+            own = [one for one in own if one not in last]  # others changed all of it since
+        raise InvalidSubmission("there is nothing of yours to take back on this image")
+
+    def _without(self, last: Sequence[Revision], standing: Sequence[Revision], *, client: str, when: str) -> Update:
+        """What leads to a state without the ``last`` revisions, except for what later ``standing`` ones changed."""
         numbers = frozenset(revision.number for revision in last)
-        before = self.at(last[0].number - 1)
+        before = replace(self, revisions=tuple(one for one in standing if one.number < min(numbers)))
         changed = {key for one in standing if one.number > max(numbers) for key in one.keys}
         touched = frozenset[SliceKey]().union(*(revision.keys for revision in last))
-        if touched and touched <= changed:
-            raise InvalidSubmission("the slices of your last action were changed since then: take back single slices")
         mine = touched - changed
         restored = {key: replace(before.slices[key], client=client, when=when) for key in mine if key in before.slices}
         return Update(

@@ -11,6 +11,7 @@ from ssmsam.annotation.truth import InvalidSubmission
 BACKGROUND = "background"
 NEGATIVE = "not_"
 """``not_liver`` is painted where the user says that there is no liver."""
+_SCRIBBLES = "_scribbles"
 
 
 def read_label_info(value: Any, *, fallback: Sequence[str] = ()) -> dict[str, int]:
@@ -46,11 +47,17 @@ def read_label_info(value: Any, *, fallback: Sequence[str] = ()) -> dict[str, in
 
 def negative_of(name: str) -> str:
     """The label that ``name`` is the negative of, or ""."""
-    return name[len(NEGATIVE) :] if name.startswith(NEGATIVE) else ""
+    return name[len(NEGATIVE) :].strip() if name.casefold().startswith(NEGATIVE) else ""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a name, in any spelling, means something else than a label: background, scribbles, or a negative."""
+    return not _is_label(name) or name.strip().casefold().startswith(NEGATIVE)
 
 
 def _is_label(name: str) -> bool:
-    return name != BACKGROUND and not name.endswith("_scribbles")
+    folded = name.strip().casefold()
+    return folded != BACKGROUND and not folded.endswith(_SCRIBBLES)
 
 
 def _name(entry: Any) -> str:

@@ -6,6 +6,10 @@ import unicodedata
 from collections.abc import Collection, Iterable
 
 from ssmsam.annotation.label_info import NEGATIVE, negative_of
+from ssmsam.annotation.truth import InvalidSubmission
+
+LONGEST = 64
+"""Characters of a name: what a segment's label in DICOM may hold."""
 
 
 def fold(name: str) -> str:
@@ -15,12 +19,24 @@ def fold(name: str) -> str:
         >>> fold("  Left  Kidney ") == fold("left kidney")
         True
     """
-    return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
+    return _visible(name).casefold()
+
+
+def clean(name: str) -> str:
+    """A name in composed characters, without invisible ones and superfluous spaces.
+
+    Raises :class:`InvalidSubmission` where nothing is left, or what is left cannot be written.
+    """
+    found = _visible(name)
+    if not found or len(found) > LONGEST or "\ufffd" in found or any(0xD800 <= ord(one) < 0xE000 for one in name):
+        raise InvalidSubmission(f"{name[:40]!r} cannot be a label's name: send 1 to {LONGEST} visible characters")
+    return found
 
 
 def known_label(name: str, known: Iterable[str]) -> str:
     """The label that a client means by ``name``: the one that is ``known`` in this or another spelling, else ``name``
-    without superfluous spaces. The first of several known spellings counts, unless one is exactly the name.
+    as :func:`clean` has it. The first of several known spellings counts, unless one is exactly the name. Raises
+    :class:`InvalidSubmission` for what cannot be a name.
 
     Example:
         >>> known_label("Liver ", ["spleen", "liver"])
@@ -28,14 +44,19 @@ def known_label(name: str, known: Iterable[str]) -> str:
     """
     if negative_of(name):
         return NEGATIVE + known_label(negative_of(name), known)
-    known = list(known)
+    known, name = list(known), clean(name)
     if name in known:
         return name
-    same = [label for label in known if fold(label) == fold(name)]
-    return same[0] if same else " ".join(unicodedata.normalize("NFC", name).split())
+    folded = name.casefold()
+    return next((label for label in known if fold(label) == folded), name)
 
 
 def new_labels(names: Iterable[str], known: Collection[str]) -> list[str]:
     """Those of the names that no known label has in any spelling, sorted."""
     folded = {fold(label) for label in known}
     return sorted({name for name in names if name and fold(name) not in folded})
+
+
+def _visible(name: str) -> str:
+    seen = "".join(one if unicodedata.category(one)[0] != "C" else " " * one.isspace() for one in name)
+    return " ".join(unicodedata.normalize("NFC", seen).split())

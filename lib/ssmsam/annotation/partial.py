@@ -69,7 +69,10 @@ def read_partial(
 
 
 def with_known_labels(value: Any, known: Sequence[str]) -> Any:
-    """The same ``partial`` with each label under the name by which it is known. What is malformed stays as it is."""
+    """The same ``partial`` with each label under the name by which it is known. What is malformed stays as it is.
+
+    Raises :class:`InvalidSubmission` where two spellings of one label are named.
+    """
     value = _from_text(value)
     if isinstance(value, list):
         return [with_known_labels(plane, known) for plane in value]
@@ -78,6 +81,9 @@ def with_known_labels(value: Any, known: Sequence[str]) -> Any:
     found = dict(value)
     if isinstance(value.get("slices"), Mapping):
         found["slices"] = {known_label(str(label), known): lists for label, lists in value["slices"].items()}
+        if len(found["slices"]) < len(value["slices"]):
+            names = ", ".join(map(str, value["slices"]))
+            raise InvalidSubmission(f"partial.slices names a label twice in different spellings ({names}): send one")
     for name in ("complete", "reopen"):
         if isinstance(value.get(name), list):
             found[name] = [known_label(one, known) if isinstance(one, str) else one for one in value[name]]
@@ -182,7 +188,7 @@ def _read_labels(value: Any, name: str, labels: Collection[str], present: Collec
 
 
 def _check_label(label: Any, labels: Collection[str]) -> None:
-    if label not in labels:
+    if not isinstance(label, str) or label not in labels:
         raise InvalidSubmission(
             f"partial names {label!r}, which label_info does not: it has {', '.join(labels) or 'no labels'}"
         )

@@ -20,9 +20,14 @@ SHARED_IDS = frozenset({"", "user-xyz"})
 """Client ids that say nothing: what viewers send when nobody set one."""
 
 
-def screen_of(client: str, host: str) -> str:
-    """Whose screen a request comes from: its client's, or its machine's where the client's id says nothing."""
-    return f"@{host}" if client in SHARED_IDS else client
+def reader_of(client: str, host: str) -> str:
+    """Who a request comes from: its client, and where the client's id says nothing, its machine too.
+
+    Example:
+        >>> reader_of("user-xyz", "10.0.0.1"), reader_of("reader-a", "10.0.0.1")
+        ('user-xyz@10.0.0.1', 'reader-a')
+    """
+    return f"{client}@{host}" if client in SHARED_IDS and host else client
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Assignment:
 
     def is_for(self, client: str) -> bool:
         """Whether a client may have worked on it. A client without a name may be anyone."""
-        return not self.client or not client or self.client == client
+        return not self.client.partition("@")[0] or not client.partition("@")[0] or self.client == client
 
 
 class Verdict(str, Enum):

@@ -19,7 +19,7 @@ from ssmsam.annotation.interpretation import Context, Submission, interpret, int
 from ssmsam.annotation.label_info import negative_of
 from ssmsam.annotation.log import WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.records import UNNAMED, Mark, Served, screen_of
+from ssmsam.annotation.records import UNNAMED, Mark, Served
 from ssmsam.annotation.store import AnnotationStore, image_folder
 from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
 from ssmsam.imaging.plane import Plane
@@ -87,9 +87,9 @@ class AnnotationService:
         """Every label that is known by now: these, and what was drawn on this image."""
         return tuple(dict.fromkeys((*self.annotated_names, *self.log.labels(image))))
 
-    def opened(self, image: str, *, client: str, host: str) -> None:
+    def opened(self, image: str, *, client: str) -> None:
         """A client opened an image: its screen shows nothing of it yet."""
-        self.log.open(image, screen_of(client, host), now())
+        self.log.open(image, client, now())
 
     def on_screen(self, image: str, submission: Submission) -> list[Served]:
         """What a submission shows of its client's screen, to be noted as served: what is gone by the next one was
@@ -115,13 +115,14 @@ class AnnotationService:
         known = self.known(image, grid)
         return {label: whole(label, known, served) for label, served in self._own(image, client).items()}
 
-    def shown_again(self, image: str, label: str, known: Annotations, *, client: str) -> None:
-        """Note that a client was sent again what is known of a label: what it had, and what was annotated since."""
+    def shown_again(self, image: str, label: str, mask: np.ndarray, known: Annotations, *, client: str) -> None:
+        """Note that a client was sent a mask (slices, rows, columns) of a label again, on the slices of which something
+        is known: those that it had, and those that were annotated since."""
         served = self._own(image, client).get(label)
         plane = _plane(served)
         shown, _ = on_screen(label, client, plane, served, known)
-        entries = {index: entry.mask for index, entry in known.annotated(label, plane=plane).items()}
-        self.log.serve(image, Served(label, client, plane.axis, {**shown, **entries}, when=now()))
+        only = sorted({*shown, *known.annotated(label, plane=plane)})
+        self.log.serve(image, Served.of(mask, label=label, client=client, plane=plane, only=only, when=now()))
 
     def marked(self, image: str, mark: Mark, grid: Grid) -> Update:
         """What a verdict on one slice says: the mask on that client's screen is right, or the label is not there."""
@@ -137,6 +138,8 @@ class AnnotationService:
         said = read_partial(partial, grid=grid, labels={*known.labels, *own, *self.labels}, present=annotated)
         if said is None:
             raise InvalidSubmission("partial is missing: say which slices to change")
+        for label in sorted(said.complete - annotated - own.keys()):
+            raise InvalidSubmission(f"{label} cannot be complete: no slice of it is annotated, and you were shown none")
         finished = complete(said.complete, known, own, client=client, when=now())
         listed = {
             key: SliceAnnotation(
@@ -152,7 +155,7 @@ class AnnotationService:
             reopened=said.reopened & known.complete,
         )
 
-    def finished(self, image: str, grid: Grid, *, client: str, host: str = "", labels: Collection[str] = ()) -> Update:
+    def finished(self, image: str, grid: Grid, *, client: str, labels: Collection[str] = ()) -> Update:
         """Labels declared finished as they are on that client's screen: those that it was shown on every slice since
         it opened the image, and of which a person checked a slice; of ``labels``, or of all. The notes name the others.
         """
@@ -160,14 +163,13 @@ class AnnotationService:
         for label in set(labels) - own.keys():
             if UNNAMED in own:  # it was asked for without a label, which is named now
                 own[label] = replace(own[UNNAMED], label=label)
-        opened = self.log.opened(image, screen_of(client, host))
+        opened = self.log.opened(image, client)
         shown = {label: _shown(label, known, own.get(label), client, opened) for label in own.keys() | known.labels}
         unfinished = {key.label for key in known.slices} - known.complete
         wanted = (set(labels) or unfinished | {label for label, slices in shown.items() if slices}) - {UNNAMED}
         if not any(shown.get(label) for label in wanted):
             raise InvalidSubmission(NOTHING_SHOWN)
-        checked = {key.label for key, entry in known.slices.items() if entry.source is not Source.COMPLETE}
-        missing = {label: _why_open(label, shown, checked, own.get(label), grid) for label in sorted(wanted)}
+        missing = {label: _why_open(label, known, shown, own.get(label)) for label in sorted(wanted)}
         notes = tuple(f"{label} stays open: {why}" for label, why in missing.items() if why)
         ready = [label for label, why in missing.items() if not why]
         if not ready:
@@ -238,7 +240,7 @@ class AnnotationService:
         named, unnamed = own.get(label), own.get(UNNAMED)
         if unnamed is None:
             return named
-        later = named is None or (unnamed.when > named.when and index in unnamed.prompted)
+        later = index in unnamed.prompted and (named is None or unnamed.when > named.when)
         return replace(unnamed, label=label) if later else named
 
 
@@ -258,16 +260,16 @@ def _shown(label: str, known: Annotations, served: Served | None, client: str, o
     return frozenset(masks) if any(not mask.empty for mask in masks.values()) else frozenset()
 
 
-def _why_open(
-    label: str, shown: Mapping[str, frozenset[int]], checked: Collection[str], served: Served | None, grid: Grid
-) -> str:
+def _why_open(label: str, known: Annotations, shown: Mapping[str, frozenset[int]], served: Served | None) -> str:
     """Why a label cannot be finished; "" where it can."""
-    slices = shown.get(label, frozenset())
+    slices, plane = shown.get(label, frozenset()), _plane(served)
     if not slices:
         return "it was not shown since you opened the image"
-    if label not in checked:
-        return "no slice of it was checked"
-    if len(slices) < _plane(served).count(grid):
+    # checked is a whole slice that shows it, in the plane that is finished
+    entries = known.annotated(label, plane=plane).values()
+    if not any(one.source is not Source.COMPLETE and one.known is None and not one.empty for one in entries):
+        return "no slice that shows it was checked"
+    if len(slices) < plane.count(known.grid):
         return "only some of its slices were shown; run fewshot or sam_3d, and look at the rest"
     return ""
 

@@ -51,6 +51,8 @@ class FinishedLabel:
     """Those of its slices that a person checked one by one."""
     predicted: int
     """Those that were taken as they were on screen."""
+    empty: int
+    """Slices that count as without it."""
 
 
 def finished_labels(annotations: Annotations, labels: Iterable[str]) -> dict[str, FinishedLabel]:
@@ -58,17 +60,20 @@ def finished_labels(annotations: Annotations, labels: Iterable[str]) -> dict[str
     voxel_ml = abs(float(np.linalg.det(annotations.grid.affine[:3, :3]))) / 1000
     found = {}
     for label in sorted(labels):
-        entries = [entry for key, entry in annotations.slices.items() if key.label == label and not entry.empty]
+        known = [entry for key, entry in annotations.slices.items() if key.label == label]
+        entries = [entry for entry in known if not entry.empty]
         taken = sum(entry.source is Source.COMPLETE for entry in entries)
         mask, _ = annotations.target(label)
-        found[label] = FinishedLabel(len(entries), round(int(mask.sum()) * voxel_ml, 1), len(entries) - taken, taken)
+        ml = round(int(mask.sum()) * voxel_ml, 1)
+        found[label] = FinishedLabel(len(entries), ml, len(entries) - taken, taken, len(known) - len(entries))
     return found
 
 
 def describe_finished(held: Mapping[str, FinishedLabel]) -> str:
-    """As in: liver on 24 slices (1403.2 ml; 3 checked, 21 as proposed)."""
+    """As in: liver on 24 slices (1403.2 ml; 3 checked, 21 as proposed) and on none of 20 others."""
     return "; ".join(
-        f"{label} on {one.slices} slices ({one.ml:g} ml; {one.annotated} checked, {one.predicted} as proposed)"
+        f"{label} on {one.slices} slice{'s' * (one.slices != 1)} ({one.ml:g} ml; {one.annotated} checked, "
+        f"{one.predicted} as proposed) and on none of {one.empty} others"
         for label, one in held.items()
     )
 

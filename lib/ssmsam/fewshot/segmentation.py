@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -240,16 +240,21 @@ def with_annotations(prediction: Prediction, query: VolumeEmbeddings, support: S
 
     Where an annotation says that a label is not, another label that was proposed there stays.
     """
-    mask = prediction.mask.copy()
+    return replace(prediction, mask=as_annotated(prediction.mask, prediction.labels, query, support))
+
+
+def as_annotated(mask: np.ndarray, labels: Sequence[str], query: VolumeEmbeddings, support: Support) -> np.ndarray:
+    """A copy of a label map (slices, rows, columns) of 1, 2, ... for ``labels`` that holds what was annotated."""
+    mask = mask.copy()
     stack = query.plane.stack(mask)
-    for number, label in enumerate(prediction.labels, 1):
+    for number, label in enumerate(labels, 1):
         for one in support.get(label, ()):
             if one.volume == query.key.digest:
                 known = np.ones_like(one.mask) if one.known is None else one.known
                 pixels = stack[one.index]
                 pixels[(pixels == number) & known & ~one.mask] = 0
                 pixels[one.mask & known] = number
-    return replace(prediction, mask=mask)
+    return mask
 
 
 def smoothed(logits: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:

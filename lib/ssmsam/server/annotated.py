@@ -46,6 +46,8 @@ class Receipt:
     annotations: Annotations
     known: tuple[str, ...] = ()
     """The labels that were offered or annotated before."""
+    since: str = ""
+    """When the client opened the image."""
 
     @property
     def tag(self) -> str:
@@ -186,30 +188,31 @@ class AnnotatedStudies(Datastore):
         grid = self._grid(image_id)
         return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
 
-    def finish(self, image_id: str, *, client: str = "", host: str = "", labels: Collection[str] = ()) -> Receipt:
+    def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """Declare labels finished as the client sees them: those that it was shown since it opened the image and of
         which a slice was checked, of ``labels`` or of all. Raises InvalidSubmission where there are none."""
-        return self._apply(image_id, {}, lambda: self._finished(image_id, client, host, labels))
+        return self._apply(image_id, {}, lambda: self._finished(image_id, client, labels))
 
-    def finishing(self, image_id: str, *, client: str = "", host: str = "", labels: Collection[str] = ()) -> Receipt:
+    def finishing(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """What :meth:`finish` would do. Nothing is changed."""
         with self._one_at_a_time(image_id):
             self._written()
-            update = self._finished(image_id, client, host, labels)
-            return Receipt(update, self._service.known(image_id, update.grid).merge(update))
+            update = self._finished(image_id, client, labels)
+            merged = self._service.known(image_id, update.grid).merge(update)
+            return Receipt(update, merged, since=self._service.log.opened(image_id, client))
 
-    def _finished(self, image_id: str, client: str, host: str, labels: Collection[str]) -> Update:
+    def _finished(self, image_id: str, client: str, labels: Collection[str]) -> Update:
         grid = self._grid(image_id)
-        return self._service.finished(image_id, grid, client=client, host=host, labels=labels)
+        return self._service.finished(image_id, grid, client=client, labels=labels)
 
     def undo(self, image_id: str, *, client: str = "") -> Receipt:
         """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
         grid = self._grid(image_id)
         return self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
 
-    def opened(self, image_id: str, *, client: str = "", host: str = "") -> None:
+    def opened(self, image_id: str, *, client: str = "") -> None:
         """Note that a client opened an image: its screen shows nothing of it yet. It is written in the background."""
-        self._writer.submit(self._note, self._service.opened, image_id, client=client, host=host)
+        self._writer.submit(self._note, self._service.opened, image_id, client=client)
 
     def label_names(self, image_id: str) -> tuple[str, ...]:
         """Every label that is known by now: offered, annotated on any image, or drawn on this one."""
@@ -230,9 +233,10 @@ class AnnotatedStudies(Datastore):
         free = iter(n for n in range(1, 256) if n not in values.values() and n > len(order))
         values = {label: value or next(free) for label, value in values.items()}
         array = np.zeros(grid.shape, np.uint8)
-        for label in labels:
+        for label in sorted(labels, key=lambda one: -int(screen[one].sum())):  # what lies inside another stays visible
             array[screen[label]] = values[label]
-            self._service.shown_again(image_id, label, known, client=client)
+        for label in labels:
+            self._service.shown_again(image_id, label, array == values[label], known, client=client)
         return Volume(array, grid.affine), values
 
     def forget(self, image_id: str) -> None:

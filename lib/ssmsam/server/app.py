@@ -284,8 +284,8 @@ class ServerApp(MONAILabelApp):
         known = datastore.label_names(image_id)
         for name in ("label", FOR_LABEL):
             sent = found.get(name)
-            if isinstance(sent, str) and sent.strip() and sent != AS_SELECTED:
-                found[name] = known_label(sent, known)
+            if isinstance(sent, str) and sent != AS_SELECTED:
+                found[name] = known_label(sent, known) if sent.strip() else ""
         sent, label = request.get("label"), found.get("label")
         if sent and sent != label:
             found[AS_SENT] = sent

@@ -6,6 +6,7 @@ beside, and what comes of that answers from the next run on if it is estimated t
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ssmsam.annotation.truth import now
 from ssmsam.fewshot.correcting import Clicks
 from ssmsam.fewshot.head import FEWSHOT, Head
 from ssmsam.fewshot.method import FewShotConfig, segment
-from ssmsam.fewshot.segmentation import Prediction
+from ssmsam.fewshot.segmentation import Prediction, as_annotated
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.request import PromptRequest
@@ -30,6 +31,7 @@ from ssmsam.server.clients.ohif import replaces_its_screen
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot_room import ADAPT, SEGMENT, FewShotRoom
 from ssmsam.server.images import OpenImage
+from ssmsam.server.labelled import Limits
 from ssmsam.service.answers import Answer
 from ssmsam.service.jobs import Job
 from ssmsam.ssm.methods import SSM_SAM
@@ -180,7 +182,7 @@ class FewShotTask(InferTask):
         )  # fmt: skip
         kept = room.answers.get(key)
         if kept is not None:
-            return kept, True
+            return self._as_annotated(kept, asked), True
         prediction = segment(
             embeddings, head, support=asked.support, clicks=clicks, config=room.config, progress=job.progress
         )
@@ -191,7 +193,14 @@ class FewShotTask(InferTask):
             {label: list(slices) for label, slices in prediction.asked.items()},
         )
         room.answers.put(key, found)
-        return found, False
+        return self._as_annotated(found, asked), False
+
+    def _as_annotated(self, found: Answer, asked: Asked) -> Answer:
+        """With every annotated slice of this volume as it was annotated: the head was shown a part of them at most."""
+        room, image_id = self._room, asked.image.source.image_id
+        everything = room.labelled.support(image_id, only_this=True, limits=Limits(own=sys.maxsize, others=0))
+        mask = as_annotated(found.mask, found.labels, asked.image.embeddings, everything)
+        return replace(found, mask=mask)
 
     def _stop_outdated(self, asked: Asked) -> None:
         """What adapts beside to other annotations than there are now would be for nothing."""
@@ -225,14 +234,19 @@ class FewShotTask(InferTask):
 
     def _wanted(self, options: Mapping[str, Any]) -> list[str]:
         """The labels asked for: by name, or by number as viewers with class prompts send them; none means all."""
-        numbers = options.get("label_prompt")
-        if isinstance(numbers, list) and numbers:
-            offered = self._room.offered
-            return [offered[int(n) - 1] for n in numbers if str(n).isdigit() and 0 < int(n) <= len(offered)]
+        numbers, offered = options.get("label_prompt"), self._room.offered
+        if numbers:
+            if not isinstance(numbers, list) or not all(
+                str(n).isdigit() and 0 < int(n) <= len(offered) for n in numbers
+            ):
+                raise InvalidRequest(f"label_prompt has to be a list of numbers from 1 to {len(offered)}, as in /info/")
+            return [offered[int(n) - 1] for n in numbers]
         names = options.get("labels")
         if isinstance(names, str):
             names = [name.strip() for name in names.split(",") if name.strip()]
-        return [str(name) for name in names] if isinstance(names, list) else []
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise InvalidRequest("labels has to be a list of names, or names separated by commas")
+        return names or []
 
     def _clicks(self, options: Mapping[str, Any], image: OpenImage, head: Head) -> dict[str, Clicks]:
         """Clicks that mend a proposal: they count only with a ``label``, for viewers leave old ones in requests."""

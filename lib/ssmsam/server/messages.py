@@ -14,7 +14,8 @@ import numpy as np
 from cachetools import TTLCache
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from ssmsam.annotation.records import Mark, Verdict, screen_of
+from ssmsam.annotation.label_info import is_reserved
+from ssmsam.annotation.records import Mark, Verdict
 from ssmsam.annotation.summary import describe_finished
 from ssmsam.annotation.truth import SliceKey, now
 from ssmsam.prompting.request import PromptRequest
@@ -23,7 +24,7 @@ from ssmsam.server.annotated import AnnotatedStudies, Receipt
 from ssmsam.server.answer import write_mask
 from ssmsam.server.errors import InvalidRequest, NotConfirmed
 from ssmsam.server.images import OpenImage
-from ssmsam.server.prompted import FOR_LABEL, HOST, Prompting, chosen_label, label_choices
+from ssmsam.server.prompted import FOR_LABEL, Prompting, chosen_label, label_choices
 
 CLICK_FIRST = (
     "it is not known which slice this is about: place a point on it, and run the model again, or send its number as "
@@ -84,6 +85,8 @@ class SliceMessage(MessageTask):
         index = prompts.current
         if index is None:
             raise InvalidRequest(CLICK_FIRST)
+        if prompts.label and is_reserved(prompts.label):
+            raise InvalidRequest(f"{prompts.label!r} is no label that a slice can be about: choose an organ")
         client = str(options.get("client_id") or "")
         label = prompts.label or datastore.clicked_label(
             image.source.image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
@@ -179,12 +182,12 @@ class FinishVolume(MessageTask):
 
     def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
         image_id = image.source.image_id
-        client, host = str(options.get("client_id") or ""), str(options.get(HOST) or "")
+        client = str(options.get("client_id") or "")
         # viewers send the selected segment on every click, but this is about the volume: only a choice counts
         chosen = chosen_label(options)
-        about: dict[str, Any] = {"client": client, "host": host, "labels": [chosen] if chosen else ()}
+        about: dict[str, Any] = {"client": client, "labels": [chosen] if chosen else ()}
         if not read_flag(options.get("confirm"), "confirm"):
-            self._require_second_run(screen_of(client, host), image_id, datastore.finishing(image_id, **about))
+            self._require_second_run(client, image_id, datastore.finishing(image_id, **about))
         receipt = datastore.finish(image_id, **about)
         held, answer = receipt.finished(), receipt.answer()
         where = datastore.finished_labels_go_to if receipt.annotations.finished else "the annotations of this server"
@@ -196,13 +199,13 @@ class FinishVolume(MessageTask):
             "detail": "; ".join(said),
         }
 
-    def _require_second_run(self, screen: str, image_id: str, planned: Receipt) -> None:
-        held = planned.finished()
-        print_ = repr((planned.annotations.revision, held))
+    def _require_second_run(self, client: str, image_id: str, planned: Receipt) -> None:
+        held, masks = planned.finished(), {key: one.mask.digest for key, one in planned.update.entries.items()}
+        planned_now = repr((planned.annotations.revision, planned.since, held, masks))
         with self._lock:
-            if self._asked.pop((screen, image_id), None) == print_:
+            if self._asked.pop((client, image_id), None) == planned_now:
                 return
-            self._asked[screen, image_id] = print_
+            self._asked[client, image_id] = planned_now
         notes = "".join(f"; {note}" for note in planned.update.notes)
         raise NotConfirmed(
             f"this would finish {describe_finished(held)}{notes}. Run finish_volume again within {CONFIRM_S} seconds "

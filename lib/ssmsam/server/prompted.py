@@ -30,9 +30,6 @@ FOR_LABEL = "for_label"
 
 AS_SELECTED = "as selected"
 
-HOST = "_host"
-"""The address that a request came from, for clients that send no name of their own."""
-
 AS_SENT = "_label_as_sent"
 """How the client spells the label, which its viewer finds its segment by."""
 

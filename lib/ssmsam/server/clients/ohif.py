@@ -21,7 +21,9 @@ _ADDED = (
 def replaces_its_screen(options: Mapping[str, Any]) -> bool:
     """Whether a request comes from OHIF's panel: it drops every segment that an automatic model leaves out, and never
     sees the details of an answer. It is known by what it sends; our script names the viewer beside."""
-    return "restore_label_idx" in options and (options.get("viewer") == "ohif" or not options.get("client_id"))
+    return "restore_label_idx" in options and (
+        options.get("viewer") == "ohif" or not str(options.get("client_id") or "").partition("@")[0]
+    )
 
 
 def own_file(path: str) -> Path | None:

@@ -15,7 +15,9 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from ssmsam.annotation.records import SHARED_IDS, reader_of
 from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.clients.rest import require_text
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import volume_suffix
 
@@ -31,6 +33,7 @@ Upload = Annotated[UploadFile, File()]
 MaybeUpload = Annotated[UploadFile | None, File()]
 
 
+LONGEST_ID = 128
 LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
 """What an answer that is only a file says beside it: which value means which label, and a sentence for people."""
 
@@ -45,16 +48,22 @@ def the_app() -> ServerApp:
     return cast("ServerApp", app_instance())
 
 
-def host_of(request: Request) -> str:
-    """The address that a request came from."""
-    return request.client.host if request.client else ""
+def reader(client_id: Any, request: Request) -> str:
+    """Who a request comes from: its ``client_id``, and where that says nothing, its address. Raises InvalidRequest."""
+    if not isinstance(client_id, str | None) or len(client_id or "") > LONGEST_ID:
+        raise InvalidRequest(f"client_id has to be text of at most {LONGEST_ID} characters")
+    return reader_of(client_id or "", request.client.host if request.client else "")
 
 
-def note_opened(image: str, request: Request, client: str = "") -> None:
-    """Note that somebody opened an image; until it is shown something, its screen is empty."""
+def note_opened(image: str, request: Request, client_id: str = "") -> None:
+    """Note that somebody opened an image; until it is shown something, its screen is empty.
+
+    Where the request does not say who, it is whoever works at that address without a name.
+    """
     datastore = the_app().datastore()
     if isinstance(datastore, AnnotatedStudies):
-        datastore.opened(image, client=client, host=host_of(request))
+        for name in [client_id] if client_id else sorted(SHARED_IDS):
+            datastore.opened(image, client=reader(name, request))
 
 
 def known_image(image: str) -> str:
@@ -95,6 +104,7 @@ def json_object(text: str | None, *, name: str) -> dict[str, Any]:
         raise InvalidRequest(f"{name} is not valid JSON: {error}") from error
     if value is None:
         return {}
+    require_text(value, where=name)
     if not isinstance(value, dict):
         raise InvalidRequest(f"{name} has to be a JSON object, {{...}}, not {type(value).__name__}")
     return value

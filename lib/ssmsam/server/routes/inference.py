@@ -22,7 +22,6 @@ from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 from ssmsam.server.images import Source
-from ssmsam.server.prompted import HOST
 from ssmsam.server.routes.common import (
     DETAIL_HEADER,
     LABELS_HEADER,
@@ -30,9 +29,9 @@ from ssmsam.server.routes.common import (
     JsonText,
     MaybeUpload,
     Scratch,
-    host_of,
     in_header,
     json_object,
+    reader,
     received,
     the_app,
 )
@@ -66,7 +65,7 @@ def infer(
     if output == ResultType.dicom_seg:
         _require_dicom_store()
     source = _source(image, session_id, file, scratch)
-    asked = {**options, "model": model, "image": source, HOST: host_of(request)}
+    asked = {**options, "model": model, "image": source, "client_id": reader(options.get("client_id"), request)}
     if label:
         asked["label_file"] = str(_label_file(label, source, scratch))
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)

@@ -25,6 +25,7 @@ from ssmsam.server.routes.common import (
     KnownImage,
     in_header,
     note_opened,
+    reader,
     the_app,
 )
 
@@ -40,11 +41,13 @@ def known_slices(user: AnyUser, image: KnownImage) -> dict[str, Any]:
 
 @router.put("", summary="Withdraw, accept, finish or reopen slices and labels")
 @router.put("/", include_in_schema=False)
-def change_slices(user: Annotator, image: KnownImage, partial: JsonText, client_id: JsonText = "") -> dict[str, Any]:
+def change_slices(
+    user: Annotator, request: Request, image: KnownImage, partial: JsonText, client_id: JsonText = ""
+) -> dict[str, Any]:
     """``partial`` is what ``params.partial`` is in a submission. Slices listed as ``annotated`` are right as the
     client was last sent them; ``withdraw`` and ``reopen`` take back what was said.
     """
-    return _datastore().change(image, partial, client=client_id).answer()
+    return _datastore().change(image, partial, client=reader(client_id, request)).answer()
 
 
 @router.delete("", summary="Forget all that is known of an image's slices")
@@ -63,14 +66,19 @@ def opened(user: AnyUser, request: Request, image: KnownImage, client_id: str = 
 
 @router.get("/masks", summary="All masks of an image, to be shown again")
 def masks(
-    user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, client_id: str = "", compress: bool = True
+    user: AnyUser,
+    request: Request,
+    image: KnownImage,
+    background_tasks: BackgroundTasks,
+    client_id: str = "",
+    compress: bool = True,
 ) -> FileResponse:
     """A label map (NRRD): slices that are annotated, else what this client was sent last. Values are those of
     ``models.fewshot.labels`` in ``/info/``; the header ``X-Ssmsam-Labels`` holds them as percent-encoded JSON. It
     counts as shown.
     """
     offered = the_app().rooms[FEWSHOT].offered
-    volume, values = _datastore().show_again(image, client=client_id, order=offered)
+    volume, values = _datastore().show_again(image, client=reader(client_id, request), order=offered)
     path = write_mask(volume.array, volume, {"result_compress": compress})
     background_tasks.add_task(remove_file, path)
     answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")

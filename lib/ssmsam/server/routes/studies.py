@@ -28,6 +28,7 @@ from ssmsam.server.routes.common import (
     Upload,
     json_object,
     note_opened,
+    reader,
     received,
     require_label,
     the_app,
@@ -74,10 +75,12 @@ def check_image(user: AnyUser, image: KnownImage, check_sum: str | None = None) 
 
 
 @router.get("/image", summary="Download an image")
-def download_image(user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, request: Request) -> Response:
+def download_image(
+    user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, request: Request, client_id: str = ""
+) -> Response:
     """The stored file, or a NIfTI file with the same voxel indices where a folder of DICOM files is stored."""
     app = the_app()
-    note_opened(image, request)
+    note_opened(image, request, client_id)
     app.background.prefer(image)
     source = app.images.from_datastore(image)
     if source.path.is_dir():
@@ -104,6 +107,7 @@ def update_image_info(user: Annotator, image: KnownImage, info: JsonText = "{}")
 @router.put("/label", summary="Save a label")
 def save_label(
     user: Annotator,
+    request: Request,
     image: KnownImage,
     scratch: Scratch,
     label: Upload,
@@ -126,6 +130,7 @@ def save_label(
         require_keys(said, SUBMISSION, where="params")
         if tag == FINAL:
             said.setdefault("partial", {"complete": True})
+        said["client_id"] = reader(said.get("client_id"), request)
         label_id, answer = image, datastore.submit(image, file, said).answer()
     noted = app.on_save_label(image, label_id) or {}
     return {"image": image, "label": label_id, **answer, **noted}
@@ -157,20 +162,22 @@ def label_info(user: AnyUser, label: str, tag: str) -> dict[str, Any]:
 
 
 @router.put("/label/info", summary="Add to what is known of a label")
-def update_label_info(user: Annotator, label: str, tag: str, info: JsonText = "{}") -> Any:
+def update_label_info(user: Annotator, request: Request, label: str, tag: str, info: JsonText = "{}") -> Any:
     """With ``partial`` in ``info`` this is ``PUT /datastore/annotations``."""
     require_label(label, tag)
     said = json_object(info, name="info")
     datastore = the_app().datastore()
     if "partial" in said and tag in (PARTIAL, FINAL) and isinstance(datastore, AnnotatedStudies):
-        client = str(said.get("client_id") or "")
+        client = reader(said.get("client_id"), request)
         return datastore.change(label, said["partial"], client=client).answer()
     return stock.update_label_info(label, tag, info, user.username)
 
 
 @router.put("/updatelabelinfo", include_in_schema=False, deprecated=True)
-def update_label_info_once_more(user: Annotator, label: str, tag: str, params: JsonText = "{}") -> Any:
-    return update_label_info(user, label, tag, params)
+def update_label_info_once_more(
+    user: Annotator, request: Request, label: str, tag: str, params: JsonText = "{}"
+) -> Any:
+    return update_label_info(user, request, label, tag, params)
 
 
 @router.get("/dataset", summary="All finished images and labels as a ZIP file")

@@ -16,7 +16,7 @@ from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.queue import drop_queued
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, the_app
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, note_opened, reader, the_app
 from ssmsam.server.strategies import note_offer
 from ssmsam.server.training import Training
 
@@ -34,10 +34,12 @@ def next_sample(user: AnyUser, strategy: str, request: Request, params: dict[str
     app, asked = the_app(), dict(params or {})
     app.require_strategy(strategy)
     require_keys(asked, SAMPLE, where="the request")
-    found = app.next_sample({**asked, "strategy": strategy})
+    client = reader(asked.get("client_id") or user.username, request)
+    found = app.next_sample({**asked, "strategy": strategy, "client_id": client})
     if not found.get("id"):
         return found
-    client = str(asked.get("client_id") or user.username or "")
+    if not asked.get("image"):  # a viewer opens what it is offered; one that names an image has it open
+        note_opened(found["id"], request, str(asked.get("client_id") or user.username or ""))
     info = note_offer(app.datastore(), found["id"], strategy, client=client)
     app.background.prefer(found["id"])
     shown = {**found, **info}
