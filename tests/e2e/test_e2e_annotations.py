@@ -288,9 +288,8 @@ def test_taking_back(desk: Server, ct: Truth) -> None:
     said = slicer(desk.url, "empty_slice", CT, label="Liver", slice=0).params
     assert (said["label"], said["slice"]) == ("liver", 0) and said["detail"] == "slice 0 counts as one without liver"
     undone = slicer(desk.url, "undo", CT).params
-    assert (
-        undone["slices"] == [{"label": "liver", "axis": 2, "slice": 0}] and "withdrawn: 0 (liver)" in undone["detail"]
-    )
+    assert undone["slices"] == [{"label": "liver", "axis": 2, "slice": 0}]
+    assert undone["detail"] == "taken back: slice 0 of liver" and "withdrawn: 0 (liver)" in undone["counted"]
     withdrawn = slicer(desk.url, "withdraw_slice", CT, label="liver", foreground=[click], slice=click[2]).params
     assert withdrawn["slice"] == click[2] and withdrawn["partial"]["slices"] == {}
     status, detail = refused(desk.url, "withdraw_slice", CT, label="liver", slice=click[2])
@@ -436,3 +435,57 @@ def test_everything_is_there_after_a_restart(start: Callable[..., Server], ct: T
     assert known(second) == said and second.info()["datastore"]["completed"] == 1
     answer = slicer_submit(second.url, CT, served.mask, ["liver"], tmp_path)
     assert answer["revision"] >= 2 and k in slices(answer)["annotated"]
+
+
+@pytest.mark.parametrize("label", ["a\ud800", " ", "\u200b", "Background", "not_liver", "x" * 200])
+def test_a_name_that_cannot_be_one_harms_nobody(desk: Server, label: str) -> None:
+    params = json.dumps({"label": label, "slice": 1, "client_id": "reader-a"})
+    url = f"{desk.url}/infer/empty_slice"
+    answer = requests.post(url, params={"image": CT}, files={"params": (None, params)}, timeout=60)
+    assert answer.status_code == 422, answer.text
+    assert not known(desk)["revisions"] and desk.info()["labels"]
+
+
+def test_every_annotated_slice_stays_however_many_there_are(desk: Server, ct: Truth, tmp_path: Path) -> None:
+    """The model is shown a part of them at most."""
+    indices = [int(k) for k in np.flatnonzero(ct.mask("liver").any(axis=(1, 2)))]
+    assert len(indices) > 24
+    mask = drawn(ct, *indices)
+    mask[indices, :3, :3] = 1  # nothing that a model would say
+    partial = {"slices": {"liver": {"annotated": indices}}}
+    slicer_submit(desk.url, CT, mask, ["liver"], tmp_path, partial=partial)
+    answer = slicer(desk.url, "fewshot", CT, labels=["liver"], adapt=False, only_this_image=True)
+    np.testing.assert_array_equal(answer.mask[indices] > 0, mask[indices] > 0)
+
+
+def test_a_confirmation_is_about_what_was_asked(desk: Server, ct: Truth) -> None:
+    click, reader = ct.click("liver"), {"client_id": "reader-a"}
+    slicer(desk.url, "sam_3d", CT, label="liver", foreground=[click], **reader)
+    slicer(desk.url, "accept_slice", CT, label="liver", slice=click[2], **reader)
+    assert refused(desk.url, "finish_volume", CT, **reader)[0] == 409
+    about = {"image": CT, "client_id": "reader-a"}
+    requests.post(f"{desk.url}/datastore/annotations/opened", params=about, timeout=30).raise_for_status()
+    requests.get(f"{desk.url}/datastore/annotations/masks", params=about, timeout=30).raise_for_status()
+    assert refused(desk.url, "finish_volume", CT, **reader)[0] == 409, "the image was opened again since"
+    slicer(desk.url, "finish_volume", CT, **reader)
+
+
+def test_what_is_shown_again_and_sent_back_changes_nothing(desk: Server, ct: Truth, tmp_path: Path) -> None:
+    k = ct.click("liver")[2]
+    inner = np.zeros_like(drawn(ct, k))
+    rows, columns = np.nonzero(ct.mask("liver")[k])
+    inner[k, rows[40:60], columns[40:60]] = 1
+    partial = {"slices": {"liver": {"annotated": [k]}}}
+    slicer_submit(desk.url, CT, drawn(ct, k), ["liver"], tmp_path, partial=partial)
+    partial = {"slices": {"aa lesion": {"annotated": [k]}}}
+    slicer_submit(desk.url, CT, inner, ["aa lesion"], tmp_path, partial=partial)
+    before = known(desk)["partial"]["slices"]
+    about = {"image": CT, "client_id": "user-xyz"}
+    again = requests.get(f"{desk.url}/datastore/annotations/masks", params=about, timeout=30)
+    values = json.loads(unquote(again.headers["X-Ssmsam-Labels"]))
+    sent = read_mask(again.content, "masks.nrrd")
+    np.testing.assert_array_equal(sent == values["aa lesion"], inner > 0)
+    order = sorted(values, key=values.get)
+    compact = sum((sent == values[name]) * number for number, name in enumerate(order, 1))
+    answer = slicer_submit(desk.url, CT, compact, order, tmp_path)
+    assert answer["counted"][0] == "no slice counts as annotated" and known(desk)["partial"]["slices"] == before
