@@ -33,6 +33,10 @@ def load_encoder(
         from ssmsam.encoders.small import SmallEncoder
 
         return SmallEncoder.from_file(path).to(device).eval().requires_grad_(False)
+    if architecture == "lite_medsam":
+        from ssmsam.models.lite_medsam import LiteMedSamEncoder
+
+        return LiteMedSamEncoder.from_file(path, name=name, device=device).eval()
     from ssmsam.encoders.sam import SamEncoder
 
     return SamEncoder.from_file(path, name=name, device=device).eval()
