@@ -48,6 +48,15 @@ class TinyVitConfig:
         return tuple(prod(self.strides[:number]) for number in range(len(self.widths)))
 
 
+def in_pieces(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, widest: int) -> torch.Tensor:
+    """A layer that treats every token of (B, H, W, C) by itself, on as many at once as :data:`PIECE_BYTES` allows.
+
+    ``widest`` is how many channels a token has at its widest.
+    """
+    size = max(1, PIECE_BYTES // (widest * x.element_size()))
+    return torch.cat([layer(piece) for piece in x.flatten(0, 2).split(size)]).unflatten(0, x.shape[:3])
+
+
 class Depthwise(nn.Conv2d):
     """A 3 x 3 convolution of every channel by itself."""
 
@@ -141,9 +150,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size = max(1, PIECE_BYTES // (self.fc1.out_features * x.element_size()))
-        pieces = x.flatten(0, 2).split(size)
-        return torch.cat([self.fc2(F.gelu(self.fc1(self.norm(piece)))) for piece in pieces]).view(x.shape)
+        inner = self.fc1.out_features
+        return in_pieces(lambda piece: self.fc2(F.gelu(self.fc1(self.norm(piece)))), x, inner)
 
 
 class AttentionBlock(nn.Module):
@@ -183,8 +191,7 @@ class Stem(nn.Module):
         self.seq = nn.Sequential(nn.Linear(3, width // 2), nn.GELU(), nn.Linear(width // 2, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size = PIECE_BYTES // (self.seq[-1].out_features * x.element_size())
-        return torch.cat([self.seq(piece) for piece in x.flatten(0, 2).split(size)]).view(*x.shape[:3], -1)
+        return in_pieces(self.seq, x, self.seq[-1].out_features)
 
 
 class Around(nn.Conv2d):
