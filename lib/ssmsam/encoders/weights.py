@@ -42,9 +42,9 @@ def find_weights(
     """The verified weights file of encoder ``name``.
 
     Looked for in ``folder``, then in the folder named by ``SSMSAM_WEIGHTS``, then in the package that they come with
-    (this one or another one), then in the user's cache folder. With ``download`` a missing file is fetched into the first of
-    these folders. ``allow_unverified`` (or ``SSMSAM_UNVERIFIED_WEIGHTS=1``) accepts a file of the
-    right name with another sha256, for weights fine-tuned by the user; loading stays strict and ``weights_only``.
+    (this one or another one), then in the user's cache folder. With ``download`` a missing file is fetched into the
+    first of these folders. ``allow_unverified`` (or ``SSMSAM_UNVERIFIED_WEIGHTS=1``) accepts a file of the right name
+    with another sha256, for weights fine-tuned by the user; loading stays strict and ``weights_only``.
 
     Raises ValueError for an unknown name, :class:`MissingWeights`, :class:`CorruptWeights`.
     """

@@ -176,11 +176,11 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The blocks alone."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the stage says, and what goes on to the next one."""
         for block in self.blocks:
             x = block(x)
-        return x
+        return x, x if self.downsample is None else self.downsample(x)
 
 
 class Stem(nn.Module):
@@ -188,10 +188,11 @@ class Stem(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
         self.seq = nn.Sequential(nn.Linear(3, width // 2), nn.GELU(), nn.Linear(width // 2, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return in_pieces(self.seq, x, self.seq[-1].out_features)
+        return in_pieces(self.seq, x, self.width)
 
 
 class Around(nn.Conv2d):
@@ -227,15 +228,13 @@ class TinyVit(nn.Module):
                 module.lay_out_bias()
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: torch.Tensor, keep: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keep: Callable[[int, torch.Tensor], object] | None = None) -> torch.Tensor:
         """``keep(stage, features)`` gets the features (B, C, h, w) that each stage ends with, 0 being the first."""
         x = self.patch_embed(x.permute(0, 2, 3, 1))
         for number, stage in enumerate(self.layers):
-            x = stage(x)
+            said, x = stage(x)
             if keep is not None:
-                keep(number, x.permute(0, 3, 1, 2))
-            if stage.downsample is not None:
-                x = stage.downsample(x)
+                keep(number, said.permute(0, 3, 1, 2))
         return self.neck(x).permute(0, 3, 1, 2)
 
 

@@ -7,7 +7,7 @@ the side of the encoder's input. The second is written last: without it a case i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,15 +55,18 @@ def embed_case(
 
 def load_slices(folder: Path, *, keep: Callable[[str], bool] = lambda dataset: True) -> list[EmbeddedSlices]:
     """What a cache folder holds, of the sets that ``keep`` wants. Raises FileNotFoundError when that is nothing."""
-    stems = [path.with_name(path.name.removesuffix(".label.npy")) for path in sorted(folder.glob("*.label.npy"))]
-    named = [(stem, *stem.name.split("-", 1)) for stem in stems]
-    found = [_read(stem, dataset, name) for stem, dataset, name in named if keep(dataset)]
+    found = []
+    for path in sorted(folder.glob("*.label.npy")):
+        stem = path.with_name(path.name.removesuffix(".label.npy"))
+        dataset, _, name = stem.name.partition("-")
+        if keep(dataset):
+            found.append(_read(stem, dataset, name))
     if not found:
         raise FileNotFoundError(f"no embedded slices in {folder}: make them with `python apps/pretrain.py embed`")
     return found
 
 
-def draw(volume: Volume, labels: np.ndarray, chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def draw(volume: Volume, labels: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slices of a volume and their labels in the encoder's frame: uint8, both (n, SIZE, SIZE)."""
     scale = recipe_for(volume).scale(volume)
     frame = frame_of(volume, Plane())
