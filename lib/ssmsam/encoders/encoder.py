@@ -52,6 +52,8 @@ class EncoderSpec:
     """What tells the levels from others that the same weights could give: part of every cache key."""
     context: int = 0
     """Neighbouring slices read on each side: 0 repeats the slice in all three channels, 1 reads (k-1, k, k+1)."""
+    bfloat16: bool = False
+    """Whether masks were measured to stay the same when the encoder computes in bfloat16."""
     licence: str = ""
 
 

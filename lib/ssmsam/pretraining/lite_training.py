@@ -53,6 +53,8 @@ class LiteTrainingConfig:
     """Share of steps that begin with a box; a third of them with a click in it."""
     part_share: float = 0.15
     """Share of targets that are one part of a label and not all of it."""
+    bfloat16: bool = False
+    """Whether to compute in half the precision: 1.6 times as fast where the processor can, slower elsewhere."""
     checkpoint_s: float = 120.0
     seed: int = 0
 
@@ -164,7 +166,9 @@ class LiteTrainer:
         truth = torch.from_numpy(batch.truth).float()[:, None]
         previous, found = None, {}
         for turn in range(self.config.rounds):
-            logits, quality = self.model(batch.image, points=_points(clicks), boxes=boxes, masks=previous)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+                logits, quality = self.model(batch.image, points=_points(clicks), boxes=boxes, masks=previous)
+            logits, quality = logits.float(), quality.float()
             ambiguous = turn == 0 and not boxed
             logits, quality = (logits[:, 1:], quality[:, 1:]) if ambiguous else (logits[:, :1], quality[:, :1])
             loss = _loss(logits, quality, truth)
