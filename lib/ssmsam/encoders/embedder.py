@@ -13,10 +13,10 @@ from weakref import WeakValueDictionary
 import torch
 
 from ssmsam.encoders.catalogue import Catalogue, fingerprint
-from ssmsam.encoders.encoder import Encoder
+from ssmsam.encoders.encoder import Embedding, Encoder
 from ssmsam.encoders.frame import Window
 from ssmsam.encoders.gate import Gate
-from ssmsam.encoders.half import Half, to_halves
+from ssmsam.encoders.half import Half, to_embedding, to_halves
 from ssmsam.encoders.memory import SliceMemory
 from ssmsam.encoders.precision import use_bfloat16
 from ssmsam.encoders.store import EmbeddingKey, EmbeddingStore
@@ -156,10 +156,15 @@ class Embedder:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 embedding = self.encoder.encode(inputs)
-            halves = to_halves(embedding)
+            halves = to_halves(self.encoder.compress(embedding))
             self._seconds = (time.perf_counter() - start) / len(slices)
             self.encoded += len(slices)
         return halves
+
+    def embedding_of(self, half: Half) -> Embedding:
+        """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""
+        with torch.no_grad():
+            return self.encoder.expand(to_embedding(half, self.device))
 
 
 def _read_again(source: Path, digest: str) -> Volume:
