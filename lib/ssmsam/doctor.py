@@ -95,7 +95,9 @@ def _extra(requirement: Requirement) -> str:
     """The optional extra that asks for this requirement, "" for one that is always needed."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
         return ""
-    return next((extra for extra in ("server", "pretrained", "dev") if requirement.marker.evaluate({"extra": extra})), "other")
+    return next(
+        (extra for extra in ("server", "pretrained", "dev") if requirement.marker.evaluate({"extra": extra})), "other"
+    )
 
 
 def _package(requirement: Requirement, *, extra: str) -> Finding:

@@ -72,7 +72,9 @@ def test_recording_packaged_weights(tmp_path, capsys):
 
 
 def test_an_unknown_name_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="small, small_ssm, medsam_lite, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b"):
+    with pytest.raises(
+        ValueError, match="small, small_ssm, medsam_lite, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b"
+    ):
         find_weights("sam_vit_g")
 
 

@@ -34,4 +34,5 @@ def load_decoder(
     from ssmsam.encoders.sam import load_sam
     from ssmsam.prompting.sam_decoder import SamPromptDecoder
 
-    return SamPromptDecoder.from_sam(load_sam(encoder_name, path, device=device))
+    sam = load_sam(encoder_name, path, device=device)
+    return SamPromptDecoder.from_sam(sam, boxes_only=architecture == "lite_medsam")
