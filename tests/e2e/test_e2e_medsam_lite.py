@@ -71,7 +71,7 @@ def test_a_click_is_kept_to(server: Server, truth: np.ndarray) -> None:
     assert answer.mask[k, j, i] == 1
 
 
-@pytest.mark.parametrize("model", ["fewshot", "ssm_sam"])
+@pytest.mark.parametrize("model", ["fewshot", pytest.param("ssm_sam", marks=pytest.mark.slow)])
 def test_annotated_slices_lead_to_a_proposal(server: Server, truth: np.ndarray, model: str, tmp_path: Path) -> None:
     """Its quality is not the point: no decoder was trained behind this encoder."""
     file = tmp_path / "part.nii.gz"
