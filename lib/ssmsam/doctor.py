@@ -145,6 +145,9 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
     except MissingWeights:
         if known.architecture == "ssm":
             return Finding(subject, WARN, f"{known.file} is not there: ssm_sam begins like fewshot", _get_weights(name))
+        if known.architecture == "lite_decoder":
+            text = f"{known.file} is not there: medsam_lite then knows boxes only"
+            return Finding(subject, WARN, text, _get_weights(name))
         level = FAIL if known.packaged else WARN
         return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"

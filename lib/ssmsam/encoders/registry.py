@@ -8,7 +8,8 @@ from ssmsam.encoders.encoder import Encoder
 from ssmsam.encoders.manifest import entry, manifest
 from ssmsam.encoders.weights import MissingWeights, find_weights
 
-ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture != "ssm")
+_DECODERS = ("ssm", "lite_decoder")
+ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture not in _DECODERS)
 """All names that :func:`load_encoder` knows: our own ``small`` first, which comes with this package."""
 
 AUTO = "auto"

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pooch
+from safetensors import safe_open
 
 from ssmsam.encoders.manifest import PACKAGED, WeightsEntry, entry, sha256_of
 
@@ -75,6 +76,12 @@ def weights_digest(path: Path) -> str:
     _known_digests[str(path)] = [*stamp, digest]
     _write_digests(remembered)
     return digest
+
+
+def made_for(path: Path) -> str:
+    """The sha256 of the encoder's weights that the weights of a decoder of ours belong to."""
+    with safe_open(str(path), framework="pt") as file:
+        return str((file.metadata() or {}).get("encoder_sha256"))
 
 
 def verify(path: Path, wanted: WeightsEntry, *, allow_unverified: bool = False) -> None:
