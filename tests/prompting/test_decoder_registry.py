@@ -82,4 +82,4 @@ def test_our_decoder_is_taken_for_its_own_encoder_only(
     assert isinstance(decoder, SamPromptDecoder)
     ours = not any(tensor.any() for tensor in decoder.mask_decoder.state_dict().values())
     assert ours == (made_for is None)
-    assert decoder.boxes_only == (made_for is not None)
+    assert decoder.carries_box

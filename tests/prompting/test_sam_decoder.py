@@ -131,8 +131,8 @@ def test_clicks_beside_a_neighbour_replace_its_points_but_not_its_box(
     assert decoder._box(SlicePrompt(positive=POSITIVE), FRAME, neighbour) is not None
 
 
-def test_a_network_that_knows_boxes_only_gets_a_wider_box_and_no_points(sam: Sam, embedding: Embedding) -> None:
-    decoder = SamPromptDecoder.from_sam(sam, boxes_only=True)
+def test_a_carried_box_is_wider_and_comes_without_points(sam: Sam, embedding: Embedding) -> None:
+    decoder = SamPromptDecoder.from_sam(sam, carries_box=True)
     drawn = torch.zeros(1, 1, 256, 256)
     drawn[..., 100:141, 60:121] = 1
     neighbour = Neighbour(embedding, drawn, 5.0)

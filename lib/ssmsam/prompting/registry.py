@@ -58,7 +58,9 @@ def load_decoder(
     if encoder_name not in TRAINED:
         return SamPromptDecoder.from_sam(sam)
     trained = _trained(encoder_name, weights_digest(path), **wanted)
-    return SamPromptDecoder.from_sam(sam, boxes_only=True) if trained is None else _with_weights(sam, trained, device)
+    if trained is None:
+        return SamPromptDecoder.from_sam(sam, carries_box=True)
+    return _with_weights(sam, trained, device)
 
 
 def _trained(encoder_name: str, encoder_sha256: str, **wanted: Any) -> Path | None:
@@ -81,4 +83,4 @@ def _with_weights(sam: Sam, path: Path, device: str) -> SamPromptDecoder:
     for name, part in parts.items():
         part.load_state_dict(part_of(load_file(str(path)), name))
         part.to(device)
-    return SamPromptDecoder(**parts)
+    return SamPromptDecoder(**parts, carries_box=True)
