@@ -3,6 +3,8 @@
     python apps/pretrain.py pack --data DIR [DIR ...] --out PACK   labelled folders (images/ + labels/) -> pack
     python apps/pretrain.py train --data PACK --out FILE           train; go on with --resume FILE.ckpt
     python apps/pretrain.py ssm --data PACK --weights FILE --out FILE   then SSM-SAM's decoder behind that encoder
+    python apps/pretrain.py embed --data DIR [DIR ...] --out CACHE      slices through the encoder medsam_lite, once
+    python apps/pretrain.py lite --data CACHE --out FILE           then its mask decoder, for clicks; see --resume
     python apps/pretrain.py curve FILE.jsonl --out PNG             draw the learning curve
 
 `train` needs only torch, numpy, scipy, scikit-image and safetensors, so that it also runs on a GPU machine without
@@ -32,9 +34,13 @@ def main() -> None:
     _add_pack(commands.add_parser("pack", help="prepare labelled folders for training"))
     _add_train(commands.add_parser("train", help="train the small model on a pack"))
     _add_ssm(commands.add_parser("ssm", help="train SSM-SAM's decoder behind a frozen encoder"))
+    _add_embed(commands.add_parser("embed", help="embed labelled slices with medsam_lite"))
+    _add_lite(commands.add_parser("lite", help="train the mask decoder of medsam_lite for clicks"))
     _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
     arguments = parser.parse_args()
-    {"pack": pack, "train": train, "ssm": ssm, "curve": curve}[arguments.command](arguments)
+    {"pack": pack, "train": train, "ssm": ssm, "embed": embed, "lite": lite, "curve": curve}[arguments.command](
+        arguments
+    )
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +107,28 @@ def _add_ssm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dataset-weights", default="{}", help='JSON, e.g. {"sabs_ct": 3}')
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with images/ and labels/")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cache; what is there is kept")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
+    parser.add_argument("--slices", type=int, default=16, help="at most this many slices of a case")
+    parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
+    parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
+    parser.add_argument("--threads", type=int, default=1)
+
+
+def _add_lite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of the cache")
+    parser.add_argument("--without", nargs="*", default=[], metavar="SET", help="sets left out of training")
+    parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) to go on from")
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
 
 
 def _add_curve(parser: argparse.ArgumentParser) -> None:
@@ -211,6 +239,55 @@ def train(arguments: argparse.Namespace) -> None:
         progress=progress,
     )
     bar.close()
+    print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
+
+
+def embed(arguments: argparse.Namespace) -> None:
+    """One pair of files for each case. May be stopped and started again."""
+    import torch
+
+    from ssmsam.encoders.registry import load_encoder
+    from ssmsam.evaluation.cases import open_set
+    from ssmsam.pretraining.embedded_slices import embed_case
+
+    torch.set_num_threads(arguments.threads)
+    encoder = load_encoder("medsam_lite")
+    sets = [open_set(folder, limit=arguments.limit) for folder in arguments.data]
+    cases = [(one.name, case) for one in sets for case in one.cases if case.name not in arguments.exclude]
+    for dataset, case in tqdm(cases, unit="case"):
+        embed_case(
+            case, dataset, encoder=encoder, folder=arguments.out, limit=arguments.slices, bfloat16=arguments.bfloat16
+        )
+
+
+def lite(arguments: argparse.Namespace) -> None:
+    """Train with a progress bar in seconds."""
+    import torch
+
+    from ssmsam.encoders.weights import find_weights
+    from ssmsam.models.lite_medsam import LiteMedSamEncoder
+    from ssmsam.pretraining.embedded_slices import load_slices
+    from ssmsam.pretraining.lite_training import LiteTrainingConfig, train_lite
+    from ssmsam.progress_bar import ProgressBar
+
+    torch.set_num_threads(arguments.threads)
+    encoder = LiteMedSamEncoder.from_file(find_weights("medsam_lite"))
+    config = LiteTrainingConfig(
+        minutes=arguments.minutes,
+        learning_rate=arguments.learning_rate,
+        bfloat16=arguments.bfloat16,
+        seed=arguments.seed,
+    )
+    with ProgressBar() as bar:
+        trainer = train_lite(
+            load_slices(arguments.data, keep=lambda dataset: dataset not in arguments.without),
+            encoder.sam,
+            out=arguments.out,
+            config=config,
+            encoder_sha256=encoder.weights_sha256,
+            resume=arguments.resume,
+            progress=bar,
+        )
     print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
 
 

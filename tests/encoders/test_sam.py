@@ -157,8 +157,8 @@ def test_inputs_of_another_size_are_refused():
 
 
 def test_names():
-    assert ENCODERS == ("small", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b")
-    with pytest.raises(ValueError, match="valid names: small, sam_vit_b"):
+    assert ENCODERS == ("small", "medsam_lite", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b")
+    with pytest.raises(ValueError, match="valid names: small, medsam_lite, sam_vit_b"):
         load_encoder("resnet")
     with pytest.raises(ValueError, match="vit_b, vit_l, vit_h"):
         build_sam("vit_g")

@@ -44,7 +44,12 @@ def test_the_published_weights_are_described_in_full():
             assert known.url.startswith("https://")
             assert known.url.endswith(known.file)
             assert known.bytes > 3e8
-    assert {name for name, known in manifest().items() if known.url is None} == {"small", "small_ssm"}
+    assert {name for name, known in manifest().items() if known.packaged} == {
+        "small",
+        "small_ssm",
+        "medsam_lite_decoder",
+    }
+    assert {name for name, known in manifest().items() if known.package} == {"medsam_lite"}
 
 
 def test_the_packaged_weights_are_the_ones_of_the_manifest():
@@ -71,7 +76,10 @@ def test_recording_packaged_weights(tmp_path, capsys):
 
 
 def test_an_unknown_name_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="small, small_ssm, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b"):
+    with pytest.raises(
+        ValueError,
+        match="small, small_ssm, medsam_lite, medsam_lite_decoder, sam_vit_b, sam_vit_l, sam_vit_h, medsam_vit_b",
+    ):
         find_weights("sam_vit_g")
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssmsam.encoders.small import SPEC, SmallEncoder
+from ssmsam.encoders.weights import made_for
 from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.pretraining.group import GroupConfig
@@ -21,7 +22,6 @@ from ssmsam.pretraining.semantics import Vocabulary
 from ssmsam.pretraining.ssm_training import SsmTrainer, SsmTrainingConfig, train_ssm
 from ssmsam.ssm.meta_learner import MetaConfig
 from ssmsam.ssm.network import SelfSamplingDecoder
-from ssmsam.ssm.registry import made_for
 
 INNER = AdaptationConfig(steps=1, budget_s=float("inf"), warm_up=1)
 CONFIG = SsmTrainingConfig(

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from published_lite import TINY, random_checkpoint
 
+from ssmsam.encoders.manifest import entry, sha256_of
 from ssmsam.encoders.registry import ENCODERS, load_encoder
 from ssmsam.encoders.sam import build_sam
 from ssmsam.encoders.weights import MissingWeights, find_weights
+from ssmsam.models.lite_medsam import build_lite_medsam
+from ssmsam.pretraining.checkpoint import write_weights
+from ssmsam.pretraining.lite_training import LiteDecoder
 from ssmsam.prompting.registry import load_decoder
 from ssmsam.prompting.sam_decoder import SamPromptDecoder
 
@@ -35,7 +40,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         load_decoder("nonsense")
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "small"])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in ("small", "medsam_lite")])
 def test_missing_weights_say_how_to_get_them(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSMSAM_WEIGHTS", raising=False)
     monkeypatch.setattr("ssmsam.encoders.weights.cache_folder", lambda: tmp_path / "cache")
@@ -45,8 +50,6 @@ def test_missing_weights_say_how_to_get_them(name: str, tmp_path: Path, monkeypa
 
 def test_a_sam_checkpoint_gives_encoder_and_decoder(tmp_path: Path) -> None:
     """A randomly initialised checkpoint of the official layout."""
-    from ssmsam.encoders.manifest import entry
-
     torch.manual_seed(0)
     sam = build_sam("vit_b")
     path = tmp_path / entry("sam_vit_b").file
@@ -58,3 +61,25 @@ def test_a_sam_checkpoint_gives_encoder_and_decoder(tmp_path: Path) -> None:
     assert encoder.sam.mask_decoder is decoder.mask_decoder
     for name, value in sam.mask_decoder.state_dict().items():
         assert torch.equal(value, decoder.mask_decoder.state_dict()[name])
+
+
+def lite_checkpoint(folder: Path, *, made_for: str | None) -> None:
+    """A tiny random LiteMedSAM in ``folder``, and a decoder of ours that says whose it is."""
+    torch.save(random_checkpoint(), folder / entry("medsam_lite").file)
+    digest = sha256_of(folder / entry("medsam_lite").file) if made_for is None else made_for
+    decoder = LiteDecoder(build_lite_medsam(TINY))
+    state = {name: torch.zeros_like(tensor) for name, tensor in decoder.state_dict().items()}
+    write_weights(folder / entry("medsam_lite_decoder").file, state, {"encoder_sha256": digest})
+
+
+@pytest.mark.parametrize("made_for", [None, "others"])
+def test_our_decoder_is_taken_for_its_own_encoder_only(
+    made_for: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssmsam.encoders.sam.build_lite_medsam", lambda: build_lite_medsam(TINY))
+    lite_checkpoint(tmp_path, made_for=made_for)
+    decoder = load_decoder("medsam_lite", folder=tmp_path, allow_unverified=True)
+    assert isinstance(decoder, SamPromptDecoder)
+    ours = not any(tensor.any() for tensor in decoder.mask_decoder.state_dict().values())
+    assert ours == (made_for is None)
+    assert decoder.carries_box

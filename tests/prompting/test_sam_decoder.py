@@ -131,6 +131,16 @@ def test_clicks_beside_a_neighbour_replace_its_points_but_not_its_box(
     assert decoder._box(SlicePrompt(positive=POSITIVE), FRAME, neighbour) is not None
 
 
+def test_a_carried_box_is_wider_and_comes_without_points(sam: Sam, embedding: Embedding) -> None:
+    decoder = SamPromptDecoder.from_sam(sam, carries_box=True)
+    drawn = torch.zeros(1, 1, 256, 256)
+    drawn[..., 100:141, 60:121] = 1
+    neighbour = Neighbour(embedding, drawn, 5.0)
+    assert not len(decoder._points(SlicePrompt(), FRAME, neighbour)[0])
+    wide, exact = (one._box(SlicePrompt(), FRAME, neighbour) for one in (decoder, SamPromptDecoder.from_sam(sam)))
+    assert (wide - exact).tolist() == [-3, -3, 3, 3]
+
+
 def test_without_any_prompt_it_refuses(decoder: SamPromptDecoder, embedding: Embedding) -> None:
     for prompt in (None, SlicePrompt(), SlicePrompt(negative=NEGATIVE)):
         with pytest.raises(ValueError, match="nothing says"):

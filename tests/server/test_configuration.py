@@ -21,7 +21,7 @@ def test_nothing_said_means_everything_with_the_small_encoder() -> None:
     assert configuration.labels == DEFAULT_LABELS
     assert configuration.precompute
     assert not configuration.download
-    assert not configuration.bfloat16
+    assert configuration.bfloat16 is None
 
 
 def test_all_values_are_read(tmp_path: Path) -> None:

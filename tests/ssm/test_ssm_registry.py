@@ -7,9 +7,10 @@ import torch
 
 from ssmsam.encoders.manifest import PACKAGED, entry, sha256_of
 from ssmsam.encoders.registry import ENCODERS, load_encoder
+from ssmsam.encoders.weights import made_for
 from ssmsam.evaluation.prompted import ModelChoice
 from ssmsam.fewshot.registry import load_target_decoder
-from ssmsam.ssm.registry import load_ssm_decoder, made_for
+from ssmsam.ssm.registry import load_ssm_decoder
 
 
 def test_the_shipped_encoder_has_a_start_of_its_own() -> None:

@@ -13,11 +13,12 @@ from weakref import WeakValueDictionary
 import torch
 
 from ssmsam.encoders.catalogue import Catalogue, fingerprint
-from ssmsam.encoders.encoder import Encoder
+from ssmsam.encoders.encoder import Embedding, Encoder
 from ssmsam.encoders.frame import Window
 from ssmsam.encoders.gate import Gate
-from ssmsam.encoders.half import Half, to_halves
+from ssmsam.encoders.half import Half, to_embedding, to_halves
 from ssmsam.encoders.memory import SliceMemory
+from ssmsam.encoders.precision import use_bfloat16
 from ssmsam.encoders.store import EmbeddingKey, EmbeddingStore
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.imaging.plane import Plane
@@ -38,8 +39,8 @@ class Embedder:
 
     ``store`` keeps embeddings on disk; without one they live in memory only. ``memory_bytes`` bounds what is kept in
     memory over all volumes, the least recently used slices going first. ``bfloat16`` computes in half the precision:
-    about twice as fast where the processor has such instructions, and slower elsewhere. ``encoded`` counts the slices
-    that went through the encoder.
+    about twice as fast where the processor has such instructions, and slower elsewhere; None leaves that to
+    :func:`ssmsam.encoders.precision.use_bfloat16`. ``encoded`` counts the slices that went through the encoder.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class Embedder:
         encoder: Encoder,
         store: EmbeddingStore | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
-        bfloat16: bool = False,
+        bfloat16: bool | None = None,
     ) -> None:
         self.encoder = encoder
-        self.bfloat16 = bfloat16
+        self.bfloat16 = use_bfloat16(encoder.spec, self.device) if bfloat16 is None else bfloat16
         self.store = store
         self.memory = SliceMemory(memory_bytes)
         self.encoded = 0
@@ -155,10 +156,15 @@ class Embedder:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 embedding = self.encoder.encode(inputs)
-            halves = to_halves(embedding)
+            halves = to_halves(self.encoder.compress(embedding))
             self._seconds = (time.perf_counter() - start) / len(slices)
             self.encoded += len(slices)
         return halves
+
+    def embedding_of(self, half: Half) -> Embedding:
+        """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""
+        with torch.no_grad():
+            return self.encoder.expand(to_embedding(half, self.device))
 
 
 def _read_again(source: Path, digest: str) -> Volume:

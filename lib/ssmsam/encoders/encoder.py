@@ -50,8 +50,12 @@ class EncoderSpec:
     level_channels: tuple[int, ...] = ()
     level_names: tuple[str, ...] = ()
     """What tells the levels from others that the same weights could give: part of every cache key."""
+    kept: str = ""
+    """How :meth:`Encoder.compress` changes ``image``, if it does: part of every cache key."""
     context: int = 0
     """Neighbouring slices read on each side: 0 repeats the slice in all three channels, 1 reads (k-1, k, k+1)."""
+    bfloat16: bool = False
+    """Whether masks were measured to stay the same when the encoder computes in bfloat16."""
     licence: str = ""
 
 
@@ -65,3 +69,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, slices: torch.Tensor) -> Embedding:
         """(B, 3, input_size, input_size) float in [0, 1] -> :class:`Embedding`."""
+
+    def compress(self, embedding: Embedding) -> Embedding:
+        """What of an embedding is kept in memory and on disk. Everything, unless an encoder knows better."""
+        return embedding
+
+    def expand(self, kept: Embedding) -> Embedding:
+        """The embedding that decoders read, from what :meth:`compress` kept."""
+        return kept

@@ -21,7 +21,11 @@ _FILE = Path(__file__).with_name("manifest.json")
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """One weights file. ``sha256`` and ``bytes`` are None while unknown, ``url`` for weights in this package."""
+    """One weights file. ``sha256`` and ``bytes`` are None while unknown, ``url`` for weights that come in a package.
+
+    That package is this one, or another one of the Python registry: ``package`` is its requirement, ``package_file``
+    the file's place among what it installs.
+    """
 
     name: str
     file: str
@@ -31,6 +35,13 @@ class WeightsEntry:
     url: str | None
     sha256: str | None
     bytes: int | None
+    package: str | None = None
+    package_file: str | None = None
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the file comes with this package."""
+        return self.url is None and self.package is None
 
 
 @cache
@@ -59,7 +70,7 @@ def sha256_of(path: Path) -> str:
 def record(name: str, *, manifest_file: Path = _FILE, packaged: Path = PACKAGED) -> WeightsEntry:
     """Write size and sha256 of the packaged weights ``name`` into the manifest, and return the new entry."""
     known = entry(name)
-    if known.url is not None:
+    if not known.packaged:
         raise ValueError(f"{name} does not come with this package: its sha256 is the publisher's and is not recorded")
     path = packaged / known.file
     everything = json.loads(manifest_file.read_text())

@@ -6,10 +6,28 @@ from pathlib import Path
 
 from ssmsam.encoders.encoder import Encoder
 from ssmsam.encoders.manifest import entry, manifest
-from ssmsam.encoders.weights import find_weights
+from ssmsam.encoders.weights import MissingWeights, find_weights
 
-ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture != "ssm")
+_DECODERS = ("ssm", "lite_decoder")
+ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture not in _DECODERS)
 """All names that :func:`load_encoder` knows: our own ``small`` first, which comes with this package."""
+
+AUTO = "auto"
+"""What :func:`choose_encoder` makes one of them."""
+
+
+def choose_encoder(name: str, *, folder: Path | str | None = None) -> str:
+    """The name of an encoder: ``name``, or for :data:`AUTO` ``medsam_lite`` where its weights are, else ``small``.
+
+    ``folder`` is searched as in :func:`load_encoder`. Raises CorruptWeights where the file is there and is damaged.
+    """
+    if name != AUTO:
+        return name
+    try:
+        find_weights("medsam_lite", folder=folder)
+    except MissingWeights:
+        return "small"
+    return "medsam_lite"
 
 
 def load_encoder(
@@ -33,6 +51,10 @@ def load_encoder(
         from ssmsam.encoders.small import SmallEncoder
 
         return SmallEncoder.from_file(path).to(device).eval().requires_grad_(False)
+    if architecture == "lite_medsam":
+        from ssmsam.models.lite_medsam import LiteMedSamEncoder
+
+        return LiteMedSamEncoder.from_file(path, name=name, device=device).eval()
     from ssmsam.encoders.sam import SamEncoder
 
     return SamEncoder.from_file(path, name=name, device=device).eval()

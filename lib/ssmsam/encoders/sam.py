@@ -15,6 +15,7 @@ from ssmsam.encoders.attention import HeadwiseAttention
 from ssmsam.encoders.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
 from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.weights import CorruptWeights, weights_digest
+from ssmsam.models.lite_medsam import build_lite_medsam, take_published
 
 if TYPE_CHECKING:  # segment_anything imports torchvision, which costs seconds: only when a network is built
     from segment_anything.modeling import Sam
@@ -64,11 +65,16 @@ def load_sam(name: str, path: Path, *, device: str = "cpu") -> Sam:
 
 def _load(name: str, path: Path) -> Sam:
     """Build on the meta device, where no time goes into random numbers, and take the tensors of the file."""
+    architecture = entry(name).architecture
+    lite = architecture == "lite_medsam"
     with torch.device("meta"):
-        sam = build_sam(entry(name).architecture)
+        sam = build_lite_medsam() if lite else build_sam(architecture)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        sam.load_state_dict(state, strict=True, assign=True)
+        if lite:
+            take_published(sam, state)
+        else:
+            sam.load_state_dict(state, strict=True, assign=True)
     except PermissionError:
         raise
     except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:

@@ -68,6 +68,7 @@ class EmbeddingKey:
         names = spec.level_names or tuple(f"level{i}" for i in range(len(spec.level_strides)))
         for name, channels, stride in zip(names, spec.level_channels, spec.level_strides, strict=True):
             layers.append(f"{name} {channels} at {stride}")
+        layers += [spec.kept] if spec.kept else []
         layers += ["bfloat16"] * bfloat16
         if window:
             layers.append(f"window {window.height} x {window.width} at {window.y}, {window.x}")

@@ -14,7 +14,7 @@ import torch
 
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.encoders.frame import Frame, Window
-from ssmsam.encoders.half import Half, to_embedding
+from ssmsam.encoders.half import Half
 from ssmsam.encoders.store import EmbeddingKey
 from ssmsam.imaging.body import body_centres
 from ssmsam.imaging.plane import Plane
@@ -128,7 +128,7 @@ class VolumeEmbeddings:
                 half = self._make(index)
             finally:
                 self._land(index, half)
-        return to_embedding(half, self._embedder.device)
+        return self._embedder.embedding_of(half)
 
     def embed(self, indices: Iterable[int] | None = None, *, progress: Progress = silent) -> None:
         """Make the embeddings of these slices (default: all), in this order, leaving out those that are done.

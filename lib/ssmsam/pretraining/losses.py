@@ -19,14 +19,14 @@ def answer_loss(answer: Answer, target: torch.Tensor, judged_presence: torch.Ten
     ``judged_presence`` (N,) says that no click gave it away.
     """
     present = (target.amax((1, 2, 3)) > 0.5).float()
-    masks = _mask_losses(answer.logits, target, present)
+    masks = mask_losses(answer.logits, target, present)
     best = masks.min(dim=1).values + OTHERS * masks.mean(dim=1)
-    quality = F.mse_loss(answer.quality.sigmoid(), _iou(answer.logits.detach(), target), reduction="none").mean(1)
+    quality = F.mse_loss(answer.quality.sigmoid(), iou_of(answer.logits.detach(), target), reduction="none").mean(1)
     presence = F.binary_cross_entropy_with_logits(answer.presence, present, reduction="none")
     return (best + 0.5 * quality + 0.25 * presence * judged_presence).mean()
 
 
-def _mask_losses(logits: torch.Tensor, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def mask_losses(logits: torch.Tensor, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """(N, K): Dice where the target is present, cross-entropy everywhere."""
     truth = target.expand_as(logits)
     probability = logits.sigmoid()
@@ -36,7 +36,7 @@ def _mask_losses(logits: torch.Tensor, target: torch.Tensor, present: torch.Tens
     return dice * present[:, None] + 3 * entropy
 
 
-def _iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(N, K) of thresholded masks; two empty masks agree fully."""
     answer, truth = logits > 0, target > 0.5
     union = (answer | truth).sum((2, 3)).float()

@@ -59,9 +59,9 @@ def pack_volume(
 ) -> PackedVolume:
     """Draw a volume into the frame. ``scale`` are the intensities that become 0 and 255."""
     plane = Plane()
-    frame = _frame(image, plane)
-    pixels = _draw(image.array, frame, scale)
-    labels = np.zeros_like(pixels) if label is None else _draw_labels(label.array, frame)
+    frame = frame_of(image, plane)
+    pixels = draw_slices(image.array, frame, scale)
+    labels = np.zeros_like(pixels) if label is None else draw_labels(label.array, frame)
     rng = np.random.default_rng(seed)
     half = pixels.reshape(len(pixels), SIZE // 2, 2, SIZE // 2, 2).mean((2, 4)) / 255.0
     maps = [
@@ -73,7 +73,7 @@ def pack_volume(
 def pack_info(image: Volume, *, dataset: str, name: str, labels: dict[str, int]) -> PackedInfo:
     """The description of a volume that is about to be packed."""
     plane = Plane()
-    return PackedInfo(dataset, name, plane.slice_mm(image.grid), _frame(image, plane).input_mm, labels)
+    return PackedInfo(dataset, name, plane.slice_mm(image.grid), frame_of(image, plane).input_mm, labels)
 
 
 def save_packed(packed: PackedVolume, folder: Path) -> Path:
@@ -107,12 +107,14 @@ def _load(path: Path) -> PackedVolume:
         return PackedVolume(info, arrays["image"], arrays["label"], arrays["regions"])
 
 
-def _frame(image: Volume, plane: Plane) -> Frame:
+def frame_of(image: Volume, plane: Plane) -> Frame:
+    """How the slices of a volume are drawn."""
     _, mirrored_y, mirrored_x = plane.mirrored(image.grid)
     return Frame(*plane.slice_shape(image.grid), SIZE, plane.pixel_mm(image.grid), (mirrored_y, mirrored_x))
 
 
-def _draw(array: np.ndarray, frame: Frame, scale: tuple[float, float]) -> np.ndarray:
+def draw_slices(array: np.ndarray, frame: Frame, scale: tuple[float, float]) -> np.ndarray:
+    """Slices (n, height, width) -> uint8 (n, SIZE, SIZE)."""
     low, high = scale
     drawn = np.empty((len(array), SIZE, SIZE), dtype=np.uint8)
     for index, pixels in enumerate(array):
@@ -121,7 +123,8 @@ def _draw(array: np.ndarray, frame: Frame, scale: tuple[float, float]) -> np.nda
     return drawn
 
 
-def _draw_labels(array: np.ndarray, frame: Frame) -> np.ndarray:
+def draw_labels(array: np.ndarray, frame: Frame) -> np.ndarray:
+    """Label numbers (n, height, width) -> uint8 (n, SIZE, SIZE)."""
     rows, columns = frame.resized
     drawn = np.zeros((len(array), SIZE, SIZE), dtype=np.uint8)
     for index, values in enumerate(array):

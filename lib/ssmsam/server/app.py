@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from monailabel.config import settings
@@ -22,7 +23,7 @@ import ssmsam
 from ssmsam.annotation.label_info import BACKGROUND
 from ssmsam.annotation.label_names import known_label
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import ENCODERS, load_encoder
+from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.head import FEWSHOT
@@ -81,6 +82,8 @@ class ServerApp(MONAILabelApp):
         try:
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
+            chosen = choose_encoder(self.configuration.encoder, folder=self.configuration.weights)
+            self.configuration = replace(self.configuration, encoder=chosen)
             self.device = choose_device(self.configuration.device)
             self._load()
         except (ConfigurationError, MissingWeights, CorruptWeights) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import platformdirs
 
+from ssmsam.encoders.registry import AUTO
 from ssmsam.encoders.store import default_root
 from ssmsam.imaging.dicom import NOT_IMAGES
 
@@ -41,7 +42,7 @@ class Configuration:
     models: tuple[str, ...]
     """Which infer tasks to offer, by name."""
     encoder: str = "small"
-    """The backbone, by its name in ``ssmsam.encoders``."""
+    """The backbone, by its name in ``ssmsam.encoders``; ``auto`` is the best one whose weights are here."""
     weights: Path | None = None
     """A folder with checkpoints; ``None`` looks where ``ssmsam.encoders.weights`` looks by itself."""
     download: bool = False
@@ -56,8 +57,9 @@ class Configuration:
     """``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int = 0
     """CPU threads per computation; 0 means one per physical core, or ``OMP_NUM_THREADS`` where that is set."""
-    bfloat16: bool = False
-    """Whether embeddings are computed in half the precision."""
+    bfloat16: bool | None = None
+    """Whether embeddings are computed in half the precision; ``None`` where the encoder's masks stay the same and the
+    processor is faster at it."""
     precompute: bool = True
     """Whether an image's slices are embedded in the background as soon as it is served."""
     heads: Path | None = None
@@ -116,7 +118,7 @@ def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callab
     """How each key's value is read. A reader raises ValueError with a message that says what would be valid."""
     return {
         "models": lambda text: _names(text, models),
-        "encoder": lambda text: _one_of(text, encoders),
+        "encoder": lambda text: _one_of(text, (*encoders, AUTO)),
         "weights": _folder,
         "download": _yes_or_no,
         "store": lambda text: Path(text).expanduser().absolute(),
@@ -125,7 +127,7 @@ def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callab
         "memory_gb": _positive,
         "device": _device,
         "threads": _threads,
-        "bfloat16": _yes_or_no,
+        "bfloat16": lambda text: None if text == "auto" else _yes_or_no(text),
         "precompute": _yes_or_no,
         "modalities": _modalities,
         "dicom_folder": lambda text: Path(text).expanduser().absolute(),

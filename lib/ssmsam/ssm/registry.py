@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ssmsam.encoders.manifest import entry
-from ssmsam.encoders.weights import MissingWeights, find_weights, weights_digest
+from ssmsam.encoders.weights import MissingWeights, find_weights, made_for, weights_digest
 from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
 
@@ -73,9 +72,3 @@ def width_of(encoder_name: str) -> int:
 
         return SPEC.channels
     return 256  # the neck of every SAM
-
-
-def made_for(start: Path) -> str:
-    """The sha256 of the encoder's weights that a start belongs to."""
-    with safe_open(str(start), framework="pt") as file:
-        return str((file.metadata() or {}).get("encoder_sha256"))

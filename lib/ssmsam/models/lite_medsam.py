@@ -1,0 +1,157 @@
+"""LiteMedSAM (Ma et al.): a SAM for medical images with a small encoder, at 256 x 256 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
+from ssmsam.encoders.manifest import PACKAGED, entry
+from ssmsam.encoders.weights import weights_digest
+from ssmsam.models.reduction import Reduction
+from ssmsam.models.tiny_vit import TinyVit, TinyVitConfig, for_inference
+
+if TYPE_CHECKING:  # segment_anything imports torchvision, which costs seconds: only when a network is built
+    from segment_anything.modeling import Sam
+
+PROMPT_WIDTH = 256
+"""Width of prompts and of the embedding in the published decoder."""
+REDUCTION = PACKAGED / "medsam_lite_reduction.safetensors"
+"""The projections that come with this package; the model card says how they were fitted."""
+IMAGE = "image"
+"""The output of the encoder, as reductions call it."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A stage of the encoder that is handed out: its number, 0 being the first, and how many cells are averaged."""
+
+    name: str
+    number: int
+    pool: int
+
+
+LEVELS = (Level("stage2", 1, 2), Level("stage3", 2, 2), Level("stage4", 3, 2))
+"""Fine cells (64 x 64) of the second stage and coarse ones (32 x 32) of the third and fourth. Under a regression from
+five slices to the others of a volume this costs less than half a point against all stages in full; the model card has
+the figures."""
+
+_ENCODER = "image_encoder."
+
+
+def build_lite_medsam(config: TinyVitConfig | None = None) -> Sam:
+    """An untrained network of this layout: our encoder before the prompt encoder and mask decoder of SAM."""
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    encoder = TinyVit(config)
+    size = encoder.config.input_size
+    side = size // encoder.config.stage_strides[-1]
+    return Sam(
+        image_encoder=encoder,
+        prompt_encoder=PromptEncoder(
+            embed_dim=PROMPT_WIDTH, image_embedding_size=(side, side), input_image_size=(size, size), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=PROMPT_WIDTH, mlp_dim=2048, num_heads=8),
+            transformer_dim=PROMPT_WIDTH,
+        ),
+        pixel_mean=[0.0, 0.0, 0.0],
+        pixel_std=[1.0, 1.0, 1.0],
+    )
+
+
+def take_published(sam: Sam, state: Mapping[str, torch.Tensor]) -> None:
+    """Give a network of :func:`build_lite_medsam` the tensors of a published checkpoint: all of them and no others.
+
+    Raises RuntimeError when they do not fit.
+    """
+    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in state.items() if name.startswith(_ENCODER)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(_ENCODER)}
+    folded = {_ENCODER + name: tensor for name, tensor in for_inference(encoder).items()}
+    sam.load_state_dict({**rest, **folded}, strict=True, assign=True)
+    sam.image_encoder.prepare()
+
+
+class LiteMedSamEncoder(Encoder):
+    """The image encoder of LiteMedSAM. The whole network is at ``.sam``, for the prompt decoder to share.
+
+    With a ``reduction`` the stages :data:`LEVELS` are handed out too, reduced by it, and embeddings are kept with
+    fewer channels; without one there are no levels, and everything is kept.
+    """
+
+    def __init__(
+        self, sam: Sam, *, name: str = "medsam_lite", weights_sha256: str, reduction: Reduction | None = None
+    ) -> None:
+        super().__init__()
+        vit: TinyVit = sam.image_encoder
+        config = vit.config
+        self.sam = sam
+        self.weights_sha256 = weights_sha256
+        self.reduction = reduction
+        levels = LEVELS if reduction else ()
+        self.spec = EncoderSpec(
+            name=name,
+            input_size=config.input_size,
+            stride=config.stage_strides[-1],
+            channels=config.out_channels,
+            level_strides=tuple(config.stage_strides[level.number] * level.pool for level in levels),
+            level_channels=tuple(
+                reduction.channels(level.name, config.widths[level.number]) for level in levels if reduction
+            ),
+            level_names=tuple(level.name for level in levels),
+            kept=f"image in {reduction.channels(IMAGE, 0)} by {reduction.digest[:16]}" if reduction else "",
+            bfloat16=True,
+            licence=entry(name).licence,
+        )
+
+    @classmethod
+    def from_file(cls, path: Path, *, name: str = "medsam_lite", device: str = "cpu") -> LiteMedSamEncoder:
+        """Load a checkpoint of the published layout; frozen. Raises :class:`CorruptWeights`."""
+        from ssmsam.encoders.sam import load_sam
+
+        sam, digest = load_sam(name, path, device=device), weights_digest(path)
+        return cls(sam, name=name, weights_sha256=digest, reduction=Reduction.from_file(REDUCTION))
+
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        size = self.spec.input_size
+        if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
+            raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
+        stages: dict[int, torch.Tensor] = {}
+        image = self.sam.image_encoder(stretched(slices), keep=stages.__setitem__)
+        if self.reduction is None:
+            return {"image": image, "levels": []}
+        levels = [self.reduction.level(level.name, stages[level.number], pool=level.pool) for level in LEVELS]
+        return {"image": image, "levels": levels}
+
+    def compress(self, embedding: Embedding) -> Embedding:
+        if self.reduction is None:
+            return embedding
+        return {"image": self.reduction.projections[IMAGE].apply(embedding["image"]), "levels": embedding["levels"]}
+
+    def expand(self, kept: Embedding) -> Embedding:
+        if self.reduction is None:
+            return kept
+        return {"image": self.reduction.projections[IMAGE].invert(kept["image"]), "levels": kept["levels"]}
+
+
+def stretched(slices: torch.Tensor) -> torch.Tensor:
+    """Slices (B, 3, S, S) in [0, 1] as this network was trained on them: the darkest pixel 0, the brightest 1.
+
+    The padding to the right and below a slice is not part of it, and stays 0. A slice of one value becomes 0.
+    """
+    return torch.stack([_stretched(one) for one in slices])
+
+
+def _stretched(one: torch.Tensor) -> torch.Tensor:
+    drawn = one.amax(0) > 0
+    if not drawn.any():
+        return one
+    rows, columns = (int(drawn.any(axis).nonzero().max()) + 1 for axis in (1, 0))
+    inside = one[:, :rows, :columns]
+    low, high = inside.min(), inside.max()
+    return ((one - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
