@@ -23,7 +23,7 @@ PART = slice(14, 23)
 KNOWN = (1, 4, 7)
 BOX_DICE = 0.8
 """A tight box against the truth of its slice. The sample is drawn, not a patient."""
-SHORT = {"steps": 2, "budget_s": 4}
+SHORT = {"budget_s": 4}
 
 
 @pytest.fixture(scope="module")
