@@ -200,7 +200,7 @@ def test_a_screen_is_empty_after_the_image_was_opened(service: AnnotationService
     service.opened("case", client="reader")
     with pytest.raises(InvalidSubmission, match="nothing of this image was shown"):
         service.finished("case", GRID, client="reader")
-    service.shown_again("case", "liver", drawn(2, 3) > 0, service.known("case", GRID), client="reader")
+    service.shown_again("case", drawn(2, 3), {"liver": 1}, service.known("case", GRID), client="reader")
     assert service.finished("case", GRID, client="reader").complete == {"liver"}
     service.opened("case", client="another")
     assert service.finished("case", GRID, client="reader").complete == {"liver"}

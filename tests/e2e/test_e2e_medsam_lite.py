@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 from sample_cases import CT, LABELS, SAMPLES, dice
 from serving import Server
-from viewers import TIMEOUT, slicer
+from viewers import slicer, submit_slices
 
 from ssmsam.encoders.weights import MissingWeights, find_weights
 from ssmsam.imaging.reading import read_volume
@@ -76,20 +74,7 @@ def test_annotated_slices_lead_to_a_proposal(server: Server, truth: np.ndarray, 
     """Its quality is not the point: no decoder was trained behind this encoder."""
     file = tmp_path / "part.nii.gz"
     write_volume(Volume(truth.astype(np.uint8), read_volume(Path(server.studies) / "part.nii.gz").affine), file)
-    said = {
-        "label_info": [{"name": "liver", "idx": 1}],
-        "client_id": "reader",
-        "partial": {"slices": {"liver": {"annotated": list(KNOWN)}}},
-    }
-    with file.open("rb") as opened:
-        response = requests.put(
-            f"{server.url}/datastore/label",
-            params={"image": "part", "tag": "partial"},
-            files={"label": (file.name, opened)},
-            data={"params": json.dumps(said)},
-            timeout=TIMEOUT,
-        )
-    assert response.status_code == 200, response.text
+    submit_slices(server.url, "part", file, {"liver": 1}, KNOWN)
     answer = slicer(server.url, model, "part", **SHORT)
     assert answer.params["label_names"] == {"liver": 1}
     for index in KNOWN:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import requests
 from sample_cases import CT, LABELS, SAMPLES, dice
 from serving import Server
-from viewers import TIMEOUT, ohif, refused, slicer
+from viewers import TIMEOUT, ohif, refused, slicer, submit_slices
 
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Volume
@@ -53,20 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def annotated(server: Server, truth: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.mktemp("masks") / "part.nii.gz"
     write_volume(Volume(truth, read_volume(Path(server.studies) / "part.nii.gz").affine), file)
-    said = {
-        "label_info": [{"name": organ, "idx": value} for organ, value in NUMBERS.items()],
-        "client_id": "reader",
-        "partial": {"slices": {organ: {"annotated": list(KNOWN)} for organ in NUMBERS}},
-    }
-    with file.open("rb") as opened:
-        response = requests.put(
-            f"{server.url}/datastore/label",
-            params={"image": "part", "tag": "partial"},
-            files={"label": (file.name, opened)},
-            data={"params": json.dumps(said)},
-            timeout=TIMEOUT,
-        )
-    assert response.status_code == 200, response.text
+    submit_slices(server.url, "part", file, NUMBERS, KNOWN)
 
 
 def train(server: Server, **options: Any) -> requests.Response:

@@ -6,6 +6,7 @@ import email.message
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,26 @@ def slicer_submit(
     )
     assert response.status_code == 200, f"Status: {response.status_code}; Response: {response.text}"
     return response.json()
+
+
+def submit_slices(
+    url: str, image: str, file: Path, values: dict[str, int], known: Sequence[int], *, client: str = "reader"
+) -> None:
+    """A script's submission: a mask file whose slices ``known`` are truth for each label."""
+    said = {
+        "label_info": [{"name": name, "idx": value} for name, value in values.items()],
+        "client_id": client,
+        "partial": {"slices": {name: {"annotated": list(known)} for name in values}},
+    }
+    with file.open("rb") as opened:
+        response = requests.put(
+            f"{url}/datastore/label",
+            params={"image": image, "tag": "partial"},
+            files={"label": (file.name, opened)},
+            data={"params": json.dumps(said)},
+            timeout=TIMEOUT,
+        )
+    assert response.status_code == 200, response.text
 
 
 def stored_label(url: str, image: str, tag: str) -> tuple[np.ndarray, dict[str, int]]:

@@ -30,6 +30,11 @@ def reader_of(client: str, host: str) -> str:
     return f"{client}@{host}" if client in SHARED_IDS and host else client
 
 
+def name_of(reader: str) -> str:
+    """The id that a reader sent; "" for those who sent none."""
+    return reader.partition("@")[0]
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Slices of an image that a client was asked to annotate."""
@@ -47,7 +52,7 @@ class Assignment:
 
     def is_for(self, client: str) -> bool:
         """Whether a client may have worked on it. A client without a name may be anyone."""
-        return not self.client.partition("@")[0] or not client.partition("@")[0] or self.client == client
+        return not name_of(self.client) or not name_of(client) or self.client == client
 
 
 class Verdict(str, Enum):

@@ -115,14 +115,18 @@ class AnnotationService:
         known = self.known(image, grid)
         return {label: whole(label, known, served) for label, served in self._own(image, client).items()}
 
-    def shown_again(self, image: str, label: str, mask: np.ndarray, known: Annotations, *, client: str) -> None:
-        """Note that a client was sent a mask (slices, rows, columns) of a label again, on the slices of which something
-        is known: those that it had, and those that were annotated since."""
-        served = self._own(image, client).get(label)
-        plane = _plane(served)
-        shown, _ = on_screen(label, client, plane, served, known)
-        only = sorted({*shown, *known.annotated(label, plane=plane)})
-        self.log.serve(image, Served.of(mask, label=label, client=client, plane=plane, only=only, when=now()))
+    def shown_again(
+        self, image: str, array: np.ndarray, values: Mapping[str, int], known: Annotations, *, client: str
+    ) -> None:
+        """Note that a client was sent masks again, as a label map (slices, rows, columns), on the slices of which
+        something is known: those that it had, and those that were annotated since."""
+        own, when = self._own(image, client), now()
+        for label, value in values.items():
+            plane = _plane(own.get(label))
+            shown, _ = on_screen(label, client, plane, own.get(label), known)
+            only = sorted({*shown, *known.annotated(label, plane=plane)})
+            sent = Served.of(array == value, label=label, client=client, plane=plane, only=only, when=when)
+            self.log.serve(image, sent)
 
     def marked(self, image: str, mark: Mark, grid: Grid) -> Update:
         """What a verdict on one slice says: the mask on that client's screen is right, or the label is not there."""
@@ -138,8 +142,9 @@ class AnnotationService:
         said = read_partial(partial, grid=grid, labels={*known.labels, *own, *self.labels}, present=annotated)
         if said is None:
             raise InvalidSubmission("partial is missing: say which slices to change")
-        for label in sorted(said.complete - annotated - own.keys()):
-            raise InvalidSubmission(f"{label} cannot be complete: no slice of it is annotated, and you were shown none")
+        if unseen := sorted(said.complete - annotated - own.keys()):
+            names = ", ".join(unseen)
+            raise InvalidSubmission(f"{names} cannot be complete: no slice of it is annotated, and you were shown none")
         finished = complete(said.complete, known, own, client=client, when=now())
         listed = {
             key: SliceAnnotation(

@@ -7,6 +7,7 @@ import logging
 import os
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pooch
 from safetensors import safe_open
@@ -76,6 +77,18 @@ def weights_digest(path: Path) -> str:
     _known_digests[str(path)] = [*stamp, digest]
     _write_digests(remembered)
     return digest
+
+
+def find_made_for(name: str, encoder_sha256: str, **wanted: Any) -> Path | None:
+    """The weights ``name`` of a decoder of ours, where they belong to these weights of its encoder; else None.
+
+    ``wanted`` as for :func:`find_weights`. Raises :class:`CorruptWeights`.
+    """
+    try:
+        path = find_weights(name, **wanted)
+    except MissingWeights:
+        return None
+    return path if made_for(path) == encoder_sha256 else None
 
 
 def made_for(path: Path) -> str:

@@ -30,7 +30,7 @@ SLICES = (3, 5)
 REACH_MM, LEAST_REACH = 60.0, 4
 """How far past an end masks are looked at, and at least how many slices."""
 _LEAST_EXTENT = 6
-"""Slices that show a target of which some may be annotated and others not."""
+"""Slices that show a target of which some may be annotated and others not: a guess."""
 PENALTY = 1.0
 """Of squared coefficients, in standard deviations of what they weigh. A guess."""
 

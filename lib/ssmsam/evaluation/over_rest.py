@@ -42,6 +42,7 @@ from ssmsam.progress import Progress, silent
 WHOLE = "whole volume"
 INTERPOLATION, FIRST, LATER = "interpolation", "first proposal", "after adaptation"
 TIMEOUT = 600.0
+"""Seconds after which a server is taken to be stuck: a guess, beyond the longest adaptation."""
 
 
 @dataclass(frozen=True)

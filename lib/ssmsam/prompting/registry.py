@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.small import part_of
-from ssmsam.encoders.weights import MissingWeights, find_weights, made_for, weights_digest
+from ssmsam.encoders.weights import find_made_for, find_weights, weights_digest
 from ssmsam.prompting.decoder import PromptDecoder
 
 if TYPE_CHECKING:
@@ -65,13 +65,9 @@ def load_decoder(
 
 def _trained(encoder_name: str, encoder_sha256: str, **wanted: Any) -> Path | None:
     """The file of our decoder for these weights of the encoder, or None."""
-    try:
-        path = find_weights(TRAINED[encoder_name], **wanted)
-    except MissingWeights:
-        path = None
-    if path is None or made_for(path) != encoder_sha256:
+    path = find_made_for(TRAINED[encoder_name], encoder_sha256, **wanted)
+    if path is None:
         logger.info("no decoder of ours for these weights of %s: the published one knows boxes only", encoder_name)
-        return None
     return path
 
 

@@ -54,18 +54,22 @@ class Receipt:
         return FINAL if self.annotations.finished else PARTIAL
 
     @property
+    def new_labels(self) -> list[str]:
+        """The labels that were not known before, in any spelling."""
+        return new_labels(self.update.labels, self.known)
+
+    @property
     def new_label_lines(self) -> list[str]:
-        """A line for each label that was not known before, in any spelling."""
-        return [f"new label: {name}" for name in new_labels(self.update.labels, self.known)]
+        """A line for each of them."""
+        return [f"new label: {name}" for name in self.new_labels]
 
     def answer(self) -> dict[str, Any]:
         """As JSON for the client: first what a person reads, then what is known in all, for programs."""
-        new = new_labels(self.update.labels, self.known)
         counted = summarise(self.update).splitlines() + self.new_label_lines
         return {
             "counted": counted,
             "detail": "; ".join(counted),
-            "new_labels": new,
+            "new_labels": self.new_labels,
             "tag": self.tag,
             "revision": self.annotations.revision,
             "partial": write_partial(self.annotations),
@@ -235,8 +239,7 @@ class AnnotatedStudies(Datastore):
         array = np.zeros(grid.shape, np.uint8)
         for label in sorted(labels, key=lambda one: -int(screen[one].sum())):  # what lies inside another stays visible
             array[screen[label]] = values[label]
-        for label in labels:
-            self._service.shown_again(image_id, label, array == values[label], known, client=client)
+        self._service.shown_again(image_id, array, values, known, client=client)
         return Volume(array, grid.affine), values
 
     def forget(self, image_id: str) -> None:

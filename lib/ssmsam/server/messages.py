@@ -56,12 +56,11 @@ class MessageTask(InferTask):
         Returns the path of an empty mask, and what was done. Raises InvalidPrompt, InvalidRequest, InvalidSubmission.
         """
         started = time.perf_counter()
-        options = {**request}
-        image = self._prompting.images.open(options["image"])
+        image = self._prompting.images.open(request["image"])
         if not image.source.image_id or not isinstance(self._prompting.datastore, AnnotatedStudies):
             raise InvalidRequest("annotations are only kept for images of the datastore: upload the image first")
-        done = self.carry_out(options, image, self._prompting.datastore)
-        path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, options)
+        done = self.carry_out(request, image, self._prompting.datastore)
+        path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, request)
         seconds = round(time.perf_counter() - started, 4)
         return path, {
             **done,

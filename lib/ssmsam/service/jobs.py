@@ -21,7 +21,7 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 NOW, LATER = 0, 10
 """Priorities: somebody waits for it, or it is done beside. The lowest runs first."""
 KEPT = 50
-"""Ended jobs that are remembered; the oldest are forgotten."""
+"""Ended jobs that are remembered, the oldest are forgotten: a guess."""
 
 
 class UnknownJob(LookupError):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssmsam.encoders.manifest import entry
-from ssmsam.encoders.weights import MissingWeights, find_weights, made_for, weights_digest
+from ssmsam.encoders.weights import find_made_for, find_weights, weights_digest
 from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
 
@@ -55,13 +55,9 @@ def begin_with(decoder: SelfSamplingDecoder, start: Mapping[str, torch.Tensor]) 
 
 def _start(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
     """The file of the start for these weights of the encoder, or None."""
-    try:
-        path = find_weights(STARTS[encoder_name], **wanted) if encoder_name in STARTS else None
-    except MissingWeights:
-        path = None
-    if path is None or made_for(path) != weights:
+    path = find_made_for(STARTS[encoder_name], weights, **wanted) if encoder_name in STARTS else None
+    if path is None:
         logger.info("no meta-learned start for these weights of %s: ssm_sam begins like fewshot", encoder_name)
-        return None
     return path
 
 

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ssmsam.annotation.records import name_of
+
 PAGE = Path(__file__).parent / "ohif_page"
 """The script and its style, served below ``/ohif/ssmsam/``."""
 FOLDER = "ssmsam"
@@ -22,7 +24,7 @@ def replaces_its_screen(options: Mapping[str, Any]) -> bool:
     """Whether a request comes from OHIF's panel: it drops every segment that an automatic model leaves out, and never
     sees the details of an answer. It is known by what it sends; our script names the viewer beside."""
     return "restore_label_idx" in options and (
-        options.get("viewer") == "ohif" or not str(options.get("client_id") or "").partition("@")[0]
+        options.get("viewer") == "ohif" or not name_of(str(options.get("client_id") or ""))
     )
 
 
@@ -38,12 +40,12 @@ def index_with_script(index: Path) -> str:
     return index.read_text(encoding="utf-8").replace("</head>", _ADDED, 1)
 
 
-def no_archive_page(*, server: str, studies: str) -> str:
+def no_archive_page(server: str) -> str:
     """What to read instead of OHIF where the studies are files: it opens DICOM archives only."""
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>ssmsam</title>
 <body style="font: 16px/1.5 system-ui, sans-serif; max-width: 44em; margin: 3em auto; padding: 0 1em">
 <h1 style="font-size: 1.3em">OHIF needs a DICOM archive</h1>
-<p>This server's studies are {escape(studies)}, and OHIF opens studies of a DICOMweb archive only.</p>
+<p>This server's studies are a folder of files, and OHIF opens studies of a DICOMweb archive only.</p>
 <ul>
 <li>To try OHIF on the sample studies, stop this server and run <code>make serve-dicom</code>.</li>
 <li>With an archive of your own, start with

@@ -34,6 +34,7 @@ MaybeUpload = Annotated[UploadFile | None, File()]
 
 
 LONGEST_ID = 128
+"""Characters of a client's id: a guess, enough for an address."""
 LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
 """What an answer that is only a file says beside it: which value means which label, and a sentence for people."""
 

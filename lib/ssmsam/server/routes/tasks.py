@@ -34,12 +34,13 @@ def next_sample(user: AnyUser, strategy: str, request: Request, params: dict[str
     app, asked = the_app(), dict(params or {})
     app.require_strategy(strategy)
     require_keys(asked, SAMPLE, where="the request")
-    client = reader(asked.get("client_id") or user.username, request)
+    name = asked.get("client_id") or user.username
+    client = reader(name, request)
     found = app.next_sample({**asked, "strategy": strategy, "client_id": client})
     if not found.get("id"):
         return found
     if not asked.get("image"):  # a viewer opens what it is offered; one that names an image has it open
-        note_opened(found["id"], request, str(asked.get("client_id") or user.username or ""))
+        note_opened(found["id"], request, name or "")
     info = note_offer(app.datastore(), found["id"], strategy, client=client)
     app.background.prefer(found["id"])
     shown = {**found, **info}

@@ -35,7 +35,7 @@ def page(user: AnyUser, request: Request, path: str) -> Response:
         raise NotKnown("file of OHIF", path)
     datastore = the_app().datastore()
     if not isinstance(datastore, DicomWebArchive):
-        return HTMLResponse(no_archive_page(server=str(request.base_url), studies="a folder of files"))
+        return HTMLResponse(no_archive_page(str(request.base_url)))
     answer = HTMLResponse(index_with_script(FILES / "index.html"))
     answer.headers["Set-Cookie"] = f"{SERVER_COOKIE}={quote(str(request.base_url), safe='')}; Path=/ohif; SameSite=Lax"
     answer.headers["Cache-Control"] = "no-cache"

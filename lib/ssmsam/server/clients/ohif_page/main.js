@@ -19,11 +19,7 @@ let drawnInto = null, coloured = null;
 const actions = {
   accept: () => onSlice('accept_slice'),
   notHere: () => onSlice('empty_slice'),
-  takeBack: () => act(async image => {
-    const said = await server.message('undo', image, {});
-    await restore(image);
-    bar.notice(said.detail);
-  }),
+  takeBack: () => act(undo),
   propose: () => act(propose, 'fewshot proposes masks'),
   next: () => act(nextSlice, 'the next slice is chosen'),
   finish: () => act(finish),
@@ -66,14 +62,23 @@ function chosenLabel() {
 
 function onSlice(model) {
   const slice = viewer.slice;  // where the user is now, not when it is this action's turn
-  return act(async image => {
-    const label = chosenLabel();
-    const said = await server.message(model, image, { label, slice });
-    if (model === 'empty_slice') viewer.paint({ [label]: 1 }, null, slice);
-    viewer.clearClicks();
-    asked = asked.filter(one => one.label !== label || one.slice !== slice);
-    bar.notice(said.detail);
-  });
+  return act(image => tell(model, image, slice));
+}
+
+// A message about the highlighted label on a slice.
+async function tell(model, image, slice) {
+  const label = chosenLabel();
+  const said = await server.message(model, image, { label, slice });
+  if (model === 'empty_slice') viewer.paint({ [label]: 1 }, null, slice);
+  viewer.clearClicks();
+  asked = asked.filter(one => one.label !== label || one.slice !== slice);
+  bar.notice(said.detail);
+}
+
+async function undo(image) {
+  const said = await server.message('undo', image, {});
+  await restore(image);
+  bar.notice(said.detail);
 }
 
 async function propose(image) {
@@ -138,16 +143,11 @@ async function runPoints(model) {
 
 async function runMessage(model, image) {
   if (model === 'finish_volume') return finish(image);
-  if (model === 'undo') {
-    bar.notice((await server.message('undo', image, {})).detail);
-    return restore(image);
-  }
-  const label = chosenLabel(), { foreground, background } = viewer.clicks;
+  if (model === 'undo') return undo(image);
+  const { foreground, background } = viewer.clicks;
   const slice = (foreground.at(-1) ?? background.at(-1))?.[2] ?? viewer.slice;
-  bar.notice((await server.message(model, image, { label, slice })).detail);
-  if (model === 'empty_slice') viewer.paint({ [label]: 1 }, null, slice);
+  await tell(model, image, slice);
   if (viewer.slice !== slice) viewer.goTo(slice);
-  viewer.clearClicks();
 }
 
 // The masks that the server knows of, after a reload or when something was taken back.
