@@ -123,7 +123,7 @@ def _add_lite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the cache")
     parser.add_argument("--without", nargs="*", default=[], metavar="SET", help="sets left out of training")
     parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) to go on from")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
@@ -273,7 +273,7 @@ def lite(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     encoder = LiteMedSamEncoder.from_file(find_weights("medsam_lite"))
     config = LiteTrainingConfig(
-        minutes=arguments.minutes,
+        steps=arguments.steps,
         learning_rate=arguments.learning_rate,
         bfloat16=arguments.bfloat16,
         seed=arguments.seed,

@@ -109,7 +109,9 @@ def test_it_is_the_decoder_that_answers_in_the_server(sam: torch.nn.Module) -> N
 
 
 def test_it_learns_what_a_click_means(sam: torch.nn.Module) -> None:
-    config = LiteTrainingConfig(learning_rate=1e-3, warm_up_steps=1, box_share=0.0, part_share=0.0, rounds=2)
+    config = LiteTrainingConfig(
+        learning_rate=1e-3, warm_up_steps=1, box_share=0.0, neighbour_share=0.0, part_share=0.0, rounds=(2, 2)
+    )
     trainer, targets, rng = LiteTrainer(sam, config), Targets([toy()], part_share=0.0), np.random.default_rng(0)
     losses = [trainer.train_step(targets.draw(2, rng), rng) for _ in range(14)]
     first, last = (np.mean([one["click 2"] for one in part]) for part in (losses[:4], losses[-4:]))
@@ -118,13 +120,30 @@ def test_it_learns_what_a_click_means(sam: torch.nn.Module) -> None:
 
 def test_a_run_writes_weights_and_goes_on(sam: torch.nn.Module, tmp_path: Path) -> None:
     out = tmp_path / "decoder.safetensors"
-    config = LiteTrainingConfig(minutes=1e-6, batch=2, rounds=2)
+    config = LiteTrainingConfig(steps=1, batch=2, rounds=(2, 2))
     first = train_lite([toy()], sam, out=out, config=config, encoder_sha256="abc")
     with safe_open(str(out), framework="pt") as file:
         assert file.metadata() == {"encoder_sha256": "abc"}
         assert set(file.keys()) == set(LiteDecoder(sam).state_dict())
     second = train_lite([toy()], sam, out=out, config=config, encoder_sha256="abc", resume=out.with_suffix(".ckpt"))
     assert (first.step, second.step) == (1, 2)
+
+
+@pytest.mark.parametrize(("boxes", "neighbours", "kind"), [(0.0, 0.0, "click"), (1.0, 0.0, "box"), (0.0, 1.0, "neighbour")])
+def test_every_way_to_begin_is_practised(
+    sam: torch.nn.Module, boxes: float, neighbours: float, kind: str
+) -> None:
+    config = LiteTrainingConfig(box_share=boxes, neighbour_share=neighbours, rounds=(2, 2))
+    trainer, rng = LiteTrainer(sam, config), np.random.default_rng(0)
+    losses = trainer.train_step(Targets([toy()], part_share=0.0).draw(2, rng), rng)
+    assert set(losses) == {f"{kind} 1", f"{kind} 2"} and np.isfinite(list(losses.values())).all()
+
+
+def test_a_set_of_many_labels_counts_for_more_and_not_for_all() -> None:
+    one = toy()
+    many = EmbeddedSlices("many", "one", one.image, one.label * np.arange(1, 5, dtype=np.uint8)[:, None, None])
+    targets = Targets([one, many], part_share=0.0)
+    np.testing.assert_allclose(targets.chances, [2 / 3, 1 / 3])
 
 
 def test_slices_without_labels_teach_nothing() -> None:

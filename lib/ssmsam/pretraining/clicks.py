@@ -49,6 +49,19 @@ def correction(truth: np.ndarray, answer: np.ndarray, rng: np.random.Generator) 
     return None if position is None else (position, kind)
 
 
+def neighbouring(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What the slice beside a target (S, S) might hold of it: moved, larger or smaller, bent. Never empty."""
+    y, x = np.nonzero(truth)
+    size = np.sqrt(len(x))
+    bend = ndimage.gaussian_filter(rng.standard_normal((2, *truth.shape)), (0, 0.3 * size + 2, 0.3 * size + 2))
+    bend *= rng.uniform(0, 0.12) * size / max(bend.std(), 1e-9)
+    centre = np.array([y.mean(), x.mean()])[:, None, None]
+    place = (np.indices(truth.shape) - centre) / rng.uniform(0.8, 1.2) + centre
+    moved = place + bend + rng.normal(0, 0.06 * size, 2)[:, None, None]
+    beside: np.ndarray = ndimage.map_coordinates(truth.astype(np.uint8), moved, order=0) > 0
+    return beside if beside.any() else truth
+
+
 class SparsePrompts:
     """The growing list of points of N targets, as padded tensors."""
 

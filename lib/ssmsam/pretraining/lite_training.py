@@ -1,7 +1,8 @@
 """Teaching the published decoder of LiteMedSAM, which knows boxes only, clicks and corrections.
 
 The image encoder stays as it is: its embeddings come from :mod:`ssmsam.pretraining.embedded_slices`. Each step plays a
-user on a few targets: a click, a box or both, then corrections with the previous answer as a prompt.
+user on a few targets: a click, a box, both, or the mask of the slice beside it, then corrections with the previous
+answer as a prompt.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from scipy import ndimage
 from torch import nn
 
 from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
-from ssmsam.pretraining.clicks import click_inside, correction, draw_box
+from ssmsam.pretraining.clicks import click_inside, correction, draw_box, neighbouring
 from ssmsam.pretraining.embedded_slices import EmbeddedSlices
 from ssmsam.pretraining.losses import OTHERS, iou_of, mask_losses
 from ssmsam.progress import Progress, silent
+from ssmsam.prompting.drawing import mask_to_logits
+from ssmsam.prompting.sam_decoder import CARRIED_MARGIN
 from ssmsam.prompting.small_network import PointKind
 
 if TYPE_CHECKING:
@@ -39,18 +42,21 @@ _LARGEST_LOGIT = 20.0
 
 @dataclass(frozen=True)
 class LiteTrainingConfig:
-    """How long and how fast. ``minutes`` counts over all resumed runs. The other numbers are guesses."""
+    """How long and how fast. ``steps`` counts over all resumed runs. The other numbers are guesses."""
 
-    minutes: float = 30.0
-    learning_rate: float = 1e-4
-    warm_up_steps: int = 20
+    steps: int = 1500
+    learning_rate: float = 2e-4
+    warm_up_steps: int = 30
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    average: float = 0.99
+    average: float = 0.995
     batch: int = 4
-    rounds: int = 3
-    box_share: float = 0.3
+    rounds: tuple[int, int] = (2, 4)
+    """The fewest and the most answers that a step asks for, the corrected ones among them."""
+    box_share: float = 0.25
     """Share of steps that begin with a box; a third of them with a click in it."""
+    neighbour_share: float = 0.15
+    """Share of steps that begin with the mask of a neighbouring slice, as propagation does."""
     part_share: float = 0.15
     """Share of targets that are one part of a label and not all of it."""
     bfloat16: bool = False
@@ -68,7 +74,10 @@ class TargetBatch:
 
 
 class Targets:
-    """Draws targets: every set as often as any other, every label of a slice alike."""
+    """Draws targets: a set as often as the square root of the number of its labels says, every label of a slice alike.
+
+    So a set of thirteen organs counts for more than one of lesions, and does not drown it.
+    """
 
     def __init__(self, slices: Sequence[EmbeddedSlices], *, part_share: float) -> None:
         self.part_share = part_share
@@ -79,13 +88,15 @@ class Targets:
         self.by_set = {name: places for name, places in sorted(self.by_set.items()) if places}
         if not self.by_set:
             raise ValueError("no slice holds a label: there is nothing to learn from")
+        weights = np.sqrt([_label_count(places) for places in self.by_set.values()])
+        self.chances = weights / weights.sum()
 
     def draw(self, count: int, rng: np.random.Generator) -> TargetBatch:
         """A batch of targets, perhaps several of one slice."""
         names = list(self.by_set)
         images, truths = [], []
         for _ in range(count):
-            places = self.by_set[names[rng.integers(len(names))]]
+            places = self.by_set[names[rng.choice(len(names), p=self.chances)]]
             case, index = places[rng.integers(len(places))]
             values = np.unique(case.label[index])
             truth = case.label[index] == rng.choice(values[values > 0])
@@ -140,8 +151,8 @@ class LiteTrainer:
         self.step, self.seconds = 0, 0.0
 
     def rate(self) -> float:
-        """Learning rate now: linear warm-up, then cosine over the time budget."""
-        done = min(1.0, self.seconds / (60 * self.config.minutes))
+        """Learning rate now: linear warm-up, then cosine over all steps."""
+        done = min(1.0, self.step / self.config.steps)
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
         return self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warm_up_steps) * cosine
 
@@ -159,21 +170,20 @@ class LiteTrainer:
 
     def _play(self, batch: TargetBatch, rng: np.random.Generator) -> dict[str, float]:
         """All rounds, each with its own backward pass, so that only one is in memory."""
-        boxed = rng.random() < self.config.box_share
-        clicked = not boxed or rng.random() < 1 / 3
-        boxes = torch.stack([_box(truth, rng) for truth in batch.truth]) if boxed else None
-        clicks = [[_first_click(truth, rng)] for truth in batch.truth] if clicked else [[] for _ in batch.truth]
+        opening = _opening(batch.truth, self.config, rng)
+        boxes, clicks, previous = opening.boxes, opening.clicks, opening.masks
         truth = torch.from_numpy(batch.truth).float()[:, None]
-        previous, found = None, {}
-        for turn in range(self.config.rounds):
+        rounds = int(rng.integers(self.config.rounds[0], self.config.rounds[1] + 1))
+        found = {}
+        for turn in range(rounds):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
                 logits, quality = self.model(batch.image, points=_points(clicks), boxes=boxes, masks=previous)
             logits, quality = logits.float(), quality.float()
-            ambiguous = turn == 0 and not boxed
+            ambiguous = turn == 0 and opening.kind == "click"
             logits, quality = (logits[:, 1:], quality[:, 1:]) if ambiguous else (logits[:, :1], quality[:, :1])
             loss = _loss(logits, quality, truth)
-            (loss / self.config.rounds).backward()
-            found[f"{'box' if boxed else 'click'} {turn + 1}"] = float(loss.detach())
+            (loss / rounds).backward()
+            found[f"{opening.kind} {turn + 1}"] = float(loss.detach())
             best = quality.argmax(1)
             answer = logits.detach()[torch.arange(len(best)), best]
             previous = answer[:, None].clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
@@ -203,7 +213,7 @@ def train_lite(
     resume: Path | None = None,
     progress: Progress = silent,
 ) -> LiteTrainer:
-    """Train for ``config.minutes`` and write the averaged decoder to ``out`` (fp16 safetensors).
+    """Train for ``config.steps`` and write the averaged decoder to ``out`` (fp16 safetensors).
 
     Beside it appear a checkpoint (``.ckpt``) and a learning curve (``.jsonl``), as of the small model's training.
     """
@@ -220,17 +230,53 @@ def train_lite(
         losses.append(trainer.train_step(targets.draw(config.batch, rng), rng))
         now = time.monotonic()
         trainer.seconds = before + now - started
-        progress("train", int(trainer.seconds), int(60 * config.minutes))
+        progress("train", trainer.step, config.steps)
         if len(losses) == 25:
             _log(out, trainer, losses)
             losses = []
-        finished = trainer.seconds >= 60 * config.minutes
+        finished = trainer.step >= config.steps
         if finished or now - last_save > config.checkpoint_s:
             trainer.save(out.with_suffix(".ckpt"))
             write_weights(out, trainer.average.state_dict(), {"encoder_sha256": encoder_sha256})
             last_save = now
         if finished:
             return trainer
+
+
+@dataclass(frozen=True, eq=False)
+class _Opening:
+    """What the first answer of a step is asked with."""
+
+    kind: str
+    clicks: list[list[tuple[np.ndarray, int]]]
+    boxes: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+
+
+def _opening(truths: np.ndarray, config: LiteTrainingConfig, rng: np.random.Generator) -> _Opening:
+    way = rng.random()
+    if way < config.neighbour_share:
+        beside = np.stack([neighbouring(truth, rng) for truth in truths])
+        masks = mask_to_logits(torch.from_numpy(beside).float()[:, None])
+        return _Opening("neighbour", [[] for _ in truths], _carried(beside), masks)
+    clicked = [[_first_click(truth, rng)] for truth in truths]
+    if way >= config.neighbour_share + config.box_share:
+        return _Opening("click", clicked)
+    boxes = torch.stack([_box(truth, rng) for truth in truths])
+    return _Opening("box", clicked if rng.random() < 1 / 3 else [[] for _ in truths], boxes)
+
+
+def _carried(masks: np.ndarray) -> torch.Tensor:
+    """The boxes (B, 4) that propagation gives with masks: see :class:`ssmsam.prompting.sam_decoder.SamPromptDecoder`."""
+    found = []
+    for mask in masks:
+        y, x = np.nonzero(mask)
+        found.append([x.min(), y.min(), x.max(), y.max()])
+    return torch.tensor(found).float() + CARRIED_MARGIN * torch.tensor([-1.0, -1.0, 1.0, 1.0])
+
+
+def _label_count(places: list[tuple[EmbeddedSlices, int]]) -> int:
+    return len({int(value) for case, index in places for value in np.unique(case.label[index])} - {0})
 
 
 def _loss(logits: torch.Tensor, quality: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
