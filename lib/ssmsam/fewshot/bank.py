@@ -12,11 +12,12 @@ from scipy import ndimage
 
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.decoder import Shown
+from ssmsam.fewshot.decoder import Shown, TargetDecoder
 from ssmsam.fewshot.description import Description, describe
 from ssmsam.fewshot.prior import interpolated, nearest, signed_distance
 from ssmsam.fewshot.shown import shown_to
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.models.closed_form import Regression
 from ssmsam.prompting.drawing import draw_mask
 from ssmsam.prompting.small_decoder import closeness
 
@@ -74,6 +75,8 @@ class Bank:
     centres: np.ndarray
     cell_mm: np.ndarray
     completed: np.ndarray
+    regression: Regression | None = None
+    """What the slices that a person labelled tell the online optimiser, in their order."""
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -96,7 +99,10 @@ class Bank:
     def without(self, numbers: Collection[int]) -> Bank:
         """The same without some of its slices."""
         kept = [k for k in range(len(self)) if k not in numbers]
+        labelled = np.cumsum(~self.completed) - 1
+        rows = torch.tensor([int(labelled[k]) for k in kept if not self.completed[k]], dtype=torch.long)
         return Bank(
+            regression=self.regression[rows] if self.regression else None,
             description=self.description[torch.tensor(kept, dtype=torch.long)],
             volumes=tuple(self.volumes[k] for k in kept),
             positions=self.positions[kept],
@@ -109,7 +115,7 @@ class Bank:
 
     def with_completed(self, other: Bank) -> Bank:
         """The same and after it the slices of ``other``, as slices that no person labelled."""
-        return self.joined(replace(other, completed=np.ones(len(other), dtype=bool)))
+        return self.joined(replace(other, completed=np.ones(len(other), dtype=bool), regression=None))
 
     def joined(self, other: Bank) -> Bank:
         """The same and after it the slices of ``other``."""
@@ -122,12 +128,15 @@ class Bank:
             np.concatenate([self.centres, other.centres]),
             np.concatenate([self.cell_mm, other.cell_mm]),
             np.concatenate([self.completed, other.completed]),
+            self.regression.joined(other.regression) if self.regression and other.regression else self.regression,
         )
 
     @classmethod
-    def of(cls, slices: Sequence[LabelledSlice], *, side: int, stride: int) -> Bank:
-        """Describe labelled slices by their cached embeddings. ``side`` is S, ``stride`` that of the embedding."""
-        images = torch.cat([one.embeddings.slice(one.index)["image"] for one in slices])
+    def of(cls, slices: Sequence[LabelledSlice], decoder: TargetDecoder) -> Bank:
+        """Describe labelled slices by their cached embeddings, for a decoder."""
+        with torch.no_grad():
+            view = decoder.view(stacked([one.embeddings.slice(one.index) for one in slices]))
+        images, side = view["image"], decoder.logits_side
         masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, images.device) for one in slices])
         known = torch.cat([drawn_known(one, side).to(images.device) for one in slices])
         return cls.from_tensors(
@@ -135,8 +144,9 @@ class Bank:
             masks,
             known,
             unknown=torch.cat([drawn_unknown(one, side) for one in slices]),
-            stride=stride,
+            stride=decoder.stride,
             places=Places.of(slices, side=side),
+            regression=decoder.regression(view, masks, known),
         )
 
     @classmethod
@@ -150,6 +160,7 @@ class Bank:
         unknown: torch.Tensor | None = None,
         stride: int,
         places: Places,
+        regression: Regression | None = None,
     ) -> Bank:
         """The same from embeddings (K, D, h, w) and masks (K, 1, S, S) in [0, 1].
 
@@ -163,6 +174,7 @@ class Bank:
             distances=distances,
             looks=look(images),
             completed=np.zeros(len(images), dtype=bool),
+            regression=regression,
             **vars(places),
         )
 
@@ -213,6 +225,7 @@ class Bank:
             for column, k in enumerate(one):
                 if self.volumes[k] != volume:
                     moves[row, column] = centres[row] - self.centres[k]
+        weights, fit = self._fitted(volume, without, len(chosen))
         return shown_to(
             self.description,
             torch.tensor([one + [-1] * (longest - len(one)) for one in chosen], device=device),
@@ -220,7 +233,24 @@ class Bank:
             torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
             torch.tensor([[prior.between, prior.closeness] for prior in priors], device=device),
             moves=torch.from_numpy(moves).to(device),
+            weights=weights,
+            fit=fit,
         )
+
+    def _fitted(
+        self, volume: str, without: Sequence[int], count: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The online optimiser's weights and fit for ``count`` queries of a volume: from its own labelled slices where
+        two of them show the target, else from all."""
+        if self.regression is None:
+            return None, None
+        labelled = [k for k in range(len(self)) if not self.completed[k]]
+        allowed = [k not in without for k in labelled]
+        own = [ok and self.volumes[k] == volume for ok, k in zip(allowed, labelled, strict=True)]
+        shows = self.shows
+        enough = sum(bool(shows[k]) for ok, k in zip(own, labelled, strict=True) if ok) >= 2
+        weights, fit = self.regression.solved(torch.tensor([own if enough else allowed]))
+        return weights.expand(count, -1), fit.expand(count)[:, None]
 
     def _near(self, number: int, volume: str, position: float) -> float:
         return closeness(self.positions[number] - position) if self.volumes[number] == volume else 0.0

@@ -101,7 +101,7 @@ def close_banks(
     for label, bank in banks.items():
         slices = _enlarged(support[label], bank, config)
         if slices:
-            found[label] = Bank.of(slices, side=decoder.logits_side, stride=decoder.stride)
+            found[label] = Bank.of(slices, decoder)
     return found
 
 

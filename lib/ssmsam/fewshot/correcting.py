@@ -35,7 +35,7 @@ def corrected(
         prompt = clicks.get(int(index))
         if prompt is None:
             continue
-        embedding = query.slice(int(index))
+        embedding = decoder.view(query.slice(int(index)))
         device = embedding["image"].device
         shown = bank.shown_to(query, [int(index)], look(embedding["image"]), config=config)
         points, kinds = point_tensors(prompt, query.frame)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ssmsam.encoders.encoder import Embedding
+from ssmsam.models.closed_form import Regression
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +19,9 @@ class Shown:
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
-    ``prior`` (N, 1, S, S) signed distance in cells and ``trust`` (N, 2) its (between, closeness), all zero without.
+    ``prior`` (N, 1, S, S) signed distance in cells and ``trust`` (N, 2) its (between, closeness), all zero without;
+    ``weights`` (N, d) of the online optimiser and ``fit`` (N, 1) how well it answers labelled slices that it was not
+    shown, in [0, 1]; d is 0 for decoders without one.
     """
 
     tokens: torch.Tensor
@@ -30,6 +34,8 @@ class Shown:
     valid: torch.Tensor
     prior: torch.Tensor
     trust: torch.Tensor
+    weights: torch.Tensor
+    fit: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +66,20 @@ class Proposal:
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What the cells of N queries found in the support slices before anything else is known: ``cells`` (N, h*w, D) and
-    ``votes`` (N, V, h, w). It does not depend on the parameters that adaptation changes, so it is made once."""
+    ``votes`` (N, V, h, w); ``fitted`` (N, 2, h', w') are the logits of the online optimiser and its fit, (N, 0, 1, 1)
+    without one. It does not depend on the parameters that adaptation changes, so it is made once."""
 
     cells: torch.Tensor
     votes: torch.Tensor
+    fitted: torch.Tensor
 
     def __getitem__(self, index: torch.Tensor | slice) -> Reading:
-        return Reading(self.cells[index], self.votes[index])
+        return Reading(self.cells[index], self.votes[index], self.fitted[index])
+
+    @staticmethod
+    def cat(several: Sequence[Reading]) -> Reading:
+        """One after the other."""
+        return Reading(*(torch.cat([getattr(one, name) for one in several]) for name in ("cells", "votes", "fitted")))
 
 
 class TargetDecoder(nn.Module, ABC):
@@ -80,6 +93,14 @@ class TargetDecoder(nn.Module, ABC):
     """Input pixels per cell of the image embedding."""
     logits_side: int
     """Side S of the logits for the encoder's declared input size."""
+
+    def view(self, embedding: Embedding) -> Embedding:
+        """What this decoder reads of an encoder's embeddings: what :meth:`read` and :meth:`forward` expect."""
+        return embedding
+
+    def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression | None:
+        """What N labelled slices tell the online optimiser, if there is one: see :class:`Regression`."""
+        return None
 
     @abstractmethod
     def read(self, embedding: Embedding, shown: Shown) -> Reading:

@@ -75,7 +75,7 @@ class Lesson:
         return Exercise(
             picked(self.embedding, numbers),
             padded([shown for shown, _ in parts]),
-            Reading(torch.cat([read.cells for _, read in parts]), torch.cat([read.votes for _, read in parts])),
+            Reading.cat([read for _, read in parts]),
             self.masks[index],
             self.known[index],
             judged=not self.bank.shows.all(),
@@ -128,7 +128,8 @@ def _lesson(
     masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
     known = torch.cat([drawn_known(one, side).to(device) for one in slices])
     unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
-    embedding = _channels_last(picked(view.embedding, rows))
+    with torch.no_grad():
+        embedding = _channels_last(decoder.view(picked(view.embedding, rows)))
     masks, known = view.moved(masks), view.moved(known)
     bank = Bank.from_tensors(
         embedding["image"],
@@ -137,6 +138,7 @@ def _lesson(
         unknown=view.moved(unknown),
         stride=decoder.stride,
         places=Places.of(slices, side=side),
+        regression=decoder.regression(embedding, masks, known),
     )
     return Lesson(bank, embedding, masks, known, decoder, config)
 

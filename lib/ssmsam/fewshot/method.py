@@ -162,9 +162,7 @@ def completed(
             mask = segment(
                 volume, head, labels=[label], slices=looked_at, support={label: here}, config=config, progress=progress
             ).mask
-            more = Bank.of(
-                as_labelled(volume, mask == 1, slices), side=head.decoder.logits_side, stride=head.decoder.stride
-            )
+            more = Bank.of(as_labelled(volume, mask == 1, slices), head.decoder)
             bank = bank.with_completed(more)
             if config.segmentation.atlas:
                 atlas = atlases.get(volume.key.digest) or Atlas.of(volume)

@@ -86,13 +86,17 @@ class PromptMaps(nn.Module):
         self.dense4 = nn.Sequential(nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.GELU())
         self.dense8 = nn.Sequential(nn.Conv2d(24, 64, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(64, WIDTH, 1))
 
-    def forward(self, shown: Shown, corrections: Corrections) -> list[torch.Tensor]:
+    def drawn(self, shown: Shown, corrections: Corrections) -> torch.Tensor:
+        """The maps that go in, (N, channels, S, S)."""
         side = shown.prior.shape[-2], shown.prior.shape[-1]
         drawn = draw_prompts(corrections.points, corrections.kinds, side)
         trusted = (shown.trust.amax(1) > 0).to(shown.prior)[:, None, None, None]
         trust = shown.trust[:, :, None, None].expand(-1, -1, *side)
         maps = [(corrections.previous / 4).tanh(), drawn, (shown.prior / 4).tanh() * trusted, trust]
-        at2 = self.dense2(torch.cat(maps, dim=1))
+        return torch.cat(maps, dim=1)
+
+    def forward(self, shown: Shown, corrections: Corrections) -> list[torch.Tensor]:
+        at2 = self.dense2(self.drawn(shown, corrections))
         at4 = self.dense4(at2)
         return [at2, at4, self.dense8(at4)]
 
@@ -135,7 +139,8 @@ class TargetNetwork(TargetDecoder):
         height, width = image.shape[-2:]
         places = self.place.cells(height, width, STRIDE)
         read, votes = self.reading(image.flatten(2).transpose(1, 2), places, shown, self.place(shown.places))
-        return Reading(read, torch.cat([self._alike(image, shown), votes.unflatten(2, (height, width))], dim=1))
+        alike = torch.cat([self._alike(image, shown), votes.unflatten(2, (height, width))], dim=1)
+        return Reading(read, alike, image.new_zeros(len(image), 0, 1, 1))
 
     def forward(
         self,
@@ -146,16 +151,27 @@ class TargetNetwork(TargetDecoder):
     ) -> Proposal:
         corrections = Corrections.none(shown.prior) if corrections is None else corrections
         reading = self.read(embedding, shown) if reading is None else reading
+        return self.decode(embedding, shown, corrections, reading, self.maps(shown, corrections))
+
+    def decode(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections,
+        reading: Reading,
+        maps: list[torch.Tensor],
+    ) -> Proposal:
+        """The same with the maps at the strides 2, 4 and 8 that everything dense was drawn into."""
         image = embedding["image"]
         height, width = image.shape[-2:]
-        at2, at4, at8 = self.maps(shown, corrections)
+        at2, at4, at8 = maps
         places = self.place.cells(height, width, STRIDE)
         votes = reading.votes[:, 2:]
         cells = (image + at8 + self.alike(reading.votes)).flatten(2).transpose(1, 2) + reading.cells
         tokens = torch.cat([self.own.weight.expand(len(image), -1, -1), self._tokens(shown, corrections)], dim=1)
         tokens, cells = self.transformer(tokens, cells, places)
-        maps = cells.transpose(1, 2).unflatten(2, (height, width))
-        fine = self._upscale(maps, embedding["levels"], at2, at4, votes)
+        coarse = cells.transpose(1, 2).unflatten(2, (height, width))
+        fine = self._upscale(coarse, embedding["levels"], at2, at4, votes)
         weights = self.hyper(tokens[:, 0])
         logits = torch.einsum("nc,nchw->nhw", weights[:, :-1], fine) / 4 + weights[:, -1, None, None]
         pull = F.softplus(self.blend(shown.trust)) * (shown.trust.amax(1, keepdim=True) > 0)

@@ -114,7 +114,7 @@ def propose(
     done = 0
     for rows in _outwards(order, [one for one in open_.values() if one.known], config.batch):
         progress("segment", done, len(order))
-        embedding = stacked([query.slice(order[row]) for row in rows])
+        embedding = decoder.view(stacked([query.slice(order[row]) for row in rows]))
         seen = look(embedding["image"])
         for row, one in zip(rows, seen.cpu().numpy(), strict=True):
             looks[row] = one

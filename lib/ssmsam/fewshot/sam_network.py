@@ -77,7 +77,8 @@ class SamTargetNetwork(TargetDecoder):
         scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)
         scores = scores.masked_fill(~shown.valid[:, None], -1e4)
         vote = (scores.softmax(2) @ shown.shares[..., None]).transpose(1, 2)
-        return Reading(cells.new_zeros(len(cells), 0, 0), vote.unflatten(2, (image.shape[-2], image.shape[-1])))
+        votes = vote.unflatten(2, (image.shape[-2], image.shape[-1]))
+        return Reading(cells.new_zeros(len(cells), 0, 0), votes, image.new_zeros(len(image), 0, 1, 1))
 
     def adaptable(self) -> list[nn.Parameter]:
         fixed = {

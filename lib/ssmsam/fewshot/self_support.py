@@ -52,4 +52,4 @@ def with_own(bank: Bank, query: VolumeEmbeddings, mask: np.ndarray, slices: list
     is on the volume's own grid."""
     stack = query.plane.stack(mask)
     shown = [LabelledSlice(query, index, stack[index]) for index in slices]
-    return bank.joined(Bank.of(shown, side=decoder.logits_side, stride=decoder.stride))
+    return bank.joined(Bank.of(shown, decoder))

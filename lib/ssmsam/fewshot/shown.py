@@ -16,12 +16,14 @@ def shown_to(
     trust: torch.Tensor,
     *,
     moves: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    fit: torch.Tensor | None = None,
 ) -> Shown:
     """Gather for N queries what each is shown of K described slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
     ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in :class:`Shown`. ``moves`` (N, S, 2) are added to the places of
-    each slice's cells, (x, y) in input pixels.
+    each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser.
     """
     given = supports >= 0
     gathered = description[supports.clamp(min=0).flatten()]
@@ -48,4 +50,6 @@ def shown_to(
         valid=spread(given, cells) & per_query(gathered.valid),
         prior=prior,
         trust=trust,
+        weights=trust.new_zeros(count, 0) if weights is None else weights,
+        fit=trust.new_zeros(count, 1) if fit is None else fit,
     )

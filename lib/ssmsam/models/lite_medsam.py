@@ -11,7 +11,8 @@ import torch
 
 from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.encoders.manifest import PACKAGED, entry
-from ssmsam.encoders.weights import weights_digest
+from ssmsam.encoders.small import SmallEncoder
+from ssmsam.encoders.weights import find_weights, weights_digest
 from ssmsam.models.reduction import Reduction
 from ssmsam.models.tiny_vit import TinyVit, TinyVitConfig, for_inference
 
@@ -81,11 +82,18 @@ class LiteMedSamEncoder(Encoder):
     """The image encoder of LiteMedSAM. The whole network is at ``.sam``, for the prompt decoder to share.
 
     With a ``reduction`` the stages :data:`LEVELS` are handed out too, reduced by it, and embeddings are kept with
-    fewer channels; without one there are no levels, and everything is kept.
+    fewer channels; without one there are no levels, and everything is kept. With ``detail`` its pyramid follows, the
+    levels at the strides 2 and 4 and its output at stride 8: what this encoder's cells are too coarse for.
     """
 
     def __init__(
-        self, sam: Sam, *, name: str = "medsam_lite", weights_sha256: str, reduction: Reduction | None = None
+        self,
+        sam: Sam,
+        *,
+        name: str = "medsam_lite",
+        weights_sha256: str,
+        reduction: Reduction | None = None,
+        detail: SmallEncoder | None = None,
     ) -> None:
         super().__init__()
         vit: TinyVit = sam.image_encoder
@@ -93,18 +101,32 @@ class LiteMedSamEncoder(Encoder):
         self.sam = sam
         self.weights_sha256 = weights_sha256
         self.reduction = reduction
+        self.detail = detail
         levels = LEVELS if reduction else ()
+        own = detail.spec if detail else None
         self.spec = EncoderSpec(
             name=name,
             input_size=config.input_size,
             stride=config.stage_strides[-1],
             channels=config.out_channels,
-            level_strides=tuple(config.stage_strides[level.number] * level.pool for level in levels),
-            level_channels=tuple(
-                reduction.channels(level.name, config.widths[level.number]) for level in levels if reduction
+            level_strides=(
+                *(config.stage_strides[level.number] * level.pool for level in levels),
+                *((*own.level_strides, own.stride) if own else ()),
             ),
-            level_names=tuple(level.name for level in levels),
+            level_channels=(
+                *(reduction.channels(level.name, config.widths[level.number]) for level in levels if reduction),
+                *((*own.level_channels, own.channels) if own else ()),
+            ),
+            level_names=(
+                *(level.name for level in levels),
+                *(
+                    (f"{own.name} {stride} {detail.weights_sha256[:16]}" for stride in (2, 4, 8))
+                    if own and detail
+                    else ()
+                ),
+            ),
             kept=f"image in {reduction.channels(IMAGE, 0)} by {reduction.digest[:16]}" if reduction else "",
+            context=own.context if own else 0,
             bfloat16=True,
             licence=entry(name).licence,
         )
@@ -115,18 +137,27 @@ class LiteMedSamEncoder(Encoder):
         from ssmsam.encoders.sam import load_sam
 
         sam, digest = load_sam(name, path, device=device), weights_digest(path)
-        return cls(sam, name=name, weights_sha256=digest, reduction=Reduction.from_file(REDUCTION))
+        detail = SmallEncoder.from_file(find_weights("small")).to(device)
+        return cls(sam, name=name, weights_sha256=digest, reduction=Reduction.from_file(REDUCTION), detail=detail)
 
     def encode(self, slices: torch.Tensor) -> Embedding:
         size = self.spec.input_size
         if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
             raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
         stages: dict[int, torch.Tensor] = {}
-        image = self.sam.image_encoder(stretched(slices), keep=stages.__setitem__)
+        alone = slices[:, 1:2].expand(-1, 3, -1, -1) if self.spec.context else slices
+        image = self.sam.image_encoder(stretched(alone), keep=stages.__setitem__)
         if self.reduction is None:
             return {"image": image, "levels": []}
         levels = [self.reduction.level(level.name, stages[level.number], pool=level.pool) for level in LEVELS]
-        return {"image": image, "levels": levels}
+        return {"image": image, "levels": [*levels, *self._detail(slices)]}
+
+    def _detail(self, slices: torch.Tensor) -> list[torch.Tensor]:
+        if self.detail is None:
+            return []
+        with torch.autocast(slices.device.type, enabled=False):  # its masks were never measured in less precision
+            pyramid = self.detail.encode(slices.float())
+        return [*pyramid["levels"], pyramid["image"]]
 
     def compress(self, embedding: Embedding) -> Embedding:
         if self.reduction is None:

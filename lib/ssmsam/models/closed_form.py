@@ -1,0 +1,171 @@
+"""The online optimiser in closed form: ridge regression from the features of cells to a mask.
+
+SSM-SAM (Zhang et al., 2024) adapts to a new organ by meta-learned gradient steps. Ridge regression takes the last of
+all such steps at once, and as its solution can be differentiated, penalty, scales of features and balance of classes
+are learned over episodes like everything else (Bertinetto et al., ICLR 2019, "R2-D2").
+
+All that a labelled slice says is a few sums over its cells, :class:`SliceSums`. They add up: a further slice is one
+addition, and leaving one out is one subtraction, so that the answer of all slices but one on that one, an honest
+estimate, costs nothing but a solution more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class SliceSums:
+    """Sums over the cells of N labelled slices, with cells x of d features, target's share s and weight 1 where known.
+
+    ``inner`` (N, d, d) sums x xᵀ s, ``outer`` (N, d, d) sums x xᵀ (1 - s), ``inner_mean`` and ``outer_mean`` (N, d)
+    the same of x, ``inner_count`` and ``outer_count`` (N,) the same of 1.
+    """
+
+    inner: torch.Tensor
+    outer: torch.Tensor
+    inner_mean: torch.Tensor
+    outer_mean: torch.Tensor
+    inner_count: torch.Tensor
+    outer_count: torch.Tensor
+
+    def __getitem__(self, index: torch.Tensor | slice) -> SliceSums:
+        return SliceSums(**{name: value[index] for name, value in vars(self).items()})
+
+    def weighted(self, weights: torch.Tensor) -> SliceSums:
+        """Q sums over the N slices, each with its weight: ``weights`` (Q, N)."""
+        return SliceSums(
+            **{name: torch.tensordot(weights.to(value), value, dims=1) for name, value in vars(self).items()}
+        )
+
+    @staticmethod
+    def cat(several: list[SliceSums]) -> SliceSums:
+        """One after the other."""
+        names = vars(several[0])
+        return SliceSums(**{name: torch.cat([getattr(one, name) for one in several]) for name in names})
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """Labelled slices, ready to be solved in any selection."""
+
+    optimiser: ClosedFormOptimiser
+    sums: SliceSums
+
+    @torch.no_grad()
+    def solved(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``chosen`` (Q, N) bool -> weights (Q, d + 1), zero where no slice was chosen, and trust (Q,) in [0, 1]."""
+        weights = self.optimiser.solve(self.sums.weighted(chosen.float()))
+        return weights * chosen.any(1, keepdim=True), self.optimiser.left_out(self.sums, chosen.float())
+
+    def __getitem__(self, index: torch.Tensor) -> Regression:
+        return Regression(self.optimiser, self.sums[index])
+
+    def joined(self, other: Regression) -> Regression:
+        """The slices of both."""
+        return Regression(self.optimiser, SliceSums.cat([self.sums, other.sums]))
+
+
+class ClosedFormOptimiser(nn.Module):
+    """Features of cells and masks of labelled slices -> logits of the mask on any slice."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.log_scale = nn.Parameter(torch.zeros(features))
+        self.log_penalty = nn.Parameter(torch.tensor(-5.0))
+        self.balance = nn.Parameter(torch.tensor(-1.0))
+        """Logit of the share that the target's cells have of all weight."""
+        self.sharpness = nn.Parameter(torch.tensor(4.0))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def scaled(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, d, h, w) -> the cells (N, h*w, d + 1) that are regressed on, the last feature being 1."""
+        cells = features.flatten(2).transpose(1, 2) * self.log_scale.exp()
+        return F.pad(cells, (0, 1), value=1.0)
+
+    def sums(self, cells: torch.Tensor, shares: torch.Tensor, known: torch.Tensor) -> SliceSums:
+        """``cells`` (N, K, d + 1) of :meth:`scaled`; ``shares`` (N, K) in [0, 1] of the target, ``known`` (N, K) in
+        [0, 1] how far that is truth."""
+        inside, outside = shares * known, (1 - shares) * known
+
+        def outer(weight: torch.Tensor) -> torch.Tensor:
+            return (cells * weight[..., None]).transpose(1, 2) @ cells
+
+        everything, inner = outer(known), _few(cells, inside)
+        return SliceSums(
+            inner=inner,
+            outer=everything - inner,
+            inner_mean=torch.einsum("nk,nkd->nd", inside, cells),
+            outer_mean=torch.einsum("nk,nkd->nd", outside, cells),
+            inner_count=inside.sum(1),
+            outer_count=outside.sum(1),
+        )
+
+    def regression(self, features: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> Regression:
+        """``features`` (N, d, h, w), ``masks`` and ``known`` (N, 1, S, S) in [0, 1] -> what N slices say."""
+        side = features.shape[-2:]
+        known = F.adaptive_avg_pool2d(known, side).flatten(1)
+        shares = F.adaptive_avg_pool2d(masks, side).flatten(1) * (known > 0.5)
+        return Regression(self, self.sums(self.scaled(features), shares, (known > 0.5).to(shares)))
+
+    def solve(self, sums: SliceSums) -> torch.Tensor:
+        """Q sums -> weights (Q, d + 1) of the regression to 1 inside the target and -1 outside."""
+        share = self.balance.sigmoid()
+        inner = share / sums.inner_count.clamp(min=1e-3)
+        outer = (1 - share) / sums.outer_count.clamp(min=1e-3)
+        matrix = inner[:, None, None] * sums.inner + outer[:, None, None] * sums.outer
+        aim = inner[:, None] * sums.inner_mean - outer[:, None] * sums.outer_mean
+        penalty = torch.full((matrix.shape[-1],), 1.0, dtype=matrix.dtype, device=matrix.device)
+        penalty[-1] = 1e-3  # the offset is hardly one of the features
+        matrix = matrix + torch.diag(penalty * self.log_penalty.exp())
+        factor = torch.linalg.cholesky(matrix)
+        return torch.cholesky_solve(aim[..., None], factor)[..., 0]
+
+    @torch.no_grad()
+    def left_out(self, sums: SliceSums, weights: torch.Tensor) -> torch.Tensor:
+        """How well each of Q selections of N slices does on itself, every slice answered by the others: (Q,) in [0, 1].
+
+        ``weights`` (Q, N) as in :meth:`SliceSums.weighted`. 1 is a perfect answer, 0 no better than none; 0 too where
+        fewer than two slices show the target. The sums suffice: what the regression misses of a slice is a quadratic
+        form in them.
+        """
+        found = torch.zeros(len(weights))
+        shows = sums.inner_count > 1.0
+        share = self.balance.sigmoid()
+        for row, chosen in enumerate(weights):
+            rows = torch.nonzero(chosen > 0)[:, 0]
+            if int(shows[rows].sum()) < 2:
+                continue
+            others = chosen[rows].expand(len(rows), -1) * (1 - torch.eye(len(rows)))
+            some = sums[rows]
+            solved = self.solve(some.weighted(others))
+            inside = _missed(solved, some.inner, some.inner_mean, some.inner_count)
+            outside = _missed(-solved, some.outer, some.outer_mean, some.outer_count)
+            error = share * inside.sum() / some.inner_count.sum() + (1 - share) * outside.sum() / some.outer_count.sum()
+            found[row] = (1 - error / (4 * share * (1 - share))).clamp(0, 1)
+        return found
+
+    def logits(self, cells: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """``cells`` (N, K, d + 1) and ``weights`` (N, d + 1) -> (N, K)."""
+        return torch.einsum("nkd,nd->nk", cells, weights) * self.sharpness + self.offset
+
+
+def _missed(weights: torch.Tensor, matrix: torch.Tensor, mean: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Sums of (1 - x w)² over N slices, each with its own weights (N, d)."""
+    square = torch.einsum("nd,nde,ne->n", weights, matrix, weights)
+    return square - 2 * (weights * mean).sum(1) + count
+
+
+def _few(cells: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sums of x xᵀ with weights that are mostly 0: only the cells that count are multiplied."""
+    found = []
+    for one, each in zip(cells, weight, strict=True):
+        rows = each.nonzero()[:, 0]
+        some = one[rows]
+        found.append((some * each[rows, None]).T @ some)
+    return torch.stack(found)

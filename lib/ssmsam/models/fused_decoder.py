@@ -1,0 +1,103 @@
+"""One few-shot decoder that gets pretrained features, the online optimiser's answer and every prior.
+
+The token-query decoder of :mod:`ssmsam.fewshot.network` works on the pyramid of the small encoder, which is fine and
+knows abdomens. Here the features of the pretrained medical encoder join it, cell by cell, and the logits of the online
+optimiser come in as one more map with its own trust: how well it does on labelled slices that it was not shown. New
+parts start from zero, so that before any training the decoder is the one that it was made from.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssmsam.encoders.encoder import Embedding
+from ssmsam.fewshot.decoder import Corrections, Proposal, Reading, Shown
+from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
+from ssmsam.prompting.small_network import WIDTH
+
+STAGES = (64, 8, 160, 40)
+"""Channels of the pretrained encoder as it is kept: its output and the stages 2, 3 and 4."""
+FEATURES = sum(STAGES)
+_TANH = 4.0
+"""What the online optimiser's logits are divided by before they become a map."""
+
+
+class FusedTargetNetwork(TargetNetwork):
+    """:class:`~ssmsam.fewshot.network.TargetNetwork` for embeddings of the pretrained encoder with the small encoder's
+    pyramid beside it: ``image`` and the levels stage 2, 3 and 4 of the first, and the levels at the strides 2, 4 and 8
+    of the second."""
+
+    centre: torch.Tensor
+    spread: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(FEATURES))
+        self.register_buffer("spread", torch.ones(FEATURES))
+        self.optimiser = ClosedFormOptimiser(FEATURES)
+        self.join8 = nn.Conv2d(FEATURES, WIDTH, 1)
+        self.join4 = nn.Conv2d(STAGES[0] + STAGES[1], 48, 1)
+        self.fitted2 = nn.Conv2d(2, 12, 3, padding=1, bias=False)
+        self.fitted8 = nn.Conv2d(2, WIDTH, 1, bias=False)
+        self.follow = nn.Linear(1, 1)
+        for part in (self.join8, self.join4, self.fitted2, self.fitted8, self.follow):
+            for parameter in part.parameters():
+                nn.init.zeros_(parameter)
+
+    def features(self, embedding: Embedding) -> torch.Tensor:
+        """The pretrained features of every cell, (N, FEATURES, 64, 64) at the standard size, of comparable spread."""
+        image, levels = embedding["image"], embedding["levels"][:3]
+        side = image.shape[-2:]
+        maps = [image, *(_to(level, side) for level in levels)]
+        return (torch.cat(maps, dim=1) - self.centre[:, None, None]) / self.spread[:, None, None]
+
+    def view(self, embedding: Embedding) -> Embedding:
+        """The pyramid of the small encoder with the pretrained features in it, and those features as a last level."""
+        features = self.features(embedding)
+        fine, middle, image = embedding["levels"][3:]
+        coarse = F.avg_pool2d(features, features.shape[-1] // image.shape[-1])
+        middle = middle + self.join4(_to(features[:, : STAGES[0] + STAGES[1]], middle.shape[-2:]))
+        return {"image": image + self.join8(coarse), "levels": [fine, middle, features]}
+
+    def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression:
+        with torch.no_grad():
+            return self.optimiser.regression(view["levels"][2], masks, known)
+
+    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+        reading = super().read(embedding, shown)
+        features = embedding["levels"][2]
+        logits = self.optimiser.logits(self.optimiser.scaled(features), shown.weights).unflatten(1, features.shape[-2:])
+        given = shown.weights.abs().amax(1) > 0
+        maps = torch.stack([logits, shown.fit[:, :, None].expand_as(logits)], dim=1) * given[:, None, None, None]
+        return Reading(reading.cells, reading.votes, maps)
+
+    def forward(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections | None = None,
+        reading: Reading | None = None,
+    ) -> Proposal:
+        corrections = Corrections.none(shown.prior) if corrections is None else corrections
+        reading = self.read(embedding, shown) if reading is None else reading
+        fitted = _to(reading.fitted, shown.prior.shape[-2:])
+        maps = torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
+        at2 = F.gelu(self.maps.dense2[0](self.maps.drawn(shown, corrections)) + self.fitted2(maps))
+        at4 = self.maps.dense4(at2)
+        at8 = self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4))
+        proposal = self.decode(embedding, shown, corrections, reading, [at2, at4, at8])
+        pull = self.follow(reading.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
+        return Proposal(proposal.logits + pull * fitted[:, 0], proposal.presence)
+
+    def adaptable(self) -> list[nn.Parameter]:
+        kept = {id(p) for module in (self.optimiser, self.join8, self.join4) for p in module.parameters()}
+        return [p for p in super().adaptable() if id(p) not in kept]
+
+
+def _to(maps: torch.Tensor, side: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    if tuple(maps.shape[-2:]) == tuple(side):
+        return maps
+    return F.interpolate(maps, tuple(side), mode="bilinear", align_corners=False)
