@@ -8,8 +8,11 @@ from safetensors.torch import load_file
 
 from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.small import part_of
-from ssmsam.encoders.weights import find_weights
+from ssmsam.encoders.weights import find_made_for, find_weights, weights_digest
 from ssmsam.fewshot.decoder import TargetDecoder
+
+TRAINED = {"medsam_lite": "medsam_lite_fewshot"}
+"""Encoders for which a decoder was trained here, and the name of its weights."""
 
 
 def load_target_decoder(
@@ -31,7 +34,20 @@ def load_target_decoder(
         network = TargetNetwork()
         network.load_state_dict(part_of(load_file(str(path)), "fewshot"))
         return network.to(device).eval().requires_grad_(False)
+    if encoder_name in TRAINED:
+        wanted = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
+        trained = find_made_for(TRAINED[encoder_name], weights_digest(path), **wanted)
+        if trained is not None:
+            return _fused(trained).to(device)
     from ssmsam.encoders.sam import load_sam
     from ssmsam.fewshot.sam_network import SamTargetNetwork
 
     return SamTargetNetwork.from_sam(load_sam(encoder_name, path, device=device)).eval().requires_grad_(False)
+
+
+def _fused(path: Path) -> TargetDecoder:
+    from ssmsam.models.fused_decoder import FusedTargetNetwork
+
+    network = FusedTargetNetwork()
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
+    return network.eval().requires_grad_(False)

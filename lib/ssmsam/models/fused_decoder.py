@@ -20,6 +20,8 @@ from ssmsam.prompting.small_network import WIDTH
 
 STAGES = (64, 8, 160, 40)
 """Channels of the pretrained encoder as it is kept: its output and the stages 2, 3 and 4."""
+IMAGE = 256
+"""Channels of its output as it is handed out."""
 FEATURES = sum(STAGES)
 _TANH = 4.0
 """What the online optimiser's logits are divided by before they become a map."""
@@ -30,11 +32,16 @@ class FusedTargetNetwork(TargetNetwork):
     pyramid beside it: ``image`` and the levels stage 2, 3 and 4 of the first, and the levels at the strides 2, 4 and 8
     of the second."""
 
+    enlarges = False  # encoding slices anew takes too long
+    image_mean: torch.Tensor
+    image_basis: torch.Tensor
     centre: torch.Tensor
     spread: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("image_mean", torch.zeros(IMAGE))
+        self.register_buffer("image_basis", torch.eye(IMAGE, STAGES[0]))
         self.register_buffer("centre", torch.zeros(FEATURES))
         self.register_buffer("spread", torch.ones(FEATURES))
         self.optimiser = ClosedFormOptimiser(FEATURES)
@@ -48,8 +55,13 @@ class FusedTargetNetwork(TargetNetwork):
                 nn.init.zeros_(parameter)
 
     def features(self, embedding: Embedding) -> torch.Tensor:
-        """The pretrained features of every cell, (N, FEATURES, 64, 64) at the standard size, of comparable spread."""
+        """The pretrained features of every cell, (N, FEATURES, 64, 64) at the standard size, of comparable spread.
+
+        The output of the encoder may come as it is kept, in fewer channels, or as it is handed out.
+        """
         image, levels = embedding["image"], embedding["levels"][:3]
+        if image.shape[1] == IMAGE:
+            image = torch.einsum("bchw,ck->bkhw", image - self.image_mean[:, None, None], self.image_basis)
         side = image.shape[-2:]
         maps = [image, *(_to(level, side) for level in levels)]
         return (torch.cat(maps, dim=1) - self.centre[:, None, None]) / self.spread[:, None, None]

@@ -112,7 +112,7 @@ class FewShotEpisodes:
         self.sets = [[one for one in volumes if one.dataset == name] for name in names]
         labels = [len({value for one in several for value in one.shows}) for several in self.sets]
         stacks = [np.mean([len(one.label) for one in several]) for several in self.sets]
-        weights = np.sqrt(labels) * np.where(np.array(stacks) > 2, 2.0, 1.0)
+        weights = np.sqrt(labels) * np.where(np.array(stacks) > 2, 4.0, 1.0)
         self.chances = weights / weights.sum()
 
     def draw(self, rng: np.random.Generator) -> Episode:
