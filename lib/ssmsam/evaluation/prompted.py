@@ -73,9 +73,9 @@ class PromptedTarget:
         self._state = SegmentationState()
 
     def slice_mask(self, index: int, clicks: Sequence[Click], box: Box | None) -> np.ndarray:
-        """Mask (height, width) that ``sam_2d`` answers; empty when it finds nothing in the box."""
-        request = self._request(index, clicks, box, dimension=2)
+        """Mask (height, width) that ``sam_2d`` answers; empty when it finds nothing in the box, or refuses it."""
         try:
+            request = self._request(index, clicks, box, dimension=2)
             answer = segment_2d(request, self._embeddings, self._decoder, self._state)
         except InvalidPrompt:  # the box or the clicks lead to no mask: counts as one that missed everything
             return np.zeros(self._embeddings.grid.shape[1:], dtype=bool)
