@@ -1,7 +1,7 @@
 """Measure how well and how fast clicks and annotated slices become masks, and record it so that it can be run again.
 
 clicks        a simulated annotator clicks on every organ of every case; Dice after 1, 3, 5 and 10 clicks, for a
-              box, and in the whole volume.
+              box, and in the whole volume; several methods and sets in one run.
 complete      some slices of a volume are annotated: Dice on its other slices.
 crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
@@ -19,7 +19,9 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,15 @@ from ssmsam.evaluation.active_summary import draw_active
 from ssmsam.evaluation.adaptation_speed import measure_adaptation
 from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
 from ssmsam.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
+from ssmsam.evaluation.click_comparison import ClickComparison, comparison_table
+from ssmsam.evaluation.click_methods import METHODS as CLICK_METHODS
+from ssmsam.evaluation.click_methods import TrainingRecord
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
 from ssmsam.evaluation.comparison import gains, gains_table
 from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
-from ssmsam.evaluation.examples import draw_figures
+from ssmsam.evaluation.examples import draw_click_comparison, draw_figures
 from ssmsam.evaluation.fewshot_examples import draw_examples
 from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
 from ssmsam.evaluation.fewshot_summary import draw_fewshot
@@ -95,6 +100,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         protocol.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
     clicks.set_defaults(protocol=run_clicks)
     clicks.add_argument("--no-volumes", action="store_true", help="slices only")
+    clicks.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        metavar="F",
+        help="places in an organ's extent, 0 to 1; 0.5 for a quick run",
+    )
+    clicks.add_argument(
+        "--methods", nargs="+", choices=CLICK_METHODS, metavar="NAME",
+        help=f"compare in one run: {', '.join(CLICK_METHODS)} (all, where several sets are given)",
+    )  # fmt: skip
+    clicks.add_argument(
+        "--trained-on", type=Path, default=ROOT / "benchmarks" / "trained_on.json", metavar="JSON",
+        help="which sets weights of ours were trained on",
+    )  # fmt: skip
     complete.set_defaults(protocol=run_complete)
     complete.add_argument("--slices", type=int, nargs="+", default=[3, 5, 9], metavar="K", help="annotated slices")
     complete.add_argument(
@@ -135,7 +155,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     check.add_argument("--record", action="store_true", help="write the figures of this run to it instead")
     for protocol in (clicks, complete, crosspatient, active, speed, check):
         needed = protocol is not crosspatient
-        protocol.add_argument("--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME")
+        several: dict[str, Any] = {"nargs": "+"} if protocol is clicks else {}
+        protocol.add_argument(
+            "--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME", **several
+        )
         protocol.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
         protocol.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
         protocol.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
@@ -163,12 +186,14 @@ def default_threads() -> int:
 
 
 def run_clicks(options: argparse.Namespace) -> int:
+    if options.methods or len(options.data) > 1:
+        return run_click_comparison(options)
     choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
     run = ClickRun(
-        labelled_set=labelled_set(options, options.data),
+        labelled_set=labelled_set(options, options.data[0]),
         model=choice,
         weights_sha256=PromptedModel.load(choice).weights_sha256,
-        protocol=ClickProtocol(volumes=not options.no_volumes),
+        protocol=click_protocol(options),
         jobs=options.jobs,
         threads=options.threads,
     )
@@ -182,6 +207,61 @@ def run_clicks(options: argparse.Namespace) -> int:
         for path in draw_figures(options.figures, run, result):
             print(f"figure: {path}")
     return 0
+
+
+def click_protocol(options: argparse.Namespace) -> ClickProtocol:
+    protocol = ClickProtocol(volumes=not options.no_volumes)
+    if options.fractions is None:
+        return protocol
+    if not all(0 <= fraction <= 1 for fraction in options.fractions):
+        raise ValueError(f"--fractions are places from 0 to 1 in an organ's extent, got {options.fractions}")
+    return replace(protocol, slice_fractions=tuple(sorted(set(options.fractions))))
+
+
+def run_click_comparison(options: argparse.Namespace) -> int:
+    """Several methods on several sets. What is finished is in FILE.log, case by case."""
+    notes = {folder.resolve().name: read_notes(options.label_names, folder.resolve().name) for folder in options.data}
+    run = ClickComparison(
+        sets=several_sets(options, notes),
+        methods=tuple(dict.fromkeys(options.methods or CLICK_METHODS)),
+        common=ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified),
+        protocol=click_protocol(options),
+        training=TrainingRecord.read(options.trained_on),
+        held_out={name: found.validation for name, found in notes.items()},
+        jobs=options.jobs,
+        threads=options.threads,
+    )
+    log_file = options.json.with_name(options.json.name + ".log") if options.json else None
+    with tqdm(unit="case", desc="clicks", disable=None) as bar:
+        result = run.run(log_file, progress=onto(bar))
+    print(comparison_table(result))
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    if options.figures:
+        for path in draw_click_comparison(options.figures, result):
+            print(f"figure: {path}")
+    return 0
+
+
+def several_sets(options: argparse.Namespace, notes: Mapping[str, SetNotes]) -> tuple[LabelledSet, ...]:
+    """The sets of --data. --cases, --validation and --organs concern the sets that have such cases or organs."""
+    chosen = []
+    wanted = set(options.cases or ())
+    for folder in options.data:
+        of_set = notes[folder.resolve().name]
+        names = label_names(options, of_set)
+        organs = [organ for organ in options.organs or () if organ in names.values()]
+        everyone = [case.name for case in open_set(folder).cases]
+        kept = of_set.validation if options.validation and of_set.validation else everyone
+        only = [name for name in everyone if name in kept and (not options.cases or name in options.cases)]
+        wanted -= set(everyone)
+        if only and (organs or not options.organs):
+            chosen.append(open_set(folder, label_names=names, only=only, limit=options.limit, organs=organs))
+    if wanted:
+        raise ValueError(f"no set of --data has a case {', '.join(sorted(wanted))}")
+    if not chosen:
+        raise ValueError("--cases, --validation and --organs leave no case of --data")
+    return tuple(chosen)
 
 
 def labelled_set(options: argparse.Namespace, folder: Path) -> LabelledSet:

@@ -58,7 +58,7 @@ def test_a_box_keeps_the_mask_near_it_or_finds_nothing(model, embeddings):
     assert not mask.any()
 
 
-SHAPES = ((1, 20, 24), (3, 300, 40), (2, 1, 9))
+SHAPES = ((1, 20, 24), (2, 300, 40), (2, 1, 9))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def tiny_or_scattered(draw):
     return number, mask
 
 
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(tiny_or_scattered())
 def test_no_target_is_too_small_or_of_too_many_parts_to_be_measured(model, opened, drawn):
     number, truth = drawn

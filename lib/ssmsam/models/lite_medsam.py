@@ -117,6 +117,10 @@ class LiteMedSamEncoder(Encoder):
         sam, digest = load_sam(name, path, device=device), weights_digest(path)
         return cls(sam, name=name, weights_sha256=digest, reduction=Reduction.from_file(REDUCTION))
 
+    def unreduced(self) -> LiteMedSamEncoder:
+        """The same network, keeping its output whole, as its makers' decoder reads it, and no levels."""
+        return LiteMedSamEncoder(self.sam, name=self.spec.name, weights_sha256=self.weights_sha256)
+
     def encode(self, slices: torch.Tensor) -> Embedding:
         size = self.spec.input_size
         if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):

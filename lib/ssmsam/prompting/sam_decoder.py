@@ -108,7 +108,7 @@ class SamPromptDecoder:
         return torch.from_numpy(corners).float().reshape(4)
 
     def _inside(self, neighbour: Neighbour) -> np.ndarray:
-        """(S, S) bool: the cells that a neighbour's mask holds, or of one that fills none by half those it fills most."""
+        """(S, S) bool: the cells that a neighbour's mask fills by half; of one that fills none, those it fills most."""
         shares = neighbour.mask[0, 0].float().cpu().numpy()
         inside = shares > min(0.5, shares.max() / 2)
         if not inside.any():
