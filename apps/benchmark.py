@@ -5,6 +5,7 @@ clicks        a simulated annotator clicks on every organ of every case; Dice af
 complete      some slices of a volume are annotated: Dice on its other slices.
 crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
+precision     boxes with the encoder in bfloat16 against float32; ends with 1 when bfloat16 costs more than 0.2 Dice.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
 figures       the figures of a recorded result, drawn again from its JSON.
@@ -53,6 +54,7 @@ from ssmsam.evaluation.live_server import ServerFailed
 from ssmsam.evaluation.manifest import installed_versions, run_manifest
 from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.over_rest import OverRest
+from ssmsam.evaluation.precision_check import check_precision
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.recorded import draw_recorded, read_result
 from ssmsam.evaluation.results import RunLog, write_result
@@ -80,24 +82,28 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     protocols = parser.add_subparsers(
-        required=True, metavar="{clicks,complete,crosspatient,active,speed,check,figures,compare}"
+        required=True, metavar="{clicks,complete,crosspatient,active,precision,speed,check,figures,compare}"
     )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
     crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
     active = protocols.add_parser("active", help="Dice by number of annotated slices, for each strategy")
+    precision = protocols.add_parser("precision", help="Dice in bfloat16 against float32")
     speed = protocols.add_parser("speed", help="seconds and memory")
     check = protocols.add_parser("check", help="a short fixed run against recorded figures")
     for protocol in (clicks, complete, crosspatient, active, check):
         protocol.add_argument("--encoder", choices=ENCODERS, default="small")
-    for protocol in (clicks, complete, crosspatient, active):
+    precision.add_argument("--encoder", choices=ENCODERS, default="medsam_lite")
+    for protocol in (clicks, complete, crosspatient, active, precision):
         protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
         protocol.add_argument("--validation", action="store_true", help="only cases that the label table keeps aside")
         protocol.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
         protocol.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
         protocol.add_argument("--organs", nargs="+", metavar="NAME", help="only these labels, by name")
+    for protocol in (clicks, complete, crosspatient, active):
         protocol.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
         protocol.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
+    precision.set_defaults(protocol=run_precision)
     clicks.set_defaults(protocol=run_clicks)
     clicks.add_argument("--no-volumes", action="store_true", help="slices only")
     clicks.add_argument(
@@ -153,9 +159,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     check.set_defaults(protocol=run_check)
     check.add_argument("--expected", type=Path, required=True, metavar="FILE", help="what was recorded")
     check.add_argument("--record", action="store_true", help="write the figures of this run to it instead")
-    for protocol in (clicks, complete, crosspatient, active, speed, check):
+    for protocol in (clicks, complete, crosspatient, active, precision, speed, check):
         needed = protocol is not crosspatient
-        several: dict[str, Any] = {"nargs": "+"} if protocol is clicks else {}
+        several: dict[str, Any] = {"nargs": "+"} if protocol in (clicks, precision) else {}
         protocol.add_argument(
             "--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME", **several
         )
@@ -223,7 +229,7 @@ def run_click_comparison(options: argparse.Namespace) -> int:
     notes = {folder.resolve().name: read_notes(options.label_names, folder.resolve().name) for folder in options.data}
     run = ClickComparison(
         sets=several_sets(options, notes),
-        methods=tuple(dict.fromkeys(options.methods or CLICK_METHODS)),
+        methods={name: CLICK_METHODS[name] for name in options.methods or CLICK_METHODS},
         common=ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified),
         protocol=click_protocol(options),
         training=TrainingRecord.read(options.trained_on),
@@ -241,6 +247,22 @@ def run_click_comparison(options: argparse.Namespace) -> int:
         for path in draw_click_comparison(options.figures, result):
             print(f"figure: {path}")
     return 0
+
+
+def run_precision(options: argparse.Namespace) -> int:
+    notes = {folder.resolve().name: read_notes(options.label_names, folder.resolve().name) for folder in options.data}
+    log_file = options.json.with_name(options.json.name + ".log") if options.json else None
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    with tqdm(unit="case", desc="precision", disable=None) as bar:
+        result = check_precision(
+            several_sets(options, notes), choice, threads=options.threads, log_file=log_file, progress=onto(bar)
+        )
+    print(comparison_table(result))
+    print(f"bfloat16 costs {result['loss']:.2f} Dice on the mean, {result['limit']} are allowed; ", end="")
+    print(f"{result['worst_set']:.2f} on the worst set")
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    return 0 if result["passes"] else 1
 
 
 def several_sets(options: argparse.Namespace, notes: Mapping[str, SetNotes]) -> tuple[LabelledSet, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssmsam.encoders.manifest import PACKAGED, manifest
-from ssmsam.evaluation import click_comparison, click_run
+from ssmsam.evaluation import click_run
 from ssmsam.evaluation.cases import open_set
 from ssmsam.evaluation.click_comparison import ClickComparison, comparison_table, over_sets
 from ssmsam.evaluation.click_methods import METHODS, ClickMethod, TrainingRecord
@@ -40,11 +40,10 @@ def sets(tmp_path_factory):
 
 
 @pytest.fixture
-def run(sets, random_small, monkeypatch):
-    monkeypatch.setattr(click_comparison, "METHODS", TWO)
+def run(sets, random_small):
     digest = random_small.digests()["small"]
     training = TrainingRecord({digest: ["two"]})
-    return ClickComparison(sets, tuple(TWO), random_small, PROTOCOL, training, held_out={"two": ("c",)})
+    return ClickComparison(sets, TWO, random_small, PROTOCOL, training, held_out={"two": ("c",)})
 
 
 def test_all_methods_and_sets_stand_in_one_result(run, tmp_path):

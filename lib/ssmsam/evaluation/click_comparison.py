@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmsam.evaluation.cases import LabelledSet
-from ssmsam.evaluation.click_methods import METHODS, TrainingRecord
+from ssmsam.evaluation.click_methods import METHODS, ClickMethod, TrainingRecord
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
 from ssmsam.evaluation.manifest import run_manifest
@@ -24,7 +24,7 @@ class ClickComparison:
     """What is run: every method on every set. ``common`` says where weights are looked for and what they run on."""
 
     sets: tuple[LabelledSet, ...]
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: Mapping[str, ClickMethod] = field(default_factory=lambda: METHODS)
     common: ModelChoice = field(default_factory=ModelChoice)
     protocol: ClickProtocol = field(default_factory=ClickProtocol)
     training: TrainingRecord = field(default_factory=lambda: TrainingRecord({}))
@@ -39,19 +39,19 @@ class ClickComparison:
         names = [data.name for data in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"two sets have the same name ({', '.join(names)}): rename a folder")
-        choices = {method: METHODS[method].choice(self.common) for method in self.methods}
-        digests = {method: choice.digests() for method, choice in choices.items()}
+        choices = {name: method.choice(self.common) for name, method in self.methods.items()}
+        digests = {name: choice.digests() for name, choice in choices.items()}
         return {
-            (data.name, method): ClickRun(
+            (data.name, name): ClickRun(
                 labelled_set=data,
-                model=choices[method],
-                weights_sha256=digests[method][choices[method].encoder],
-                protocol=METHODS[method].protocol(self.protocol),
+                model=choices[name],
+                weights_sha256=digests[name][method.encoder],
+                protocol=method.protocol(self.protocol),
                 jobs=self.jobs,
                 threads=self.threads,
             )
             for data in self.sets
-            for method in self.methods
+            for name, method in self.methods.items()
         }
 
     def run(self, log_file: Path | None = None, *, progress: Progress = silent) -> dict[str, Any]:
@@ -66,13 +66,14 @@ class ClickComparison:
         return self._result(results)
 
     def _result(self, results: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
-        methods = {method: self._method(method, results) for method in self.methods}
-        task, prompt = METHODS[self.methods[0]].protocol(self.protocol).headline
-        headline = methods[self.methods[0]]["over_sets"][task][prompt]
+        methods = {name: self._method(name, results) for name in self.methods}
+        first = next(iter(self.methods))
+        task, prompt = self.methods[first].protocol(self.protocol).headline
+        headline = methods[first]["over_sets"][task][prompt]
         settings = {"headline": f"{task} / {prompt}", "jobs": self.jobs, "threads": self.threads}
         return {
             "protocol": "clicks",
-            "method": self.methods[0],
+            "method": first,
             "settings": {**self.protocol.as_json(), **settings},
             "mean_dice": headline["mean"],
             "ci95": headline["ci95"],
@@ -80,7 +81,7 @@ class ClickComparison:
             "per_label": {
                 f"{data.name}: {label}": found
                 for data in self.sets
-                for label, found in results[data.name, self.methods[0]]["per_label"].items()
+                for label, found in results[data.name, first]["per_label"].items()
             },
             "methods": methods,
             "per_case": [
@@ -99,23 +100,21 @@ class ClickComparison:
             ),
         }
 
-    def _method(self, method: str, results: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    def _method(self, name: str, results: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
         """What is said of a method: its figures on each set and over all of them, and what its weights have seen."""
-        of_sets = {data.name: results[data.name, method] for data in self.sets}
-        digests = self.runs[self.sets[0].name, method].model.digests()
-        ours = [
-            digest for name, digest in digests.items() if not (METHODS[method].pretraining and name == "medsam_lite")
-        ]
+        of_sets = {data.name: results[data.name, name] for data in self.sets}
+        method, digests = self.methods[name], self.runs[self.sets[0].name, name].model.digests()
+        ours = [digest for file, digest in digests.items() if not (method.pretraining and file == method.encoder)]
         return {
-            "encoder": METHODS[method].encoder,
+            "encoder": method.encoder,
             "weights_sha256": digests,
-            "prompts": METHODS[method].prompts,
-            "pretraining": METHODS[method].pretraining,
+            "prompts": method.prompts,
+            "pretraining": method.pretraining,
             "our_training": {
                 data.name: self.training.of(ours, data, self.held_out.get(data.name, ())) for data in self.sets
             },
-            "over_sets": over_sets({name: result["tasks"] for name, result in of_sets.items()}),
-            "sets": {name: {"tasks": found["tasks"], "seconds": found["seconds"]} for name, found in of_sets.items()},
+            "over_sets": over_sets({data: result["tasks"] for data, result in of_sets.items()}),
+            "sets": {data: {"tasks": found["tasks"], "seconds": found["seconds"]} for data, found in of_sets.items()},
         }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
+from ssmsam.encoders.encoder import Adaptor, Embedding, Encoder, EncoderSpec
 from ssmsam.encoders.manifest import PACKAGED, entry
 from ssmsam.encoders.weights import weights_digest
 from ssmsam.models.reduction import Reduction
@@ -121,12 +121,13 @@ class LiteMedSamEncoder(Encoder):
         """The same network, keeping its output whole, as its makers' decoder reads it, and no levels."""
         return LiteMedSamEncoder(self.sam, name=self.spec.name, weights_sha256=self.weights_sha256)
 
-    def encode(self, slices: torch.Tensor) -> Embedding:
+    def encode(self, slices: torch.Tensor, *, adaptor: Adaptor | None = None) -> Embedding:
+        """``adaptor`` may change what each of the stages 0 to 3 says."""
         size = self.spec.input_size
         if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
             raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
         stages: dict[int, torch.Tensor] = {}
-        image = self.sam.image_encoder(stretched(slices), keep=stages.__setitem__)
+        image = self.sam.image_encoder(stretched(slices), keep=stages.__setitem__, adaptor=adaptor)
         if self.reduction is None:
             return {"image": image, "levels": []}
         levels = [self.reduction.level(level.name, stages[level.number], pool=level.pool) for level in LEVELS]
