@@ -34,8 +34,8 @@ def check_precision(
 ) -> dict[str, Any]:
     """A result of both precisions with ``loss``, ``worst_set`` (points of Dice, float32 less bfloat16) and ``passes``.
 
-    ``passes`` concerns the mean over sets. Raises ValueError where the processor has no instructions for bfloat16: there
-    nobody would want it.
+    ``passes`` concerns the mean over sets. Raises ValueError where the processor has no instructions for bfloat16, so
+    that nobody would want it.
     """
     if not has_bfloat16():
         raise ValueError("this processor has no instructions for bfloat16: run the check on one that has")
