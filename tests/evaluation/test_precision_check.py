@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 from ssmsam.encoders import precision
 from ssmsam.encoders.precision import has_bfloat16, use_bfloat16
-from ssmsam.encoders.registry import load_encoder
 from ssmsam.encoders.small import SPEC
 from ssmsam.encoders.weights import MissingWeights, find_weights
 from ssmsam.evaluation import precision_check

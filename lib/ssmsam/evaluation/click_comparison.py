@@ -148,18 +148,24 @@ def comparison_table(result: Mapping[str, Any]) -> str:
         prompts = list(dict.fromkeys(p for found in methods.values() for p in found["over_sets"].get(task, {})))
         if not prompts:
             continue
-        rows.append(f"\n{f'Dice of a {task} (%), mean over labels':54}" + "".join(f"{p:>18}" for p in prompts))
+        rows.append(f"\n{f'Dice of a {task} (%), mean over labels':68}" + "".join(f"{p:>18}" for p in prompts))
         for name in next(iter(methods.values()))["sets"]:
             for method, found in methods.items():
                 cells = found["sets"][name]["tasks"][task]
                 shown = {prompt: (cell["mean_dice"], cell["ci95"]) for prompt, cell in cells.items()}
-                rows.append(_row(f"{name}: {method} ({found['our_training'][name]})", prompts, shown))
+                rows.append(_row(f"{name}: {method} ({_seen(found, name)})", prompts, shown))
         for method, found in methods.items():
             shown = {prompt: (cell["mean"], cell["ci95"]) for prompt, cell in found["over_sets"][task].items()}
             rows.append(_row(f"mean over sets: {method}", prompts, shown))
     rows += [f"{method}: {found['prompts']}" for method, found in methods.items()]
     rows += [f"{method}: {found['pretraining']}" for method, found in methods.items() if found["pretraining"]]
     return "\n".join(rows)
+
+
+def _seen(method: Mapping[str, Any], name: str) -> str:
+    """What a method's weights have seen of a set, in the words that tables use."""
+    ours = str(method["our_training"][name])
+    return "pretraining may have seen" if ours == "unseen" and method["pretraining"] else ours
 
 
 def _row(head: str, prompts: Sequence[str], cells: Mapping[str, tuple[float, Sequence[float]]]) -> str:
@@ -169,4 +175,4 @@ def _row(head: str, prompts: Sequence[str], cells: Mapping[str, tuple[float, Seq
         mean, (low, high) = cells[prompt]
         return f"{mean:.1f} ({low:.0f}-{high:.0f})"
 
-    return f"{head[:54]:54}" + "".join(f"{cell(prompt):>18}" for prompt in prompts)
+    return f"{head[:68]:68}" + "".join(f"{cell(prompt):>18}" for prompt in prompts)
