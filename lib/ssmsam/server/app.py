@@ -23,7 +23,7 @@ import ssmsam
 from ssmsam.annotation.label_info import BACKGROUND
 from ssmsam.annotation.label_names import known_label
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder
+from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.head import FEWSHOT
@@ -126,8 +126,9 @@ class ServerApp(MONAILabelApp):
             bfloat16=configuration.bfloat16,
         )
         logger.info(
-            "Encoder %s (%s) on %s, %d threads; embeddings in %s",
+            "Encoder %s (%s) on %s, %d threads; embeddings in %s. %s",
             configuration.encoder, self.encoder.weights_sha256[:12], self.device, threads, configuration.store,
+            other_choice(configuration.encoder),
         )  # fmt: skip
 
     def init_datastore(self) -> Datastore:
