@@ -163,7 +163,11 @@ class ServerApp(MONAILabelApp):
             embedder=self.embedder,
             memory_bytes=int(self.configuration.memory_gb * GB),
         )
-        self.background = Background(self.images, enabled=self.configuration.precompute)
+        self.background = Background(
+            self.images,
+            enabled=self.configuration.precompute,
+            wanted_s=60 * self.configuration.precompute_minutes,
+        )
         room = Prompting(
             images=self.images,
             datastore=self.datastore(),
@@ -270,7 +274,9 @@ class ServerApp(MONAILabelApp):
         if request.get("save_label") and tag in (PARTIAL, FINAL):
             raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
         options = named(self.with_known_labels(request, source.image_id))
-        path, details = task({**options, "image": source, "description": task.description})
+        with self.background.giving_way():
+            path, details = task({**options, "image": source, "description": task.description})
+        self.background.prefer(source, client=str(request.get("client_id") or ""))
         label = path
         if path and request.get("save_label"):
             if not source.image_id:

@@ -61,7 +61,9 @@ class Configuration:
     """Whether embeddings are computed in half the precision; ``None`` where the encoder's masks stay the same and the
     processor is faster at it."""
     precompute: bool = True
-    """Whether an image's slices are embedded in the background as soon as it is served."""
+    """Whether an image's slices are embedded in the background as soon as somebody opens it."""
+    precompute_minutes: float = 10.0
+    """For how long after the last request about an image that goes on: a guess."""
     heads: Path | None = None
     """The folder of adapted heads; ``None`` means one of its own for each studies folder or store."""
     modalities: tuple[str, ...] = ("CT", "MR")
@@ -133,6 +135,7 @@ def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callab
         "threads": _threads,
         "bfloat16": lambda text: None if text == "auto" else _yes_or_no(text),
         "precompute": _yes_or_no,
+        "precompute_minutes": _positive,
         "modalities": _modalities,
         "dicom_folder": lambda text: Path(text).expanduser().absolute(),
         "dicom_gb": _positive,
