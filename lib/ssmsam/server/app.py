@@ -47,7 +47,7 @@ from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
 from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
-from ssmsam.server.machine import choose_device, use_threads
+from ssmsam.server.machine import choose_device, limit_arenas, use_threads
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.privacy import keep_patients_out_of_logs
 from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, Prompting, named
@@ -79,6 +79,7 @@ class ServerApp(MONAILabelApp):
     SCORING: ClassVar[Mapping[str, Callable[[Outlooks], ScoringMethod]]] = {}
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
+        limit_arenas()
         try:
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
