@@ -21,8 +21,8 @@ ENCODER_VARIABLE = "SSMSAM_ENCODER"
 
 
 def default_encoder() -> str:
-    """The encoder where nobody names one: that of :data:`ENCODER_VARIABLE`, else ``small``. May be :data:`AUTO`."""
-    return os.environ.get(ENCODER_VARIABLE, "").strip() or "small"
+    """The encoder where nobody names one: that of :data:`ENCODER_VARIABLE`, else :data:`AUTO`."""
+    return os.environ.get(ENCODER_VARIABLE, "").strip() or AUTO
 
 
 def choose_encoder(name: str, *, folder: Path | str | None = None) -> str:
