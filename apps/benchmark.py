@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ssmsam.encoders.registry import ENCODERS
+from ssmsam.encoders.options import add_encoder_option
+from ssmsam.encoders.registry import ENCODERS, choose_encoder, default_encoder
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.evaluation.active import STRATEGIES, ActiveProtocol
 from ssmsam.evaluation.active_run import ActiveRun
@@ -92,7 +93,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     speed = protocols.add_parser("speed", help="seconds and memory")
     check = protocols.add_parser("check", help="a short fixed run against recorded figures")
     for protocol in (clicks, complete, crosspatient, active, check):
-        protocol.add_argument("--encoder", choices=ENCODERS, default="small")
+        add_encoder_option(protocol)
     precision.add_argument("--encoder", choices=ENCODERS, default="medsam_lite")
     for protocol in (clicks, complete, crosspatient, active, precision):
         protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
@@ -496,7 +497,7 @@ def run_speed(options: argparse.Namespace) -> int:
     protocol = SpeedProtocol(rounds=options.rounds, threads=options.threads)
     encoders: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder:
-        for name in dict.fromkeys(options.encoder or ["small"]):
+        for name in dict.fromkeys(options.encoder or [choose_encoder(default_encoder(), folder=options.weights)]):
             random, choice = name in options.random_weights, timed_model(options, name, Path(folder))
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:  # its own peak of memory
                 encoders[name] = {
@@ -543,7 +544,7 @@ def run_against(options: argparse.Namespace) -> int:
     names = read_notes(options.label_names, options.data.resolve().name).label_names
     data = open_set(options.data, label_names=names, limit=1)
     protocol, case = SpeedProtocol(rounds=options.rounds, threads=options.threads), data.cases[0]
-    encoders = list(dict.fromkeys(options.encoder or ["small"]))
+    encoders = list(dict.fromkeys(options.encoder or [choose_encoder(default_encoder(), folder=options.weights)]))
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder, tqdm(desc="against", disable=None) as bar:
         ours = {name: timed_model(options, name, Path(folder)) for name in encoders}
         contestants: dict[str, ModelChoice | str] = {f"ours, {name}": choice for name, choice in ours.items()}

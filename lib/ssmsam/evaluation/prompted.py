@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
-from ssmsam.encoders.registry import load_encoder
+from ssmsam.encoders.registry import choose_encoder, default_encoder, load_encoder
 from ssmsam.encoders.weights import weights_digest
 from ssmsam.evaluation.annotator import Click
 from ssmsam.evaluation.clicks import Box
@@ -28,9 +28,9 @@ from ssmsam.ssm.registry import load_ssm_decoder
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which weights to load, and where to run them."""
+    """Which weights to load, and where to run them. An encoder that is to be chosen is chosen when this is made."""
 
-    encoder: str = "small"
+    encoder: str = field(default_factory=default_encoder)
     weights: Path | None = None
     device: str = "cpu"
     allow_unverified: bool = False
@@ -46,6 +46,9 @@ class ModelChoice:
             self.encoder, folder=self.weights, allow_unverified=self.allow_unverified, published=self.published
         )
         return {name: weights_digest(path) for name, path in found.items()}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", choose_encoder(self.encoder, folder=self.weights))
 
 
 @dataclass(frozen=True, eq=False)
