@@ -7,8 +7,10 @@ PORT    ?= 8000
 STUDIES ?= sample-datasets/abdomen
 PACS_PORT ?= 8042
 DATA    ?= ../shared/data
+SETS    ?= sabs_ct chaos_t2_mr carotid_us fundus_vessels_chase fundus_vessels_drive nasopharynx_t2_mr polyp_endoscene polyp_etis skin_lesion white_cells
 THREADS ?= 2
 JOBS    ?= 2
+ENCODER ?=
 
 BIN     := $(VENV)/bin
 # monailabel calls `python` by name: the venv's must come first.
@@ -16,13 +18,18 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # A fixed number of threads: more than there are cores slows every model down.
 RUN     := OMP_NUM_THREADS=$(THREADS) $(BIN)/python
 
+# What is started without naming an encoder takes this one; `auto` and all names are in README.
+export SSMSAM_ENCODER := $(or $(ENCODER),$(SSMSAM_ENCODER))
+# What is recorded there was measured on this one.
+bench-clicks bench-complete bench-crosspatient bench-active bench-check: SSMSAM_ENCODER := $(or $(ENCODER),small)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  \1\t/' | expand -t 22
-	@echo "Variables: PYTHON, VENV, HOST, PORT, STUDIES, DATA, THREADS, JOBS (make serve PORT=8001)"
+	@echo "Variables: PYTHON, VENV, HOST, PORT, STUDIES, ENCODER, DATA, SETS, THREADS, JOBS (make serve PORT=8001)"
 
 $(BIN)/python:
 	@echo "== making $(VENV) with $(PYTHON)"
@@ -84,6 +91,14 @@ bench-clicks: setup  ## simulated clicks on patients kept aside, CT and MR (DATA
 	    --json benchmarks/clicks_abdomen_ct.json --figures benchmarks/figures/clicks_abdomen_ct
 	$(RUN) apps/benchmark.py clicks --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
 	    --json benchmarks/clicks_abdomen_mr.json --figures benchmarks/figures/clicks_abdomen_mr
+
+bench-clicks-against: setup  ## clicks and boxes beside what a user would pick instead, several sets in one run (DATA, SETS, JOBS)
+	$(RUN) apps/benchmark.py clicks --data $(addprefix $(DATA)/,$(SETS)) --validation --no-volumes --jobs $(JOBS) \
+	    --json benchmarks/clicks_against.json --figures benchmarks/figures/clicks_against
+
+bench-precision: setup  ## boxes with the encoder in bfloat16 against float32, patients kept aside (DATA)
+	$(RUN) apps/benchmark.py precision --data $(DATA)/sabs_ct $(DATA)/chaos_t2_mr --validation \
+	    --json benchmarks/precision_medsam_lite.json
 
 bench-complete: setup  ## a few slices annotated, the rest of the volume found, against baselines (DATA, JOBS)
 	$(RUN) apps/benchmark.py complete --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \

@@ -72,7 +72,7 @@ def record(options: argparse.Namespace, model: FewShotModel, head: Head, seconds
     manifest = run_manifest(
         protocol="adapt",
         data={"files": [path.name for path in files], "sha256": files_digest(files)},
-        weights={options.encoder: model.weights_sha256},
+        weights={model.embedder.encoder.spec.name: model.weights_sha256},
         device=options.device,
         seed=options.seed,
         settings=head.card["settings"],

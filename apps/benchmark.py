@@ -1,10 +1,11 @@
 """Measure how well and how fast clicks and annotated slices become masks, and record it so that it can be run again.
 
 clicks        a simulated annotator clicks on every organ of every case; Dice after 1, 3, 5 and 10 clicks, for a
-              box, and in the whole volume.
+              box, and in the whole volume; several methods and sets in one run.
 complete      some slices of a volume are annotated: Dice on its other slices.
 crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
+precision     boxes with the encoder in bfloat16 against float32; ends with 1 when bfloat16 costs more than 0.2 Dice.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
 figures       the figures of a recorded result, drawn again from its JSON.
@@ -19,7 +20,9 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ssmsam.encoders.registry import ENCODERS
+from ssmsam.encoders.options import add_encoder_option
+from ssmsam.encoders.registry import ENCODERS, choose_encoder, default_encoder
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.evaluation.active import STRATEGIES, ActiveProtocol
 from ssmsam.evaluation.active_run import ActiveRun
@@ -35,12 +39,15 @@ from ssmsam.evaluation.active_summary import draw_active
 from ssmsam.evaluation.adaptation_speed import measure_adaptation
 from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
 from ssmsam.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
+from ssmsam.evaluation.click_comparison import ClickComparison, comparison_table
+from ssmsam.evaluation.click_methods import METHODS as CLICK_METHODS
+from ssmsam.evaluation.click_methods import TrainingRecord
 from ssmsam.evaluation.click_run import ClickRun
 from ssmsam.evaluation.clicks import ClickProtocol
 from ssmsam.evaluation.comparison import gains, gains_table
 from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
 from ssmsam.evaluation.crosspatient import CrossPatientProtocol
-from ssmsam.evaluation.examples import draw_figures
+from ssmsam.evaluation.examples import draw_click_comparison, draw_figures
 from ssmsam.evaluation.fewshot_examples import draw_examples
 from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
 from ssmsam.evaluation.fewshot_summary import draw_fewshot
@@ -48,6 +55,7 @@ from ssmsam.evaluation.live_server import ServerFailed
 from ssmsam.evaluation.manifest import installed_versions, run_manifest
 from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.over_rest import OverRest
+from ssmsam.evaluation.precision_check import check_precision
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.recorded import draw_recorded, read_result
 from ssmsam.evaluation.results import RunLog, write_result
@@ -75,26 +83,45 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     protocols = parser.add_subparsers(
-        required=True, metavar="{clicks,complete,crosspatient,active,speed,check,figures,compare}"
+        required=True, metavar="{clicks,complete,crosspatient,active,precision,speed,check,figures,compare}"
     )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
     crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
     active = protocols.add_parser("active", help="Dice by number of annotated slices, for each strategy")
+    precision = protocols.add_parser("precision", help="Dice in bfloat16 against float32")
     speed = protocols.add_parser("speed", help="seconds and memory")
     check = protocols.add_parser("check", help="a short fixed run against recorded figures")
     for protocol in (clicks, complete, crosspatient, active, check):
-        protocol.add_argument("--encoder", choices=ENCODERS, default="small")
-    for protocol in (clicks, complete, crosspatient, active):
+        add_encoder_option(protocol)
+    precision.add_argument("--encoder", choices=ENCODERS, default="medsam_lite")
+    for protocol in (clicks, complete, crosspatient, active, precision):
         protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
         protocol.add_argument("--validation", action="store_true", help="only cases that the label table keeps aside")
         protocol.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
         protocol.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
         protocol.add_argument("--organs", nargs="+", metavar="NAME", help="only these labels, by name")
+    for protocol in (clicks, complete, crosspatient, active):
         protocol.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
         protocol.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
+    precision.set_defaults(protocol=run_precision)
     clicks.set_defaults(protocol=run_clicks)
     clicks.add_argument("--no-volumes", action="store_true", help="slices only")
+    clicks.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        metavar="F",
+        help="places in an organ's extent, 0 to 1; 0.5 for a quick run",
+    )
+    clicks.add_argument(
+        "--methods", nargs="+", choices=CLICK_METHODS, metavar="NAME",
+        help=f"compare in one run: {', '.join(CLICK_METHODS)} (all, where several sets are given)",
+    )  # fmt: skip
+    clicks.add_argument(
+        "--trained-on", type=Path, default=ROOT / "benchmarks" / "trained_on.json", metavar="JSON",
+        help="which sets weights of ours were trained on",
+    )  # fmt: skip
     complete.set_defaults(protocol=run_complete)
     complete.add_argument("--slices", type=int, nargs="+", default=[3, 5, 9], metavar="K", help="annotated slices")
     complete.add_argument(
@@ -133,9 +160,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     check.set_defaults(protocol=run_check)
     check.add_argument("--expected", type=Path, required=True, metavar="FILE", help="what was recorded")
     check.add_argument("--record", action="store_true", help="write the figures of this run to it instead")
-    for protocol in (clicks, complete, crosspatient, active, speed, check):
+    for protocol in (clicks, complete, crosspatient, active, precision, speed, check):
         needed = protocol is not crosspatient
-        protocol.add_argument("--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME")
+        several: dict[str, Any] = {"nargs": "+"} if protocol in (clicks, precision) else {}
+        protocol.add_argument(
+            "--data", type=Path, required=needed, metavar="DIR", help="images/NAME and labels/NAME", **several
+        )
         protocol.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
         protocol.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
         protocol.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
@@ -163,12 +193,14 @@ def default_threads() -> int:
 
 
 def run_clicks(options: argparse.Namespace) -> int:
+    if options.methods or len(options.data) > 1:
+        return run_click_comparison(options)
     choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
     run = ClickRun(
-        labelled_set=labelled_set(options, options.data),
+        labelled_set=labelled_set(options, options.data[0]),
         model=choice,
         weights_sha256=PromptedModel.load(choice).weights_sha256,
-        protocol=ClickProtocol(volumes=not options.no_volumes),
+        protocol=click_protocol(options),
         jobs=options.jobs,
         threads=options.threads,
     )
@@ -182,6 +214,77 @@ def run_clicks(options: argparse.Namespace) -> int:
         for path in draw_figures(options.figures, run, result):
             print(f"figure: {path}")
     return 0
+
+
+def click_protocol(options: argparse.Namespace) -> ClickProtocol:
+    protocol = ClickProtocol(volumes=not options.no_volumes)
+    if options.fractions is None:
+        return protocol
+    if not all(0 <= fraction <= 1 for fraction in options.fractions):
+        raise ValueError(f"--fractions are places from 0 to 1 in an organ's extent, got {options.fractions}")
+    return replace(protocol, slice_fractions=tuple(sorted(set(options.fractions))))
+
+
+def run_click_comparison(options: argparse.Namespace) -> int:
+    """Several methods on several sets. What is finished is in FILE.log, case by case."""
+    notes = {folder.resolve().name: read_notes(options.label_names, folder.resolve().name) for folder in options.data}
+    run = ClickComparison(
+        sets=several_sets(options, notes),
+        methods={name: CLICK_METHODS[name] for name in options.methods or CLICK_METHODS},
+        common=ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified),
+        protocol=click_protocol(options),
+        training=TrainingRecord.read(options.trained_on),
+        held_out={name: found.validation for name, found in notes.items()},
+        jobs=options.jobs,
+        threads=options.threads,
+    )
+    log_file = options.json.with_name(options.json.name + ".log") if options.json else None
+    with tqdm(unit="case", desc="clicks", disable=None) as bar:
+        result = run.run(log_file, progress=onto(bar))
+    print(comparison_table(result))
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    if options.figures:
+        for path in draw_click_comparison(options.figures, result):
+            print(f"figure: {path}")
+    return 0
+
+
+def run_precision(options: argparse.Namespace) -> int:
+    notes = {folder.resolve().name: read_notes(options.label_names, folder.resolve().name) for folder in options.data}
+    log_file = options.json.with_name(options.json.name + ".log") if options.json else None
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    with tqdm(unit="case", desc="precision", disable=None) as bar:
+        result = check_precision(
+            several_sets(options, notes), choice, threads=options.threads, log_file=log_file, progress=onto(bar)
+        )
+    print(comparison_table(result))
+    print(f"bfloat16 costs {result['loss']:.2f} Dice on the mean, {result['limit']} are allowed; ", end="")
+    print(f"{result['worst_set']:.2f} on the worst set")
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    return 0 if result["passes"] else 1
+
+
+def several_sets(options: argparse.Namespace, notes: Mapping[str, SetNotes]) -> tuple[LabelledSet, ...]:
+    """The sets of --data. --cases, --validation and --organs concern the sets that have such cases or organs."""
+    chosen = []
+    wanted = set(options.cases or ())
+    for folder in options.data:
+        of_set = notes[folder.resolve().name]
+        names = label_names(options, of_set)
+        organs = [organ for organ in options.organs or () if organ in names.values()]
+        everyone = [case.name for case in open_set(folder).cases]
+        kept = of_set.validation if options.validation and of_set.validation else everyone
+        only = [name for name in everyone if name in kept and (not options.cases or name in options.cases)]
+        wanted -= set(everyone)
+        if only and (organs or not options.organs):
+            chosen.append(open_set(folder, label_names=names, only=only, limit=options.limit, organs=organs))
+    if wanted:
+        raise ValueError(f"no set of --data has a case {', '.join(sorted(wanted))}")
+    if not chosen:
+        raise ValueError("--cases, --validation and --organs leave no case of --data")
+    return tuple(chosen)
 
 
 def labelled_set(options: argparse.Namespace, folder: Path) -> LabelledSet:
@@ -394,7 +497,7 @@ def run_speed(options: argparse.Namespace) -> int:
     protocol = SpeedProtocol(rounds=options.rounds, threads=options.threads)
     encoders: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder:
-        for name in dict.fromkeys(options.encoder or ["small"]):
+        for name in dict.fromkeys(options.encoder or [choose_encoder(default_encoder(), folder=options.weights)]):
             random, choice = name in options.random_weights, timed_model(options, name, Path(folder))
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:  # its own peak of memory
                 encoders[name] = {
@@ -441,7 +544,7 @@ def run_against(options: argparse.Namespace) -> int:
     names = read_notes(options.label_names, options.data.resolve().name).label_names
     data = open_set(options.data, label_names=names, limit=1)
     protocol, case = SpeedProtocol(rounds=options.rounds, threads=options.threads), data.cases[0]
-    encoders = list(dict.fromkeys(options.encoder or ["small"]))
+    encoders = list(dict.fromkeys(options.encoder or [choose_encoder(default_encoder(), folder=options.weights)]))
     with tempfile.TemporaryDirectory(prefix="ssmsam-random-") as folder, tqdm(desc="against", disable=None) as bar:
         ours = {name: timed_model(options, name, Path(folder)) for name in encoders}
         contestants: dict[str, ModelChoice | str] = {f"ours, {name}": choice for name, choice in ours.items()}

@@ -25,6 +25,7 @@ import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 
+from ssmsam.encoders.options import add_encoder_option
 from ssmsam.evaluation.annotator import Click, bounding_box, first_click, next_click
 from ssmsam.evaluation.cases import Case, LabelledSet, open_set, read_notes
 from ssmsam.evaluation.figures import Panel, draw_overlays
@@ -54,9 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         samples = open_set(SAMPLES, label_names=notes.label_names, only=options.volumes)
         with studies_of(samples) as (studies, scratch):
             print(f"starting the server on {len(samples.cases)} sample volumes ...", flush=True)
-            with live_server(
-                app=ROOT / "ssmsam_app", studies=studies, conf={"store": str(scratch / "store")}
-            ) as server:
+            conf = {"store": str(scratch / "store"), "encoder": options.encoder}
+            with live_server(app=ROOT / "ssmsam_app", studies=studies, conf=conf) as server:
                 result, panels = annotate(server, samples, scratch)
     except (MONAILabelClientException, requests.RequestException, ServerFailed, ValueError) as error:
         print(f"the demo failed: {error}", file=sys.stderr)
@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", nargs="+", default=["ct_01", "mr_04"], metavar="NAME", help="default: %(default)s")
+    add_encoder_option(parser)
     parser.add_argument("--picture", type=Path, default=ROOT / "output" / "demo.png", metavar="PNG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser.parse_args(arguments)

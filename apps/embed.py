@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import ENCODERS, load_encoder
+from ssmsam.encoders.options import add_encoder_option
+from ssmsam.encoders.registry import choose_encoder, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.evaluation.manifest import run_manifest
@@ -37,19 +38,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.studies} holds no volume: expected {expected}", file=sys.stderr)
         return 1
     try:
+        name = choose_encoder(options.encoder, folder=options.weights)
         encoder = load_encoder(
-            options.encoder,
+            name,
             folder=options.weights,
             download=options.download,
             device=options.device,
             allow_unverified=options.allow_unverified,
         )
-    except (MissingWeights, CorruptWeights) as error:
+    except (MissingWeights, CorruptWeights, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     store = EmbeddingStore(options.store, quota_bytes=int(options.store_gb * GB))
     embedder = Embedder(encoder=encoder, store=store)
-    print(f"{len(sources)} volumes, encoder {options.encoder} on {options.device}, store {options.store}")
+    print(f"{len(sources)} volumes, encoder {name} on {options.device}, store {options.store}")
     try:
         studies = [embed(source, embedder) for source in sources]
     except KeyboardInterrupt:
@@ -57,17 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     failed = [study for study in studies if "error" in study]
     if options.json:
-        weights = {options.encoder: encoder.weights_sha256}
+        weights = {name: encoder.weights_sha256}
         data = {"set": options.studies.resolve().name, "cases": [study["name"] for study in studies]}
         manifest = run_manifest(protocol="embed", data=data, weights=weights, device=options.device)
-        write_result(options.json, {"encoder": options.encoder, "studies": studies, "manifest": manifest})
+        write_result(options.json, {"encoder": name, "studies": studies, "manifest": manifest})
     return 1 if failed else 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, help="a folder as the server's --studies: files, or folders of DICOM")
-    parser.add_argument("--encoder", choices=ENCODERS, default="small")
+    add_encoder_option(parser)
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
     parser.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
     parser.add_argument("--download", action="store_true", help="fetch missing weights")

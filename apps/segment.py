@@ -147,7 +147,7 @@ def record(
     manifest = run_manifest(
         protocol="segment",
         data={"files": [path.name for path in files], "sha256": files_digest(files)},
-        weights={options.encoder: model.weights_sha256},
+        weights={model.embedder.encoder.spec.name: model.weights_sha256},
         device=options.device,
         seed=options.seed,
         settings=head.card["settings"],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
 from ssmsam.encoders.manifest import entry
+from ssmsam.encoders.registry import ENCODER_VARIABLE
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.evaluation.prompted import ModelChoice
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.prompting.small_network import SmallPromptNetwork
+
+os.environ[ENCODER_VARIABLE] = "small"  # whatever is not about another encoder runs on the quick one, servers too
 
 settings.register_profile("shared machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("shared machine")

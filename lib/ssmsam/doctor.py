@@ -17,6 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 from ssmsam.encoders.manifest import entry, manifest
+from ssmsam.encoders.registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
 from ssmsam.encoders.store import default_root
 from ssmsam.encoders.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, find_weights
 
@@ -57,6 +58,7 @@ def examine(place: Place) -> Iterator[Finding]:
     yield from devices()
     for name in manifest():
         yield weights(name, folder=place.weights)
+    yield encoder(place.weights)
     yield samples(place.root)
     yield disk(place.store)
     yield port(place.server_port, "the server", "PORT=8001 make serve")
@@ -156,6 +158,19 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
             subject, WARN, f"{text}, checksum not recorded", f"python -m ssmsam.encoders.manifest --record {name}"
         )
     return Finding(subject, OK, f"{text}, checksum right, licence: {known.licence}")
+
+
+def encoder(folder: Path | None = None) -> Finding:
+    """Which encoder a server takes that is told nothing, and how to have another."""
+    wanted = default_encoder()
+    try:
+        name = choose_encoder(wanted, folder=folder)
+    except CorruptWeights as error:
+        return Finding("encoder", FAIL, str(error), f"delete the file, then: {_get_weights('medsam_lite')}")
+    except ValueError as error:
+        return Finding("encoder", FAIL, f"{ENCODER_VARIABLE}: {error}", f"unset {ENCODER_VARIABLE}")
+    chosen = f", which {wanted} chooses here" if wanted != name else ""
+    return Finding("encoder", OK, f"{name}{chosen}. {other_choice(name)}")
 
 
 def _get_weights(name: str) -> str:

@@ -47,6 +47,25 @@ def test_clicks_on_a_sample_volume_are_measured_recorded_drawn_and_not_measured_
     assert json.loads(record.read_text())["tasks"] == result["tasks"]
 
 
+def test_clicks_on_several_sets_stand_in_one_file(program, random_small, few_slices, tmp_path, capsys):
+    shutil.copytree(few_slices, tmp_path / "others")
+    shutil.copytree(few_slices.with_name("abdomen_labels"), tmp_path / "others_labels")
+    record = tmp_path / "clicks.json"
+    options = ["clicks", "--data", str(few_slices), str(tmp_path / "others"), "--methods", "small", "--threads", "1"]
+    options += ["--weights", str(random_small.weights), "--allow-unverified", "--json", str(record)]
+    assert program.main([*options, "--fractions", "0.5", "--no-volumes", "--figures", str(tmp_path / "figures")]) == 0
+    result = json.loads(record.read_text())
+    assert set(result["methods"]["small"]["sets"]) == {"abdomen", "others"} and result["n"] == 2
+    assert set(result["per_label"]) == {"abdomen: right kidney", "abdomen: aorta", "others: label 3", "others: label 5"}
+    assert result["methods"]["small"]["our_training"] == {"abdomen": "not recorded", "others": "not recorded"}
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["slice_curves.png"]
+    assert "mean over sets: small" in capsys.readouterr().out
+    assert program.main([*options, "--cases", "ct_99"]) == 1
+    assert "no set of --data has a case ct_99" in capsys.readouterr().err
+    assert program.main([*options, "--fractions", "7"]) == 1
+    assert "places from 0 to 1" in capsys.readouterr().err
+
+
 def test_annotated_slices_of_a_sample_volume_complete_it(program, few_slices, tmp_path, capsys):
     record, figures = tmp_path / "complete.json", tmp_path / "figures"
     options = ["complete", "--data", str(few_slices), "--slices", "2", "3", "--methods", "interpolation", "nearest"]

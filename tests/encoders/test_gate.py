@@ -28,6 +28,27 @@ def test_a_user_goes_before_background_work_that_waited_longer():
     assert sorted(order) == ["background 1", "background 2", "user"]
 
 
+def test_background_work_lets_a_user_pass_in_its_middle():
+    gate = Gate()
+    order: list[str] = []
+
+    def click() -> None:
+        with gate.hold(urgent=True):
+            order.append("user")
+
+    user = threading.Thread(target=click)
+    with gate.hold(urgent=False):
+        assert gate.let_pass() == 0
+        user.start()
+        until = time.monotonic() + 10
+        while not order:
+            gate.let_pass()
+            assert time.monotonic() < until
+        order.append("background")
+    user.join()
+    assert order == ["user", "background"]
+
+
 @pytest.mark.parametrize("urgent", [True, False])
 def test_an_error_inside_opens_the_gate(urgent):
     gate = Gate()

@@ -89,9 +89,13 @@ def test_inner_distance_is_measured_in_millimetres():
 
 
 @given(slices)
-def test_box_is_tight(truth):
+def test_box_is_tight_and_never_of_one_pixel(truth):
     assume(truth.any())
     x0, y0, x1, y1 = bounding_box(truth)
+    assert 0 <= x0 <= x1 < truth.shape[1] and 0 <= y0 <= y1 < truth.shape[0]
     inside = truth[y0 : y1 + 1, x0 : x1 + 1]
     assert inside.sum() == truth.sum()
-    assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+    for axis in (0, 1):
+        filled, wide = inside.any(axis=1 - axis), truth.shape[axis] > 1
+        assert filled[[0, -1]].all() or (len(filled) == 2 and filled.any())
+        assert len(filled) > 1 or not wide

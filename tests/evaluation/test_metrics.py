@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ssmsam.evaluation.metrics import bootstrap_ci, dice, iou, iou_of_dice, mean_over_labels, summarise
+from ssmsam.evaluation.metrics import (
+    bootstrap_ci,
+    dice,
+    iou,
+    iou_of_dice,
+    mean_over_labels,
+    summarise,
+    summarise_labels,
+)
 
 masks = hnp.arrays(bool, (4, 5, 6))
 
@@ -71,3 +79,14 @@ def test_a_rare_label_counts_as_much_as_a_frequent_one():
     per_label = {"frequent": summarise([90.0] * 9), "rare": summarise([10.0])}
     assert mean_over_labels(per_label) == pytest.approx(50.0)
     assert per_label["rare"].as_json() == {"mean": 10.0, "ci95": [10.0, 10.0], "n": 1}
+
+
+def test_an_interval_over_cases_draws_whole_cases():
+    scores = {"liver": {"a": 10.0, "b": 20.0}, "spleen": {"a": 30.0}}
+    found = summarise_labels(scores)
+    assert found.mean == pytest.approx((15 + 30) / 2) and found.n == 2
+    # only case a: (10 + 30) / 2; only case b: its one label
+    assert found.ci95 == pytest.approx((20.0, 22.5), abs=2.6) and found.ci95[0] == pytest.approx(20.0)
+    assert summarise_labels({"liver": {"a": 7.0}}).ci95 == (7.0, 7.0)
+    with pytest.raises(ValueError):
+        summarise_labels({})

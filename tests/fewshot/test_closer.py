@@ -53,7 +53,7 @@ def head_of(
 
 
 def bank_of(embedder: Embedder, volume: Volume, mask: np.ndarray, indices: tuple[int, ...] = ANNOTATED) -> Bank:
-    return Bank.of(labelled(embedder, volume, mask, indices), side=32, stride=8)
+    return Bank.of(labelled(embedder, volume, mask, indices), Echo())
 
 
 @pytest.fixture

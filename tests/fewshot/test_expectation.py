@@ -93,7 +93,7 @@ def test_what_is_expected_comes_from_the_annotated_slices(embedder: Embedder) ->
 @pytest.mark.parametrize("annotated", [(4,), (2, 4, 6), (1, 7)])
 def test_completed_slices_say_how_long_the_target_is(embedder: Embedder, annotated: tuple[int, ...]) -> None:
     def bank_of(slices: Sequence[int]) -> Bank:
-        return Bank.of(labelled(embedder, draw_volume(), ORGAN, slices), side=64, stride=8)
+        return Bank.of(labelled(embedder, draw_volume(), ORGAN, slices), PocketDecoder())
 
     others = [index for index in range(len(ORGAN)) if index not in annotated]
     bank = bank_of(annotated).with_completed(bank_of(others))

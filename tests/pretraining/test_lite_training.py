@@ -129,10 +129,11 @@ def test_a_run_writes_weights_and_goes_on(sam: torch.nn.Module, tmp_path: Path) 
     assert (first.step, second.step) == (1, 2)
 
 
-@pytest.mark.parametrize(("boxes", "neighbours", "kind"), [(0.0, 0.0, "click"), (1.0, 0.0, "box"), (0.0, 1.0, "neighbour")])
-def test_every_way_to_begin_is_practised(
-    sam: torch.nn.Module, boxes: float, neighbours: float, kind: str
-) -> None:
+BEGINNINGS = [(0.0, 0.0, "click"), (1.0, 0.0, "box"), (0.0, 1.0, "neighbour")]
+
+
+@pytest.mark.parametrize(("boxes", "neighbours", "kind"), BEGINNINGS)
+def test_every_way_to_begin_is_practised(sam: torch.nn.Module, boxes: float, neighbours: float, kind: str) -> None:
     config = LiteTrainingConfig(box_share=boxes, neighbour_share=neighbours, rounds=(2, 2))
     trainer, rng = LiteTrainer(sam, config), np.random.default_rng(0)
     losses = trainer.train_step(Targets([toy()], part_share=0.0).draw(2, rng), rng)

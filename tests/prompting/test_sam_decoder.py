@@ -141,6 +141,20 @@ def test_a_carried_box_is_wider_and_comes_without_points(sam: Sam, embedding: Em
     assert (wide - exact).tolist() == [-3, -3, 3, 3]
 
 
+def test_a_neighbour_of_a_single_pixel_is_carried_on(sam: Sam, embedding: Embedding) -> None:
+    """A pixel fills no cell of the low-resolution grid by half: the box is then round the cells that it fills most."""
+    pixel = np.zeros((300, 400), dtype=bool)
+    pixel[150, 200] = True
+    neighbour = Neighbour(embedding, draw_mask(pixel, FRAME, 256), 3.0)
+    assert neighbour.mask.max() < 0.6
+    small = Neighbour(embedding, neighbour.mask / 4, 3.0)
+    for one in (neighbour, small):
+        assert SamPromptDecoder.from_sam(sam, carries_box=True).predict(embedding, frame=FRAME, neighbour=one)
+    x0, y0, x1, y1 = SamPromptDecoder.from_sam(sam)._box(SlicePrompt(), FRAME, small)
+    at = FRAME.points_to_input(np.array([[200, 150]]))[0]
+    assert x0 - 4 <= at[0] <= x1 + 4 and y0 - 4 <= at[1] <= y1 + 4 and x1 - x0 <= 8
+
+
 def test_without_any_prompt_it_refuses(decoder: SamPromptDecoder, embedding: Embedding) -> None:
     for prompt in (None, SlicePrompt(), SlicePrompt(negative=NEGATIVE)):
         with pytest.raises(ValueError, match="nothing says"):

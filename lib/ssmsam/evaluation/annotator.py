@@ -63,11 +63,23 @@ def next_click(
 
 
 def bounding_box(truth: np.ndarray) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) of the target on a slice, both ends inside. Raises ValueError for an empty truth."""
+    """(x0, y0, x1, y1) of the target on a slice, both ends inside. Raises ValueError for an empty truth.
+
+    It is tight, but never narrower than two pixels, where the slice has them: nobody draws a box of one.
+    """
     rows, columns = np.nonzero(truth)
     if rows.size == 0:
         raise ValueError("the target is not on this slice, so there is no box")
-    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
+    (y0, y1), (x0, x1) = (_drawn(*ends) for ends in zip((rows, columns), np.shape(truth), strict=True))
+    return x0, y0, x1, y1
+
+
+def _drawn(places: np.ndarray, size: int) -> tuple[int, int]:
+    """First and last place of the target along an axis of ``size`` pixels, two at least."""
+    first, last = int(places.min()), int(places.max())
+    if first < last:
+        return first, last
+    return (first, last + 1) if last + 1 < size else (max(first - 1, 0), last)
 
 
 def _regions(missed: np.ndarray, leaked: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:

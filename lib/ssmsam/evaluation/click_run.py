@@ -16,14 +16,11 @@ import numpy as np
 import torch
 
 from ssmsam.evaluation.cases import Case, LabelledSet
-from ssmsam.evaluation.clicks import ClickProtocol, Record, run_case, summarise_records
+from ssmsam.evaluation.clicks import ClickProtocol, Record, read_slices, run_case, summarise_records
 from ssmsam.evaluation.manifest import run_manifest
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel, PromptedTarget
 from ssmsam.evaluation.results import RunLog
 from ssmsam.progress import Progress, silent
-
-HEADLINE = ("slice", "5 clicks")
-"""The task and prompt whose mean is the result's ``mean_dice``."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,9 @@ class ClickRun:
             "set": self.labelled_set.manifest(),
             "labels": dict(self.labelled_set.label_names),
             "encoder": self.model.encoder,
-            "weights": self.weights_sha256,
+            "weights": [self.weights_sha256, self.model.digests()],
+            "published": self.model.published,
+            "bfloat16": self.model.bfloat16,
             "protocol": self.protocol.as_json(),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -75,7 +74,8 @@ class ClickRun:
     def _result(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
         records = [{"case": one["case"], **record} for one in measured for record in one["records"]]
         tasks = summarise_records(records, self.protocol)
-        settings = {"headline": " / ".join(HEADLINE), "jobs": self.jobs, "threads": self.threads}
+        task, prompt = self.protocol.headline
+        settings = {"headline": f"{task} / {prompt}", "jobs": self.jobs, "threads": self.threads}
         data = self.labelled_set.manifest()
         return {
             "protocol": "clicks",
@@ -83,14 +83,14 @@ class ClickRun:
             "encoder": self.model.encoder,
             "weights_sha256": self.weights_sha256,
             "settings": {**self.protocol.as_json(), **settings},
-            **tasks[HEADLINE[0]][HEADLINE[1]],
+            **tasks[task][prompt],
             "tasks": tasks,
             "seconds": _mean_seconds(measured),
             "per_case": measured,
             "manifest": run_manifest(
                 protocol="clicks",
                 data=data,
-                weights={self.model.encoder: self.weights_sha256},
+                weights=self.model.digests(),
                 device=self.model.device,
                 settings=settings,
             ),
@@ -109,9 +109,10 @@ def measure_case(case: Case, run: ClickRun) -> dict[str, Any]:
     model = _model(run.model)
     volume, labels = case.read()
     embeddings = model.embedder.open(volume)
+    indices = read_slices(labels, run.labelled_set, run.protocol)
     started = time.perf_counter()
-    embeddings.embed()
-    embed_s = (time.perf_counter() - started) / embeddings.count
+    embeddings.embed(indices)
+    embed_s = (time.perf_counter() - started) / max(len(indices), 1)
     started = time.perf_counter()
     records = run_case(
         volume, labels, run.labelled_set, lambda: PromptedTarget(embeddings, model.decoder), run.protocol

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssmsam.evaluation.click_run import HEADLINE, ClickRun
-from ssmsam.evaluation.clicks import click_through
+from ssmsam.evaluation.click_run import ClickRun
+from ssmsam.evaluation.clicks import click_name, click_through
 from ssmsam.evaluation.figures import Panel, draw_curves, draw_overlays
 from ssmsam.evaluation.metrics import dice
 from ssmsam.evaluation.prompted import PromptedModel, PromptedTarget
 from ssmsam.imaging.plane import Plane
 
 _PLACES = {"best": 1.0, "middling": 0.5, "worst": 0.0}
-_CLICKS = int(HEADLINE[1].split()[0])
+_CLICKS = 5
+"""Of an example; the record that chooses it has the Dice after so many."""
 
 
 def draw_figures(folder: Path, run: ClickRun, result: dict[str, Any]) -> list[Path]:
@@ -33,6 +34,22 @@ def draw_click_curves(folder: Path, result: dict[str, Any], name: str) -> list[P
     ]
 
 
+def draw_click_comparison(folder: Path, result: dict[str, Any]) -> list[Path]:
+    """Dice by clicks of a comparison, mean over sets, a line for each method that was clicked. Returns the files."""
+    drawn = []
+    for task in ("slice", "volume"):
+        lines = {
+            method: {
+                int(p.split()[0]): cell["mean"] for p, cell in found["over_sets"].get(task, {}).items() if p != "box"
+            }
+            for method, found in result["methods"].items()
+        }
+        lines = {method: line for method, line in lines.items() if line}
+        if lines:
+            drawn.append(draw_curves(folder / f"{task}_curves.png", lines, title=f"Dice of a {task} by clicks"))
+    return drawn
+
+
 def curves(result: dict[str, Any], task: str) -> dict[str, dict[int, float]]:
     """{label or "mean": {clicks: Dice}} of a result's task, without the box."""
     by_clicks = {int(prompt.split()[0]): found for prompt, found in result["tasks"][task].items() if prompt != "box"}
@@ -47,9 +64,9 @@ def example_panels(run: ClickRun, result: dict[str, Any]) -> list[Panel]:
         {"case": case["case"], **record}
         for case in result["per_case"]
         for record in case["records"]
-        if record["task"] == HEADLINE[0]
+        if record["task"] == "slice"
     ]
-    records.sort(key=lambda record: record["dice"][HEADLINE[1]])
+    records.sort(key=lambda record: record["dice"][click_name(_CLICKS)])
     model = PromptedModel.load(run.model)
     chosen = {place: records[round(share * (len(records) - 1))] for place, share in _PLACES.items()}
     return [_panel(run, model, record, place) for place, record in chosen.items()]

@@ -70,6 +70,24 @@ def summarise(values: Iterable[float]) -> Summary:
     return Summary(mean=float(np.mean(data)), ci95=interval, n=len(data))
 
 
+def summarise_labels(scores: Mapping[str, Mapping[str, float]], *, seed: int = 0, resamples: int = 2000) -> Summary:
+    """The mean over labels of means over cases, and its 95 % percentile bootstrap interval over cases.
+
+    ``scores`` maps label -> case -> value. Whole cases are drawn again, with all their labels; a label that none of the
+    drawn cases holds does not count in that draw. Raises ValueError for no values.
+    """
+    cases = sorted({case for found in scores.values() for case in found})
+    if not cases:
+        raise ValueError("an interval needs at least one value")
+    table = np.array([[found.get(case, np.nan) for found in scores.values()] for case in cases], dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(cases), size=(resamples, len(cases)))
+    held = ~np.isnan(table)
+    counts, sums = held[picks].sum(axis=1), np.where(held, table, 0.0)[picks].sum(axis=1)
+    drawn = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0).sum(axis=1) / (counts > 0).sum(axis=1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Summary(float(np.nanmean(table, axis=0).mean()), (float(low), float(high)), len(cases))
+
+
 def mean_over_labels(per_label: Mapping[str, Summary]) -> float:
     """The mean over labels of the mean over cases: a rare organ counts as much as a frequent one."""
     return float(np.mean([summary.mean for summary in per_label.values()])) if per_label else float("nan")

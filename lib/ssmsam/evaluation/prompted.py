@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
-from ssmsam.encoders.registry import load_encoder
+from ssmsam.encoders.registry import choose_encoder, default_encoder, load_encoder
+from ssmsam.encoders.weights import weights_digest
 from ssmsam.evaluation.annotator import Click
 from ssmsam.evaluation.clicks import Box
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.models.lite_medsam import LiteMedSamEncoder
 from ssmsam.prompting.decoder import PromptDecoder
-from ssmsam.prompting.registry import load_decoder
+from ssmsam.prompting.registry import decoder_weights, load_decoder
 from ssmsam.prompting.request import InvalidPrompt, PromptRequest
 from ssmsam.prompting.session import segment_2d, segment_3d
 from ssmsam.prompting.state import SegmentationState
@@ -26,13 +28,27 @@ from ssmsam.ssm.registry import load_ssm_decoder
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which weights to load, and where to run them."""
+    """Which weights to load, and where to run them. An encoder that is to be chosen is chosen when this is made."""
 
-    encoder: str = "small"
+    encoder: str = field(default_factory=default_encoder)
     weights: Path | None = None
     device: str = "cpu"
     allow_unverified: bool = False
     """Accept weights that are not the published ones."""
+    published: bool = False
+    """``medsam_lite`` as its makers publish it: their decoder, on whole embeddings in single precision."""
+    bfloat16: bool | None = None
+    """The encoder's precision; None as the server chooses."""
+
+    def digests(self) -> dict[str, str]:
+        """Name -> sha256 of the weights that answer prompts: the encoder's, and those of a decoder of its own file."""
+        found = decoder_weights(
+            self.encoder, folder=self.weights, allow_unverified=self.allow_unverified, published=self.published
+        )
+        return {name: weights_digest(path) for name, path in found.items()}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", choose_encoder(self.encoder, folder=self.weights))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +68,12 @@ class PromptedModel:
             "device": choice.device,
             "allow_unverified": choice.allow_unverified,
         }
+        encoder, bfloat16 = load_encoder(choice.encoder, **wanted), choice.bfloat16
+        if choice.published and isinstance(encoder, LiteMedSamEncoder):
+            encoder, bfloat16 = encoder.unreduced(), False
         return cls(
-            Embedder(encoder=load_encoder(choice.encoder, **wanted)),
-            load_decoder(choice.encoder, **wanted),
+            Embedder(encoder=encoder, bfloat16=bfloat16),
+            load_decoder(choice.encoder, published=choice.published, **wanted),
             load_target_decoder(choice.encoder, **wanted),
             load_ssm_decoder(choice.encoder, **wanted),
         )
@@ -73,9 +92,9 @@ class PromptedTarget:
         self._state = SegmentationState()
 
     def slice_mask(self, index: int, clicks: Sequence[Click], box: Box | None) -> np.ndarray:
-        """Mask (height, width) that ``sam_2d`` answers; empty when it finds nothing in the box."""
-        request = self._request(index, clicks, box, dimension=2)
+        """Mask (height, width) that ``sam_2d`` answers; empty when it finds nothing in the box, or refuses it."""
         try:
+            request = self._request(index, clicks, box, dimension=2)
             answer = segment_2d(request, self._embeddings, self._decoder, self._state)
         except InvalidPrompt:  # the box or the clicks lead to no mask: counts as one that missed everything
             return np.zeros(self._embeddings.grid.shape[1:], dtype=bool)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmsam.evaluation.active_summary import draw_active
 from ssmsam.evaluation.cases import LabelledSet
-from ssmsam.evaluation.examples import draw_click_curves
+from ssmsam.evaluation.examples import draw_click_comparison, draw_click_curves
 from ssmsam.evaluation.fewshot_examples import draw_examples
 from ssmsam.evaluation.fewshot_summary import draw_fewshot
 
@@ -30,6 +30,8 @@ def read_result(path: Path) -> dict[str, Any]:
 def draw_recorded(folder: Path, result: dict[str, Any], queries: LabelledSet | None = None) -> list[Path]:
     """All figures that a result holds; examples of few-shot runs only with the images of ``queries``. The files."""
     data = result["manifest"]["data"]
+    if result["protocol"] == "clicks" and "methods" in result:
+        return draw_click_comparison(folder, result)
     if result["protocol"] == "clicks":
         return draw_click_curves(folder, result, data["set"])
     if result["protocol"] == "active":

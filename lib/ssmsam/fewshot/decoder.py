@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssmsam.encoders.encoder import Embedding
-from ssmsam.models.closed_form import Regression
+from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +97,10 @@ class TargetDecoder(nn.Module, ABC):
     def view(self, embedding: Embedding) -> Embedding:
         """What this decoder reads of an encoder's embeddings: what :meth:`read` and :meth:`forward` expect."""
         return embedding
+
+    def online_optimiser(self) -> ClosedFormOptimiser | None:
+        """What :meth:`regression` solves with, if this decoder has one."""
+        return None
 
     def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression | None:
         """What N labelled slices tell the online optimiser, if there is one: see :class:`Regression`."""

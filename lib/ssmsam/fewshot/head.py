@@ -20,11 +20,13 @@ from ssmsam.fewshot.description import Description
 from ssmsam.fewshot.presence import ELSEWHERE
 from ssmsam.imaging.volume import Grid
 from ssmsam.imaging.writing import write_bytes
+from ssmsam.models.closed_form import Regression, SliceSums
 
 FORMAT = 5
 _READABLE = (4, FORMAT)
 """Heads of format 4 have no atlases."""
 _ARRAYS = ("positions", "distances", "centres", "cell_mm", "completed")
+_SUMS = "sums"
 FEWSHOT = "fewshot"
 """The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
 
@@ -95,6 +97,8 @@ class Head:
             for number, bank in enumerate(banks.values()):
                 fields = {**vars(bank.description), "looks": bank.looks}
                 fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
+                if bank.regression is not None:
+                    fields |= {f"{_SUMS}.{name}": tensor for name, tensor in vars(bank.regression.sums).items()}
                 tensors |= {f"{kind}{number}.{name}": tensor for name, tensor in fields.items()}
         for number, atlas in enumerate(self.atlases):
             tensors[f"atlas{number}.image"] = atlas.image
@@ -143,7 +147,7 @@ class Head:
             adapted.load_state_dict(_part(tensors, "decoder"))
             banks, close = (
                 {
-                    label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes))
+                    label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes), adapted)
                     for number, (label, volumes) in enumerate(card["volumes"][kind].items())
                 }
                 for kind in ("bank", "close")
@@ -187,10 +191,13 @@ def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Ten
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...]) -> Bank:
+def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...], decoder: TargetDecoder) -> Bank:
+    sums, optimiser = _part(tensors, _SUMS), decoder.online_optimiser()
+    regression = Regression(optimiser, SliceSums(**sums)) if optimiser is not None else None
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{_SUMS}.")}
     arrays = {name: np.asarray(tensors.pop(name).numpy()) for name in _ARRAYS}
     looks = tensors.pop("looks")
-    return Bank(description=Description(**tensors), volumes=volumes, looks=looks, **arrays)
+    return Bank(description=Description(**tensors), volumes=volumes, looks=looks, regression=regression, **arrays)
 
 
 def _atlas(tensors: dict[str, torch.Tensor], volume: str, affine: list[list[float]], labels: list[str]) -> Atlas:

@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import ENCODERS, load_encoder
+from ssmsam.encoders.options import add_encoder_option
+from ssmsam.encoders.registry import choose_encoder, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import FEWSHOT, Head, method_of, read_card
@@ -66,7 +67,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, store: Path, methods: 
     """Method and plane, encoder and weights, device and threads, and the embedding store, ``store`` by default."""
     parser.add_argument("--method", choices=tuple(methods), help=f"default: {FEWSHOT}, or that of the head")
     parser.add_argument("--plane", choices=tuple(PLANES), help="work on slices of this plane, default: as stored")
-    parser.add_argument("--encoder", choices=ENCODERS, default="small")
+    add_encoder_option(parser)
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
     parser.add_argument("--allow-unverified", action="store_true", help="accept weights of your own")
     parser.add_argument("--store", type=Path, default=store, metavar="DIR", help="default: %(default)s")
@@ -92,7 +93,8 @@ class FewShotModel:
         method = _method(options.method, head)
         if options.threads:
             torch.set_num_threads(options.threads)
-        name, folder, device, own = options.encoder, options.weights, options.device, options.allow_unverified
+        folder, device, own = options.weights, options.device, options.allow_unverified
+        name = choose_encoder(options.encoder, folder=folder)
         encoder = load_encoder(name, folder=folder, device=device, allow_unverified=own)
         decoder = methods[method](name, folder=folder, device=device, allow_unverified=own)
         return cls(method, Embedder(encoder=encoder, store=EmbeddingStore(options.store)), decoder)

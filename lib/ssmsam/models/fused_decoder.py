@@ -74,6 +74,9 @@ class FusedTargetNetwork(TargetNetwork):
         middle = middle + self.join4(_to(features[:, : STAGES[0] + STAGES[1]], middle.shape[-2:]))
         return {"image": image + self.join8(coarse), "levels": [fine, middle, features]}
 
+    def online_optimiser(self) -> ClosedFormOptimiser:
+        return self.optimiser
+
     def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression:
         with torch.no_grad():
             return self.optimiser.regression(view["levels"][2], masks, known)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
+from ssmsam.encoders.encoder import Adaptor, Embedding, Encoder, EncoderSpec
 from ssmsam.encoders.manifest import PACKAGED, entry
 from ssmsam.encoders.small import SmallEncoder
 from ssmsam.encoders.weights import find_weights, weights_digest
@@ -140,13 +140,18 @@ class LiteMedSamEncoder(Encoder):
         detail = SmallEncoder.from_file(find_weights("small")).to(device)
         return cls(sam, name=name, weights_sha256=digest, reduction=Reduction.from_file(REDUCTION), detail=detail)
 
-    def encode(self, slices: torch.Tensor) -> Embedding:
+    def unreduced(self) -> LiteMedSamEncoder:
+        """The same network, keeping its output whole, as its makers' decoder reads it, and no levels."""
+        return LiteMedSamEncoder(self.sam, name=self.spec.name, weights_sha256=self.weights_sha256)
+
+    def encode(self, slices: torch.Tensor, *, adaptor: Adaptor | None = None) -> Embedding:
+        """``adaptor`` may change what each of the stages 0 to 3 says."""
         size = self.spec.input_size
         if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
             raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
         stages: dict[int, torch.Tensor] = {}
         alone = slices[:, 1:2].expand(-1, 3, -1, -1) if self.spec.context else slices
-        image = self.sam.image_encoder(stretched(alone), keep=stages.__setitem__)
+        image = self.sam.image_encoder(stretched(alone), keep=stages.__setitem__, adaptor=adaptor)
         if self.reduction is None:
             return {"image": image, "levels": []}
         levels = [self.reduction.level(level.name, stages[level.number], pool=level.pool) for level in LEVELS]

@@ -267,7 +267,7 @@ def _opening(truths: np.ndarray, config: LiteTrainingConfig, rng: np.random.Gene
 
 
 def _carried(masks: np.ndarray) -> torch.Tensor:
-    """The boxes (B, 4) that propagation gives with masks: see :class:`ssmsam.prompting.sam_decoder.SamPromptDecoder`."""
+    """The boxes (B, 4) that propagation gives with masks, as :mod:`ssmsam.prompting.sam_decoder` does."""
     found = []
     for mask in masks:
         y, x = np.nonzero(mask)

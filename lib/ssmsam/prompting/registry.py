@@ -32,19 +32,21 @@ def load_decoder(
     download: bool = False,
     device: str = "cpu",
     allow_unverified: bool = False,
+    published: bool = False,
 ) -> PromptDecoder:
     """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, from the same weights file.
 
     For ``medsam_lite`` it is the one that was trained here for clicks, where that belongs to the very weights of the
-    encoder; else, which is logged, the published one, which knows boxes only.
+    encoder; else, which is logged, or where ``published`` is asked for, the published one, which knows boxes only.
 
     Load the encoder first and keep it: a SAM decoder then shares its network instead of reading the file again.
 
-    The arguments and errors are those of :func:`ssmsam.encoders.registry.load_encoder`.
+    The other arguments and errors are those of :func:`ssmsam.encoders.registry.load_encoder`.
     """
     architecture = entry(encoder_name).architecture
     wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
-    path = find_weights(encoder_name, **wanted)
+    files = decoder_weights(encoder_name, published=published, **wanted)
+    path = files[encoder_name]
     if architecture == "small":
         from ssmsam.prompting.small_decoder import SmallPromptDecoder
 
@@ -57,18 +59,22 @@ def load_decoder(
     sam = load_sam(encoder_name, path, device=device)
     if encoder_name not in TRAINED:
         return SamPromptDecoder.from_sam(sam)
-    trained = _trained(encoder_name, weights_digest(path), **wanted)
+    trained = files.get(TRAINED[encoder_name])
     if trained is None:
+        if not published:
+            logger.info("no decoder of ours for these weights of %s: the published one knows boxes only", encoder_name)
         return SamPromptDecoder.from_sam(sam, carries_box=True)
     return _with_weights(sam, trained, device)
 
 
-def _trained(encoder_name: str, encoder_sha256: str, **wanted: Any) -> Path | None:
-    """The file of our decoder for these weights of the encoder, or None."""
-    path = find_made_for(TRAINED[encoder_name], encoder_sha256, **wanted)
-    if path is None:
-        logger.info("no decoder of ours for these weights of %s: the published one knows boxes only", encoder_name)
-    return path
+def decoder_weights(encoder_name: str, *, published: bool = False, **wanted: Any) -> dict[str, Path]:
+    """Name -> file of the weights that :func:`load_decoder` reads: those of the encoder, which hold a decoder too, and
+    those of our own decoder where it takes that one's place. ``wanted`` and errors as for :func:`find_weights`."""
+    path = find_weights(encoder_name, **wanted)
+    if published or encoder_name not in TRAINED:
+        return {encoder_name: path}
+    trained = find_made_for(TRAINED[encoder_name], weights_digest(path), **wanted)
+    return {encoder_name: path} if trained is None else {encoder_name: path, TRAINED[encoder_name]: trained}
 
 
 def _with_weights(sam: Sam, path: Path, device: str) -> SamPromptDecoder:

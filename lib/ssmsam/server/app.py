@@ -23,7 +23,7 @@ import ssmsam
 from ssmsam.annotation.label_info import BACKGROUND
 from ssmsam.annotation.label_names import known_label
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder
+from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.head import FEWSHOT
@@ -47,7 +47,7 @@ from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
 from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
-from ssmsam.server.machine import choose_device, use_threads
+from ssmsam.server.machine import choose_device, limit_arenas, use_threads
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.privacy import keep_patients_out_of_logs
 from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, Prompting, named
@@ -79,6 +79,7 @@ class ServerApp(MONAILabelApp):
     SCORING: ClassVar[Mapping[str, Callable[[Outlooks], ScoringMethod]]] = {}
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
+        limit_arenas()
         try:
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
@@ -126,8 +127,9 @@ class ServerApp(MONAILabelApp):
             bfloat16=configuration.bfloat16,
         )
         logger.info(
-            "Encoder %s (%s) on %s, %d threads; embeddings in %s",
+            "Encoder %s (%s) on %s, %d threads; embeddings in %s. %s",
             configuration.encoder, self.encoder.weights_sha256[:12], self.device, threads, configuration.store,
+            other_choice(configuration.encoder),
         )  # fmt: skip
 
     def init_datastore(self) -> Datastore:
@@ -162,7 +164,11 @@ class ServerApp(MONAILabelApp):
             embedder=self.embedder,
             memory_bytes=int(self.configuration.memory_gb * GB),
         )
-        self.background = Background(self.images, enabled=self.configuration.precompute)
+        self.background = Background(
+            self.images,
+            enabled=self.configuration.precompute,
+            wanted_s=60 * self.configuration.precompute_minutes,
+        )
         room = Prompting(
             images=self.images,
             datastore=self.datastore(),
@@ -269,7 +275,9 @@ class ServerApp(MONAILabelApp):
         if request.get("save_label") and tag in (PARTIAL, FINAL):
             raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
         options = named(self.with_known_labels(request, source.image_id))
-        path, details = task({**options, "image": source, "description": task.description})
+        with self.background.giving_way():
+            path, details = task({**options, "image": source, "description": task.description})
+        self.background.prefer(source, client=str(request.get("client_id") or ""))
         label = path
         if path and request.get("save_label"):
             if not source.image_id:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from ssmsam.encoders.registry import AUTO
+from ssmsam.encoders.registry import AUTO, ENCODER_VARIABLE, default_encoder
 from ssmsam.encoders.store import default_root
 from ssmsam.imaging.dicom import NOT_IMAGES
 
@@ -41,7 +41,7 @@ class Configuration:
 
     models: tuple[str, ...]
     """Which infer tasks to offer, by name."""
-    encoder: str = "small"
+    encoder: str = field(default_factory=default_encoder)
     """The backbone, by its name in ``ssmsam.encoders``; ``auto`` is the best one whose weights are here."""
     weights: Path | None = None
     """A folder with checkpoints; ``None`` looks where ``ssmsam.encoders.weights`` looks by itself."""
@@ -61,7 +61,9 @@ class Configuration:
     """Whether embeddings are computed in half the precision; ``None`` where the encoder's masks stay the same and the
     processor is faster at it."""
     precompute: bool = True
-    """Whether an image's slices are embedded in the background as soon as it is served."""
+    """Whether an image's slices are embedded in the background as soon as somebody opens it."""
+    precompute_minutes: float = 10.0
+    """For how long after the last request about an image that goes on: a guess."""
     heads: Path | None = None
     """The folder of adapted heads; ``None`` means one of its own for each studies folder or store."""
     modalities: tuple[str, ...] = ("CT", "MR")
@@ -87,6 +89,10 @@ class Configuration:
                 f"unknown --conf key {_listed(unknown)}; valid keys are {_listed(sorted(readers))}"
             )
         values: dict[str, Any] = {"models": tuple(models), "store": default_store()}
+        if "encoder" not in conf and default_encoder() not in (*encoders, AUTO):
+            raise ConfigurationError(
+                f"{ENCODER_VARIABLE}={default_encoder()}: valid names are {_listed((*encoders, AUTO))}"
+            )
         for key, read in readers.items():
             if key in conf:
                 try:
@@ -129,6 +135,7 @@ def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callab
         "threads": _threads,
         "bfloat16": lambda text: None if text == "auto" else _yes_or_no(text),
         "precompute": _yes_or_no,
+        "precompute_minutes": _positive,
         "modalities": _modalities,
         "dicom_folder": lambda text: Path(text).expanduser().absolute(),
         "dicom_gb": _positive,

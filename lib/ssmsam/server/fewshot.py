@@ -123,7 +123,7 @@ class FewShotTask(InferTask):
         path = write_mask(mask, image.volume, options)
         self._serve(image, found, asked.client, clicks)
         beside = self._adapts_beside(asked, name)
-        room.background.prefer(image)
+        room.background.prefer(image, client=asked.client)
         done = time.perf_counter()
         return path, {
             "label_names": values,

@@ -161,7 +161,7 @@ class PromptedTask(InferTask):
         room.serve(image, prompts, result, client)
         path = write_mask(result.mask, image.volume, options)
         written = time.perf_counter()
-        room.background.prefer(image, near=prompts.current)
+        room.background.prefer(image, near=prompts.current, client=client)
         seconds = {
             "pre": opened - started, "infer": segmented - opened, "post": 0.0,
             "write": written - segmented, "total": written - started,

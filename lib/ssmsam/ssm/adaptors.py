@@ -2,30 +2,33 @@
 
 For SAM those of Zhang et al. (WACV 2024), which are the explicit visual prompts of Liu et al. (CVPR 2023): what a
 high-pass filter leaves of the image, and the patch embedding, are narrowed, joined, and added to the tokens before each
-block. For the small encoder the equivalent in a pyramid: after each stage the features and the filtered image are
-narrowed, joined, widened again, and added. The published start is random; ours changes nothing until it is trained.
+block. For encoders that are pyramids, the small one and LiteMedSAM's, the equivalent: after each stage the features and
+the filtered image are narrowed, joined, widened again, and added. The published start is random; ours changes nothing
+until it is trained.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssmsam.encoders.encoder import Embedding, Encoder
+from ssmsam.encoders.encoder import Adaptor, Embedding, Encoder
 from ssmsam.encoders.sam import SamEncoder
 from ssmsam.encoders.small import STAGES, SmallEncoder
+from ssmsam.models.lite_medsam import LiteMedSamEncoder
 
 LOW_SHARE = 0.25
 """Share of the spectrum, around its middle, that the high-pass filter takes away."""
 NARROWING = 32
 """A SAM adaptor is this many times narrower than the tokens."""
 NARROW = 8
-"""Channels of an adaptor of the small encoder."""
+"""Channels of an adaptor in a pyramid."""
 
 
 def high_pass(slices: torch.Tensor) -> torch.Tensor:
@@ -65,24 +68,58 @@ class AdaptedEncoder(Encoder, Generic[Base]):
     @abstractmethod
     def encode(self, slices: torch.Tensor) -> Embedding: ...
 
+    def compress(self, embedding: Embedding) -> Embedding:
+        return self.base.compress(embedding)
 
-class AdaptedSmallEncoder(AdaptedEncoder[SmallEncoder]):
-    """The small encoder with an adaptor after each stage."""
+    def expand(self, kept: Embedding) -> Embedding:
+        return self.base.expand(kept)
 
-    def __init__(self, base: SmallEncoder) -> None:
+
+class AdaptedPyramid(AdaptedEncoder[Base]):
+    """An encoder with an adaptor after some of its stages; ``stages`` maps their numbers to their channels."""
+
+    def __init__(self, base: Base, stages: Mapping[int, int]) -> None:
         super().__init__(base)
-        self.down = nn.ModuleList(nn.Conv2d(channels, NARROW, 1) for _, channels in STAGES)
-        self.filtered = nn.ModuleList(nn.Conv2d(3, NARROW, 3, padding=1) for _ in STAGES)
-        self.up = nn.ModuleList(_zero(nn.Conv2d(NARROW, channels, 1)) for _, channels in STAGES)
+        self.down = nn.ModuleDict({str(stage): nn.Conv2d(channels, NARROW, 1) for stage, channels in stages.items()})
+        self.filtered = nn.ModuleDict({str(stage): nn.Conv2d(3, NARROW, 3, padding=1) for stage in stages})
+        self.up = nn.ModuleDict(
+            {str(stage): _zero(nn.Conv2d(NARROW, channels, 1)) for stage, channels in stages.items()}
+        )
 
-    def encode(self, slices: torch.Tensor) -> Embedding:
+    def adaptor(self, slices: torch.Tensor) -> Adaptor:
+        """What the adaptors add to the features of these slices."""
         edges = high_pass(slices)
 
         def adaptor(stage: int, features: torch.Tensor) -> torch.Tensor:
-            seen = self.filtered[stage](F.adaptive_avg_pool2d(edges, (features.shape[-2], features.shape[-1])))
-            return features + self.up[stage](F.gelu(self.down[stage](features) + seen))
+            name = str(stage)
+            if name not in self.up:
+                return features
+            seen = self.filtered[name](F.adaptive_avg_pool2d(edges, (features.shape[-2], features.shape[-1])))
+            return features + self.up[name](F.gelu(self.down[name](features) + seen))
 
-        return self.base(slices, adaptor=adaptor)
+        return adaptor
+
+
+class AdaptedSmallEncoder(AdaptedPyramid[SmallEncoder]):
+    """The small encoder with an adaptor after each stage."""
+
+    def __init__(self, base: SmallEncoder) -> None:
+        super().__init__(base, {stage: channels for stage, (_, channels) in enumerate(STAGES)})
+
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        return self.base(slices, adaptor=self.adaptor(slices))
+
+
+class AdaptedLiteMedSamEncoder(AdaptedPyramid[LiteMedSamEncoder]):
+    """LiteMedSAM's encoder with an adaptor after each stage but the first: that one has a cell for every pixel, and a
+    gradient through what follows it would need gigabytes."""
+
+    def __init__(self, base: LiteMedSamEncoder) -> None:
+        widths = base.sam.image_encoder.config.widths
+        super().__init__(base, {stage: widths[stage] for stage in range(1, len(widths))})
+
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        return self.base.encode(slices, adaptor=self.adaptor(slices))
 
 
 class AdaptedSamEncoder(AdaptedEncoder[SamEncoder]):
@@ -117,6 +154,8 @@ def adapted_encoder(base: Encoder) -> AdaptedEncoder:
     """The encoder with adaptors that do nothing yet. Raises TypeError for an encoder that has no place for them."""
     if isinstance(base, SmallEncoder):
         return AdaptedSmallEncoder(base)
+    if isinstance(base, LiteMedSamEncoder):
+        return AdaptedLiteMedSamEncoder(base)
     if isinstance(base, SamEncoder):
         return AdaptedSamEncoder(base)
     raise TypeError(f"there are no adaptors for {type(base).__name__}: use the mode without them")

@@ -57,10 +57,11 @@ def reader(client_id: Any, request: Request) -> str:
 
 
 def note_opened(image: str, request: Request, client_id: str = "") -> None:
-    """Note that somebody opened an image; until it is shown something, its screen is empty.
+    """Note that somebody opened an image; until it is shown something, its screen is empty. Its slices are embedded.
 
     Where the request does not say who, it is whoever works at that address without a name.
     """
+    the_app().background.prefer(image, client=reader(client_id, request) if client_id else "")
     datastore = the_app().datastore()
     if isinstance(datastore, AnnotatedStudies):
         for name in [client_id] if client_id else sorted(SHARED_IDS):

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ssmsam.server.background import EMBED
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.queue import trainings
 from ssmsam.server.routes.common import Annotator, AnyUser, the_app
@@ -26,14 +27,16 @@ def one(user: AnyUser, name: str) -> dict[str, Any]:
 
 @router.delete("/{name}", summary="Stop a job, and no other; one that ended stays as it is")
 def stop(user: Annotator, name: str) -> dict[str, Any]:
-    if _known(name)["kind"] == "train":
+    job = _known(name)
+    if job["kind"] == "train":
         raise InvalidRequest("this is a training: DELETE /train/ stops it, and those that wait")
-    return the_app().jobs.cancel(name).as_json()
+    app = the_app()
+    return app.background.cancel(name) if job["kind"] == EMBED else app.jobs.cancel(name).as_json()
 
 
 def _listed() -> list[dict[str, Any]]:
     app = the_app()
-    found = [*(job.as_json() for job in app.jobs.listed()), *trainings(app.trainers)]
+    found = [*(job.as_json() for job in app.jobs.listed()), *trainings(app.trainers), *app.background.listed()]
     return sorted(found, key=lambda job: {"running": 0, "queued": 1}.get(job["state"], 2))
 
 

@@ -40,7 +40,10 @@ def create_session(
     image = received[0] if len(received) == 1 else folder
     if uncompress:
         image = _unpack(received[0], scratch / "unpacked")
-    session_id, session = _sessions().add_session(str(image), expiry)
+    sessions = _sessions()
+    session_id, session = sessions.add_session(str(image), expiry)
+    app = the_app()
+    app.background.prefer(app.images.from_session(sessions, session_id))
     return {"session_id": session_id, "session_info": session.to_json()}
 
 

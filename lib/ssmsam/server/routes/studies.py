@@ -81,7 +81,6 @@ def download_image(
     """The stored file, or a NIfTI file with the same voxel indices where a folder of DICOM files is stored."""
     app = the_app()
     note_opened(image, request, client_id)
-    app.background.prefer(image)
     source = app.images.from_datastore(image)
     if source.path.is_dir():
         folder = tempfile.mkdtemp(prefix="ssmsam-")

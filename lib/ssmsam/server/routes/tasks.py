@@ -42,7 +42,8 @@ def next_sample(user: AnyUser, strategy: str, request: Request, params: dict[str
     if not asked.get("image"):  # a viewer opens what it is offered; one that names an image has it open
         note_opened(found["id"], request, name or "")
     info = note_offer(app.datastore(), found["id"], strategy, client=client)
-    app.background.prefer(found["id"])
+    slices = found.get("slices") if found.get("axis", 2) == 2 else None  # those that are embedded
+    app.background.prefer(found["id"], near=slices[0] if slices else None, client=client)
     shown = {**found, **info}
     if found.get("hint") and info.get("PatientID"):  # a viewer shows this as the volume's name
         shown["PatientID"] = f"{info['PatientID']} | {found['hint']}"
