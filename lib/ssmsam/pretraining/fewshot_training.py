@@ -145,7 +145,8 @@ class FewShotTrainer:
         fitted = rng.random() < config.fitted_share
         found = answer(self.model, episode, prior=rng.random() < config.prior_share, fitted=fitted)
         losses = {"proposal": proposal_loss(found.proposal, found.target, found.known)}
-        small = nn.functional.adaptive_avg_pool2d(found.target, found.fitted.shape[-2:])
+        side = found.fitted.shape[-2], found.fitted.shape[-1]
+        small = nn.functional.adaptive_avg_pool2d(found.target, side)
         own = Proposal(found.fitted, found.proposal.presence.detach())
         losses["fitted"] = config.fitted_weight * proposal_loss(own, small, judge_presence=False)
         if rng.random() < config.corrected_share:
