@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 HIDDEN = 128
-"""Rectified features. As many as features, random ones, were worth 1 (MR) and 5 points (CT) on two training patients."""
+"""Rectified features. Random ones, as many as features, gained 1 (MR) and 5 points (CT) on two training patients."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,126 @@
+"""The fused few-shot decoder: it begins as the decoder it was made from, and hears the online optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ssmsam.encoders.encoder import Embedding, take
+from ssmsam.fewshot.bank import Bank, BankConfig, Places, look
+from ssmsam.fewshot.decoder import Shown
+from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.models.fused_decoder import IMAGE, STAGES, FusedTargetNetwork
+
+SLICES = 5
+
+
+def embedding(seed: int = 0) -> Embedding:
+    """Of slices of 64 pixels: the pretrained maps and the small encoder's pyramid."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def maps(channels: int, side: int) -> torch.Tensor:
+        return torch.randn(SLICES, channels, side, side, generator=generator)
+
+    own = [maps(STAGES[1], 16), maps(STAGES[2], 8), maps(STAGES[3], 8)]
+    image = maps(STAGES[0], 16)
+    image[:, 0] *= 4  # stands out among as many features as a slice has cells
+    return {"image": image, "levels": [*own, maps(16, 32), maps(48, 16), maps(128, 8)]}
+
+
+def masks_of(one: Embedding) -> torch.Tensor:
+    """What the first pretrained channel shows."""
+    return (one["image"][:, :1] > 3.2).float().repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def network(seed: int = 0) -> FusedTargetNetwork:
+    torch.manual_seed(seed)
+    return FusedTargetNetwork().eval().requires_grad_(False)
+
+
+def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, supports: int = 4) -> Shown:
+    places = Places(
+        volumes=("volume",) * supports,
+        positions=np.arange(supports) * 5.0,
+        centres=np.zeros((supports, 2)),
+        cell_mm=np.ones(supports),
+    )
+    known = torch.ones_like(masks)[:supports]
+    bank = Bank.from_tensors(
+        view["image"][:supports],
+        masks[:supports],
+        known,
+        stride=one.stride,
+        places=places,
+        regression=one.regression(take(view, torch.arange(supports)), masks[:supports], known),
+    )
+    looks = look(view["image"][supports:])
+    return bank.shown("volume", [7.0], looks, np.zeros((1, 2)), config=BankConfig())
+
+
+def test_before_training_it_is_the_decoder_that_it_was_made_from() -> None:
+    fused = network()
+    plain = TargetNetwork().eval()
+    plain.load_state_dict({name: tensor for name, tensor in fused.state_dict().items() if name in plain.state_dict()})
+    found = embedding()
+    view, masks = fused.view(found), masks_of(found)
+    shown = shown_of(fused, view, masks)
+    query = take(view, torch.tensor([4]))
+    torch.testing.assert_close(view["image"], found["levels"][5])
+    expected = plain({"image": query["image"], "levels": query["levels"][:2]}, shown)
+    answer = fused(query, shown)
+    torch.testing.assert_close(answer.logits, expected.logits)
+    torch.testing.assert_close(answer.presence, expected.presence)
+
+
+def test_the_online_optimiser_finds_what_pretrained_features_show_and_is_followed() -> None:
+    fused = network()
+    found = embedding()
+    view, masks = fused.view(found), masks_of(found)
+    shown = shown_of(fused, view, masks)
+    query = take(view, torch.tensor([4]))
+    fitted = fused.read(query, shown).fitted
+    truth = masks[4, 0, ::2, ::2] > 0.5
+    assert ((fitted[0, 0] > 0) == truth).float().mean() > 0.85
+    fused.follow.bias.fill_(5.0)
+    followed = fused(query, shown).logits[0, ::2, ::2] > 0
+    assert (followed == truth).float().mean() > 0.8
+    unheard = fused(query, replace(shown, weights=torch.zeros_like(shown.weights), fit=torch.zeros_like(shown.fit)))
+    assert ((unheard.logits[0, ::2, ::2] > 0) == truth).float().mean() < 0.8
+
+
+def test_a_kept_reading_gives_the_same_answer() -> None:
+    fused = network()
+    found = embedding()
+    view = fused.view(found)
+    shown = shown_of(fused, view, masks_of(found))
+    query = take(view, torch.tensor([4]))
+    torch.testing.assert_close(fused(query, shown, reading=fused.read(query, shown)).logits, fused(query, shown).logits)
+
+
+def test_an_output_handed_out_whole_is_what_was_kept() -> None:
+    fused = network()
+    basis = torch.linalg.qr(torch.randn(IMAGE, IMAGE))[0][:, : STAGES[0]]
+    fused.image_basis.copy_(basis)
+    fused.image_mean.fill_(0.3)
+    kept = embedding()
+    whole: Embedding = {
+        "image": torch.einsum("bkhw,ck->bchw", kept["image"], basis) + 0.3,
+        "levels": kept["levels"],
+    }
+    torch.testing.assert_close(fused.features(whole), fused.features(kept), atol=1e-4, rtol=1e-4)
+
+
+def test_adaptation_leaves_what_readings_were_made_with() -> None:
+    fused = network()
+    found = embedding()
+    view = fused.view(found)
+    shown = shown_of(fused, view, masks_of(found))
+    query = take(view, torch.tensor([4]))
+    before = fused.read(query, shown)
+    for parameter in fused.adaptable():
+        parameter.add_(0.1)
+    after = fused.read(fused.view(take(found, torch.tensor([4]))), shown)
+    torch.testing.assert_close(after.fitted, before.fitted)
+    torch.testing.assert_close(after.cells, before.cells)
