@@ -1,4 +1,4 @@
-"""The online optimiser in closed form: what it learns, that slices add up, and that what it says of itself is honest."""
+"""The online optimiser in closed form: what it learns, that slices add up, and that its word on itself is honest."""
 
 from __future__ import annotations
 
