@@ -91,6 +91,8 @@ class TargetDecoder(nn.Module, ABC):
     """Whether it may look at slices in enlarged windows: it has seen such, and encoding slices anew is quick."""
     stride: int
     """Input pixels per cell of the image embedding."""
+    width: int
+    """Channels of the image embedding that it reads."""
     logits_side: int
     """Side S of the logits for the encoder's declared input size."""
 

@@ -108,6 +108,7 @@ class TargetNetwork(TargetDecoder):
     """
 
     stride = STRIDE
+    width = WIDTH
     logits_side = SPEC.input_size // LOGITS_STRIDE
 
     def __init__(self) -> None:

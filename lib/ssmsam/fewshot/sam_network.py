@@ -50,7 +50,7 @@ class SamTargetNetwork(TargetDecoder):
         super().__init__()
         self.prompts = copy.deepcopy(sam.prompt_encoder)
         self.decoder = copy.deepcopy(sam.mask_decoder)
-        width = self.decoder.transformer_dim
+        self.width = width = self.decoder.transformer_dim
         self.stride = sam.image_encoder.img_size // self.prompts.image_embedding_size[0]
         self.logits_side = self.prompts.mask_input_size[0]
         self.target = nn.Linear(width, width)

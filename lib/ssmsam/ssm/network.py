@@ -13,6 +13,7 @@ from torch import nn
 
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.fewshot.decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
+from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.ssm.mask_attention import LevelAttention, MaskAttention, MaskAttentionConfig
 from ssmsam.ssm.sampling import SamplingConfig, SelfSampling
 
@@ -60,6 +61,15 @@ class SelfSamplingDecoder(TargetDecoder):
         self.mask_attention = MaskAttention(width=width, config=self.config.attention)
         self.levels = LevelAttention(channels=self.config.levels, width=width) if self.config.levels else None
         self.register_buffer("log_rates", torch.zeros(len(self.groups())))
+
+    def view(self, embedding: Embedding) -> Embedding:
+        return self.inner.view(embedding)
+
+    def online_optimiser(self) -> ClosedFormOptimiser | None:
+        return self.inner.online_optimiser()
+
+    def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression | None:
+        return self.inner.regression(view, masks, known)
 
     def read(self, embedding: Embedding, shown: Shown) -> Reading:
         reading = self.inner.read(embedding, shown)

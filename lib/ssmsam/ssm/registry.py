@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.weights import find_made_for, find_weights, weights_digest
 from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
@@ -39,7 +38,7 @@ def load_ssm_decoder(
     wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
     inner = load_target_decoder(encoder_name, device=device, **wanted)
     weights = weights_digest(find_weights(encoder_name, **wanted))
-    decoder = SelfSamplingDecoder(inner, width=width_of(encoder_name), config=config)
+    decoder = SelfSamplingDecoder(inner, width=inner.width, config=config)
     start = _start(encoder_name, weights, **wanted)
     if start is not None:
         begin_with(decoder, load_file(str(start)))
@@ -59,12 +58,3 @@ def _start(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
     if path is None:
         logger.info("no meta-learned start for these weights of %s: ssm_sam begins like fewshot", encoder_name)
     return path
-
-
-def width_of(encoder_name: str) -> int:
-    """Channels of the encoder's image embedding, known without loading it."""
-    if entry(encoder_name).architecture == "small":
-        from ssmsam.encoders.small import SPEC
-
-        return SPEC.channels
-    return 256  # the neck of every SAM
