@@ -5,6 +5,8 @@
     python apps/pretrain.py ssm --data PACK --weights FILE --out FILE   then SSM-SAM's decoder behind that encoder
     python apps/pretrain.py embed --data DIR [DIR ...] --out CACHE      slices through the encoder medsam_lite, once
     python apps/pretrain.py lite --data CACHE --out FILE           then its mask decoder, for clicks; see --resume
+    python apps/pretrain.py embed-volumes --data DIR [DIR ...] --out CACHE   slices of volumes, for the next
+    python apps/pretrain.py fewshot --data CACHE --out FILE        its few-shot decoder and online optimiser
     python apps/pretrain.py curve FILE.jsonl --out PNG             draw the learning curve
 
 `train` needs only torch, numpy, scipy, scikit-image and safetensors, so that it also runs on a GPU machine without
@@ -36,11 +38,21 @@ def main() -> None:
     _add_ssm(commands.add_parser("ssm", help="train SSM-SAM's decoder behind a frozen encoder"))
     _add_embed(commands.add_parser("embed", help="embed labelled slices with medsam_lite"))
     _add_lite(commands.add_parser("lite", help="train the mask decoder of medsam_lite for clicks"))
+    _add_embed(commands.add_parser("embed-volumes", help="embed slices of labelled volumes with medsam_lite"))
+    _add_lite(commands.add_parser("fewshot", help="train the few-shot decoder of medsam_lite"))
     _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
     arguments = parser.parse_args()
-    {"pack": pack, "train": train, "ssm": ssm, "embed": embed, "lite": lite, "curve": curve}[arguments.command](
-        arguments
-    )
+    run = {
+        "pack": pack,
+        "train": train,
+        "ssm": ssm,
+        "embed": embed,
+        "lite": lite,
+        "embed-volumes": embed_volumes,
+        "fewshot": fewshot,
+        "curve": curve,
+    }
+    run[arguments.command](arguments)
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
@@ -258,6 +270,52 @@ def embed(arguments: argparse.Namespace) -> None:
         embed_case(
             case, dataset, encoder=encoder, folder=arguments.out, limit=arguments.slices, bfloat16=arguments.bfloat16
         )
+
+
+def embed_volumes(arguments: argparse.Namespace) -> None:
+    """One file for each case. May be stopped and started again."""
+    import torch
+
+    from ssmsam.encoders.embedder import Embedder
+    from ssmsam.encoders.registry import load_encoder
+    from ssmsam.evaluation.cases import open_set
+    from ssmsam.pretraining.fewshot_episodes import embed_volume
+
+    torch.set_num_threads(arguments.threads)
+    embedder = Embedder(encoder=load_encoder("medsam_lite"), bfloat16=arguments.bfloat16)
+    sets = [open_set(folder, limit=arguments.limit) for folder in arguments.data]
+    cases = [(one.name, case) for one in sets for case in one.cases if case.name not in arguments.exclude]
+    for dataset, case in tqdm(cases, unit="case"):
+        embed_volume(case, dataset, embedder=embedder, folder=arguments.out, limit=arguments.slices)
+
+
+def fewshot(arguments: argparse.Namespace) -> None:
+    """Train with a progress bar in steps."""
+    import torch
+
+    from ssmsam.encoders.weights import find_weights, weights_digest
+    from ssmsam.fewshot.registry import load_target_decoder
+    from ssmsam.models.lite_medsam import REDUCTION
+    from ssmsam.models.reduction import Reduction
+    from ssmsam.pretraining.fewshot_episodes import load_volumes
+    from ssmsam.pretraining.fewshot_training import FewShotTrainingConfig, begun_with_small, train_fewshot
+    from ssmsam.progress_bar import ProgressBar
+
+    torch.set_num_threads(arguments.threads)
+    volumes = load_volumes(arguments.data, keep=lambda dataset: dataset not in arguments.without)
+    network = begun_with_small(volumes, load_target_decoder("small"), Reduction.from_file(REDUCTION))
+    config = FewShotTrainingConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=arguments.seed)
+    with ProgressBar() as bar:
+        trainer = train_fewshot(
+            volumes,
+            network,
+            out=arguments.out,
+            config=config,
+            resume=arguments.resume,
+            metadata={"encoder_sha256": weights_digest(find_weights("medsam_lite"))},
+            progress=bar,
+        )
+    print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
 
 
 def lite(arguments: argparse.Namespace) -> None:

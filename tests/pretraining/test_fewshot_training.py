@@ -10,10 +10,28 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ssmsam.encoders.encoder import Embedding
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
+from ssmsam.evaluation.cases import Case
+from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.writing import write_volume
 from ssmsam.models.fused_decoder import STAGES, FusedTargetNetwork
-from ssmsam.pretraining.fewshot_episodes import EmbeddedVolume, FewShotEpisodeConfig, FewShotEpisodes
-from ssmsam.pretraining.fewshot_training import FewShotTrainer, FewShotTrainingConfig, answer, train_fewshot
+from ssmsam.models.reduction import Projection, Reduction
+from ssmsam.pretraining.fewshot_episodes import (
+    EmbeddedVolume,
+    FewShotEpisodeConfig,
+    FewShotEpisodes,
+    embed_volume,
+    load_volumes,
+)
+from ssmsam.pretraining.fewshot_training import (
+    FewShotTrainer,
+    FewShotTrainingConfig,
+    answer,
+    begun_with_small,
+    train_fewshot,
+)
 
 SIDE = 64
 CONFIG = FewShotTrainingConfig(steps=2, warm_up_steps=1, episodes=FewShotEpisodeConfig(region_share=0.0))
@@ -109,3 +127,50 @@ def test_priors_can_be_left_out(prior: bool) -> None:
     found = answer(network, episodes.draw(rng), prior=prior, fitted=False)
     assert bool(found.shown.trust.any()) == prior
     assert not found.shown.weights.any()
+
+
+class Stages(Encoder):
+    """As many maps as the pretrained encoder, all of them means of squares."""
+
+    spec = EncoderSpec(
+        name="stages", input_size=256, stride=4, channels=STAGES[0],
+        level_strides=(4, 8, 8, 2, 4, 8), level_channels=(*STAGES[1:], 16, 48, 128), level_names=tuple("abcdef"),
+    )  # fmt: skip
+    weights_sha256 = "stages"
+    seen = 0
+
+    def encode(self, slices: torch.Tensor) -> Embedding:
+        self.seen += len(slices)
+
+        def maps(channels: int, stride: int) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(slices[:, :1], stride).repeat(1, channels, 1, 1)
+
+        spec = self.spec
+        levels = [maps(c, s) for c, s in zip(spec.level_channels, spec.level_strides, strict=True)]
+        return {"image": maps(spec.channels, spec.stride), "levels": levels}
+
+
+def test_a_volume_is_embedded_once_with_slices_beyond_its_labels(tmp_path: Path) -> None:
+    z, y, x = np.indices((12, 40, 48))
+    ball = ((z - 6) ** 2 * 4 + (y - 20) ** 2 + (x - 24) ** 2 < 81).astype(np.uint8)
+    for kind, array in (("image", ball * 100.0), ("label", ball)):
+        write_volume(Volume(array, np.eye(4)), tmp_path / f"{kind}.nii.gz")
+    case = Case("one", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
+    encoder, folder = Stages(), tmp_path / "cache"
+    for _ in range(2):
+        embed_volume(case, "set", embedder=Embedder(encoder=encoder), folder=folder, limit=4)
+    (found,) = load_volumes(folder)
+    assert (found.dataset, found.name, list(found.shows)) == ("set", "one", [1])
+    assert encoder.seen == len(found.label) and found.shows[1].sum() >= 4 and (~found.shows[1]).any()
+    assert len(set(np.diff(found.position)) - {0}) >= 1 and (np.diff(found.position) > 0).all()
+    some = found.slices(np.array([0, 2]))
+    assert some["image"].shape == (2, STAGES[0], 64, 64) and len(some["levels"]) == 6
+    network = begun_with_small([found], TargetNetwork(), tiny_reduction())
+    standard = network.features(found.slices(np.arange(len(found.label))))
+    assert float(standard.mean().abs()) < 1.0
+    with pytest.raises(FileNotFoundError, match="embed-volumes"):
+        load_volumes(folder, keep=lambda dataset: dataset != "set")
+
+
+def tiny_reduction() -> Reduction:
+    return Reduction({"image": Projection(torch.zeros(256), torch.eye(256, STAGES[0]))}, "d" * 64)

@@ -117,6 +117,10 @@ class VolumeEmbeddings:
 
         Raises ValueError for an index outside the volume.
         """
+        return self._embedder.embedding_of(self.half(index))
+
+    def half(self, index: int) -> Half:
+        """The same as it is kept: float16, on the CPU."""
         index = self._checked(index)
         half = self._embedder.memory.get(self.key.digest, index)
         while half is None:
@@ -128,7 +132,7 @@ class VolumeEmbeddings:
                 half = self._make(index)
             finally:
                 self._land(index, half)
-        return self._embedder.embedding_of(half)
+        return half
 
     def embed(self, indices: Iterable[int] | None = None, *, progress: Progress = silent) -> None:
         """Make the embeddings of these slices (default: all), in this order, leaving out those that are done.

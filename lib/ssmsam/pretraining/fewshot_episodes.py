@@ -5,15 +5,22 @@ What a query is shown comes from the same :class:`~ssmsam.fewshot.bank.Bank` tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
+from ssmsam.evaluation.cases import Case
+from ssmsam.pretraining.embedded_slices import draw, spread
 from ssmsam.pretraining.supervoxels import supervoxels
+
+_BEYOND = (1, 4)
+"""Slices so far beyond the outermost labelled ones are embedded too: the target is not there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +43,12 @@ class EmbeddedVolume:
 
     @classmethod
     def from_file(cls, path: Path, *, seed: int = 0) -> EmbeddedVolume:
+        """What :func:`embed_volume` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            names = ["lite0", "lite1", "lite2", "small0", "small1", "small_image"]
+            levels = sorted(name for name in arrays.files if name.startswith("level"))
             embedding: Embedding = {
-                "image": torch.from_numpy(arrays["lite_image"]),
-                "levels": [torch.from_numpy(arrays[name]) for name in names],
+                "image": torch.from_numpy(arrays["image"]),
+                "levels": [torch.from_numpy(arrays[name]) for name in levels],
             }
             label, pixels = arrays["label"], arrays["pixels"]
             position, centres, frame = arrays["position"], arrays["centres"], arrays["frame"]
@@ -61,6 +69,49 @@ class EmbeddedVolume:
             "image": self.embedding["image"][rows].float(),
             "levels": [level[rows].float() for level in self.embedding["levels"]],
         }
+
+
+def embed_volume(case: Case, dataset: str, *, embedder: Embedder, folder: Path, limit: int) -> Path | None:
+    """At most ``limit`` slices of a case that hold a label, evenly spread, and a few beyond, embedded and kept in
+    ``folder`` as ``SET-CASE.npz``; what is there is kept. None for a case without labels."""
+    path = folder / f"{dataset}-{case.name}.npz"
+    if path.exists():
+        return path
+    volume, labels = case.read()
+    present = np.flatnonzero(labels.any(axis=(1, 2)))
+    if not len(present):
+        return None
+    beyond = [n for step in _BEYOND for n in (present[0] - step, present[-1] + step) if 0 <= n < len(labels)]
+    chosen = np.unique([*spread(present, limit), *beyond])
+    opened = embedder.open(volume)
+    pixels, drawn = draw(volume, labels, chosen)
+    halves = [opened.half(int(index)) for index in chosen]
+    rows, columns = opened.frame.resized
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{path.name}.{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            **{name: np.stack([half[name] for half in halves]) for name in halves[0]},
+            label=drawn,
+            pixels=pixels,
+            position=np.array([opened.position_mm(int(index)) for index in chosen]),
+            centres=opened.body_centres[chosen],
+            frame=np.array([rows, columns, opened.frame.input_mm]),
+        )
+    partial.replace(path)
+    return path
+
+
+def load_volumes(folder: Path, *, keep: Callable[[str], bool] = lambda dataset: True) -> list[EmbeddedVolume]:
+    """What a folder of :func:`embed_volume` holds, of the sets that ``keep`` wants. Raises FileNotFoundError when that
+    is nothing."""
+    paths = [path for path in sorted(folder.glob("*.npz")) if keep(path.stem.partition("-")[0])]
+    if not paths:
+        raise FileNotFoundError(
+            f"no embedded volumes in {folder}: make them with `python apps/pretrain.py embed-volumes`"
+        )
+    return [EmbeddedVolume.from_file(path) for path in paths]
 
 
 @dataclass(frozen=True)

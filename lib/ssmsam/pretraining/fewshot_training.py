@@ -19,14 +19,42 @@ from ssmsam.fewshot.bank import Bank, BankConfig, look
 from ssmsam.fewshot.decoder import Corrections, Proposal, Shown
 from ssmsam.fewshot.description import describe
 from ssmsam.fewshot.losses import proposal_loss
+from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.fewshot.prior import signed_distance
-from ssmsam.models.fused_decoder import FusedTargetNetwork
+from ssmsam.models.fused_decoder import STAGES, FusedTargetNetwork
+from ssmsam.models.lite_medsam import IMAGE
+from ssmsam.models.reduction import Reduction
 from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
 from ssmsam.pretraining.clicks import SparsePrompts, correction
 from ssmsam.pretraining.fewshot_episodes import EmbeddedVolume, Episode, FewShotEpisodeConfig, FewShotEpisodes
 from ssmsam.progress import Progress, silent
 
 CLICKS = 2
+"""On a corrected proposal."""
+
+
+def begun_with_small(
+    volumes: Sequence[EmbeddedVolume], small: TargetNetwork, reduction: Reduction
+) -> FusedTargetNetwork:
+    """The network before any training: the few-shot decoder of the small encoder, features standardised on the
+    volumes, and the projection by which the pretrained encoder's output is kept."""
+    network = FusedTargetNetwork()
+    network.load_state_dict(small.state_dict(), strict=False)
+    rng = np.random.default_rng(0)
+    some = [volumes[n] for n in rng.permutation(len(volumes))[:_MEASURED]]
+    found = [network.features(one.slices(rng.permutation(len(one.label))[:2])) for one in some]
+    cells = torch.cat([one.permute(1, 0, 2, 3).flatten(1) for one in found], dim=1)
+    network.centre.copy_(cells.mean(1))
+    stages = [part.std(1).square().mean().sqrt().expand(len(part)) for part in cells.split(STAGES)]
+    network.spread.copy_(torch.cat(stages))
+    projection = reduction.projections[IMAGE]
+    network.image_mean.copy_(projection.mean)
+    network.image_basis.copy_(projection.basis)
+    return network
+
+
+_MEASURED = 40
+"""Volumes on which features are standardised."""
 
 
 @dataclass(frozen=True)
