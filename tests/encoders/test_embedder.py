@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_encoder import BlockEncoder, TinyEncoder, a_volume
+from tiny_encoder import BlockEncoder, RemakingEncoder, TinyEncoder, a_volume
 
 from ssmsam.encoders.embedder import Embedder, nearest_first
 from ssmsam.encoders.encoder import EncoderSpec
@@ -42,6 +42,18 @@ def test_an_embedding_is_what_the_encoder_makes_of_the_slice(embedder):
     expected = embedder.encoder.encode(opened.frame.to_input(torch.from_numpy(unit)[None]))
     torch.testing.assert_close(opened.slice(5)["image"], expected["image"], rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(opened.slice(5)["levels"][0], expected["levels"][0], rtol=2e-3, atol=2e-3)
+
+
+def test_levels_that_are_not_kept_on_disk_are_made_again(tmp_path):
+    first = Embedder(encoder=RemakingEncoder(), store=EmbeddingStore(tmp_path)).open(a_volume()).slice(3)
+    assert [file.name for file in tmp_path.rglob("level*.npy")] == []
+    again = Embedder(encoder=RemakingEncoder(), store=EmbeddingStore(tmp_path))
+    opened = again.open(a_volume())
+    for _ in range(2):
+        second = opened.slice(3)
+    torch.testing.assert_close(second["image"], first["image"])
+    torch.testing.assert_close(second["levels"][0], first["levels"][0])
+    assert again.encoded == 0 and again.encoder.remakes == 1
 
 
 def test_half_the_precision_gives_nearly_the_same_and_is_kept_apart(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,14 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+class RemakingEncoder(TinyEncoder):
+    """Makes its fine level again rather than keeping it on disk."""
+
+    spec = replace(SPEC, remade=1)
+    remakes = 0
+
+    def remake(self, slices: torch.Tensor) -> list[torch.Tensor]:
+        self.remakes += 1
+        return [torch.relu(self.fine(slices))]

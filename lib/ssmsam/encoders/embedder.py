@@ -18,7 +18,7 @@ from ssmsam.encoders.catalogue import Catalogue, fingerprint
 from ssmsam.encoders.encoder import Embedding, Encoder
 from ssmsam.encoders.frame import Window
 from ssmsam.encoders.gate import Gate
-from ssmsam.encoders.half import Half, to_embedding, to_halves
+from ssmsam.encoders.half import Half, to_embedding, to_halves, with_more, without_last
 from ssmsam.encoders.memory import SliceMemory
 from ssmsam.encoders.precision import use_bfloat16
 from ssmsam.encoders.store import EmbeddingKey, EmbeddingStore
@@ -184,6 +184,17 @@ class Embedder:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def storable(self, half: Half) -> Half:
+        """What of a slice is kept on disk."""
+        return without_last(half, self.encoder.spec.remade)
+
+    def completed(self, stored: Half, inputs: Callable[[], torch.Tensor]) -> Half:
+        """A slice again from what :meth:`storable` left of it; ``inputs()`` gives what the encoder sees of it."""
+        if not self.encoder.spec.remade:
+            return stored
+        with torch.inference_mode():
+            return with_more(stored, self.encoder.remake(inputs().to(self.device)))
 
     def embedding_of(self, half: Half) -> Embedding:
         """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""

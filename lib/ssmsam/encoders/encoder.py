@@ -52,6 +52,8 @@ class EncoderSpec:
     """What tells the levels from others that the same weights could give: part of every cache key."""
     kept: str = ""
     """How :meth:`Encoder.compress` changes ``image``, if it does: part of every cache key."""
+    remade: int = 0
+    """The last so many levels are not kept on disk: :meth:`Encoder.remake` takes a moment, and they take much room."""
     context: int = 0
     """Neighbouring slices read on each side: 0 repeats the slice in all three channels, 1 reads (k-1, k, k+1)."""
     bfloat16: bool = False
@@ -69,6 +71,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, slices: torch.Tensor) -> Embedding:
         """(B, 3, input_size, input_size) float in [0, 1] -> :class:`Embedding`."""
+
+    def remake(self, slices: torch.Tensor) -> list[torch.Tensor]:
+        """The last ``spec.remade`` levels of what :meth:`encode` gives for the same slices."""
+        return []
 
     def compress(self, embedding: Embedding) -> Embedding:
         """What of an embedding is kept in memory and on disk. Everything, unless an encoder knows better."""

@@ -35,6 +35,18 @@ def to_embedding(half: Half, device: torch.device) -> Embedding:
     return {"image": tensors[0], "levels": tensors[1:]}
 
 
+def without_last(half: Half, count: int) -> Half:
+    """A slice without the last ``count`` of its levels."""
+    levels = len(half) - 1
+    return {"image": half["image"]} | {f"level{i}": half[f"level{i}"] for i in range(levels - count)}
+
+
+def with_more(half: Half, levels: list[torch.Tensor]) -> Half:
+    """A slice with further levels, each a batch of 1."""
+    first = len(half) - 1
+    return half | {f"level{first + i}": _to_half(f"level{first + i}", one)[0] for i, one in enumerate(levels)}
+
+
 def half_bytes(half: Half) -> int:
     """Bytes that a slice takes."""
     return sum(array.nbytes for array in half.values())

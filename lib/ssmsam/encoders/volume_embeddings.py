@@ -194,6 +194,7 @@ class VolumeEmbeddings:
         if half is None and self._stored:
             half = self._stored.read(index)
             if half is not None:
+                half = self._embedder.completed(half, lambda: self.inputs([index]))
                 self._embedder.memory.put(self.key.digest, index, half)
         return half
 
@@ -230,7 +231,7 @@ class VolumeEmbeddings:
 
     def _keep(self, indices: list[int], halves: list[Half]) -> None:
         if self._stored:
-            self._stored.write(indices, halves)
+            self._stored.write(indices, [self._embedder.storable(half) for half in halves])
         for index, half in zip(indices, halves, strict=True):
             self._embedder.memory.put(self.key.digest, index, half)
 

@@ -126,6 +126,7 @@ class LiteMedSamEncoder(Encoder):
                 ),
             ),
             kept=f"image in {reduction.channels(IMAGE, 0)} by {reduction.digest[:16]}" if reduction else "",
+            remade=len(own.level_strides) + 1 if own else 0,
             context=own.context if own else 0,
             bfloat16=True,
             licence=entry(name).licence,
@@ -155,9 +156,9 @@ class LiteMedSamEncoder(Encoder):
         if self.reduction is None:
             return {"image": image, "levels": []}
         levels = [self.reduction.level(level.name, stages[level.number], pool=level.pool) for level in LEVELS]
-        return {"image": image, "levels": [*levels, *self._detail(slices)]}
+        return {"image": image, "levels": [*levels, *self.remake(slices)]}
 
-    def _detail(self, slices: torch.Tensor) -> list[torch.Tensor]:
+    def remake(self, slices: torch.Tensor) -> list[torch.Tensor]:
         if self.detail is None:
             return []
         with torch.autocast(slices.device.type, enabled=False):  # its masks were never measured in less precision
