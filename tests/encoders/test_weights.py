@@ -48,6 +48,7 @@ def test_the_published_weights_are_described_in_full():
         "small",
         "small_ssm",
         "medsam_lite_decoder",
+        "medsam_lite_fewshot",
     }
     assert {name for name, known in manifest().items() if known.package} == {"medsam_lite"}
 
