@@ -79,7 +79,7 @@ def test_recording_packaged_weights(tmp_path, capsys):
 def test_an_unknown_name_lists_the_valid_ones():
     with pytest.raises(
         ValueError,
-        match="small, small_ssm, medsam_lite, medsam_lite_decoder, medsam_lite_fewshot, sam_vit_b, sam_vit_l, sam_vit_h",
+        match="small, small_ssm, medsam_lite, medsam_lite_decoder, medsam_lite_fewshot, sam_vit_b, sam_vit_l",
     ):
         find_weights("sam_vit_g")
 
