@@ -48,6 +48,16 @@ def test_a_slice_is_not_shown_its_own_mask(embedder: Embedder, decoder: PocketDe
             assert not same(view.exercise([neighbour]), changed.exercise([neighbour])), "its mask is shown to others"
 
 
+def test_where_encoding_takes_long_there_are_no_further_views(
+    embedder: Embedder, decoder: PocketDecoder, slices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(taught_by({"organ": slices}, embedder, decoder)["organ"]) > 1
+    before = embedder.encoded
+    monkeypatch.setattr(decoder, "varies", False)
+    assert len(taught_by({"organ": slices}, embedder, decoder)["organ"]) == 1
+    assert embedder.encoded == before
+
+
 def test_hidden_slices_are_not_shown(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
     honest = taught_by({"organ": slices}, embedder, decoder)["organ"][0]
     other = taught_by({"organ": with_garbage(slices, 0, 3)}, embedder, decoder)["organ"][0]

@@ -89,6 +89,8 @@ class TargetDecoder(nn.Module, ABC):
     """Whether it learned to segment from labelled slices before any adaptation."""
     enlarges: bool = True
     """Whether it may look at slices in enlarged windows: it has seen such, and encoding slices anew is quick."""
+    varies: bool = True
+    """Whether adaptation looks at labelled slices in further views, each of which goes through the encoder."""
     stride: int
     """Input pixels per cell of the image embedding."""
     width: int

@@ -111,6 +111,7 @@ def lessons(
     unique: dict[tuple[str, int], LabelledSlice] = {}
     for slices in support.values():
         unique |= {(one.volume, one.index): one for one in slices}
+    config = config if decoder.varies else replace(config, views=0)
     views = embedded_views(list(unique.values()), embedder, config=config, seed=seed, progress=progress)
     rows = {key: row for row, key in enumerate(unique)}
     made: dict[str, list[Lesson]] = {}

@@ -32,7 +32,7 @@ class FusedTargetNetwork(TargetNetwork):
     pyramid beside it: ``image`` and the levels stage 2, 3 and 4 of the first, and the levels at the strides 2, 4 and 8
     of the second."""
 
-    enlarges = False  # encoding slices anew takes too long
+    enlarges = varies = False  # encoding slices anew takes too long
     image_mean: torch.Tensor
     image_basis: torch.Tensor
     centre: torch.Tensor

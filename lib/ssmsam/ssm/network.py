@@ -55,7 +55,7 @@ class SelfSamplingDecoder(TargetDecoder):
         super().__init__()
         self.config = config or SsmConfig()
         self.stride, self.logits_side = inner.stride, inner.logits_side
-        self.pretrained, self.enlarges = inner.pretrained, inner.enlarges
+        self.pretrained, self.enlarges, self.varies = inner.pretrained, inner.enlarges, inner.varies
         self.inner = inner
         self.sampling = SelfSampling(width=width, config=self.config.sampling)
         self.mask_attention = MaskAttention(width=width, config=self.config.attention)
