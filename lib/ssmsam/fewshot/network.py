@@ -152,7 +152,11 @@ class TargetNetwork(TargetDecoder):
     ) -> Proposal:
         corrections = Corrections.none(shown.prior) if corrections is None else corrections
         reading = self.read(embedding, shown) if reading is None else reading
-        return self.decode(embedding, shown, corrections, reading, self.maps(shown, corrections))
+        return self.decode(embedding, shown, corrections, reading, self.dense_maps(shown, corrections, reading))
+
+    def dense_maps(self, shown: Shown, corrections: Corrections, reading: Reading) -> list[torch.Tensor]:
+        """Everything dense, drawn into maps at the strides 2, 4 and 8."""
+        return self.maps(shown, corrections)
 
     def decode(
         self,
@@ -162,7 +166,7 @@ class TargetNetwork(TargetDecoder):
         reading: Reading,
         maps: list[torch.Tensor],
     ) -> Proposal:
-        """The same with the maps at the strides 2, 4 and 8 that everything dense was drawn into."""
+        """The same with the maps of :meth:`dense_maps`."""
         image = embedding["image"]
         height, width = image.shape[-2:]
         at2, at4, at8 = maps

@@ -11,7 +11,7 @@ estimate, costs nothing but a solution more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -54,16 +54,21 @@ class SliceSums:
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """Labelled slices, ready to be solved in any selection."""
+    """Labelled slices, ready to be solved in any selection. Each selection is solved once: the optimiser is not changed
+    by adaptation."""
 
     optimiser: ClosedFormOptimiser
     sums: SliceSums
+    _solved: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
     def solved(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``chosen`` (Q, N) bool -> weights (Q, d + 1), zero where no slice was chosen, and trust (Q,) in [0, 1]."""
-        weights = self.optimiser.solve(self.sums.weighted(chosen.float()))
-        return weights * chosen.any(1, keepdim=True), self.optimiser.left_out(self.sums, chosen.float())
+        key = chosen.cpu().numpy().tobytes()
+        if key not in self._solved:
+            weights = self.optimiser.solve(self.sums.weighted(chosen.float())) * chosen.any(1, keepdim=True)
+            self._solved[key] = weights, self.optimiser.left_out(self.sums, chosen.float())
+        return self._solved[key]
 
     def __getitem__(self, index: torch.Tensor) -> Regression:
         return Regression(self.optimiser, self.sums[index])
@@ -77,7 +82,8 @@ class ClosedFormOptimiser(nn.Module):
     """Features of cells and masks of labelled slices -> logits of the mask on any slice.
 
     Beside the ``features`` as they are it regresses on ``hidden`` rectified combinations of them, random before any
-    training and then learned: what makes an organ is seldom linear in the features.
+    training and then learned: what makes an organ is seldom linear in the features. The values before any training are
+    guesses.
     """
 
     def __init__(self, features: int, hidden: int = HIDDEN) -> None:

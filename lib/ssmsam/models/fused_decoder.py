@@ -24,7 +24,7 @@ IMAGE = 256
 """Channels of its output as it is handed out."""
 FEATURES = sum(STAGES)
 _TANH = 4.0
-"""What the online optimiser's logits are divided by before they become a map."""
+"""What the online optimiser's logits are divided by before they become a map: a guess."""
 
 
 class FusedTargetNetwork(TargetNetwork):
@@ -89,23 +89,25 @@ class FusedTargetNetwork(TargetNetwork):
         maps = torch.stack([logits, shown.fit[:, :, None].expand_as(logits)], dim=1) * given[:, None, None, None]
         return Reading(reading.cells, reading.votes, maps)
 
-    def forward(
-        self,
-        embedding: Embedding,
-        shown: Shown,
-        corrections: Corrections | None = None,
-        reading: Reading | None = None,
-    ) -> Proposal:
-        corrections = Corrections.none(shown.prior) if corrections is None else corrections
-        reading = self.read(embedding, shown) if reading is None else reading
+    def dense_maps(self, shown: Shown, corrections: Corrections, reading: Reading) -> list[torch.Tensor]:
         fitted = _to(reading.fitted, shown.prior.shape[-2:])
         maps = torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
         at2 = F.gelu(self.maps.dense2[0](self.maps.drawn(shown, corrections)) + self.fitted2(maps))
         at4 = self.maps.dense4(at2)
-        at8 = self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4))
-        proposal = self.decode(embedding, shown, corrections, reading, [at2, at4, at8])
+        return [at2, at4, self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4))]
+
+    def decode(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections,
+        reading: Reading,
+        maps: list[torch.Tensor],
+    ) -> Proposal:
+        proposal = super().decode(embedding, shown, corrections, reading, maps)
         pull = self.follow(reading.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
-        return Proposal(proposal.logits + pull * fitted[:, 0], proposal.presence)
+        logits = _to(reading.fitted[:, :1], shown.prior.shape[-2:])[:, 0]
+        return Proposal(proposal.logits + pull * logits, proposal.presence)
 
     def adaptable(self) -> list[nn.Parameter]:
         kept = {id(p) for module in (self.optimiser, self.join8, self.join4) for p in module.parameters()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 
 from ssmsam.encoders.encoder import Embedding, take
 from ssmsam.fewshot.bank import Bank, BankConfig, look
-from ssmsam.fewshot.decoder import Corrections, Proposal, Shown
+from ssmsam.fewshot.decoder import Proposal, Shown
 from ssmsam.fewshot.description import describe
 from ssmsam.fewshot.losses import proposal_loss
 from ssmsam.fewshot.network import TargetNetwork
@@ -24,13 +23,11 @@ from ssmsam.fewshot.prior import signed_distance
 from ssmsam.models.fused_decoder import STAGES, FusedTargetNetwork
 from ssmsam.models.lite_medsam import IMAGE
 from ssmsam.models.reduction import Reduction
-from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
-from ssmsam.pretraining.clicks import SparsePrompts, correction
+from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint
 from ssmsam.pretraining.fewshot_episodes import EmbeddedVolume, Episode, FewShotEpisodeConfig, FewShotEpisodes
+from ssmsam.pretraining.loop import train_steps
+from ssmsam.pretraining.proposals import corrected
 from ssmsam.progress import Progress, silent
-
-CLICKS = 2
-"""On a corrected proposal."""
 
 
 def begun_with_small(
@@ -116,9 +113,8 @@ def _solved(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> t
     features, masks = view["levels"][2][:count], episode.masks[:count]
     regression = network.optimiser.regression(features, masks, episode.known[:count])
     chosen = torch.ones(1, count)
-    return network.optimiser.solve(regression.sums.weighted(chosen)), network.optimiser.left_out(
-        regression.sums, chosen
-    )
+    weights = network.optimiser.solve(regression.sums.weighted(chosen))
+    return weights, network.optimiser.left_out(regression.sums, chosen)
 
 
 def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> Shown:
@@ -178,7 +174,7 @@ class FewShotTrainer:
         own = Proposal(found.fitted, found.proposal.presence.detach())
         losses["fitted"] = config.fitted_weight * proposal_loss(own, small, judge_presence=False)
         if rng.random() < config.corrected_share:
-            corrections = _corrected(found.proposal, found.target, rng)
+            corrections = corrected(found.proposal, found.target, rng)
             again = self.model(found.embedding, found.shown, corrections)
             losses["corrected"] = proposal_loss(again, found.target, found.known, judge_presence=False)
         self.optimiser.zero_grad(set_to_none=True)
@@ -220,39 +216,14 @@ def train_fewshot(
     rng = np.random.default_rng((config.seed, trainer.step))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".config.json").write_text(json.dumps(asdict(config), indent=1))
-    started = last_save = time.monotonic()
-    before, losses = trainer.seconds, []
-    while True:
-        losses.append(trainer.train_step(episodes.draw(rng), rng))
-        now = time.monotonic()
-        trainer.seconds = before + now - started
-        progress("train", trainer.step, config.steps)
-        if len(losses) == 50:
-            _log(out, trainer, losses)
-            losses = []
-        finished = trainer.step >= config.steps
-        if finished or now - last_save > config.checkpoint_s:
-            trainer.save(out.with_suffix(".ckpt"))
-            write_weights(out, trainer.average.state_dict(), metadata or {})
-            last_save = now
-        if finished:
-            return trainer
-
-
-def _corrected(proposal: Proposal, target: torch.Tensor, rng: np.random.Generator) -> Corrections:
-    truth = target[:, 0].numpy() > 0.5
-    guess = proposal.logits.detach().numpy() > 0
-    sparse = SparsePrompts(len(truth), CLICKS)
-    for index in range(len(truth)):
-        click = correction(truth[index], guess[index], rng)
-        if click is not None:
-            sparse.add(index, *click)
-    return Corrections(sparse.points, sparse.kinds, proposal.logits.detach()[:, None])
-
-
-def _log(out: Path, trainer: FewShotTrainer, losses: list[dict[str, float]]) -> None:
-    names = sorted({name for one in losses for name in one})
-    means = {name: round(float(np.mean([one[name] for one in losses if name in one])), 4) for name in names}
-    line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "loss": means}
-    with out.with_suffix(".jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    train_steps(
+        trainer,
+        lambda: trainer.train_step(episodes.draw(rng), rng),
+        steps=config.steps,
+        out=out,
+        log_every=50,
+        checkpoint_s=config.checkpoint_s,
+        metadata=metadata or {},
+        progress=progress,
+    )
+    return trainer

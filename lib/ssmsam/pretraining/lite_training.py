@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import nn
 
-from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
+from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint
 from ssmsam.pretraining.clicks import click_inside, correction, draw_box, neighbouring
 from ssmsam.pretraining.embedded_slices import EmbeddedSlices
+from ssmsam.pretraining.loop import train_steps
 from ssmsam.pretraining.losses import OTHERS, iou_of, mask_losses
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import mask_to_logits
@@ -224,23 +224,17 @@ def train_lite(
     rng = np.random.default_rng((config.seed, trainer.step))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".config.json").write_text(json.dumps(asdict(config), indent=1))
-    started = last_save = time.monotonic()
-    before, losses = trainer.seconds, []
-    while True:
-        losses.append(trainer.train_step(targets.draw(config.batch, rng), rng))
-        now = time.monotonic()
-        trainer.seconds = before + now - started
-        progress("train", trainer.step, config.steps)
-        if len(losses) == 25:
-            _log(out, trainer, losses)
-            losses = []
-        finished = trainer.step >= config.steps
-        if finished or now - last_save > config.checkpoint_s:
-            trainer.save(out.with_suffix(".ckpt"))
-            write_weights(out, trainer.average.state_dict(), {"encoder_sha256": encoder_sha256})
-            last_save = now
-        if finished:
-            return trainer
+    train_steps(
+        trainer,
+        lambda: trainer.train_step(targets.draw(config.batch, rng), rng),
+        steps=config.steps,
+        out=out,
+        log_every=25,
+        checkpoint_s=config.checkpoint_s,
+        metadata={"encoder_sha256": encoder_sha256},
+        progress=progress,
+    )
+    return trainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,11 +306,3 @@ def _points(clicks: list[list[tuple[np.ndarray, int]]]) -> tuple[torch.Tensor, t
 
 def _box(truth: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(draw_box(truth, rng)).float().reshape(4)
-
-
-def _log(out: Path, trainer: LiteTrainer, losses: list[dict[str, float]]) -> None:
-    names = sorted({name for one in losses for name in one})
-    means = {name: round(float(np.mean([one[name] for one in losses if name in one])), 4) for name in names}
-    line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "loss": means}
-    with out.with_suffix(".jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")

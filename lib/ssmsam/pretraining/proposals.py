@@ -30,12 +30,13 @@ def group_losses(
     proposal = network(query, shown)
     losses = {"proposal": proposal_loss(proposal, target)}
     if rng.random() < CORRECTED_SHARE:
-        corrections = _corrected(proposal, target, rng)
+        corrections = corrected(proposal, target, rng)
         losses["corrected"] = proposal_loss(network(query, shown, corrections), target, judge_presence=False)
     return losses
 
 
-def _corrected(proposal: Proposal, target: torch.Tensor, rng: np.random.Generator) -> Corrections:
+def corrected(proposal: Proposal, target: torch.Tensor, rng: np.random.Generator) -> Corrections:
+    """A click on the largest error of each proposal; ``target`` (N, 1, S, S)."""
     truth = target[:, 0].cpu().numpy() > 0.5
     answer = proposal.logits.detach().cpu().numpy() > 0
     sparse = SparsePrompts(len(truth), CLICKS)

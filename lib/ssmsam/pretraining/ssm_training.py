@@ -22,6 +22,7 @@ from ssmsam.fewshot.lesson import Lesson
 from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
 from ssmsam.pretraining.group import Group, GroupBatch, GroupConfig
 from ssmsam.pretraining.groups import Groups
+from ssmsam.pretraining.loop import log_losses
 from ssmsam.pretraining.pack import PackedVolume
 from ssmsam.pretraining.proposals import group_losses
 from ssmsam.pretraining.semantics import Vocabulary
@@ -157,9 +158,7 @@ def _plain(trainer: SsmTrainer, groups: Groups, out: Path, progress: Progress) -
         trainer.seconds = before + time.monotonic() - started
         progress("plain", int(trainer.seconds), int(60 * config.minutes))
         if len(losses) == 25:
-            names = sorted({name for one in losses for name in one})
-            means = {n: round(float(np.mean([one[n] for one in losses if n in one])), 4) for n in names}
-            _log(out, {"step": trainer.step, "seconds": round(trainer.seconds, 1), "loss": means})
+            log_losses(out, trainer.step, trainer.seconds, losses)
             losses = []
         if time.monotonic() - saved > 120:
             trainer.save(out.with_suffix(".ckpt"))

@@ -24,6 +24,7 @@ from ssmsam.pretraining.checkpoint import follow, read_checkpoint, write_checkpo
 from ssmsam.pretraining.episodes import EpisodeBatch, EpisodeConfig, Episodes
 from ssmsam.pretraining.group import GroupBatch, GroupConfig
 from ssmsam.pretraining.groups import Groups
+from ssmsam.pretraining.loop import log_losses
 from ssmsam.pretraining.losses import answer_loss
 from ssmsam.pretraining.mixture import Mixture
 from ssmsam.pretraining.pack import PackedVolume
@@ -190,7 +191,7 @@ def train(
         trainer.seconds = before + now - started
         progress("train", int(trainer.seconds), int(60 * config.minutes))
         if len(losses) == 50:
-            _log(out, trainer, losses)
+            log_losses(out, trainer.step, trainer.seconds, losses)
             losses = []
         finished = trainer.seconds >= 60 * config.minutes
         if finished or now - last_save > config.checkpoint_s:
@@ -205,11 +206,3 @@ def train(
 def export(model: SmallModel, path: Path) -> None:
     """Write the weights that ship, as :func:`~ssmsam.pretraining.checkpoint.write_weights` does."""
     write_weights(path, {name: t for name, t in model.state_dict().items() if not name.startswith("semantic.")})
-
-
-def _log(out: Path, trainer: Trainer, losses: list[dict[str, float]]) -> None:
-    names = sorted({name for one in losses for name in one})
-    means = {name: round(float(np.mean([one[name] for one in losses if name in one])), 4) for name in names}
-    line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "loss": means}
-    with out.with_suffix(".jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
