@@ -20,7 +20,7 @@ from ssmsam.pretraining.embedded_slices import draw, spread
 from ssmsam.pretraining.supervoxels import supervoxels
 
 _BEYOND = (1, 4)
-"""Slices so far beyond the outermost labelled ones are embedded too: the target is not there."""
+"""Slices so far beyond the outermost labelled ones are embedded too: the target is not there. A guess."""
 
 
 @dataclass(frozen=True, eq=False)

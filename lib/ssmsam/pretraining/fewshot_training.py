@@ -51,7 +51,7 @@ def begun_with_small(
 
 
 _MEASURED = 40
-"""Volumes on which features are standardised."""
+"""Volumes of the training on which features are standardised: a guess."""
 
 
 @dataclass(frozen=True)
