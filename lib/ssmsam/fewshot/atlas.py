@@ -116,7 +116,9 @@ class Atlas:
 
     def with_label(self, label: str, bank: Bank, source: VolumeEmbeddings) -> Atlas:
         """The same with what a bank knows of a label in this volume."""
-        cells = distances_on(self.grid, bank, source) / self.grid.spacing[0]
+        rows = [k for k in range(len(bank)) if bank.volumes[k] == source.key.digest]
+        known = bank.distances[rows] * bank.cell_mm[rows, None, None]
+        cells = distances_on(self.grid, known, bank.positions[rows], source) / self.grid.spacing[0]
         kept = (cells * _STEPS).round().clamp(-127, 127).to(torch.int8)
         return replace(self, distances={**self.distances, label: kept})
 
@@ -126,15 +128,14 @@ class Atlas:
         return CoarseVolume(self.image.float() / 255, self.grid)
 
 
-def distances_on(grid: Grid, bank: Bank, source: VolumeEmbeddings) -> torch.Tensor:
-    """(D, H, W) float32: how far inside the target, in mm along its slices, the cells of a grid are by what a bank
-    knows of one volume; negative outside. Between known slices interpolated, beyond them as on the last."""
-    rows = sorted(
-        (k for k in range(len(bank)) if bank.volumes[k] == source.key.digest), key=lambda k: bank.positions[k]
-    )
-    stack = torch.from_numpy(bank.distances[rows] * bank.cell_mm[rows, None, None]).float()
+def distances_on(grid: Grid, known: np.ndarray, positions: np.ndarray, source: VolumeEmbeddings) -> torch.Tensor:
+    """(D, H, W) float32: how far inside the target, in mm along its slices, the cells of a grid are by what is known of
+    k slices of a volume, ``known`` (k, S, S) in mm at ``positions`` (k,) in mm; negative outside. Between these slices
+    interpolated, beyond them as on the last."""
+    order = np.argsort(positions)
+    stack = torch.from_numpy(known[order]).float()
     ijk = source.grid.to_ijk(grid.to_lps(indices(grid)))
-    along = np.interp(_positions(ijk, source), bank.positions[rows], np.arange(len(rows)))
+    along = np.interp(_positions(ijk, source), positions[order], np.arange(len(order)))
     xy = (source.frame.points_to_input(source.plane.split(ijk)[1]) + 0.5) * (stack.shape[-1] / source.frame.size) - 0.5
     return sampled(stack[None], places_of(np.column_stack([xy, along]), grid.shape))[0]
 
@@ -187,6 +188,39 @@ def _likelihood(inside: torch.Tensor, error: torch.Tensor, config: AtlasConfig) 
     if not mask.any():
         return 0.0
     return float(expit((config.even - float(error[mask].median() / inside.max())) / config.width))
+
+
+_ERROR_CELLS = 4.5
+"""Cells that registration there and back may be off to be trusted by 0.6: a unit, the decoder learns what it means."""
+_REACH = 8.0
+"""Cells from the border of a carried mask beyond which it is not said with more certainty: a guess."""
+
+
+def trusted(error: torch.Tensor) -> torch.Tensor:
+    """Trust in [0, 1] by what registration there and back is off, in cells."""
+    return torch.exp(-0.5 * (error / _ERROR_CELLS) ** 2)
+
+
+def quality(inside: torch.Tensor, error: torch.Tensor) -> float:
+    """How well a whole mask was carried, in [0, 1]: the median error within it beside its inner radius. ``inside`` and
+    ``error`` (D, H, W) are in cells; small targets are missed more easily."""
+    mask = inside > 0
+    return float(torch.exp(-error[mask].median() / inside.max())) if mask.any() else 0.0
+
+
+def averaged(told: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray, float]:
+    """What several volumes say, each with distances and trust (n, S, S) and how likely it is right, as one: distances
+    are averaged in each cell by how far they are trusted there."""
+    trusts = np.stack([trust * (1e-3 + likely) for _, trust, likely in told])
+    distance = (trusts * np.stack([one[0] for one in told])).sum(0) / np.maximum(trusts.sum(0), 1e-6)
+    return distance, np.max([one[1] for one in told], axis=0), max(one[2] for one in told)
+
+
+def drawn_maps(distance: np.ndarray, trust: np.ndarray, likely: float) -> torch.Tensor:
+    """What a decoder is shown of carried masks on n slices, from ``distance`` (n, S, S) in cells and ``trust``
+    (n, S, S): (n, 3, S, S) in [-1, 1]."""
+    maps = [np.clip(distance, -_REACH, _REACH) / _REACH, trust, np.full_like(trust, likely)]
+    return torch.from_numpy(np.stack(maps, axis=1).astype(np.float32))
 
 
 def registered(atlas: Atlas, query: VolumeEmbeddings, *, progress: Progress = silent) -> Registration:

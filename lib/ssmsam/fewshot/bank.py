@@ -179,14 +179,22 @@ class Bank:
         )
 
     def shown_to(
-        self, query: VolumeEmbeddings, slices: Sequence[int], looks: torch.Tensor, *, config: BankConfig
+        self,
+        query: VolumeEmbeddings,
+        slices: Sequence[int],
+        looks: torch.Tensor,
+        *,
+        config: BankConfig,
+        atlas: torch.Tensor | None = None,
     ) -> Shown:
-        """What some slices of a volume are shown; ``looks`` (N, D) are theirs."""
+        """What some slices of a volume are shown; ``looks`` (N, D) are theirs, ``atlas`` (N, 3, S, S) the maps of
+        registered volumes."""
         digest = query.key.digest
         crossing = any(volume != digest for volume in self.volumes)
         # the voxels are not read for a volume that is only shown its own slices
         centres = query.body_centres[list(slices)] if crossing else np.zeros((len(slices), 2))
-        return self.shown(digest, [query.position_mm(index) for index in slices], looks, centres, config=config)
+        positions = [query.position_mm(index) for index in slices]
+        return self.shown(digest, positions, looks, centres, config=config, atlas=atlas)
 
     def shown(
         self,
@@ -197,6 +205,7 @@ class Bank:
         *,
         config: BankConfig,
         without: Sequence[int] = (),
+        atlas: torch.Tensor | None = None,
     ) -> Shown:
         """What queries of one volume are shown, at ``positions`` (N) in mm with ``looks`` (N, D) and the body's
         ``centres`` (N, 2). Cells of other volumes are shown where they would be in the query's body.
@@ -235,6 +244,7 @@ class Bank:
             moves=torch.from_numpy(moves).to(device),
             weights=weights,
             fit=fit,
+            atlas=atlas,
         )
 
     def _fitted(
@@ -249,7 +259,9 @@ class Bank:
         own = [ok and self.volumes[k] == volume for ok, k in zip(allowed, labelled, strict=True)]
         shows = self.shows
         enough = sum(bool(shows[k]) for ok, k in zip(own, labelled, strict=True) if ok) >= 2
-        weights, fit = self.regression.solved(torch.tensor([own if enough else allowed]))
+        used = own if enough else allowed
+        across = any(ok and self.volumes[k] != volume for ok, k in zip(used, labelled, strict=True))
+        weights, fit = self.regression.solved(torch.tensor([used]), torch.tensor([float(across)]))
         return weights.expand(count, -1), fit.expand(count)[:, None]
 
     def _near(self, number: int, volume: str, position: float) -> float:

@@ -12,6 +12,9 @@ from torch import nn
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 
+ATLAS_MAPS = 3
+"""Maps that say of each cell what registered volumes tell: distance, trust, and how likely the whole is right."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shown:
@@ -21,7 +24,8 @@ class Shown:
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
     ``prior`` (N, 1, S, S) signed distance in cells and ``trust`` (N, 2) its (between, closeness), all zero without;
     ``weights`` (N, d) of the online optimiser and ``fit`` (N, 1) how well it answers labelled slices that it was not
-    shown, in [0, 1]; d is 0 for decoders without one.
+    shown, in [0, 1]; d is 0 for decoders without one. ``atlas`` (N, 3, S, S) is what labelled volumes that were
+    registered with the query's say of each cell: see :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any.
     """
 
     tokens: torch.Tensor
@@ -36,6 +40,7 @@ class Shown:
     trust: torch.Tensor
     weights: torch.Tensor
     fit: torch.Tensor
+    atlas: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)

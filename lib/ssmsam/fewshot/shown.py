@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ssmsam.fewshot.decoder import Shown
+from ssmsam.fewshot.decoder import ATLAS_MAPS, Shown
 from ssmsam.fewshot.description import Description, TokenKind
 
 
@@ -18,12 +18,14 @@ def shown_to(
     moves: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     fit: torch.Tensor | None = None,
+    atlas: torch.Tensor | None = None,
 ) -> Shown:
     """Gather for N queries what each is shown of K described slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
     ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in :class:`Shown`. ``moves`` (N, S, 2) are added to the places of
-    each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser.
+    each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser, ``atlas`` the
+    maps of registered volumes.
     """
     given = supports >= 0
     gathered = description[supports.clamp(min=0).flatten()]
@@ -52,4 +54,5 @@ def shown_to(
         trust=trust,
         weights=trust.new_zeros(count, 0) if weights is None else weights,
         fit=trust.new_zeros(count, 1) if fit is None else fit,
+        atlas=prior.new_zeros(count, ATLAS_MAPS, *prior.shape[-2:]) if atlas is None else atlas,
     )

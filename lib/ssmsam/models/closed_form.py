@@ -63,12 +63,13 @@ class Regression:
     _solved: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
-    def solved(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``chosen`` (Q, N) bool -> weights (Q, d + 1), zero where no slice was chosen, and trust (Q,) in [0, 1]."""
-        key = chosen.cpu().numpy().tobytes()
+    def solved(self, chosen: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``chosen`` (Q, N) bool and ``across`` (Q,), 1 where slices of other volumes than the query's are chosen, else
+        0 -> weights (Q, d + 1), zero where no slice was chosen, and trust (Q,) in [0, 1]."""
+        key = chosen.cpu().numpy().tobytes() + across.cpu().numpy().tobytes()
         if key not in self._solved:
-            weights = self.optimiser.solve(self.sums.weighted(chosen.float())) * chosen.any(1, keepdim=True)
-            self._solved[key] = weights, self.optimiser.left_out(self.sums, chosen.float())
+            weights = self.optimiser.solve(self.sums.weighted(chosen.float()), across) * chosen.any(1, keepdim=True)
+            self._solved[key] = weights, self.optimiser.left_out(self.sums, chosen.float(), across)
         return self._solved[key]
 
     def __getitem__(self, index: torch.Tensor) -> Regression:
@@ -95,6 +96,9 @@ class ClosedFormOptimiser(nn.Module):
         nn.init.normal_(self.hidden.bias, std=0.5)
         self.log_scale = nn.Parameter(torch.zeros(features + hidden))
         self.log_penalty = nn.Parameter(torch.tensor(-5.0))
+        self.elsewhere = nn.Parameter(torch.zeros(features + hidden + 1))
+        """What is added to each feature's logarithmic penalty where slices of other volumes are learned from: what
+        tells an organ within a volume need not do so in the next."""
         self.balance = nn.Parameter(torch.tensor(-1.0))
         """Logit of the share that the target's cells have of all weight."""
         self.sharpness = nn.Parameter(torch.tensor(4.0))
@@ -132,8 +136,9 @@ class ClosedFormOptimiser(nn.Module):
         shares = F.adaptive_avg_pool2d(masks, side).flatten(1) * (known > 0.5)
         return Regression(self, self.sums(self.scaled(features), shares, (known > 0.5).to(shares)))
 
-    def solve(self, sums: SliceSums) -> torch.Tensor:
-        """Q sums -> weights (Q, d + 1) of the regression to 1 inside the target and -1 outside."""
+    def solve(self, sums: SliceSums, across: torch.Tensor) -> torch.Tensor:
+        """Q sums and ``across`` (Q,) as in :meth:`Regression.solved` -> weights (Q, d + 1) of the regression to 1
+        inside the target and -1 outside."""
         share = self.balance.sigmoid()
         inner = share / sums.inner_count.clamp(min=1e-3)
         outer = (1 - share) / sums.outer_count.clamp(min=1e-3)
@@ -141,17 +146,18 @@ class ClosedFormOptimiser(nn.Module):
         aim = inner[:, None] * sums.inner_mean - outer[:, None] * sums.outer_mean
         penalty = torch.full((matrix.shape[-1],), 1.0, dtype=matrix.dtype, device=matrix.device)
         penalty[-1] = 1e-3  # the offset is hardly one of the features
-        matrix = matrix + torch.diag(penalty * self.log_penalty.exp())
+        penalties = penalty * (self.log_penalty + across[:, None].to(matrix) * self.elsewhere).exp()
+        matrix = matrix + torch.diag_embed(penalties)
         factor = torch.linalg.cholesky(matrix)
         return torch.cholesky_solve(aim[..., None], factor)[..., 0]
 
     @torch.no_grad()
-    def left_out(self, sums: SliceSums, weights: torch.Tensor) -> torch.Tensor:
+    def left_out(self, sums: SliceSums, weights: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
         """How well each of Q selections of N slices does on itself, every slice answered by the others: (Q,) in [0, 1].
 
-        ``weights`` (Q, N) as in :meth:`SliceSums.weighted`. 1 is a perfect answer, 0 no better than none; 0 too where
-        fewer than two slices show the target. The sums suffice: what the regression misses of a slice is a quadratic
-        form in them.
+        ``weights`` (Q, N) as in :meth:`SliceSums.weighted`, ``across`` (Q,) as in :meth:`Regression.solved`. 1 is a
+        perfect answer, 0 no better than none; 0 too where fewer than two slices show the target. The sums suffice: what
+        the regression misses of a slice is a quadratic form in them.
         """
         found = torch.zeros(len(weights))
         shows = sums.inner_count > 1.0  # a whole cell of the target: a guess
@@ -162,7 +168,7 @@ class ClosedFormOptimiser(nn.Module):
                 continue
             others = chosen[rows].expand(len(rows), -1) * (1 - torch.eye(len(rows)))
             some = sums[rows]
-            solved = self.solve(some.weighted(others))
+            solved = self.solve(some.weighted(others), across[row].expand(len(rows)))
             inside = _missed(solved, some.inner, some.inner_mean, some.inner_count)
             outside = _missed(-solved, some.outer, some.outer_mean, some.outer_count)
             error = share * inside.sum() / some.inner_count.sum() + (1 - share) * outside.sum() / some.outer_count.sum()

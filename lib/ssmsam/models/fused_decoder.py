@@ -2,8 +2,9 @@
 
 The token-query decoder of :mod:`ssmsam.fewshot.network` works on the pyramid of the small encoder, which is fine and
 knows abdomens. Here the features of the pretrained medical encoder join it, cell by cell, and the logits of the online
-optimiser come in as one more map with its own trust: how well it does on labelled slices that it was not shown. New
-parts start from zero, so that before any training the decoder is the one that it was made from.
+optimiser come in as one more map with its own trust: how well it does on labelled slices that it was not shown. So do
+the masks of other volumes that registration carries over. New parts start from zero, so that before any training the
+decoder is the one that it was made from.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.encoders.encoder import Embedding
-from ssmsam.fewshot.decoder import Corrections, Proposal, Reading, Shown
+from ssmsam.fewshot.decoder import ATLAS_MAPS, Corrections, Proposal, Reading, Shown
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.prompting.small_network import WIDTH
@@ -22,7 +23,9 @@ STAGES = (64, 8, 160, 40)
 """Channels of the pretrained encoder as it is kept: its output and the stages 2, 3 and 4."""
 IMAGE = 256
 """Channels of its output as it is handed out."""
-FEATURES = sum(STAGES)
+PLACES = 5
+"""Where a cell is in the slice, x and y in [-1, 1], and their products: like organs lie in like places."""
+FEATURES = sum(STAGES) + PLACES
 _TANH = 4.0
 """What the online optimiser's logits are divided by before they become a map: a guess."""
 
@@ -50,9 +53,16 @@ class FusedTargetNetwork(TargetNetwork):
         self.fitted2 = nn.Conv2d(2, 12, 3, padding=1, bias=False)
         self.fitted8 = nn.Conv2d(2, WIDTH, 1, bias=False)
         self.follow = nn.Linear(1, 1)
-        for part in (self.join8, self.join4, self.fitted2, self.fitted8, self.follow):
+        self.atlas2 = nn.Conv2d(ATLAS_MAPS, 12, 3, padding=1, bias=False)
+        self.atlas8 = nn.Conv2d(ATLAS_MAPS, WIDTH, 1, bias=False)
+        self.carry = nn.Linear(2, 1, bias=False)
+        for part in (self.join8, self.join4, self.fitted2, self.fitted8, self.follow, *self._of_atlases):
             for parameter in part.parameters():
                 nn.init.zeros_(parameter)
+
+    @property
+    def _of_atlases(self) -> tuple[nn.Module, ...]:
+        return self.atlas2, self.atlas8, self.carry
 
     def features(self, embedding: Embedding) -> torch.Tensor:
         """The pretrained features of every cell, (N, FEATURES, 64, 64) at the standard size, of comparable spread.
@@ -63,7 +73,7 @@ class FusedTargetNetwork(TargetNetwork):
         if image.shape[1] == IMAGE:
             image = torch.einsum("bchw,ck->bkhw", image - self.image_mean[:, None, None], self.image_basis)
         side = image.shape[-2:]
-        maps = [image, *(_to(level, side) for level in levels)]
+        maps = [image, *(_to(level, side) for level in levels), _places(image)]
         return (torch.cat(maps, dim=1) - self.centre[:, None, None]) / self.spread[:, None, None]
 
     def view(self, embedding: Embedding) -> Embedding:
@@ -92,9 +102,11 @@ class FusedTargetNetwork(TargetNetwork):
     def dense_maps(self, shown: Shown, corrections: Corrections, reading: Reading) -> list[torch.Tensor]:
         fitted = _to(reading.fitted, shown.prior.shape[-2:])
         maps = torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
-        at2 = F.gelu(self.maps.dense2[0](self.maps.drawn(shown, corrections)) + self.fitted2(maps))
+        drawn = self.maps.dense2[0](self.maps.drawn(shown, corrections))
+        at2 = F.gelu(drawn + self.fitted2(maps) + self.atlas2(shown.atlas))
         at4 = self.maps.dense4(at2)
-        return [at2, at4, self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4))]
+        at8 = self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4)) + self.atlas8(F.avg_pool2d(shown.atlas, 4))
+        return [at2, at4, at8]
 
     def decode(
         self,
@@ -106,11 +118,14 @@ class FusedTargetNetwork(TargetNetwork):
     ) -> Proposal:
         proposal = super().decode(embedding, shown, corrections, reading, maps)
         pull = self.follow(reading.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
-        logits = _to(reading.fitted[:, :1], shown.prior.shape[-2:])[:, 0]
-        return Proposal(proposal.logits + pull * logits, proposal.presence)
+        logits = proposal.logits + pull * _to(reading.fitted[:, :1], shown.prior.shape[-2:])[:, 0]
+        distance, trust, likely = shown.atlas.unbind(1)
+        carried = self.carry(torch.stack([trust, trust * likely], dim=-1))[..., 0]
+        return Proposal(logits + carried * distance, proposal.presence)
 
     def adaptable(self) -> list[nn.Parameter]:
-        kept = {id(p) for module in (self.optimiser, self.join8, self.join4) for p in module.parameters()}
+        fixed = (self.optimiser, self.join8, self.join4, *self._of_atlases)
+        kept = {id(p) for module in fixed for p in module.parameters()}
         return [p for p in super().adaptable() if id(p) not in kept]
 
 
@@ -118,3 +133,10 @@ def _to(maps: torch.Tensor, side: torch.Size | tuple[int, ...]) -> torch.Tensor:
     if tuple(maps.shape[-2:]) == tuple(side):
         return maps
     return F.interpolate(maps, tuple(side), mode="bilinear", align_corners=False)
+
+
+def _places(maps: torch.Tensor) -> torch.Tensor:
+    """(N, PLACES, h, w) for maps (N, C, h, w)."""
+    y, x = (torch.linspace(-1, 1, side, device=maps.device, dtype=maps.dtype) for side in maps.shape[-2:])
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, x * x, y * y, x * y]).expand(len(maps), -1, -1, -1)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.evaluation.cases import Case
+from ssmsam.fewshot.atlas import averaged, drawn_maps
+from ssmsam.pretraining.carried_masks import CarriedMasks, read_carried
 from ssmsam.pretraining.embedded_slices import draw, spread
 from ssmsam.pretraining.supervoxels import supervoxels
 
@@ -40,6 +43,8 @@ class EmbeddedVolume:
     regions: np.ndarray
     shows: dict[int, np.ndarray] = field(default_factory=dict)
     """Label value -> (n,) bool."""
+    carried: dict[str, CarriedMasks] = field(default_factory=dict)
+    """Volume -> what its labels say of this one's slices, by registration."""
 
     @classmethod
     def from_file(cls, path: Path, *, seed: int = 0) -> EmbeddedVolume:
@@ -60,6 +65,7 @@ class EmbeddedVolume:
         return cls(
             dataset, name, embedding, label, position, centres,
             (int(frame[0]), int(frame[1])), float(frame[2]), np.stack(regions), shows,
+            {one.stem.partition("-from-")[2]: read_carried(one) for one in path.parent.glob(f"{path.stem}-from-*.npz")},
         )  # fmt: skip
 
     def slices(self, index: np.ndarray) -> Embedding:
@@ -106,7 +112,8 @@ def embed_volume(case: Case, dataset: str, *, embedder: Embedder, folder: Path, 
 def load_volumes(folder: Path, *, keep: Callable[[str], bool] = lambda dataset: True) -> list[EmbeddedVolume]:
     """What a folder of :func:`embed_volume` holds, of the sets that ``keep`` wants. Raises FileNotFoundError when that
     is nothing."""
-    paths = [path for path in sorted(folder.glob("*.npz")) if keep(path.stem.partition("-")[0])]
+    found = [path for path in sorted(folder.glob("*.npz")) if "-from-" not in path.name]
+    paths = [path for path in found if keep(path.stem.partition("-")[0])]
     if not paths:
         raise FileNotFoundError(
             f"no embedded volumes in {folder}: make them with `python apps/pretrain.py embed-volumes`"
@@ -128,6 +135,8 @@ class FewShotEpisodeConfig:
     union_share: float = 0.07
     away_share: float = 0.25
     """Share of queries on which the target is not."""
+    atlas_share: float = 0.75
+    """Chance that registered volumes are shown where there are any."""
     empty_share: float = 0.3
     """Chance that one of the labelled slices is without the target."""
 
@@ -148,6 +157,8 @@ class Episode:
     positions: np.ndarray
     centres: np.ndarray
     cell_mm: np.ndarray
+    atlas: torch.Tensor | None = None
+    """(queries, 3, S/2, S/2), as in :class:`~ssmsam.fewshot.decoder.Shown`."""
 
 
 _Chosen = tuple[EmbeddedVolume, np.ndarray, np.ndarray]
@@ -217,7 +228,25 @@ class FewShotEpisodes:
             own = rng.choice(np.flatnonzero(mask.any(axis=(1, 2))), 1)
             chosen.append((query, own, mask))
         queries = self._queries(mask, own, rng)
-        return None if queries is None else self._episode(chosen, (query, queries, mask))
+        if queries is None:
+            return None
+        atlas = self._atlas(query, queries, [one.name for one, *_ in chosen], sorted(wanted), rng)
+        return replace(self._episode(chosen, (query, queries, mask)), atlas=atlas)
+
+    def _atlas(
+        self,
+        query: EmbeddedVolume,
+        rows: np.ndarray,
+        supports: Sequence[str],
+        wanted: Sequence[int],
+        rng: np.random.Generator,
+    ) -> torch.Tensor | None:
+        """What registration carries from the support volumes, averaged by trust as in the product."""
+        said = [query.carried[name].of(wanted, rows) for name in supports if name in query.carried]
+        told = [one for one in said if one is not None]
+        if not told or rng.random() > self.config.atlas_share:
+            return None
+        return F.interpolate(drawn_maps(*averaged(told)), scale_factor=2, mode="bilinear", align_corners=False)
 
     def _target(self, volume: EmbeddedVolume, rng: np.random.Generator) -> np.ndarray:
         values = list(volume.shows)

@@ -41,9 +41,10 @@ def begun_with_small(
     some = [volumes[n] for n in rng.permutation(len(volumes))[:_MEASURED]]
     found = [network.features(one.slices(rng.permutation(len(one.label))[:2])) for one in some]
     cells = torch.cat([one.permute(1, 0, 2, 3).flatten(1) for one in found], dim=1)
-    network.centre.copy_(cells.mean(1))
+    cells = cells[: sum(STAGES)]  # places are of one scale already
+    network.centre[: len(cells)] = cells.mean(1)
     stages = [part.std(1).square().mean().sqrt().expand(len(part)) for part in cells.split(STAGES)]
-    network.spread.copy_(torch.cat(stages))
+    network.spread[: len(cells)] = torch.cat(stages)
     projection = reduction.projections[IMAGE]
     network.image_mean.copy_(projection.mean)
     network.image_basis.copy_(projection.basis)
@@ -109,12 +110,16 @@ def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True,
 
 
 def _solved(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> tuple[torch.Tensor, torch.Tensor]:
+    """The online optimiser's weights and fit, from the slices that the product would take: see
+    :class:`~ssmsam.fewshot.bank.Bank`."""
     count = episode.supports
-    features, masks = view["levels"][2][:count], episode.masks[:count]
-    regression = network.optimiser.regression(features, masks, episode.known[:count])
-    chosen = torch.ones(1, count)
-    weights = network.optimiser.solve(regression.sums.weighted(chosen))
-    return weights, network.optimiser.left_out(regression.sums, chosen)
+    own = torch.tensor([volume == episode.query for volume in episode.volumes[:count]])
+    shows = episode.masks[:count].flatten(1).amax(1) > 0.5
+    rows = torch.nonzero(own if int((own & shows).sum()) >= 2 else torch.ones_like(own))[:, 0]
+    regression = network.optimiser.regression(view["levels"][2][rows], episode.masks[rows], episode.known[rows])
+    chosen, across = torch.ones(1, len(rows)), (~own[rows]).any()[None].float()
+    weights = network.optimiser.solve(regression.sums.weighted(chosen), across)
+    return weights, network.optimiser.left_out(regression.sums, chosen, across)
 
 
 def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> Shown:
@@ -133,7 +138,9 @@ def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> Sh
         completed=np.zeros(count, dtype=bool),
     )
     positions = [float(place) for place in episode.positions[count:]]
-    return bank.shown(episode.query, positions, looks[count:], episode.centres[count:], config=BankConfig())
+    return bank.shown(
+        episode.query, positions, looks[count:], episode.centres[count:], config=BankConfig(), atlas=episode.atlas
+    )
 
 
 class FewShotTrainer:
@@ -143,7 +150,7 @@ class FewShotTrainer:
         self.config = config
         self.model = network.train().requires_grad_(True)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        new = ("optimiser.", "join8.", "join4.", "fitted2.", "fitted8.", "follow.")
+        new = ("optimiser.", "join8.", "join4.", "fitted2.", "fitted8.", "follow.", "atlas2.", "atlas8.", "carry.")
         parameters = dict(self.model.named_parameters())
         parts = [
             ([p for n, p in parameters.items() if not n.startswith(new)], config.learning_rate),
