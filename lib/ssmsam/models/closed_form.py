@@ -63,9 +63,10 @@ class Regression:
     _solved: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
-    def solved(self, chosen: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def solved(self, chosen: torch.Tensor, across: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """``chosen`` (Q, N) bool and ``across`` (Q,), 1 where slices of other volumes than the query's are chosen, else
-        0 -> weights (Q, d + 1), zero where no slice was chosen, and trust (Q,) in [0, 1]."""
+        0, by default 0 -> weights (Q, d + 1), zero where no slice was chosen, and trust (Q,) in [0, 1]."""
+        across = torch.zeros(len(chosen)) if across is None else across
         key = chosen.cpu().numpy().tobytes() + across.cpu().numpy().tobytes()
         if key not in self._solved:
             weights = self.optimiser.solve(self.sums.weighted(chosen.float()), across) * chosen.any(1, keepdim=True)
@@ -136,9 +137,10 @@ class ClosedFormOptimiser(nn.Module):
         shares = F.adaptive_avg_pool2d(masks, side).flatten(1) * (known > 0.5)
         return Regression(self, self.sums(self.scaled(features), shares, (known > 0.5).to(shares)))
 
-    def solve(self, sums: SliceSums, across: torch.Tensor) -> torch.Tensor:
+    def solve(self, sums: SliceSums, across: torch.Tensor | None = None) -> torch.Tensor:
         """Q sums and ``across`` (Q,) as in :meth:`Regression.solved` -> weights (Q, d + 1) of the regression to 1
         inside the target and -1 outside."""
+        across = torch.zeros(len(sums.inner_count)) if across is None else across
         share = self.balance.sigmoid()
         inner = share / sums.inner_count.clamp(min=1e-3)
         outer = (1 - share) / sums.outer_count.clamp(min=1e-3)
@@ -152,13 +154,14 @@ class ClosedFormOptimiser(nn.Module):
         return torch.cholesky_solve(aim[..., None], factor)[..., 0]
 
     @torch.no_grad()
-    def left_out(self, sums: SliceSums, weights: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    def left_out(self, sums: SliceSums, weights: torch.Tensor, across: torch.Tensor | None = None) -> torch.Tensor:
         """How well each of Q selections of N slices does on itself, every slice answered by the others: (Q,) in [0, 1].
 
         ``weights`` (Q, N) as in :meth:`SliceSums.weighted`, ``across`` (Q,) as in :meth:`Regression.solved`. 1 is a
         perfect answer, 0 no better than none; 0 too where fewer than two slices show the target. The sums suffice: what
         the regression misses of a slice is a quadratic form in them.
         """
+        across = torch.zeros(len(weights)) if across is None else across
         found = torch.zeros(len(weights))
         shows = sums.inner_count > 1.0  # a whole cell of the target: a guess
         share = self.balance.sigmoid()

@@ -144,7 +144,8 @@ class FewShotEpisodeConfig:
 @dataclass(frozen=True, eq=False)
 class Episode:
     """``embedding`` of B slices, ``masks`` and ``known`` (B, 1, S/2, S/2) in [0, 1]; the first ``supports`` are
-    labelled, the others are asked for, all of the volume called ``query``. Further fields as in
+    labelled, the others are asked for: slices of the volume called ``query``, or of single images whose own slices are
+    not among the labelled ones, of which that is the first. Further fields as in
     :class:`~ssmsam.fewshot.bank.Places`."""
 
     dataset: str
@@ -227,11 +228,25 @@ class FewShotEpisodes:
         if len(mask) > 4 and rng.random() < self.config.own_share:
             own = rng.choice(np.flatnonzero(mask.any(axis=(1, 2))), 1)
             chosen.append((query, own, mask))
+        if len(mask) < 4:
+            return self._single(chosen, [query, *beside], sorted(wanted), rng)
         queries = self._queries(mask, own, rng)
         if queries is None:
             return None
         atlas = self._atlas(query, queries, [one.name for one, *_ in chosen], sorted(wanted), rng)
         return replace(self._episode(chosen, (query, queries, mask)), atlas=atlas)
+
+    def _single(
+        self, supports: list[_Chosen], several: Sequence[EmbeddedVolume], wanted: list[int], rng: np.random.Generator
+    ) -> Episode:
+        """Queries in images of a slice or two: one slice of each of ``several``, the first of them always."""
+        taken = {one.name for one, *_ in supports}
+        free = [one for one in several if one.name not in taken and len(one.label) < 4]
+        asked: list[_Chosen] = []
+        for one in [*free[:1], *(free[n] for n in 1 + rng.permutation(len(free) - 1)[: self.config.queries - 1])]:
+            mask = np.isin(one.label, wanted)
+            asked.append((one, rng.choice(np.flatnonzero(mask.any(axis=(1, 2))), 1), mask))
+        return self._episode(supports, *asked)
 
     def _atlas(
         self,
@@ -270,22 +285,22 @@ class FewShotEpisodes:
             return None
         return np.sort(np.concatenate([on, rng.permutation(open_[~there])[:away]]))
 
-    def _episode(self, supports: list[_Chosen], query: _Chosen) -> Episode:
-        everything = [*supports, query]
+    def _episode(self, supports: list[_Chosen], *queries: _Chosen) -> Episode:
+        everything = [*supports, *queries]
         embeddings = [volume.slices(rows) for volume, rows, _ in everything]
         masks = np.concatenate([_half(mask[rows]) for _, rows, mask in everything])
         known = np.concatenate([_half(_inside(volume, len(rows))) for volume, rows, _ in everything])
         counts = [len(rows) for _, rows, _ in everything]
         return Episode(
-            dataset=query[0].dataset,
+            dataset=queries[0][0].dataset,
             embedding={
                 "image": torch.cat([one["image"] for one in embeddings]),
                 "levels": [torch.cat(parts) for parts in zip(*(one["levels"] for one in embeddings), strict=True)],
             },
             masks=torch.from_numpy(masks)[:, None],
             known=torch.from_numpy(known)[:, None],
-            supports=sum(counts[:-1]),
-            query=query[0].name,
+            supports=sum(counts[: len(supports)]),
+            query=queries[0][0].name,
             volumes=tuple(volume.name for volume, rows, _ in everything for _ in rows),
             positions=np.concatenate([volume.position[rows] for volume, rows, _ in everything]),
             centres=np.concatenate([volume.centres[rows] for volume, rows, _ in everything]),
