@@ -27,7 +27,7 @@ def slices(count: int, seed: int = 0, noise: float = 0.1) -> tuple[torch.Tensor,
 
 
 def sums_of(one: ClosedFormOptimiser, features: torch.Tensor, masks: torch.Tensor) -> SliceSums:
-    return one.regression(features, masks, torch.ones_like(masks)).sums
+    return one.regression(one.scaled(features), masks, torch.ones_like(masks)).sums
 
 
 def test_it_finds_what_the_features_show() -> None:
@@ -66,7 +66,10 @@ def test_what_is_not_known_teaches_nothing() -> None:
     known[..., SIDE // 2 :] = 0
     spoilt = features.clone()
     spoilt[..., SIDE // 2 :] = 100.0
-    first, second = (one.regression(some, masks, known).sums.weighted(torch.ones(1, 2)) for some in (features, spoilt))
+    chosen = torch.ones(1, 2)
+    first, second = (
+        one.regression(one.scaled(some), masks, known).sums.weighted(chosen) for some in (features, spoilt)
+    )
     torch.testing.assert_close(one.solve(first), one.solve(second))
 
 
@@ -92,15 +95,16 @@ class _Solve(torch.nn.Module):
         self.one = one
 
     def forward(self, features: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        return self.one.solve(self.one.regression(features, masks, known).sums.weighted(torch.ones(1, 2)))
+        regression = self.one.regression(self.one.scaled(features), masks, known)
+        return self.one.solve(regression.sums.weighted(torch.ones(1, 2)))
 
 
 def test_the_fit_is_high_where_features_show_the_target_and_low_where_they_do_not() -> None:
     one = optimiser()
     features, masks = slices(4)
-    regression = one.regression(features, masks, torch.ones_like(masks))
+    regression = one.regression(one.scaled(features), masks, torch.ones_like(masks))
     chance = one.regression(
-        features, masks.flatten(2)[..., torch.randperm(SIDE**2)].reshape(masks.shape), masks * 0 + 1
+        one.scaled(features), masks.flatten(2)[..., torch.randperm(SIDE**2)].reshape(masks.shape), masks * 0 + 1
     )
     everything = torch.ones(1, 4, dtype=torch.bool)
     assert regression.solved(everything)[1].item() > 0.8
@@ -111,6 +115,6 @@ def test_the_fit_is_high_where_features_show_the_target_and_low_where_they_do_no
 def test_one_slice_or_none_says_nothing_of_the_fit(chosen: list[bool]) -> None:
     one = optimiser()
     features, masks = slices(3)
-    weights, fit = one.regression(features, masks, torch.ones_like(masks)).solved(torch.tensor([chosen]))
+    weights, fit = one.regression(one.scaled(features), masks, torch.ones_like(masks)).solved(torch.tensor([chosen]))
     assert fit.item() == 0
     assert bool(weights.abs().sum() > 0) == any(chosen)

@@ -18,11 +18,9 @@ from ssmsam.fewshot.finding import Finding, find
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.proposals import Proposals, shares
+from ssmsam.fewshot.selection import Selected
 from ssmsam.fewshot.support import Support
 from ssmsam.progress import Progress, silent
-
-UNDRAWN = 0.4
-"""The highest presence claimed of a slice that the final mask leaves empty."""
 
 
 def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
@@ -42,8 +40,12 @@ def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> He
 class Expected:
     """Of one label: the proposals as they would be served, and what is expected of them."""
 
-    final: Proposals
+    selected: Selected
     forecast: Forecast
+
+    @property
+    def final(self) -> Proposals:
+        return self.selected.proposals
 
 
 def expect(
@@ -61,7 +63,7 @@ def expect(
     expected = {}
     for label, found in find(head, query, slices, config=config.segmentation, progress=progress).items():
         likely = calibrated(found, head.banks[label], query)
-        expected[label] = Expected(found.final, _foreseen(likely, found.final, query))
+        expected[label] = Expected(found.selected, _foreseen(likely, found.final, query))
     return expected
 
 
@@ -72,14 +74,8 @@ def looks(query: VolumeEmbeddings, slices: Sequence[int]) -> dict[int, np.ndarra
 
 
 def calibrated(found: Finding, bank: Bank, query: VolumeEmbeddings) -> Proposals:
-    """What was proposed, with presences stretched: the label's threshold is an even chance, given what is annotated.
-
-    A slice that the final mask leaves empty has less than that: that the outlines of neighbouring slices do not go on
-    there says more than the decoder's claim.
-    """
-    proposals = found.proposed
-    presence = np.interp(proposals.presence, [0.0, found.threshold, 1.0], [0.0, 0.5, 1.0])
-    presence = np.where((found.final.logits > 0).any(axis=(1, 2)), presence, np.minimum(presence, UNDRAWN))
+    """What was proposed, with the presence that the volume head sees, given what is annotated."""
+    proposals, presence = found.proposed, found.final.presence
     known = {
         query.index_at(bank.positions[number]): bool(bank.shows[number])
         for number in bank.annotated(query.key.digest)

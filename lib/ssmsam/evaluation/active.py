@@ -103,7 +103,7 @@ class Learner:
             head = self._head(label, masks)
             every = range(self._query.count)
             expected = expect(head, self._query, every, config=self._config)[label]
-            mask = assembled({label: expected.final}, self._query).mask == 1
+            mask = assembled({label: expected.selected}, self._query).mask == 1
             self._answers[key] = Answered(mask, expected, mean_estimate(head.card))
         return self._answers[key]
 

@@ -74,7 +74,7 @@ class FewShotSegmentation:
 def _on_every_slice(config: FewShotConfig) -> FewShotConfig:
     """For a query of which the protocol says that the target is on every slice that is asked for. The support's own
     volume is still completed without that knowledge."""
-    return replace(config, segmentation=replace(config.segmentation, least_presence=0.0))
+    return replace(config, segmentation=replace(config.segmentation, every_slice=True))
 
 
 @dataclass(frozen=True)

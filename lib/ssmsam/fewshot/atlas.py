@@ -1,8 +1,8 @@
 """Labelled volumes as atlases: registered with another volume, they say where in it the target is.
 
 The mask of another patient's slice in the same place misleads a decoder (see SSM-SAM's mask attention, which is for
-neighbours). Carried over by registration of the whole volumes it lies where the target is, if not on its outline; and
-where registration there and back contradicts itself, it counts for little. Ours.
+neighbours). Carried over by registration of the whole volumes it lies where the target is, if not on its outline. How
+far registration there and back contradicts itself goes with it; what that means the decoder has learned. Ours.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.special import expit
 
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank
@@ -27,75 +26,19 @@ _STEPS = 4
 _MEMORY = RegistrationMemory(6)
 
 
-@dataclass(frozen=True)
-class AtlasConfig:
-    """How much a carried mask counts beside the decoder's own logits. Lengths are in cells of an atlas, 4 mm in a
-    body."""
-
-    slope: float = 0.5
-    """Logits for each cell inside the target, or outside it."""
-    reach: float = 7.5
-    """Cells from the target's border beyond which it is not said with more certainty."""
-    error: float = 4.5
-    """Standard deviation of what registration there and back may be off, by which it is trusted in each cell."""
-    certain: float = 0.1
-    """Doubt of the decoder up to which it is believed: see :attr:`~ssmsam.fewshot.proposals.Proposals.doubt`."""
-    lost: float = 0.25
-    """Doubt from which on atlases are believed instead, where they are to be trusted."""
-    doubted_slope: float = 1.5
-    """The ``slope`` then."""
-    doubted_reach: float = 13.0
-    """The ``reach`` outside the target then."""
-    even: float = 1.0
-    """Median of what registration there and back may be off within a carried mask, over the mask's inner radius, with
-    which it is as likely as not that the mask lies on the target: small targets are missed more easily."""
-    width: float = 0.27
-    """The odds are e times as high for so much less. Both are fitted to 152 masks that were carried between training
-    patients (38 pairs, CT and MR), of which those with a Dice over 55 count as on the target."""
-    middle_mm: float = 20.0
-    """How far its middle is from the target's then (standard deviation)."""
-
-
 @dataclass(frozen=True, eq=False)
 class Guide:
     """What atlases say of a label on n slices: ``distances`` (n, S, S) in cells of the atlases, positive inside the
-    carried mask, and ``trust`` (n, S, S) in each cell. ``overall`` is the trust in the mask as a whole, and
-    ``likelihood`` the probability that it lies on the target, which both trusts hold as a factor; all in [0, 1]."""
+    carried mask, ``trust`` (n, S, S) in each cell and ``likelihood``, how well the whole mask was carried; the last two
+    in [0, 1]."""
 
     distances: np.ndarray
     trust: np.ndarray
-    overall: float
     likelihood: float
 
-    @property
-    def mask(self) -> np.ndarray:
-        """The carried mask (n, S, S) bool."""
-        return self.distances > 0
-
-    def nearness(self, found: np.ndarray, cell_mm: tuple[float, float, float], config: AtlasConfig) -> float:
-        """Logarithm of how plausible it is that an object (n, S, S), not empty, is the target, by where its middle is.
-
-        ``cell_mm`` are the sizes of a cell. Whatever is far is as plausible as it is that the mask was carried wrongly.
-        """
-        apart = (np.argwhere(found).mean(axis=0) - np.argwhere(self.mask).mean(axis=0)) * cell_mm
-        near = self.likelihood * np.exp(-0.5 * (apart**2).sum() / config.middle_mm**2)
-        return float(np.log(near + 1 - self.likelihood))
-
-    def logits(self, doubt: float, config: AtlasConfig) -> np.ndarray:
-        """(n, S, S) to be added to those of a decoder that is in ``doubt``.
-
-        Beside one that knows the target they are a hint, cell by cell, if they are more likely right than not. Beside
-        one that does not, a carried mask that is to be trusted rules out what lies elsewhere, also where registration
-        says nothing.
-        """
-        share = float(np.clip((doubt - config.certain) / (config.lost - config.certain), 0, 1))
-        elsewhere = self.trust + share * np.maximum(self.overall - self.trust, 0)
-        slope = config.slope + share * (config.doubted_slope - config.slope)
-        reach = config.reach + share * (config.doubted_reach - config.reach)
-        trust = np.where(self.distances > 0, self.trust, elsewhere)
-        heard = share + (1 - share) * max(0.0, 2 - 1 / max(self.likelihood, 1e-6))
-        logits: np.ndarray = heard * slope * trust * self.distances.clip(-reach, config.reach)
-        return logits.astype(np.float32)
+    def maps(self, rows: Sequence[int]) -> torch.Tensor:
+        """What a decoder is shown of some of the slices: see :func:`drawn_maps`."""
+        return drawn_maps(self.distances[rows], self.trust[rows], self.likelihood)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,40 +97,22 @@ def guide_for(
     slices: Sequence[int],
     side: int,
     *,
-    config: AtlasConfig,
     progress: Progress = silent,
 ) -> Guide | None:
     """What atlases of other volumes say of a label on the cells (n, side, side) of some slices; None without any.
 
-    Several are averaged, each cell by how much they are to be trusted there, and by how likely they are right at all.
-    Every pair of volumes is registered once and kept in memory for a while.
+    Several are averaged, see :func:`averaged`. Every pair of volumes is registered once and kept in memory for a while.
     """
-    said, overalls, rights = [], [], []
+    told = []
     for atlas in atlases:
         if label in atlas.distances and atlas.volume != query.key.digest:
             registration = registered(atlas, query, progress=progress)
             inside = registration.carried(atlas.distances[label].float() / _STEPS)
             error = registration.error_mm / atlas.grid.spacing[0]
-            trust = torch.exp(-0.5 * (error / config.error) ** 2)
-            right = _likelihood(inside, error, config)
-            overall = float(trust[inside > 0].mean()) if right else 0.0
-            said.append(cells_of(torch.stack([inside, right * trust]), registration.grid, query, slices, side))
-            overalls.append(right * overall)
-            rights.append(right)
-    if not said:
-        return None
-    distances, trusts = np.stack(said, axis=1)
-    mean = (trusts * distances).sum(0) / np.maximum(trusts.sum(0), 1e-6)
-    return Guide(mean, trusts.max(0), max(overalls), max(rights))
-
-
-def _likelihood(inside: torch.Tensor, error: torch.Tensor, config: AtlasConfig) -> float:
-    """Probability that the mask where carried distances ``inside`` (D, H, W) are positive lies on the target; they and
-    the ``error`` (D, H, W) of registration there and back are in cells."""
-    mask = inside > 0
-    if not mask.any():
-        return 0.0
-    return float(expit((config.even - float(error[mask].median() / inside.max())) / config.width))
+            maps = torch.stack([inside, trusted(error)])
+            distance, trust = cells_of(maps, registration.grid, query, slices, side)
+            told.append((distance, trust, quality(inside, error)))
+    return Guide(*averaged(told)) if told else None
 
 
 _ERROR_CELLS = 4.5

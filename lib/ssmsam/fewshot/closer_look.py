@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy import ndimage
 
 from ssmsam.encoders.frame import OUTSIDE, Frame
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
@@ -13,7 +14,7 @@ from ssmsam.fewshot.closer import window_in
 from ssmsam.fewshot.correcting import Clicks, corrected
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.proposals import Close, Proposals, propose
-from ssmsam.fewshot.segmentation import SegmentationConfig, touching
+from ssmsam.fewshot.segmentation import SegmentationConfig
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import on_cells
 
@@ -47,10 +48,18 @@ def looked_closer(
         return final
     there, slices, shown = query.within(window), [int(final.slices[row]) for row in rows], head.close[label]
     there.embed(slices, progress=progress)
-    config = replace(config, bank=replace(config.bank, others=0))
-    beyond = head.start
-    seen = propose(head.decoder, {label: shown}, there, slices, config=config, beyond=beyond, progress=progress)[label]
-    mended = corrected(seen, clicks, head.decoder, shown, there, config.bank)
+    bank = replace(config.bank, others=0)
+    seen = propose(
+        head.decoder,
+        {label: shown},
+        there,
+        slices,
+        batch=config.batch,
+        bank=bank,
+        beyond=head.start,
+        progress=progress,
+    )[label]
+    mended = corrected(seen, clicks, head.decoder, shown, there, bank)
     return redrawn_in(final, rows, mended.logits, query.frame, there.frame)
 
 
@@ -68,3 +77,9 @@ def redrawn_in(final: Proposals, rows: Sequence[int], seen: np.ndarray, whole: F
     for row in np.flatnonzero(close.drawn):
         cells[row] = on_cells(redrawn.pixels(row, whole)[None], whole, side)[0]
     return replace(redrawn, logits=cells)
+
+
+def touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """The parts of masks (n, S, S) that touch the anchors (n, S, S)."""
+    parts, _ = ndimage.label(masks, structure=np.ones((3, 3, 3)))
+    return masks & np.isin(parts, np.unique(parts[anchors & masks]))

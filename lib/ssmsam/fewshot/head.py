@@ -17,7 +17,7 @@ from ssmsam.fewshot.atlas import Atlas
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.description import Description
-from ssmsam.fewshot.presence import ELSEWHERE
+from ssmsam.fewshot.support_check import SupportCheck
 from ssmsam.imaging.volume import Grid
 from ssmsam.imaging.writing import write_bytes
 from ssmsam.models.closed_form import Regression, SliceSums
@@ -72,13 +72,9 @@ class Head:
             label for label, bank in self.banks.items() if label not in self.completed and not bank.annotated(volume)
         )
 
-    def threshold(self, label: str, volume: str) -> float:
-        """From which presence on a slice of a volume counts as having the label.
-
-        A threshold found among the slices of one volume is far too strict in another.
-        """
-        known = self.banks[label].annotated(volume)
-        return float(self.card["presence_threshold"][label]) if known else ELSEWHERE
+    def check(self, label: str) -> SupportCheck:
+        """How the decoder does on the labelled slices of a label; cards that do not say it know nothing."""
+        return SupportCheck(**self.card.get("support_check", {}).get(label, {}))
 
     def without(self, left_out: Mapping[str, Collection[int]]) -> Head:
         """The same head, shown some slices less: label -> numbers in its bank. It takes no closer look."""

@@ -24,15 +24,15 @@ from ssmsam.fewshot.estimate import Estimate, cross_validated, worth_it
 from ssmsam.fewshot.finding import find
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import lessons
-from ssmsam.fewshot.presence import presence_threshold
 from ssmsam.fewshot.segmentation import Prediction, SegmentationConfig, assembled, with_annotations
 from ssmsam.fewshot.support import Support, digest
+from ssmsam.fewshot.support_check import SupportCheck, check_support
 from ssmsam.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class FewShotConfig:
-    """``folds`` cross-validate the adaptation (0: no estimate, and it is trusted)."""
+    """``folds`` cross-validate adaptation by gradient steps, where there is any (0: it is trusted)."""
 
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
@@ -52,25 +52,27 @@ def adapt(
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> Head:
-    """Fit a copy of ``decoder`` to the labelled slices, and complete the labelled volumes.
+    """Describe the labelled slices, solve the online optimiser's regression on them and ask for each by the others.
 
-    Where the estimate on held-out slices says that adaptation does harm, the head keeps the decoder as it was; the
-    labelled slices prompt it in any case. Only other volumes need what is completed: without ``complete`` it is left to
-    a later call of :func:`completed`. Raises :class:`~ssmsam.fewshot.support.NothingToLearn`.
+    With ``config.adaptation.steps`` a copy of ``decoder`` is also fitted to them by gradient steps; where the estimate
+    on held-out slices says that this does harm, the head keeps the decoder as it was. Only other volumes need what is
+    completed: without ``complete`` it is left to a later call of :func:`completed`. Raises
+    :class:`~ssmsam.fewshot.support.NothingToLearn`.
     """
+    steps = config.adaptation.steps
     taught = lessons(
         support,
         embedder,
         decoder,
-        config=config.adaptation.views,
+        config=config.adaptation.views if steps else replace(config.adaptation.views, views=0),
         bank=config.adaptation.bank,
         seed=config.adaptation.seed,
         progress=progress,
     )
     estimates: dict[str, Estimate] = {}
-    if config.folds > 1:
+    if steps and config.folds > 1:
         estimates = cross_validated(decoder, taught, config.adaptation, folds=config.folds, progress=progress)
-    useful = worth_it(estimates) and config.adaptation.steps > 0
+    useful = steps > 0 and worth_it(estimates)
     seconds, steps, fitted = 0.0, 0, copy.deepcopy(decoder)
     if useful:
         share = min((one.share for one in estimates.values()), default=1.0)
@@ -110,10 +112,11 @@ def made_head(
 ) -> Head:
     """The head of a decoder that was fitted to the labelled slices, with its card. ``settings`` are a dataclass.
 
-    ``judge`` is the decoder whose answers on the labelled slices set the thresholds of presence. A fitted one is so
-    sure of these slices that its thresholds cut a target short past them, where it is not the one who answers.
+    ``judge`` is the decoder that is asked for each labelled slice by the others: a fitted one would be too sure of
+    slices that it was fitted to.
     """
-    thresholds = {label: presence_threshold(judge or decoder, views[0]) for label, views in taught.items()}
+    checks = {label: check_support(judge or decoder, views[0]) for label, views in taught.items()}
+    estimates = {label: _left_out(check) for label, check in checks.items() if check.dice is not None} | dict(estimates)
     card = {
         "labels": list(taught),
         "support_digest": digest(support),
@@ -127,12 +130,18 @@ def made_head(
         "adapted": adapted,
         "steps": steps,
         "seconds": round(seconds, 2),
-        "presence_threshold": thresholds,
+        "support_check": {label: asdict(check) for label, check in checks.items()},
         "dice_estimate": {label: one.as_json() for label, one in estimates.items()},
         "completed": [],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     return Head(decoder, {label: views[0].bank for label, views in taught.items()}, card)
+
+
+def _left_out(check: SupportCheck) -> Estimate:
+    """What is estimated where nothing is adapted."""
+    dice = check.dice or 0.0
+    return Estimate(before=dice, after=dice, slices=check.slices)
 
 
 def completed(
@@ -164,7 +173,7 @@ def completed(
             ).mask
             more = Bank.of(as_labelled(volume, mask == 1, slices), head.decoder)
             bank = bank.with_completed(more)
-            if config.segmentation.atlas:
+            if config.segmentation.atlases:
                 atlas = atlases.get(volume.key.digest) or Atlas.of(volume)
                 atlases[atlas.volume] = atlas.with_label(label, bank, volume)
         banks[label] = bank
@@ -200,6 +209,5 @@ def segment(
         up_to_ends=not clicks,
         progress=progress,
     )
-    masks = assembled({label: one.final for label, one in found.items()}, query)
-    asked = {label: one.final.asked for label, one in found.items() if one.final.asked}
-    return with_annotations(replace(masks, asked=asked), query, support or {})
+    masks = assembled({label: one.selected for label, one in found.items()}, query)
+    return with_annotations(masks, query, support or {})

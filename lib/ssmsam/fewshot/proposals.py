@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
-from scipy.special import expit, logit
 
 from ssmsam.encoders.encoder import Embedding, take
 from ssmsam.encoders.frame import Frame
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.bank import Bank, look, stacked
+from ssmsam.fewshot.atlas import Guide
+from ssmsam.fewshot.bank import Bank, BankConfig, look, stacked
 from ssmsam.fewshot.decoder import Shown, TargetDecoder
 from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
 
-if TYPE_CHECKING:
-    from ssmsam.fewshot.atlas import AtlasConfig, Guide
-    from ssmsam.fewshot.segmentation import SegmentationConfig
-
-
 NOWHERE = -30.0
 """Logits of cells of which nothing was proposed."""
+NOT_THERE = 0.03
+"""Presence below which the decoder sees nothing of a target: a guess, which saves time and decides nothing else."""
+BATCH = 6
+"""Slices that are answered at once."""
+DEFAULT_BANK = BankConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,32 +40,17 @@ class Close:
 class Proposals:
     """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
     probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank. ``close`` is what a closer
-    look at some of them showed, which the logits follow as well as their cells can. ``guide`` (n, S, S) is what the
-    logits hold of volumes that were registered with this one, and ``carried`` what those say of where the target is, if
-    that is likely right. ``asked`` are slices just past annotated ends of which it should be asked whether the target
-    is still there: something was proposed on them, and left out."""
+    look at some of them showed, which the logits follow as well as their cells can. ``guide`` is what volumes that were
+    registered with this one say. ``asked`` are slices just past annotated ends of which it should be asked whether the
+    target is still there: something was proposed on them, and left out."""
 
     slices: np.ndarray
     logits: np.ndarray
     presence: np.ndarray
     looks: np.ndarray
     close: Close | None = None
-    guide: np.ndarray | None = None
-    carried: Guide | None = None
+    guide: Guide | None = None
     asked: tuple[int, ...] = ()
-
-    def guided(self, carried: Guide, config: AtlasConfig) -> Proposals:
-        """The same with the logits (n, S, S) that registered volumes add."""
-        guide = carried.logits(self.doubt, config)
-        likely = carried.likelihood >= 0.5 and carried.mask.any()
-        return replace(self, logits=self.logits + guide, guide=guide, carried=carried if likely else None)
-
-    @property
-    def doubt(self) -> float:
-        """The Dice that the surest mask does not expect of itself, in [0, 1]; 1 without a mask. Small where the decoder
-        knows the target, whether or not what it found is the target."""
-        sure = sureness(self.logits, self.presence)
-        return float(expected_loss(self.logits[[sure.argmax()]])[0]) if sure.any() else 1.0
 
     def pixels(self, row: int, frame: Frame) -> np.ndarray:
         """The logits of one slice (height, width)."""
@@ -87,60 +70,49 @@ def propose(
     query: VolumeEmbeddings,
     slices: Sequence[int],
     *,
-    config: SegmentationConfig,
+    batch: int = BATCH,
+    bank: BankConfig = DEFAULT_BANK,
     beyond: TargetDecoder | None = None,
-    least_presence: Mapping[str, float] | None = None,
+    guides: Mapping[str, Guide] | None = None,
+    up_to_ends: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
     """Proposals for all labels on some slices of a volume. Raising :class:`~ssmsam.progress.Cancelled` in
     ``progress("segment", done, total)`` stops between two batches.
 
-    In a volume without annotated slices, completed slices of other volumes say on which slices the target is. Its mask
-    is drawn by what a person labelled. ``beyond`` answers past the outermost annotated slices in ``decoder``'s stead.
-    With ``least_presence`` (label -> probability) nothing is proposed past a slice, outwards from the annotated ones,
-    that has no mask or less presence than that: masks there would not be kept.
+    ``beyond`` answers past the outermost annotated slices in ``decoder``'s stead. ``guides`` (label -> guide) are what
+    registered volumes say of the same slices in ascending order. ``up_to_ends``: nothing is proposed past a slice,
+    outwards from the annotated ones, where the decoder sees nothing of the target.
     """
-    shown_too = replace(config.bank, completed=True)
-    twice = {label for label, bank in banks.items() if bank.completed.any() and not bank.annotated(query.key.digest)}
+    guides = guides or {}
     order = sorted(slices)
-    side = decoder.logits_side
-    found = {label: _nothing(len(order), side) for label in banks}
-    again = {label: _nothing(len(order), side) for label in twice}
-    open_ = {
-        label: _Extent.of(bank, query, None if least_presence is None else least_presence[label])
-        for label, bank in banks.items()
-    }
+    found = {label: _nothing(len(order), decoder.logits_side) for label in banks}
+    open_ = {label: _Extent.of(one, query, known=up_to_ends) for label, one in banks.items()}
     looks: list[np.ndarray] = [np.empty(0)] * len(order)
     done = 0
-    for rows in _outwards(order, [one for one in open_.values() if one.known], config.batch):
+    for rows in _outwards(order, [one for one in open_.values() if one.known], batch):
         progress("segment", done, len(order))
         embedding = decoder.view(stacked([query.slice(order[row]) for row in rows]))
         seen = look(embedding["image"])
         for row, one in zip(rows, seen.cpu().numpy(), strict=True):
             looks[row] = one
-        for label, bank in banks.items():
+        for label, labelled in banks.items():
             inside = [n for n, row in enumerate(rows) if open_[label].may_hold(order[row])]
             if not inside:
                 continue
-            batch, index = [order[rows[n]] for n in inside], torch.tensor(inside, device=seen.device)
+            wanted, index = [order[rows[n]] for n in inside], torch.tensor(inside, device=seen.device)
             part = embedding if len(inside) == len(rows) else take(embedding, index)
-            for answers, what in ((found, config.bank), (again, shown_too)):
-                if label in answers:
-                    past = _past_the_annotated(bank, query, batch) if beyond else np.zeros(len(batch), dtype=bool)
-                    shown = bank.shown_to(query, batch, seen[index], config=what)
-                    said = _proposed(part, shown, [(decoder, ~past), (beyond, past)])
-                    for whole, some in zip(answers[label], said, strict=True):
-                        whole[[rows[n] for n in inside]] = some
-                    if answers is found:
-                        open_[label].hear(batch, *said)
+            atlas = guides[label].maps([rows[n] for n in inside]).to(seen.device) if label in guides else None
+            shown = labelled.shown_to(query, wanted, seen[index], config=bank, atlas=atlas)
+            past = _past_the_annotated(labelled, query, wanted) if beyond else np.zeros(len(wanted), dtype=bool)
+            said = _proposed(part, shown, [(decoder, ~past), (beyond, past)])
+            for whole, some in zip(found[label], said, strict=True):
+                whole[[rows[n] for n in inside]] = some
+            open_[label].hear(wanted, *said)
         done += len(rows)
     progress("segment", len(order), len(order))
     where, stack = np.array(order), np.stack(looks)
-    proposals = {label: Proposals(where, *answer, stack) for label, answer in found.items()}
-    return proposals | {
-        label: vetoed(proposals[label], Proposals(where, *answer, stack), query.slice_mm, config)
-        for label, answer in again.items()
-    }
+    return {label: Proposals(where, *answer, stack, guide=guides.get(label)) for label, answer in found.items()}
 
 
 def _nothing(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,18 +126,17 @@ class _Extent:
     slices that show it, if any, and ``low`` and ``high`` the nearest slices past these that end it."""
 
     known: tuple[int, ...] = ()
-    least_presence: float = 0.0
     low: float = -np.inf
     high: float = np.inf
 
     @classmethod
-    def of(cls, bank: Bank, query: VolumeEmbeddings, least_presence: float | None) -> _Extent:
-        """Without ``least_presence``, and where no slice of the volume shows the target, it may be anywhere."""
-        if least_presence is None:
+    def of(cls, bank: Bank, query: VolumeEmbeddings, *, known: bool) -> _Extent:
+        """If it is not to be ``known``, and where no slice of the volume shows the target, it may be anywhere."""
+        if not known:
             return cls()
         shows = bank.shows
         on = [query.index_at(bank.positions[n]) for n in bank.annotated(query.key.digest) if shows[n]]
-        return cls((min(on), max(on)) if on else (), least_presence)
+        return cls((min(on), max(on)) if on else ())
 
     def may_hold(self, index: int) -> bool:
         return self.low <= index <= self.high
@@ -174,7 +145,7 @@ class _Extent:
         """Learn from what was proposed on some slices."""
         if not self.known:
             return
-        there = (logits > 0).any(axis=(1, 2)) & (presence >= self.least_presence)
+        there = (logits > 0).any(axis=(1, 2)) & (presence >= NOT_THERE)
         for index in (one for one, shown in zip(slices, there, strict=True) if not shown):
             if index < self.known[0]:
                 self.low = max(self.low, index)
@@ -209,41 +180,21 @@ def _proposed(
     presence = np.empty(len(logits), dtype=np.float32)
     for decoder, rows in decoders:
         if decoder is not None and rows.any():
-            index = torch.from_numpy(np.flatnonzero(rows)).to(shown.prior.device)
-            part = Shown(**{name: value[index] for name, value in vars(shown).items()})
-            proposal = decoder(take(embedding, index), part)
+            part, told = embedding, shown
+            if not rows.all():
+                index = torch.from_numpy(np.flatnonzero(rows)).to(shown.prior.device)
+                part = take(embedding, index)
+                told = Shown(**{name: value[index] for name, value in vars(shown).items()})
+            proposal = decoder(part, told)
             logits[rows] = proposal.logits.cpu().numpy()
             presence[rows] = proposal.presence.sigmoid().cpu().numpy()
     return logits, presence
-
-
-def vetoed(proposals: Proposals, judge: Proposals, slice_mm: float, config: SegmentationConfig) -> Proposals:
-    """The same, with no more presence on any slice than a ``judge`` sees, who was shown more.
-
-    A judge who finds clear evidence nowhere is not heard: the volumes look too different to be compared slice by slice,
-    as with and without contrast agent. And on slices of which there is no doubt its word is one of two: it was shown
-    slices without the target that look alike as a whole, and may know no better.
-    """
-    own, judged = (evidence(one.logits, one.presence, slice_mm, config).max() for one in (proposals, judge))
-    if judged < config.least_evidence * own:
-        return proposals
-    odds = [logit(np.clip(one.presence, 1e-6, 1 - 1e-6)) for one in (proposals, judge)]
-    doubtless = proposals.presence >= config.beyond_doubt
-    allowed = np.where(doubtless, expit((odds[0] + odds[1]) / 2), judge.presence)
-    return replace(proposals, presence=np.minimum(proposals.presence, allowed))
 
 
 def sureness(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
     """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
     sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
     return sure
-
-
-def evidence(logits: np.ndarray, presence: np.ndarray, slice_mm: float, config: SegmentationConfig) -> np.ndarray:
-    """The :func:`sureness` of each slice (n,), averaged over its neighbours; still 0 without a mask."""
-    found = sureness(logits, presence)
-    averaged: np.ndarray = ndimage.gaussian_filter1d(found, config.evidence_mm / slice_mm, mode="constant")
-    return averaged * (found > 0)
 
 
 def shares(logits: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -10,7 +11,10 @@ from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.small import part_of
 from ssmsam.encoders.weights import find_made_for, find_weights, weights_digest
 from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
+from ssmsam.models.volume_head import VolumeHead
 
+VOLUME_HEAD = "volume_head"
 TRAINED = {"medsam_lite": "medsam_lite_fewshot"}
 """Encoders for which a decoder was trained here, and the name of its weights."""
 
@@ -43,6 +47,15 @@ def load_target_decoder(
     from ssmsam.fewshot.sam_network import SamTargetNetwork
 
     return SamTargetNetwork.from_sam(load_sam(encoder_name, path, device=device)).eval().requires_grad_(False)
+
+
+@cache
+def load_volume_head() -> VolumeHead | None:
+    """What judges proposals along a volume, for every decoder. Raises CorruptWeights."""
+    path = find_weights(VOLUME_HEAD)
+    head = VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS)
+    head.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
+    return head.eval().requires_grad_(False)
 
 
 def _fused(path: Path) -> TargetDecoder:

@@ -106,15 +106,16 @@ class ClosedFormOptimiser(nn.Module):
         self.offset = nn.Parameter(torch.zeros(()))
 
     def scaled(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, features, h, w) -> the cells (N, h*w, d + 1) that are regressed on, d = features + hidden, the last
-        feature being 1."""
-        cells = features.flatten(2).transpose(1, 2)
-        cells = torch.cat([cells, F.relu(self.hidden(cells))], dim=2) * self.log_scale.exp()
-        return F.pad(cells, (0, 1), value=1.0)
+        """(N, features, h, w) -> what is regressed on, (N, d + 1, h, w) with d = features + hidden, the last of them
+        being 1."""
+        hidden = F.relu(F.conv2d(features, self.hidden.weight[:, :, None, None], self.hidden.bias))
+        scales = self.log_scale.exp()[:, None, None]
+        one = features.new_ones(len(features), 1, *features.shape[-2:])
+        return torch.cat([features * scales[: self.features], hidden * scales[self.features :], one], dim=1)
 
     def sums(self, cells: torch.Tensor, shares: torch.Tensor, known: torch.Tensor) -> SliceSums:
-        """``cells`` (N, K, d + 1) of :meth:`scaled`; ``shares`` (N, K) in [0, 1] of the target, ``known`` (N, K) in
-        [0, 1] how far that is truth."""
+        """``cells`` (N, K, d + 1), those of :meth:`scaled`; ``shares`` (N, K) in [0, 1] of the target, ``known`` (N, K)
+        in [0, 1] how far that is truth."""
         inside, outside = shares * known, (1 - shares) * known
 
         def outer(weight: torch.Tensor) -> torch.Tensor:
@@ -130,12 +131,12 @@ class ClosedFormOptimiser(nn.Module):
             outer_count=outside.sum(1),
         )
 
-    def regression(self, features: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> Regression:
-        """``features`` (N, d, h, w), ``masks`` and ``known`` (N, 1, S, S) in [0, 1] -> what N slices say."""
-        side = features.shape[-2], features.shape[-1]
+    def regression(self, scaled: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> Regression:
+        """``scaled`` (N, d + 1, h, w), ``masks`` and ``known`` (N, 1, S, S) in [0, 1] -> what N slices say."""
+        side = scaled.shape[-2], scaled.shape[-1]
         known = F.adaptive_avg_pool2d(known, side).flatten(1)
         shares = F.adaptive_avg_pool2d(masks, side).flatten(1) * (known > 0.5)
-        return Regression(self, self.sums(self.scaled(features), shares, (known > 0.5).to(shares)))
+        return Regression(self, self.sums(scaled.flatten(2).transpose(1, 2), shares, (known > 0.5).to(shares)))
 
     def solve(self, sums: SliceSums, across: torch.Tensor | None = None) -> torch.Tensor:
         """Q sums and ``across`` (Q,) as in :meth:`Regression.solved` -> weights (Q, d + 1) of the regression to 1
@@ -178,9 +179,10 @@ class ClosedFormOptimiser(nn.Module):
             found[row] = (1 - error / (4 * share * (1 - share))).clamp(0, 1)
         return found
 
-    def logits(self, cells: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """``cells`` (N, K, d + 1) and ``weights`` (N, d + 1) -> (N, K)."""
-        return torch.einsum("nkd,nd->nk", cells, weights) * self.sharpness + self.offset
+    def logits(self, scaled: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """``scaled`` (N, d + 1, h, w) and ``weights`` (N, d + 1) -> (N, h, w)."""
+        answer = torch.bmm(weights[:, None], scaled.flatten(2))[:, 0] * self.sharpness + self.offset
+        return answer.unflatten(1, scaled.shape[-2:])
 
 
 def _missed(weights: torch.Tensor, matrix: torch.Tensor, mean: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -77,12 +77,13 @@ class FusedTargetNetwork(TargetNetwork):
         return (torch.cat(maps, dim=1) - self.centre[:, None, None]) / self.spread[:, None, None]
 
     def view(self, embedding: Embedding) -> Embedding:
-        """The pyramid of the small encoder with the pretrained features in it, and those features as a last level."""
+        """The pyramid of the small encoder with the pretrained features in it, and as a last level what the
+        online optimiser regresses on."""
         features = self.features(embedding)
         fine, middle, image = embedding["levels"][3:]
         coarse = F.avg_pool2d(features, features.shape[-1] // image.shape[-1])
         middle = middle + self.join4(_to(features[:, : STAGES[0] + STAGES[1]], middle.shape[-2:]))
-        return {"image": image + self.join8(coarse), "levels": [fine, middle, features]}
+        return {"image": image + self.join8(coarse), "levels": [fine, middle, self.optimiser.scaled(features)]}
 
     def online_optimiser(self) -> ClosedFormOptimiser:
         return self.optimiser
@@ -93,8 +94,7 @@ class FusedTargetNetwork(TargetNetwork):
 
     def read(self, embedding: Embedding, shown: Shown) -> Reading:
         reading = super().read(embedding, shown)
-        features = embedding["levels"][2]
-        logits = self.optimiser.logits(self.optimiser.scaled(features), shown.weights).unflatten(1, features.shape[-2:])
+        logits = self.optimiser.logits(embedding["levels"][2], shown.weights)
         given = shown.weights.abs().amax(1) > 0
         maps = torch.stack([logits, shown.fit[:, :, None].expand_as(logits)], dim=1) * given[:, None, None, None]
         return Reading(reading.cells, reading.votes, maps)

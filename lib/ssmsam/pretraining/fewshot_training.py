@@ -98,8 +98,7 @@ def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True,
     weights, fit = _solved(network, episode, view)
     queries = torch.arange(episode.supports, len(episode.masks))
     asked = take(view, queries)
-    own = network.optimiser.logits(network.optimiser.scaled(asked["levels"][2]), weights.expand(len(queries), -1))
-    own = own.unflatten(1, asked["levels"][2].shape[-2:])
+    own = network.optimiser.logits(asked["levels"][2], weights.expand(len(queries), -1))
     if fitted:
         shown = replace(shown, weights=weights.expand(len(queries), -1), fit=fit.expand(len(queries))[:, None])
     else:

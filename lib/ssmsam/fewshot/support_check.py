@@ -1,0 +1,54 @@
+"""How well a decoder answers each labelled slice from the others: an honest estimate from the labels alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.lesson import Lesson
+
+_MOST_SLICES = 16
+"""Of more labelled slices so many are asked for, evenly spread: a guess, which bounds the time."""
+_BATCH = 6
+
+
+@dataclass(frozen=True)
+class SupportCheck:
+    """Of the labelled slices of one label, each answered by the others: the Dice in [0, 1] over all cells of those that
+    were asked for, ``slices`` of them; the least ``presence`` where the target is and the greatest where it is not,
+    ``absence``. None where nothing is known."""
+
+    dice: float | None = None
+    presence: float | None = None
+    absence: float | None = None
+    slices: int = 0
+
+
+@torch.inference_mode()
+def check_support(decoder: TargetDecoder, lesson: Lesson) -> SupportCheck:
+    """Needs two slices that show the target; with fewer, nothing is known."""
+    shows = lesson.bank.shows
+    if shows.sum() < 2:
+        return SupportCheck()
+    count = min(_MOST_SLICES, len(shows))
+    asked = np.unique(np.linspace(0, len(shows) - 1, count).round().astype(int)).tolist()
+    presence, total = np.zeros(len(asked)), np.zeros(2)
+    for start in range(0, len(asked), _BATCH):
+        numbers = asked[start : start + _BATCH]
+        exercise = lesson.exercise(numbers)
+        proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
+        presence[start : start + len(numbers)] = proposal.presence.sigmoid().cpu().numpy()
+        known = exercise.known[:, 0] > 0.5
+        drawn = torch.from_numpy(shows[numbers]).to(known.device)[:, None, None]
+        answer, truth = (proposal.logits > 0) & known & drawn, (exercise.masks[:, 0] > 0.5) & known
+        total += [2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())]
+    there = shows[asked]
+    return SupportCheck(
+        dice=float(total[0] / total[1]) if total[1] else None,
+        presence=float(presence[there].min()) if there.any() else None,
+        absence=float(presence[~there].max()) if not there.all() else None,
+        slices=int(there.sum()),
+    )
