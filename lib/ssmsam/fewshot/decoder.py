@@ -111,7 +111,13 @@ class TargetDecoder(nn.Module, ABC):
         """What :meth:`regression` solves with, if this decoder has one."""
         return None
 
-    def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression | None:
+    def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor | None:
+        """What :meth:`regression` has to know of slices whatever the label, where they are ``known`` (N, 1, S, S)."""
+        return None
+
+    def regression(
+        self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> Regression | None:
         """What N labelled slices tell the online optimiser, if there is one: see :class:`Regression`."""
         return None
 

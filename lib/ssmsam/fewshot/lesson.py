@@ -114,23 +114,41 @@ def lessons(
     config = config if decoder.varies else replace(config, views=0)
     views = embedded_views(list(unique.values()), embedder, config=config, seed=seed, progress=progress)
     rows = {key: row for row, key in enumerate(unique)}
+    seen = [_Seen.of(list(unique.values()), view, decoder) for view in views]
     made: dict[str, list[Lesson]] = {}
     for label, slices in support.items():
         numbers = [rows[one.volume, one.index] for one in slices]
-        made[label] = [_lesson(slices, view, numbers, decoder, bank) for view in views]
+        made[label] = [_lesson(slices, one, numbers, decoder, bank) for one in seen]
     return made
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """All labelled slices in one view as a decoder reads them, and the moments of those that are known as a whole."""
+
+    view: View
+    embedding: Embedding
+    moments: torch.Tensor | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, slices: Sequence[LabelledSlice], view: View, decoder: TargetDecoder) -> _Seen:
+        embedding = _channels_last(decoder.view(view.embedding))
+        whole = torch.cat([drawn_known(replace(one, known=None), decoder.logits_side) for one in slices])
+        return cls(view, embedding, decoder.moments(embedding, view.moved(whole.to(embedding["image"].device))))
+
+
 def _lesson(
-    slices: Sequence[LabelledSlice], view: View, rows: Sequence[int], decoder: TargetDecoder, config: BankConfig
+    slices: Sequence[LabelledSlice], seen: _Seen, rows: Sequence[int], decoder: TargetDecoder, config: BankConfig
 ) -> Lesson:
     side = decoder.logits_side
-    device = view.embedding["image"].device
+    view, device = seen.view, seen.embedding["image"].device
     masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
     known = torch.cat([drawn_known(one, side).to(device) for one in slices])
     unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
-    with torch.no_grad():
-        embedding = _channels_last(decoder.view(picked(view.embedding, rows)))
+    embedding = picked(seen.embedding, rows)
+    whole = seen.moments is not None and all(one.known is None for one in slices)
+    moments = seen.moments[list(rows)] if whole and seen.moments is not None else None
     masks, known = view.moved(masks), view.moved(known)
     bank = Bank.from_tensors(
         embedding["image"],
@@ -139,7 +157,7 @@ def _lesson(
         unknown=view.moved(unknown),
         stride=decoder.stride,
         places=Places.of(slices, side=side),
-        regression=decoder.regression(embedding, masks, known),
+        regression=decoder.regression(embedding, masks, known, moments),
     )
     return Lesson(bank, embedding, masks, known, decoder, config)
 

@@ -113,15 +113,21 @@ class ClosedFormOptimiser(nn.Module):
         one = features.new_ones(len(features), 1, *features.shape[-2:])
         return torch.cat([features * scales[: self.features], hidden * scales[self.features :], one], dim=1)
 
-    def sums(self, cells: torch.Tensor, shares: torch.Tensor, known: torch.Tensor) -> SliceSums:
+    def moments(self, scaled: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """The sums x xᵀ (N, d + 1, d + 1) over all cells of N slices that are ``known`` (N, 1, S, S): the same for all
+        labels that were annotated on the whole slices, and most of the work."""
+        side = scaled.shape[-2], scaled.shape[-1]
+        weight = F.adaptive_avg_pool2d(known, side).flatten(1) > 0.5
+        return _outer(scaled.flatten(2).transpose(1, 2), weight.to(scaled))
+
+    def sums(
+        self, cells: torch.Tensor, shares: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> SliceSums:
         """``cells`` (N, K, d + 1), those of :meth:`scaled`; ``shares`` (N, K) in [0, 1] of the target, ``known`` (N, K)
         in [0, 1] how far that is truth."""
         inside, outside = shares * known, (1 - shares) * known
-
-        def outer(weight: torch.Tensor) -> torch.Tensor:
-            return (cells * weight[..., None]).transpose(1, 2) @ cells
-
-        everything, inner = outer(known), _few(cells, inside)
+        everything = _outer(cells, known) if moments is None else moments
+        inner = _few(cells, inside)
         return SliceSums(
             inner=inner,
             outer=everything - inner,
@@ -131,12 +137,16 @@ class ClosedFormOptimiser(nn.Module):
             outer_count=outside.sum(1),
         )
 
-    def regression(self, scaled: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> Regression:
-        """``scaled`` (N, d + 1, h, w), ``masks`` and ``known`` (N, 1, S, S) in [0, 1] -> what N slices say."""
+    def regression(
+        self, scaled: torch.Tensor, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> Regression:
+        """``scaled`` (N, d + 1, h, w), ``masks`` and ``known`` (N, 1, S, S) in [0, 1] -> what N slices say. ``moments``
+        are those of :meth:`moments` for the same ``known``, where they are there already."""
         side = scaled.shape[-2], scaled.shape[-1]
         known = F.adaptive_avg_pool2d(known, side).flatten(1)
         shares = F.adaptive_avg_pool2d(masks, side).flatten(1) * (known > 0.5)
-        return Regression(self, self.sums(scaled.flatten(2).transpose(1, 2), shares, (known > 0.5).to(shares)))
+        cells, counted = scaled.flatten(2).transpose(1, 2), (known > 0.5).to(shares)
+        return Regression(self, self.sums(cells, shares, counted, moments))
 
     def solve(self, sums: SliceSums, across: torch.Tensor | None = None) -> torch.Tensor:
         """Q sums and ``across`` (Q,) as in :meth:`Regression.solved` -> weights (Q, d + 1) of the regression to 1
@@ -189,6 +199,11 @@ def _missed(weights: torch.Tensor, matrix: torch.Tensor, mean: torch.Tensor, cou
     """Sums of (1 - x w)² over N slices, each with its own weights (N, d)."""
     square = torch.einsum("nd,nde,ne->n", weights, matrix, weights)
     return square - 2 * (weights * mean).sum(1) + count
+
+
+def _outer(cells: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sums of x xᵀ (N, d, d) over cells (N, K, d) with weights (N, K)."""
+    return (cells * weight[..., None]).transpose(1, 2) @ cells
 
 
 def _few(cells: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -88,9 +88,15 @@ class FusedTargetNetwork(TargetNetwork):
     def online_optimiser(self) -> ClosedFormOptimiser:
         return self.optimiser
 
-    def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression:
-        with torch.no_grad():
-            return self.optimiser.regression(view["levels"][2], masks, known)
+    @torch.no_grad()
+    def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor:
+        return self.optimiser.moments(view["levels"][2], known)
+
+    @torch.no_grad()
+    def regression(
+        self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> Regression:
+        return self.optimiser.regression(view["levels"][2], masks, known, moments)
 
     def read(self, embedding: Embedding, shown: Shown) -> Reading:
         reading = super().read(embedding, shown)

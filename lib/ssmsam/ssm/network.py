@@ -68,8 +68,13 @@ class SelfSamplingDecoder(TargetDecoder):
     def online_optimiser(self) -> ClosedFormOptimiser | None:
         return self.inner.online_optimiser()
 
-    def regression(self, view: Embedding, masks: torch.Tensor, known: torch.Tensor) -> Regression | None:
-        return self.inner.regression(view, masks, known)
+    def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor | None:
+        return self.inner.moments(view, known)
+
+    def regression(
+        self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> Regression | None:
+        return self.inner.regression(view, masks, known, moments)
 
     def read(self, embedding: Embedding, shown: Shown) -> Reading:
         reading = self.inner.read(embedding, shown)
