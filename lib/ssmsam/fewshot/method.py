@@ -40,7 +40,9 @@ class FewShotConfig:
     folds: int = 2
 
 
-DEFAULTS = FewShotConfig()
+DEFAULTS = FewShotConfig(adaptation=AdaptationConfig(steps=0))
+"""The closed form only. Gradient steps on top gained 0.4 points (0.1 to 0.6) on organs never seen and cost tens of
+seconds: those are for who asks for them."""
 
 
 def adapt(

@@ -15,6 +15,7 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.options import add_encoder_option
 from ssmsam.encoders.registry import choose_encoder, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
+from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.head import FEWSHOT, Head, method_of, read_card
 from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
@@ -45,9 +46,8 @@ def add_support_options(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument(
         "--steps",
         type=int,
-        default=DEFAULTS.adaptation.steps,
         metavar="N",
-        help="steps of adaptation, 0 for none, default %(default)s",
+        help=f"gradient steps of adaptation, default: none for {FEWSHOT}, {AdaptationConfig.steps} for others",
     )
     parser.add_argument(
         "--budget-s",
@@ -106,8 +106,10 @@ class FewShotModel:
 
 def config_of(options: argparse.Namespace) -> FewShotConfig:
     """The settings that the options ask for."""
-    adaptation = replace(DEFAULTS.adaptation, steps=options.steps, budget_s=options.budget_s, seed=options.seed)
-    return replace(DEFAULTS, adaptation=adaptation, folds=DEFAULTS.folds if options.steps else 0)
+    usual = 0 if options.method in (None, FEWSHOT) else AdaptationConfig.steps
+    steps = usual if options.steps is None else options.steps
+    adaptation = replace(DEFAULTS.adaptation, steps=steps, budget_s=options.budget_s, seed=options.seed)
+    return replace(DEFAULTS, adaptation=adaptation)
 
 
 def adapt_to(

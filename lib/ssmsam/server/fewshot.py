@@ -72,9 +72,13 @@ class FewShotTask(InferTask):
             dimension=3,
             description=DESCRIPTIONS[room.method],
             config={
-                "adapt": True, "wait": False, "only_this_image": False, "budget_s": room.config.adaptation.budget_s,
+                # the closed form is enough; who asks for gradient steps gets them
+                "adapt": room.method != FEWSHOT,
+                "wait": False,
+                "only_this_image": False,
+                "budget_s": room.config.adaptation.budget_s,
             },
-        )  # fmt: skip
+        )
         self._room = room
 
     def is_valid(self) -> bool:
