@@ -1,4 +1,4 @@
-"""A labelled volume as an atlas: its mask is carried to where the target is, and counts as much as it is trusted."""
+"""A labelled volume as an atlas: its mask is carried to where the target is, with how far it is to be trusted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from planted import PocketDecoder, PocketEncoder, draw_volume, quick, two_labels
 
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.atlas import AtlasConfig, Guide, cells_of, guide_for
+from ssmsam.fewshot.atlas import Guide, averaged, cells_of, guide_for
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import adapt, segment
-from ssmsam.fewshot.proposals import Proposals
 from ssmsam.imaging.volume import Grid, Volume
 
 
@@ -41,9 +40,9 @@ def test_a_completed_head_has_an_atlas_that_its_file_keeps(head: Head, tmp_path:
 def test_an_atlas_guides_other_volumes_only(head: Head, embedder: Embedder) -> None:
     own, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
     label = head.labels[0]
-    assert guide_for(head.atlases, label, own, [0, 1], 32, config=AtlasConfig()) is None
-    assert guide_for(head.atlases, "unknown", other, [0, 1], 32, config=AtlasConfig()) is None
-    guide = guide_for(head.atlases, label, other, [2, 3, 4], 32, config=AtlasConfig())
+    assert guide_for(head.atlases, label, own, [0, 1], 32) is None
+    assert guide_for(head.atlases, "unknown", other, [0, 1], 32) is None
+    guide = guide_for(head.atlases, label, other, [2, 3, 4], 32)
     assert guide is not None and guide.distances.shape == guide.trust.shape == (3, 32, 32)
     assert guide.trust.min() >= 0 and guide.trust.max() <= 1
 
@@ -54,7 +53,7 @@ def test_without_atlases_nothing_is_registered(head: Head, embedder: Embedder, m
 
     monkeypatch.setattr("ssmsam.fewshot.atlas.register", fail)
     config = quick(folds=0)
-    config = replace(config, segmentation=replace(config.segmentation, atlas=None))
+    config = replace(config, segmentation=replace(config.segmentation, atlases=False))
     query = embedder.open(draw_volume(seed=11))
     segment(query, head, config=config)
     with pytest.raises(AssertionError, match="registered"):
@@ -78,31 +77,24 @@ def test_cells_of_slices_are_the_same_however_the_volume_is_stored(embedder: Emb
     assert np.allclose(there, expected, atol=1e-3)
 
 
-def test_a_guide_rules_out_elsewhere_only_beside_a_decoder_in_doubt() -> None:
-    distances = np.full((1, 4, 4), -10.0)
-    distances[0, :2] = 3.0
-    trust = np.zeros((1, 4, 4))
-    trust[0, :2] = 0.9  # far from the target registration says nothing
-    guide, config = Guide(distances, trust, 0.9, 1.0), AtlasConfig()
-    sure, lost = guide.logits(0.0, config), guide.logits(1.0, config)
-    assert (sure[0, 2:] == 0).all() and (lost[0, 2:] < -5).all()
-    assert (sure[0, :2] > 0).all() and (lost[0, :2] > sure[0, :2]).all()
-    distrusted = Guide(distances, np.zeros_like(trust), 0.0, 0.0)
-    assert (distrusted.logits(1.0, config) == 0).all()
+def test_a_decoder_is_shown_distance_trust_and_likelihood_within_one() -> None:
+    distances = np.linspace(-40, 40, 32).reshape(2, 4, 4)
+    guide = Guide(distances, np.full((2, 4, 4), 0.7), 0.4)
+    maps = guide.maps([1])
+    assert maps.shape == (1, 3, 4, 4)
+    assert maps.abs().max() <= 1
+    assert (maps[0, 0] > 0).all(), "the second slice is inside"
+    assert torch.allclose(maps[0, 1:].amax((1, 2)), torch.tensor([0.7, 0.4]))
 
 
-def test_a_mask_that_was_carried_well_tells_objects_apart() -> None:
-    distances = np.full((6, 16, 16), -5.0)
-    distances[2:4, 2:6, 2:6] = 2.0
-    config, cell_mm, trust = AtlasConfig(), (5.0, 5.0, 5.0), np.full_like(distances, 0.9)
-    here, there = distances > 0, np.roll(distances > 0, 9, axis=2)
-    well, badly = Guide(distances, trust, 0.9, 0.99), Guide(distances, trust, 0.9, 0.05)
-    assert well.nearness(here, cell_mm, config) == pytest.approx(0, abs=0.01)
-    assert well.nearness(there, cell_mm, config) < -2
-    assert badly.nearness(there, cell_mm, config) > -0.1, "it may as well be there"
-    proposals = Proposals(np.arange(6), np.zeros((6, 16, 16), np.float32), np.ones(6), np.zeros((6, 3)))
-    assert proposals.guided(well, config).carried is well
-    assert proposals.guided(badly, config).carried is None
+def test_several_volumes_are_averaged_by_how_far_they_are_trusted() -> None:
+    shape = (1, 2, 2)
+    well = np.full(shape, 3.0), np.full(shape, 0.9), 0.9
+    badly = np.full(shape, -5.0), np.full(shape, 0.01), 0.05
+    distance, trust, likely = averaged([well])
+    np.testing.assert_allclose(distance, well[0])
+    assert (trust == 0.9).all() and likely == 0.9
+    assert (averaged([well, badly])[0] > 2.9).all()
 
 
 class Registered:
@@ -115,30 +107,19 @@ class Registered:
         return values
 
 
-def test_where_registration_contradicts_itself_a_carried_mask_counts_for_nothing(
+def test_where_registration_contradicts_itself_a_carried_mask_is_not_trusted(
     head: Head, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    query, label, config = embedder.open(draw_volume(seed=3)), head.labels[0], AtlasConfig()
+    query, label = embedder.open(draw_volume(seed=3)), head.labels[0]
     (atlas,) = head.atlases
     mm = atlas.grid.spacing[0]
 
     def guide(error_mm: float) -> Guide:
         monkeypatch.setattr("ssmsam.fewshot.atlas.registered", lambda *_, **__: Registered(atlas.grid, error_mm))
-        found = guide_for(head.atlases, label, query, [2, 3, 4], 32, config=config)
+        found = guide_for(head.atlases, label, query, [2, 3, 4], 32)
         assert found is not None
         return found
 
-    well, badly = guide(1.0 * mm), guide(14.0 * mm)
-    assert well.likelihood > 0.95 and badly.likelihood < 0.05
-    assert well.overall > 0.9 and well.logits(0.0, config).max() > 0
-    assert not badly.logits(0.0, config).any()
-    assert np.abs(badly.logits(1.0, config)).max() < 0.05 * np.abs(well.logits(1.0, config)).max()
-
-
-def test_doubt_is_what_the_surest_mask_does_not_expect_of_itself() -> None:
-    logits = np.full((2, 4, 4), -9.0, dtype=np.float32)
-    nothing = Proposals(np.arange(2), logits, np.ones(2), np.zeros((2, 3)))
-    assert nothing.doubt == 1.0
-    sharp, vague = logits.copy(), logits.copy()
-    sharp[0, :2], vague[0, :2] = 9.0, 0.3
-    assert replace(nothing, logits=sharp).doubt < 0.01 < 0.2 < replace(nothing, logits=vague).doubt
+    well, badly = guide(1.0 * mm), guide(20.0 * mm)
+    assert well.trust.max() > 0.9 and badly.trust.max() < 0.01
+    assert well.likelihood > 2 * badly.likelihood

@@ -26,6 +26,7 @@ from ssmsam.imaging.volume import Volume
 from ssmsam.prompting.prompt import SlicePrompt
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
+UNADAPTED = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, volume_head=False, own_slices=0))
 FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, closer=None))
 CONFIG = CloserConfig()
 ANNOTATED = (1, 3, 4, 6, 7)

@@ -14,14 +14,17 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.bank import BankConfig
 from ssmsam.fewshot.completion import CompletionConfig, worth_completing
 from ssmsam.fewshot.decoder import Proposal
-from ssmsam.fewshot.description import TokenKind
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, completed, segment
-from ssmsam.fewshot.proposals import propose
+from ssmsam.fewshot.segmentation import SegmentationConfig
 from ssmsam.fewshot.support import LabelledSlice
 
 EVERY_SLICE = CompletionConfig(slices=SLICES, spacing_mm=5.0)
-UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0), completion=EVERY_SLICE)
+UNADAPTED = quick(
+    adaptation=replace(quick().adaptation, steps=0),
+    completion=EVERY_SLICE,
+    segmentation=SegmentationConfig(volume_head=False, own_slices=0),
+)
 SPARSE = replace(UNADAPTED, completion=CompletionConfig(slices=0))
 
 
@@ -30,14 +33,6 @@ class Echo(PocketDecoder):
 
     def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
         return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
-
-
-class Cautious(PocketDecoder):
-    """Sees the target everywhere, the less the more slices without it were shown."""
-
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
-        slices, target = (shown.kinds == TokenKind.FAR).sum(1), (shown.kinds == TokenKind.TARGET).sum(1)
-        return Proposal(torch.full_like(shown.prior[:, 0], 5.0), 2.0 * target / slices)
 
 
 def head(
@@ -90,27 +85,12 @@ def test_a_volume_that_a_head_does_not_know_is_not_completed(embedder: Embedder,
     assert not completed(sparse, {}, config=UNADAPTED).banks["organ"].completed.any()
 
 
-def test_only_who_asks_for_completed_slices_is_shown_them(embedder: Embedder, decoder: PocketDecoder) -> None:
+def test_queries_are_not_shown_them(embedder: Embedder, decoder: PocketDecoder) -> None:
     bank = head(embedder, decoder, UNADAPTED).banks["organ"]
-    found = int(np.flatnonzero(bank.completed)[0])
-    alike = bank.looks[found][None]
-    judge = bank.shown("another", [0.0], alike, np.zeros((1, 2)), config=BankConfig(others=1, completed=True))
-    torch.testing.assert_close(judge.cells[0], bank.description.cells[found])
-    for volume, config in (("another", BankConfig()), (bank.volumes[0], BankConfig(completed=True))):
-        shown = bank.shown(volume, [0.0], alike, np.zeros((1, 2)), config=config)
+    alike = bank.looks[int(np.flatnonzero(bank.completed)[0])][None]
+    for volume in ("another", bank.volumes[0]):
+        shown = bank.shown(volume, [0.0], alike, np.zeros((1, 2)), config=BankConfig())
         assert shown.tokens.shape[1] == 3 * bank.description.tokens.shape[1]
-
-
-def test_in_another_volume_they_take_presence_away_and_leave_the_masks(embedder: Embedder) -> None:
-    query, slices, cautious = embedder.open(draw_volume(seed=3)), range(SLICES), Cautious()
-    sparse, dense = (head(embedder, Cautious(), config, (0, 2, 4, 6)) for config in (SPARSE, UNADAPTED))
-    heard, unheard = (replace(UNADAPTED.segmentation, least_evidence=share) for share in (0.5, 2.0))
-    alone = propose(cautious, sparse.banks, query, slices, config=heard)["organ"]
-    judged = propose(cautious, dense.banks, query, slices, config=heard)["organ"]
-    assert (judged.presence < alone.presence).all()
-    np.testing.assert_array_equal(judged.logits, alone.logits)
-    same = propose(cautious, dense.banks, query, slices, config=unheard)["organ"]
-    np.testing.assert_array_equal(same.presence, alone.presence)
 
 
 def test_a_head_remembers_which_slices_nobody_labelled(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +57,6 @@ def test_the_rest_of_a_volume(model: tuple[Embedder, TargetDecoder]) -> None:
     assert ours > 88
     assert ours > dice(nearest, truth[asked]) + 3
     assert ours > interpolation - 2, "the prior is a prompt: the image must not make it worse"
-
-
-def test_adaptation_leaves_the_ends_of_a_target_where_they_were(
-    model: tuple[Embedder, TargetDecoder],
-) -> None:
-    embedder, decoder = model
-    image = read_labelled(sample("ct_01", ANNOTATED[1:]))
-    support = support_from([image], LIVER, embedder)
-    config = FewShotConfig(folds=0)
-    prompted = replace(config, adaptation=replace(config.adaptation, steps=0))
-    heads = [adapt(support, embedder, decoder, config=one) for one in (config, prompted)]
-    assert [head.card["adapted"] for head in heads] == [True, False]
-    volume = embedder.open(image.image).key.digest
-    assert heads[0].threshold("liver", volume) == heads[1].threshold("liver", volume)
 
 
 def test_another_patient(model: tuple[Embedder, TargetDecoder]) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, ball, draw_volume, labelled, quick, two_labels
+from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, labelled, quick, two_labels
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.small import SPEC
 from ssmsam.evaluation.metrics import dice
 from ssmsam.fewshot.decoder import Proposal
-from ssmsam.fewshot.ends import EndsConfig
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, segment
 from ssmsam.fewshot.proposals import Proposals, expected_loss, propose
-from ssmsam.fewshot.segmentation import SegmentationConfig, assembled, kept, smoothed
+from ssmsam.fewshot.segmentation import SegmentationConfig, assembled
+from ssmsam.fewshot.selection import Selected
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.imaging.orientation import reoriented
 from ssmsam.imaging.plane import Plane
@@ -35,8 +35,8 @@ class Echo(PocketDecoder):
         return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
 
 
-ENDLESS = SegmentationConfig(ends=EndsConfig(least_overlap=-1, grown_overlap=-1))
-"""Goes on past the annotated slices whatever comes there."""
+UNJUDGED = SegmentationConfig(volume_head=False, own_slices=0)
+"""Everything that is proposed is kept."""
 
 
 class Everywhere(PocketDecoder):
@@ -46,9 +46,16 @@ class Everywhere(PocketDecoder):
         return Proposal(torch.full_like(shown.prior[:, 0], 5.0), torch.ones(len(shown.prior)))
 
 
+EVERYTHING = replace(UNADAPTED, segmentation=UNJUDGED)
+
+
 def proposals(logits: np.ndarray, presence: float = 1.0) -> Proposals:
     looks = np.eye(len(logits), SPEC.channels)
     return Proposals(np.arange(len(logits)), logits.astype(np.float32), np.full(len(logits), presence), looks)
+
+
+def selected(logits: np.ndarray) -> Selected:
+    return Selected(proposals(logits), np.ones(len(logits)), 1.0)
 
 
 def head_of(embedder: Embedder, decoder: PocketDecoder, support) -> Head:
@@ -79,7 +86,7 @@ def test_an_empty_annotation_empties_its_slice_of_that_label_only(embedder: Embe
         + labelled(embedder, draw_volume(), ORGAN, (2,)),
         "b": labelled(embedder, draw_volume(), OTHER, (5,)),
     }
-    anywhere = FewShotConfig(segmentation=ENDLESS)
+    anywhere = FewShotConfig(segmentation=UNJUDGED)
     head = head_of(embedder, Everywhere(), support)
     found = segment(embedder.open(draw_volume()), head, support=support, config=anywhere)
     assert (found.mask[4] != 1).all()
@@ -92,7 +99,8 @@ def test_what_is_unknown_is_proposed(embedder: Embedder) -> None:
     known[:, :, :24] = True
     support = {"organ": labelled(embedder, draw_volume(), ORGAN & known, (3, 5), known=known)}
     for given in (support, None):
-        found = segment(embedder.open(draw_volume()), head_of(embedder, Everywhere(), support), support=given)
+        head = head_of(embedder, Everywhere(), support)
+        found = segment(embedder.open(draw_volume()), head, support=given, config=EVERYTHING)
         assert found.mask[3][1:-1, 27:].all()
         assert found.mask[4].all()
     truth = (ORGAN & known)[3]
@@ -115,67 +123,12 @@ def test_the_highest_logit_has_the_voxel(embedder: Embedder) -> None:
     left, both = np.full((SLICES, 32, 32), -4.0), np.full((SLICES, 32, 32), -4.0)
     left[:, :, :20] = 3.0
     both[:, :, 12:] = 2.0
-    found = assembled({"a": proposals(left), "b": proposals(both)}, query)
+    found = assembled({"a": selected(left), "b": selected(both)}, query)
     assert found.labels == ("a", "b")
     assert (found.mask[:, :, 2:28] == 1).all()
     assert (found.mask[:, :, 32:-2] == 2).all()
-    neither = assembled({"a": proposals(-np.abs(left)), "b": proposals(-np.abs(both))}, query)
+    neither = assembled({"a": selected(-np.abs(left)), "b": selected(-np.abs(both))}, query)
     assert not neither.mask.any()
-
-
-def test_slices_without_the_target_stay_empty(embedder: Embedder, decoder: PocketDecoder) -> None:
-    query, logits = embedder.open(draw_volume()), np.full((SLICES, 32, 32), 4.0)
-    bank = head_of(embedder, decoder, {"a": labelled(embedder, draw_volume(seed=3), ORGAN, (4,))}).banks["a"]
-    absent = replace(proposals(logits), presence=np.where(np.arange(SLICES) < 4, 0.4, 0.6))
-    rows = (kept(absent, bank, query, SegmentationConfig()).logits > 0).any(axis=(1, 2))
-    assert rows.tolist() == [False] * 4 + [True] * 5
-
-
-def test_parts_that_do_not_touch_an_annotation_are_dropped(embedder: Embedder, decoder: PocketDecoder) -> None:
-    volume, logits = draw_volume(), np.full((SLICES, 32, 32), -4.0)
-    logits[2:7, 8:14, 6:12] = 4
-    logits[2:7, 20:27, 20:27] = 4
-    logits[0, 0, 0] = 4
-    query = embedder.open(volume)
-    own = head_of(embedder, decoder, {"a": labelled(embedder, volume, ball((4, 24, 13), (2, 5, 5)), (4,))}).banks["a"]
-    other = head_of(embedder, decoder, {"a": labelled(embedder, draw_volume(seed=3), ORGAN, (4,))}).banks["a"]
-    touching = kept(proposals(logits), own, query, ENDLESS).logits > 0
-    assert touching[3, 10, 8] and not touching[3, 23, 23] and not touching[0, 0, 0]
-    # in another volume the object of which the decoder is surer is the one
-    logits[2:7, 8:14, 6:12] = 2
-    surer = kept(proposals(logits), other, query, SegmentationConfig()).logits > 0
-    assert surer[3, 23, 23] and not surer[3, 10, 8] and not surer[0, 0, 0]
-
-
-def test_of_a_target_that_is_drawn_in_several_pieces_several_are_kept(
-    embedder: Embedder, decoder: PocketDecoder
-) -> None:
-    logits = np.full((SLICES, 32, 32), -4.0)
-    logits[2:7, 8:14, 6:12] = 2
-    logits[2:7, 20:27, 20:27] = 4
-    logits[0, 0, 0] = 4
-    pair = labelled(embedder, draw_volume(seed=3), ORGAN | OTHER, (4,))
-    bank = head_of(embedder, decoder, {"pair": pair}).banks["pair"]
-    assert not bank.in_one_piece
-    both = kept(proposals(logits), bank, embedder.open(draw_volume()), SegmentationConfig()).logits > 0
-    assert both[3, 10, 8] and both[3, 23, 23] and not both[0, 0, 0]
-
-
-def test_a_slice_that_is_known_to_be_empty_is_the_end_of_the_organ(embedder: Embedder, decoder: PocketDecoder) -> None:
-    volume, logits = draw_volume(), np.full((SLICES, 32, 32), 4.0)
-    annotated = labelled(embedder, volume, ball((4, 24, 13), (2, 5, 5)), (4, 7))
-    bank = head_of(embedder, decoder, {"a": annotated}).banks["a"]
-    rows = (kept(proposals(logits), bank, embedder.open(volume), ENDLESS).logits > 0).any(axis=(1, 2))
-    assert rows.tolist() == [True] * 7 + [False] * (SLICES - 7)
-
-
-def test_smoothing_across_slices_is_in_millimetres() -> None:
-    logits = np.zeros((9, 1, 1), dtype=np.float32)
-    logits[4] = 1
-    assert np.array_equal(smoothed(logits, 5.0, SegmentationConfig()), logits)
-    thick, thin = (smoothed(logits, mm, SegmentationConfig(smooth_mm=4)) for mm in (8.0, 4.0))
-    assert thin[4] < thick[4] < 1
-    assert thin.sum() == pytest.approx(1, abs=1e-3)
 
 
 def test_a_sure_mask_expects_no_loss_and_a_vague_one_does() -> None:
@@ -193,7 +146,8 @@ def test_a_sure_mask_expects_no_loss_and_a_vague_one_does() -> None:
 
 def test_between_annotated_slices_the_prior_leads(embedder: Embedder) -> None:
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (1, 3, 5, 7))}
-    found = segment(embedder.open(draw_volume()), head_of(embedder, Echo(), support), support=support)
+    head = head_of(embedder, Echo(), support)
+    found = segment(embedder.open(draw_volume()), head, support=support, config=EVERYTHING)
     assert dice(found.mask[[2, 4, 6]], ORGAN[[2, 4, 6]]) > 85
 
 
@@ -236,7 +190,7 @@ def test_an_image_of_one_slice(embedder: Embedder, decoder: PocketDecoder) -> No
 def test_some_slices_only(embedder: Embedder, decoder: PocketDecoder) -> None:
     head = head_of(embedder, Everywhere(), {"organ": labelled(embedder, draw_volume(), ORGAN, (4,))})
     query = embedder.open(draw_volume(seed=3))
-    found = segment(query, head, slices=[6, 2])
+    found = segment(query, head, slices=[6, 2], config=EVERYTHING)
     assert found.slices.tolist() == [2, 6]
     assert found.presence.shape == found.uncertainty.shape == (1, 2)
     assert found.mask.any(axis=(1, 2)).tolist() == [index in (2, 6) for index in range(SLICES)]
@@ -298,11 +252,11 @@ def test_past_the_annotated_slices_the_unadapted_decoder_answers(embedder: Embed
     head = head_of(embedder, PocketDecoder(), {"organ": labelled(embedder, draw_volume(), ORGAN, (3, 5))})
     adapted, start = Constant(2.0), Constant(-1.0)
     query, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
-    found = propose(adapted, head.banks, query, range(SLICES), config=SegmentationConfig(), beyond=start)["organ"]
+    found = propose(adapted, head.banks, query, range(SLICES), beyond=start)["organ"]
     expected = np.where(np.isin(np.arange(SLICES), (3, 4, 5)), 2.0, -1.0)
     np.testing.assert_array_equal(found.logits.max(axis=(1, 2)), expected)
     np.testing.assert_allclose(found.presence, 1 / (1 + np.exp(-expected)), rtol=1e-5)
-    elsewhere = propose(adapted, head.banks, other, range(SLICES), config=SegmentationConfig(), beyond=start)["organ"]
+    elsewhere = propose(adapted, head.banks, other, range(SLICES), beyond=start)["organ"]
     assert (elsewhere.logits == 2.0).all()  # nothing is annotated there: nothing is past it
 
 

@@ -34,8 +34,6 @@ class BankConfig:
     prior: Literal["interpolated", "nearest"] = "interpolated"
     """What the annotated slices of the query's own volume say between them: their interpolated shape, or the nearest
     one's mask as SSM-SAM was published."""
-    completed: bool = False
-    """Slices that no person labelled are among the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +270,7 @@ class Bank:
     ) -> list[int]:
         allowed = [k for k in range(len(self)) if k not in without]
         own = [k for k in allowed if self.volumes[k] == volume and not self.completed[k]]
-        others = [k for k in allowed if self.volumes[k] != volume and (config.completed or not self.completed[k])]
+        others = [k for k in allowed if self.volumes[k] != volume and not self.completed[k]]
         own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
         others = sorted(others, key=lambda k: -likeness[k])[: config.others]
         return sorted(own + others)

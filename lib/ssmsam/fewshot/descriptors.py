@@ -7,7 +7,7 @@ lengths are in millimetres.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import logit
@@ -28,12 +28,14 @@ _MOST = 4.0
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """Of K objects on n slices: ``slices`` (K, n, SLICE_DESCRIPTORS), ``objects`` (K, OBJECT_DESCRIPTORS) and ``shown``
-    (K, n), whether the object has a mask."""
+    """Of K objects on n slices, in the order of their positions: ``slices`` (K, n, SLICE_DESCRIPTORS), ``objects``
+    (K, OBJECT_DESCRIPTORS) and ``shown`` (K, n), whether the object has a mask. ``backwards``: the volume is stored the
+    other way round."""
 
     slices: np.ndarray
     objects: np.ndarray
     shown: np.ndarray
+    backwards: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,22 +50,40 @@ class Surroundings:
     annotated: dict[int, np.ndarray]
     atlas: Guide | None
     check: SupportCheck
+    volume: str = ""
+    """As banks call it."""
+
+    def turned(self) -> Surroundings:
+        """The same of the slices in reverse order."""
+        last, atlas = len(self.positions) - 1, self.atlas
+        return replace(
+            self,
+            positions=self.positions[::-1],
+            annotated={last - row: mask for row, mask in self.annotated.items()},
+            atlas=atlas and replace(atlas, distances=atlas.distances[::-1], trust=atlas.trust[::-1]),
+        )
 
 
 def described(proposals: Proposals, objects: Sequence[np.ndarray], bank: Bank, around: Surroundings) -> Described:
-    """The descriptors of objects (n, S, S) among proposals."""
+    """The descriptors of objects (n, S, S) among proposals. They are the same however the volume is stored."""
+    backwards = len(around.positions) > 1 and around.positions[0] > around.positions[-1]
+    if backwards:
+        around, objects = around.turned(), [one[::-1] for one in objects]
+        turned = {name: getattr(proposals, name)[::-1] for name in ("slices", "logits", "presence", "looks")}
+        proposals = replace(proposals, **turned)
     common = _of_slices(proposals, bank, around)
     areas = np.stack([one.sum(axis=(1, 2)) for one in objects]) * around.cell_mm**2
     slices = np.stack([np.concatenate([common, _of_masks(proposals, one, bank, around)], axis=1) for one in objects])
     whole = np.stack([_of_object(n, areas, proposals, objects, bank, around) for n in range(len(objects))])
-    return Described(slices.astype(np.float32), whole.astype(np.float32), areas > 0)
+    return Described(slices.astype(np.float32), whole.astype(np.float32), areas > 0, bool(backwards))
 
 
 def _of_slices(proposals: Proposals, bank: Bank, around: Surroundings) -> np.ndarray:
     """(n, 12) what does not depend on the object."""
-    shows = bank.shows
+    # what the model completed itself in this volume is not known
+    counted = ~(bank.completed & (np.array(bank.volumes) == around.volume))
     alike = proposals.looks @ bank.looks.cpu().numpy().T
-    like, unlike = (_greatest(alike[:, rows]) for rows in (shows, ~shows))
+    like, unlike = (_greatest(alike[:, rows & counted]) for rows in (bank.shows, ~bank.shows))
     place = around.positions
     seen = np.array([place[row] for row, mask in around.annotated.items() if mask.any()])
     empty = np.array([place[row] for row, mask in around.annotated.items() if not mask.any()])
@@ -176,7 +196,9 @@ def _of_object(
     anchored = sum(bool((mask[row] & around.annotated[row]).any()) for row in seen) / max(1, len(seen))
     volumes = area.sum() * around.slice_mm
     length = there.sum() * around.slice_mm
-    others = [k for k in range(len(bank)) if bank.shows[k]]
+    others = [
+        k for k in range(len(bank)) if bank.shows[k] and not (bank.completed[k] and bank.volumes[k] == around.volume)
+    ]
     spans = [
         np.ptp([bank.positions[k] for k in others if bank.volumes[k] == one])
         for one in {bank.volumes[k] for k in others}

@@ -79,6 +79,7 @@ def candidates(
         annotated=annotated,
         atlas=proposals.guide,
         check=check,
+        volume=query.key.digest,
     )
     anchors = np.zeros(logits.shape, dtype=bool)
     for row, mask in annotated.items():
@@ -103,6 +104,7 @@ def selected(
             replace(proposals, logits=np.minimum(among.logits, OUT), presence=presence), np.ones(count), 1.0
         )
     keep, dice, target, overall = judged(among.described, head)
+    shown = [one.any(axis=(1, 2)) for one in among.objects]
     best = int(target.argmax())
     chosen = [n for n in range(len(target)) if n == best or (several and target[n] > EVEN)]
     mask, expected = np.zeros(among.logits.shape, dtype=bool), np.zeros(count)
@@ -110,8 +112,8 @@ def selected(
     for n in chosen:
         kept = (keep[n] > EVEN) | known | every_slice
         mask |= among.objects[n] & kept[:, None, None]
-        presence = np.where(known, presence, np.maximum(presence, np.where(among.described.shown[n], keep[n], 0.0)))
-        expected = np.maximum(expected, np.where(among.described.shown[n], dice[n], 0.0))
+        presence = np.where(known, presence, np.maximum(presence, np.where(shown[n], keep[n], 0.0)))
+        expected = np.maximum(expected, np.where(shown[n], dice[n], 0.0))
     for row, drawn in among.around.annotated.items():
         mask[row] = drawn
         expected[row] = 1.0
@@ -129,11 +131,11 @@ def everything(proposals: Proposals, among: Candidates) -> Selected:
 
 
 def judged(described: Described, head: VolumeHead) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What the head says as probabilities and Dice in [0, 1]: (K, n), (K, n), (K,) and (K,)."""
+    """What the head says as probabilities and Dice in [0, 1]: (K, n), (K, n), (K,) and (K,), in the volume's order."""
     with torch.inference_mode():
         said = head(*(torch.from_numpy(one).float() for one in (described.slices, described.objects, described.shown)))
     keep, dice, target, overall = (expit(one.double().numpy()) for one in vars(said).values())
-    return keep, dice, target, overall
+    return (keep[:, ::-1], dice[:, ::-1], target, overall) if described.backwards else (keep, dice, target, overall)
 
 
 def ruled_out(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 _WIDTH = 48
+_DROPPED = 0.1
+"""Share of hidden values dropped in training: a guess."""
 _DILATIONS = (1, 2, 4, 8)
 """Of the convolutions along the slices: together they see 30 slices to either side, as long as most organs."""
 
@@ -46,6 +48,7 @@ class VolumeHead(nn.Module):
         )
         self.mixes = nn.ModuleList(nn.Linear(_WIDTH, _WIDTH) for _ in _DILATIONS)
         self.means = nn.ModuleList(nn.Linear(_WIDTH, _WIDTH) for _ in _DILATIONS)
+        self.drop = nn.Dropout(_DROPPED)
         self.each = nn.Sequential(nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, 2))
         self.whole = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, 2))
 
@@ -55,7 +58,7 @@ class VolumeHead(nn.Module):
         weight = shown[..., None] / shown.sum(1).clamp(min=1)[:, None, None]
         for norm, along, mix, mean in zip(self.norms, self.along, self.mixes, self.means, strict=True):
             y = along(norm(x).transpose(1, 2)).transpose(1, 2) + mean((x * weight).sum(1, keepdim=True))
-            x = x + mix(F.gelu(y))
+            x = x + mix(self.drop(F.gelu(y)))
         keep, dice = self.each(x).unbind(-1)
         kept = (keep.sigmoid() * shown)[..., None]
         over = (x * kept).sum(1) / kept.sum(1).clamp(min=1e-3)

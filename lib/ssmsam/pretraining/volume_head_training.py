@@ -51,7 +51,9 @@ def examples(head: Head, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray
             continue
         stack = query.plane.stack(truth[label])
         drawn = np.stack([draw_mask(one, query.frame, side)[0, 0].numpy() > 0.5 for one in stack])
-        objects = np.stack(among.objects)
+        objects, known = np.stack(among.objects), np.isin(np.arange(query.count), list(among.around.annotated))
+        if among.described.backwards:
+            objects, drawn, known = objects[:, ::-1], drawn[::-1], known[::-1]
         yield Example(
             slices=among.described.slices.astype(np.float16),
             objects=among.described.objects,
@@ -59,7 +61,7 @@ def examples(head: Head, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray
             area=objects.sum((2, 3)),
             inside=(objects & drawn).sum((2, 3)),
             truth=drawn.sum((1, 2)),
-            known=np.isin(np.arange(query.count), list(among.around.annotated)),
+            known=known,
             name=f"{name}/{label}",
         )
 
@@ -86,7 +88,7 @@ def read_examples(path: Path) -> list[Example]:
 class VolumeHeadConfig:
     """How long and how fast; all guesses. An epoch sees every example once."""
 
-    epochs: int = 60
+    epochs: int = 30
     batch: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
