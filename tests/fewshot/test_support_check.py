@@ -1,0 +1,60 @@
+"""What labelled slices say of the decoder, each answered by the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from planted import ORGAN, PocketDecoder, draw_volume, labelled, quick
+
+from ssmsam.encoders.embedder import Embedder
+from ssmsam.fewshot.decoder import Proposal
+from ssmsam.fewshot.lesson import Lesson, lessons
+from ssmsam.fewshot.support_check import check_support
+
+
+class Echo(PocketDecoder):
+    """Answers with its prior; says that the target is where the prior does."""
+
+    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+        return Proposal(shown.prior[:, 0], shown.prior.amax((1, 2, 3)))
+
+
+def lesson(embedder: Embedder, slices: tuple[int, ...], decoder: PocketDecoder, mask: np.ndarray = ORGAN) -> Lesson:
+    config = quick().adaptation
+    support = {"organ": labelled(embedder, draw_volume(), mask, slices)}
+    return lessons(support, embedder, decoder, config=config.views, bank=config.bank, seed=0)["organ"][0]
+
+
+def test_with_one_slice_nothing_is_known(embedder: Embedder) -> None:
+    found = check_support(Echo(), lesson(embedder, (4,), Echo()))
+    assert (found.dice, found.presence, found.absence, found.slices) == (None, None, None, 0)
+
+
+def test_a_slice_is_never_its_own_answer(embedder: Embedder) -> None:
+    """A mask that is nowhere near its neighbours cannot be known from them."""
+    moved = ORGAN.copy()
+    moved[4] = np.roll(ORGAN[4], 24, axis=1)
+    alike, apart = (check_support(Echo(), lesson(embedder, (3, 4, 5), Echo(), mask)) for mask in (ORGAN, moved))
+    assert alike.dice is not None and apart.dice is not None
+    assert 0.8 < alike.dice <= 1
+    assert apart.dice < alike.dice - 0.2
+
+
+def test_presence_where_it_is_and_where_it_is_not(embedder: Embedder) -> None:
+    found = check_support(Echo(), lesson(embedder, (0, 3, 4, 5), Echo()))
+    assert found.presence is not None and found.absence is not None
+    assert 0 <= found.absence <= 1 and 0 <= found.presence <= 1
+    assert found.slices == 3
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_batches_change_nothing(embedder: Embedder, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = lesson(embedder, tuple(range(count)), PocketDecoder())
+    torch.manual_seed(0)
+    decoder = PocketDecoder()
+    at_once = check_support(decoder, one)
+    monkeypatch.setattr("ssmsam.fewshot.support_check._BATCH", 1)
+    alone = check_support(decoder, one)
+    assert at_once.dice == pytest.approx(alone.dice, abs=1e-4)
+    assert at_once.presence == pytest.approx(alone.presence, abs=1e-4)
