@@ -88,7 +88,7 @@ def read_examples(path: Path) -> list[Example]:
 class VolumeHeadConfig:
     """How long and how fast; all guesses. An epoch sees every example once."""
 
-    epochs: int = 30
+    epochs: int = 15
     batch: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
