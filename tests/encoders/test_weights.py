@@ -47,6 +47,7 @@ def test_the_published_weights_are_described_in_full():
     assert {name for name, known in manifest().items() if known.packaged} == {
         "small",
         "small_ssm",
+        "volume_head",
         "medsam_lite_decoder",
         "medsam_lite_fewshot",
     }

@@ -9,7 +9,7 @@ from ssmsam.encoders.encoder import Encoder
 from ssmsam.encoders.manifest import entry, manifest
 from ssmsam.encoders.weights import MissingWeights, find_weights
 
-_DECODERS = ("ssm", "lite_decoder")
+_DECODERS = ("ssm", "lite_decoder", "volume_head")
 ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture not in _DECODERS)
 """All names that :func:`load_encoder` knows: our own ``small`` first, which comes with this package."""
 

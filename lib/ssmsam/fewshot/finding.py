@@ -101,10 +101,9 @@ def _selected(
 ) -> Selected:
     bank = head.banks[label]
     among = candidates(proposals, bank, query, head.check(label), clicked=clicked)
-    judge = load_volume_head() if config.volume_head else None
-    if judge is None:
+    if not config.volume_head:
         return everything(proposals, among)
-    return selected(proposals, judge, among, several=not bank.in_one_piece, every_slice=config.every_slice)
+    return selected(proposals, load_volume_head(), among, several=not bank.in_one_piece, every_slice=config.every_slice)
 
 
 def _supported_by_own(

@@ -96,7 +96,8 @@ def selected(
     that are more likely it than not; of each the slices that more likely are the target's than not, or all where it is
     known to be on ``every_slice``."""
     count = len(proposals.slices)
-    presence = np.zeros(count)
+    # where nothing is drawn the target may have been missed
+    presence = np.minimum(proposals.presence, EVEN).astype(float)
     for row, mask in among.around.annotated.items():
         presence[row] = float(mask.any())
     if among.described is None:
@@ -112,7 +113,7 @@ def selected(
     for n in chosen:
         kept = (keep[n] > EVEN) | known | every_slice
         mask |= among.objects[n] & kept[:, None, None]
-        presence = np.where(known, presence, np.maximum(presence, np.where(shown[n], keep[n], 0.0)))
+        presence = np.where(shown[n] & ~known, keep[n], presence)
         expected = np.maximum(expected, np.where(shown[n], dice[n], 0.0))
     for row, drawn in among.around.annotated.items():
         mask[row] = drawn

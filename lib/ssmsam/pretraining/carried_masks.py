@@ -55,7 +55,7 @@ def carried_file(folder: Path, dataset: str, query: str, support: str) -> Path:
 def carry(query: Case, support: Case, dataset: str, positions: np.ndarray, *, embedder: Embedder, path: Path) -> None:
     """Register two cases and keep in ``path`` what the second one's labels say of the slices at ``positions`` (n,) of
     the first. The labels are known on as many slices as the product completes."""
-    here, there = embedder.open(query.read()[0]), None
+    here = embedder.open(query.read()[0])
     volume, labels = support.read()
     there = embedder.open(volume)
     moving = CoarseVolume.of(there.volume, there.scale)
