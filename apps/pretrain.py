@@ -7,6 +7,7 @@
     python apps/pretrain.py lite --data CACHE --out FILE           then its mask decoder, for clicks; see --resume
     python apps/pretrain.py embed-volumes --data DIR [DIR ...] --out CACHE   slices of volumes, for the next
     python apps/pretrain.py fewshot --data CACHE --out FILE        its few-shot decoder and online optimiser
+    python apps/pretrain.py volume-head --data DIR [DIR ...] --cache CACHE --out FILE   what judges its proposals
     python apps/pretrain.py curve FILE.jsonl --out PNG             draw the learning curve
 
 `train` needs only torch, numpy, scipy, scikit-image and safetensors, so that it also runs on a GPU machine without
@@ -25,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from ssmsam.evaluation.cases import Case
     from ssmsam.imaging.volume import Volume
     from ssmsam.pretraining.samples import SampleCase
 
@@ -40,6 +42,7 @@ def main() -> None:
     _add_lite(commands.add_parser("lite", help="train the mask decoder of medsam_lite for clicks"))
     _add_embed(commands.add_parser("embed-volumes", help="embed slices of labelled volumes with medsam_lite"))
     _add_lite(commands.add_parser("fewshot", help="train the few-shot decoder of medsam_lite"))
+    _add_volume_head(commands.add_parser("volume-head", help="train what judges proposals along a volume"))
     _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
     arguments = parser.parse_args()
     run = {
@@ -50,6 +53,7 @@ def main() -> None:
         "lite": lite,
         "embed-volumes": embed_volumes,
         "fewshot": fewshot,
+        "volume-head": volume_head,
         "curve": curve,
     }
     run[arguments.command](arguments)
@@ -127,6 +131,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
     parser.add_argument("--slices", type=int, default=16, help="at most this many slices of a case")
     parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
+    parser.add_argument("--partners", type=int, default=0, help="volumes registered with each, by embed-volumes")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
     parser.add_argument("--threads", type=int, default=1)
 
@@ -137,7 +142,21 @@ def _add_lite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) to go on from")
+    parser.add_argument("--start", type=Path, help="weights to begin with, by fewshot; default: those of `small`")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_volume_head(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with images/ and labels/")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of embeddings and examples; kept")
+    parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
+    parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
+    parser.add_argument("--within", type=int, default=4, help="times that slices of a volume itself are annotated")
+    parser.add_argument("--across", type=int, default=2, help="times that slices of other volumes are")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -287,11 +306,71 @@ def embed_volumes(arguments: argparse.Namespace) -> None:
     cases = [(one.name, case) for one in sets for case in one.cases if case.name not in arguments.exclude]
     for dataset, case in tqdm(cases, unit="case"):
         embed_volume(case, dataset, embedder=embedder, folder=arguments.out, limit=arguments.slices)
+    if arguments.partners:
+        carry_between(cases, arguments.out, partners=arguments.partners)
+
+
+def carry_between(cases: list[tuple[str, Case]], folder: Path, *, partners: int) -> None:
+    """Register each embedded volume with so many of its set, and keep what their labels say of it."""
+    from ssmsam.encoders.embedder import Embedder
+    from ssmsam.encoders.registry import load_encoder
+    from ssmsam.pretraining.carried_masks import carried_file, carry
+
+    embedder, rng = Embedder(encoder=load_encoder("small")), np.random.default_rng(0)
+    for dataset in dict.fromkeys(name for name, _ in cases):
+        there = [case for name, case in cases if name == dataset and (folder / f"{name}-{case.name}.npz").exists()]
+        order = [there[n] for n in rng.permutation(len(there))]
+        for step in range(1, min(partners, len(order) - 1) + 1):
+            for number, query in enumerate(tqdm(order, unit="volume", desc=dataset)):
+                support = order[(number + step) % len(order)]
+                path = carried_file(folder, dataset, query.name, support.name)
+                if not path.exists():
+                    with np.load(folder / f"{dataset}-{query.name}.npz", allow_pickle=False) as arrays:
+                        positions = arrays["position"]
+                    carry(query, support, dataset, positions, embedder=embedder, path=path)
+
+
+def volume_head(arguments: argparse.Namespace) -> None:
+    """Collect what the decoder proposes in every volume, then train. May be stopped and started again."""
+    import torch
+
+    from ssmsam.encoders.embedder import Embedder
+    from ssmsam.encoders.registry import load_encoder
+    from ssmsam.encoders.store import EmbeddingStore
+    from ssmsam.evaluation.cases import open_set
+    from ssmsam.fewshot.registry import load_target_decoder
+    from ssmsam.pretraining.checkpoint import write_weights
+    from ssmsam.pretraining.volume_head_examples import LabelledVolume, across, read_examples, within, write_examples
+    from ssmsam.pretraining.volume_head_training import VolumeHeadConfig, train_volume_head
+    from ssmsam.progress_bar import ProgressBar
+
+    torch.set_num_threads(arguments.threads)
+    store = EmbeddingStore(arguments.cache / "embeddings")
+    embedder = Embedder(encoder=load_encoder("medsam_lite"), store=store, bfloat16=arguments.bfloat16)
+    decoder, files = load_target_decoder("medsam_lite"), []
+    for folder in arguments.data:
+        found = [case for case in open_set(folder).cases if case.name not in arguments.exclude][: arguments.limit]
+        volumes = [LabelledVolume.of(case, embedder) for case in tqdm(found, unit="volume", desc=folder.name)]
+        for volume in tqdm(volumes, unit="volume", desc="proposals"):
+            files.append(arguments.cache / "examples" / f"{folder.name}-{volume.name}.npz")
+            if not files[-1].exists():
+                rng = np.random.default_rng((arguments.seed, len(files)))
+                others = [one for one in volumes if one is not volume]
+                several = [one for _ in range(arguments.within) for one in within(volume, embedder, decoder, rng)]
+                for _ in range(arguments.across if others else 0):
+                    several += across(volume, others, embedder, decoder, rng)
+                write_examples(files[-1], several)
+    examples = [one for file in files for one in read_examples(file)]
+    with ProgressBar() as bar:
+        head = train_volume_head(examples, VolumeHeadConfig(seed=arguments.seed), progress=bar)
+    write_weights(arguments.out, head.state_dict(), {})
+    print(f"{len(examples)} examples of {len(files)} volumes -> {arguments.out}")
 
 
 def fewshot(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in steps."""
     import torch
+    from safetensors.torch import load_file
 
     from ssmsam.encoders.weights import find_weights, weights_digest
     from ssmsam.fewshot.registry import load_target_decoder
@@ -304,6 +383,8 @@ def fewshot(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     volumes = load_volumes(arguments.data, keep=lambda dataset: dataset not in arguments.without)
     network = begun_with_small(volumes, load_target_decoder("small"), Reduction.from_file(REDUCTION))
+    if arguments.start:
+        network.load_state_dict({name: part.float() for name, part in load_file(str(arguments.start)).items()})
     config = FewShotTrainingConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=arguments.seed)
     with ProgressBar() as bar:
         trainer = train_fewshot(

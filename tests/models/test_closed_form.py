@@ -118,3 +118,29 @@ def test_one_slice_or_none_says_nothing_of_the_fit(chosen: list[bool]) -> None:
     weights, fit = one.regression(one.scaled(features), masks, torch.ones_like(masks)).solved(torch.tensor([chosen]))
     assert fit.item() == 0
     assert bool(weights.abs().sum() > 0) == any(chosen)
+
+
+def test_moments_that_are_there_already_change_nothing() -> None:
+    one = optimiser()
+    features, masks = slices(3)
+    scaled, known = one.scaled(features), torch.ones_like(masks)
+    plain, quick = (
+        one.regression(scaled, masks, known),
+        one.regression(scaled, masks, known, one.moments(scaled, known)),
+    )
+    everything = torch.ones(1, 3, dtype=torch.bool)
+    for first, second in zip(plain.solved(everything), quick.solved(everything), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_slices_of_other_volumes_have_a_penalty_of_their_own() -> None:
+    one = optimiser()
+    features, masks = slices(3)
+    everything, across = torch.ones(1, 3, dtype=torch.bool), torch.ones(1)
+    same = one.regression(one.scaled(features), masks, torch.ones_like(masks))
+    torch.testing.assert_close(same.solved(everything)[0], same.solved(everything, across)[0])
+    with torch.no_grad():
+        one.elsewhere += 3.0
+    other = one.regression(one.scaled(features), masks, torch.ones_like(masks))
+    torch.testing.assert_close(same.solved(everything)[0], other.solved(everything)[0])
+    assert other.solved(everything, across)[0].abs().sum() < other.solved(everything)[0].abs().sum()

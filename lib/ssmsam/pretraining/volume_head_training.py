@@ -2,86 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
-from ssmsam.fewshot.finding import guides_for
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.proposals import propose
-from ssmsam.fewshot.selection import EVEN, OBJECTS, candidates
+from ssmsam.fewshot.selection import EVEN, OBJECTS
 from ssmsam.models.volume_head import Judgement, VolumeHead
+from ssmsam.pretraining.volume_head_examples import Example
 from ssmsam.progress import Progress, silent
-from ssmsam.prompting.drawing import draw_mask
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """The objects that were proposed of one label in a volume, and the truth in cells: descriptors as in
-    :class:`~ssmsam.fewshot.descriptors.Described`, the ``area`` (K, n) of each mask and how much of it is ``inside``
-    the target (K, n), the target's own area ``truth`` (n,), and ``known`` (n,), whether a slice is annotated."""
-
-    slices: np.ndarray
-    objects: np.ndarray
-    shown: np.ndarray
-    area: np.ndarray
-    inside: np.ndarray
-    truth: np.ndarray
-    known: np.ndarray
-    name: str = ""
-
-
-def examples(head: Head, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray], *, name: str) -> Iterator[Example]:
-    """What ``head`` proposes in a volume, with the masks ``truth`` (slices, rows, columns) bool of its labels."""
-    slices = range(query.count)
-    banks = {label: head.banks[label] for label in truth}
-    guides = guides_for(head, banks, query, slices)
-    proposed = propose(head.decoder, banks, query, slices, beyond=head.start, guides=guides, up_to_ends=True)
-    side = head.decoder.logits_side
-    for label, proposals in proposed.items():
-        among = candidates(proposals, banks[label], query, head.check(label))
-        if among.described is None:
-            continue
-        stack = query.plane.stack(truth[label])
-        drawn = np.stack([draw_mask(one, query.frame, side)[0, 0].numpy() > 0.5 for one in stack])
-        objects, known = np.stack(among.objects), np.isin(np.arange(query.count), list(among.around.annotated))
-        if among.described.backwards:
-            objects, drawn, known = objects[:, ::-1], drawn[::-1], known[::-1]
-        yield Example(
-            slices=among.described.slices.astype(np.float16),
-            objects=among.described.objects,
-            shown=among.described.shown,
-            area=objects.sum((2, 3)),
-            inside=(objects & drawn).sum((2, 3)),
-            truth=drawn.sum((1, 2)),
-            known=known,
-            name=f"{name}/{label}",
-        )
-
-
-def write_examples(path: Path, several: Sequence[Example]) -> None:
-    """One file of many examples; readers see the whole file or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        arrays = {f"{n}.{field}": value for n, one in enumerate(several) for field, value in vars(one).items()}
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
-
-
-def read_examples(path: Path) -> list[Example]:
-    """What :func:`write_examples` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        fields = list(Example.__dataclass_fields__)
-        count = len(arrays.files) // len(fields)
-        found = [{field: arrays[f"{n}.{field}"] for field in fields} for n in range(count)]
-    return [Example(**{**one, "name": str(one["name"])}) for one in found]
 
 
 @dataclass(frozen=True)
@@ -100,7 +32,9 @@ class VolumeHeadConfig:
 def train_volume_head(
     several: Sequence[Example], config: VolumeHeadConfig = VolumeHeadConfig(), *, progress: Progress = silent
 ) -> VolumeHead:
-    """The same examples and seed give the same head."""
+    """The same examples and seed give the same head. Raises ValueError without examples."""
+    if not several:
+        raise ValueError("no examples: make them with `python apps/pretrain.py volume-head`")
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     head = VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS)
