@@ -104,9 +104,9 @@ class FewShotModel:
         return self.embedder.encoder.weights_sha256
 
 
-def config_of(options: argparse.Namespace) -> FewShotConfig:
-    """The settings that the options ask for."""
-    usual = 0 if options.method in (None, FEWSHOT) else AdaptationConfig.steps
+def config_of(options: argparse.Namespace, model: FewShotModel) -> FewShotConfig:
+    """The settings that the options ask for. A decoder that knows no organ yet says little before it has adapted."""
+    usual = 0 if model.method == FEWSHOT and model.decoder.pretrained else AdaptationConfig.steps
     steps = usual if options.steps is None else options.steps
     adaptation = replace(DEFAULTS.adaptation, steps=steps, budget_s=options.budget_s, seed=options.seed)
     return replace(DEFAULTS, adaptation=adaptation)
@@ -119,7 +119,7 @@ def adapt_to(
     images = [read_labelled(file, plane=options.plane) for file in options.support]
     numbers = label_numbers(images, parse_names(options.names))
     support = support_from(images, numbers, model.embedder, plane=options.plane, progress=progress)
-    config = config_of(options)
+    config = config_of(options, model)
     head = adapt(support, model.embedder, model.decoder, complete=complete, config=config, progress=progress)
     said = {"method": model.method, "numbers": numbers, "plane": options.plane}
     return replace(head, card={**head.card, **said}), support

@@ -102,7 +102,7 @@ def loss_of(head: VolumeHead, batch: Batch, *, noise: float = 0.0) -> torch.Tens
     each mask and of the whole, and which object is the target."""
     found = judged(head, batch, noise=noise)
     asked = batch.shown * (1 - batch.known[:, None])
-    right = (batch.inside > 0.5 * batch.area).float()
+    right = worth_keeping(batch)
     weight = asked * (0.2 + batch.area / batch.area.amax(2, keepdim=True).clamp(min=1))
     keep = F.binary_cross_entropy_with_logits(found.keep, right, weight, reduction="sum") / weight.sum().clamp(min=1)
     both = 2 * batch.inside / (batch.area + batch.truth[:, None]).clamp(min=1)
@@ -116,6 +116,14 @@ def loss_of(head: VolumeHead, batch: Batch, *, noise: float = 0.0) -> torch.Tens
     hard = overall_dice((found.keep > 0).float(), batch).detach()
     overall = F.binary_cross_entropy_with_logits(found.overall, hard, exists, reduction="mean")
     return keep + 0.5 * dice + target + kept + overall
+
+
+def worth_keeping(batch: Batch) -> torch.Tensor:
+    """(B, K, n) in {0, 1}: masks that raise the Dice of the whole. Of a set with Dice D every mask does that of which
+    more than D / 2 is the target, so that of a target that is hard to draw even poor masks are kept."""
+    half = (batch.inside > 0.5 * batch.area).float()
+    reached = torch.maximum(overall_dice(half, batch), overall_dice(torch.ones_like(half), batch))
+    return (batch.inside > 0.5 * reached[..., None] * batch.area).float() * batch.shown
 
 
 def overall_dice(keep: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -72,8 +72,8 @@ class FewShotTask(InferTask):
             dimension=3,
             description=DESCRIPTIONS[room.method],
             config={
-                # the closed form is enough; who asks for gradient steps gets them
-                "adapt": room.method != FEWSHOT,
+                # the closed form is enough where a decoder has learned to use it; who asks for gradient steps gets them
+                "adapt": room.method != FEWSHOT or not room.decoder.pretrained,
                 "wait": False,
                 "only_this_image": False,
                 "budget_s": room.config.adaptation.budget_s,
@@ -141,6 +141,7 @@ class FewShotTask(InferTask):
             "job": beside and beside.id,
             "answered_before": known,
             "dice_estimate": head.card["dice_estimate"],
+            "expected_dice": {label: round(value, 3) for label, value in found.expected.items()},
             "learned_from": {label: len(slices) for label, slices in head.card["support"].items()},
             "asked_slices": dict(found.asked),
             "uncertain_slices": dict(found.uncertain),
@@ -195,6 +196,7 @@ class FewShotTask(InferTask):
             prediction.mask,
             hints(prediction, asked.support, embeddings.key.digest),
             {label: list(slices) for label, slices in prediction.asked.items()},
+            dict(prediction.dice),
         )
         room.answers.put(key, found)
         return self._as_annotated(found, asked), False

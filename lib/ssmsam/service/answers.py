@@ -6,7 +6,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,12 +20,13 @@ _QUICK = 1
 class Answer:
     """``mask`` (slices, rows, columns) uint8 holds 1, 2, ... for the ``labels``. Of each label ``uncertain`` slices are
     named, the worst first, and ``asked``: slices just past its annotated ends, of which it is asked whether it is still
-    there."""
+    there; ``expected`` is the Dice in [0, 1] that is expected of it on slices that nobody annotated."""
 
     labels: tuple[str, ...]
     mask: np.ndarray
     uncertain: Mapping[str, list[int]]
     asked: Mapping[str, list[int]]
+    expected: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +36,11 @@ class _Packed:
     data: bytes
     uncertain: Mapping[str, list[int]]
     asked: Mapping[str, list[int]]
+    expected: Mapping[str, float]
 
     def opened(self) -> Answer:
         mask = np.frombuffer(zlib.decompress(self.data), dtype=np.uint8).reshape(self.shape)
-        return Answer(self.labels, mask, self.uncertain, self.asked)
+        return Answer(self.labels, mask, self.uncertain, self.asked, self.expected)
 
 
 class AnswerMemory:
@@ -62,7 +64,9 @@ class AnswerMemory:
     def put(self, key: Hashable, answer: Answer) -> None:
         data = zlib.compress(np.ascontiguousarray(answer.mask, dtype=np.uint8).tobytes(), _QUICK)
         with self._lock:
-            self._kept[key] = _Packed(answer.labels, answer.mask.shape, data, answer.uncertain, answer.asked)
+            self._kept[key] = _Packed(
+                answer.labels, answer.mask.shape, data, answer.uncertain, answer.asked, answer.expected
+            )
             self._kept.move_to_end(key)
             while len(self._kept) > 1 and sum(len(one.data) for one in self._kept.values()) > self._limit:
                 self._kept.popitem(last=False)
