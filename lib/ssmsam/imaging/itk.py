@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ssmsam.imaging.geometry import orthogonal_grid
+from ssmsam.imaging.geometry import MOST_INFLATION, orthogonal_grid
 from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.imaging.volume import Grid, Volume
 from ssmsam.imaging.voxels import compact
@@ -16,8 +16,9 @@ from ssmsam.imaging.voxels import compact
 def read_itk(path: Path) -> Volume:
     """Read a .nrrd, .nhdr, .mha or .mhd file."""
     reader = _open(path)
-    grid = _grid(reader, path)
+    grid = header_grid(reader, path)
     try:
+        _expect_voxels(reader, path)
         array = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise UnreadableVolume(f"{path}: the voxels cannot be read. The file may be cut short. ({error})") from error
@@ -26,7 +27,14 @@ def read_itk(path: Path) -> Volume:
 
 def itk_grid(path: Path) -> Grid:
     """The grid of a file that :func:`read_itk` reads, from its header alone."""
-    return _grid(_open(path), path)
+    return header_grid(_open(path), path)
+
+
+def _expect_voxels(reader: sitk.ImageFileReader, path: Path) -> None:
+    """A header can claim more voxels than any file of this size holds; memory for them must not be asked for."""
+    claimed, held = int(np.prod(reader.GetSize(), dtype=np.float64)), path.stat().st_size
+    if path.name.lower().endswith((".nrrd", ".mha")) and claimed > MOST_INFLATION * held:
+        raise UnreadableVolume(f"{path}: the header claims {claimed} voxels, the file has {held} bytes. It is damaged.")
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
@@ -39,7 +47,8 @@ def _open(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _grid(reader: sitk.ImageFileReader, path: Path) -> Grid:
+def header_grid(reader: sitk.ImageFileReader, path: Path) -> Grid:
+    """The grid that an opened header says; ``path`` is for messages."""
     size = reader.GetSize()
     if reader.GetNumberOfComponents() != 1:
         raise UnreadableVolume(

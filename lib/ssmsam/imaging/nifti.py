@@ -1,6 +1,6 @@
-"""NIfTI files to volumes, by nibabel.
+"""NIfTI files to volumes: voxels by nibabel, the place in the patient as ITK reads it, and so as viewers show it.
 
-ITK is not used here: asked for ``a.nii.gz`` it silently reads ``a.nii`` when that lies beside it.
+ITK never gets the file itself: asked for ``a.nii.gz`` it silently reads ``a.nii`` when that lies beside it.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 
-from ssmsam.imaging.geometry import RAS_LPS, is_sheared, orthogonal_grid
+from ssmsam.imaging.geometry import MOST_INFLATION, RAS_LPS, is_sheared, orthogonal_grid
+from ssmsam.imaging.itk import header_grid
 from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.imaging.volume import Grid, Volume
 from ssmsam.imaging.voxels import compact, rescaled
@@ -26,6 +29,7 @@ def read_nifti(path: Path) -> Volume:
     image = _open(path)
     grid = _grid(image, path)
     proxy: Any = image.dataobj
+    _expect_voxels(image, path)
     try:
         stored = np.asanyarray(proxy.get_unscaled())
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -63,14 +67,48 @@ def _grid(image: nib.Nifti1Pair, path: Path) -> Grid:
             "Save the time point or channel you want as a file of its own."
         )
     columns, rows, slices = (*shape, 1)[:3]
-    return orthogonal_grid((slices, rows, columns), RAS_LPS @ _affine(image, path), path)
+    grid = _itk_view(image, path)
+    if grid is not None and grid.shape == (slices, rows, columns):
+        return grid
+    return orthogonal_grid((slices, rows, columns), RAS_LPS @ _nibabel_affine(image, path), path)
 
 
-def _affine(image: nib.Nifti1Pair, path: Path) -> np.ndarray:
+def _expect_voxels(image: nib.Nifti1Pair, path: Path) -> None:
+    """A header can claim more voxels than any file of this size holds; memory for them must not be asked for."""
+    claimed = float(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
+    held = path.stat().st_size
+    if claimed > held * (MOST_INFLATION if path.name.lower().endswith(".gz") else 1):
+        raise UnreadableVolume(f"{path}: the header claims {claimed:.0f} bytes of voxels. The file may be cut short.")
+
+
+def _itk_view(image: nib.Nifti1Pair, path: Path) -> Grid | None:
+    """The grid as ITK reads the header, None where ITK does not take it.
+
+    sform and qform may differ, lack their codes or have other units than millimetres; which of them counts, and with
+    which precision, is ITK's choice because the viewers are built on it.
+    """
+    header = image.header.copy()
+    header["magic"] = header.single_magic
+    header["vox_offset"] = -(-(header["sizeof_hdr"].item() + 4) // 16) * 16
+    reader = sitk.ImageFileReader()
+    with TemporaryDirectory(prefix="ssmsam-") as folder:
+        copy = Path(folder) / "header.nii"
+        copy.write_bytes(header.binaryblock + bytes(4))  # no extensions
+        reader.SetFileName(str(copy))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            return None
+    return header_grid(reader, path)
+
+
+def _nibabel_affine(image: nib.Nifti1Pair, path: Path) -> np.ndarray:
     """The RAS affine: the sform, or the qform when the sform is sheared (as registration tools leave it)."""
     affine = image.affine
+    if not is_sheared(affine):
+        return affine
     qform = image.header.get_qform(coded=True)[0]
-    if is_sheared(affine) and qform is not None and not is_sheared(qform):
+    if qform is not None and not is_sheared(qform):
         logger.warning("%s: the sform is sheared, using the qform", path)
         return qform
     return affine

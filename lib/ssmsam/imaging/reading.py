@@ -8,7 +8,7 @@ from pathlib import Path
 from ssmsam.imaging.dicom import find_series, read_dicom
 from ssmsam.imaging.itk import itk_grid, read_itk
 from ssmsam.imaging.nifti import nifti_grid, read_nifti
-from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.imaging.unreadable import UnreadableVolume, one_error
 from ssmsam.imaging.volume import Grid, Volume
 
 __all__ = ["UnreadableVolume", "read_grid", "read_volume"]
@@ -25,17 +25,19 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     Raises UnreadableVolume, with the next step to take, for everything that is not one 3-D grey image.
     """
     path = Path(path)
-    if _is_folder(path):
-        return read_dicom(path)
-    return read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
+    with one_error(path):
+        if _is_folder(path):
+            return read_dicom(path)
+        return read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
     """The grid of what :func:`read_volume` would read, from headers alone: no voxel is touched."""
     path = Path(path)
-    if _is_folder(path):
-        return find_series(path).grid
-    return nifti_grid(path) if path.name.lower().endswith(NIFTI) else itk_grid(path)
+    with one_error(path):
+        if _is_folder(path):
+            return find_series(path).grid
+        return nifti_grid(path) if path.name.lower().endswith(NIFTI) else itk_grid(path)
 
 
 def _is_folder(path: Path) -> bool:

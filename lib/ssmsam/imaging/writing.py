@@ -38,16 +38,17 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file in one step: readers see the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-        partial = Path(file.name)
-        try:
+    file = NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False)  # noqa: SIM115
+    partial = Path(file.name)
+    try:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        os.replace(partial, path)  # closed by now: Windows renames no open file
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
