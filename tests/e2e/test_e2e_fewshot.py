@@ -110,6 +110,9 @@ def test_the_rest_of_the_volume_follows_from_a_few_slices(
     answer = slicer(learner.url, "fewshot", CT, adapt=False)
     assert answer.params["label_names"] == {"liver": 1, "right kidney": 2}
     assert answer.params["learned_from"] == {"liver": 4, "right kidney": 4}
+    assert set(answer.params["expected_dice"]) == {"liver", "right kidney"}
+    assert all(0.5 < value <= 1 for value in answer.params["expected_dice"].values())
+    assert answer.params["job"] is None, "gradient steps are for who asks for them"
     for organ, value in answer.params["label_names"].items():
         rest = other_slices(ct, organ, annotated[organ])
         assert dice(answer.mask[rest] == value, ct.array[rest] == LABELS[organ]) > COMPLETED
@@ -124,7 +127,7 @@ def test_the_adaptation_runs_beside_and_can_be_watched_and_stopped(
     learner: Server, annotated: dict[str, list[int]]
 ) -> None:
     url = learner.url
-    answer = slicer(url, "fewshot", CT, client_id="reader").params
+    answer = slicer(url, "fewshot", CT, client_id="reader", adapt=True).params
     assert answer["adapted_now"] is False
     job = requests.get(f"{url}/jobs/{answer['job']}", timeout=TIMEOUT).json()
     assert (job["kind"], job["owner"], job["image"]) == ("adapt", "reader", CT)
