@@ -120,10 +120,12 @@ def loss_of(head: VolumeHead, batch: Batch, *, noise: float = 0.0) -> torch.Tens
 
 def worth_keeping(batch: Batch) -> torch.Tensor:
     """(B, K, n) in {0, 1}: masks that raise the Dice of the whole. Of a set with Dice D every mask does that of which
-    more than D / 2 is the target, so that of a target that is hard to draw even poor masks are kept."""
+    more than D / 2 is the target, so that of a target that is hard to draw even poor masks are kept. D is what the best
+    object reaches."""
     half = (batch.inside > 0.5 * batch.area).float()
     reached = torch.maximum(overall_dice(half, batch), overall_dice(torch.ones_like(half), batch))
-    return (batch.inside > 0.5 * reached[..., None] * batch.area).float() * batch.shown
+    best = (reached * batch.shown.amax(2)).amax(1)[:, None, None]
+    return (batch.inside > 0.5 * best * batch.area).float() * batch.shown
 
 
 def overall_dice(keep: torch.Tensor, batch: Batch) -> torch.Tensor:
