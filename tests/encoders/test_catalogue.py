@@ -102,6 +102,13 @@ def test_a_damaged_catalogue_costs_one_reading(tmp_path, source, reads):
     assert len(reads) == 2
 
 
+def test_what_an_older_reader_found_counts_no_more(tmp_path, source, reads, monkeypatch):
+    an_embedder(tmp_path).open_source(source)
+    monkeypatch.setattr("ssmsam.encoders.catalogue.READER", -1)
+    an_embedder(tmp_path).open_source(source)
+    assert len(reads) == 2
+
+
 def test_every_file_of_a_folder_counts(tmp_path):
     folder = tmp_path / "series"
     folder.mkdir()

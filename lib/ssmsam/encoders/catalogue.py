@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 RECIPES: dict[str, type[IntensityRecipe]] = {recipe.name: recipe for recipe in (CtWindow, MrPercentiles)}
 
 
+READER = 2
+"""Counts the changes of how files are read: what an older reader found of a source, its grid for one, counts no more.
+2: the place of a NIfTI file in the patient is the one that ITK reads."""
+
+
 @dataclass(frozen=True, eq=False)
 class Known:
     """Of a source that was read before: what an embedding's key and a viewer's answer need."""
@@ -72,13 +77,13 @@ class Catalogue:
 
 
 def fingerprint(source: Path | str) -> str:
-    """sha256 over path, size and time of change of a file, or of every file of a folder.
+    """sha256 over :data:`READER` and the path, size and time of change of a file, or of every file of a folder.
 
     Raises FileNotFoundError when there is no such file or folder.
     """
     source = Path(source).resolve()
     files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    sha = hashlib.sha256()
+    sha = hashlib.sha256(f"reader {READER}".encode())
     for path in files:
         status = path.stat()
         sha.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
