@@ -53,6 +53,16 @@ class Surroundings:
     volume: str = ""
     """As banks call it."""
 
+    @property
+    def shows(self) -> list[int]:
+        """The annotated rows that show the target, ascending."""
+        return sorted(row for row, mask in self.annotated.items() if mask.any())
+
+    @property
+    def empty(self) -> list[int]:
+        """The annotated rows that do not, ascending."""
+        return sorted(row for row, mask in self.annotated.items() if not mask.any())
+
     def turned(self) -> Surroundings:
         """The same of the slices in reverse order."""
         last, atlas = len(self.positions) - 1, self.atlas
@@ -71,9 +81,15 @@ def described(proposals: Proposals, objects: Sequence[np.ndarray], bank: Bank, a
         around, objects = around.turned(), [one[::-1] for one in objects]
         turned = {name: getattr(proposals, name)[::-1] for name in ("slices", "logits", "presence", "looks")}
         proposals = replace(proposals, **turned)
-    common = _of_slices(proposals, bank, around)
+    common, shapes = _of_slices(proposals, bank, around), _between(around, proposals.logits.shape)
     areas = np.stack([one.sum(axis=(1, 2)) for one in objects]) * around.cell_mm**2
-    slices = np.stack([np.concatenate([common, _of_masks(proposals, one, bank, around)], axis=1) for one in objects])
+    probable, usual = shares(proposals.logits), _usual_area(bank, around)
+    slices = np.stack(
+        [
+            np.concatenate([common, _of_masks(proposals.logits, probable, one, usual, shapes, around)], axis=1)
+            for one in objects
+        ]
+    )
     whole = np.stack([_of_object(n, areas, proposals, objects, bank, around) for n in range(len(objects))])
     return Described(slices.astype(np.float32), whole.astype(np.float32), areas > 0, bool(backwards))
 
@@ -83,10 +99,9 @@ def _of_slices(proposals: Proposals, bank: Bank, around: Surroundings) -> np.nda
     # what the model completed itself in this volume is not known
     counted = ~(bank.completed & (np.array(bank.volumes) == around.volume))
     alike = proposals.looks @ bank.looks.cpu().numpy().T
-    like, unlike = (_greatest(alike[:, rows & counted]) for rows in (bank.shows, ~bank.shows))
-    place = around.positions
-    seen = np.array([place[row] for row, mask in around.annotated.items() if mask.any()])
-    empty = np.array([place[row] for row, mask in around.annotated.items() if not mask.any()])
+    like, unlike = (_greatest(alike[:, some & counted]) for some in (bank.shows, ~bank.shows))
+    place, rows = around.positions, np.arange(len(around.positions))
+    seen, empty = place[around.shows], place[around.empty]
     below, above = (_closeness(place, seen, side) for side in (-1, 1))
     check = around.check
     usual = 0.0 if check.presence is None else _odds(check.presence)
@@ -100,8 +115,8 @@ def _of_slices(proposals: Proposals, bank: Bank, around: Surroundings) -> np.nda
             above,
             (below > 0) & (above > 0),
             _ended(place, seen, empty),
-            np.isin(np.arange(len(place)), [row for row, mask in around.annotated.items() if mask.any()]),
-            np.isin(np.arange(len(place)), [row for row, mask in around.annotated.items() if not mask.any()]),
+            np.isin(rows, around.shows),
+            np.isin(rows, around.empty),
             np.full(len(place), around.slice_mm / 10),
             np.linspace(-1, 1, len(place)) if len(place) > 1 else np.zeros(1),
         ],
@@ -109,26 +124,32 @@ def _of_slices(proposals: Proposals, bank: Bank, around: Surroundings) -> np.nda
     ).astype(np.float64)
 
 
-def _of_masks(proposals: Proposals, mask: np.ndarray, bank: Bank, around: Surroundings) -> np.ndarray:
-    """(n, 15) what depends on the object's masks (n, S, S)."""
+def _of_masks(
+    logits: np.ndarray,
+    probable: np.ndarray,
+    mask: np.ndarray,
+    usual_mm2: float,
+    shapes: np.ndarray | None,
+    around: Surroundings,
+) -> np.ndarray:
+    """(n, 15) what depends on the object's masks (n, S, S). ``probable`` (n, S, S) are the ``logits`` as probabilities,
+    ``shapes`` those of :func:`_between`."""
     area = mask.sum(axis=(1, 2))
     there = area > 0
-    probable = shares(proposals.logits)
-    own = np.where(mask | (proposals.logits <= 0), probable, 0.0).sum(axis=(1, 2))
+    own = np.where(mask | (logits <= 0), probable, 0.0).sum(axis=(1, 2))
     inside = (probable * mask).sum(axis=(1, 2))
-    all_of_it = (proposals.logits > 0).sum(axis=(1, 2))
-    usual = _usual_area(bank, around)
+    all_of_it = (logits > 0).sum(axis=(1, 2))
     columns = [
         there,
         2 * inside / np.maximum(own + area, 1e-6) * there,
-        _ratio(area * around.cell_mm**2, usual) * there,
-        np.where(there, (np.clip(proposals.logits, -10, 10) * mask).sum(axis=(1, 2)) / np.maximum(area, 1), 0.0) / 5,
+        _ratio(area * around.cell_mm**2, usual_mm2) * there,
+        np.where(there, (np.clip(logits, -10, 10) * mask).sum(axis=(1, 2)) / np.maximum(area, 1), 0.0) / 5,
         area / np.maximum(all_of_it, 1),
         _overlap(mask, np.roll(mask, 1, axis=0)) * (np.arange(len(mask)) > 0),
         _overlap(mask, np.roll(mask, -1, axis=0)) * (np.arange(len(mask)) < len(mask) - 1),
         *_beside_annotated(mask, area, around),
-        *_beside_atlas(mask, area, around),
-        _beside_prior(mask, area, around),
+        *_beside_atlas(mask, around),
+        np.zeros(len(mask)) if shapes is None else _dice(mask, shapes),
     ]
     return np.stack(columns, axis=1).astype(np.float64)
 
@@ -136,7 +157,7 @@ def _of_masks(proposals: Proposals, mask: np.ndarray, bank: Bank, around: Surrou
 def _beside_annotated(mask: np.ndarray, area: np.ndarray, around: Surroundings) -> list[np.ndarray]:
     """Overlap with the nearest annotated mask and the ratio of areas, how fast the target shrinks past its annotated
     end, and how far past it a slice is."""
-    seen = sorted(row for row, one in around.annotated.items() if one.any())
+    seen = around.shows
     overlap, ratio, shrinks, past = (np.zeros(len(mask)) for _ in range(4))
     if not seen:
         return [overlap, ratio, shrinks, past]
@@ -158,26 +179,25 @@ def _beside_annotated(mask: np.ndarray, area: np.ndarray, around: Surroundings) 
     return [overlap, ratio, shrinks, np.minimum(past, _MOST)]
 
 
-def _beside_atlas(mask: np.ndarray, area: np.ndarray, around: Surroundings) -> list[np.ndarray]:
+def _beside_atlas(mask: np.ndarray, around: Surroundings) -> list[np.ndarray]:
     """Dice with the carried mask, how large that is, and how far it is trusted."""
     if around.atlas is None:
         return [np.zeros(len(mask)) for _ in range(3)]
     carried, trust = around.atlas.distances > 0, around.atlas.trust
     size = carried.sum(axis=(1, 2))
-    dice = 2 * (mask & carried).sum(axis=(1, 2)) / np.maximum(area + size, 1)
     trusted = (trust * carried).sum(axis=(1, 2)) / np.maximum(size, 1)
-    return [dice, size / max(float(size.max()), 1.0), trusted]
+    return [_dice(mask, carried), size / max(float(size.max()), 1.0), trusted]
 
 
-def _beside_prior(mask: np.ndarray, area: np.ndarray, around: Surroundings) -> np.ndarray:
-    """Dice with the interpolated shape of the annotated slices, 0 where there is none on both sides."""
-    known = {float(around.positions[row]): signed_distance(one) for row, one in around.annotated.items() if one.any()}
-    found = np.zeros(len(mask))
-    for row in np.flatnonzero(area):
-        prior = interpolated(known, float(around.positions[row]), mask.shape[1:])  # type: ignore[arg-type]
-        if prior.between:
-            shape = prior.distance > 0
-            found[row] = 2 * (mask[row] & shape).sum() / max(int(area[row] + shape.sum()), 1)
+def _between(around: Surroundings, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The interpolated shapes (n, S, S) bool from the first annotated slice that shows the target to the last, empty
+    elsewhere; None without any."""
+    known = {float(around.positions[row]): signed_distance(around.annotated[row]) for row in around.shows}
+    if not known:
+        return None
+    found = np.zeros(shape, dtype=bool)
+    for row in range(around.shows[0], around.shows[-1] + 1):
+        found[row] = interpolated(known, float(around.positions[row]), (shape[1], shape[2])).distance > 0
     return found
 
 
@@ -192,7 +212,7 @@ def _of_object(
     """(OBJECT_DESCRIPTORS,) of one of K objects with ``areas`` (K, n) in mm2."""
     area, mask = areas[number], objects[number]
     there = area > 0
-    seen = [row for row, one in around.annotated.items() if one.any()]
+    seen = around.shows
     anchored = sum(bool((mask[row] & around.annotated[row]).any()) for row in seen) / max(1, len(seen))
     volumes = area.sum() * around.slice_mm
     length = there.sum() * around.slice_mm
@@ -269,6 +289,12 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """IoU over the last two axes, 0 of two empty masks."""
     both, either = (one & other).sum(axis=(-2, -1)), (one | other).sum(axis=(-2, -1))
     return np.asarray(both / np.maximum(either, 1))
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Dice over the last two axes, 0 of two empty masks."""
+    areas = one.sum(axis=(-2, -1)) + other.sum(axis=(-2, -1))
+    return np.asarray(2 * (one & other).sum(axis=(-2, -1)) / np.maximum(areas, 1))
 
 
 def _odds(probability: np.ndarray | float) -> np.ndarray:
