@@ -40,8 +40,12 @@ def main() -> None:
     _add_ssm(commands.add_parser("ssm", help="train SSM-SAM's decoder behind a frozen encoder"))
     _add_embed(commands.add_parser("embed", help="embed labelled slices with medsam_lite"))
     _add_lite(commands.add_parser("lite", help="train the mask decoder of medsam_lite for clicks"))
-    _add_embed(commands.add_parser("embed-volumes", help="embed slices of labelled volumes with medsam_lite"))
-    _add_lite(commands.add_parser("fewshot", help="train the few-shot decoder of medsam_lite"))
+    volumes = commands.add_parser("embed-volumes", help="embed slices of labelled volumes with medsam_lite")
+    _add_embed(volumes)
+    volumes.add_argument("--partners", type=int, default=0, metavar="N", help="register so many volumes with each")
+    decoder = commands.add_parser("fewshot", help="train the few-shot decoder of medsam_lite")
+    _add_lite(decoder)
+    decoder.add_argument("--start", type=Path, help="weights to begin with, default: those of `small`")
     _add_volume_head(commands.add_parser("volume-head", help="train what judges proposals along a volume"))
     _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
     arguments = parser.parse_args()
@@ -131,7 +135,6 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
     parser.add_argument("--slices", type=int, default=16, help="at most this many slices of a case")
     parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
-    parser.add_argument("--partners", type=int, default=0, help="volumes registered with each, by embed-volumes")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
     parser.add_argument("--threads", type=int, default=1)
 
@@ -142,7 +145,6 @@ def _add_lite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) to go on from")
-    parser.add_argument("--start", type=Path, help="weights to begin with, by fewshot; default: those of `small`")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
     parser.add_argument("--threads", type=int, default=1)
@@ -327,7 +329,7 @@ def carry_between(cases: list[tuple[str, Case]], folder: Path, *, partners: int)
                 if not path.exists():
                     with np.load(folder / f"{dataset}-{query.name}.npz", allow_pickle=False) as arrays:
                         positions = arrays["position"]
-                    carry(query, support, dataset, positions, embedder=embedder, path=path)
+                    carry(query, support, positions, embedder=embedder, path=path)
 
 
 def volume_head(arguments: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ def test_batches_change_nothing(embedder: Embedder, count: int, monkeypatch: pyt
     torch.manual_seed(0)
     decoder = PocketDecoder()
     at_once = check_support(decoder, one)
-    monkeypatch.setattr("ssmsam.fewshot.support_check._BATCH", 1)
+    monkeypatch.setattr("ssmsam.fewshot.support_check.BATCH", 1)
     alone = check_support(decoder, one)
     assert at_once.dice == pytest.approx(alone.dice, abs=1e-4)
     assert at_once.presence == pytest.approx(alone.presence, abs=1e-4)

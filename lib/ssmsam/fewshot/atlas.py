@@ -21,7 +21,7 @@ from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
 from ssmsam.registration.memory import RegistrationMemory
 from ssmsam.registration.register import Registration, register
 
-_STEPS = 4
+STEPS = 4
 """Distances are kept in so many parts of a cell."""
 _MEMORY = RegistrationMemory(6)
 
@@ -62,7 +62,7 @@ class Atlas:
         rows = [k for k in range(len(bank)) if bank.volumes[k] == source.key.digest]
         known = bank.distances[rows] * bank.cell_mm[rows, None, None]
         cells = distances_on(self.grid, known, bank.positions[rows], source) / self.grid.spacing[0]
-        kept = (cells * _STEPS).round().clamp(-127, 127).to(torch.int8)
+        kept = (cells * STEPS).round().clamp(-127, 127).to(torch.int8)
         return replace(self, distances={**self.distances, label: kept})
 
     @property
@@ -107,12 +107,20 @@ def guide_for(
     for atlas in atlases:
         if label in atlas.distances and atlas.volume != query.key.digest:
             registration = registered(atlas, query, progress=progress)
-            inside = registration.carried(atlas.distances[label].float() / _STEPS)
-            error = registration.error_mm / atlas.grid.spacing[0]
-            maps = torch.stack([inside, trusted(error)])
-            distance, trust = cells_of(maps, registration.grid, query, slices, side)
-            told.append((distance, trust, quality(inside, error)))
+            told.append(carried_to(query, slices, side, registration, atlas.distances[label].float() / STEPS))
     return Guide(*averaged(told)) if told else None
+
+
+def carried_to(
+    query: VolumeEmbeddings, slices: Sequence[int], side: int, registration: Registration, distances: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """What ``distances`` (D', H', W') in cells of the moving volume say of a query's slices: distances in cells and
+    trust (n, side, side), and how well the whole mask was carried."""
+    inside = registration.carried(distances)
+    error = registration.error_mm / registration.grid.spacing[0]
+    trust = torch.exp(-0.5 * (error / _ERROR_CELLS) ** 2)
+    cells = cells_of(torch.stack([inside, trust]), registration.grid, query, slices, side)
+    return cells[0], cells[1], _quality(inside, error)
 
 
 _ERROR_CELLS = 4.5
@@ -121,12 +129,7 @@ _REACH = 8.0
 """Cells from the border of a carried mask beyond which it is not said with more certainty: a guess."""
 
 
-def trusted(error: torch.Tensor) -> torch.Tensor:
-    """Trust in [0, 1] by what registration there and back is off, in cells."""
-    return torch.exp(-0.5 * (error / _ERROR_CELLS) ** 2)
-
-
-def quality(inside: torch.Tensor, error: torch.Tensor) -> float:
+def _quality(inside: torch.Tensor, error: torch.Tensor) -> float:
     """How well a whole mask was carried, in [0, 1]: the median error within it beside its inner radius. ``inside`` and
     ``error`` (D, H, W) are in cells; small targets are missed more easily."""
     mask = inside > 0

@@ -12,7 +12,7 @@ import torch
 
 from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.lesson import Lesson
+from ssmsam.fewshot.lesson import Lesson, tally
 from ssmsam.progress import Progress, silent
 
 LEAST_GAIN = 0.01
@@ -119,10 +119,7 @@ def overlap(decoder: TargetDecoder, lesson: Lesson, held_out: Sequence[int]) -> 
     total = np.zeros(2)
     for number in held_out:
         exercise = lesson.exercise([number], hidden=tuple(held_out))
-        logits = decoder(exercise.embedding, exercise.shown, reading=exercise.reading).logits[0]
-        known = exercise.known[0, 0] > 0.5
-        answer, truth = (logits > 0) & known, (exercise.masks[0, 0] > 0.5) & known
-        total += [2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())]
+        total += tally(decoder(exercise.embedding, exercise.shown, reading=exercise.reading).logits > 0, exercise)
     return total
 
 

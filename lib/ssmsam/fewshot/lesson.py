@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from ssmsam.encoders.embedder import Embedder
@@ -85,6 +86,13 @@ class Lesson:
 def picked(embedding: Embedding, numbers: Sequence[int]) -> Embedding:
     """Some slices of a batch."""
     return take(embedding, torch.tensor(list(numbers), device=embedding["image"].device))
+
+
+def tally(answer: torch.Tensor, exercise: Exercise) -> np.ndarray:
+    """Twice the overlap of masks (N, S, S) bool with the truth and the sum of both areas, in known cells: (2,)."""
+    known = exercise.known[:, 0] > 0.5
+    answer, truth = answer & known, (exercise.masks[:, 0] > 0.5) & known
+    return np.array([2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())])
 
 
 def with_truth(exercise: Exercise, bank: Bank, numbers: Sequence[int], shares: Sequence[float]) -> Exercise:

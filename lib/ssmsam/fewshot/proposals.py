@@ -18,7 +18,7 @@ from ssmsam.progress import Progress, silent
 from ssmsam.prompting.drawing import logits_to_pixels
 
 NOWHERE = -30.0
-"""Logits of cells of which nothing was proposed."""
+"""Logits of cells of which nothing was proposed, or that were ruled out."""
 NOT_THERE = 0.03
 """Presence below which the decoder sees nothing of a target: a guess, which saves time and decides nothing else."""
 BATCH = 6

@@ -17,12 +17,10 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.bank import Bank
 from ssmsam.fewshot.descriptors import Described, Surroundings, described
 from ssmsam.fewshot.objects import objects
-from ssmsam.fewshot.proposals import Proposals, expected_loss, sureness
+from ssmsam.fewshot.proposals import NOWHERE, Proposals, expected_loss, sureness
 from ssmsam.fewshot.support_check import SupportCheck
 from ssmsam.models.volume_head import VolumeHead
 
-OUT = -30.0
-"""Logits of cells that were ruled out."""
 OBJECTS = 4
 """So many objects are judged: a guess."""
 EVEN = 0.5
@@ -102,7 +100,7 @@ def selected(
         presence[row] = float(mask.any())
     if among.described is None:
         return Selected(
-            replace(proposals, logits=np.minimum(among.logits, OUT), presence=presence), np.ones(count), 1.0
+            replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence), np.ones(count), 1.0
         )
     keep, dice, target, overall = judged(among.described, head)
     shown = [one.any(axis=(1, 2)) for one in among.objects]
@@ -145,13 +143,13 @@ def ruled_out(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     dropped = (logits > 0) & ~mask
     if dropped.any():
         dropped |= ndimage.binary_dilation(dropped, np.ones((1, 3, 3))) & ~mask
-    return np.where(dropped, np.minimum(logits, OUT), logits)
+    return np.where(dropped, np.minimum(logits, NOWHERE), logits)
 
 
 def _past_the_ends(found: Proposals, among: Candidates, known: np.ndarray) -> tuple[int, ...]:
     """The first slice past each annotated end where the target was ruled out though something hangs together with it:
     whether it is still there should be asked."""
-    seen = [row for row, mask in among.around.annotated.items() if mask.any()]
+    seen = among.around.shows
     if not seen or not among.objects:
         return ()
     proposed, kept = among.objects[0].any(axis=(1, 2)), (found.logits > 0).any(axis=(1, 2))

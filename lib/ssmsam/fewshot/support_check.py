@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.lesson import Lesson
+from ssmsam.fewshot.lesson import Lesson, tally
+from ssmsam.fewshot.proposals import BATCH
 
 _MOST_SLICES = 16
 """Of more labelled slices so many are asked for, evenly spread: a guess, which bounds the time."""
-_BATCH = 6
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,14 @@ def check_support(decoder: TargetDecoder, lesson: Lesson) -> SupportCheck:
     count = min(_MOST_SLICES, len(shows))
     asked = np.unique(np.linspace(0, len(shows) - 1, count).round().astype(int)).tolist()
     presence, total = np.zeros(len(asked)), np.zeros(2)
-    for start in range(0, len(asked), _BATCH):
-        numbers = asked[start : start + _BATCH]
+    for start in range(0, len(asked), BATCH):
+        numbers = asked[start : start + BATCH]
         exercise = lesson.exercise(numbers)
         proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
         presence[start : start + len(numbers)] = proposal.presence.sigmoid().cpu().numpy()
-        known = exercise.known[:, 0] > 0.5
-        drawn = torch.from_numpy(shows[numbers]).to(known.device)[:, None, None]
-        answer, truth = (proposal.logits > 0) & known & drawn, (exercise.masks[:, 0] > 0.5) & known
-        total += [2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())]
+        # whether a mask is kept where the target is not, is for the volume head to say
+        drawn = torch.from_numpy(shows[numbers]).to(proposal.logits.device)[:, None, None]
+        total += tally((proposal.logits > 0) & drawn, exercise)
     there = shows[asked]
     return SupportCheck(
         dice=float(total[0] / total[1]) if total[1] else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,16 @@ import torch
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.cases import Case
-from ssmsam.fewshot.atlas import cells_of, distances_on, quality, trusted
+from ssmsam.fewshot.atlas import STEPS, carried_to, distances_on
 from ssmsam.fewshot.completion import CompletionConfig, evenly_spread
 from ssmsam.fewshot.prior import signed_distance
+from ssmsam.imaging.writing import whole_file
 from ssmsam.prompting.drawing import draw_mask
 from ssmsam.registration.coarse import CoarseVolume
 from ssmsam.registration.register import register
 
 SIDE = 64
 """Side of the kept maps."""
-_STEPS = 4
-"""Distances are kept in so many parts of a cell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ class CarriedMasks:
         numbers = [int(np.flatnonzero(self.values == value)[0]) for value in wanted if value in self.values]
         if len(numbers) < len(wanted):
             return None
-        distance = self.distance[numbers][:, rows].max(axis=0) / np.float32(_STEPS)
+        distance = self.distance[numbers][:, rows].max(axis=0) / np.float32(STEPS)
         return distance, self.trust[rows] / np.float32(255), float(self.likely[numbers].mean())
 
 
@@ -52,7 +50,7 @@ def carried_file(folder: Path, dataset: str, query: str, support: str) -> Path:
     return folder / f"{dataset}-{query}-from-{support}.npz"
 
 
-def carry(query: Case, support: Case, dataset: str, positions: np.ndarray, *, embedder: Embedder, path: Path) -> None:
+def carry(query: Case, support: Case, positions: np.ndarray, *, embedder: Embedder, path: Path) -> None:
     """Register two cases and keep in ``path`` what the second one's labels say of the slices at ``positions`` (n,) of
     the first. The labels are known on as many slices as the product completes."""
     here = embedder.open(query.read()[0])
@@ -61,26 +59,20 @@ def carry(query: Case, support: Case, dataset: str, positions: np.ndarray, *, em
     moving = CoarseVolume.of(there.volume, there.scale)
     fixed = CoarseVolume.of(here.volume, here.scale, cell_mm=moving.cell_mm)
     registration = register(fixed, moving)
-    error = registration.error_mm / moving.cell_mm
     slices = [int(np.argmin([abs(here.position_mm(n) - place) for n in range(here.count)])) for place in positions]
     values = [int(value) for value in np.unique(labels) if value]
-    found, likely = [], []
-    for value in values:
-        inside = registration.carried(_distances(there, labels == value, moving))
-        likely.append(quality(inside, error))
-        found.append(cells_of(inside[None], registration.grid, here, slices, SIDE)[0])
-    trust = cells_of(trusted(error)[None], registration.grid, here, slices, SIDE)[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    told = [
+        carried_to(here, slices, SIDE, registration, _distances(there, labels == value, moving)) for value in values
+    ]
+    distances, trusts, likely = zip(*told, strict=True)
+    with whole_file(path, ".npz") as partial:
         np.savez(
-            file,
+            partial,
             values=np.array(values),
-            distance=(np.stack(found) * _STEPS).round().clip(-127, 127).astype(np.int8),
+            distance=(np.stack(distances) * STEPS).round().clip(-127, 127).astype(np.int8),
             likely=np.array(likely, dtype=np.float32),
-            trust=(trust * 255).round().astype(np.uint8),
+            trust=(trusts[0] * 255).round().astype(np.uint8),  # the same for all labels
         )
-    partial.replace(path)
 
 
 def _distances(source: VolumeEmbeddings, mask: np.ndarray, moving: CoarseVolume) -> torch.Tensor:

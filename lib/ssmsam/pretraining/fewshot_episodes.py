@@ -5,7 +5,6 @@ What a query is shown comes from the same :class:`~ssmsam.fewshot.bank.Bank` tha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding
 from ssmsam.evaluation.cases import Case
 from ssmsam.fewshot.atlas import averaged, drawn_maps
+from ssmsam.imaging.writing import whole_file
 from ssmsam.pretraining.carried_masks import CarriedMasks, read_carried
 from ssmsam.pretraining.embedded_slices import draw, spread
 from ssmsam.pretraining.supervoxels import supervoxels
@@ -93,11 +93,9 @@ def embed_volume(case: Case, dataset: str, *, embedder: Embedder, folder: Path, 
     pixels, drawn = draw(volume, labels, chosen)
     halves = [opened.half(int(index)) for index in chosen]
     rows, columns = opened.frame.resized
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{path.name}.{os.getpid()}.partial"
-    with partial.open("wb") as file:
+    with whole_file(path, ".npz") as partial:
         np.savez(
-            file,
+            partial,
             **{name: np.stack([half[name] for half in halves]) for name in halves[0]},
             label=drawn,
             pixels=pixels,
@@ -105,7 +103,6 @@ def embed_volume(case: Case, dataset: str, *, embedder: Embedder, folder: Path, 
             centres=opened.body_centres[chosen],
             frame=np.array([rows, columns, opened.frame.input_mm]),
         )
-    partial.replace(path)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ssmsam.fewshot.method import DEFAULTS, adapt
 from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.selection import candidates
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.imaging.writing import whole_file
 from ssmsam.prompting.drawing import draw_mask
 
 _OWN = (1, 2, 3, 5, 5, 5, 9)
@@ -148,12 +148,9 @@ def examples(head: Head, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray
 
 def write_examples(path: Path, several: Sequence[Example]) -> None:
     """One file of many examples; readers see the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        arrays = {f"{n}.{field}": value for n, one in enumerate(several) for field, value in vars(one).items()}
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
+    arrays = {f"{n}.{field}": value for n, one in enumerate(several) for field, value in vars(one).items()}
+    with whole_file(path, ".npz") as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def read_examples(path: Path) -> list[Example]:

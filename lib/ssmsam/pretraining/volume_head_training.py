@@ -58,8 +58,7 @@ def train_volume_head(
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B examples of K objects on n slices each; what is padded has no mask. Fields as in :class:`Example`, ``there``
-    (B, n) are slices that are none of the padding."""
+    """B examples of K objects on n slices each; what is padded has no mask. Fields as in :class:`Example`."""
 
     slices: torch.Tensor
     objects: torch.Tensor
