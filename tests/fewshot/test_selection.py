@@ -81,6 +81,18 @@ def test_the_most_likely_object_is_the_target_or_all_likely_ones(embedder: Embed
     assert not unlikely[4, 22, 22]
 
 
+def test_of_several_pieces_on_a_slice_the_surest_says_whether_the_target_is_there(embedder: Embedder) -> None:
+    class OneSure(Told):
+        def forward(self, slices: torch.Tensor, objects: torch.Tensor, shown: torch.Tensor) -> Judgement:
+            said = super().forward(slices, objects, shown)
+            said.keep[1] = -5.0
+            return said
+
+    around = among(embedder, head_of(embedder, ORGAN, (4,), 3))
+    found = selected(two_pieces(), OneSure(list(range(SLICES))), around, several=True).proposals
+    assert (found.presence[2:7] > 0.9).all(), "the first piece is there, whatever the second says"
+
+
 def test_annotated_slices_stay_whatever_the_head_says(embedder: Embedder) -> None:
     around = among(embedder, head_of(embedder, BLOB, (3, 5, 7)))
     found = selected(two_pieces(), Told([]), around, several=False).proposals

@@ -20,10 +20,11 @@ from ssmsam.fewshot.support_check import SupportCheck
 
 SLICE_DESCRIPTORS = 27
 OBJECT_DESCRIPTORS = 17
+"""How many numbers there are for each slice of an object, and for an object: what the packaged head was trained on."""
 _NEAR_MM = 25.0
 """The unit of closeness along the volume: a guess."""
 _MOST = 4.0
-"""Log odds and logarithms of ratios say no more than this."""
+"""Log odds and logarithms of ratios say no more than this: a guess."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ NOWHERE = -30.0
 NOT_THERE = 0.03
 """Presence below which the decoder sees nothing of a target: a guess, which saves time and decides nothing else."""
 BATCH = 6
-"""Slices that are answered at once."""
+"""Slices that are answered at once: a guess, which decides about time alone."""
 DEFAULT_BANK = BankConfig()
 
 

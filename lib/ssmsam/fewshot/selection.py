@@ -106,13 +106,15 @@ def selected(
     shown = [one.any(axis=(1, 2)) for one in among.objects]
     best = int(target.argmax())
     chosen = [n for n in range(len(target)) if n == best or (several and target[n] > EVEN)]
-    mask, expected = np.zeros(among.logits.shape, dtype=bool), np.zeros(count)
+    mask, sure, expected = np.zeros(among.logits.shape, dtype=bool), np.zeros(count), np.zeros(count)
     known = np.isin(np.arange(count), list(among.around.annotated))
     for n in chosen:
         kept = (keep[n] > EVEN) | known | every_slice
         mask |= among.objects[n] & kept[:, None, None]
-        presence = np.where(shown[n] & ~known, keep[n], presence)
+        sure = np.maximum(sure, np.where(shown[n], keep[n], 0.0))
         expected = np.maximum(expected, np.where(shown[n], dice[n], 0.0))
+    drawn_on = np.any([shown[n] for n in chosen], axis=0)
+    presence = np.where(drawn_on & ~known, sure, presence)
     for row, drawn in among.around.annotated.items():
         mask[row] = drawn
         expected[row] = 1.0

@@ -15,9 +15,6 @@ RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ORTHOGONAL = 1e-3
 """Largest cosine between two axes that still counts as a right angle (0.06 degrees)."""
 
-MOST_INFLATION = 1100
-"""Bytes that one stored byte can become: deflate's limit is 1032, and headers take some."""
-
 
 def is_sheared(affine: np.ndarray) -> bool:
     """Whether the axes of the (4, 4) affine are not at right angles."""

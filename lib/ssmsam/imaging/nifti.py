@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from ssmsam.imaging.geometry import MOST_INFLATION, RAS_LPS, is_sheared, orthogonal_grid
+from ssmsam.imaging.geometry import RAS_LPS, is_sheared, orthogonal_grid
 from ssmsam.imaging.itk import header_grid
-from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.imaging.unreadable import UnreadableVolume, expect_held
 from ssmsam.imaging.volume import Grid, Volume
 from ssmsam.imaging.voxels import compact, rescaled
 
@@ -29,7 +29,8 @@ def read_nifti(path: Path) -> Volume:
     image = _open(path)
     grid = _grid(image, path)
     proxy: Any = image.dataobj
-    _expect_voxels(image, path)
+    claimed = float(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
+    expect_held(claimed, path, compressed=path.name.lower().endswith(".gz"))
     try:
         stored = np.asanyarray(proxy.get_unscaled())
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -71,14 +72,6 @@ def _grid(image: nib.Nifti1Pair, path: Path) -> Grid:
     if grid is not None and grid.shape == (slices, rows, columns):
         return grid
     return orthogonal_grid((slices, rows, columns), RAS_LPS @ _nibabel_affine(image, path), path)
-
-
-def _expect_voxels(image: nib.Nifti1Pair, path: Path) -> None:
-    """A header can claim more voxels than any file of this size holds; memory for them must not be asked for."""
-    claimed = float(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
-    held = path.stat().st_size
-    if claimed > held * (MOST_INFLATION if path.name.lower().endswith(".gz") else 1):
-        raise UnreadableVolume(f"{path}: the header claims {claimed:.0f} bytes of voxels. The file may be cut short.")
 
 
 def _itk_view(image: nib.Nifti1Pair, path: Path) -> Grid | None:

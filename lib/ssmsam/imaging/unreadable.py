@@ -11,6 +11,21 @@ class UnreadableVolume(ValueError):
     """A file or folder that cannot be read as one 3-D image. The message says why and what to do."""
 
 
+_MOST_INFLATION = 1100
+"""Bytes that one stored byte can become: deflate's limit is 1032, and headers take some."""
+
+
+def expect_held(claimed: float, path: Path, *, compressed: bool = True) -> None:
+    """Refuse a file whose header claims more bytes of voxels than a file of its size can hold: memory for them must not
+    be asked for. Raises UnreadableVolume."""
+    held = path.stat().st_size
+    if claimed > held * (_MOST_INFLATION if compressed else 1):
+        raise UnreadableVolume(
+            f"{path}: the header claims at least {claimed:.0f} bytes of voxels, the file has {held}. "
+            "It is damaged or cut short: export it again."
+        )
+
+
 @contextmanager
 def one_error(source: Path | str) -> Iterator[None]:
     """Whatever a reader raises inside becomes :class:`UnreadableVolume`.
