@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ssmsam.encoders.options import add_encoder_option
 from ssmsam.encoders.registry import ENCODERS, choose_encoder, default_encoder
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from ssmsam.evaluation.active import STRATEGIES, ActiveProtocol
+from ssmsam.evaluation.active import BASELINES, STRATEGIES, ActiveProtocol
 from ssmsam.evaluation.active_run import ActiveRun
 from ssmsam.evaluation.active_summary import draw_active
 from ssmsam.evaluation.adaptation_speed import measure_adaptation
@@ -458,14 +458,15 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def print_active(result: dict[str, Any]) -> None:
     """Dice in per cent, mean over labels: a row for each strategy, a column for each number of annotated slices."""
+    baselines = [name for name in BASELINES if f"slices_ratio_to_{name}" in result]
     for score, strategies in result["curves"].items():
         numbers = list(next(iter(strategies.values())))
-        print(f"\n{'Dice (%), ' + score:28}" + "".join(f"{n:>8}" for n in numbers) + "   slices needed, ratio")
-        ratios = result["slices_ratio_to_foreground_random"].get(score, {})
+        told = "   slices needed, ratio to " + ", ".join(baselines) if baselines else ""
+        print(f"\n{'Dice (%), ' + score:28}" + "".join(f"{n:>8}" for n in numbers) + told)
         for strategy, curve in strategies.items():
             cells = "".join(f"{curve[n]['mean_dice']:8.1f}" if n in curve else f"{'-':>8}" for n in numbers)
-            ratio = f"{ratios[strategy]['mean']:8.2f}" if strategy in ratios else ""
-            print(f"{strategy:28}{cells}{ratio}")
+            ratios = [result[f"slices_ratio_to_{name}"][score].get(strategy) for name in baselines]
+            print(f"{strategy:28}{cells}" + "".join(f"{one['mean']:8.2f}" if one else " " * 8 for one in ratios))
     found = result["reliability"]["volume_dice"]
     print(f"\nexpected Dice: correlation {found['correlation']}, bias {found['bias']:+.1f} points, n {found['n']}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.image
@@ -14,7 +15,9 @@ from ssmsam.active.forecast import Expected
 from ssmsam.active.rules import RULES
 from ssmsam.active.state import Forecast, VolumeState
 from ssmsam.evaluation.active import (
-    BASELINE,
+    BASELINES,
+    BISECTION,
+    INTERVAL,
     OTHER,
     STRATEGIES,
     WHOLE,
@@ -156,7 +159,7 @@ def records_of(curves: Mapping[str, list[float]], cases: str = "ab") -> list[dic
 
 
 def test_the_ratio_is_of_slices_for_the_same_dice() -> None:
-    records = records_of({"next_slices": [40, 80, 90, 95], BASELINE: [40, 60, 70, 80], "random": [40, 41, 42, 43]})
+    records = records_of({"next_slices": [40, 80, 90, 95], BASELINES[0]: [40, 60, 70, 80], "random": [40, 41, 42, 43]})
     assert slices_ratio(records, "next_slices", OTHER)["mean"] == pytest.approx(2 / 4)
     assert slices_ratio(records, "next_slices", OTHER)["ci95"] == [0.5, 0.5]
     missed = slices_ratio(records, "random", OTHER)
@@ -202,6 +205,28 @@ def test_all_strategies_begin_alike_and_chance_is_repeatable(records: list[dict]
     assert [{"case": "a", **record} for record in again] == records
 
 
+@pytest.mark.parametrize(
+    ("strategy", "within_budget"),
+    [(INTERVAL, {6, 12, 18, 24}), (BISECTION, {6, 24})],
+)
+def test_who_leafed_through_the_volume_first_spreads_slices_over_the_organ(
+    strategy: str, within_budget: set[int]
+) -> None:
+    protocol = ActiveProtocol(strategies=(strategy,), budget=5, seeds=(0,))
+    drawn = [record["slice"] for record in measure_label(CopyingLearner(), "organ", organ(), protocol)]  # type: ignore[arg-type]
+    assert len(set(drawn)) == 5 and set(drawn) <= set(ORGAN)
+    assert within_budget <= set(drawn)
+
+
+def test_bisection_halves_the_widest_gap_each_time() -> None:
+    protocol = ActiveProtocol(strategies=(BISECTION,), budget=8, seeds=(1,))
+    drawn = [record["slice"] for record in measure_label(CopyingLearner(), "organ", organ(), protocol)]  # type: ignore[arg-type]
+    for number in range(3, len(drawn)):
+        known = sorted(drawn[:number])
+        low, high = max(pairwise(known), key=lambda gap: gap[1] - gap[0])
+        assert drawn[number] == (low + high) // 2
+
+
 def test_the_result_says_everything_and_can_be_drawn(records: list[dict], tmp_path: Path) -> None:
     run = ActiveRun(ActiveProtocol(budget=4), LabelledSet("set", (), {1: "organ"}), ModelChoice(), "0" * 64)
     result = active_result(run, records)
@@ -209,7 +234,9 @@ def test_the_result_says_everything_and_can_be_drawn(records: list[dict], tmp_pa
     assert set(result["curves"][OTHER]) == set(STRATEGIES)
     assert result["mean_dice"] == result["curves"][OTHER]["next_slices"][4]["mean_dice"]
     ratios = result["slices_ratio_to_foreground_random"][WHOLE]
-    assert set(ratios) == set(STRATEGIES) - {BASELINE} and ratios["next_slices"]["mean"] > 0
+    assert set(ratios) == set(STRATEGIES) - {BASELINES[0]} and ratios["next_slices"]["mean"] > 0
+    ratios = result["slices_ratio_to_extent_interval"][WHOLE]
+    assert set(ratios) == set(STRATEGIES) - {INTERVAL}
     assert result["reliability"]["volume_dice"]["n"] == len(records)
     drawn = draw_active(tmp_path, result, "set")
     assert len(drawn) == 3

@@ -8,8 +8,9 @@ would keep it, with annotated slices as annotated.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,11 +31,11 @@ from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.prompting.drawing import draw_mask
 
 OTHER, WHOLE = "other slices", "whole volume"
-BASELINE = "foreground_random"
-WITHIN = "extent_random"
-"""Chance among the slices of the organ: what a person does who leafs through the volume. It is told the organ's true
-extent, which no other strategy is."""
-STRATEGIES = (*RULES, WITHIN)
+WITHIN, INTERVAL, BISECTION = "extent_random", "extent_interval", "extent_bisection"
+"""What a person does who leafs through the volume first: chance among the slices of the organ, slices at a fixed
+interval from its first to its last, and always the middle of the widest gap. They are told the organ's true extent,
+which no other strategy is."""
+BASELINES = ("foreground_random", INTERVAL)
 BINS = 10
 VIEWS = 3
 """How often the model is asked again without a part of the annotated slices, for the second diagram of cells."""
@@ -47,7 +48,7 @@ class ActiveProtocol:
     """``budget`` slices are annotated in each episode, the first one included; every seed is an episode of each
     strategy. ``steps`` of adaptation after each slice, 0 only shows the decoder what is annotated."""
 
-    strategies: tuple[str, ...] = STRATEGIES
+    strategies: tuple[str, ...] = (*RULES, WITHIN, INTERVAL, BISECTION)
     budget: int = 8
     seeds: tuple[int, ...] = (0, 1)
     steps: int = 0
@@ -163,7 +164,7 @@ def measure_label(learner: Learner, label: str, truth: np.ndarray, protocol: Act
         start = int(np.random.default_rng([seed, zlib.crc32(label.encode())]).choice(extent))
         for strategy in protocol.strategies:
             rng = np.random.default_rng([seed, zlib.crc32(f"{label} {strategy}".encode())])
-            rule = within(extent.tolist()) if strategy == WITHIN else RULES[strategy]
+            rule = TOLD[strategy](extent.tolist(), protocol.budget) if strategy in TOLD else RULES[strategy]
             annotator = Annotator(truth)
             steps = run_episode(learner, label, annotator, rule, start=start, budget=protocol.budget, rng=rng)
             for number, (masks, answered) in enumerate(steps, 1):
@@ -175,15 +176,59 @@ def measure_label(learner: Learner, label: str, truth: np.ndarray, protocol: Act
     return records
 
 
-def within(extent: Sequence[int]) -> Rule:
+def within(extent: Sequence[int], budget: int) -> Rule:
     """Chance among given slices."""
 
     def rule(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
-        left = [index for index in extent if any(index not in state.known(label) for label in labels)]
-        drawn = rng.permutation(left)[:k].tolist() if left else []
-        return [Choice(index, {label: Reason("drawn by lot from the organ") for label in labels}) for index in drawn]
+        return _drawn(
+            rng.permutation(_left(extent, state, labels)).tolist()[:k], labels, "drawn at random from the organ"
+        )
 
     return rule
+
+
+def at_interval(extent: Sequence[int], budget: int) -> Rule:
+    """``budget - 1`` slices at a fixed interval, the first and the last of the organ among them: the annotator has
+    begun with one already. The one that is farthest from what is annotated comes first."""
+    wanted = np.unique(np.linspace(extent[0], extent[-1], max(2, budget - 1)).round().astype(int)).tolist()
+
+    def rule(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
+        left = _left(wanted, state, labels) or _left(extent, state, labels)
+        known = sorted(frozenset[int]().union(*(state.known(label) for label in labels)))
+        farthest = sorted(left, key=lambda index: (-min(abs(index - one) for one in known), index))
+        return _drawn(farthest[:k], labels, "one of several at a fixed interval")
+
+    return rule
+
+
+def bisected(extent: Sequence[int], budget: int) -> Rule:
+    """The two ends of the organ, then always the middle of the widest gap between annotated slices."""
+
+    def rule(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
+        ends = _left(sorted({extent[0], extent[-1]}), state, labels)
+        known = sorted(frozenset[int]().union(*(state.known(label) for label in labels)))
+        gaps = sorted(pairwise(known), key=lambda gap: gap[0] - gap[1])
+        middles = [(low + high) // 2 for low, high in gaps if high - low > 1]
+        return _drawn([*ends, *middles][:k], labels, "in the middle of the widest gap")
+
+    return rule
+
+
+TOLD: Mapping[str, Callable[[Sequence[int], int], Rule]] = {
+    WITHIN: within,
+    INTERVAL: at_interval,
+    BISECTION: bisected,
+}
+"""Rules that are told the slices of the organ and the budget."""
+STRATEGIES = ActiveProtocol.strategies
+
+
+def _left(slices: Sequence[int], state: VolumeState, labels: Sequence[str]) -> list[int]:
+    return [index for index in slices if any(index not in state.known(label) for label in labels)]
+
+
+def _drawn(slices: Sequence[int], labels: Sequence[str], why: str) -> list[Choice]:
+    return [Choice(index, {label: Reason(f"slice {index} is {why}") for label in labels}) for index in slices]
 
 
 def score(masks: Mapping[int, np.ndarray], answered: Answered, truth: np.ndarray) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ssmsam.evaluation.active import BASELINE, OTHER, WHOLE, ActiveProtocol, Learner, measure_label
+from ssmsam.evaluation.active import BASELINES, OTHER, WHOLE, ActiveProtocol, Learner, measure_label
 from ssmsam.evaluation.active_summary import curves, reliability, slices_ratio
 from ssmsam.evaluation.cases import Case, LabelledSet
 from ssmsam.evaluation.manifest import run_manifest
@@ -124,7 +124,6 @@ def active_result(run: ActiveRun, records: list[dict[str, Any]]) -> dict[str, An
     found = {score: curves(records, score) for score in (OTHER, WHOLE)}
     last = found[OTHER][strategies[0]]
     settings = {**run.protocol.as_json(), "jobs": run.jobs, "threads": run.threads}
-    compared = BASELINE in strategies
     return {
         "protocol": "active",
         "method": ", ".join(strategies),
@@ -134,10 +133,17 @@ def active_result(run: ActiveRun, records: list[dict[str, Any]]) -> dict[str, An
         "mean_dice": last[max(last)]["mean_dice"],
         "per_label": last[max(last)]["per_label"],
         "curves": found,
-        "slices_ratio_to_foreground_random": {
-            score: {name: slices_ratio(records, name, score) for name in strategies if name != BASELINE}
-            for score in found
-            if compared
+        **{
+            f"slices_ratio_to_{baseline}": {
+                score: {
+                    name: slices_ratio(records, name, score, baseline=baseline)
+                    for name in strategies
+                    if name != baseline
+                }
+                for score in found
+            }
+            for baseline in BASELINES
+            if baseline in strategies
         },
         "reliability": reliability(records),
         "per_case": [

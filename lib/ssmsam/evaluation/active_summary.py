@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmsam.evaluation.active import BASELINE, OTHER, WHOLE
+from ssmsam.evaluation.active import BASELINES, OTHER, WHOLE
 from ssmsam.evaluation.clicks import Record, label_summaries
 from ssmsam.evaluation.figures import draw_curves, draw_reliability
 from ssmsam.evaluation.metrics import mean_over_labels
@@ -71,7 +71,9 @@ def slices_needed(curve: Mapping[int, float], target: float) -> float | None:
     return None
 
 
-def slices_ratio(records: Sequence[Record], strategy: str, score: str, *, baseline: str = BASELINE) -> dict[str, Any]:
+def slices_ratio(
+    records: Sequence[Record], strategy: str, score: str, *, baseline: str = BASELINES[0]
+) -> dict[str, Any]:
     """Slices that a strategy needs over those that the baseline needs, for the best Dice of the baseline.
 
     The mean over labels, with a 95 % bootstrap interval over patients. What a strategy does not reach counts as one
