@@ -29,7 +29,7 @@ class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class 
     }
     STRATEGIES: ClassVar = {
         **{name: partial(strategies.SliceStrategy, rule=name) for name in strategies.RULES},
-        "first": lambda _: strategies.First(),
+        "first": lambda outlooks: strategies.First(outlooks.room.images),
     }
     SCORING: ClassVar = {
         "dice": lambda _: scoring.DiceScore(),

@@ -137,3 +137,36 @@ def test_sessions(images: Images, folder: Path, tmp_path: Path) -> None:
             images.from_session(sessions, name)
     with pytest.raises(NotKnown):
         images.from_session(None, session)
+
+
+def test_what_cannot_be_read_is_set_aside_until_it_changes(images: Images, folder: Path, write: Write) -> None:
+    whole = (folder / "case1.nii.gz").read_bytes()
+    (folder / "case1.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadableVolume, match="case1"):
+        images.open(images.from_datastore("case1"))
+    assert images.usable(["case0", "case1"]) == ["case0"]
+    told = images.set_aside()
+    assert [one["image"] for one in told] == ["case1"]
+    assert "case1" in told[0]["reason"] and str(folder) not in told[0]["reason"]
+    (folder / "case1.nii.gz").write_bytes(whole)
+    assert images.usable(["case0", "case1"]) == ["case0", "case1"] and images.set_aside() == []
+    assert images.open(images.from_datastore("case1")).volume.shape == (6, 20, 24)
+
+
+def test_an_image_that_may_not_be_read_is_set_aside_with_a_word(
+    images: Images, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "read_volume", refused)
+    with pytest.raises(PermissionError):
+        images.open(images.from_datastore("case2"))
+    (told,) = images.set_aside()
+    assert told["image"] == "case2" and "Permission denied" in told["reason"] and str(folder) not in told["reason"]
+
+
+def test_a_full_disk_says_nothing_of_an_image(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="No space"), images.reading("case0"):
+        raise OSError(28, "No space left on device")
+    assert images.set_aside() == []

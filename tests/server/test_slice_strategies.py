@@ -12,10 +12,11 @@ from pocket_room import LABELS, SHAPE, annotate, embed, make_room
 from ssmsam.active.forecast import prompted
 from ssmsam.active.rules import RULES
 from ssmsam.imaging.reading import read_volume
+from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.outlook import Deadline, Outlooks
-from ssmsam.server.strategies import EXHAUSTED, FINISHED, SliceStrategy, Wish, slices_hint
+from ssmsam.server.strategies import EXHAUSTED, FINISHED, UNREADABLE, SliceStrategy, Wish, slices_hint
 from ssmsam.server.uncertainty import UncertaintyMap
 
 EVERY = range(SHAPE[0])
@@ -168,3 +169,30 @@ def test_the_map_is_on_the_image_s_grid_and_sure_where_somebody_looked(room: Few
     assert all(read_volume(elsewhere).array[index].any() for index in EVERY)
     with pytest.raises(InvalidRequest, match="spleen"):
         task({"image": source, "label": "spleen"})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_image_that_cannot_be_read_stops_nobody(tmp_path: Path, rule: str) -> None:
+    room = make_room(tmp_path, images=[f"bad{n}" for n in range(9)] + ["good"])
+    for path in (tmp_path / "studies").glob("bad*"):
+        path.write_bytes(path.read_bytes()[:500])
+    for _ in range(2):
+        assert ask(room, rule)["id"] == "good"
+    with pytest.raises(UnreadableVolume, match="bad3"):
+        ask(room, rule, image="bad3")
+    (tmp_path / "studies" / "good.nii.gz").write_bytes(b"")
+    assert ask(room, rule) == {"message": UNREADABLE.format(10)}
+    told = {one["image"]: one["reason"] for one in room.images.set_aside()}
+    assert len(told) == 10 and all(image in reason for image, reason in told.items())
+
+
+def test_annotations_of_an_image_that_cannot_be_read_any_more_stop_nobody(room: FewShotRoom, tmp_path: Path) -> None:
+    annotate(room, "a", {"liver": [3, 6]}, tmp_path)
+    annotate(room, "b", {"liver": [4], "spleen": [5]}, tmp_path)
+    (tmp_path / "studies" / "b.nii.gz").write_bytes(b"")
+    assert ask(room)["id"] == "a"
+    assert set(room.labelled.support("a")) == {"liver"}
+    with pytest.raises(InvalidRequest, match="spleen cannot be read"):
+        room.labelled.support("a", labels=["spleen"])
+    with pytest.raises(UnreadableVolume):
+        room.labelled.support("b")

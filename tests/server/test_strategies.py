@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ssmsam.encoders.embedder import Embedder
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.writing import write_volume
+from ssmsam.server.images import Images
 from ssmsam.server.strategies import First, by_chance, note_offer, offered
 from ssmsam.server.studies import StudiesFolder
 
@@ -19,6 +21,11 @@ def studies(tmp_path: Path, write: Callable[..., Path]) -> StudiesFolder:
     return StudiesFolder(tmp_path, auto_reload=False)
 
 
+@pytest.fixture
+def first(studies: StudiesFolder, embedder: Embedder) -> First:
+    return First(Images(datastore=studies, embedder=embedder, memory_bytes=10**9))
+
+
 def finish(studies: StudiesFolder, image: str) -> None:
     volume = read_volume(studies.get_image_uri(image))
     mask = Path(studies.get_image_uri(image)).parent / "mask.nii"
@@ -27,10 +34,10 @@ def finish(studies: StudiesFolder, image: str) -> None:
     mask.unlink()
 
 
-def test_first_goes_by_name(studies: StudiesFolder) -> None:
-    assert First()({"strategy": "first"}, studies) == {"id": "a"}
+def test_first_goes_by_name(first: First, studies: StudiesFolder) -> None:
+    assert first({"strategy": "first"}, studies) == {"id": "a"}
     finish(studies, "a")
-    assert First()({"strategy": "first"}, studies) == {"id": "b"}
+    assert first({"strategy": "first"}, studies) == {"id": "b"}
 
 
 def test_chance_rather_offers_what_was_not_offered_lately(studies: StudiesFolder) -> None:
@@ -57,7 +64,15 @@ def test_offers_of_other_strategies_are_kept(studies: StudiesFolder) -> None:
     assert set(studies.get_image_info("a")["strategy"]) == {"random", "next_slices"}
 
 
-def test_nothing_left(studies: StudiesFolder) -> None:
+def test_nothing_left(first: First, studies: StudiesFolder) -> None:
     for image in ("a", "b", "c"):
         finish(studies, image)
-    assert First()({"strategy": "any"}, studies) is None
+    assert first({"strategy": "any"}, studies) is None
+
+
+def test_first_passes_over_what_cannot_be_read(first: First, studies: StudiesFolder, tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(b"not an image")
+    assert first({"strategy": "first"}, studies) == {"id": "b"}
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"not an image")
+    assert "3 images" in first({"strategy": "first"}, studies)["message"]

@@ -28,6 +28,7 @@ from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.head import FEWSHOT
 from ssmsam.fewshot.shelf import HeadShelf
+from ssmsam.progress import Cancelled
 from ssmsam.prompting.registry import load_decoder
 from ssmsam.prompting.request import PROMPT_KEYS
 from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
@@ -43,7 +44,7 @@ from ssmsam.server.configuration import (
 from ssmsam.server.dicom_access import is_dicomweb, search_filters, store_access
 from ssmsam.server.dicom_store import DicomStore
 from ssmsam.server.dicomweb import DicomWebStudies
-from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
+from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers, unforeseen
 from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
@@ -249,6 +250,7 @@ class ServerApp(MONAILabelApp):
                 "warm": warm.done if warm else False,
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
+                "set_aside": self.images.set_aside(),
                 **self.rooms[FEWSHOT].status,
                 "methods": {method: room.status for method, room in self.rooms.items()},
             },
@@ -286,6 +288,22 @@ class ServerApp(MONAILabelApp):
                 source.image_id, path, tag, {"model": request["model"], "params": details}
             )
         return {"label": label, "tag": tag, "file": path, "params": details}
+
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""
+        found: dict[str, Any] = self._batch_infer(request, datastore or self.datastore(), self._infer_or_say)
+        return found
+
+    def _infer_or_say(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        try:
+            return self.infer(request, datastore)
+        except Cancelled:
+            raise
+        except Exception as error:
+            logger.warning("Batch inference of %s failed: %s", request.get("image"), error, exc_info=unforeseen(error))
+            return {
+                "error": str(error) if not unforeseen(error) else f"it failed ({type(error).__name__}): see the log"
+            }
 
     def with_known_labels(self, request: Mapping[str, Any], image_id: str = "") -> dict[str, Any]:
         """A request with its labels under the names by which they are known, and :data:`AS_SENT`, how it was spelt."""

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ssmsam.encoders.embedder import nearest_first
-from ssmsam.imaging.reading import UnreadableVolume
 from ssmsam.progress import Cancelled
-from ssmsam.server.images import Images, OpenImage, Source
+from ssmsam.server.images import UNUSABLE, Images, OpenImage, Source
 from ssmsam.service.jobs import Job, UnknownJob
 
 logger = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ class Background:
                 ended = "done"
             except Cancelled:
                 ended = "cancelled" if wish.job.cancelled else "queued"
-            except UnreadableVolume as error:
+            except UNUSABLE as error:
                 logger.warning("Not embedded: %s", error)
                 ended = "failed"
             except Exception:  # whatever is wrong with one image, the next one may be fine
@@ -178,7 +177,8 @@ class Background:
                         raise Cancelled
             wish.job.progress(phase, done, total)
 
-        embeddings.embed(nearest_first(near, embeddings.count), progress=progress)
+        with self._images.reading(source.image_id):
+            embeddings.embed(nearest_first(near, embeddings.count), progress=progress)
 
     def _goes_on(self, name: str, wish: _Wish) -> bool:
         """Whether a wish is still the newest one, unchanged, and wanted."""

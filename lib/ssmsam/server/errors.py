@@ -59,6 +59,11 @@ STATUS: dict[type[Exception], int] = {
 }
 
 
+def unforeseen(error: Exception) -> bool:
+    """Whether an error's message is not meant for users: it may hold paths or names."""
+    return not isinstance(error, tuple(STATUS))
+
+
 def install_handlers(app: FastAPI) -> None:
     """Answer with JSON whatever happens."""
     for error, status in STATUS.items():

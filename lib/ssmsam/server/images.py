@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.sessions import Sessions
 
+from ssmsam.annotation.files import CorruptAnnotations
+from ssmsam.annotation.truth import STORED_SLICES
 from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
 from ssmsam.encoders.manifest import sha256_of
+from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Volume
+from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
 from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_session_id
+from ssmsam.service.set_aside import SetAside
+
+logger = logging.getLogger(__name__)
+
+UNUSABLE = (NotKnown, UnreadableVolume, CorruptAnnotations, StoreRefused, StoreUnavailable, OSError)
+"""What is raised when one image cannot be used. It says nothing of the others: who works on many images goes on."""
+_OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the system that say nothing of an image: what is kept beside it could not be written."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,29 @@ class Images:
         self._open: OrderedDict[tuple[Path, tuple[int, ...] | str], OpenImage] = OrderedDict()
         self._lock = threading.Lock()
         self._stripes = [threading.Lock() for _ in range(64)]
+        self._aside = SetAside(self._state)
+
+    def usable(self, images: Iterable[str]) -> list[str]:
+        """Those that are not set aside: as far as is known they can be read."""
+        return [image for image in images if not self._aside.reason(image)]
+
+    def set_aside(self) -> list[dict[str, Any]]:
+        """The images that could not be read and have not changed since: ``image``, ``reason``, ``since``."""
+        return self._aside.as_json()
+
+    @contextmanager
+    def reading(self, image_id: str) -> Iterator[None]:
+        """What is raised inside because the image cannot be read sets it aside, until it changes."""
+        try:
+            yield
+        except NotKnown:  # it was removed
+            raise
+        except UNUSABLE as error:
+            ours = isinstance(error, OSError) and error.errno in _OF_OURS
+            if image_id and not ours and not self._aside.reason(image_id):
+                logger.warning("Image %s is set aside: %s", image_id, error)
+                self._aside.note(image_id, self._told(error, image_id))
+            raise
 
     def require(self, image_id: str) -> str:
         """``image_id`` if the datastore has it, else :class:`NotKnown`."""
@@ -69,12 +109,20 @@ class Images:
     def from_datastore(self, image_id: str) -> Source:
         """The source of a datastore image. A remote store fetches it first. Raises NotKnown."""
         self.require(image_id)
-        with self._one_at_a_time(image_id):
-            uri = self._datastore.get_image_uri(image_id)
-        path = Path(uri) if uri else None
-        if path is None or not path.exists():
-            raise NotKnown("image", image_id, step="its file was removed from the datastore")
-        return Source(image_id, path, _stamp(path), image_id)
+        with self.reading(image_id):
+            with self._one_at_a_time(image_id):
+                uri = self._datastore.get_image_uri(image_id)
+            path = Path(uri) if uri else None
+            if path is None or not path.exists():
+                raise NotKnown("image", image_id, step="its file was removed from the datastore")
+            return Source(image_id, path, _stamp(path), image_id)
+
+    def embeddings(self, image_id: str, *, plane: Plane = STORED_SLICES) -> VolumeEmbeddings:
+        """Those of a datastore image, whose pixels are read only when a slice has to be encoded. Raises NotKnown and
+        UnreadableVolume, whose message names the image, not its path."""
+        source = self.from_datastore(image_id)
+        with self.reading(image_id), self._by_name(source):
+            return self._embedder.open_source(source.path, plane=plane)
 
     def from_session(self, sessions: Sessions | None, session_id: str) -> Source:
         """The source of an image sent with ``PUT /session/``. Raises NotKnown."""
@@ -96,18 +144,41 @@ class Images:
                 if key in self._open:
                     self._open.move_to_end(key)
                     return self._open[key]
-            image = self._read(source)
+            with self.reading(source.image_id), self._by_name(source):
+                image = OpenImage(source, volume := read_volume(source.path), self._embedder.open(volume))
+            self._aside.clear(source.image_id)
             with self._lock:
                 self._open[key] = image
                 self._make_room()
             return image
 
-    def _read(self, source: Source) -> OpenImage:
+    @staticmethod
+    @contextmanager
+    def _by_name(source: Source) -> Iterator[None]:
+        """Errors name the image, not its path."""
         try:
-            volume = read_volume(source.path)
+            yield
         except UnreadableVolume as error:
             raise UnreadableVolume(str(error).replace(str(source.path), source.name)) from error
-        return OpenImage(source, volume, self._embedder.open(volume))
+
+    @staticmethod
+    def _told(error: Exception, image_id: str) -> str:
+        """What people are told: a message of the system would hold paths."""
+        if isinstance(error, OSError) and not isinstance(error, StoreUnavailable):
+            why = error.strerror or type(error).__name__
+            return f"{image_id}: its file cannot be read ({why}): the server's account needs the right to read it."
+        if isinstance(error, CorruptAnnotations):
+            return f"{image_id}: its stored annotations are damaged; the server's log names the file and what to do."
+        return str(error)
+
+    def _state(self, image_id: str) -> tuple[int, ...] | None:
+        """Of an image's file, for :class:`SetAside`; None of one that would have to be fetched."""
+        if isinstance(self._datastore, DicomWebArchive):
+            return None
+        try:
+            return _stamp(Path(self._datastore.get_image_uri(image_id)))
+        except Exception:  # it was removed, or cannot be looked at: that is a state too
+            return ()
 
     def _make_room(self) -> None:
         """Forget the images not used for longest; the newest stays whatever its size."""

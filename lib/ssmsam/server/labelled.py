@@ -12,8 +12,8 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.imaging.plane import Plane
 from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.images import Images
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.images import UNUSABLE, Images
 
 STORED = Plane(0)
 
@@ -39,8 +39,9 @@ class LabelledSlices:
     ) -> Support:
         """Label -> slices: those of ``image_id`` and, unless ``only_this``, those of other images.
 
-        Labels that are annotated on no slice that shows them are left out. Raises InvalidRequest for ``labels`` that
-        are not annotated anywhere.
+        Labels that are annotated on no slice that shows them are left out, and so are other images that cannot be
+        read. Raises InvalidRequest for ``labels`` that are not annotated anywhere, and where no image that shows one
+        of them can be read.
         """
         limits = limits or Limits()
         known = self._datastore.support()
@@ -58,9 +59,14 @@ class LabelledSlices:
         found = {}
         for label in wanted:
             if not labels or label in labels:
-                slices = self._opened(_chosen(known.only(label=label), image_id, limits), opened)
+                slices = self._opened(_chosen(known.only(label=label), image_id, limits), image_id, opened)
                 if any(one.mask.any() for one in slices):
                     found[label] = slices
+        if labels and not found:
+            raise InvalidRequest(
+                f"the images that show {', '.join(sorted(labels))} cannot be read; GET /info/ says why. "
+                "Annotate a few slices of it in another image, submit them, and run again"
+            )
         return found
 
     def showing(self) -> Counter[tuple[str, str]]:
@@ -68,16 +74,17 @@ class LabelledSlices:
         return Counter((one.image, one.label) for one in self._datastore.support().only(nonempty=True))
 
     def _opened(
-        self, slices: Iterable[SupportSlice], opened: dict[tuple[str, Plane], VolumeEmbeddings]
+        self, slices: Iterable[SupportSlice], image_id: str, opened: dict[tuple[str, Plane], VolumeEmbeddings]
     ) -> list[LabelledSlice]:
         found = []
         for one in slices:
             key = one.image, one.plane
             try:
                 if key not in opened:
-                    source = self._images.from_datastore(one.image)
-                    opened[key] = self._embedder.open_source(source.path, plane=one.plane)
-            except NotKnown:  # its image was removed: nothing can be learned from it any more
+                    opened[key] = self._images.embeddings(one.image, plane=one.plane)
+            except UNUSABLE:  # its image was removed or cannot be read: nothing can be learned from it now
+                if one.image == image_id:
+                    raise
                 continue
             known = None if one.annotation.known is None else one.annotation.known.array
             found.append(LabelledSlice(opened[key], one.index, one.mask, known, one.image))

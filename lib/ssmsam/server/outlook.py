@@ -68,7 +68,7 @@ class Outlooks:
 
     def embeddings(self, image: str) -> VolumeEmbeddings:
         """Raises NotKnown and UnreadableVolume."""
-        return self.room.embedder.open_source(self.room.images.from_datastore(image).path)
+        return self.room.images.embeddings(image)
 
     def annotated(self, image: str) -> dict[str, dict[int, bool]]:
         """Label -> annotated stored slice -> whether the label was seen there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -14,11 +15,13 @@ from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.label_info import read_label_info
 from ssmsam.annotation.truth import SliceAnnotation
 from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.progress import Cancelled
 from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.images import UNUSABLE
 from ssmsam.server.outlook import Deadline, Outlooks
+
+logger = logging.getLogger(__name__)
 
 
 class DiceScore(ScoringMethod):
@@ -42,7 +45,11 @@ class DiceScore(ScoringMethod):
         tag = str(request.get("y_pred") or DefaultLabelTag.ORIGINAL.value)
         found = {}
         for image in datastore.list_images():
-            compared = compare(datastore, image, tag, datastore.annotations(image))
+            try:
+                compared = compare(datastore, image, tag, datastore.annotations(image))
+            except UNUSABLE as error:
+                logger.warning("Image %s is left out: %s", image, error)
+                continue
             if compared:
                 mean = float(np.mean([one["dice"] for one in compared.values()]))
                 found[image] = {"dice": round(mean, 4), "dice_per_label": compared}
@@ -69,13 +76,14 @@ class UncertaintyScore(ScoringMethod):
             raise InvalidRequest(f"budget_s has to be a number of seconds, got {request['budget_s']!r}") from None
         labels = self._outlooks.learnable()
         found: dict[str, Any] = {}
-        for image in sorted(datastore.get_unlabeled_images()) if labels else ():
+        for image in self._outlooks.room.images.usable(sorted(datastore.get_unlabeled_images())) if labels else ():
             if not deadline.left:
                 break
             try:
-                self._outlooks.embeddings(image).embed(progress=deadline.progress)
-                outlook = self._outlooks.of(image, labels, deadline=deadline)
-            except (NotKnown, UnreadableVolume, Cancelled):
+                with self._outlooks.room.images.reading(image):
+                    self._outlooks.embeddings(image).embed(progress=deadline.progress)
+                    outlook = self._outlooks.of(image, labels, deadline=deadline)
+            except (*UNUSABLE, Cancelled):
                 continue
             per_label = {
                 label: round(1 - forecast.expected_dice(without=outlook.state.known(label)), 4)

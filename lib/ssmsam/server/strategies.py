@@ -15,9 +15,9 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from ssmsam.active.rules import RULES
 from ssmsam.active.state import Choice
-from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.images import UNUSABLE, Images
 from ssmsam.server.outlook import Deadline, Outlook, Outlooks
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ CLIENT_AXIS = 2
 ALL_ANNOTATED = "all annotated"
 MOST_VOLUMES = 8
 """Images that are compared for one choice, at most."""
+UNREADABLE = "nothing is left to annotate: the {} images that are not finished cannot be read; GET /info/ says why"
 FINISHED = "nothing is left to annotate: every image is finished"
 EXHAUSTED = (
     "nothing is left to annotate: every slice of the images that are not finished is annotated for these labels; "
@@ -42,14 +43,21 @@ DESCRIPTIONS = {
 
 
 class First(Strategy):
-    """The images in the order of their names, one after the other."""
+    """The images in the order of their names, one after the other. What cannot be read is passed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: Images) -> None:
         super().__init__("The first image, by name, that has no finished label")
+        self._images = images
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        images = datastore.get_unlabeled_images()
-        return {"id": min(images)} if images else None
+        unfinished = sorted(datastore.get_unlabeled_images())
+        for image in self._images.usable(unfinished):
+            try:
+                self._images.embeddings(image)
+            except UNUSABLE:
+                continue
+            return {"id": image}
+        return {"message": UNREADABLE.format(len(unfinished))} if unfinished else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,32 +108,37 @@ class SliceStrategy(Strategy):
         images = self._images(wish, datastore, request)
         if not images:
             return {"message": FINISHED}
+        usable = images if wish.image else self._outlooks.room.images.usable(images)
         deadline = Deadline(wish.budget_s)
         labels = list(wish.labels) or self._outlooks.learnable()
         found: list[tuple[float, Outlook, list[Choice]]] = []
-        for image in images[:MOST_VOLUMES]:
-            if found and not deadline.left:
+        looked_at = 0
+        for image in usable:
+            if looked_at >= MOST_VOLUMES or (found and not deadline.left):
                 break
             try:
                 outlook = self._outlook(image, labels, deadline)
-            except (NotKnown, UnreadableVolume):
-                if wish.image or image == images[-1]:
+            except UNUSABLE:
+                if wish.image:
                     raise
-                continue  # another one can be annotated meanwhile
+                continue  # it is set aside now; another one can be annotated meanwhile
+            looked_at += 1
             choices = RULES[self._rule](outlook.state, wish.k, labels, np.random.default_rng())
             if choices:
                 found.append((sum(one.gain for one in choices), outlook, choices))
                 if not self._compares(outlook):
                     break
         if not found:
-            return {"message": EXHAUSTED}
+            return {"message": EXHAUSTED if looked_at else UNREADABLE.format(len(images))}
         _, outlook, choices = max(found, key=lambda one: one[0])
         return answer(outlook, choices)
 
     def _outlook(self, image: str, labels: Sequence[str], deadline: Deadline) -> Outlook:
-        if self._rule == "random":
-            return self._outlooks.bare(image)
-        return self._outlooks.of(image, labels, deadline=deadline)
+        """Raises one of UNUSABLE; the image is set aside then."""
+        with self._outlooks.room.images.reading(image):
+            if self._rule == "random":
+                return self._outlooks.bare(image)
+            return self._outlooks.of(image, labels, deadline=deadline)
 
     def _compares(self, outlook: Outlook) -> bool:
         """Whether other images may be better: only expectations of a model can be compared."""
