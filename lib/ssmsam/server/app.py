@@ -225,6 +225,7 @@ class ServerApp(MONAILabelApp):
         from monailabel.app import app as server
 
         from ssmsam.server.compression import compress_answers
+        from ssmsam.server.exposure import close_to_other_sites
         from ssmsam.server.openapi import describe_requests
         from ssmsam.server.routes import install_routes
 
@@ -232,6 +233,7 @@ class ServerApp(MONAILabelApp):
         install_routes(server)
         describe_requests(server)
         compress_answers(server)
+        close_to_other_sites(server)
         install_handlers(server)
         accept_signed_tokens()
         keep_patients_out_of_logs()

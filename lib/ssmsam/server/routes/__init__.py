@@ -26,7 +26,19 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 
-from ssmsam.server.routes import heads, inference, jobs, proxied, sessions, slices, starts, studies, tasks, viewer
+from ssmsam.server.routes import (
+    heads,
+    inference,
+    jobs,
+    proxied,
+    reference,
+    sessions,
+    slices,
+    starts,
+    studies,
+    tasks,
+    viewer,
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,7 @@ OURS = (
     starts.router,
     proxied.router,
     viewer.router,
+    reference.router,
 )
 
 
@@ -88,8 +101,8 @@ def install_routes(app: FastAPI) -> None:
     """Take the stock routes out and put ours in. Raises RuntimeError when MONAI Label no longer has one of them."""
     for stock in (*REPLACED, *REMOVED):
         _remove(app, stock)
-    # anybody could make the server build itself a second time, beside the first
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != "/reload"]
+    # anybody could make the server build itself a second time; the pages need the internet
+    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") not in ("/reload", "/", "/docs")]
     for router in OURS:
         app.include_router(router)
     app.openapi_schema = None
