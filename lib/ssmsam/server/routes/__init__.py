@@ -17,7 +17,6 @@ from monailabel.endpoints import (
     datastore,
     infer,
     info,
-    logs,
     ohif,
     proxy,
     scoring,
@@ -25,11 +24,13 @@ from monailabel.endpoints import (
     train,
     wsi_infer,
 )
+from monailabel.endpoints import logs as stock_logs
 
 from ssmsam.server.routes import (
     heads,
     inference,
     jobs,
+    logs,
     proxied,
     reference,
     sessions,
@@ -71,7 +72,8 @@ REPLACED = (
     _stock(datastore, "/datastore/dataset", "GET"),
     _stock(session, "/session/", "PUT"),
     _stock(session, "/session/{session_id}", "GET DELETE"),
-    _stock(logs, "/logs/gpu", "GET"),
+    _stock(stock_logs, "/logs/", "GET"),
+    _stock(stock_logs, "/logs/gpu", "GET"),
     _stock(ohif, "/ohif/{path:path}", "GET"),
     *(_stock(proxy, f"/proxy/dicom/{op}{{path:path}}", "GET POST") for op in ("", "wado/", "qido/", "stow/")),
 )
@@ -86,6 +88,7 @@ OURS = (
     heads.router,
     inference.router,
     jobs.router,
+    logs.router,
     tasks.router,
     studies.router,
     slices.router,
