@@ -1,4 +1,4 @@
-"""A folder with one DICOM series to a volume: headers by pydicom, pixels by GDCM."""
+"""A folder with one DICOM series to a volume. The pixels' meaning is in :mod:`ssmsam.imaging.dicom_pixels`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
 
+from ssmsam.imaging.dicom_pixels import read_pixels
 from ssmsam.imaging.geometry import orthogonal_grid
-from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.imaging.unreadable import UnreadableVolume, one_error
 from ssmsam.imaging.volume import Grid, Volume
-from ssmsam.imaging.voxels import compact
 
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "Rows", "Columns",
     "SamplesPerPixel", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "SliceThickness", "SpacingBetweenSlices",
 ]  # fmt: skip
+
+MARK = b"DICM"
+FIRST_GROUPS = (b"\x02\0", b"\x08\0", b"\0\x08")
+"""How a file without the preamble begins: group 0002 or 0008, the latter in big endian too."""
 
 NOT_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "AU"})
 """Modalities whose objects accompany images: skipped."""
@@ -51,6 +53,11 @@ def find_series(folder: Path) -> DicomSeries:
 
     Raises UnreadableVolume when there is none, more than one, or one that is not a straight, even stack of slices.
     """
+    with one_error(folder):
+        return _find_series(folder)
+
+
+def _find_series(folder: Path) -> DicomSeries:
     slices = list(_image_headers(folder))
     if not slices:
         raise UnreadableVolume(f"{folder}: no DICOM images here. Give the folder that holds the files of one series.")
@@ -71,20 +78,28 @@ def find_series(folder: Path) -> DicomSeries:
 def read_dicom(folder: Path) -> Volume:
     """The one series below ``folder`` as a volume, sorted along its normal, rescaled (HU for CT)."""
     series = find_series(folder)
-    slices = [_pixels(path) for path in series.files]
-    kind = np.result_type(*slices)
-    array = np.stack(slices, dtype=np.float32 if kind.kind == "f" else kind, casting="same_kind")
-    return Volume(compact(array), series.grid.affine, series.modality, series.series_uid, series.frame_of_reference_uid)
+    with one_error(folder):
+        return Volume(
+            read_pixels(series.files), series.grid.affine, series.modality, series.series_uid,
+            series.frame_of_reference_uid,
+        )  # fmt: skip
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does: the mark after 128 bytes, or, as old devices write, the first group."""
+    with open(path, "rb") as file:
+        head = file.read(132)
+    return head[128:] == MARK or (len(head) == 132 and head[:2] in FIRST_GROUPS)
 
 
 def _image_headers(folder: Path) -> Iterator[tuple[Path, pydicom.Dataset]]:
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
             continue
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-        except (InvalidDicomError, OSError, EOFError):
-            continue  # not DICOM: a text file, a preview
+        with one_error(path):
+            if not looks_like_dicom(path):
+                continue  # a text file, a preview
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=True)
         if header.get("Rows") and str(header.get("Modality") or "") not in NOT_IMAGES:
             yield path, header
 
@@ -172,14 +187,3 @@ def _spacing(folder: Path, depth: np.ndarray, header: pydicom.Dataset) -> float:
             f"{usual:.2f} mm is usual. A slice may be missing: export the series again, or resample it to even slices."
         )
     return float(depth[-1] - depth[0]) / (len(depth) - 1)
-
-
-def _pixels(path: Path) -> np.ndarray:
-    """(rows, columns) of one file, rescaled by its own slope and intercept."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")  # by content: file names need no extension
-    reader.SetFileName(str(path))
-    try:
-        return sitk.GetArrayFromImage(reader.Execute())[0]
-    except RuntimeError as error:
-        raise UnreadableVolume(f"{path}: the pixels cannot be decoded. ({error})") from error
