@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
+from ssmsam.imaging.dicom_file import looks_like_dicom, read_dataset
 from ssmsam.imaging.dicom_pixels import read_pixels
 from ssmsam.imaging.geometry import orthogonal_grid
 from ssmsam.imaging.unreadable import UnreadableVolume, one_error
@@ -16,13 +17,9 @@ from ssmsam.imaging.volume import Grid, Volume
 
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "Rows", "Columns",
-    "SamplesPerPixel", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "SliceThickness", "SpacingBetweenSlices",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
 ]  # fmt: skip
-
-MARK = b"DICM"
-FIRST_GROUPS = (b"\x02\0", b"\x08\0", b"\0\x08")
-"""How a file without the preamble begins: group 0002 or 0008, the latter in big endian too."""
 
 NOT_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "AU"})
 """Modalities whose objects accompany images: skipped."""
@@ -61,6 +58,7 @@ def _find_series(folder: Path) -> DicomSeries:
     slices = list(_image_headers(folder))
     if not slices:
         raise UnreadableVolume(f"{folder}: no DICOM images here. Give the folder that holds the files of one series.")
+    _expect_no_empty_file(folder, {path.suffix for path, _ in slices})
     _expect_one_series(folder, [header for _, header in slices])
     for path, header in slices:
         _expect_slice(path, header)
@@ -85,23 +83,28 @@ def read_dicom(folder: Path) -> Volume:
         )  # fmt: skip
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does: the mark after 128 bytes, or, as old devices write, the first group."""
-    with open(path, "rb") as file:
-        head = file.read(132)
-    return head[128:] == MARK or (len(head) == 132 and head[:2] in FIRST_GROUPS)
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR":
+            yield path
 
 
 def _image_headers(folder: Path) -> Iterator[tuple[Path, pydicom.Dataset]]:
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
-            continue
+    for path in _files(folder):
         with one_error(path):
             if not looks_like_dicom(path):
                 continue  # a text file, a preview
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=True)
-        if header.get("Rows") and str(header.get("Modality") or "") not in NOT_IMAGES:
+            header = read_dataset(path, tags=HEADER_TAGS, pixels=False)
+            is_image = bool(header.get("Rows")) and str(header.get("Modality") or "") not in NOT_IMAGES
+        if is_image:
             yield path, header
+
+
+def _expect_no_empty_file(folder: Path, suffixes: set[str]) -> None:
+    """A copy that was broken off leaves files without a byte: nothing else tells that the first or last is missing."""
+    for path in _files(folder):
+        if path.suffix in suffixes and path.stat().st_size == 0:
+            raise UnreadableVolume(f"{path}: an empty file among the slices, one is missing. Copy the series again.")
 
 
 def _expect_one_series(folder: Path, headers: list[pydicom.Dataset]) -> None:
@@ -118,7 +121,8 @@ def _expect_slice(path: Path, header: pydicom.Dataset) -> None:
         raise UnreadableVolume(
             f"{path}: a multi-frame image. Convert it to one file per slice (dcm4che's emf2sf) or to NIfTI (dcm2niix)."
         )
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    is_colour = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
+    if is_colour or int(header.get("SamplesPerPixel") or 1) != 1:
         raise UnreadableVolume(f"{path}: a colour image. Export the series as grey values.")
     sizes = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     missing = [name for name, size in sizes.items() if np.size(header.get(name) or ()) != size]

@@ -1,4 +1,4 @@
-"""The pixels of a DICOM series: stored numbers to what they mean (HU for CT).
+"""The pixels of DICOM files: stored numbers to what they mean (HU for CT).
 
 pydicom decodes what is not compressed. GDCM decodes the rest, from a copy that says nothing but how the pixels are
 stored: left to itself it inverts MONOCHROME1, refuses a spacing of 0 and signed intercepts, and ignores padding.
@@ -11,24 +11,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixel_data_handlers.util import apply_modality_lut
 from pydicom.uid import (
-    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
 
-from ssmsam.imaging.unreadable import UnreadableVolume, one_error
+from ssmsam.imaging.dicom_file import read_dataset
+from ssmsam.imaging.unreadable import UnreadableVolume, expect_held, one_error
 from ssmsam.imaging.voxels import compact, rescaled
 
 STORAGE = (
-    "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+    "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "PixelData",
 )  # fmt: skip
+"""All that GDCM is told of an image."""
+
+ALWAYS_ALLOWED = 1 << 26
+"""Bytes of pixels that any compressed file may claim: nothing bounds how small an even image becomes. *Guess*."""
 
 
 def read_pixels(files: Sequence[Path]) -> np.ndarray:
@@ -48,6 +52,57 @@ def read_pixels(files: Sequence[Path]) -> np.ndarray:
     return compact(array)
 
 
+def decoded(header: FileDataset, path: Path) -> np.ndarray:
+    """The stored numbers (frames, rows, columns) of a file. ``path`` is for messages.
+
+    Raises UnreadableVolume where there are no pixels, fewer than the header says, or of an unknown compression.
+    """
+    if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadableVolume(f"{path}: no pixels in it. Send the image again.")
+    if not hasattr(header, "file_meta"):
+        header.file_meta = FileMetaDataset()
+    if "TransferSyntaxUID" not in header.file_meta:
+        explicit = ExplicitVRLittleEndian if header.is_little_endian else ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if header.is_implicit_VR else explicit
+    syntax = header.file_meta.TransferSyntaxUID
+    shape = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
+    try:
+        if not syntax.is_encapsulated:
+            return header.pixel_array.reshape(shape)
+        claimed = float(np.prod(shape, dtype=np.float64)) * int(header.BitsAllocated) / 8
+        if claimed > ALWAYS_ALLOWED:
+            expect_held(claimed, path)
+        return _decompressed(header).reshape(shape)
+    except UnreadableVolume:
+        raise
+    except Exception as error:  # the decoders raise what they like
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UnreadableVolume(
+            f"{path}: the pixels cannot be decoded ({syntax.name}). The file is damaged or cut short, or its "
+            f"compression is not known here: export it again, uncompressed. ({reason})"
+        ) from error
+
+
+def _decompressed(header: FileDataset) -> np.ndarray:
+    copy = FileDataset("", {}, preamble=bytes(128))
+    copy.is_little_endian, copy.is_implicit_VR = True, False
+    copy.file_meta = FileMetaDataset()
+    copy.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
+    copy.SOPClassUID = copy.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    copy.PhotometricInterpretation = "MONOCHROME2"
+    for name in STORAGE:
+        if name in header:
+            copy[name] = header[name]
+    with TemporaryDirectory(prefix="ssmsam-") as folder:
+        file = Path(folder) / "pixels.dcm"
+        copy.save_as(file, write_like_original=False)
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(str(file))
+        return sitk.GetArrayFromImage(reader.Execute())
+
+
 def _fill(array: np.ndarray, padding: np.ndarray) -> None:
     real = array[~padding]
     if real.size:
@@ -58,74 +113,31 @@ def _fill(array: np.ndarray, padding: np.ndarray) -> None:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The values (rows, columns) of one file, and which of them are padding (None: the header names none)."""
     with one_error(path):
-        header = pydicom.dcmread(path, force=True)
-        stored = _stored(header, path)
-        padding = _padding(header, stored)
-        stored = _without_unused_bits(header, stored)
+        header = read_dataset(path)
+        raw = decoded(header, path)[0]
+        stored = _without_unused_bits(header, raw)
+        padding = _padding(header, raw, stored)
         if header.get("ModalityLUTSequence"):
             return apply_modality_lut(stored, header), padding
         slope, intercept = (header.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
         slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
         if not np.isfinite([slope, intercept]).all() or slope == 0:
-            raise UnreadableVolume(f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} make no values.")
+            raise UnreadableVolume(
+                f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} make no values of the pixels. "
+                "Export the series again."
+            )
         return rescaled(stored, slope, intercept), padding
 
 
-def _stored(header: FileDataset, path: Path) -> np.ndarray:
-    """The stored numbers (rows, columns) of one frame."""
-    if not hasattr(header, "file_meta"):
-        header.file_meta = FileMetaDataset()
-    if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise UnreadableVolume(f"{path}: no pixels in it. Send the image again.")
-    if "TransferSyntaxUID" not in header.file_meta:
-        explicit = ExplicitVRLittleEndian if header.is_little_endian else ExplicitVRBigEndian
-        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if header.is_implicit_VR else explicit
-    shape = int(header.Rows), int(header.Columns)
-    if not header.file_meta.TransferSyntaxUID.is_compressed:
-        try:
-            return header.pixel_array.reshape(shape)
-        except Exception as error:  # the decoders raise what they like
-            raise UnreadableVolume(
-                f"{path}: the pixels cannot be decoded. The file may be cut short. ({error})"
-            ) from error
-    return _decompressed(header, path).reshape(shape)
-
-
-def _decompressed(header: FileDataset, path: Path) -> np.ndarray:
-    copy = FileDataset("", {}, preamble=bytes(128))
-    copy.is_little_endian, copy.is_implicit_VR = True, False
-    copy.file_meta = FileMetaDataset()
-    copy.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
-    copy.SOPClassUID = copy.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = UID(str(header.get("SOPInstanceUID") or "1.2.3"))
-    for name in STORAGE:
-        if name in header:
-            copy[name] = header[name]
-    copy.PhotometricInterpretation = "MONOCHROME2"
-    with TemporaryDirectory(prefix="ssmsam-") as folder:
-        file = Path(folder) / "pixels.dcm"
-        copy.save_as(file, write_like_original=False)
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(file))
-        try:
-            return sitk.GetArrayFromImage(reader.Execute())
-        except RuntimeError as error:
-            syntax = header.file_meta.TransferSyntaxUID.name
-            raise UnreadableVolume(
-                f"{path}: the pixels cannot be decoded ({syntax}). The file is damaged or its compression is not "
-                "known here: export the series uncompressed."
-            ) from error
-
-
-def _padding(header: Dataset, stored: np.ndarray) -> np.ndarray | None:
+def _padding(header: Dataset, raw: np.ndarray, stored: np.ndarray) -> np.ndarray | None:
+    """Which pixels are padding: its value may use bits that others do not."""
     if header.get("PixelPaddingValue") is None or stored.dtype.kind not in "iu":
         return None
-    bits = int(header.BitsAllocated)
-    signed = int(header.get("PixelRepresentation") or 0) == 1
-    first = _number(header.PixelPaddingValue, bits, signed)
-    last = _number(header.get("PixelPaddingRangeLimit", header.PixelPaddingValue), bits, signed)
-    return (stored >= min(first, last)) & (stored <= max(first, last))
+    bits, signed = int(header.BitsAllocated), int(header.get("PixelRepresentation") or 0) == 1
+    limit = header.get("PixelPaddingRangeLimit")
+    ends = [header.PixelPaddingValue, header.PixelPaddingValue if limit is None else limit]
+    first, last = sorted(_number(end, bits, signed) for end in ends)
+    return ((raw >= first) & (raw <= last)) | ((stored >= first) & (stored <= last))
 
 
 def _number(value: object, bits: int, signed: bool) -> int:
