@@ -164,7 +164,7 @@ def _pixel_reader(seg: FileDataset, count: int) -> Callable[[int], np.ndarray]:
     """A function from frame index to stored values (rows, columns); one frame at a time where nothing is compressed."""
     rows, columns, bits = int(seg.Rows), int(seg.Columns), int(seg.BitsAllocated)
     if seg.file_meta.TransferSyntaxUID.is_encapsulated:
-        frames = decoded(seg, Path(seg.filename))
+        frames = decoded(seg, Path(str(seg.filename)))
         return lambda index: frames[index]
     if "PixelData" not in seg:
         raise UnreadableVolume("no pixels in it. Export the segmentation again.")
