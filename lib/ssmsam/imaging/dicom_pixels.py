@@ -1,6 +1,6 @@
 """The pixels of DICOM files: stored numbers to what they mean (HU for CT).
 
-pydicom decodes what is not compressed. GDCM decodes the rest, from a copy that says nothing but how the pixels are
+pydicom decodes what is not compressed, and RLE. GDCM decodes the rest, from a copy that says nothing but how the pixels are
 stored: left to itself it inverts MONOCHROME1, refuses a spacing of 0 and signed intercepts, and ignores padding.
 """
 
@@ -13,12 +13,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_pixel_data_frame
 from pydicom.pixel_data_handlers.util import apply_modality_lut
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 
@@ -28,7 +30,7 @@ from ssmsam.imaging.voxels import compact, rescaled
 
 STORAGE = (
     "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "PixelData",
+    "PixelRepresentation",
 )  # fmt: skip
 """All that GDCM is told of an image."""
 
@@ -68,12 +70,11 @@ def decoded(header: FileDataset, path: Path) -> np.ndarray:
     syntax = header.file_meta.TransferSyntaxUID
     shape = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     try:
-        if not syntax.is_encapsulated:
-            return header.pixel_array.reshape(shape)
         claimed = float(np.prod(shape, dtype=np.float64)) * int(header.BitsAllocated) / 8
-        if claimed > ALWAYS_ALLOWED:
+        if syntax.is_encapsulated and claimed > ALWAYS_ALLOWED:
             expect_held(claimed, path)
-        return _decompressed(header).reshape(shape)
+        by_pydicom = not syntax.is_encapsulated or syntax == RLELossless
+        return (header.pixel_array if by_pydicom else _decompressed(header)).reshape(shape)
     except UnreadableVolume:
         raise
     except Exception as error:  # the decoders raise what they like
@@ -95,6 +96,10 @@ def _decompressed(header: FileDataset) -> np.ndarray:
     for name in STORAGE:
         if name in header:
             copy[name] = header[name]
+    # GDCM believes the lengths of pieces, up to gigabytes: they are stated anew
+    frames = generate_pixel_data_frame(header.PixelData, int(header.get("NumberOfFrames") or 1))
+    copy.PixelData = encapsulate(list(frames))
+    copy["PixelData"].is_undefined_length = True
     with TemporaryDirectory(prefix="ssmsam-") as folder:
         file = Path(folder) / "pixels.dcm"
         copy.save_as(file, write_like_original=False)
