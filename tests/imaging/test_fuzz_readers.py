@@ -95,7 +95,7 @@ def run(kind: str, folder: Path, count: int, seed: int) -> Outcome:
     read()
     outcome = fuzz(files, read, count=count, seed=seed, damage=damaged_inside if kind.endswith("gz") else damaged)
     print(
-        f"{kind}: {count} damaged, {outcome.read} read, {outcome.refused} refused, {len(outcome.escaped)} other errors, "
+        f"{kind}: {count} damaged, {outcome.read} read, {outcome.refused} refused, {len(outcome.escaped)} otherwise, "
         f"slowest {outcome.slowest_s:.2f} CPU s, {outcome.grown_mib:.0f} MiB more"
     )
     return outcome
