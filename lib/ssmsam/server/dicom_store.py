@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pydicom
 import requests
+from cachetools import TTLCache
 from dicomweb_client import DICOMwebClient
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
@@ -22,6 +24,8 @@ from ssmsam.server.dicom_references import referenced_instance, referenced_serie
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Filters = Mapping[str, Any]
 """What a query asks for, keyword -> value. A list of values means any of them."""
 
@@ -30,11 +34,20 @@ FIELDS = ["Modality", "StudyDate", "StudyTime", "PatientID", "NumberOfSeriesRela
 AS_STORED = (("application/dicom", "*"),)
 """Whatever transfer syntax the files have: nothing is decompressed on the way, our reader does that."""
 
+STUDY_FRESH_S = 60.0
+"""How long the series of a study are believed where a store has to be asked study by study. A guess."""
+
+MOST_STUDIES = 20_000
+"""Whose series are remembered, at most."""
+
 RECORD_TAGS = (
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "ReferencedSeriesSequence", "Manufacturer",
     "ContentDate", "ContentTime", "SeriesDate", "SeriesTime",
 )  # fmt: skip
 """What a :class:`SegmentationRecord` is made of."""
+
+NOT_SO = (400, 404, 405, 410, 501)
+"""What stores answer to a question that they do not take, and some where nothing matches."""
 
 WRITER = "ssmsam"
 """The manufacturer that :func:`ssmsam.imaging.dicom_seg.write_seg` states."""
@@ -113,6 +126,11 @@ class DicomStore:
             permissive_uid=True,
         )
         self.client.set_http_retry_params(retry=False)  # the session does it, and waits less
+        self._relational: bool | None = None
+        """Whether series can be asked for without naming their study; None until it matters."""
+        self._by_study: TTLCache[str, list[dict[str, Any]]] = TTLCache(MOST_STUDIES, STUDY_FRESH_S)
+        self._media: tuple[Any, ...] = (AS_STORED, None)
+        """What is asked for in turn: some stores know no wildcard, and send what everybody has to read."""
 
     def series(self, filters: Filters) -> list[SeriesRecord]:
         """Every series that fits, in the store's order. Series that show no image (SEG, SR ...) only when asked for."""
@@ -123,9 +141,10 @@ class DicomStore:
         found: dict[str, SeriesRecord] = {}
         for modality in modalities:  # one by one: few servers know lists of values
             query = {**wanted, "Modality": modality} if modality else wanted
-            for record in map(_series_record, self._pages(query)):
-                if modality == record.modality or (modality is None and record.modality not in NOT_IMAGES):
-                    found[record.series_uid] = record
+            with self._errors():
+                for record in map(_series_record, self._pages(query)):
+                    if modality == record.modality or (modality is None and record.modality not in NOT_IMAGES):
+                        found[record.series_uid] = record
         return list(found.values())
 
     def segmentations(self, series: SeriesRecord, images: Collection[SeriesRecord]) -> list[SegmentationRecord]:
@@ -133,7 +152,7 @@ class DicomStore:
 
         What names no image at all, and what cannot be understood, is left out with a word in the log.
         """
-        with self._errors():
+        with self._errors(f"of SEG series {series.series_uid}"):
             headers = self.client.retrieve_series_metadata(series.study_uid, series.series_uid)
         found = []
         for header in headers:
@@ -161,33 +180,63 @@ class DicomStore:
         return holder
 
     def _holds(self, series: SeriesRecord, instance_uid: str) -> bool:
-        query = {"SOPInstanceUID": instance_uid}
-        answers = self.client.search_for_instances(series.study_uid, series.series_uid, search_filters=query)
+        answers = self._instances(series, {"SOPInstanceUID": instance_uid})
         return any(value_of(answer, "00080018") == instance_uid for answer in answers)  # some ignore the filter
 
     def fetch(self, series: SeriesRecord, folder: Path) -> None:
-        """Write every file of a series into ``folder``. Raises StoreUnavailable when some did not come."""
-        expected = series.instances or self._count(series)
+        """Write every file of a series into ``folder``.
+
+        Raises StoreUnavailable when some did not come: fewer than the store lists for the series, and fewer than it
+        names one by one, for the first of these is a count that may be old.
+        """
         seen: set[str] = set()
-        with self._errors():
-            for header in self.client.iter_series(series.study_uid, series.series_uid, media_types=AS_STORED):
+        with self._errors(f"of series {series.series_uid}"):
+            for header in self._files(series):
                 if str(header.get("SeriesInstanceUID")) != series.series_uid:
                     raise StoreRefused(f"{self.access.shown} sent files of another series than {series.series_uid}")
                 seen.add(str(header.SOPInstanceUID))
                 header.save_as(folder / f"{len(seen):05d}.dcm")
-        if len(seen) < expected:
+        if len(seen) < max(1, series.instances) and len(seen) < (expected := self._count(series)):
             raise StoreUnavailable(
                 f"{self.access.shown} sent {len(seen)} of the {expected} images of series {series.series_uid}. "
                 "Try again in a moment; if that does not help, send the series to the store again."
             )
+        if not seen:
+            raise StoreRefused(
+                f"{self.access.shown} lists series {series.series_uid} and sends no image of it: "
+                "send the series to the store again."
+            )
 
     def fetch_segmentation(self, record: SegmentationRecord, path: Path) -> None:
         """Write one DICOM SEG to ``path``."""
-        with self._errors():
-            found = self.client.retrieve_instance(
-                record.study_uid, record.series_uid, record.instance_uid, media_types=AS_STORED
+        with self._errors(f"of SEG series {record.series_uid}"):
+            found = self._in_any_syntax(
+                lambda media: self.client.retrieve_instance(
+                    record.study_uid, record.series_uid, record.instance_uid, media_types=media
+                )
             )
             found.save_as(path)
+
+    def _files(self, series: SeriesRecord) -> Iterator[Any]:
+        """The files of a series one by one, none of which has to fit into memory beside the others."""
+
+        def ask(media: Any) -> Iterator[Any]:
+            coming = iter(self.client.iter_series(series.study_uid, series.series_uid, media_types=media))
+            first = list(itertools.islice(coming, 1))  # only now is the store asked
+            return itertools.chain(first, coming)
+
+        return self._in_any_syntax(ask)
+
+    def _in_any_syntax(self, ask: Callable[[Any], T]) -> T:
+        """What the store sends as it is stored, or where it knows no wildcard (406) as everybody has to read it."""
+        try:
+            return ask(self._media[0])
+        except requests.HTTPError as error:
+            if _status(error) != 406 or len(self._media) == 1:
+                raise
+            found = ask(self._media[1])
+            self._media = self._media[1:]
+            return found
 
     def add(self, path: Path) -> SegmentationRecord:
         """Store one DICOM SEG. Raises StoreRefused when the store does not keep it."""
@@ -202,27 +251,98 @@ class DicomStore:
 
     def _pages(self, query: Filters) -> Iterator[dict[str, Any]]:
         """Every answer to a query of series. Stores may send a part at a time; some always send everything."""
-        seen: set[str] = set()
+        if self._relational is False:
+            return self._study_by_study(query)
+        try:
+            return iter(self._paged(self._search_series(query), "0020000E"))
+        except requests.HTTPError as error:
+            if _status(error) not in NOT_SO:
+                raise
+            if self._is_relational():  # it says in this way that nothing matches
+                return iter(())
+            return self._study_by_study(query)
+
+    def _is_relational(self) -> bool:
+        """Whether the store answers queries of series that name no study. Raises HTTPError where nothing is a store."""
+        if self._relational is None:
+            try:
+                self.client.search_for_series(limit=1)
+                self._relational = True
+            except requests.HTTPError as error:
+                if _status(error) not in NOT_SO:
+                    raise
+                self.client.search_for_studies(limit=1)
+                logger.info("%s lists the series of one study at a time only: it is asked study by study",
+                            self.access.shown)  # fmt: skip
+                self._relational = False
+        return self._relational
+
+    def _study_by_study(self, query: Filters) -> Iterator[dict[str, Any]]:
+        """The series of all studies that fit what a query says of studies; the caller looks at the modality."""
+        wanted = {name: value for name, value in query.items() if name != "Modality"}
+
+        def studies(offset: int) -> list[dict[str, Any]]:
+            return self.client.search_for_studies(search_filters=wanted, offset=offset)
+
+        for answer in self._paged(studies, "0020000D"):
+            study = value_of(answer, "0020000D")
+            if study not in self._by_study:
+                self._by_study[study] = self._paged(self._search_series({}, study), "0020000E")
+            for series in self._by_study[study]:
+                yield {"0020000D": {"vr": "UI", "Value": [study]}, **series}
+
+    def _search_series(self, query: Filters, study: str | None = None) -> Callable[[int], list[dict[str, Any]]]:
+        return lambda offset: self.client.search_for_series(
+            study, search_filters=dict(query), fields=FIELDS, offset=offset
+        )
+
+    @staticmethod
+    def _paged(page: Callable[[int], list[dict[str, Any]]], tag: str) -> list[dict[str, Any]]:
+        """All answers with different UIDs under ``tag``."""
+        found: dict[str, dict[str, Any]] = {}
         while True:
-            with self._errors():
-                page = self.client.search_for_series(search_filters=dict(query), fields=FIELDS, offset=len(seen))
-            fresh = [answer for answer in page if value_of(answer, "0020000E") not in seen]
+            try:
+                answers = page(len(found))
+            except requests.HTTPError as error:
+                if found and _status(error) == 404:  # no more
+                    answers = []
+                else:
+                    raise
+            fresh = {value_of(one, tag): one for one in answers if value_of(one, tag) not in found}
             if not fresh:
-                return
-            seen.update(value_of(answer, "0020000E") for answer in fresh)
-            yield from fresh
+                return list(found.values())
+            found |= fresh
 
     def _count(self, series: SeriesRecord) -> int:
-        with self._errors():
-            return len(self.client.search_for_instances(series.study_uid, series.series_uid))
+        """How many images the store has of a series, one by one: the count in its list may be old."""
+        with self._errors(f"of series {series.series_uid}"):
+            return len(self.client.retrieve_series_metadata(series.study_uid, series.series_uid))
+
+    def _instances(self, series: SeriesRecord, query: Filters) -> list[dict[str, Any]]:
+        with self._errors(f"of series {series.series_uid}"):
+            try:
+                found = self.client.search_for_instances(
+                    series.study_uid, series.series_uid, search_filters=dict(query)
+                )
+            except requests.HTTPError as error:
+                if _status(error) == 404:
+                    return []
+                raise
+            return list(found)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """What can go wrong between us and the store, as one of our two errors."""
+    def _errors(self, what: str = "") -> Iterator[None]:
+        """What can go wrong between us and the store, as one of our two errors. ``what`` names the part that is asked
+        for where it is not the whole store."""
         try:
             yield
         except requests.HTTPError as error:
-            raise self._refused(error.response.status_code if error.response is not None else 500) from error
+            raise self._refused(_status(error), what) from error
+        except requests.exceptions.SSLError as error:
+            raise StoreUnavailable(
+                f"the certificate of the DICOMweb store {self.access.shown} is not trusted here. Where it is your own, "
+                "set REQUESTS_CA_BUNDLE=/path/to/your-authority.pem and start again."
+            ) from error
         except requests.RequestException as error:
             raise StoreUnavailable(
                 f"the DICOMweb store {self.access.shown} cannot be reached ({type(error).__name__}). "
@@ -234,14 +354,22 @@ class DicomStore:
                 "Give the address of its DICOMweb root, such as http://127.0.0.1:8042/dicom-web."
             ) from error
 
-    def _refused(self, status: int) -> Exception:
+    def _refused(self, status: int, what: str) -> Exception:
         if status in (401, 403):
             return StoreRefused(
                 f"the DICOMweb store {self.access.shown} refuses the login ({status}). Set "
                 "MONAI_LABEL_DICOMWEB_USERNAME and _PASSWORD, or SSMSAM_DICOMWEB_TOKEN, and start again."
             )
         if status in (408, 429) or status >= 500:
-            return StoreUnavailable(f"the DICOMweb store {self.access.shown} failed ({status}). Try again in a moment.")
+            asked = f" when it was asked for the files {what}" if what else ""
+            return StoreUnavailable(
+                f"the DICOMweb store {self.access.shown} failed ({status}){asked}. Try again in a moment."
+            )
+        if what and status in NOT_SO:
+            return StoreRefused(
+                f"the DICOMweb store {self.access.shown} does not send the files {what}, which it lists ({status}): "
+                "they are gone or offline. Send the series to the store again."
+            )
         return StoreRefused(
             f"the DICOMweb store {self.access.shown} refuses the request ({status}). Is this the address of its "
             "DICOMweb root, such as http://127.0.0.1:8042/dicom-web?"
@@ -281,6 +409,10 @@ class _Bearer(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._token()}"
         return request
+
+
+def _status(error: requests.HTTPError) -> int:
+    return 500 if error.response is None else error.response.status_code
 
 
 def by_image(records: Iterable[SegmentationRecord]) -> dict[str, list[SegmentationRecord]]:

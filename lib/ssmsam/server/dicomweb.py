@@ -141,7 +141,7 @@ class DicomWebArchive(DICOMWebDatastore):
         self._register(image_id)
         whole = self._cache.find(image_id, files=record.instances)
         if whole is None:
-            whole = self._cache.add(image_id, lambda folder: self._store.fetch(record, folder))
+            whole = self._cache.add(image_id, lambda folder: self._store.fetch(record, folder), files=record.instances)
             logger.info("Downloaded series %s", image_id)
         return str(whole)
 

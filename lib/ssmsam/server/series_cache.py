@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".partial-"
 """How folders begin that are still being written."""
 
+LISTED = ".listed"
+"""A file beside those of a series: how many the store listed."""
+
 ABANDONED_S = 6 * 3600
 """After this long nobody is writing a partial folder any more: its process has ended."""
 
@@ -39,23 +42,28 @@ class SeriesCache:
                 shutil.rmtree(left, ignore_errors=True)
 
     def find(self, name: str, *, files: int = 0) -> Path | None:
-        """The folder of a series if it is here with this number of files (0: with any)."""
+        """The folder of a series if it is here as it was when the store listed this number of files (0: any)."""
         folder = self._folder / name
         try:
-            count = sum(1 for _ in os.scandir(folder))
-            if count == 0 or (files and count != files):
+            count = sum(not entry.name.startswith(".") for entry in os.scandir(folder))
+            if count == 0 or (files and files not in (count, _listed(folder))):
                 return None
             os.utime(folder)
         except FileNotFoundError:
             return None
         return folder
 
-    def add(self, name: str, fill: Callable[[Path], None]) -> Path:
-        """The folder of a series, filled by ``fill``. A former one of the same name gives way."""
+    def add(self, name: str, fill: Callable[[Path], None], *, files: int = 0) -> Path:
+        """The folder of a series, filled by ``fill``. A former one of the same name gives way.
+
+        ``files`` is the number that the store listed, which may not be how many there are.
+        """
         with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=self._folder) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
             fill(new)
+            if files:
+                (new / LISTED).write_text(str(files))
             with self._lock:
                 if (self._folder / name).exists():
                     (self._folder / name).rename(old)
@@ -77,6 +85,14 @@ class SeriesCache:
 
     def _series(self) -> list[Path]:
         return [entry for entry in self._folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _listed(folder: Path) -> int:
+    """How many files the store listed when the series was fetched, 0 where that is not known."""
+    try:
+        return int((folder / LISTED).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _used(folder: Path) -> float:
