@@ -1,7 +1,7 @@
 """The pixels of DICOM files: stored numbers to what they mean (HU for CT).
 
-pydicom decodes what is not compressed, and RLE. GDCM decodes the rest, from a copy that says nothing but how the pixels are
-stored: left to itself it inverts MONOCHROME1, refuses a spacing of 0 and signed intercepts, and ignores padding.
+pydicom decodes what is not compressed, and RLE. GDCM decodes the rest, from a copy that says nothing but how the pixels
+are stored: left to itself it inverts MONOCHROME1, refuses a spacing of 0 and signed intercepts, and ignores padding.
 """
 
 from __future__ import annotations
