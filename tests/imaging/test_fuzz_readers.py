@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pillow_jpls  # noqa: F401  (Pillow writes JPEG-LS with it; highdicom needs it too)
 import pydicom
 import pytest
 import SimpleITK as sitk
 from fuzzing import Outcome, damaged, damaged_inside, fuzz
 from PIL import Image
-from pydicom.encaps import encapsulate
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.encaps import encapsulate, generate_pixel_data_frame
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from ssmsam.imaging.dicom import find_series
 from ssmsam.imaging.dicom_seg import AlgorithmNotes, write_seg
@@ -26,7 +28,7 @@ MOST_MIB = 400.0
 """How much more memory than before may have been in use at the worst moment. The libraries' own tables are in it; a
 header that is believed asks for thousands."""
 
-SERIES = ("series", "rle", "jpeg2000", "deflated")
+SERIES = ("series", "rle", "jpeg2000", "jpegls", "jpeg", "deflated")
 FILES = ("nii", "nii.gz", "nrrd", "raw.nrrd", "mha")
 KINDS = (*FILES, *SERIES, "seg", "labelmap")
 
@@ -65,18 +67,35 @@ def pack(path: Path, kind: str) -> None:
     header = pydicom.dcmread(path)
     if kind == "rle":
         header.compress(RLELossless, generate_instance_uid=False)
-    elif kind == "jpeg2000":
-        data = io.BytesIO()
-        Image.fromarray((header.pixel_array + 1024).astype("<u2")).save(
-            data, "JPEG2000", irreversible=False, no_jp2=True
-        )
+    elif kind in ("jpeg2000", "jpegls", "jpeg"):
+        syntax, data = encoded(kind, (header.pixel_array + 1024).astype("<u2"))
         header.PixelRepresentation, header.RescaleIntercept = 0, "-1024"
-        header.PixelData = encapsulate([data.getvalue()])
+        header.PixelData = encapsulate([data])
         header["PixelData"].is_undefined_length = True
-        header.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        header.file_meta.TransferSyntaxUID = syntax
     elif kind == "deflated":
         header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     header.save_as(path, write_like_original=False)
+
+
+def encoded(kind: str, pixels: np.ndarray) -> tuple[UID, bytes]:
+    """Pixels (rows, columns) uint16 without loss, and the transfer syntax that this is."""
+    data = io.BytesIO()
+    if kind == "jpeg2000":
+        Image.fromarray(pixels).save(data, "JPEG2000", irreversible=False, no_jp2=True)
+        return JPEG2000Lossless, data.getvalue()
+    if kind == "jpegls":
+        Image.fromarray(pixels).save(data, "JPEG-LS")
+        return JPEGLSLossless, data.getvalue()
+    with TemporaryDirectory() as folder:
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.SetFileName(f"{folder}/jpeg.dcm")
+        writer.UseCompressionOn()
+        writer.SetCompressor("JPEG")
+        writer.Execute(sitk.GetImageFromArray(pixels[None]))
+        written = pydicom.dcmread(f"{folder}/jpeg.dcm")
+        return written.file_meta.TransferSyntaxUID, next(generate_pixel_data_frame(written.PixelData, 1))
 
 
 def as_label_map(path: Path) -> None:

@@ -28,10 +28,7 @@ from ssmsam.imaging.dicom_file import read_dataset
 from ssmsam.imaging.unreadable import UnreadableVolume, expect_held, one_error
 from ssmsam.imaging.voxels import compact, rescaled
 
-STORAGE = (
-    "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation",
-)  # fmt: skip
+STORAGE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """All that GDCM is told of an image."""
 
 ALWAYS_ALLOWED = 1 << 26
@@ -94,11 +91,15 @@ def _decompressed(header: FileDataset) -> np.ndarray:
     copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     copy.PhotometricInterpretation = "MONOCHROME2"
     for name in STORAGE:
-        if name in header:
-            copy[name] = header[name]
-    # GDCM believes the lengths of pieces, up to gigabytes: they are stated anew
-    frames = generate_pixel_data_frame(header.PixelData, int(header.get("NumberOfFrames") or 1))
-    copy.PixelData = encapsulate(list(frames))
+        setattr(copy, name, int(header.get(name) or 0))
+    copy.NumberOfFrames = frames = int(header.get("NumberOfFrames") or 1)
+    copy.HighBit = copy.BitsStored - 1
+    # GDCM divides by what it reads, and believes the lengths of pieces: nothing senseless may reach it
+    if min(copy.Rows, copy.Columns, frames) < 1 or copy.SamplesPerPixel != 1 or copy.PixelRepresentation not in (0, 1):
+        raise ValueError("an image without pixels, or of several colours")
+    if copy.BitsAllocated not in (8, 16) or not 0 < copy.BitsStored <= copy.BitsAllocated:
+        raise ValueError(f"{copy.BitsStored} of {copy.BitsAllocated} bits")
+    copy.PixelData = encapsulate(list(generate_pixel_data_frame(header.PixelData, frames)))
     copy["PixelData"].is_undefined_length = True
     with TemporaryDirectory(prefix="ssmsam-") as folder:
         file = Path(folder) / "pixels.dcm"
