@@ -6,6 +6,7 @@ are stored: left to itself it inverts MONOCHROME1, refuses a spacing of 0 and si
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,10 @@ from ssmsam.imaging.voxels import compact, rescaled
 
 STORAGE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """All that GDCM is told of an image."""
+
+JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+"""What begins the segment of a JPEG or JPEG-LS stream that states its size."""
 
 ALWAYS_ALLOWED = 1 << 26
 """Bytes of pixels that any compressed file may claim: nothing bounds how small an even image becomes. *Guess*."""
@@ -99,7 +104,11 @@ def _decompressed(header: FileDataset) -> np.ndarray:
         raise ValueError("an image without pixels, or of several colours")
     if copy.BitsAllocated not in (8, 16) or not 0 < copy.BitsStored <= copy.BitsAllocated:
         raise ValueError(f"{copy.BitsStored} of {copy.BitsAllocated} bits")
-    copy.PixelData = encapsulate(list(generate_pixel_data_frame(header.PixelData, frames)))
+    streams = list(generate_pixel_data_frame(header.PixelData, frames))
+    for stream in streams:
+        if _stream_size(stream) not in (None, (copy.Rows, copy.Columns)):
+            raise ValueError(f"compressed pixels of another size {_stream_size(stream)} than the header's")
+    copy.PixelData = encapsulate(streams)
     copy["PixelData"].is_undefined_length = True
     with TemporaryDirectory(prefix="ssmsam-") as folder:
         file = Path(folder) / "pixels.dcm"
@@ -108,6 +117,21 @@ def _decompressed(header: FileDataset) -> np.ndarray:
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(str(file))
         return sitk.GetArrayFromImage(reader.Execute())
+
+
+def _stream_size(stream: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG 2000, JPEG or JPEG-LS stream itself states, None where it does not at its start."""
+    at = stream.find(JPEG_2000_START, 0, 4096)
+    if at >= 0 and len(stream) >= at + 24:
+        right, bottom, left, top = struct.unpack_from(">4L", stream, at + 8)
+        return bottom - top, right - left
+    at = 2 if stream.startswith(JPEG_START) else len(stream)
+    while at + 9 <= len(stream) and stream[at] == 0xFF:
+        if stream[at + 1] in FRAME_MARKERS:
+            rows, columns = struct.unpack_from(">2H", stream, at + 5)
+            return rows, columns
+        at += 2 + struct.unpack_from(">H", stream, at + 2)[0]
+    return None
 
 
 def _fill(array: np.ndarray, padding: np.ndarray) -> None:
