@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import resource
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +19,13 @@ HEADER = 600
 
 @dataclass
 class Outcome:
-    """``refused`` counts by the kind of reason, ``escaped`` lists other errors than the one that may come."""
+    """How often a file was read all the same or refused. ``escaped`` lists other errors than the one that may come."""
 
     read: int = 0
     refused: int = 0
     escaped: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
     grown_mib: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
@@ -54,29 +52,39 @@ def fuzz(
     damage: Callable[[bytes, np.random.Generator], bytes] = damaged,
 ) -> Outcome:
     """Damage one of ``files`` (path -> sound contents) ``count`` times, read, and put it back."""
-    outcome, before = Outcome(), _peak_mib()
-    paths = list(files)
-    for number in range(count):
-        rng = np.random.default_rng((seed, number))
-        path = paths[int(rng.integers(len(paths)))]
-        path.write_bytes(damage(files[path], rng))
-        start = time.process_time()
-        try:
-            read()
-            outcome.read += 1
-        except UnreadableVolume as error:
-            outcome.refused += 1
-            outcome.reasons[str(error.__cause__ or error)[:60]] += 1
-        except Exception as error:
-            outcome.escaped.append(f"{number}: {type(error).__name__}: {error}")
-        outcome.slowest_s = max(outcome.slowest_s, time.process_time() - start)
-        path.write_bytes(files[path])
-    outcome.grown_mib = _peak_mib() - before
+    outcome, paths = Outcome(), list(files)
+    with peak_memory() as grown:
+        for number in range(count):
+            rng = np.random.default_rng((seed, number))
+            path = paths[int(rng.integers(len(paths)))]
+            path.write_bytes(damage(files[path], rng))
+            start = time.process_time()
+            try:
+                read()
+                outcome.read += 1
+            except UnreadableVolume:
+                outcome.refused += 1
+            except Exception as error:
+                outcome.escaped.append(f"{number}: {type(error).__name__}: {error}")
+            outcome.slowest_s = max(outcome.slowest_s, time.process_time() - start)
+            path.write_bytes(files[path])
+    outcome.grown_mib = grown[0]
     return outcome
 
 
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """MiB by which the process grew inside, at the worst moment: appended to the list when the block ends."""
+    found: list[float] = []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _peak_mib()
+    yield found
+    found.append(_peak_mib() - before)
+
+
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
 def _somewhere(data: bytearray, rng: np.random.Generator) -> int:

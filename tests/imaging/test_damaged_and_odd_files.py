@@ -89,3 +89,30 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused_before_memory_
     path.write_bytes(data)
     with pytest.raises(UnreadableVolume, match="claims"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("where", ["../secret.raw", "secret/", "/dev/zero", "LIST", "secret.raw.%03d 1 3 1", "LOC"])
+@pytest.mark.parametrize("name", ["image.mha", "image.mhd", "image.nrrd", "image.nhdr"])
+def test_no_header_reads_another_file(tmp_path: Path, name: str, where: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret.raw").write_bytes(bytes(2 * 60))
+    (folder / "secret").mkdir()
+    path = folder / name
+    if name.startswith("image.m"):
+        head = f"ObjectType = Image\nNDims = 3\nDimSize = 5 4 3\nElementType = MET_SHORT\nElementDataFile = {where}\n"
+    else:
+        head = (
+            f"NRRD0004\ntype: short\ndimension: 3\nsizes: 5 4 3\nencoding: raw\nendian: little\ndata file: {where}\n\n"
+        )
+    path.write_text(head)
+    for read in (read_volume, read_grid):
+        with pytest.raises(UnreadableVolume, match="voxels are not in it"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["image.mhd", "image.nhdr"])
+def test_voxels_in_a_file_beside_the_header_are_read(tmp_path: Path, name: str) -> None:
+    image = sitk.GetImageFromArray(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    sitk.WriteImage(image, str(tmp_path / name))
+    assert read_volume(tmp_path / name).array.sum() == np.arange(60).sum()

@@ -232,7 +232,7 @@ def test_a_compression_that_is_not_known_is_named(folder: Path) -> None:
         header.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
 
     edit(folder, video)
-    with pytest.raises(UnreadableVolume, match="MPEG2.*uncompressed"):
+    with pytest.raises(UnreadableVolume, match=r"MPEG2.*uncompressed"):
         read_volume(folder)
 
 

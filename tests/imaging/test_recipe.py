@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.recipe import CtWindow, MrPercentiles, Scale, guess_modality, recipe_for
 from ssmsam.imaging.volume import Volume
 
@@ -138,3 +142,13 @@ def test_what_the_file_says_goes_before_the_guess() -> None:
     assert recipe_for(volume_of(ct_like(), "MR")) == MrPercentiles()
     assert recipe_for(volume_of(np.abs(ct_like()), "CT")) == CtWindow()
     assert recipe_for(volume_of(ct_like(), "PT")) == MrPercentiles()
+
+
+def test_intensities_near_four_billion_keep_their_steps(tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 1000, (4, 6, 8)).astype(np.uint32)
+    grey = {}
+    for name, array in {"small": small, "large": small + np.uint32(4_000_000_000)}.items():
+        nib.save(nib.Nifti1Image(array.T, np.eye(4)), tmp_path / f"{name}.nii.gz")
+        volume = read_volume(tmp_path / f"{name}.nii.gz")
+        grey[name] = recipe_for(volume).scale(volume).apply(volume.array)
+    np.testing.assert_allclose(grey["large"], grey["small"], atol=1e-5)

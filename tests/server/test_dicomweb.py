@@ -306,9 +306,10 @@ def test_several_segs_are_one_label_and_it_says_so(
     open_studies: Open, add: Callable[..., str], plant: Callable[..., str]
 ) -> None:
     uid = add(1)
-    old = plant((1, "liver", LIVER), (2, "spleen", LIVER), written="120001")
+    moved = np.roll(SPLEEN, 3, axis=2)
+    old = plant((1, "liver", LIVER), (2, "spleen", moved), written="120001")
     studies = open_studies()
-    assert (read_volume(studies.get_label_uri(uid, "final")).array == LIVER).all()
+    assert (read_volume(studies.get_label_uri(uid, "final")).array == LIVER + 2 * moved).all()
     new = plant((1, "spleen", SPLEEN), written="120002")
     info = studies.get_label_info(uid, "final")
     values = {one["name"]: one["idx"] for one in info["label_info"]}

@@ -1,11 +1,12 @@
 """The pixels of DICOM files: stored numbers to what they mean (HU for CT).
 
-pydicom decodes what is not compressed, and RLE. GDCM decodes the rest, from a copy that says nothing but how the pixels are
-stored: left to itself it inverts MONOCHROME1, refuses a spacing of 0 and signed intercepts, and ignores padding.
+pydicom decodes what is not compressed, and RLE. GDCM decodes the rest, from a copy that says nothing but how the pixels
+are stored: left to itself it inverts MONOCHROME1, refuses a spacing of 0 and signed intercepts, and ignores padding.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +29,12 @@ from ssmsam.imaging.dicom_file import read_dataset
 from ssmsam.imaging.unreadable import UnreadableVolume, expect_held, one_error
 from ssmsam.imaging.voxels import compact, rescaled
 
-STORAGE = (
-    "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation",
-)  # fmt: skip
+STORAGE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """All that GDCM is told of an image."""
+
+JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+"""What begins the segment of a JPEG or JPEG-LS stream that states its size."""
 
 ALWAYS_ALLOWED = 1 << 26
 """Bytes of pixels that any compressed file may claim: nothing bounds how small an even image becomes. *Guess*."""
@@ -94,11 +96,19 @@ def _decompressed(header: FileDataset) -> np.ndarray:
     copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     copy.PhotometricInterpretation = "MONOCHROME2"
     for name in STORAGE:
-        if name in header:
-            copy[name] = header[name]
-    # GDCM believes the lengths of pieces, up to gigabytes: they are stated anew
-    frames = generate_pixel_data_frame(header.PixelData, int(header.get("NumberOfFrames") or 1))
-    copy.PixelData = encapsulate(list(frames))
+        setattr(copy, name, int(header.get(name) or 0))
+    copy.NumberOfFrames = frames = int(header.get("NumberOfFrames") or 1)
+    copy.HighBit = copy.BitsStored - 1
+    # GDCM divides by what it reads, and believes the lengths of pieces: nothing senseless may reach it
+    if min(copy.Rows, copy.Columns, frames) < 1 or copy.SamplesPerPixel != 1 or copy.PixelRepresentation not in (0, 1):
+        raise ValueError("an image without pixels, or of several colours")
+    if copy.BitsAllocated not in (8, 16) or not 0 < copy.BitsStored <= copy.BitsAllocated:
+        raise ValueError(f"{copy.BitsStored} of {copy.BitsAllocated} bits")
+    streams = list(generate_pixel_data_frame(header.PixelData, frames))
+    for stream in streams:
+        if _stream_size(stream) not in (None, (copy.Rows, copy.Columns)):
+            raise ValueError(f"compressed pixels of another size {_stream_size(stream)} than the header's")
+    copy.PixelData = encapsulate(streams)
     copy["PixelData"].is_undefined_length = True
     with TemporaryDirectory(prefix="ssmsam-") as folder:
         file = Path(folder) / "pixels.dcm"
@@ -107,6 +117,21 @@ def _decompressed(header: FileDataset) -> np.ndarray:
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(str(file))
         return sitk.GetArrayFromImage(reader.Execute())
+
+
+def _stream_size(stream: bytes) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG 2000, JPEG or JPEG-LS stream itself states, None where it does not at its start."""
+    at = stream.find(JPEG_2000_START, 0, 4096)
+    if at >= 0 and len(stream) >= at + 24:
+        right, bottom, left, top = struct.unpack_from(">4L", stream, at + 8)
+        return bottom - top, right - left
+    at = 2 if stream.startswith(JPEG_START) else len(stream)
+    while at + 9 <= len(stream) and stream[at] == 0xFF:
+        if stream[at + 1] in FRAME_MARKERS:
+            rows, columns = struct.unpack_from(">2H", stream, at + 5)
+            return rows, columns
+        at += 2 + struct.unpack_from(">H", stream, at + 2)[0]
+    return None
 
 
 def _fill(array: np.ndarray, padding: np.ndarray) -> None:

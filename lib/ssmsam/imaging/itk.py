@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ from ssmsam.imaging.geometry import orthogonal_grid
 from ssmsam.imaging.unreadable import UnreadableVolume, expect_held
 from ssmsam.imaging.volume import Grid, Volume
 from ssmsam.imaging.voxels import compact
+
+META_DATA_FILE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:]([^\r\n]*)", re.MULTILINE)
+NRRD_DATA_FILE = re.compile(rb"^[ \t]*data ?file:([^\r\n]*)", re.MULTILINE | re.IGNORECASE)
+MOST_HEADER = 1 << 20
+"""Bytes of a file in which its header ends. *Guess*: the headers of segmentations with many segments are a tenth."""
 
 
 def read_itk(path: Path) -> Volume:
@@ -31,7 +37,29 @@ def itk_grid(path: Path) -> Grid:
     return header_grid(_open(path), path)
 
 
+def _expect_own_voxels(path: Path) -> None:
+    """Refuse a header that takes its voxels from anywhere but the file itself, or one file beside it.
+
+    Such a header could show any file of this machine, and MetaImage crashes on names that are patterns or folders.
+    """
+    with open(path, "rb") as file:
+        head = file.read(MOST_HEADER)
+    is_meta, is_detached = path.suffix.lower() in (".mha", ".mhd"), path.suffix.lower() in (".mhd", ".nhdr")
+    found = (META_DATA_FILE if is_meta else NRRD_DATA_FILE).search(head if is_meta else head.partition(b"\n\n")[0])
+    named = found.group(1).decode(errors="replace").strip() if found else ""
+    if is_detached:
+        is_own = bool(named) and Path(named).name == named and (path.parent / named).is_file()
+    else:
+        is_own = named == ("LOCAL" if is_meta else "")
+    if not is_own:
+        raise UnreadableVolume(
+            f"{path}: its voxels are not in it, nor in one file beside it, but in {named or 'no file'!r}. "
+            "Save the image as one .nrrd or .mha file."
+        )
+
+
 def _open(path: Path) -> sitk.ImageFileReader:
+    _expect_own_voxels(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:

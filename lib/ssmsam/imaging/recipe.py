@@ -16,6 +16,9 @@ from ssmsam.imaging.volume import Volume
 SAMPLE_VOXELS = 2_000_000
 """Percentiles of larger volumes come from about this many voxels, evenly spread."""
 
+EXACT = 2**24
+"""Whole numbers up to this one are exact in float32; larger ones are rounded to steps of up to 256."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -30,7 +33,10 @@ class Scale:
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Any array -> float32 of its shape in [0, 1]; below ``low`` and not-a-number become 0, above ``high`` 1."""
-        unit = (np.asarray(array).astype(np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
+        array, low = np.asarray(array), np.float32(self.low)
+        if array.dtype.itemsize == 4 and array.dtype.kind in "iu" and max(abs(self.low), abs(self.high)) > EXACT:
+            array, low = array - np.float64(self.low), np.float32(0)
+        unit = (array.astype(np.float32) - low) / np.float32(self.high - self.low)
         return np.clip(np.nan_to_num(unit, copy=False, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
 
 

@@ -21,7 +21,7 @@ def rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 
 
 def compact(array: np.ndarray) -> np.ndarray:
-    """Native byte order, no type wider than 4 bytes, 32-bit integers as int16 where they fit."""
+    """Native byte order, no type wider than 4 bytes, integers as int16 where they fit, as uint32 where they must."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
@@ -30,7 +30,7 @@ def compact(array: np.ndarray) -> np.ndarray:
     if array.dtype.itemsize <= 2:
         return array
     low, high = int(array.min()), int(array.max())
-    for smaller in (np.int16, np.int32):
+    for smaller in (np.int16, np.int32, np.uint32):
         if np.iinfo(smaller).min <= low and high <= np.iinfo(smaller).max:
             return array.astype(smaller, copy=False)
     return array.astype(np.float32)

@@ -66,15 +66,19 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
         return file, ""
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        """Files, whatever the case of their suffix; among images those of series first. macOS leaves ._ files."""
-        files = sorted(name for name in os.listdir(path) if name.lower().endswith(VOLUME_SUFFIXES) and name[0] != ".")
+        """Files, whatever the case of their suffix, and folders of series among images. Of one id the last counts.
+
+        Hidden files are none: macOS leaves ._ files beside others.
+        """
+        files = [name for name in os.listdir(path) if name.lower().endswith(VOLUME_SUFFIXES) and name[0] != "."]
+        files.sort(reverse=True)
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
             whole = {name for name, image in self._datastore.objects.items() if not image.image.ext}
-            files = [name for name in [*self._series_in(Path(path)), *files] if name not in whole]
+            files = [name for name in [*files, *self._series_in(Path(path))] if name not in whole]
         return {name: name for name in files}
 
     def _add_non_existing_images(self) -> int:
-        """Of files that differ in their suffix only, the first has the plain name as its id, others the whole name."""
+        """Of files that differ in their suffix only, one has the plain name as its id, the others the whole name."""
         added = int(super()._add_non_existing_images())
         for name in self._list_files(self._datastore.image_path(), []):
             image_id, suffix = self._to_id(name)
