@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from pocket_room import annotate, make_room
 
-from ssmsam.fewshot.head import read_card
 from ssmsam.fewshot.method import FewShotConfig
 from ssmsam.server.fewshot_room import FewShotRoom
 
@@ -75,8 +74,8 @@ def test_labelled_volumes_are_completed_once_another_volume_needs_it(room: FewSh
 def test_an_exported_head_lacks_nothing(room: FewShotRoom) -> None:
     labelled = room.images.open(room.images.from_datastore("a")).embeddings.key.digest
     _, name, _ = room.head(room.labelled.support(""), quick(room), volume=labelled)
-    assert not read_card(room.shelf.path(name))["completed"]
+    assert not room.shelf.card(name)["completed"]
     path = room.whole(name)
-    assert read_card(path)["completed"] == ["liver"]
+    assert room.shelf.card(name)["completed"] == ["liver"]
     written = path.stat().st_mtime_ns
     assert room.whole(name).stat().st_mtime_ns == written

@@ -26,8 +26,8 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from ssmsam.fewshot.head import FEWSHOT
-from ssmsam.fewshot.shelf import HeadShelf
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
+from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.registry import load_decoder
 from ssmsam.prompting.request import PROMPT_KEYS
@@ -192,6 +192,8 @@ class ServerApp(MONAILabelApp):
         if method != FEWSHOT:
             folder = folder / method
             starts = Starts(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
+        shelf = CheckpointRegistry(folder, method=method)
+        shelf.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
         return FewShotRoom(
             method=method,
             images=self.images,
@@ -200,7 +202,7 @@ class ServerApp(MONAILabelApp):
             decoder=decoder,
             starts=starts,
             background=self.background,
-            shelf=HeadShelf(folder, method=method),
+            shelf=shelf,
             labels=self.configuration.labels,
             jobs=self.jobs,
             answers=self.answers,

@@ -108,6 +108,11 @@ def default_store() -> Path:
     return Path(named).expanduser() / "embeddings" if named else default_root()
 
 
+def default_support() -> Path:
+    """Where programs keep the labelled slices of the task checkpoints that they wrote: beside the embedding store."""
+    return default_store().parent / "support"
+
+
 def default_dicom_folder() -> Path:
     """Where the local side of DICOMweb stores lives: not in the user's cache, because labels are work."""
     named = os.environ.get("MONAI_LABEL_DICOMWEB_CACHE_PATH", "").strip()

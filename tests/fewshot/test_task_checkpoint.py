@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.head import Head, UnusableHead, read_card
+from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import adapt, segment
 from ssmsam.fewshot.support import digest
+from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint, read_card
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_card_tells_the_story(head: Head, embedder: Embedder, tmp_path: Path
 
 def test_other_weights_are_refused(head: Head, decoder: PocketDecoder, tmp_path: Path) -> None:
     path = head.save(tmp_path / "head.safetensors")
-    with pytest.raises(UnusableHead, match=r"made with other weights \(pocket, sha256 pocket\).*adapt again"):
+    with pytest.raises(UnusableCheckpoint, match=r"made with other weights \(pocket, sha256 pocket\).*adapt again"):
         load(path, decoder, "another")
 
 
@@ -89,7 +90,7 @@ def test_other_weights_are_refused(head: Head, decoder: PocketDecoder, tmp_path:
 def test_a_damaged_file_is_refused(head: Head, decoder: PocketDecoder, tmp_path: Path, keep: int) -> None:
     path = head.save(tmp_path / "head.safetensors")
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UnusableHead, match=r"head\.safetensors is not a head, or is damaged: export it again"):
+    with pytest.raises(UnusableCheckpoint, match=r"head\.safetensors is not a head, or is damaged: export it again"):
         load(path, decoder)
 
 
@@ -99,7 +100,7 @@ def test_a_damaged_file_is_refused(head: Head, decoder: PocketDecoder, tmp_path:
 def test_a_head_that_lacks_tensors_is_refused(head: Head, decoder: PocketDecoder, tmp_path: Path, missing: str) -> None:
     path = head.save(tmp_path / "head.safetensors")
     rewritten(path, drop=missing)
-    with pytest.raises(UnusableHead, match="lacks parts of a head: export it again"):
+    with pytest.raises(UnusableCheckpoint, match="lacks parts of a head: export it again"):
         load(path, decoder)
 
 
@@ -108,12 +109,12 @@ def test_other_files_are_refused(head: Head, decoder: PocketDecoder, tmp_path: P
         load(tmp_path / "none.safetensors", decoder)
     plain = tmp_path / "weights.safetensors"
     save_file({"a": torch.zeros(3)}, plain)
-    with pytest.raises(UnusableHead, match="not a head"):
+    with pytest.raises(UnusableCheckpoint, match="not a head"):
         read_card(plain)
     save_file({"a": torch.zeros(3)}, plain, {"card": "[1, 2]"})
-    with pytest.raises(UnusableHead, match="no card"):
+    with pytest.raises(UnusableCheckpoint, match="no card"):
         read_card(plain)
     newer = head.save(tmp_path / "newer.safetensors")
     rewritten(newer, card={"format": 99})
-    with pytest.raises(UnusableHead, match="format 99"):
+    with pytest.raises(UnusableCheckpoint, match="format 99"):
         load(newer, decoder)
