@@ -116,7 +116,7 @@ def quick(**changes: object) -> FewShotConfig:
 
 
 def kept_and_read(head: Head, folder: Path, decoder: TargetNetwork, *, elsewhere: bool = False) -> Head:
-    """A head after it was written and read again; ``elsewhere`` with its checkpoint alone, as another machine has it."""
+    """A head after it was written and read again; ``elsewhere`` with its checkpoint alone, as on another machine."""
     path, cache = folder / "head.safetensors", SupportCache(folder / "support")
     write_head(path, head, base=decoder, cache=cache)
     if elsewhere:

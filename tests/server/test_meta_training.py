@@ -29,6 +29,8 @@ from ssmsam.ssm.starts import SHIPPED, Starts
 QUICK = {"steps": 2, "inner_steps": 1, "views": 0, "estimate_steps": 1, "outer_rate": 1e-3}
 SLICES = {"liver": (2, 3, 5, 6, 7)}
 
+CARD = {"encoder": "pocket", "created": "2026-01-01T00:00:00+00:00", "dice_estimate": {}}
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -125,9 +127,8 @@ def test_a_start_that_is_estimated_to_be_worse_is_kept_but_not_used(room: FewSho
 
 def test_going_back(room: FewShotRoom) -> None:
     starts = the_starts(room)
-    card = CARD
-    first = starts.publish(room.decoder, card, activate=True)
-    second = starts.publish(room.decoder, card, activate=True)
+    first = starts.publish(room.decoder, CARD, activate=True)
+    second = starts.publish(room.decoder, CARD, activate=True)
     assert starts.state == RegistryState(second, False, first)
     assert starts.roll_back().active == first
     assert starts.roll_back().active == second
