@@ -74,7 +74,7 @@ class SupportBanks:
     def from_parts(
         cls, tensors: Mapping[str, torch.Tensor], told: Mapping[str, Any], decoder: TargetDecoder
     ) -> SupportBanks:
-        """What a file held. Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError for what is damaged."""
+        """What a file held. Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError for damaged ones."""
         banks, close = (
             {
                 label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes), decoder)
