@@ -26,7 +26,19 @@ from monailabel.endpoints import (
     wsi_infer,
 )
 
-from ssmsam.server.routes import heads, inference, jobs, proxied, sessions, slices, starts, studies, tasks, viewer
+from ssmsam.server.routes import (
+    cache,
+    heads,
+    inference,
+    jobs,
+    proxied,
+    sessions,
+    slices,
+    starts,
+    studies,
+    tasks,
+    viewer,
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ REMOVED = (
 )
 
 OURS = (
+    cache.router,
     heads.router,
     inference.router,
     jobs.router,
