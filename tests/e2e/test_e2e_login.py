@@ -84,6 +84,8 @@ ROUTES = [
     ("GET", "/heads"),
     ("DELETE", "/heads/any"),
     ("GET", "/starts"),
+    ("GET", "/cache"),
+    ("DELETE", "/cache"),
     ("POST", "/starts/roll_back"),
 ]
 

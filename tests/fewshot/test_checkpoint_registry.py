@@ -181,3 +181,18 @@ def test_heads_of_another_method_are_refused(shelf: CheckpointRegistry, head: He
         take(shelf, exported(other), "other")
     assert shelf.names() == []
     assert take(CheckpointRegistry(shelf.folder, method="ssm_sam"), exported(other), "other") == "other"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"active": 7}', '{"else": ""}', "\x00" * 20, "[" * 100_000])
+def test_a_damaged_note_of_what_answers_stops_nobody(shelf: CheckpointRegistry, head: Head, content: str) -> None:
+    name = shelf.publish(head, decoder=PocketDecoder())
+    (shelf.folder / "shelf.json").write_text(content)
+    assert shelf.state == RegistryState()
+    assert list(shelf.cards()) == [name]
+    assert shelf.activate(name, pin=True) == RegistryState(name, True, "")
+
+
+@pytest.mark.parametrize("name", ["shelf", "training"])
+def test_names_of_other_files_in_the_folder_are_taken(shelf: CheckpointRegistry, head: Head, name: str) -> None:
+    with pytest.raises(ValueError, match="and is not shelf or training"):
+        take(shelf, exported(head), name)

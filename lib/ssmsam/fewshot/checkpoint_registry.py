@@ -72,11 +72,16 @@ class CheckpointRegistry:
 
     @property
     def state(self) -> RegistryState:
-        """As it is on disk now."""
+        """As it is on disk now. Where that is damaged none answers, until one is chosen or fits what is annotated."""
         try:
-            return RegistryState(**json.loads((self.folder / f"{_STATE}.json").read_text()))
+            found = RegistryState(**json.loads((self.folder / f"{_STATE}.json").read_text()))
         except FileNotFoundError:
             return RegistryState()
+        except (ValueError, TypeError, RecursionError):
+            logger.warning("which head answers cannot be read in %s: none does until one is chosen", self.folder)
+            return RegistryState()
+        sound = isinstance(found.active, str) and isinstance(found.pinned, bool) and isinstance(found.previous, str)
+        return found if sound else RegistryState()
 
     def names(self) -> list[str]:
         """All checkpoints, the oldest first."""
