@@ -170,9 +170,9 @@ def test_wrong_options_are_refused_before_anything_is_done(
 def test_a_file_that_is_no_head_is_refused(folder: Path, model: list[str], tmp_path: Path, load_app, capsys) -> None:
     options = ["--query", str(folder / "two.nii.gz"), "--out", str(tmp_path / "found.nii.gz"), *model]
     assert load_app("segment").main(["--head", str(folder / "labels.nii.gz"), *options]) == 1
-    assert "labels.nii.gz is not a head" in capsys.readouterr().err
+    assert "labels.nii.gz is no task checkpoint" in capsys.readouterr().err
     assert load_app("segment").main(["--head", str(tmp_path / "none.safetensors"), *options]) == 1
-    assert "there is no head none.safetensors" in capsys.readouterr().err
+    assert "there is no task checkpoint none.safetensors" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_no_file(folder: Path, model: list[str], tmp_path: Path, load_app, capsys, monkeypatch) -> None:
