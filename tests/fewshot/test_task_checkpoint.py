@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pickle
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, PocketDecoder, PocketEncoder, draw_volume, kept_and_read, quick, state_digest, two_labels
+from planted import (
+    ORGAN,
+    PocketDecoder,
+    PocketEncoder,
+    draw_volume,
+    kept_and_read,
+    labelled,
+    quick,
+    state_digest,
+    two_labels,
+)
 from safetensors.torch import load, load_file, save, save_file
 
+import ssmsam
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.checkpoint_files import read_head, write_head
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
@@ -155,6 +168,14 @@ def test_a_summary_says_what_the_labelled_slices_say_of_other_volumes(head: Head
     assert there.annotated("summary 0") == [0, 1], "an empty slice was annotated too"
     inside = bank.description.cells[torch.from_numpy(labelled & shows)]
     assert there.description.cells[0].norm(dim=1).max() <= inside.norm(dim=2).max()
+
+
+def test_a_target_of_one_pixel_is_kept_too(embedder: Embedder, decoder: PocketDecoder) -> None:
+    mask = np.zeros_like(ORGAN)
+    mask[4, 20, 20] = True
+    made = adapt({"dot": labelled(embedder, draw_volume(), mask, (4,))}, embedder, decoder, complete=False)
+    found = read(made.checkpoint(decoder).to_bytes(), decoder)
+    assert segment(embedder.open(draw_volume(seed=3)), found).labels == ("dot",)
 
 
 def test_it_holds_what_adaptation_changed_and_no_more(head: Head, embedder: Embedder, decoder: PocketDecoder) -> None:
@@ -318,6 +339,21 @@ def test_a_pickle_is_never_opened(tmp_path: Path, decoder: PocketDecoder) -> Non
         with pytest.raises(UnusableCheckpoint):
             read(data, decoder)
     assert not touched.exists()
+
+
+def test_the_product_unpickles_nothing() -> None:
+    library = Path(ssmsam.__file__).parent
+    calls = [
+        (path.name, ast.unparse(node))
+        for path in library.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load")
+    ]
+    assert calls
+    safe = ("weights_only=True", "allow_pickle=False", "mmap_mode")
+    assert [call for call in calls if not any(one in call[1] for one in safe)] == []
+    readers = re.compile(r"pickle\.(load|loads|Unpickler)|joblib|dill|marshal\.load")
+    assert [path.name for path in library.rglob("*.py") if readers.search(path.read_text())] == []
 
 
 def old_file(head: Head, path: Path) -> None:

@@ -62,13 +62,13 @@ class TargetSummary:
     @classmethod
     @torch.no_grad()
     def of(cls, bank: Bank) -> TargetSummary:
-        """Summarise a bank that has some labelled slice with the target."""
+        """Summarise the labelled slices of a bank; of a target that is smaller than a cell little is said."""
         labelled, shows = ~bank.completed, bank.shows
         both = [labelled & shows, labelled & ~shows]
         encodings = [_encoded(bank, np.flatnonzero(rows)) for rows in both]
         solution = bank.solution()
         empty = bank.looks.new_zeros(0)
-        areas = (bank.distances > 0).sum(axis=(1, 2)) * bank.cell_mm**2
+        areas = np.maximum((bank.distances > 0).sum(axis=(1, 2)), 1) * bank.cell_mm**2
         volumes = sorted({bank.volumes[n] for n in np.flatnonzero(shows)})
         spans = [np.ptp(bank.positions[shows & (np.array(bank.volumes) == volume)]) for volume in volumes]
         return cls(
@@ -76,9 +76,9 @@ class TargetSummary:
             looks=torch.stack([_mean_look(bank.looks, rows) for rows in (shows, ~shows)]),
             weights=empty if solution is None else solution[0],
             fit=empty if solution is None else solution[1],
-            area_mm2=float(areas[both[_SHOWN]].mean()),
-            span_mm=float(np.mean(spans)),
-            volumes=len(volumes),
+            area_mm2=float(areas[both[_SHOWN]].mean() if both[_SHOWN].any() else areas.min()),
+            span_mm=float(np.mean(spans)) if spans else 0.0,
+            volumes=max(1, len(volumes)),
             one_piece=bank.in_one_piece,
             absent=bool(both[_ABSENT].any()),
         )
