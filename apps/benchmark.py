@@ -7,6 +7,7 @@ crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
 precision     boxes with the encoder in bfloat16 against float32; ends with 1 when bfloat16 costs more than 0.2 Dice.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
+load          twenty annotators at one server: seconds by route, memory, and that everybody gets their own answers.
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
 figures       the figures of a recorded result, drawn again from its JSON.
 compare       what one few-shot method gains over another in recorded results, with intervals.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -51,7 +53,8 @@ from ssmsam.evaluation.examples import draw_click_comparison, draw_figures
 from ssmsam.evaluation.fewshot_examples import draw_examples
 from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
 from ssmsam.evaluation.fewshot_summary import draw_fewshot
-from ssmsam.evaluation.live_server import ServerFailed
+from ssmsam.evaluation.live_server import ServerFailed, live_server
+from ssmsam.evaluation.load import LoadProtocol, Work, run_load
 from ssmsam.evaluation.manifest import installed_versions, run_manifest
 from ssmsam.evaluation.methods import checked_methods, methods_for
 from ssmsam.evaluation.over_rest import OverRest
@@ -91,11 +94,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     active = protocols.add_parser("active", help="Dice by number of annotated slices, for each strategy")
     precision = protocols.add_parser("precision", help="Dice in bfloat16 against float32")
     speed = protocols.add_parser("speed", help="seconds and memory")
+    load = protocols.add_parser("load", help="many annotators at one server")
     check = protocols.add_parser("check", help="a short fixed run against recorded figures")
-    for protocol in (clicks, complete, crosspatient, active, check):
+    for protocol in (clicks, complete, crosspatient, active, check, load):
         add_encoder_option(protocol)
     precision.add_argument("--encoder", choices=ENCODERS, default="medsam_lite")
-    for protocol in (clicks, complete, crosspatient, active, precision):
+    for protocol in (clicks, complete, crosspatient, active, precision, load):
         protocol.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases")
         protocol.add_argument("--validation", action="store_true", help="only cases that the label table keeps aside")
         protocol.add_argument("--limit", type=int, metavar="N", help="at most this many cases")
@@ -157,10 +161,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"compare with others instead: clicks with {', '.join(RIVALS)}, a few annotated slices with {UNET}",
     )  # fmt: skip
     speed.add_argument("--no-server", action="store_true", help="do not time the start of the server")
+    load.set_defaults(protocol=run_load_test)
+    load.add_argument("--annotators", type=int, default=LoadProtocol.annotators, metavar="N")
+    load.add_argument("--seconds", type=float, default=LoadProtocol.seconds, metavar="S", help="how long they work")
     check.set_defaults(protocol=run_check)
     check.add_argument("--expected", type=Path, required=True, metavar="FILE", help="what was recorded")
     check.add_argument("--record", action="store_true", help="write the figures of this run to it instead")
-    for protocol in (clicks, complete, crosspatient, active, precision, speed, check):
+    for protocol in (clicks, complete, crosspatient, active, precision, speed, check, load):
         needed = protocol is not crosspatient
         several: dict[str, Any] = {"nargs": "+"} if protocol in (clicks, precision) else {}
         protocol.add_argument(
@@ -612,6 +619,40 @@ def time_server(data: LabelledSet) -> dict[str, Any]:
         found = measure_server(ROOT / "ssmsam_app", Path(folder))
     print(f"server: answers {found['start_seconds']['median']:.1f} s after the command, {found['memory_mb']} MB then")
     return found
+
+
+def run_load_test(options: argparse.Namespace) -> int:
+    """Ends with 1 when an annotator got an error or somebody else's answer."""
+    data, protocol = (
+        labelled_set(options, options.data),
+        LoadProtocol(annotators=options.annotators, seconds=options.seconds),
+    )
+    with tempfile.TemporaryDirectory(prefix="ssmsam-load-") as folder:
+        studies = Path(folder) / "studies"
+        studies.mkdir()
+        for case in data.cases:
+            shutil.copy(case.image, studies)
+        work = [
+            Work(case.name, label, volume, truth)
+            for case in data.cases
+            for volume, labels in [case.read()]
+            for label, truth in data.targets(labels)
+        ]
+        conf = {"encoder": options.encoder, "store": str(Path(folder) / "store"), "threads": str(options.threads)}
+        with live_server(app=ROOT / "ssmsam_app", studies=studies, conf=conf) as server:
+            found = run_load(server, work, protocol)
+    print(f"{'seconds':34}{'n':>6}{'p50':>8}{'p95':>8}{'p99':>8}")
+    for route, one in found["routes"].items():
+        print(f"{route:34}{one['n']:6}{one['p50']:8.3f}{one['p95']:8.3f}{one['p99']:8.3f}")
+    print(f"memory: {found['memory_mb']['first']} MB at first, {found['memory_mb']['peak']} MB at most")
+    failed = [*found["errors"], *found["wrong"]]
+    print("\n".join(failed[:20]) or "no error, and everybody got their own answers")
+    if options.json:
+        settings = {**protocol.as_json(), "threads": options.threads}
+        manifest = run_manifest(protocol="load", data=data.manifest(), weights={}, settings=settings)
+        result = {"protocol": "load", "encoder": options.encoder, "settings": settings, **found, "manifest": manifest}
+        print(f"result: {write_result(options.json, result)}")
+    return 1 if failed else 0
 
 
 def print_speed(name: str, found: dict[str, Any]) -> None:

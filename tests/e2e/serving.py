@@ -70,6 +70,11 @@ class Server:
                 cwd=ROOT, env={**clean_environment(home), **(environment or {})}, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
+    @property
+    def pid(self) -> int:
+        """Of its main process."""
+        return self._process.pid
+
     def wait_until_it_answers(self) -> Server:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:

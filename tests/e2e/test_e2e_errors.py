@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,41 @@ def test_an_archive_cannot_leave_its_session(server: Server) -> None:
         f"{server.url}/session/", params={"uncompress": True}, files={"files": ("x.tar", packed.getvalue())}, timeout=30
     )
     assert response.status_code == 422, response.text
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_cannot_fill_the_disk(server: Server, kind: str) -> None:
+    """A thousand times as much as was sent: what a file of zeros becomes."""
+    packed, nothing = io.BytesIO(), bytes(2**20)
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bomb, bomb.open("zeros.nii", "w") as file:
+            for _ in range(400):
+                file.write(nothing)
+    else:
+        with gzip.open(packed, "w") as squeezed, tarfile.open(fileobj=squeezed, mode="w|") as bomb:
+            zeros = tarfile.TarInfo("zeros.nii")
+            zeros.size = 2**20
+            for _ in range(400):
+                bomb.addfile(zeros, io.BytesIO(nothing))
+    assert len(packed.getvalue()) < 2**20
+    sent = {"files": (f"x.{kind}", packed.getvalue())}
+    response = requests.put(f"{server.url}/session/", params={"uncompress": True}, files=sent, timeout=60)
+    assert response.status_code == 422 and "MB" in response.json()["detail"]
+
+
+def test_the_log_is_a_page_that_loads_nothing_and_cannot_be_abused(server: Server) -> None:
+    page = requests.get(f"{server.url}/logs/", params={"lines": 5, "refresh": 10}, timeout=30)
+    assert page.status_code == 200 and "<pre>" in page.text and "src=" not in page.text and "href=" not in page.text
+    assert requests.get(f"{server.url}/logs/", params={"text": True}, timeout=30).text.count("\n") <= 300
+    for lines in (-1, 10**30):
+        assert requests.get(f"{server.url}/logs/", params={"lines": lines}, timeout=30).status_code == 422
+
+
+def test_a_folder_as_a_sessions_image_is_not_sent_back(server: Server, studies: Path) -> None:
+    files = [("files", (file.name, file.read_bytes())) for file in sorted((studies / "ct_series").iterdir())[:2]]
+    session = requests.put(f"{server.url}/session/", files=files, timeout=60).json()["session_id"]
+    asked = requests.get(f"{server.url}/session/{session}", params={"image": True}, timeout=30)
+    assert asked.status_code == 422 and "folder" in asked.json()["detail"]
 
 
 def test_the_server_cannot_be_made_to_load_itself_again(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,3 +112,28 @@ def test_who_may_only_look_cannot_annotate(guarded: Server, realm: TokenRealm, t
             files={"label": ("label.bin", file)}, timeout=TIMEOUT,
         )  # fmt: skip
     assert answer.status_code == 403, answer.text
+
+
+OPEN = ("/auth/",)
+"""Calls for who has no login yet."""
+
+
+def test_every_other_route_asks_who_is_there(guarded: Server) -> None:
+    document = requests.get(f"{guarded.url}/openapi.json", timeout=TIMEOUT).json()
+    calls = [(path, method) for path, known in document["paths"].items() for method in known]
+    calls += [
+        ("/ohif/", "get"),
+        ("/ohif/index.html", "get"),
+        ("/proxy/dicom/studies", "get"),
+        ("/proxy/dicom/", "post"),
+    ]
+    assert len(calls) > 40
+    let_in = []
+    for path, method in calls:
+        if path.startswith(OPEN):
+            continue
+        address = guarded.url + re.sub(r"\{[^}]*\}", "x", path)
+        answer = requests.request(method, address, timeout=TIMEOUT, allow_redirects=False)
+        if answer.status_code not in (401, 403):
+            let_in.append((method, path, answer.status_code))
+    assert let_in == []

@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             for file, header in zip(self.archive.files, self.archive.headers(), strict=True)
             if str(header.SeriesInstanceUID) == wanted
         ]
-        if parts[-1] == "metadata":
+        if parts[-1] in ("metadata", "instances"):
             headers = [pydicom.dcmread(DicomBytesIO(file), stop_before_pixels=True) for file in chosen]
             self._json([json.loads(header.to_json()) for header in headers])
             return

@@ -12,10 +12,12 @@ import numpy as np
 import pydicom
 import pytest
 from archive import Archive
+from planted_seg import plant_seg
+from pydicom.filebase import DicomBytesIO
 
 from ssmsam.imaging.dicom_writing import DicomPatient, write_dicom_series
 from ssmsam.imaging.orientation import reoriented
-from ssmsam.imaging.reading import read_volume
+from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 from ssmsam.server import dicom_catalogue, series_cache
@@ -250,6 +252,111 @@ def test_the_newest_seg_counts_and_a_removed_one_is_gone(
     archive.files.pop()
     assert studies.get_labels_by_image_id(uid) == {}
     assert studies.get_label_uri(uid, "final") == ""
+
+
+LIVER, SPLEEN = np.zeros((2, *SHAPE), np.uint8)
+LIVER[1:4, 2:7, 3:9] = SPLEEN[2:4, 8:11, 2:5] = 1
+
+
+@pytest.fixture
+def plant(archive: Archive, tmp_path: Path) -> Callable[..., str]:
+    """Put another program's SEG of a series of :func:`add` into the archive; returns its instance UID."""
+
+    def plant(*segments: tuple[int, str, np.ndarray], seed: int = 1, **says: Any) -> str:
+        path = plant_seg(tmp_path / "seg.dcm", tmp_path / f"series-{seed}-CT", segments, **says)
+        archive.files.append(path.read_bytes())
+        return str(pydicom.dcmread(path).SOPInstanceUID)
+
+    return plant
+
+
+@pytest.mark.parametrize("names", ["series", "frames", "images"])
+def test_a_seg_may_name_its_images_in_any_way(
+    names: str, open_studies: Open, add: Callable[..., str], plant: Callable[..., str]
+) -> None:
+    add(2, study="2.25.77")
+    uid = add(1, study="2.25.77")
+    plant((1, "liver", LIVER), names=names)
+    studies = open_studies()
+    assert studies.get_labeled_images() == [uid]
+    assert (read_volume(studies.get_label_uri(uid, "final")).array == LIVER).all()
+
+
+@pytest.mark.parametrize("names", ["nothing", "frames"])
+def test_a_seg_of_no_known_image_is_left_out_with_a_word(
+    names: str, archive: Archive, open_studies: Open, add: Callable[..., str], plant: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    add(1)
+    instance = plant((1, "liver", LIVER), names=names)
+    if names == "frames":
+        archive.files = [file for file in archive.files if file == archive.files[-1]]
+        add(2)
+        study = str(archive.headers()[-1].StudyInstanceUID)
+        seg = pydicom.dcmread(DicomBytesIO(archive.files[0]))
+        seg.StudyInstanceUID = study
+        seg.save_as(buffer := DicomBytesIO())
+        archive.files[0] = buffer.getvalue()
+    with caplog.at_level(logging.WARNING):
+        assert open_studies().get_labeled_images() == []
+    assert instance in caplog.text
+
+
+def test_several_segs_are_one_label_and_it_says_so(
+    open_studies: Open, add: Callable[..., str], plant: Callable[..., str]
+) -> None:
+    uid = add(1)
+    old = plant((1, "liver", LIVER), (2, "spleen", LIVER), written="120001")
+    studies = open_studies()
+    assert (read_volume(studies.get_label_uri(uid, "final")).array == LIVER).all()
+    new = plant((1, "spleen", SPLEEN), written="120002")
+    info = studies.get_label_info(uid, "final")
+    values = {one["name"]: one["idx"] for one in info["label_info"]}
+    array = read_volume(studies.get_label_uri(uid, "final")).array
+    assert ((array == values["spleen"]) == SPLEEN).all()
+    assert ((array == values["liver"]) == LIVER.astype(bool)).all()
+    assert [(one["SOPInstanceUID"], one["labels"]) for one in info["segmentations"]] == [
+        (new, ["spleen"]),
+        (old, ["liver"]),
+    ]
+    assert "2 SEGs of this image" in info["notes"][0]
+
+
+def test_our_own_seg_and_that_of_somebody_else(
+    open_studies: Open, add: Callable[..., str], plant: Callable[..., str], tmp_path: Path
+) -> None:
+    uid = add(1)
+    plant((1, "kidney", SPLEEN), written="120001")
+    studies = open_studies()
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    names = [one["name"] for one in studies.get_label_info(uid, "final")["label_info"]]
+    assert names == [NAMES[0]["name"], NAMES[1]["name"], "kidney"]
+
+
+def test_segments_that_overlap_are_said_to(
+    open_studies: Open, add: Callable[..., str], plant: Callable[..., str]
+) -> None:
+    uid = add(1)
+    plant((1, "lesion", SPLEEN), (2, "body", np.ones(SHAPE, np.uint8)))
+    studies = open_studies()
+    assert (read_volume(studies.get_label_uri(uid, "final")).array == 2 - SPLEEN).all()
+    assert "overlap" in studies.get_label_info(uid, "final")["notes"][0]
+
+
+def test_a_seg_that_cannot_be_read_has_a_reason_without_a_path(
+    open_studies: Open, add: Callable[..., str], plant: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    uid = add(1)
+    instance = plant((1, "liver", LIVER), edit=lambda seg: seg.pop("PixelData"))
+    studies = open_studies()
+    with pytest.raises(UnreadableVolume, match=f"SEG {instance}: no pixels"):
+        studies.get_label_uri(uid, "final")
+    with caplog.at_level(logging.WARNING):
+        assert studies.datalist() == []
+    plant((1, "spleen", SPLEEN), written="110000")
+    assert f"left out: SEG {instance}" in str(studies.get_label_info(uid, "final")["notes"])
+    assert (read_volume(studies.get_label_uri(uid, "final")).array == SPLEEN).all()
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ logger = logging.getLogger(__name__)
 RECIPES: dict[str, type[IntensityRecipe]] = {recipe.name: recipe for recipe in (CtWindow, MrPercentiles)}
 
 
-READER = 2
+READER = 3
 """Counts the changes of how files are read: what an older reader found of a source, its grid for one, counts no more.
-2: the place of a NIfTI file in the patient is the one that ITK reads."""
+2: the place of a NIfTI file in the patient is the one that ITK reads.
+3: DICOM padding is no tissue, MONOCHROME1 inverts nothing."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""A folder with one DICOM series to a volume: headers by pydicom, pixels by GDCM."""
+"""A folder with one DICOM series to a volume. The pixels' meaning is in :mod:`ssmsam.imaging.dicom_pixels`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
 
+from ssmsam.imaging.dicom_file import looks_like_dicom, read_dataset
+from ssmsam.imaging.dicom_pixels import read_pixels
 from ssmsam.imaging.geometry import orthogonal_grid
-from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.imaging.unreadable import UnreadableVolume, one_error
 from ssmsam.imaging.volume import Grid, Volume
-from ssmsam.imaging.voxels import compact
 
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "Rows", "Columns",
-    "SamplesPerPixel", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "SliceThickness", "SpacingBetweenSlices",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
 ]  # fmt: skip
 
 NOT_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "AU"})
@@ -51,9 +50,15 @@ def find_series(folder: Path) -> DicomSeries:
 
     Raises UnreadableVolume when there is none, more than one, or one that is not a straight, even stack of slices.
     """
+    with one_error(folder):
+        return _find_series(folder)
+
+
+def _find_series(folder: Path) -> DicomSeries:
     slices = list(_image_headers(folder))
     if not slices:
         raise UnreadableVolume(f"{folder}: no DICOM images here. Give the folder that holds the files of one series.")
+    _expect_no_empty_file(folder, {path.suffix for path, _ in slices})
     _expect_one_series(folder, [header for _, header in slices])
     for path, header in slices:
         _expect_slice(path, header)
@@ -71,22 +76,35 @@ def find_series(folder: Path) -> DicomSeries:
 def read_dicom(folder: Path) -> Volume:
     """The one series below ``folder`` as a volume, sorted along its normal, rescaled (HU for CT)."""
     series = find_series(folder)
-    slices = [_pixels(path) for path in series.files]
-    kind = np.result_type(*slices)
-    array = np.stack(slices, dtype=np.float32 if kind.kind == "f" else kind, casting="same_kind")
-    return Volume(compact(array), series.grid.affine, series.modality, series.series_uid, series.frame_of_reference_uid)
+    with one_error(folder):
+        return Volume(
+            read_pixels(series.files), series.grid.affine, series.modality, series.series_uid,
+            series.frame_of_reference_uid,
+        )  # fmt: skip
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR":
+            yield path
 
 
 def _image_headers(folder: Path) -> Iterator[tuple[Path, pydicom.Dataset]]:
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
-            continue
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-        except (InvalidDicomError, OSError, EOFError):
-            continue  # not DICOM: a text file, a preview
-        if header.get("Rows") and str(header.get("Modality") or "") not in NOT_IMAGES:
+    for path in _files(folder):
+        with one_error(path):
+            if not looks_like_dicom(path):
+                continue  # a text file, a preview
+            header = read_dataset(path, tags=HEADER_TAGS, pixels=False)
+            is_image = bool(header.get("Rows")) and str(header.get("Modality") or "") not in NOT_IMAGES
+        if is_image:
             yield path, header
+
+
+def _expect_no_empty_file(folder: Path, suffixes: set[str]) -> None:
+    """A copy that was broken off leaves files without a byte: nothing else tells that the first or last is missing."""
+    for path in _files(folder):
+        if path.suffix in suffixes and path.stat().st_size == 0:
+            raise UnreadableVolume(f"{path}: an empty file among the slices, one is missing. Copy the series again.")
 
 
 def _expect_one_series(folder: Path, headers: list[pydicom.Dataset]) -> None:
@@ -103,7 +121,8 @@ def _expect_slice(path: Path, header: pydicom.Dataset) -> None:
         raise UnreadableVolume(
             f"{path}: a multi-frame image. Convert it to one file per slice (dcm4che's emf2sf) or to NIfTI (dcm2niix)."
         )
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    is_colour = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
+    if is_colour or int(header.get("SamplesPerPixel") or 1) != 1:
         raise UnreadableVolume(f"{path}: a colour image. Export the series as grey values.")
     sizes = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     missing = [name for name, size in sizes.items() if np.size(header.get(name) or ()) != size]
@@ -172,14 +191,3 @@ def _spacing(folder: Path, depth: np.ndarray, header: pydicom.Dataset) -> float:
             f"{usual:.2f} mm is usual. A slice may be missing: export the series again, or resample it to even slices."
         )
     return float(depth[-1] - depth[0]) / (len(depth) - 1)
-
-
-def _pixels(path: Path) -> np.ndarray:
-    """(rows, columns) of one file, rescaled by its own slope and intercept."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")  # by content: file names need no extension
-    reader.SetFileName(str(path))
-    try:
-        return sitk.GetArrayFromImage(reader.Execute())[0]
-    except RuntimeError as error:
-        raise UnreadableVolume(f"{path}: the pixels cannot be decoded. ({error})") from error

@@ -23,6 +23,7 @@ from pydicom.valuerep import DA, TM
 from ssmsam.imaging.codes import PRIVATE_SCHEME, Code, Concept, concept_of
 from ssmsam.imaging.colours import RGB, cielab, distinct_colours
 from ssmsam.imaging.dicom import DicomSeries, find_series
+from ssmsam.imaging.dicom_file import read_dataset
 from ssmsam.imaging.dicom_seg_check import check_seg
 from ssmsam.imaging.dicom_seg_frames import NUMBER_ELEMENT, NUMBER_GROUP, NUMBER_OWNER
 from ssmsam.imaging.volume import Volume
@@ -161,9 +162,9 @@ def _label_values(array: np.ndarray) -> np.ndarray:
 
 def _headers(series: DicomSeries) -> tuple[list[pydicom.Dataset], float]:
     """What the SEG takes over from the images, in the order of the slices, and how far they lie from an even grid."""
-    first = pydicom.dcmread(series.files[0], stop_before_pixels=True)
+    first = read_dataset(series.files[0], pixels=False)
     headers: list[pydicom.Dataset] = [first]
-    headers += [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=SLICE_TAGS) for path in series.files[1:]]
+    headers += [read_dataset(path, tags=SLICE_TAGS, pixels=False) for path in series.files[1:]]
     for path, header in zip(series.files, headers, strict=True):
         missing = [name for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID") if not header.get(name)]
         if not header.get("FrameOfReferenceUID"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset
+from pydicom.dataset import FileDataset
 
 from ssmsam.imaging.dicom_seg_frames import read_seg_dataset, segment_frames, segments_of
 from ssmsam.imaging.volume import Volume
@@ -40,7 +40,7 @@ def check_seg(path: Path, mask: Volume, labels: Mapping[str, int], *, jitter_mm:
 
 
 def _read_back(
-    path: Path, seg: Dataset, mask: Volume, values: list[int]
+    path: Path, seg: FileDataset, mask: Volume, values: list[int]
 ) -> tuple[dict[int, int], dict[int, np.ndarray]]:
     """Voxels and summed LPS coordinates of each label value, from the frames and their own places alone."""
     value_of = {segment.number: value for segment, value in zip(segments_of(seg), values, strict=True)}

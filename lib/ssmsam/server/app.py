@@ -231,6 +231,7 @@ class ServerApp(MONAILabelApp):
         from monailabel.app import app as server
 
         from ssmsam.server.compression import compress_answers
+        from ssmsam.server.exposure import close_to_other_sites
         from ssmsam.server.openapi import describe_requests
         from ssmsam.server.routes import install_routes
 
@@ -238,6 +239,7 @@ class ServerApp(MONAILabelApp):
         install_routes(server)
         describe_requests(server)
         compress_answers(server)
+        close_to_other_sites(server)
         install_handlers(server)
         accept_signed_tokens()
         self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)

@@ -15,7 +15,7 @@ from ssmsam.server.dicom_store import (
     SeriesRecord,
     StoreRefused,
     StoreUnavailable,
-    newest,
+    by_image,
 )
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class DicomCatalogue:
         self._store, self._filters = store, filters
         self._images = _Remembered(self._ask_images, fresh_s)
         self._segmentations = _Remembered(self._ask_segmentations, fresh_s)
-        self._read: dict[tuple[str, int], list[SegmentationRecord]] = {}
+        self._read: dict[tuple[str, int, int], list[SegmentationRecord]] = {}
 
     def images(self) -> Mapping[str, SeriesRecord]:
         """Every image series, by its UID."""
@@ -56,8 +56,8 @@ class DicomCatalogue:
         known = self._images.get(max_age_s=KNOWN_S).get(series_uid)
         return known or self._images.get(max_age_s=ASK_AGAIN_S).get(series_uid)
 
-    def segmentations(self) -> Mapping[str, SegmentationRecord]:
-        """The newest segmentation of each image series that has one, by the image's UID."""
+    def segmentations(self) -> Mapping[str, list[SegmentationRecord]]:
+        """The segmentations of each image series that has one, the newest first, by the image's UID."""
         return self._segmentations.get()
 
     def forget(self) -> None:
@@ -73,19 +73,19 @@ class DicomCatalogue:
     def _ask_images(self) -> dict[str, SeriesRecord]:
         return {record.series_uid: record for record in self._store.series(self._filters)}
 
-    def _ask_segmentations(self) -> dict[str, SegmentationRecord]:
-        images = self.images()
-        studies = {record.study_uid for record in images.values()}
+    def _ask_segmentations(self) -> dict[str, list[SegmentationRecord]]:
+        studies: dict[str, list[SeriesRecord]] = {}
+        for image in self.images().values():
+            studies.setdefault(image.study_uid, []).append(image)
         listed = [record for record in self._store.series({"Modality": "SEG"}) if record.study_uid in studies]
-        found = [one for record in listed for one in self._references(record) if one.image_uid in images]
-        return newest(found)
+        return by_image(one for record in listed for one in self._references(record, studies[record.study_uid]))
 
-    def _references(self, record: SeriesRecord) -> list[SegmentationRecord]:
-        """What a SEG series refers to. It is read once: what was stored does not change."""
-        key = (record.series_uid, record.instances)
+    def _references(self, record: SeriesRecord, images: list[SeriesRecord]) -> list[SegmentationRecord]:
+        """What a SEG series is of, among the images of its study. It is read once: what was stored does not change."""
+        key = (record.series_uid, record.instances, len(images))
         if key not in self._read:
             try:
-                self._read[key] = self._store.segmentations(record)
+                self._read[key] = self._store.segmentations(record, images)
             except StoreRefused as error:  # one odd object must not hide the others
                 logger.warning("SEG series %s is left out: %s", record.series_uid, error)
                 self._read[key] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,14 @@ from urllib.parse import urlsplit, urlunsplit
 import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
-from pydicom.dataset import Dataset
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from ssmsam.imaging.dicom import NOT_IMAGES
+from ssmsam.imaging.dicom_file import read_dataset
+from ssmsam.server.dicom_references import referenced_instance, referenced_series, value_of
+
+logger = logging.getLogger(__name__)
 
 Filters = Mapping[str, Any]
 """What a query asks for, keyword -> value. A list of values means any of them."""
@@ -26,8 +30,14 @@ FIELDS = ["Modality", "StudyDate", "StudyTime", "PatientID", "NumberOfSeriesRela
 AS_STORED = (("application/dicom", "*"),)
 """Whatever transfer syntax the files have: nothing is decompressed on the way, our reader does that."""
 
-SEG_TAGS = ("0020000D", "0020000E", "00080018", "00081115", "00080023", "00080033", "00080021", "00080031")
-"""What is read of a DICOM SEG's metadata; descriptions of its frames can be megabytes."""
+RECORD_TAGS = (
+    "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "ReferencedSeriesSequence", "Manufacturer",
+    "ContentDate", "ContentTime", "SeriesDate", "SeriesTime",
+)  # fmt: skip
+"""What a :class:`SegmentationRecord` is made of."""
+
+WRITER = "ssmsam"
+"""The manufacturer that :func:`ssmsam.imaging.dicom_seg.write_seg` states."""
 
 
 class StoreUnavailable(ConnectionError):
@@ -76,13 +86,14 @@ class SeriesRecord:
 
 @dataclass(frozen=True)
 class SegmentationRecord:
-    """One DICOM SEG in the store, and the series it is of. ``written`` sorts by time."""
+    """One DICOM SEG in the store, and the series it is of. ``written`` sorts by time. ``is_own``: written here."""
 
     study_uid: str
     series_uid: str
     instance_uid: str
     image_uid: str
     written: str
+    is_own: bool = False
 
 
 class DicomStore:
@@ -117,12 +128,42 @@ class DicomStore:
                     found[record.series_uid] = record
         return list(found.values())
 
-    def segmentations(self, series: SeriesRecord) -> list[SegmentationRecord]:
-        """What the objects of a SEG series refer to; those that do not say it are left out."""
+    def segmentations(self, series: SeriesRecord, images: Collection[SeriesRecord]) -> list[SegmentationRecord]:
+        """Of the objects of a SEG series those that are of one of ``images``, the candidates from its study.
+
+        What names no image at all, and what cannot be understood, is left out with a word in the log.
+        """
         with self._errors():
             headers = self.client.retrieve_series_metadata(series.study_uid, series.series_uid)
-            read = [Dataset.from_json({tag: header[tag] for tag in SEG_TAGS if tag in header}) for header in headers]
-            return [record for header in read if (record := _segmentation_record(header))]
+        found = []
+        for header in headers:
+            try:  # one odd object must not hide the others
+                with self._errors():
+                    image_uid = self._image_of(header, images)
+                    if image_uid:
+                        found.append(_segmentation_record(header, image_uid))
+            except StoreRefused as error:
+                logger.warning("A SEG of series %s is left out: %s", series.series_uid, error)
+        return found
+
+    def _image_of(self, header: Mapping[str, Any], images: Collection[SeriesRecord]) -> str:
+        """The series among ``images`` that a SEG is of, "" for none of them."""
+        known = {image.series_uid for image in images}
+        if named := referenced_series(header):
+            return next((uid for uid in named if uid in known), "")
+        instance = referenced_instance(header)
+        holder = next((image.series_uid for image in images if instance and self._holds(image, instance)), "")
+        if not holder:
+            logger.warning(
+                "SEG %s is left out: it names %s", value_of(header, "00080018"),
+                "an image that no listed series holds" if instance else "neither a series nor an image",
+            )  # fmt: skip
+        return holder
+
+    def _holds(self, series: SeriesRecord, instance_uid: str) -> bool:
+        query = {"SOPInstanceUID": instance_uid}
+        answers = self.client.search_for_instances(series.study_uid, series.series_uid, search_filters=query)
+        return any(value_of(answer, "00080018") == instance_uid for answer in answers)  # some ignore the filter
 
     def fetch(self, series: SeriesRecord, folder: Path) -> None:
         """Write every file of a series into ``folder``. Raises StoreUnavailable when some did not come."""
@@ -150,15 +191,14 @@ class DicomStore:
 
     def add(self, path: Path) -> SegmentationRecord:
         """Store one DICOM SEG. Raises StoreRefused when the store does not keep it."""
-        dataset = pydicom.dcmread(path)
+        dataset = read_dataset(path)
         with self._errors():
             answer = self.client.store_instances([dataset])
         kept = [str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or ()]
         if answer.get("FailedSOPSequence") or (kept and str(dataset.SOPInstanceUID) not in kept):
             raise StoreRefused(f"{self.access.shown} did not keep the segmentation; its own log says why")
-        record = _segmentation_record(dataset)
-        assert record is not None, "write_seg always refers to its series"
-        return record
+        header = read_dataset(path, tags=RECORD_TAGS, pixels=False).to_json_dict(suppress_invalid_tags=True)
+        return _segmentation_record(header, referenced_series(header)[0])
 
     def _pages(self, query: Filters) -> Iterator[dict[str, Any]]:
         """Every answer to a query of series. Stores may send a part at a time; some always send everything."""
@@ -166,10 +206,10 @@ class DicomStore:
         while True:
             with self._errors():
                 page = self.client.search_for_series(search_filters=dict(query), fields=FIELDS, offset=len(seen))
-            fresh = [answer for answer in page if _value(answer, "0020000E") not in seen]
+            fresh = [answer for answer in page if value_of(answer, "0020000E") not in seen]
             if not fresh:
                 return
-            seen.update(_value(answer, "0020000E") for answer in fresh)
+            seen.update(value_of(answer, "0020000E") for answer in fresh)
             yield from fresh
 
     def _count(self, series: SeriesRecord) -> int:
@@ -243,35 +283,36 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
-def newest(records: Iterable[SegmentationRecord]) -> dict[str, SegmentationRecord]:
-    """Series UID of an image -> the segmentation of it that was written last."""
-    return {record.image_uid: record for record in sorted(records, key=lambda one: (one.written, one.instance_uid))}
+def by_image(records: Iterable[SegmentationRecord]) -> dict[str, list[SegmentationRecord]]:
+    """Series UID of an image -> the segmentations of it that count, the newest first.
+
+    What is written here is all that is known of a series then, so the newest of these stands for all. Others may
+    write a file for each organ: all of theirs count.
+    """
+    found: dict[str, list[SegmentationRecord]] = {}
+    for record in sorted(records, key=lambda one: (one.written, one.instance_uid), reverse=True):
+        known = found.setdefault(record.image_uid, [])
+        if not (record.is_own and any(one.is_own for one in known)):
+            known.append(record)
+    return found
 
 
 def _series_record(answer: Mapping[str, Any]) -> SeriesRecord:
-    count = _value(answer, "00201209")
+    count = value_of(answer, "00201209")
     return SeriesRecord(
-        study_uid=_value(answer, "0020000D"),
-        series_uid=_value(answer, "0020000E"),
-        modality=_value(answer, "00080060"),
+        study_uid=value_of(answer, "0020000D"),
+        series_uid=value_of(answer, "0020000E"),
+        modality=value_of(answer, "00080060"),
         instances=int(count) if count.isdecimal() else 0,
-        patient_id=_value(answer, "00100020"),
-        study_date=_value(answer, "00080020"),
-        study_time=_value(answer, "00080030"),
+        patient_id=value_of(answer, "00100020"),
+        study_date=value_of(answer, "00080020"),
+        study_time=value_of(answer, "00080030"),
     )
 
 
-def _value(answer: Mapping[str, Any], tag: str) -> str:
-    values = (answer.get(tag) or {}).get("Value") or [""]
-    return str(values[0] if values[0] is not None else "").strip()
-
-
-def _segmentation_record(header: Dataset) -> SegmentationRecord | None:
-    referenced = header.get("ReferencedSeriesSequence")
-    image = str(referenced[0].get("SeriesInstanceUID") or "") if referenced else ""
-    if not image:
-        return None
-    when = [str(header.get(f"{what}{unit}") or "") for what in ("Content", "Series") for unit in ("Date", "Time")]
-    return SegmentationRecord(
-        str(header.StudyInstanceUID), str(header.SeriesInstanceUID), str(header.SOPInstanceUID), image, " ".join(when)
-    )
+def _segmentation_record(header: Mapping[str, Any], image_uid: str) -> SegmentationRecord:
+    study, series, instance = (value_of(header, tag) for tag in ("0020000D", "0020000E", "00080018"))
+    if not (study and series and instance):
+        raise ValueError("a SEG without UIDs")
+    when = " ".join(value_of(header, tag) for tag in ("00080023", "00080033", "00080021", "00080031"))
+    return SegmentationRecord(study, series, instance, image_uid, when, value_of(header, "00080070") == WRITER)

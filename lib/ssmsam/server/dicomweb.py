@@ -19,7 +19,7 @@ from ssmsam.annotation.label_info import read_label_info
 from ssmsam.annotation.truth import InvalidSubmission
 from ssmsam.imaging.dicom import DicomSeries, find_series
 from ssmsam.imaging.dicom_seg import AlgorithmNotes, write_seg
-from ssmsam.imaging.dicom_seg_reading import read_seg
+from ssmsam.imaging.dicom_seg_reading import read_segs
 from ssmsam.imaging.orientation import axis_codes, reoriented
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Grid, Volume
@@ -50,7 +50,7 @@ class DicomWebArchive(DICOMWebDatastore):
 
     ``folder`` keeps downloaded series (within ``quota_bytes``, the least recently used go first) and every label
     that is not final. Which images have a final label is what the store says: a SEG that somebody else stored
-    counts, the newest of several is the label, and one that is removed there is gone here.
+    counts, several are put together, each label as the newest has it, and one that is removed there is gone here.
 
     Raises StoreUnavailable and StoreRefused wherever the store is asked; NotKnown for other images.
     """
@@ -107,8 +107,8 @@ class DicomWebArchive(DICOMWebDatastore):
         contents: dict[str, Any] = super().json()
         for image in self.list_images():
             contents["objects"].setdefault(image, ImageLabelModel(image=_image_model(image)).model_dump())
-        for image, record in self._catalogue.segmentations().items():
-            stored = {"SeriesInstanceUID": record.series_uid, "SOPInstanceUID": record.instance_uid}
+        for image, records in self._catalogue.segmentations().items():
+            stored = {"SeriesInstanceUID": records[0].series_uid, "SOPInstanceUID": records[0].instance_uid}
             contents["objects"][image]["labels"].setdefault(FINAL, {"ext": ".dcm", "info": stored})
         return contents
 
@@ -157,11 +157,11 @@ class DicomWebArchive(DICOMWebDatastore):
         """The label's file, "" when there is none. ``label_id`` is the image's id."""
         if label_tag != FINAL:
             return str(LocalDatastore.get_label_uri(self, label_id, label_tag))
-        record = self._catalogue.segmentations().get(label_id)
-        if record is None:
+        records = self._catalogue.segmentations().get(label_id)
+        if not records:
             return ""
         self._record(label_id)
-        self._read_back(label_id, record)
+        self._read_back(label_id, records)
         return str(LocalDatastore.get_label_uri(self, label_id, FINAL))
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
@@ -223,25 +223,34 @@ class DicomWebArchive(DICOMWebDatastore):
             kept = f"The mask is kept on this server under the tag {UNSENT!r}; submit it again once the store works."
             raise type(error)(f"{error} {kept}") from error
         self._catalogue.forget()
-        info |= _info_of(record, labels)
+        info |= _info_of([record], labels)
         if UNSENT in self._datastore.objects[image_id].labels:
             self.remove_label(image_id, UNSENT)
         logger.info("Stored the label of %s as SEG series %s", image_id, record.series_uid)
 
-    def _read_back(self, image_id: str, record: SegmentationRecord) -> None:
-        """Make the local copy of a final label the one that the store holds."""
+    def _read_back(self, image_id: str, records: Sequence[SegmentationRecord]) -> None:
+        """Make the local copy of a final label what the store holds: ``records``, the newest first."""
         self._register(image_id)
         local = self._datastore.label(image_id, FINAL)
         path = Path(LocalDatastore.get_label_uri(self, image_id, FINAL) or ".")
-        if local and local.info.get("SOPInstanceUID") == record.instance_uid and path.is_file():
+        if local and path.is_file() and _stored_as(local.info) == [record.instance_uid for record in records]:
             return
         grid = find_series(Path(self.get_image_uri(image_id))).grid
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
-            seg, file = Path(scratch) / "label.dcm", Path(scratch) / "label.nii.gz"
-            self._store.fetch_segmentation(record, seg)
-            found = read_seg(seg, grid)
+            segs = [Path(scratch) / f"{n}.dcm" for n in range(len(records))]
+            for seg, record in zip(segs, records, strict=True):
+                self._store.fetch_segmentation(record, seg)
+            called = {str(seg): f"SEG {record.instance_uid}" for seg, record in zip(segs, records, strict=True)}
+            try:
+                found = read_segs(segs, grid)
+            except UnreadableVolume as error:
+                raise UnreadableVolume(_renamed(str(error), called)) from error
+            for n, reason in found.left_out.items():
+                logger.warning("%s of image %s is left out: %s", called[str(segs[n])], image_id, reason)
+            notes = [*found.notes, *(f"left out: {_renamed(reason, called)}" for reason in found.left_out.values())]
+            file = Path(scratch) / "label.nii.gz"
             write_volume(found.volume, file)
-            self._keep(image_id, str(file), FINAL, _info_of(record, found.labels))
+            self._keep(image_id, str(file), FINAL, _info_of(records, found.labels, source=found.source, notes=notes))
 
     def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
         with self._registry:
@@ -303,13 +312,49 @@ def _image_model(image_id: str) -> DataModel:
     return DataModel(info={"name": f"{image_id}.nii.gz"})
 
 
-def _info_of(record: SegmentationRecord, labels: dict[str, int]) -> dict[str, Any]:
+def _info_of(
+    records: Sequence[SegmentationRecord],
+    labels: dict[str, int],
+    *,
+    source: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What is said of a final label: of which objects of the store it is, the newest first, and which labels each gave.
+
+    ``notes`` say what the mask cannot show: segments that overlap, files that cannot be read.
+    """
+    of = source or dict.fromkeys(labels, 0)
+    stored = [
+        {
+            "SeriesInstanceUID": record.series_uid,
+            "SOPInstanceUID": record.instance_uid,
+            "labels": [name for name in labels if of[name] == n],
+        }
+        for n, record in enumerate(records)
+    ]
+    if len(records) > 1:
+        notes = [f"{len(records)} SEGs of this image; each label is from the newest that has it", *notes]
     return {
         "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
-        "SeriesInstanceUID": record.series_uid,
-        "SOPInstanceUID": record.instance_uid,
-        "StudyInstanceUID": record.study_uid,
+        "SeriesInstanceUID": records[0].series_uid,
+        "SOPInstanceUID": records[0].instance_uid,
+        "StudyInstanceUID": records[0].study_uid,
+        "segmentations": stored,
+        **({"notes": list(notes)} if notes else {}),
     }
+
+
+def _stored_as(info: Mapping[str, Any]) -> list[str]:
+    """The objects of the store that a local copy was made of."""
+    stored = info.get("segmentations") or [info]
+    return [str(one.get("SOPInstanceUID") or "") for one in stored]
+
+
+def _renamed(message: str, called: Mapping[str, str]) -> str:
+    """A message that names no scratch file."""
+    for path, name in called.items():
+        message = message.replace(path, name)
+    return message
 
 
 def _names(info: Mapping[str, Any]) -> dict[str, int]:

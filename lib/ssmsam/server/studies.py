@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monailabel.datastore.local import DataModel, ImageLabelModel
+
+from ssmsam.imaging.dicom_file import looks_like_dicom
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.folder import SynchronisedFolder
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 
+logger = logging.getLogger(__name__)
+
 ANNOTATIONS = ".annotations"
+LABELS = "labels"
+
+SETTLED_S = 60.0
+"""A folder without DICOM files that changed later than this is looked into again each time: files may still be on
+their way into it. *Guess*: longer than one file takes to come over a slow network."""
 
 
 class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
     """MONAI Label's local datastore, which also sees DICOM series and keeps annotations slice by slice.
 
-    Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files is an image; its id is its name without
-    the suffix. Labels lie under ``labels/<tag>/``, annotations in a hidden folder beside them.
+    Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files, at any depth of it, is an image; its id is
+    its name without the suffix. Labels lie under ``labels/<tag>/``, annotations in a hidden folder beside them.
     """
 
     def __init__(
@@ -29,6 +42,8 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
         auto_reload: bool = True,
         read_only: bool = False,
     ) -> None:
+        self._contents: dict[str, _Contents] = {}
+        self._said: set[str] = set()
         self.keep_annotations(Path(folder) / ANNOTATIONS, labels=labels)
         super().__init__(
             folder,
@@ -46,28 +61,92 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
 
     def _to_id(self, file: str) -> tuple[str, str]:
         for suffix in VOLUME_SUFFIXES:
-            if file.endswith(suffix):
-                return file[: -len(suffix)], suffix
+            if file.lower().endswith(suffix):
+                return file[: -len(suffix)], file[-len(suffix) :]
         return file, ""
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        files: dict[str, str] = super()._list_files(path, patterns)
+        """Files, whatever the case of their suffix; among images those of series first. macOS leaves ._ files."""
+        files = sorted(name for name in os.listdir(path) if name.lower().endswith(VOLUME_SUFFIXES) and name[0] != ".")
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
-            files.update({name: name for name in _series_in(Path(path))})
-        return files
+            whole = {name for name, image in self._datastore.objects.items() if not image.image.ext}
+            files = [name for name in [*self._series_in(Path(path)), *files] if name not in whole]
+        return {name: name for name in files}
+
+    def _add_non_existing_images(self) -> int:
+        """Of files that differ in their suffix only, the first has the plain name as its id, others the whole name."""
+        added = int(super()._add_non_existing_images())
+        for name in self._list_files(self._datastore.image_path(), []):
+            image_id, suffix = self._to_id(name)
+            if not suffix:
+                self._say_once(name, "the folder %s is not listed: a file has the same name", name)
+            elif self._datastore.objects[image_id].image.ext != suffix:
+                self._say_once(name, "%s is listed by its whole name: another image is called %s", name, image_id)
+                info = {"ts": int(time.time()), "name": name}
+                self._datastore.objects[name] = ImageLabelModel(image=DataModel(info=info))
+                added += 1
+        return added
+
+    def _series_in(self, folder: Path) -> list[str]:
+        """The names of the sub-folders that hold DICOM files. What else lies deeper is named once in the log."""
+        entries = [
+            entry
+            for entry in sorted(folder.iterdir())
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in (LABELS, "lost+found")
+        ]
+        contents = {entry.name: self._contents.get(entry.name) or _Contents() for entry in entries}
+        self._contents = {entry.name: contents[entry.name].looked_at(entry) for entry in entries}
+        for name, found in self._contents.items():
+            if found.volume:
+                self._say_once(
+                    name,
+                    "%s holds files such as %s, which are no images here: move them into %s itself",
+                    name, found.volume, folder,
+                )  # fmt: skip
+        return [name for name, found in self._contents.items() if found.has_dicom]
+
+    def _say_once(self, about: str, message: str, *arguments: object) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            logger.warning(message, *arguments)
 
 
-def _series_in(folder: Path) -> list[str]:
-    """The names of the sub-folders that hold DICOM files."""
-    candidates = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return sorted(entry.name for entry in candidates if _holds_dicom(entry))
+@dataclass(frozen=True)
+class _Contents:
+    """What was found below a folder, and when each folder there had changed: the watcher asks again and again."""
+
+    has_dicom: bool = False
+    volume: str = ""
+    changed: Mapping[str, float] = field(default_factory=dict)
+
+    def looked_at(self, folder: Path) -> _Contents:
+        """The same if nothing changed since, else what is there now."""
+        is_settled = self.has_dicom or time.time() - max(self.changed.values(), default=0.0) > SETTLED_S
+        if self.changed and is_settled and all(_changed(path) == then for path, then in self.changed.items()):
+            return self
+        changed, volume = {}, ""
+        for at, folders, files in os.walk(folder):
+            changed[at] = _changed(at)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                if name.startswith("."):
+                    continue
+                if name.lower().endswith(VOLUME_SUFFIXES):
+                    volume = volume or name
+                elif _is_dicom(Path(at) / name):
+                    return _Contents(True, volume, changed)
+        return _Contents(False, volume, changed)
 
 
-def _holds_dicom(folder: Path) -> bool:
-    """Whether the first file that is not hidden has DICOM's mark. One file is enough: folders can be large."""
-    with os.scandir(folder) as entries:
-        first = next((entry.path for entry in entries if entry.is_file() and not entry.name.startswith(".")), None)
-    if first is None:
+def _is_dicom(path: Path) -> bool:
+    try:
+        return looks_like_dicom(path)
+    except OSError:  # gone again, or not ours to read
         return False
-    with open(first, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+
+
+def _changed(folder: str) -> float:
+    try:
+        return os.stat(folder).st_mtime
+    except OSError:
+        return 0.0

@@ -17,7 +17,6 @@ from monailabel.endpoints import (
     datastore,
     infer,
     info,
-    logs,
     ohif,
     proxy,
     scoring,
@@ -25,13 +24,16 @@ from monailabel.endpoints import (
     train,
     wsi_infer,
 )
+from monailabel.endpoints import logs as stock_logs
 
 from ssmsam.server.routes import (
     cache,
     heads,
     inference,
     jobs,
+    logs,
     proxied,
+    reference,
     sessions,
     slices,
     starts,
@@ -71,7 +73,8 @@ REPLACED = (
     _stock(datastore, "/datastore/dataset", "GET"),
     _stock(session, "/session/", "PUT"),
     _stock(session, "/session/{session_id}", "GET DELETE"),
-    _stock(logs, "/logs/gpu", "GET"),
+    _stock(stock_logs, "/logs/", "GET"),
+    _stock(stock_logs, "/logs/gpu", "GET"),
     _stock(ohif, "/ohif/{path:path}", "GET"),
     *(_stock(proxy, f"/proxy/dicom/{op}{{path:path}}", "GET POST") for op in ("", "wado/", "qido/", "stow/")),
 )
@@ -87,6 +90,7 @@ OURS = (
     heads.router,
     inference.router,
     jobs.router,
+    logs.router,
     tasks.router,
     studies.router,
     slices.router,
@@ -94,6 +98,7 @@ OURS = (
     starts.router,
     proxied.router,
     viewer.router,
+    reference.router,
 )
 
 
@@ -101,8 +106,8 @@ def install_routes(app: FastAPI) -> None:
     """Take the stock routes out and put ours in. Raises RuntimeError when MONAI Label no longer has one of them."""
     for stock in (*REPLACED, *REMOVED):
         _remove(app, stock)
-    # anybody could make the server build itself a second time, beside the first
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != "/reload"]
+    # anybody could make the server build itself a second time; the pages need the internet
+    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") not in ("/reload", "/", "/docs")]
     for router in OURS:
         app.include_router(router)
     app.openapi_schema = None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, HTTPException, UploadFile
 from monailabel.endpoints import session as stock
-from monailabel.utils.sessions import Sessions
+from monailabel.utils.sessions import SessionInfo, Sessions
 
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_session_id, safe_name
@@ -18,10 +21,18 @@ from ssmsam.server.routes.common import AnyUser, Scratch, the_app
 
 router = APIRouter(prefix="/session", tags=["Session"])
 
+ALWAYS_UNPACKED = 256 * 2**20
+MOST_INFLATION = 20
+"""An archive may become so many bytes, or so many times its own size: images shrink to a third, empty ones further."""
+MOST_FILES = 20_000
+"""In one archive; the longest series have some thousand images."""
+
 
 @router.get("/{session_id}", summary="Whether a session exists")
 def get_session(user: AnyUser, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
     _require(session_id)
+    if image and Path(_known(session_id).image).is_dir():
+        raise InvalidRequest("this session's image is a folder of DICOM files, which cannot be sent back as one file")
     return stock.get_session(session_id, update_ts, image)
 
 
@@ -67,6 +78,14 @@ def _require(session_id: str) -> None:
         raise NotKnown("session", session_id)
 
 
+def _known(session_id: str) -> SessionInfo:
+    """Raises NotKnown for a session that has expired, or whose image is gone."""
+    found = _sessions().get_session(session_id)
+    if found is None or not Path(found.image).exists():
+        raise NotKnown("session", session_id, step="It may have expired: send the image again")
+    return found
+
+
 def _receive(file: UploadFile, folder: Path) -> Path:
     name = PurePath((file.filename or "image.nii.gz").replace("\\", "/")).name
     path = folder / safe_name(name, what="a file's name")
@@ -81,14 +100,32 @@ def _unpack(archive: Path, folder: Path) -> Path:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
+                _expect_reasonable([one.file_size for one in packed.infolist()], archive)
                 packed.extractall(folder)  # drops "..", absolute paths and links by itself
         else:
             with tarfile.open(archive) as packed_tar:
+                _expect_reasonable((one.size for one in packed_tar), archive)
                 packed_tar.extractall(folder, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
         raise InvalidRequest("the archive cannot be unpacked: send a .zip or .tar(.gz) with plain files") from error
     for path in folder.rglob("*"):
         if path.is_symlink():
             path.unlink()
     inside = list(folder.iterdir())
     return inside[0] if len(inside) == 1 else folder
+
+
+def _expect_reasonable(sizes: Iterable[int], archive: Path) -> None:
+    """Refuse what would fill the disk. Archives say how large their files become, and are held to it when they are
+    unpacked. Raises InvalidRequest."""
+    room = max(ALWAYS_UNPACKED, MOST_INFLATION * archive.stat().st_size)
+    total = 0
+    for number, size in enumerate(sizes, 1):
+        total += size
+        if total > room or number > MOST_FILES:
+            raise InvalidRequest(
+                f"the archive would become more than {room // 10**6} MB or {MOST_FILES} files when it is unpacked: "
+                "send the image's files only"
+            )

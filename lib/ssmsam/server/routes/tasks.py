@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, Request
 from monailabel.endpoints import batch_infer as stock_batch
 from monailabel.endpoints import scoring as stock_scoring
 from monailabel.endpoints import train as stock_train
@@ -105,12 +103,3 @@ def score(user: Annotator, method: str, params: dict[str, Any] | None = None, ru
     if method not in known:
         raise NotKnown("scoring method", method, known)
     return stock_scoring.run_method(method, params, run_sync)
-
-
-@router.get("/logs/gpu", tags=["Others"], summary="What nvidia-smi says")
-def gpu(user: Admin) -> Response:
-    try:
-        said = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False)
-    except FileNotFoundError as error:
-        raise HTTPException(404, "this machine has no nvidia-smi") from error
-    return Response(said.stdout, media_type="text/plain")
