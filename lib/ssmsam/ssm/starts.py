@@ -33,6 +33,7 @@ class Starts:
         self.shipped = shipped
         self._weights_sha256 = weights_sha256
         self._shelf = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
+        self._shelf.migrate(shipped, weights_sha256=weights_sha256)
         self._asked = ""
         self._loaded: tuple[TargetDecoder, str] = shipped, ""
 
