@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from planted import PocketDecoder, draw_volume, quick, state_digest, two_labels
+from safetensors.torch import load, save
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
@@ -196,3 +197,23 @@ def test_a_damaged_note_of_what_answers_stops_nobody(shelf: CheckpointRegistry, 
 def test_names_of_other_files_in_the_folder_are_taken(shelf: CheckpointRegistry, head: Head, name: str) -> None:
     with pytest.raises(ValueError, match="and is not shelf or training"):
         take(shelf, exported(head), name)
+
+
+def test_a_checkpoint_of_other_weights_is_not_taken(shelf: CheckpointRegistry, head: Head) -> None:
+    with pytest.raises(UnusableCheckpoint, match="start the server with that encoder, or adapt again"):
+        shelf.add_file(exported(head), "imported", PocketDecoder(), weights_sha256="another")
+    with pytest.raises(UnusableCheckpoint, match="another version of the few-shot decoder"):
+        shelf.add_file(exported(head), "imported", PocketDecoder(seed=1), weights_sha256="pocket")
+    assert shelf.names() == []
+
+
+def test_only_what_a_checkpoint_means_is_written(shelf: CheckpointRegistry, head: Head) -> None:
+    """A card may bring along what it likes; it is not handed on."""
+    data = exported(head)
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    card = json.loads(metadata["card"]) | {"support": {"organ": [{"image": "somebody"}]}, "PatientID": "4711"}
+    take(shelf, save(load(data), {"card": json.dumps(card), "more": "somebody"}), "imported")
+    written = shelf.path("imported").read_bytes()
+    assert b"somebody" not in written
+    assert set(shelf.card("imported")) & {*LOCAL, "PatientID"} == set()

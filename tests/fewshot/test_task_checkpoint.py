@@ -386,6 +386,19 @@ def test_files_of_earlier_versions_become_task_checkpoints(
         assert {key for key in load_file(registry.path(name)) if key.startswith(("bank", "atlas", "decoder"))} == set()
 
 
+def test_large_files_of_earlier_versions_become_small_ones(
+    head: Head, data: bytes, decoder: PocketDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssmsam.fewshot.task_checkpoint.LARGEST", len(data) + 1000)
+    registry = CheckpointRegistry(tmp_path / "heads")
+    registry.folder.mkdir()
+    old_file(head, registry.folder / "old.safetensors")
+    assert registry.path("old").stat().st_size > len(data) + 1000
+    assert not registry.load("old", decoder, weights_sha256="pocket").summarised
+    assert not registry.load("old", decoder, weights_sha256="pocket").summarised, "from the new files"
+    assert list(registry.cards()) == ["old"]
+
+
 def test_old_files_of_other_weights_stay_and_are_refused(head: Head, decoder: PocketDecoder, tmp_path: Path) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
     registry.folder.mkdir()

@@ -35,7 +35,7 @@ def read_old_head(path: Path, base: TargetDecoder, *, weights_sha256: str) -> He
         )
         shown = SupportBanks.from_parts(tensors, card, decoder)
         counts = {label: len(slices) for label, slices in card.get("support", {}).items()}
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UnusableCheckpoint(f"{path.name} lacks parts of a head: adapt again. {error}") from error
     kept = {name: value for name, value in card.items() if name not in ("format", "volumes", "atlases")}
     kept = {"learned_from": counts, **kept}

@@ -74,7 +74,7 @@ class SupportBanks:
     def from_parts(
         cls, tensors: Mapping[str, torch.Tensor], told: Mapping[str, Any], decoder: TargetDecoder
     ) -> SupportBanks:
-        """What a file held. Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError for damaged ones."""
+        """What a file held. Raises LookupError, TypeError, ValueError, RuntimeError or AttributeError for damage."""
         banks, close = (
             {
                 label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes), decoder)
@@ -110,7 +110,7 @@ class SupportCache:
             return found
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             logger.warning("a support cache entry is damaged and is made again key=%s error=%s", key[:12], error)
             path.unlink(missing_ok=True)
             return None

@@ -97,8 +97,10 @@ class TaskCheckpoint:
 
     @classmethod
     def load(cls, path: Path) -> TaskCheckpoint:
-        """Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
+        """Raises :class:`OldCheckpoint`, :class:`UnusableCheckpoint`, and FileNotFoundError."""
         _require_file(path)
+        if is_old(path):  # which may be large
+            checked_card(raw_card(path), path.name)
         _require_small(path.stat().st_size, path.name)
         return cls.from_bytes(path.read_bytes(), path.name)
 

@@ -41,7 +41,9 @@ def export(user: AnyUser, name: str, method: str = FEWSHOT) -> FileResponse:
 def import_head(user: Admin, name: str, file: Upload, method: str = FEWSHOT) -> dict[str, Any]:
     data = file.file.read(LARGEST + 1)
     if len(data) > LARGEST:
-        raise InvalidRequest(f"a head is smaller than {LARGEST >> 20} MB: is this an exported head?")
+        raise InvalidRequest(
+            f"a task checkpoint has at most {LARGEST >> 20} MB: is this an exported one, of this version?"
+        )
     try:
         return {"head": the_app().require_room(method).take(data, name)}
     except (UnusableCheckpoint, ValueError) as error:
