@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,10 @@ def test_nobody_is_named(remote: Server, web: DicomWeb, ct: Truth, tmp_path: Pat
     assert b"1.2.840.99999.17" not in log
 
     remote.wait_for(lambda info: not info["ssmsam"]["embedding"]["phase"])
+    folders = ("sessions", "store/embeddings", *(str(one) for one in (remote.home / "store" / "heads").glob("*")))
+    modes = {folder: oct(stat.S_IMODE((remote.home / folder).stat().st_mode)) for folder in folders}
+    assert set(modes.values()) == {"0o700"}, modes
+
     cached = requests.get(f"{url}/cache", timeout=TIMEOUT)
     assert cached.status_code == 200, cached.text
     places = {place["name"]: place for place in cached.json()["places"]}

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -29,6 +30,7 @@ from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
+from ssmsam.imaging.writing import private_folder
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.registry import load_decoder
 from ssmsam.prompting.request import PROMPT_KEYS
@@ -236,6 +238,9 @@ class ServerApp(MONAILabelApp):
         from ssmsam.server.routes import install_routes
 
         super().on_init_complete()
+        if (sessions := self.sessions()) is not None:
+            with suppress(OSError):  # where it cannot be made, the first session says so
+                private_folder(Path(sessions.store_path))
         install_routes(server)
         describe_requests(server)
         compress_answers(server)
