@@ -1,8 +1,9 @@
-"""Adapt the few-shot model to labelled slices, and keep what it learned in a small file, a head.
+"""Adapt the few-shot model to labelled slices, and keep what it learned in a small file, a task checkpoint.
 
     python apps/adapt.py --support ct.nii.gz:organs.nii.gz:10,20-40:5 --names liver=1 spleen=2 --out organs.safetensors
 
-`apps/segment.py --head FILE` then segments any other volume; a server takes the file too.
+`apps/segment.py --head FILE` then segments any other volume; a server takes the file too. The file holds no image, no
+mask and no id, and may be given away; what lies beside it (FILE.json) and in the cache is for this machine.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.evaluation.results import write_result
+from ssmsam.fewshot.checkpoint_files import write_head
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.support import Support
+from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.progress_bar import ProgressBar
-from ssmsam.server.configuration import default_store
+from ssmsam.server.configuration import default_store, default_support
 from ssmsam.ssm.methods import DECODERS
 
 
@@ -36,7 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.out.suffix != ".safetensors":
         parser.error(f"--out {options.out.name}: the name of a head ends in .safetensors")
     if options.json == options.out.with_suffix(".json"):
-        parser.error(f"--json {options.json.name}: the head's card is written there, choose another name")
+        parser.error(f"--json {options.json.name}: what belongs to the head is written there, choose another name")
     return options
 
 
@@ -47,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     with ProgressBar() as progress:
         head, support = adapt_to(options, model, progress)
     seconds = time.perf_counter() - started
-    head.save(options.out)
+    write_head(options.out, head, base=model.decoder, cache=SupportCache(default_support()))
     print_card(head, support)
     print(f"{options.out} ({options.out.stat().st_size / 1e6:.1f} MB) after {seconds:.1f} s")
     if options.json:

@@ -20,11 +20,13 @@ from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.evaluation.figures import Panel, draw_overlays
 from ssmsam.evaluation.manifest import files_digest, run_manifest
 from ssmsam.evaluation.results import write_result
+from ssmsam.fewshot.checkpoint_files import read_head
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import completed, segment
 from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.segmentation import Prediction
 from ssmsam.fewshot.support import Support
+from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.imaging.orientation import reoriented
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.reading import read_volume
@@ -32,7 +34,7 @@ from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 from ssmsam.progress import Progress
 from ssmsam.progress_bar import ProgressBar
-from ssmsam.server.configuration import default_store
+from ssmsam.server.configuration import default_store, default_support
 from ssmsam.ssm.methods import DECODERS
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
@@ -73,6 +75,8 @@ def run(options: argparse.Namespace) -> None:
         head = completed(head, support, labels=head.lacks(query.key.digest), progress=progress)
         prediction = segment(query, head, support=support, progress=progress)
     seconds = time.perf_counter() - started
+    if head.summarised:
+        print(f"{options.head.name}: its labelled slices are not on this machine; masks are less exact than with them")
     numbers = label_numbers_of(head)
     write_volume(volume.with_array(numbered(prediction, numbers)), options.out)
     found = {label: summary(prediction, label, query) for label in prediction.labels}
@@ -88,7 +92,8 @@ def run(options: argparse.Namespace) -> None:
 def the_head(options: argparse.Namespace, model: FewShotModel, progress: Progress) -> tuple[Head, Support]:
     """From the file, or adapted now."""
     if options.head:
-        return Head.load(options.head, model.decoder, weights_sha256=model.weights_sha256), {}
+        cache, sha256 = SupportCache(default_support()), model.weights_sha256
+        return read_head(options.head, base=model.decoder, weights_sha256=sha256, cache=cache), {}
     return adapt_to(options, model, progress, complete=False)
 
 

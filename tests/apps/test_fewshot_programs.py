@@ -11,12 +11,15 @@ import pytest
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import load_encoder
 from ssmsam.evaluation.prompted import ModelChoice
-from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.checkpoint_files import read_head
 from ssmsam.fewshot.method import segment
 from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.fewshot.support_cache import SupportCache
+from ssmsam.fewshot.task_checkpoint import read_card
 from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
+from ssmsam.server.configuration import default_support
 
 SHAPE = (5, 24, 28)
 AFFINE = np.diag([-2.0, -2.0, 6.0, 1.0])
@@ -72,7 +75,9 @@ def test_a_head_is_made_and_used(
 
     choice = {"folder": random_small.weights, "allow_unverified": True}
     embedder, decoder = Embedder(encoder=load_encoder("small", **choice)), load_target_decoder("small", **choice)
-    loaded = Head.load(head, decoder, weights_sha256=embedder.encoder.weights_sha256)
+    cache, sha256 = SupportCache(default_support()), embedder.encoder.weights_sha256
+    loaded = read_head(head, base=decoder, weights_sha256=sha256, cache=cache)
+    assert not loaded.summarised
     expected = segment(embedder.open(read_volume(query)), loaded)
     np.testing.assert_array_equal(found.array, np.array([0, 3, 300])[expected.mask])
     result = json.loads(record.read_text())["labels"]
@@ -84,7 +89,7 @@ def test_a_head_knows_its_method(folder: Path, model: list[str], tmp_path: Path,
     head, out = tmp_path / "head.safetensors", tmp_path / "found.nii.gz"
     made = [*support(folder), "--names", "organ=3", "--out", str(head), "--method", "ssm_sam", *model]
     assert load_app("adapt").main(made) == 0
-    assert json.loads(head.with_suffix(".json").read_text())["method"] == "ssm_sam"
+    assert read_card(head)["method"] == "ssm_sam"
     used = ["--head", str(head), "--query", str(folder / "two.nii.gz"), "--out", str(out), *model]
     assert load_app("segment").main([*used, "--method", "fewshot"]) == 1
     assert "head.safetensors is a head of ssm_sam, not of fewshot: leave --method out" in capsys.readouterr().err
@@ -116,7 +121,7 @@ def test_names_may_be_left_out(folder: Path, model: list[str], tmp_path: Path, l
     head = tmp_path / "head.safetensors"
     assert load_app("adapt").main([*support(folder, ":2"), "--out", str(head), *model]) == 0
     assert "label 3: 1 slices; no estimate" in capsys.readouterr().out
-    assert json.loads(head.with_suffix(".json").read_text())["labels"] == ["label 3", "label 300"]
+    assert read_card(head)["labels"] == ["label 3", "label 300"]
 
 
 @pytest.mark.parametrize(
@@ -165,9 +170,9 @@ def test_wrong_options_are_refused_before_anything_is_done(
 def test_a_file_that_is_no_head_is_refused(folder: Path, model: list[str], tmp_path: Path, load_app, capsys) -> None:
     options = ["--query", str(folder / "two.nii.gz"), "--out", str(tmp_path / "found.nii.gz"), *model]
     assert load_app("segment").main(["--head", str(folder / "labels.nii.gz"), *options]) == 1
-    assert "labels.nii.gz is not a head" in capsys.readouterr().err
+    assert "labels.nii.gz is no task checkpoint" in capsys.readouterr().err
     assert load_app("segment").main(["--head", str(tmp_path / "none.safetensors"), *options]) == 1
-    assert "there is no head none.safetensors" in capsys.readouterr().err
+    assert "there is no task checkpoint none.safetensors" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_no_file(folder: Path, model: list[str], tmp_path: Path, load_app, capsys, monkeypatch) -> None:

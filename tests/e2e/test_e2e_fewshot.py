@@ -237,7 +237,10 @@ def test_heads_are_listed_pinned_carried_over_and_removed(
     imported = requests.put(f"{url}/heads/imported", files={"file": ("head.safetensors", file)}, timeout=TIMEOUT)
     assert imported.json() == {"head": "imported"}
     requests.post(f"{url}/heads/imported/activate", params={"pin": True}, timeout=TIMEOUT).raise_for_status()
-    assert set(slicer(url, "fewshot", CT).params["label_names"]) == {"liver", "right kidney"}
+    from_elsewhere = slicer(url, "fewshot", CT).params
+    assert set(from_elsewhere["label_names"]) == {"liver", "right kidney"}
+    assert from_elsewhere["support_here"] is False
+    assert "less exact" in from_elsewhere["detail"]
     assert requests.delete(f"{url}/heads/imported", timeout=TIMEOUT).status_code == 422, "it answers now"
     requests.post(f"{url}/heads/unpin", timeout=TIMEOUT).raise_for_status()
     requests.post(f"{url}/heads/{newer['head']}/activate", timeout=TIMEOUT).raise_for_status()

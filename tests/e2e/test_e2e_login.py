@@ -85,6 +85,8 @@ ROUTES = [
     ("GET", "/heads"),
     ("DELETE", "/heads/any"),
     ("GET", "/starts"),
+    ("GET", "/cache"),
+    ("DELETE", "/cache"),
     ("POST", "/starts/roll_back"),
 ]
 

@@ -9,6 +9,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding, Encoder
 from ssmsam.encoders.small import SPEC, SmallEncoder
 from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.checkpoint_files import read_head, write_head
+from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.lesson import Lesson, lessons
 from ssmsam.fewshot.method import FewShotConfig
 from ssmsam.fewshot.network import TargetNetwork
 from ssmsam.fewshot.support import LabelledSlice, Support
+from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.views import ViewConfig
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Volume
@@ -109,6 +113,15 @@ def taught_by(
 def quick(**changes: object) -> FewShotConfig:
     """Settings for a few steps; ``changes`` are fields of :class:`FewShotConfig`."""
     return replace(FewShotConfig(adaptation=QUICK, folds=0), **changes)
+
+
+def kept_and_read(head: Head, folder: Path, decoder: TargetNetwork, *, elsewhere: bool = False) -> Head:
+    """A head after it was written and read again; ``elsewhere`` with its checkpoint alone, as on another machine."""
+    path, cache = folder / "head.safetensors", SupportCache(folder / "support")
+    write_head(path, head, base=decoder, cache=cache)
+    if elsewhere:
+        path = path.replace(folder / "exported.safetensors")
+    return read_head(path, base=decoder, weights_sha256="pocket", cache=cache)
 
 
 def state_digest(decoder: torch.nn.Module) -> str:

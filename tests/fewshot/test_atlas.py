@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import PocketDecoder, PocketEncoder, draw_volume, quick, two_labels
+from planted import PocketDecoder, PocketEncoder, draw_volume, kept_and_read, quick, two_labels
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.atlas import Guide, averaged, cells_of, guide_for
@@ -30,7 +30,7 @@ def head(embedder: Embedder) -> Head:
 def test_a_completed_head_has_an_atlas_that_its_file_keeps(head: Head, tmp_path: Path) -> None:
     (atlas,) = head.atlases
     assert set(atlas.distances) == set(head.labels)
-    loaded = Head.load(head.save(tmp_path / "head.safetensors"), PocketDecoder(), weights_sha256="pocket")
+    loaded = kept_and_read(head, tmp_path, PocketDecoder())
     (again,) = loaded.atlases
     assert again.volume == atlas.volume and again.grid.matches(atlas.grid)
     assert torch.equal(again.image, atlas.image)

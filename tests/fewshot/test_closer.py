@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, labelled, quick
+from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, kept_and_read, labelled, quick
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.frame import Frame, Window
@@ -162,8 +162,7 @@ def test_windows_are_encoded_once(embedder: Embedder, query: VolumeEmbeddings) -
 
 def test_a_head_from_a_file_looks_as_closely(embedder: Embedder, query: VolumeEmbeddings, tmp_path: Path) -> None:
     made, decoder = head_of(embedder, ORGAN), Echo()
-    path = made.save(tmp_path / "head.safetensors")
-    read = Head.load(path, decoder, weights_sha256=embedder.encoder.weights_sha256)
+    read = kept_and_read(made, tmp_path, decoder)
     found, expected = (segment(query, one, config=UNADAPTED) for one in (read, made))
     np.testing.assert_array_equal(found.mask, expected.mask)
     np.testing.assert_array_equal(found.logits, expected.logits)

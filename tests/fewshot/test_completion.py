@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from planted import ORGAN, SLICES, PocketDecoder, draw_volume, labelled, quick
+from planted import ORGAN, SLICES, PocketDecoder, draw_volume, kept_and_read, labelled, quick
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.bank import BankConfig
@@ -97,8 +97,7 @@ def test_a_head_remembers_which_slices_nobody_labelled(
     embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     made = head(embedder, decoder, UNADAPTED)
-    path = made.save(tmp_path / "head.safetensors")
-    read = Head.load(path, decoder, weights_sha256=embedder.encoder.weights_sha256)
+    read = kept_and_read(made, tmp_path, decoder)
     query = embedder.open(draw_volume(seed=3))
     assert read.banks["organ"].completed.tolist() == made.banks["organ"].completed.tolist()
     np.testing.assert_array_equal(segment(query, read).logits, segment(query, made).logits)

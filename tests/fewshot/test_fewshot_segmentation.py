@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, labelled, quick, two_labels
+from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kept_and_read, labelled, quick, two_labels
 
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.small import SPEC
@@ -268,6 +268,6 @@ def test_a_head_knows_its_start_where_it_was_adapted_from_one_that_knows_somethi
     decoder.pretrained = pretrained
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
     made = adapt(support, embedder, decoder, config=replace(UNADAPTED, adaptation=replace(QUICK, steps=steps)))
-    read = Head.load(made.save(tmp_path / "head.safetensors"), decoder, weights_sha256="pocket")
+    read = kept_and_read(made, tmp_path, decoder)
     for head in (made, read):
         assert head.start is (decoder if steps and pretrained else None)

@@ -14,8 +14,8 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.encoder import Embedding, Encoder
 from ssmsam.encoders.small import SPEC, SmallEncoder
 from ssmsam.encoders.store import EmbeddingStore
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.network import TargetNetwork
-from ssmsam.fewshot.shelf import HeadShelf
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 from ssmsam.server.background import Background
@@ -78,7 +78,7 @@ def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotRoo
         embedder=embedder,
         decoder=PocketDecoder(),
         background=Background(opened, enabled=False),
-        shelf=HeadShelf(folder / "heads"),
+        shelf=CheckpointRegistry(folder / "heads"),
         labels=LABELS,
     )
 

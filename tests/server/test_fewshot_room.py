@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from pocket_room import annotate, make_room
+from safetensors.torch import save_file
 
-from ssmsam.fewshot.head import read_card
-from ssmsam.fewshot.method import FewShotConfig
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.method import FewShotConfig, segment
+from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.server.fewshot_room import FewShotRoom
 
 
@@ -75,8 +81,70 @@ def test_labelled_volumes_are_completed_once_another_volume_needs_it(room: FewSh
 def test_an_exported_head_lacks_nothing(room: FewShotRoom) -> None:
     labelled = room.images.open(room.images.from_datastore("a")).embeddings.key.digest
     _, name, _ = room.head(room.labelled.support(""), quick(room), volume=labelled)
-    assert not read_card(room.shelf.path(name))["completed"]
+    assert not room.shelf.card(name)["completed"]
     path = room.whole(name)
-    assert read_card(path)["completed"] == ["liver"]
+    assert room.shelf.card(name)["completed"] == ["liver"]
     written = path.stat().st_mtime_ns
     assert room.whole(name).stat().st_mtime_ns == written
+
+
+def same_masks(room: FewShotRoom, one: Head, other: Head) -> bool:
+    queries = [room.images.open(room.images.from_datastore(name)).embeddings for name in "ab"]
+    return all(np.array_equal(segment(query, one).logits, segment(query, other).logits) for query in queries)
+
+
+def forgetful(room: FewShotRoom) -> FewShotRoom:
+    """The same room after a restart."""
+    return replace(room, _read=OrderedDict())
+
+
+def test_a_lost_support_cache_is_made_again_of_the_annotations(room: FewShotRoom) -> None:
+    support = room.labelled.support("")
+    head, name, _ = room.head(support, quick(room))
+    checkpoint = room.shelf.path(name).read_bytes()
+    assert room.shelf.cache.clear() > 0
+    later = forgetful(room)
+    again, same, fresh = later.head(support, quick(room))
+    assert (same, fresh) == (name, False)
+    assert not again.summarised
+    assert same_masks(room, head, again)
+    assert room.shelf.path(name).read_bytes() == checkpoint
+    loaded = room.shelf.load(name, room.decoder, weights_sha256="pocket")
+    assert not loaded.summarised, "it is in the cache again"
+
+
+def test_without_the_slices_that_it_was_adapted_to_a_head_answers_from_its_summary(
+    room: FewShotRoom, tmp_path: Path
+) -> None:
+    _, name, _ = room.head(room.labelled.support(""), quick(room))
+    room.shelf.activate(name, pin=True)
+    room.shelf.cache.clear()
+    annotate(room, "a", {"spleen": (5,)}, tmp_path)
+    later = forgetful(room)
+    assert not later.head(room.labelled.support(""), quick(room))[0].summarised, "the liver is as it was"
+    room.shelf.cache.clear()
+    (tmp_path / "studies" / "a.nii.gz").unlink()
+    head, same, _ = forgetful(room).head({}, quick(room))
+    assert (same, head.summarised) == (name, True)
+
+
+def test_a_checkpoint_answers_in_another_room(room: FewShotRoom, tmp_path: Path) -> None:
+    _, name, _ = room.head(room.labelled.support(""), quick(room))
+    data = room.whole(name).read_bytes()
+    assert len(data) < 4_000_000
+    (tmp_path / "elsewhere").mkdir()
+    other = make_room(tmp_path / "elsewhere", images=("c",))
+    assert other.take(data, "imported") == "imported"
+    other.shelf.activate("imported", pin=True)
+    head, used, _ = other.head({}, quick(other))
+    assert (used, head.summarised, head.learned_from) == ("imported", True, {"liver": 2})
+    assert segment(other.images.open(other.images.from_datastore("c")).embeddings, head).labels == ("liver",)
+    assert other.whole("imported").read_bytes() == data
+
+
+def test_files_of_earlier_versions_are_not_exported(room: FewShotRoom) -> None:
+    room.shelf.folder.mkdir()
+    card = {"format": 5, "weights_sha256": "of another encoder", "encoder": "other"}
+    save_file({"decoder.a": torch.zeros(1)}, room.shelf.folder / "old.safetensors", {"card": json.dumps(card)})
+    with pytest.raises(UnusableCheckpoint, match="holds copies of patients' images"):
+        room.whole("old")

@@ -12,9 +12,9 @@ import torch
 from pocket_room import LABELS, PocketDecoder, annotate, make_room
 
 from ssmsam.encoders.small import SPEC
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import Estimate
-from ssmsam.fewshot.shelf import HeadShelf, ShelfState, UnknownHead
 from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.progress import Cancelled
 from ssmsam.server import meta_training
@@ -28,6 +28,8 @@ from ssmsam.ssm.starts import SHIPPED, Starts
 
 QUICK = {"steps": 2, "inner_steps": 1, "views": 0, "estimate_steps": 1, "outer_rate": 1e-3}
 SLICES = {"liver": (2, 3, 5, 6, 7)}
+
+CARD = {"encoder": "pocket", "created": "2026-01-01T00:00:00+00:00", "dice_estimate": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def room(tmp_path: Path) -> FewShotRoom:
         method=SSM_SAM,
         decoder=decoder,
         starts=Starts(tmp_path / "heads" / SSM_SAM / "starts", decoder, weights_sha256="pocket"),
-        shelf=HeadShelf(tmp_path / "heads" / SSM_SAM, method=SSM_SAM),
+        shelf=CheckpointRegistry(tmp_path / "heads" / SSM_SAM, method=SSM_SAM),
     )
     for image in ("a", "b"):
         annotate(room, image, SLICES, tmp_path)
@@ -90,7 +92,7 @@ def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotRoo
     task = MetaTraining(room)
     result = task({"model": "ssm_sam_meta", **QUICK}, room.datastore)
     assert result["activated"]
-    assert starts.state == ShelfState(result["start"], False, "")
+    assert starts.state == RegistryState(result["start"], False, "")
     decoder, name = room.start
     assert name == result["start"]
     assert not same(decoder, room.decoder), "training changed nothing"
@@ -125,21 +127,20 @@ def test_a_start_that_is_estimated_to_be_worse_is_kept_but_not_used(room: FewSho
 
 def test_going_back(room: FewShotRoom) -> None:
     starts = the_starts(room)
-    card = {"support_digest": "0" * 64}
-    first = starts.publish(room.decoder, card, activate=True)
-    second = starts.publish(room.decoder, card, activate=True)
-    assert starts.state == ShelfState(second, False, first)
+    first = starts.publish(room.decoder, CARD, activate=True)
+    second = starts.publish(room.decoder, CARD, activate=True)
+    assert starts.state == RegistryState(second, False, first)
     assert starts.roll_back().active == first
     assert starts.roll_back().active == second
-    assert starts.activate(SHIPPED) == ShelfState("", False, second)
+    assert starts.activate(SHIPPED) == RegistryState("", False, second)
     assert room.start == (room.decoder, "")
-    with pytest.raises(UnknownHead):
+    with pytest.raises(UnknownCheckpoint):
         starts.activate("nothing")
 
 
 def test_starts_belong_to_the_weights_of_one_encoder(room: FewShotRoom, tmp_path: Path) -> None:
     starts = the_starts(room)
-    starts.publish(room.decoder, {"support_digest": "0" * 64}, activate=True)
+    starts.publish(room.decoder, CARD, activate=True)
     others = Starts(starts.folder, room.decoder, weights_sha256="other")
     assert others.current() == (room.decoder, "")
     assert others.cards() == {}
@@ -147,7 +148,7 @@ def test_starts_belong_to_the_weights_of_one_encoder(room: FewShotRoom, tmp_path
 
 def test_a_damaged_start_is_not_used(room: FewShotRoom) -> None:
     starts = the_starts(room)
-    name = starts.publish(room.decoder, {"support_digest": "0" * 64}, activate=True)
+    name = starts.publish(room.decoder, CARD, activate=True)
     next(starts.folder.rglob(f"{name}.safetensors")).write_bytes(b"damaged")
     assert Starts(starts.folder, room.decoder, weights_sha256="pocket").current() == (room.decoder, "")
 

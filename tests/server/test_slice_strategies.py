@@ -80,7 +80,7 @@ def test_forecasts_are_made_anew_only_when_something_has_changed(room: FewShotRo
     after = outlooks.of("a", ["liver"], deadline=Deadline(10)).state.forecasts["liver"]
     assert after is not first
     support = room.labelled.support("a")
-    name = room.shelf.publish(prompted(support, room.embedder, room.decoder))
+    name = room.shelf.publish(prompted(support, room.embedder, room.decoder), decoder=room.decoder)
     asked = outlooks.of("a", ["liver"], deadline=Deadline(10))
     assert asked.head == name and asked.state.forecasts["liver"] is not after
 
@@ -143,7 +143,7 @@ def test_the_hint_is_short_and_says_which_label_wants_what() -> None:
 
 def test_a_pinned_head_is_asked_as_it_is(room: FewShotRoom, tmp_path: Path) -> None:
     annotate(room, "a", {"liver": [3]}, tmp_path)
-    name = room.shelf.publish(prompted(room.labelled.support("a"), room.embedder, room.decoder))
+    name = room.shelf.publish(prompted(room.labelled.support("a"), room.embedder, room.decoder), decoder=room.decoder)
     room.shelf.activate(name, pin=True)
     annotate(room, "a", {"liver": [4, 5]}, tmp_path)
     head, used = Outlooks(room).head("a", ["liver"])

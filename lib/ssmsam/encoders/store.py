@@ -105,7 +105,7 @@ class EmbeddingStore:
         self.root = Path(root).expanduser()
         self.quota_bytes = quota_bytes
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies here shows patients
         except OSError as error:
             raise OSError(
                 error.errno, f"the embedding store's folder {self.root} cannot be made ({error}): choose another folder"

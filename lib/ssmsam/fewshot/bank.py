@@ -17,7 +17,7 @@ from ssmsam.fewshot.description import Description, describe
 from ssmsam.fewshot.prior import interpolated, nearest, signed_distance
 from ssmsam.fewshot.shown import shown_to
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.models.closed_form import Regression
+from ssmsam.models.closed_form import Regression, SolvedRegression
 from ssmsam.prompting.drawing import draw_mask
 from ssmsam.prompting.small_decoder import closeness
 
@@ -73,7 +73,7 @@ class Bank:
     centres: np.ndarray
     cell_mm: np.ndarray
     completed: np.ndarray
-    regression: Regression | None = None
+    regression: Regression | SolvedRegression | None = None
     """What the slices that a person labelled tell the online optimiser, in their order."""
 
     def __len__(self) -> int:
@@ -126,8 +126,14 @@ class Bank:
             np.concatenate([self.centres, other.centres]),
             np.concatenate([self.cell_mm, other.cell_mm]),
             np.concatenate([self.completed, other.completed]),
-            self.regression.joined(other.regression) if self.regression and other.regression else self.regression,
+            self._with_regression_of(other),
         )
+
+    def _with_regression_of(self, other: Bank) -> Regression | SolvedRegression | None:
+        if self.regression is None or other.regression is None:
+            return self.regression
+        assert isinstance(other.regression, Regression)
+        return self.regression.joined(other.regression)
 
     @classmethod
     def of(cls, slices: Sequence[LabelledSlice], decoder: TargetDecoder) -> Bank:
@@ -244,6 +250,15 @@ class Bank:
             fit=fit,
             atlas=atlas,
         )
+
+    def solution(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The online optimiser's weights (d + 1,) and fit () from all labelled slices, for other volumes than theirs;
+        None where the decoder has none."""
+        if self.regression is None:
+            return None
+        everything = torch.ones(1, int((~self.completed).sum()), dtype=torch.bool)
+        weights, fit = self.regression.solved(everything, torch.ones(1))
+        return weights[0], fit[0]
 
     def _fitted(
         self, volume: str, without: Sequence[int], count: int

@@ -43,7 +43,7 @@ class CloserConfig:
 
 
 def side_mm(bank: Bank, config: CloserConfig) -> float | None:
-    """The side of a label's windows in millimetres; None for targets that fill the slice."""
+    """The side of a label's windows in millimetres; None for targets that fill the slice, or no cell."""
     extents, fields = [], []
     for volume in dict.fromkeys(bank.volumes):
         rows = bank.annotated(volume)
@@ -52,6 +52,8 @@ def side_mm(bank: Bank, config: CloserConfig) -> float | None:
             cell_mm = float(bank.cell_mm[rows[0]])
             extents.append(max(box[2] - box[0], box[3] - box[1]) * cell_mm)
             fields.append(bank.distances.shape[-1] * cell_mm)
+    if not extents:  # smaller than a cell on every slice
+        return None
     smallest = max(fields) / config.most
     steps = math.ceil(math.log(max(1.0, config.margin * max(extents) / smallest), config.step))
     side = smallest * config.step**steps

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,15 @@ class Shown:
     weights: torch.Tensor
     fit: torch.Tensor
     atlas: torch.Tensor
+
+
+@contextmanager
+def same_start() -> Iterator[None]:
+    """What a decoder has beside the weights in its file begins with the same numbers in every process: task checkpoints
+    say what differs from them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @dataclass(frozen=True, eq=False)

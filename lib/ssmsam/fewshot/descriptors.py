@@ -224,7 +224,7 @@ def _of_object(
         np.ptp([bank.positions[k] for k in others if bank.volumes[k] == one])
         for one in {bank.volumes[k] for k in others}
     ]
-    span = float(np.mean(spans))
+    span = float(np.mean(spans)) if spans else 0.0
     apart, near, likely = 0.0, 0.0, 0.0
     if around.atlas is not None:
         carried, likely = around.atlas.distances > 0, around.atlas.likelihood
@@ -261,7 +261,8 @@ def _usual_area(bank: Bank, around: Surroundings) -> float:
     """Mean area in mm2 of the annotated cross-sections, of this volume's where there are any."""
     own = [float(mask.sum()) * around.cell_mm**2 for mask in around.annotated.values() if mask.any()]
     rows = np.flatnonzero(bank.shows & ~bank.completed)
-    return float(np.mean(own or [(bank.distances[k] > 0).sum() * bank.cell_mm[k] ** 2 for k in rows]))
+    elsewhere = [(bank.distances[k] > 0).sum() * bank.cell_mm[k] ** 2 for k in rows]
+    return float(np.mean(own or elsewhere or [around.cell_mm**2]))
 
 
 def _closeness(place: np.ndarray, seen: np.ndarray, side: int) -> np.ndarray:

@@ -122,6 +122,7 @@ def made_head(
     card = {
         "labels": list(taught),
         "support_digest": digest(support),
+        "learned_from": {label: len(slices) for label, slices in sorted(support.items())},
         "support": {
             label: [{"image": one.image, "axis": one.embeddings.plane.axis, "slice": one.index} for one in slices]
             for label, slices in sorted(support.items())
@@ -144,6 +145,27 @@ def _left_out(check: SupportCheck) -> Estimate:
     """What is estimated where nothing is adapted."""
     dice = check.dice or 0.0
     return Estimate(before=dice, after=dice, slices=check.slices)
+
+
+def shown_again(
+    head: Head, support: Support, embedder: Embedder, *, config: FewShotConfig = DEFAULTS, progress: Progress = silent
+) -> Head:
+    """The same head with banks made anew of the labelled slices that it was adapted to: what it says with them is what
+    it said before. Nothing is adapted. What was completed has to be completed again.
+    """
+    taught = lessons(
+        support,
+        embedder,
+        head.decoder,
+        config=replace(config.adaptation.views, views=0),
+        bank=config.adaptation.bank,
+        seed=config.adaptation.seed,
+        progress=progress,
+    )
+    banks = {label: several[0].bank for label, several in taught.items()}
+    closer = config.segmentation.closer
+    close = close_banks(banks, support, head.decoder, closer) if closer and head.decoder.enlarges else {}
+    return replace(head, banks=banks, close=close, atlases=(), summarised=False)
 
 
 def completed(

@@ -17,10 +17,11 @@ from ssmsam.encoders.registry import choose_encoder, load_encoder
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import FEWSHOT, Head, method_of, read_card
+from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
 from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.support import Support
+from ssmsam.fewshot.task_checkpoint import FEWSHOT, method_of, read_card
 from ssmsam.imaging.plane import PLANES
 from ssmsam.progress import Cancelled, Progress
 
@@ -87,7 +88,7 @@ class FewShotModel:
     def load(cls, options: argparse.Namespace, methods: Decoders, *, head: Path | None = None) -> FewShotModel:
         """The method of the options, or that of the ``head`` to be used.
 
-        Raises what the registries raise: MissingWeights, CorruptWeights, ValueError; and for a head UnusableHead,
+        Raises what the registries raise: MissingWeights, CorruptWeights, ValueError; and for a head UnusableCheckpoint,
         FileNotFoundError, and ValueError when it is one of another method.
         """
         method = _method(options.method, head)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from ssmsam.encoders.manifest import entry
 from ssmsam.encoders.small import part_of
 from ssmsam.encoders.weights import find_made_for, find_weights, weights_digest
-from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.decoder import TargetDecoder, same_start
 from ssmsam.fewshot.descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
 from ssmsam.models.volume_head import VolumeHead
 
@@ -46,7 +46,9 @@ def load_target_decoder(
     from ssmsam.encoders.sam import load_sam
     from ssmsam.fewshot.sam_network import SamTargetNetwork
 
-    return SamTargetNetwork.from_sam(load_sam(encoder_name, path, device=device)).eval().requires_grad_(False)
+    sam = load_sam(encoder_name, path, device=device)
+    with same_start():
+        return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
 
 
 @cache

@@ -36,7 +36,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one."""
+    """Write a file in one step: readers see the old one or the new one. Only its owner may read it (mode 0600)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False)  # noqa: SIM115
     partial = Path(file.name)
@@ -49,6 +49,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that only its owner may look into (mode 0700), made where it is missing: for what shows patients."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o700)
+    return path
 
 
 @contextmanager

@@ -81,6 +81,34 @@ class Regression:
         return Regression(self.optimiser, SliceSums.cat([self.sums, other.sums]))
 
 
+@dataclass(frozen=True, eq=False)
+class SolvedRegression:
+    """What is left of a :class:`Regression` over ``count`` slices when only its solution was kept: ``weights`` (d + 1,)
+    and ``fit`` () of all of them for other volumes. ``more`` are slices that were labelled since, the last ones."""
+
+    weights: torch.Tensor
+    fit: torch.Tensor
+    count: int
+    more: Regression | None = None
+
+    def solved(self, chosen: torch.Tensor, across: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`Regression.solved`; any choice of the slices whose sums are gone stands for all of them."""
+        weights, fit = self.weights.expand(len(chosen), -1), self.fit.expand(len(chosen))
+        if self.more is None or bool(chosen[:, : self.count].any()):
+            return weights * chosen.any(1, keepdim=True), fit
+        return self.more.solved(chosen[:, self.count :], across)
+
+    def __getitem__(self, index: torch.Tensor) -> SolvedRegression:
+        gone = index < self.count
+        more = None if self.more is None else self.more[index[~gone] - self.count]
+        return SolvedRegression(self.weights, self.fit, int(gone.sum()), more)
+
+    def joined(self, other: Regression) -> SolvedRegression:
+        """With further slices."""
+        more = other if self.more is None else self.more.joined(other)
+        return SolvedRegression(self.weights, self.fit, self.count, more)
+
+
 class ClosedFormOptimiser(nn.Module):
     """Features of cells and masks of labelled slices -> logits of the mask on any slice.
 

@@ -33,7 +33,9 @@ def write_mask(mask: np.ndarray, volume: Volume, options: dict[str, Any]) -> str
         raise InvalidRequest(f"result_dtype {dtype!r} is not possible; use one of {', '.join(DTYPES)}")
     wish = options.get("result_compress")
     compress = True if wish is None else read_flag(wish, "result_compress")
-    with tempfile.NamedTemporaryFile(dir=_folder(), prefix="mask-", suffix=suffix, delete=False) as file:
+    folder = _folder()
+    folder.mkdir(mode=0o700, exist_ok=True)  # a purge may have taken it
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="mask-", suffix=suffix, delete=False) as file:
         path = file.name
     try:
         write_volume(volume.with_array(mask.astype(dtype, copy=False)), path, compress=compress)

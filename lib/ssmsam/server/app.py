@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from monailabel.config import settings
@@ -26,8 +28,9 @@ from ssmsam.encoders.embedder import Embedder
 from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.encoders.store import EmbeddingStore
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from ssmsam.fewshot.head import FEWSHOT
-from ssmsam.fewshot.shelf import HeadShelf
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
+from ssmsam.fewshot.task_checkpoint import FEWSHOT
+from ssmsam.imaging.writing import private_folder
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.registry import load_decoder
 from ssmsam.prompting.request import PROMPT_KEYS
@@ -38,6 +41,7 @@ from ssmsam.server.configuration import (
     UNUSED_KEYS,
     Configuration,
     ConfigurationError,
+    default_cache_folders,
     default_dicom_folder,
     default_heads,
 )
@@ -50,7 +54,8 @@ from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, limit_arenas, use_threads
 from ssmsam.server.outlook import Outlooks
-from ssmsam.server.privacy import keep_patients_out_of_logs
+from ssmsam.server.patient_cache import CacheFolders
+from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, Prompting, named
 from ssmsam.server.queue import running
 from ssmsam.server.studies import StudiesFolder
@@ -81,6 +86,7 @@ class ServerApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         limit_arenas()
+        keep_patients_out_of_logs()
         try:
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
@@ -192,6 +198,8 @@ class ServerApp(MONAILabelApp):
         if method != FEWSHOT:
             folder = folder / method
             starts = Starts(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
+        shelf = CheckpointRegistry(folder, method=method)
+        shelf.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
         return FewShotRoom(
             method=method,
             images=self.images,
@@ -200,7 +208,7 @@ class ServerApp(MONAILabelApp):
             decoder=decoder,
             starts=starts,
             background=self.background,
-            shelf=HeadShelf(folder, method=method),
+            shelf=shelf,
             labels=self.configuration.labels,
             jobs=self.jobs,
             answers=self.answers,
@@ -230,20 +238,22 @@ class ServerApp(MONAILabelApp):
         from ssmsam.server.routes import install_routes
 
         super().on_init_complete()
+        if (sessions := self.sessions()) is not None:
+            with suppress(OSError):  # where it cannot be made, the first session says so
+                private_folder(Path(sessions.store_path))
         install_routes(server)
         describe_requests(server)
         compress_answers(server)
         close_to_other_sites(server)
         install_handlers(server)
         accept_signed_tokens()
-        keep_patients_out_of_logs()
         self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)
         self.warm_up.start()
 
     def info(self) -> dict[str, Any]:
-        """What viewers ask for, with one more key that they do not read."""
+        """What viewers ask for, with one more key that they do not read; without the UIDs of anybody's images."""
         warm = getattr(self, "warm_up", None)
-        return {
+        found = {
             **super().info(),
             "train_stats": self._train_stats(),
             "ssmsam": {
@@ -257,6 +267,21 @@ class ServerApp(MONAILabelApp):
                 "methods": {method: room.status for method, room in self.rooms.items()},
             },
         }
+        told: dict[str, Any] = without_uids_in(found)
+        return told
+
+    def cache_folders(self) -> CacheFolders:
+        """Where this server keeps what can be made or downloaded again."""
+        sessions = self.sessions()
+        usual = default_cache_folders()
+        return replace(
+            usual,
+            store=self.configuration.store,
+            heads=(self.configuration.heads or default_heads(self.studies),),
+            support=(),
+            dicom=self.configuration.dicom_folder or usual.dicom,
+            sessions=usual.sessions if sessions is None else Path(sessions.store_path),
+        )
 
     def _train_stats(self) -> dict[str, Any]:
         """Of each training that there was. Viewers draw an empty entry as one that is done."""

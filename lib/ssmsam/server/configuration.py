@@ -14,6 +14,7 @@ import platformdirs
 from ssmsam.encoders.registry import AUTO, ENCODER_VARIABLE, default_encoder
 from ssmsam.encoders.store import default_root
 from ssmsam.imaging.dicom import NOT_IMAGES
+from ssmsam.server.patient_cache import CacheFolders
 
 DEFAULT_LABELS = (
     "liver", "spleen", "right kidney", "left kidney", "gallbladder", "pancreas", "stomach", "aorta",
@@ -108,10 +109,27 @@ def default_store() -> Path:
     return Path(named).expanduser() / "embeddings" if named else default_root()
 
 
+def default_support() -> Path:
+    """Where programs keep the labelled slices of the task checkpoints that they wrote: beside the embedding store."""
+    return default_store().parent / "support"
+
+
 def default_dicom_folder() -> Path:
     """Where the local side of DICOMweb stores lives: not in the user's cache, because labels are work."""
     named = os.environ.get("MONAI_LABEL_DICOMWEB_CACHE_PATH", "").strip()
     return Path(named).expanduser() if named else platformdirs.user_data_path("ssmsam") / "dicomweb"
+
+
+def default_cache_folders() -> CacheFolders:
+    """Where everything cached lies unless the server was started with other folders."""
+    sessions = os.environ.get("MONAI_LABEL_SESSION_PATH", "").strip()
+    return CacheFolders(
+        store=default_store(),
+        heads=(default_store().parent / "heads",),
+        support=(default_support(),),
+        dicom=default_dicom_folder(),
+        sessions=Path(sessions) if sessions else Path.home() / ".cache" / "monailabel" / "sessions",
+    )
 
 
 def default_heads(studies: str) -> Path:

@@ -36,16 +36,13 @@ from ssmsam.server.dicom_store import (
 )
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_uid
-from ssmsam.server.series_cache import SeriesCache
+from ssmsam.server.series_cache import IMAGES, SeriesCache
 from ssmsam.server.studies import ANNOTATIONS
 
 logger = logging.getLogger(__name__)
 
 UNSENT = "unsent"
 """The tag of a final label that the store could not take."""
-
-IMAGES = "images"
-"""The folder of downloaded series: a cache. Everything beside it is the users' work."""
 
 
 class DicomWebArchive(DICOMWebDatastore):

@@ -18,10 +18,11 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ssmsam.active.reasons import end_question
 from ssmsam.annotation.truth import now
 from ssmsam.fewshot.correcting import Clicks
-from ssmsam.fewshot.head import FEWSHOT, Head
+from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, segment
 from ssmsam.fewshot.segmentation import Prediction, as_annotated
 from ssmsam.fewshot.support import Support, digest
+from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.progress import Cancelled
 from ssmsam.prompting.request import PromptRequest
 from ssmsam.prompting.wire import read_flag
@@ -38,6 +39,11 @@ from ssmsam.ssm.methods import SSM_SAM
 
 HINTS = 3
 """How many uncertain slices of each label the answer names."""
+
+FROM_ELSEWHERE = (
+    "the annotated slices of this checkpoint are not on this server, so that masks are less exact than with them: "
+    "annotate a few slices here and run without it"
+)
 
 DESCRIPTIONS = {
     FEWSHOT: "Proposes the rest of this image from the slices that were annotated so far, and adapts beside",
@@ -142,7 +148,8 @@ class FewShotTask(InferTask):
             "answered_before": known,
             "dice_estimate": head.card["dice_estimate"],
             "expected_dice": {label: round(value, 3) for label, value in found.expected.items()},
-            "learned_from": {label: len(slices) for label, slices in head.card["support"].items()},
+            "learned_from": head.learned_from,
+            "support_here": not head.summarised,
             "asked_slices": dict(found.asked),
             "uncertain_slices": dict(found.uncertain),
             "latencies": {
@@ -358,10 +365,12 @@ def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, li
 
 def in_words(found: Answer, head: Head, *, fresh: bool, beside: bool) -> str:
     """What was proposed, what goes on beside, and where to look first: for people."""
-    counts = {label: len(slices) for label, slices in head.card["support"].items()}
-    learned = ", ".join(f"{label} from {n} annotated slice{'s' * (n != 1)}" for label, n in counts.items())
+    counts = head.learned_from.items()
+    learned = ", ".join(f"{label} from {n} annotated slice{'s' * (n != 1)}" for label, n in counts)
     how = " after adapting to them" if fresh else ""
     said = [f"Proposed {learned}{how}"]
+    if head.summarised:
+        said.append(FROM_ELSEWHERE)
     if beside:
         said.append("an adaptation runs beside: run again later, it is used if it is better")
     questions = [end_question(index, label) for label, slices in found.asked.items() for index in slices]

@@ -12,17 +12,18 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 
 from ssmsam.encoders.embedder import Embedder
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import LEAST_SLICES
-from ssmsam.fewshot.head import FEWSHOT, Head, UnusableHead
-from ssmsam.fewshot.method import FewShotConfig, adapt, completed
-from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
-from ssmsam.fewshot.support import Support, digest
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.method import FewShotConfig, adapt, completed, shown_again
+from ssmsam.fewshot.support import NothingToLearn, Support, digest
+from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.progress import Progress, silent
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.background import Background
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import Images
+from ssmsam.server.images import UNUSABLE, Images
 from ssmsam.server.labelled import LabelledSlices
 from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.jobs import Job, Jobs
@@ -47,7 +48,7 @@ class FewShotRoom:
     starts: Starts | None = None
     """Other decoders to adapt from; None where the method has no others."""
     background: Background
-    shelf: HeadShelf
+    shelf: CheckpointRegistry
     labels: tuple[str, ...]
     """What viewers are offered, in their order."""
     config: FewShotConfig = field(default_factory=FewShotConfig)
@@ -149,13 +150,13 @@ class FewShotRoom:
         with self.lock:
             plain = self._at_hand(support, lambda card: not _judged(card))
             if plain is None:
-                return made, self.shelf.publish(made), bool(made.card["adapted"])
+                return made, self.shelf.publish(made, decoder=self.decoder), bool(made.card["adapted"])
             if not made.card["adapted"]:  # the decoder is as it was: the head that there is now knows that it is best
                 told = {key: made.card[key] for key in ("settings", "dice_estimate")}
                 kept = replace(plain[0], card={**plain[0].card, **told})
-                self.shelf.replace(plain[1], kept)
+                self.shelf.replace(plain[1], kept, decoder=self.decoder)
                 return kept, plain[1], False
-            name = self.shelf.publish(made)
+            name = self.shelf.publish(made, decoder=self.decoder)
             return self._completed(made, name, support, plain[0].completed, progress), name, True
 
     def _prompted(
@@ -170,7 +171,7 @@ class FewShotRoom:
         config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
         head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
         head = self.signed(head, start)
-        return head, self.shelf.publish(head)
+        return head, self.shelf.publish(head, decoder=self.decoder)
 
     def _pinned(self) -> tuple[Head, str] | None:
         state = self.shelf.state
@@ -200,17 +201,26 @@ class FewShotRoom:
         if not labels:
             return head
         head = completed(head, support, labels=labels, config=self.config, progress=progress)
-        self.shelf.replace(name, head)
+        self.shelf.replace(name, head, decoder=self.decoder)
         return head
 
     def whole(self, name: str) -> Path:
-        """The file of a head that lacks nothing for other servers. Raises UnknownHead."""
+        """The task checkpoint of a head that lacks nothing for other servers.
+
+        Raises UnknownCheckpoint, and UnusableCheckpoint for what must not leave or is damaged.
+        """
         path, head = self.shelf.path(name), self.kept(name)
+        read_card(path)
         if head is not None and head.lacks(""):
             job = Job(ADAPT, title=f"{self.method}: labelled volumes are completed", model=self.method)
             with self.lock, self.jobs.running(job):
                 self._completed(head, name, self.labelled.support(""), head.lacks(""), job.progress)
         return path
+
+    def take(self, data: bytes, name: str) -> str:
+        """Put an exported task checkpoint beside the others; it does not answer yet. Raises UnusableCheckpoint and
+        ValueError."""
+        return self.shelf.add_file(data, name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
 
     def signed(self, head: Head, start: str) -> Head:
         """The same with a card that says the method and the start."""
@@ -223,12 +233,27 @@ class FewShotRoom:
             with self._reading:
                 if key not in self._read:
                     weights = self.embedder.encoder.weights_sha256
-                    self._read[key] = self.shelf.load(name, self.decoder, weights_sha256=weights)
+                    head = self.shelf.load(name, self.decoder, weights_sha256=weights)
+                    self._read[key] = self._shown_again(name, head) if head.summarised else head
                     while len(self._read) > _HEADS_IN_MEMORY:
                         self._read.popitem(last=False)
                 return self._read[key]
-        except (UnusableHead, UnknownHead, FileNotFoundError):
+        except (UnusableCheckpoint, UnknownCheckpoint, FileNotFoundError):
             return None
+
+    def _shown_again(self, name: str, head: Head) -> Head:
+        """The same head with its labelled slices, where these are annotated here as they were; else as it is."""
+        known = self.shelf.labelled(name)
+        try:
+            support = self.labelled.these(known["support"]) if known.get("support") else {}
+            if not support or digest(support) != known.get("support_digest"):
+                return head
+            head = shown_again(head, support, self.embedder, config=self.config)
+        except (InvalidRequest, NothingToLearn, *UNUSABLE):
+            return head
+        head = replace(head, card={**head.card, **known, "completed": []})
+        self.shelf.remember(name, head)
+        return head
 
 
 def _judged(card: Mapping[str, Any]) -> bool:

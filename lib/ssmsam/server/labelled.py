@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ssmsam.annotation.support import SupportSet, SupportSlice
@@ -67,6 +67,17 @@ class LabelledSlices:
                 f"the images that show {', '.join(sorted(labels))} cannot be read; GET /info/ says why. "
                 "Annotate a few slices of it in another image, submit them, and run again"
             )
+        return found
+
+    def these(self, slices: Mapping[str, Iterable[Mapping[str, object]]]) -> Support:
+        """Label -> the slices that a card lists, as they are annotated now; without those that cannot be opened."""
+        known = self._datastore.support()
+        opened: dict[tuple[str, Plane], VolumeEmbeddings] = {}
+        found = {}
+        for label, several in slices.items():
+            wanted = {(one.get("image"), one.get("axis"), one.get("slice")) for one in several}
+            chosen = [one for one in known.only(label=label) if (one.image, one.plane.axis, one.index) in wanted]
+            found[label] = self._opened(chosen, "", opened)
         return found
 
     def showing(self) -> Counter[tuple[str, str]]:

@@ -125,12 +125,12 @@ class FewShotTraining(Training):
         head = adapt(room.labelled.support(""), room.embedder, decoder, config=config, progress=progress)
         better = self._better(head.card, room.shelf.state.active)
         head = replace(head, card={**head.card, "trained": True})
-        name = room.shelf.publish(room.signed(head, start), activate=better)
+        name = room.shelf.publish(room.signed(head, start), decoder=room.decoder, activate=better)
         return {
             "head": name,
             "activated": better,
             "dice_estimate": head.card["dice_estimate"],
-            "learned_from": {label: len(slices) for label, slices in head.card["support"].items()},
+            "learned_from": head.learned_from,
             "best_metric": mean_estimate(head.card),
         }
 

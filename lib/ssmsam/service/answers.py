@@ -52,6 +52,11 @@ class AnswerMemory:
         self._kept: OrderedDict[Hashable, _Packed] = OrderedDict()
         self._lock = threading.Lock()
 
+    def clear(self) -> None:
+        """Forget all answers."""
+        with self._lock:
+            self._kept.clear()
+
     def get(self, key: Hashable) -> Answer | None:
         """The answer, whose mask cannot be written to."""
         with self._lock:

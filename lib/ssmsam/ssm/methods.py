@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import FEWSHOT
 from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.ssm.registry import load_ssm_decoder
 
 SSM_SAM = "ssm_sam"

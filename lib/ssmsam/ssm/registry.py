@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssmsam.encoders.weights import find_made_for, find_weights, weights_digest
+from ssmsam.fewshot.decoder import same_start
 from ssmsam.fewshot.registry import load_target_decoder
 from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
 
@@ -38,7 +39,8 @@ def load_ssm_decoder(
     wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
     inner = load_target_decoder(encoder_name, device=device, **wanted)
     weights = weights_digest(find_weights(encoder_name, **wanted))
-    decoder = SelfSamplingDecoder(inner, width=inner.width, config=config)
+    with same_start():
+        decoder = SelfSamplingDecoder(inner, width=inner.width, config=config)
     start = _start(encoder_name, weights, **wanted)
     if start is not None:
         begin_with(decoder, load_file(str(start)))

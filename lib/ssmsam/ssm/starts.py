@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import Head, UnusableHead
-from ssmsam.fewshot.shelf import HeadShelf, ShelfState, UnknownHead
+from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.ssm.methods import SSM_SAM
 
 logger = logging.getLogger(__name__)
@@ -23,20 +24,21 @@ KEPT = 5
 class Starts:
     """The starts for one encoder's weights. Several processes may use them: a training publishes, a server reads.
 
-    A start is kept like a head that knows no label. Heads hold their whole decoder, so that they stay what they are
-    whichever start is used.
+    A start is kept like a head that knows no label. Heads hold all that differs from the shipped decoder, so that they
+    stay what they are whichever start is used.
     """
 
     def __init__(self, folder: Path, shipped: TargetDecoder, *, weights_sha256: str) -> None:
         self.folder = folder
         self.shipped = shipped
         self._weights_sha256 = weights_sha256
-        self._shelf = HeadShelf(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
+        self._shelf = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
+        self._shelf.migrate(shipped, weights_sha256=weights_sha256)
         self._asked = ""
         self._loaded: tuple[TargetDecoder, str] = shipped, ""
 
     @property
-    def state(self) -> ShelfState:
+    def state(self) -> RegistryState:
         """As it is on disk now; ``active`` and ``previous`` are "" for the shipped one."""
         return self._shelf.state
 
@@ -55,21 +57,21 @@ class Starts:
     def publish(self, decoder: TargetDecoder, card: Mapping[str, Any], *, activate: bool) -> str:
         """Keep a new start under a name of its own, and use it from now on if so told. In one step for readers."""
         card = {**card, "method": SSM_SAM, "weights_sha256": self._weights_sha256}
-        return self._shelf.publish(Head(decoder, {}, card), activate=activate)
+        return self._shelf.publish(Head(decoder, {}, card), decoder=self.shipped, activate=activate)
 
-    def activate(self, name: str) -> ShelfState:
-        """Use a start from now on. Raises UnknownHead."""
+    def activate(self, name: str) -> RegistryState:
+        """Use a start from now on. Raises UnknownCheckpoint."""
         if name == SHIPPED:
             return self._shelf.deactivate()
         return self._shelf.activate(name, pin=False)
 
-    def roll_back(self) -> ShelfState:
+    def roll_back(self) -> RegistryState:
         """Use the one that was used before."""
         return self._shelf.roll_back()
 
     def _load(self, name: str) -> tuple[TargetDecoder, str]:
         try:
             return self._shelf.load(name, self.shipped, weights_sha256=self._weights_sha256).decoder, name
-        except (UnusableHead, UnknownHead, FileNotFoundError):
+        except (UnusableCheckpoint, UnknownCheckpoint, FileNotFoundError):
             logger.exception("The start %s cannot be read; adapting from the shipped one", name)
             return self.shipped, ""

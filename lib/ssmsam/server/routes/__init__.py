@@ -27,6 +27,7 @@ from monailabel.endpoints import (
 from monailabel.endpoints import logs as stock_logs
 
 from ssmsam.server.routes import (
+    cache,
     heads,
     inference,
     jobs,
@@ -85,6 +86,7 @@ REMOVED = (
 )
 
 OURS = (
+    cache.router,
     heads.router,
     inference.router,
     jobs.router,

@@ -11,13 +11,12 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
-from ssmsam.fewshot.head import FEWSHOT, UnusableHead
-from ssmsam.fewshot.shelf import HeadShelf, UnknownHead
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
+from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, the_app
 
 router = APIRouter(prefix="/heads", tags=["Heads"])
-LARGEST = 200 * 2**20
 
 
 @router.get("", summary="All heads, the oldest first")
@@ -29,19 +28,25 @@ def heads(user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
 
 @router.get("/{name}/file", summary="Export a head")
 def export(user: AnyUser, name: str, method: str = FEWSHOT) -> FileResponse:
-    """With all that other volumes need, which may take some seconds the first time."""
+    """A task checkpoint: a few MB without any image, mask or id. It sums up what other volumes need, which may take
+    some seconds the first time."""
     _known(name, method)
-    return FileResponse(the_app().require_room(method).whole(name), filename=f"{name}.safetensors")
+    try:
+        return FileResponse(the_app().require_room(method).whole(name), filename=f"{name}.safetensors")
+    except UnusableCheckpoint as error:
+        raise InvalidRequest(str(error)) from error
 
 
 @router.put("/{name}", summary="Import a head; it does not answer until it is activated")
 def import_head(user: Admin, name: str, file: Upload, method: str = FEWSHOT) -> dict[str, Any]:
     data = file.file.read(LARGEST + 1)
     if len(data) > LARGEST:
-        raise InvalidRequest(f"a head is smaller than {LARGEST >> 20} MB: is this an exported head?")
+        raise InvalidRequest(
+            f"a task checkpoint has at most {LARGEST >> 20} MB: is this an exported one, of this version?"
+        )
     try:
-        return {"head": _shelf(method).add_file(data, name)}
-    except (UnusableHead, ValueError) as error:
+        return {"head": the_app().require_room(method).take(data, name)}
+    except (UnusableCheckpoint, ValueError) as error:
         raise InvalidRequest(str(error)) from error
 
 
@@ -81,15 +86,15 @@ def _as_clients_count(card: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**card, "support": support} if "support" in card else card
 
 
-def _shelf(method: str) -> HeadShelf:
+def _shelf(method: str) -> CheckpointRegistry:
     return the_app().require_room(method).shelf
 
 
-def _known(name: str, method: str) -> HeadShelf:
+def _known(name: str, method: str) -> CheckpointRegistry:
     """The shelf, if it has the head. Raises NotKnown."""
     shelf = _shelf(method)
     try:
         shelf.path(name)
-    except UnknownHead:
+    except UnknownCheckpoint:
         raise NotKnown("head", name, shelf.names()) from None
     return shelf

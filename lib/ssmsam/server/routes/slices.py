@@ -12,7 +12,7 @@ from monailabel.utils.others.generic import remove_file
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.summary import summarise
-from ssmsam.fewshot.head import FEWSHOT
+from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import write_mask
 from ssmsam.server.errors import InvalidRequest

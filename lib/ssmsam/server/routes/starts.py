@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ssmsam.fewshot.shelf import UnknownHead
+from ssmsam.fewshot.checkpoint_registry import UnknownCheckpoint
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import Annotator, AnyUser, the_app
 from ssmsam.ssm.methods import SSM_SAM
@@ -34,7 +34,7 @@ def activate(user: Annotator, name: str) -> dict[str, Any]:
     found = _starts()
     try:
         found.activate(name)
-    except UnknownHead:
+    except UnknownCheckpoint:
         raise NotKnown("start", name, [SHIPPED, *found.cards()]) from None
     return _state(found)
 

@@ -1,0 +1,75 @@
+"""A task checkpoint on disk and what stays beside it: which slices it was adapted to, and these slices in a cache.
+
+``NAME.safetensors`` is the checkpoint, all of which may leave the machine. ``NAME.json`` names images and stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.head import LOCAL, Head
+from ssmsam.fewshot.support_cache import SupportCache, support_key
+from ssmsam.fewshot.task_checkpoint import TaskCheckpoint
+from ssmsam.imaging.writing import write_bytes
+
+_KEY = "support_key"
+
+
+def write_head(path: Path, head: Head, *, base: TargetDecoder, cache: SupportCache) -> None:
+    """Write the checkpoint of a head, and unless it is from elsewhere what stays here of it.
+
+    ``base`` is the decoder that came with the encoder's weights. Readers see the old files or the new ones.
+    """
+    data = head.checkpoint(base).to_bytes()
+    if not head.summarised:
+        _write_support(path, head, hashlib.sha256(data).hexdigest(), cache)
+    write_bytes(path, data)
+
+
+def write_support(path: Path, head: Head, *, cache: SupportCache) -> None:
+    """Keep the labelled slices of a head that were made again. Its checkpoint stays as it is."""
+    _write_support(path, head, hashlib.sha256(path.read_bytes()).hexdigest(), cache)
+
+
+def read_head(path: Path, *, base: TargetDecoder, weights_sha256: str, cache: SupportCache) -> Head:
+    """The head of a checkpoint with the labelled slices that it was adapted to where these are in the cache,
+    ``summarised`` where not. ``base`` stays as it is.
+
+    Raises :class:`~ssmsam.fewshot.task_checkpoint.UnusableCheckpoint`, and FileNotFoundError.
+    """
+    checkpoint = TaskCheckpoint.load(path)
+    checkpoint.require_made_with(base, weights_sha256, path.name)
+    head, local = Head.of(checkpoint, base, path.name), read_local(path)
+    support = cache.find(str(local[_KEY]), head.decoder) if local else None
+    return head if support is None else head.showing(support, local)
+
+
+def read_local(path: Path) -> dict[str, Any]:
+    """What is known of a checkpoint on this machine only; empty for one from elsewhere."""
+    try:
+        found = json.loads(path.with_suffix(".json").read_text())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.get(_KEY) else {}
+
+
+def remove_head(path: Path, *, cache: SupportCache) -> None:
+    """Remove a checkpoint and all that belongs to it."""
+    if local := read_local(path):
+        cache.remove(str(local[_KEY]))
+    path.unlink(missing_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _write_support(path: Path, head: Head, digest: str, cache: SupportCache) -> None:
+    before, key = read_local(path).get(_KEY), support_key(head.card, digest)
+    if head.banks:
+        cache.put(key, head.support)
+    local = {**{name: head.card[name] for name in LOCAL if name in head.card}, _KEY: key}
+    write_bytes(path.with_suffix(".json"), json.dumps(local, indent=1).encode())
+    if before and before != key:
+        cache.remove(str(before))

@@ -1,0 +1,257 @@
+"""The task checkpoints of one study folder: which there are, which one answers, and which must not be replaced."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ssmsam.fewshot.checkpoint_files import read_head, read_local, remove_head, write_head, write_support
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.head import LOCAL, Head
+from ssmsam.fewshot.old_heads import read_old_head
+from ssmsam.fewshot.support_cache import SupportCache
+from ssmsam.fewshot.task_checkpoint import (
+    FEWSHOT,
+    OldCheckpoint,
+    TaskCheckpoint,
+    UnusableCheckpoint,
+    is_old,
+    method_of,
+    read_card,
+)
+from ssmsam.imaging.writing import private_folder, write_bytes
+
+logger = logging.getLogger(__name__)
+
+SUPPORT = "support"
+"""The folder of the support cache within that of the checkpoints."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_STATE = "shelf"
+_TAKEN = (_STATE, "training")
+"""Names of other files in the folder."""
+
+
+class UnknownCheckpoint(LookupError):
+    """There is no task checkpoint of that name. The message lists those that there are."""
+
+
+@dataclass(frozen=True)
+class RegistryState:
+    """``active`` is the head that answers, "" for none yet; a ``pinned`` one answers whatever is annotated later.
+
+    ``previous`` answered before it, "" for none.
+    """
+
+    active: str = ""
+    pinned: bool = False
+    previous: str = ""
+
+
+class CheckpointRegistry:
+    """A folder of task checkpoints. Several processes may use it: a training publishes, a server reads.
+
+    ``NAME.safetensors`` is the checkpoint, all of which may leave the machine. ``NAME.json`` beside it says which
+    slices it was adapted to, and ``support/`` is the cache of these slices; both stay. The folder is its owner's alone.
+    ``keep`` of the newest checkpoints stay; the active one and the one before it always do. All are of one ``method``.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 20, method: str = FEWSHOT) -> None:
+        self.folder = folder
+        self.method = method
+        self.cache = SupportCache(folder / SUPPORT)
+        self._keep = keep
+
+    @property
+    def state(self) -> RegistryState:
+        """As it is on disk now. Where that is damaged none answers, until one is chosen or fits what is annotated."""
+        try:
+            found = RegistryState(**json.loads((self.folder / f"{_STATE}.json").read_text()))
+        except FileNotFoundError:
+            return RegistryState()
+        except (ValueError, TypeError, RecursionError):
+            logger.warning("which head answers cannot be read in %s: none does until one is chosen", self.folder)
+            return RegistryState()
+        sound = isinstance(found.active, str) and isinstance(found.pinned, bool) and isinstance(found.previous, str)
+        return found if sound else RegistryState()
+
+    def names(self) -> list[str]:
+        """All checkpoints, the oldest first."""
+        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
+
+    def cards(self) -> dict[str, Mapping[str, Any]]:
+        """Name -> card of every checkpoint that can be read, with what is known of it on this machine."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for name in self.names():
+            try:
+                found[name] = self._card(name)
+            except (UnusableCheckpoint, FileNotFoundError):
+                continue
+        return found
+
+    def card(self, name: str) -> dict[str, Any]:
+        """Raises :class:`UnknownCheckpoint` and UnusableCheckpoint."""
+        self.path(name)
+        return self._card(name)
+
+    def path(self, name: str) -> Path:
+        """The file of a checkpoint. Raises :class:`UnknownCheckpoint`."""
+        if not _NAME.fullmatch(name) or not self._path(name).is_file():
+            known = ", ".join(self.names()) or "none yet: annotate a few slices and run the few-shot model"
+            raise UnknownCheckpoint(f"there is no head {name!r}; there are {known}")
+        return self._path(name)
+
+    def load(self, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> Head:
+        """A head with the labelled slices that it was adapted to where these are in the cache, ``summarised`` where
+        not. ``decoder`` is the one that came with the encoder's weights, and stays as it is. A file of an earlier
+        version is replaced by a task checkpoint.
+
+        Raises :class:`UnknownCheckpoint` and UnusableCheckpoint.
+        """
+        path = self.path(name)
+        try:
+            return read_head(path, base=decoder, weights_sha256=weights_sha256, cache=self.cache)
+        except OldCheckpoint:
+            return self._migrated(name, decoder, weights_sha256)
+
+    def labelled(self, name: str) -> dict[str, Any]:
+        """Which slices a checkpoint was adapted to, ``support``, and their ``support_digest``; empty where that is not
+        known here."""
+        return {key: value for key, value in read_local(self._path(name)).items() if key in LOCAL}
+
+    def publish(self, head: Head, *, decoder: TargetDecoder, activate: bool = True) -> str:
+        """Put a new head's checkpoint here; its name. It becomes the active one unless another is pinned.
+
+        ``decoder`` is the one that came with the encoder's weights.
+        """
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
+        name = f"{stamp}-{secrets.token_hex(4)}"
+        with self._lock():
+            write_head(self._path(name), head, base=decoder, cache=self.cache)
+            if activate and not self.state.pinned:
+                self._answer(name)
+            self._tidy()
+        return name
+
+    def replace(self, name: str, head: Head, *, decoder: TargetDecoder) -> None:
+        """Put a head that knows more in the place of the one of that name. One that was removed meanwhile stays so."""
+        with self._lock():
+            if self._path(name).is_file():
+                write_head(self._path(name), head, base=decoder, cache=self.cache)
+
+    def remember(self, name: str, head: Head) -> None:
+        """Keep the labelled slices of a head that were made again. Its checkpoint stays as it is."""
+        with self._lock():
+            if self._path(name).is_file():
+                write_support(self._path(name), head, cache=self.cache)
+
+    def migrate(self, decoder: TargetDecoder, *, weights_sha256: str) -> None:
+        """Turn the files of earlier versions into task checkpoints; others are not offered."""
+        for name in self.names():
+            if is_old(self._path(name)):
+                try:
+                    self._migrated(name, decoder, weights_sha256)
+                except (UnusableCheckpoint, FileNotFoundError) as error:
+                    logger.warning("a head of an earlier version stays as it is: %s", error)
+
+    def add_file(self, data: bytes, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> str:
+        """Put an exported checkpoint here under a name, without activating it. Only what it means is written.
+
+        Raises UnusableCheckpoint, also for those of other weights, and ValueError.
+        """
+        if not _NAME.fullmatch(name) or name in _TAKEN:
+            raise ValueError(
+                f"a head's name is made of letters, digits, '.', '_' and '-', and is not {' or '.join(_TAKEN)}; "
+                f"got {name!r}"
+            )
+        checkpoint = TaskCheckpoint.from_bytes(data, "the file")
+        self._require_method(checkpoint.card)
+        checkpoint.require_made_with(decoder, weights_sha256, "the file")
+        checkpoint.adapted(decoder, "the file")
+        with self._lock():
+            if self._path(name).exists():
+                raise ValueError(f"there is a head {name!r} already: choose another name, or remove it first")
+            checkpoint.save(self._path(name))
+        return name
+
+    def activate(self, name: str, *, pin: bool) -> RegistryState:
+        """Let a head answer: for going back to an earlier one, and with ``pin`` until :meth:`unpin`."""
+        self.path(name)
+        with self._lock():
+            self._answer(name, pin=pin)
+        return self.state
+
+    def deactivate(self) -> RegistryState:
+        """Let no head answer."""
+        with self._lock():
+            self._answer("")
+        return self.state
+
+    def roll_back(self) -> RegistryState:
+        """Let what answered before the active head answer again, which may be none: then ``active`` is ""."""
+        with self._lock():
+            self._answer(self.state.previous)
+        return self.state
+
+    def unpin(self) -> RegistryState:
+        """Let newer heads take over again."""
+        with self._lock():
+            self._write(replace(self.state, pinned=False))
+        return self.state
+
+    def remove(self, name: str) -> None:
+        """Raises :class:`UnknownCheckpoint`, and ValueError for the active head."""
+        self.path(name)
+        with self._lock():
+            if self.state.active == name:
+                raise ValueError(f"{name} is the head that answers: activate another one first")
+            if self.state.previous == name:
+                self._write(replace(self.state, previous=""))
+            self._unlink(name)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {**read_card(self._path(name)), **self.labelled(name)}
+
+    def _migrated(self, name: str, decoder: TargetDecoder, weights_sha256: str) -> Head:
+        """The head of an old file, whose place a task checkpoint and the cache take."""
+        head = read_old_head(self._path(name), decoder, weights_sha256=weights_sha256)
+        self.replace(name, head, decoder=decoder)
+        logger.info("the head %s of an earlier version was turned into a task checkpoint", name)
+        return head
+
+    def _lock(self) -> FileLock:
+        private_folder(self.folder)
+        return FileLock(self.folder / ".lock", mode=0o600)
+
+    def _answer(self, name: str, *, pin: bool = False) -> None:
+        state = self.state
+        self._write(RegistryState(name, pin, state.active if name != state.active else state.previous))
+
+    def _require_method(self, card: Mapping[str, Any]) -> None:
+        method = method_of(card)
+        if method != self.method:
+            raise UnusableCheckpoint(
+                f"this head is one of {method[:40]}, not of {self.method}: import it with method={method[:40]}"
+            )
+
+    def _write(self, state: RegistryState) -> None:
+        write_bytes(self.folder / f"{_STATE}.json", json.dumps(vars(state)).encode())
+
+    def _tidy(self) -> None:
+        for name in self.names()[: -self._keep]:
+            if name not in (self.state.active, self.state.previous):
+                self._unlink(name)
+
+    def _unlink(self, name: str) -> None:
+        remove_head(self._path(name), cache=self.cache)

@@ -1,0 +1,202 @@
+"""The labelled slices of task checkpoints as a decoder reads them: a cache, which never leaves its machine.
+
+It shows patients, so that only its owner may read it, and it can be lost: what was labelled is in the annotations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ssmsam.fewshot.atlas import Atlas
+from ssmsam.fewshot.bank import Bank
+from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.fewshot.description import Description
+from ssmsam.imaging.volume import Grid
+from ssmsam.imaging.writing import private_folder, write_bytes
+from ssmsam.models.closed_form import Regression, SliceSums
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of every key: raise it when the files, or how banks are made, change."""
+QUOTA_BYTES = 2 * 2**30
+"""A guess: some hundred heads of a few annotated slices."""
+_ARRAYS = ("positions", "distances", "centres", "cell_mm", "completed")
+_SUMS = "sums"
+
+
+@dataclass(frozen=True, eq=False)
+class SupportBanks:
+    """What a decoder is shown: the banks of all labels, of small targets in enlarged windows too (``close``), and the
+    completed volumes as ``atlases``."""
+
+    banks: Mapping[str, Bank]
+    close: Mapping[str, Bank] = field(default_factory=dict)
+    atlases: tuple[Atlas, ...] = ()
+
+    @property
+    def _kinds(self) -> dict[str, Mapping[str, Bank]]:
+        return {"bank": self.banks, "close": self.close}
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file; its metadata names labels and volumes."""
+        tensors: dict[str, torch.Tensor] = {}
+        for kind, banks in self._kinds.items():
+            for number, bank in enumerate(banks.values()):
+                tensors |= {f"{kind}{number}.{name}": tensor for name, tensor in _of_bank(bank).items()}
+        for number, atlas in enumerate(self.atlases):
+            tensors[f"atlas{number}.image"] = atlas.image
+            for place, distances in enumerate(atlas.distances.values()):
+                tensors[f"atlas{number}.distances{place}"] = distances
+        volumes = {
+            kind: {label: list(bank.volumes) for label, bank in banks.items()} for kind, banks in self._kinds.items()
+        }
+        atlases = [
+            {"volume": one.volume, "affine": one.grid.affine.tolist(), "labels": list(one.distances)}
+            for one in self.atlases
+        ]
+        told = {"volumes": volumes, "atlases": atlases}
+        return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"told": json.dumps(told)})
+
+    @classmethod
+    def from_parts(
+        cls, tensors: Mapping[str, torch.Tensor], told: Mapping[str, Any], decoder: TargetDecoder
+    ) -> SupportBanks:
+        """What a file held. Raises LookupError, TypeError, ValueError, RuntimeError or AttributeError for damage."""
+        banks, close = (
+            {
+                label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes), decoder)
+                for number, (label, volumes) in enumerate(told["volumes"][kind].items())
+            }
+            for kind in ("bank", "close")
+        )
+        atlases = tuple(
+            _atlas(_part(tensors, f"atlas{number}"), **one) for number, one in enumerate(told.get("atlases", ()))
+        )
+        return cls(banks, close, atlases)
+
+
+class SupportCache:
+    """Files of mode 0600 in a folder of mode 0700, at most ``quota_bytes``: what was not used for longest goes first.
+
+    Several processes may use it. A damaged file counts as missing.
+    """
+
+    def __init__(self, folder: Path, *, quota_bytes: int = QUOTA_BYTES) -> None:
+        self.folder = folder
+        self._quota_bytes = quota_bytes
+
+    def find(self, key: str, decoder: TargetDecoder) -> SupportBanks | None:
+        """What was kept under a key, for this decoder; None where it is not here any more."""
+        path = self._path(key)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                told = json.loads(file.metadata()["told"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = SupportBanks.from_parts(tensors, told, decoder)
+            os.utime(path)
+            return found
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            logger.warning("a support cache entry is damaged and is made again key=%s error=%s", key[:12], error)
+            path.unlink(missing_ok=True)
+            return None
+
+    def put(self, key: str, banks: SupportBanks) -> None:
+        """Keep what is shown under a key, if it fits. Losing it is no harm: a full disk is only said."""
+        try:
+            private_folder(self.folder)
+            data = banks.to_bytes()
+            if len(data) <= self._quota_bytes:
+                write_bytes(self._path(key), data)
+                self._make_room(key)
+        except OSError as error:
+            logger.warning("the support of a task checkpoint cannot be kept in %s: %s", self.folder, error)
+
+    def remove(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def clear(self) -> int:
+        """Remove everything; how many bytes that were."""
+        size = 0
+        for path in self._files():
+            size += _bytes(path)
+            path.unlink(missing_ok=True)
+        return size
+
+    def _make_room(self, newcomer: str) -> None:
+        files = sorted((one for one in self._files() if one.stem != newcomer), key=_used)
+        excess = sum(map(_bytes, self._files())) - self._quota_bytes
+        for path in files:
+            if excess <= 0:
+                return
+            excess -= _bytes(path)
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.glob("*.safetensors"))
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+
+def support_key(card: Mapping[str, Any], delta_digest: str) -> str:
+    """The key of a checkpoint's support: sha256 over everything that it depends on."""
+    names = ("support_digest", "weights_sha256", "decoder_sha256", "method", "settings", "completed", "created")
+    known = {name: card.get(name) for name in names}
+    return hashlib.sha256(json.dumps([FORMAT, known, delta_digest], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _of_bank(bank: Bank) -> dict[str, torch.Tensor]:
+    fields = {**vars(bank.description), "looks": bank.looks}
+    fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
+    if isinstance(bank.regression, Regression):
+        fields |= {f"{_SUMS}.{name}": tensor for name, tensor in vars(bank.regression.sums).items()}
+    return fields
+
+
+def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    prefix = part + "."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...], decoder: TargetDecoder) -> Bank:
+    sums, optimiser = _part(tensors, _SUMS), decoder.online_optimiser()
+    regression = Regression(optimiser, SliceSums(**sums)) if optimiser is not None else None
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{_SUMS}.")}
+    arrays = {name: np.asarray(tensors.pop(name).numpy()) for name in _ARRAYS}
+    looks = tensors.pop("looks")
+    return Bank(description=Description(**tensors), volumes=volumes, looks=looks, regression=regression, **arrays)
+
+
+def _atlas(tensors: dict[str, torch.Tensor], volume: str, affine: list[list[float]], labels: list[str]) -> Atlas:
+    image = tensors["image"]
+    distances = {label: tensors[f"distances{place}"] for place, label in enumerate(labels)}
+    return Atlas(volume, image, Grid((image.shape[0], image.shape[1], image.shape[2]), np.array(affine)), distances)
