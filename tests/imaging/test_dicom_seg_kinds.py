@@ -215,5 +215,5 @@ def test_an_element_of_no_known_kind_is_refused_like_everything_else(tmp_path: P
     path = plant_seg(tmp_path / "seg.dcm", series, [(1, "liver", LESION)])
     frame_of_reference = b"\x20\0\x52\0"
     path.write_bytes(path.read_bytes().replace(frame_of_reference + b"UI", frame_of_reference + b"U1"))
-    with pytest.raises(UnreadableVolume, match="U1|0x55"):
+    with pytest.raises(UnreadableVolume, match=r"U1|0x55"):
         read_seg(path, find_series(series).grid)
