@@ -209,3 +209,11 @@ def test_files_that_cannot_be_read_are_left_out_with_their_reason(tmp_path: Path
     assert list(found.labels) == ["liver"]
     with pytest.raises(UnreadableVolume, match="70,0"):
         read_segs([bad, bad], grid)
+
+
+def test_an_element_of_no_known_kind_is_refused_like_everything_else(tmp_path: Path, series: Path) -> None:
+    path = plant_seg(tmp_path / "seg.dcm", series, [(1, "liver", LESION)])
+    frame_of_reference = b"\x20\0\x52\0"
+    path.write_bytes(path.read_bytes().replace(frame_of_reference + b"UI", frame_of_reference + b"U1"))
+    with pytest.raises(UnreadableVolume, match=r"U1|0x55"):
+        read_seg(path, find_series(series).grid)

@@ -80,8 +80,8 @@ def read_segs(
     owner, hidden, overlap = _painted(files, [(n, one.number, values[one.name]) for n, one in covering], grid)
     value_of = np.array([0, *(values[one.name] for _, one in covering)])
     array = value_of.astype(np.uint8 if value_of.max() < 256 else np.uint16)[owner]
-    seg = next(iter(files.values())).seg
-    volume = Volume(array, grid.affine, "", _source_series(seg), str(seg.get("FrameOfReferenceUID") or ""))
+    first = next(iter(files.values()))
+    volume = Volume(array, grid.affine, "", first.series_uid, first.frame_of_reference_uid)
     notes = (*_same_names([one for _, one in chosen]), *_overlap_note(values, hidden, overlap))
     return SegMask(volume, values, overlap, notes, source, {n: str(error) for n, error in errors.items()})
 
@@ -92,6 +92,8 @@ class _SegFile(NamedTuple):
     seg: FileDataset
     segments: list[Segment]
     voxels: Counter[int]
+    series_uid: str
+    frame_of_reference_uid: str
 
 
 def _open(path: Path, grid: Grid) -> _SegFile:
@@ -99,7 +101,8 @@ def _open(path: Path, grid: Grid) -> _SegFile:
         seg = read_seg_dataset(path)
         try:
             segments = segments_of(seg)
-            return _SegFile(seg, segments, _claimed(seg, {segment.number for segment in segments}, grid))
+            voxels = _claimed(seg, {segment.number for segment in segments}, grid)
+            return _SegFile(seg, segments, voxels, _source_series(seg), str(seg.get("FrameOfReferenceUID") or ""))
         except UnreadableVolume as error:
             if str(error).startswith(str(path)):
                 raise
