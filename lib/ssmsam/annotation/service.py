@@ -94,8 +94,8 @@ class AnnotationService:
     def on_screen(self, image: str, submission: Submission) -> list[Served]:
         """What a submission shows of its client's screen, to be noted as served: what is gone by the next one was
         erased by a person, while slices that this one does not hold were perhaps never loaded."""
-        label_info = submission.params.get("label_info")
-        values = named_values(label_info, fallback=self.labels, known=self.names(image))
+        label_info, names = submission.params.get("label_info"), self.names(image)
+        values = named_values(label_info, fallback=self.labels, known=names, values=submission.values)
         before = self.log.served(image, client=submission.client)
         found = []
         for label, value in values.items():

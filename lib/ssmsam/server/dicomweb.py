@@ -215,7 +215,7 @@ class DicomWebArchive(DICOMWebDatastore):
         """Mask -> DICOM SEG -> store. Adds to ``info`` which object it became."""
         seg = file.with_name("label.dcm")
         try:
-            labels = _names(info)
+            labels = _names(info, mask)
             write_seg(mask, labels, series, seg, algorithm=_notes(info))
         except (ValueError, InvalidSubmission) as error:
             raise InvalidRequest(str(error)) from error
@@ -280,7 +280,7 @@ class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
     def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
         """As for a folder of studies, but the labels have to be named: by order they could get another organ's name,
         and take it to the archive. Raises InvalidRequest when they are not."""
-        return super().submit(image_id, file, {**params, "label_info": _names(params)})
+        return super().submit(image_id, file, {**params, "label_info": _named(params)})
 
     def status(self) -> dict[str, Any]:
         try:
@@ -315,17 +315,21 @@ def _info_of(record: SegmentationRecord, labels: dict[str, int]) -> dict[str, An
     }
 
 
-def _names(info: Mapping[str, Any]) -> dict[str, int]:
-    """Label -> value, from what a viewer sent, or from the details of an inference."""
+def _named(info: Mapping[str, Any]) -> Any:
+    """What a viewer sent as ``label_info``, or the names among the details of an inference. Raises InvalidRequest."""
     details = info.get("params")
     given = info.get("label_info") or (details.get("label_names") if isinstance(details, dict) else None)
-    names = read_label_info(given) if given else {}
-    if not names:
+    if not given or not read_label_info(given):
         raise InvalidRequest(
             "nothing says which label the values of the mask are, and an archive must not get another organ's name: "
             'send params with {"label_info": [{"name": "liver", "idx": 1}, ...]}'
         )
-    return names
+    return given
+
+
+def _names(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
+    """Label -> value in a mask."""
+    return read_label_info(_named(info), values=np.unique(mask.array).tolist())
 
 
 def _notes(info: dict[str, Any]) -> AlgorithmNotes:

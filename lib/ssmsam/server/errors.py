@@ -19,6 +19,7 @@ from ssmsam.annotation.truth import InvalidSubmission
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.json_text import InvalidJson
 from ssmsam.prompting.request import InvalidPrompt
 from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
 from ssmsam.server.identifiers import InvalidName, shown
@@ -50,6 +51,7 @@ STATUS: dict[type[Exception], int] = {
     InvalidName: 422,
     InvalidPrompt: 422,
     InvalidSubmission: 422,
+    InvalidJson: 422,
     NothingToLearn: 422,
     UnreadableVolume: 422,
     MissingWeights: 503,
