@@ -77,7 +77,11 @@ class CheckedJson(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        return lambda request: handle(_CheckedRequest(request.scope, request.receive))
+
+        async def checked(request: Request) -> Response:
+            return await handle(_CheckedRequest(request.scope, request.receive))
+
+        return checked
 
 
 class _CheckedRequest(Request):
