@@ -36,6 +36,7 @@ from ssmsam.server.dicom_store import (
 )
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_uid
+from ssmsam.server.local_record import SoundRecord
 from ssmsam.server.series_cache import SeriesCache
 from ssmsam.server.studies import ANNOTATIONS
 
@@ -48,7 +49,7 @@ IMAGES = "images"
 """The folder of downloaded series: a cache. Everything beside it is the users' work."""
 
 
-class DicomWebArchive(DICOMWebDatastore):
+class DicomWebArchive(SoundRecord, DICOMWebDatastore):
     """CT and MR series of a DICOMweb store are the images, by series UID; a final label becomes a DICOM SEG there.
 
     ``folder`` keeps downloaded series (within ``quota_bytes``, the least recently used go first) and every label
@@ -68,7 +69,7 @@ class DicomWebArchive(DICOMWebDatastore):
         fresh_s: float = FRESH_S,
     ) -> None:
         # not DICOMWebDatastore's own start: it watches its folder and mistakes files that come and go for images
-        LocalDatastore.__init__(self, str(folder), images_dir=IMAGES, auto_reload=False, read_only=True)
+        SoundRecord.__init__(self, folder, images_dir=IMAGES, auto_reload=False, read_only=True)
         folder.chmod(0o700)  # what lies here shows patients
         self._client = store.client
         self._store = store
@@ -195,7 +196,7 @@ class DicomWebArchive(DICOMWebDatastore):
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label here. The DICOM SEG of a final one stays in the store, which has its own rules for that."""
-        LocalDatastore.remove_label(self, label_id, label_tag)
+        SoundRecord.remove_label(self, label_id, label_tag)
         with self._registry:
             image = self._datastore.objects.get(label_id)
             if image and image.labels.pop(label_tag, None):
@@ -248,7 +249,7 @@ class DicomWebArchive(DICOMWebDatastore):
 
     def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
         with self._registry:
-            return str(LocalDatastore.save_label(self, image_id, file, tag, info))
+            return str(SoundRecord.save_label(self, image_id, file, tag, info))
 
     def _record(self, image_id: str) -> SeriesRecord:
         record = self._catalogue.find(image_id) if is_uid(image_id) else None
@@ -264,8 +265,16 @@ class DicomWebArchive(DICOMWebDatastore):
                 self._update_datastore_file()
 
     def _reconcile_datastore(self) -> None:
-        """Labels stay known when the image they belong to leaves the cache."""
+        """Labels stay known when the image they belong to leaves the cache; where the record was lost, by their files."""
         self._init_from_datastore_file()
+        if not self._rebuilt:
+            return
+        for file in sorted(Path(self._datastore.label_path(None)).glob("*/*.nii.gz")):
+            image_id, ext = self._to_id(file.name)
+            if is_uid(image_id):
+                known = self._datastore.objects.setdefault(image_id, ImageLabelModel(image=_image_model(image_id)))
+                known.labels.setdefault(file.parent.name, DataModel(ext=ext, info={"name": file.name}))
+        self._update_datastore_file()
 
 
 class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
