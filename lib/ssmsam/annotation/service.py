@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from ssmsam.annotation.store import AnnotationStore, image_folder
 from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid
+from ssmsam.imaging.writing import WRITING
 
 NOTHING_SHOWN = (
     "nothing of this image was shown on your screen since it was opened, so there is nothing to finish: run fewshot "
@@ -44,13 +47,16 @@ class AnnotationService:
     labels: tuple[str, ...] = ()
     """The labels that clients are offered, for submissions that do not name theirs."""
 
+    log_root: Path | None = None
+    """Where the work is noted, if not under ``root``: then nothing under it is changed."""
+
     @cached_property
     def store(self) -> AnnotationStore:
-        return AnnotationStore(self.root)
+        return AnnotationStore(self.root, writable=self.log_root is None)
 
     @cached_property
     def log(self) -> WorkLog:
-        return WorkLog(self.root)
+        return WorkLog(self.log_root or self.root)
 
     def known(self, image: str, grid: Grid) -> Annotations:
         """What is known of an image with this grid."""
@@ -221,7 +227,11 @@ class AnnotationService:
 
     def forget(self, image: str) -> None:
         """Remove everything that is known of an image."""
-        shutil.rmtree(image_folder(self.root, image), ignore_errors=True)
+        folder = image_folder(self.root, image)
+        gone = folder.with_name(f"{WRITING}{uuid4().hex}")
+        with suppress(FileNotFoundError):
+            folder.rename(gone)  # in one step: what is left of a folder would count as damaged
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _mask_of(self, image: str, key: SliceKey, known: Annotations, empty: bool, client: str) -> PackedMask:
         if empty:

@@ -265,7 +265,7 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
                 self._update_datastore_file()
 
     def _reconcile_datastore(self) -> None:
-        """Labels stay known when the image they belong to leaves the cache; where the record was lost, by their files."""
+        """Labels stay known when their image leaves the cache; where the record was lost, by their files."""
         self._init_from_datastore_file()
         if not self._rebuilt:
             return

@@ -1,4 +1,4 @@
-"""MONAI Label's record of a local datastore, kept so that it is always whole, or made again from what lies beside it."""
+"""MONAI Label's record of a local datastore: always whole, or made again from what lies beside it."""
 
 from __future__ import annotations
 
@@ -78,6 +78,8 @@ class SoundRecord(LocalDatastore):
     folder cannot be written, the record is in memory only, and what would change a file raises
     :class:`~ssmsam.server.errors.StudiesNotWritable`.
     """
+
+    _config_ts: float
 
     def __init__(self, folder: str | os.PathLike[str], **settings: Any) -> None:
         self.notices: list[str] = []
@@ -219,7 +221,7 @@ class SoundRecord(LocalDatastore):
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed writers left in a folder of studies: files and folders that never got their name."""
-    places = (f"{WRITING}*", f"labels/*/{WRITING}*", f".annotations/*/{WRITING}*")
+    places = (f"{WRITING}*", f"labels/*/{WRITING}*", f".annotations/{WRITING}*", f".annotations/*/{WRITING}*")
     for left in [found for place in places for found in folder.glob(place)]:
         try:
             if abs(time.time() - left.lstat().st_mtime) > ABANDONED_S:
