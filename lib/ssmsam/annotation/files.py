@@ -77,7 +77,4 @@ def read_masks(path: Path, shapes: Sequence[tuple[int, int]], *, sha256: str) ->
 
 
 def _corrupt(path: Path, what: str) -> CorruptAnnotations:
-    return CorruptAnnotations(
-        f"the annotation file {path} {what}: restore it from a backup, or move the folder {path.parent} away and "
-        "submit this image's annotations again"
-    )
+    return CorruptAnnotations(f"the annotation file {path} {what}.")

@@ -36,7 +36,7 @@ def has_revisions(folder: Path) -> bool:
     return next(folder.glob("revision-*.json"), None) is not None
 
 
-def recover(folder: Path, why: CorruptAnnotations, *, writable: bool) -> dict[str, Any] | None:
+def recover(folder: Path, why: CorruptAnnotations) -> dict[str, Any] | None:
     """A sound index for an image's folder, None where nothing of it can be read: the folder is put aside then.
 
     Every revision whose file is whole counts. Masks that are damaged are taken out of theirs, with a note. What is
@@ -44,7 +44,7 @@ def recover(folder: Path, why: CorruptAnnotations, *, writable: bool) -> dict[st
     """
     sound = list(_sound_indices(folder))
     if not sound:
-        kept = put_aside(folder) if writable else folder.name
+        kept = put_aside(folder)
         logger.error("%s Nothing of it can be read: it is kept as %s; its image counts as not annotated", why, kept)
         return None
     image, grid = sound[0]["image"], grid_of(sound[0])
@@ -62,12 +62,13 @@ def recover(folder: Path, why: CorruptAnnotations, *, writable: bool) -> dict[st
             revisions.append(read_revision(folder, grid, record))
     merged = Annotations(grid, tuple(revisions))
     index = write_index(image, grid, [records[one.number] for one in revisions], merged)
-    if writable:
-        for name in (INDEX, *lost):
-            with suppress(FileNotFoundError):
-                put_aside(folder / Path(name).name)
-        write_json(folder / INDEX, index)
-    logger.warning("%s It was rebuilt from the %d revisions beside it; the old file is kept", why, len(revisions))
+    for name in (INDEX, *lost):
+        with suppress(FileNotFoundError):
+            put_aside(folder / Path(name).name)
+    write_json(folder / INDEX, index)
+    logger.warning(
+        "%s It was rebuilt from what was kept of %d revisions; the old file is kept beside it", why, len(revisions)
+    )
     return index
 
 

@@ -47,16 +47,13 @@ class AnnotationService:
     labels: tuple[str, ...] = ()
     """The labels that clients are offered, for submissions that do not name theirs."""
 
-    log_root: Path | None = None
-    """Where the work is noted, if not under ``root``: then nothing under it is changed."""
-
     @cached_property
     def store(self) -> AnnotationStore:
-        return AnnotationStore(self.root, writable=self.log_root is None)
+        return AnnotationStore(self.root)
 
     @cached_property
     def log(self) -> WorkLog:
-        return WorkLog(self.log_root or self.root)
+        return WorkLog(self.root)
 
     def known(self, image: str, grid: Grid) -> Annotations:
         """What is known of an image with this grid."""

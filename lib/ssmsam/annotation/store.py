@@ -53,12 +53,10 @@ class Overview:
 class AnnotationStore:
     """The annotations of all images under ``root``. Several processes may submit at once.
 
-    A damaged index is rebuilt from the files of its revisions when it is met, and the old one is kept beside it. With
-    ``writable`` false nothing is changed on disk.
+    A damaged index is rebuilt from the files of its revisions when it is met, and the old one is kept beside it.
     """
 
     root: Path
-    writable: bool = True
     troubles: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Index file -> why it cannot be used, for those that cannot."""
     _overviews: dict[str, tuple[Stamp, str, Overview]] = field(default_factory=dict, compare=False, repr=False)
@@ -169,13 +167,13 @@ class AnnotationStore:
             return self._recovered(folder, error, lock=lock)
 
     def _recovered(self, folder: Path, error: CorruptAnnotations, *, lock: bool) -> dict[str, Any] | None:
-        with FileLock(folder / "lock") if lock and self.writable else nullcontext():
+        with FileLock(folder / "lock") if lock else nullcontext():
             if lock:  # another thread or process may have done it meanwhile
                 with suppress(CorruptAnnotations, OSError):
                     index = read_index(folder / INDEX)
                     _annotations(folder, index)
                     return index
-            return recover(folder, error, writable=self.writable)
+            return recover(folder, error)
 
     def _stamps(self) -> dict[str, Stamp]:
         """The index files that there are, and those that there should be."""

@@ -81,6 +81,8 @@ class ServerApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         limit_arenas()
+        self.chosen = frozenset(conf or {})
+        """The keys of the configuration that were set."""
         try:
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
@@ -139,6 +141,9 @@ class ServerApp(MONAILabelApp):
         return StudiesFolder(
             self.studies,
             labels=self.configuration.labels,
+            named=self.configuration.labels
+            if "labels" in self.chosen
+            else (),  # the default ones say nothing of a file
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -252,7 +257,8 @@ class ServerApp(MONAILabelApp):
                 "warm": warm.done if warm else False,
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
-                "set_aside": self.images.set_aside(),
+                "set_aside": [*self.images.set_aside(), *getattr(self.datastore(), "unused_labels", [])],
+                "notices": list(getattr(self.datastore(), "notices", [])),
                 **self.rooms[FEWSHOT].status,
                 "methods": {method: room.status for method, room in self.rooms.items()},
             },

@@ -281,10 +281,11 @@ class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
     """The same, with annotations slice by slice. They stay here until a volume is declared finished."""
 
     finished_labels_go_to = "the archive, as DICOM SEG"
+    MENDS_FINAL = False  # an archive is not sent a label again that it has
 
     def __init__(self, store: DicomStore, *, folder: Path, labels: Sequence[str] = (), **options: Any) -> None:
-        self.keep_annotations(folder / ANNOTATIONS, labels=labels)
         super().__init__(store, folder=folder, **options)
+        self.keep_annotations(self.place_for(folder / ANNOTATIONS), labels=labels)
 
     def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
         """As for a folder of studies, but the labels have to be named: by order they could get another organ's name,

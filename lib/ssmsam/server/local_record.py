@@ -102,6 +102,16 @@ class SoundRecord(LocalDatastore):
     def writable(self) -> bool:
         return not self._why_not
 
+    def place_for(self, folder: Path) -> Path:
+        """A folder of the datastore, or a copy of it that can be written as long as the server runs."""
+        if self._elsewhere is None:
+            return folder
+        copy = Path(self._elsewhere.name) / folder.name
+        if not copy.exists() and folder.is_dir():
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("lock"))
+        copy.mkdir(exist_ok=True)
+        return copy
+
     def require_writable(self) -> None:
         """Raises StudiesNotWritable."""
         if self._why_not:
