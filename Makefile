@@ -24,7 +24,7 @@ export SSMSAM_ENCODER := $(or $(ENCODER),$(SSMSAM_ENCODER))
 bench-clicks bench-complete bench-crosspatient bench-active bench-check: SSMSAM_ENCODER := $(or $(ENCODER),small)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve serve-dicom doctor test test-slow lint bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow test-faults lint bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
@@ -73,13 +73,16 @@ doctor: setup  ## say what works here, what does not, and what to do
 test: $(VENV)/.installed-dev  ## run the tests (all but the slow ones), those of the server beside all others
 	@echo "== tests: tests/e2e here, all others beside them, one thread each; their output follows"
 	@mkdir -p output; export OMP_NUM_THREADS=1; \
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/e2e >output/tests.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m "not slow" tests/e2e; first=$$?; \
+	$(BIN)/python -m pytest -m "not slow and not faults" --ignore=tests/e2e >output/tests.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest -m "not slow and not faults" tests/e2e; first=$$?; \
 	wait $$others; second=$$?; cat output/tests.log; exit $$((first || second))
 
 test-slow: $(VENV)/.installed-dev  ## run the tests that need real data or minutes
 	@echo "== slow tests, $(THREADS) threads"
 	$(RUN) -m pytest -m slow
+
+test-faults: $(VENV)/.installed-dev  ## run the long tests of what happens when things break
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types
 	$(BIN)/ruff check .

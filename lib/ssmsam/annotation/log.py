@@ -175,8 +175,10 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
             _served(written, [PackedMask(shape, b"") for shape in _shapes(written)])
             if not isinstance(written["masks"], str) or not isinstance(written["sha256"], str):
                 raise TypeError("a mask without a file")
-        if not isinstance(content["last"], int) or not isinstance(content.get("opened", {}), dict):
+        if not isinstance(content["last"], int):
             raise TypeError("no number of the last mask")
+        if not all(isinstance(when, str) for when in content.get("opened", {}).values()):
+            raise TypeError("a time that is none")
     return content
 
 

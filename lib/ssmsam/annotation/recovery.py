@@ -9,13 +9,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.annotations import Annotations, Revision
 from ssmsam.annotation.files import CorruptAnnotations, write_json
 from ssmsam.annotation.serialisation import grid_of, read_index, read_revision, write_index
+from ssmsam.imaging.volume import Grid
 
 logger = logging.getLogger(__name__)
 
 INDEX = "annotations.json"
+LOST = "lost"
 DAMAGED = ".damaged-"
 """What the names of files and folders hold that were put aside."""
 
@@ -48,20 +50,14 @@ def recover(folder: Path, why: CorruptAnnotations) -> dict[str, Any] | None:
         logger.error("%s Nothing of it can be read: it is kept as %s; its image counts as not annotated", why, kept)
         return None
     image, grid = sound[0]["image"], grid_of(sound[0])
-    records: dict[int, dict[str, Any]] = {}
+    known: dict[int, list[dict[str, Any]]] = {}
     for index in sound:
         for record in index["revisions"] if index["image"] == image and grid_of(index).matches(grid) else ():
-            records.setdefault(record["number"], dict(record))
-    revisions, lost = [], []
-    for _, record in sorted(records.items()):
-        try:
-            revisions.append(read_revision(folder, grid, record))
-        except CorruptAnnotations as error:
-            lost.append(str(record["masks"]))
-            _without_masks(record, error)
-            revisions.append(read_revision(folder, grid, record))
-    merged = Annotations(grid, tuple(revisions))
-    index = write_index(image, grid, [records[one.number] for one in revisions], merged)
+            known.setdefault(record["number"], []).append(dict(record))
+    found = [_best(folder, grid, known[number]) for number in sorted(known)]
+    revisions, records = [revision for revision, _ in found], [record for _, record in found]
+    lost = [record["masks"] for record in records if record.pop(LOST, False)]
+    index = write_index(image, grid, records, Annotations(grid, tuple(revisions)))
     for name in (INDEX, *lost):
         with suppress(FileNotFoundError):
             put_aside(folder / Path(name).name)
@@ -72,11 +68,23 @@ def recover(folder: Path, why: CorruptAnnotations) -> dict[str, Any] | None:
     return index
 
 
-def _without_masks(record: dict[str, Any], error: CorruptAnnotations) -> None:
+def _best(folder: Path, grid: Grid, records: list[dict[str, Any]]) -> tuple[Revision, dict[str, Any]]:
+    """A revision as the first of several records has it whose masks are whole; else as the first has it without."""
+    for record in records:
+        with suppress(CorruptAnnotations, OSError):
+            return read_revision(folder, grid, record), record
+    try:
+        return read_revision(folder, grid, records[0]), records[0]
+    except (CorruptAnnotations, OSError) as error:
+        _without_masks(records[0], error)
+        return read_revision(folder, grid, records[0]), records[0]
+
+
+def _without_masks(record: dict[str, Any], error: Exception) -> None:
     keys = ", ".join(f"{entry['label']} on slice {entry['index']}" for entry in record["entries"])
     logger.error("%s Revision %s is used without its masks, of %s", error, record["number"], keys)
     lost = f"the masks of this revision were damaged on the server's disk and are lost: annotate again {keys}"
-    record.update(entries=[], complete=[], notes=[*record["notes"], lost])
+    record.update(entries=[], complete=[], notes=[*record["notes"], lost], **{LOST: True})
 
 
 def _sound_indices(folder: Path) -> Iterator[Mapping[str, Any]]:

@@ -46,6 +46,8 @@ def read_index(path: Path) -> dict[str, Any]:
         if numbers != sorted(set(numbers)) or not all(isinstance(number, int) and number > 0 for number in numbers):
             raise ValueError("its revisions are not in order")
         for record in index["revisions"]:
+            if not isinstance(record["masks"], str) or not isinstance(record["sha256"], str):
+                raise TypeError("a revision without a file of masks")
             _read_update(grid, record, iter(()))
     return index
 

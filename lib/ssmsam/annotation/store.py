@@ -16,7 +16,7 @@ from filelock import FileLock
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.files import CorruptAnnotations, UnknownSchema, write_json
 from ssmsam.annotation.recovery import INDEX, has_revisions, recover, revision_file
-from ssmsam.annotation.serialisation import grid_of, read_index, read_revision, write_index, write_revision
+from ssmsam.annotation.serialisation import grid_of, one_error, read_index, read_revision, write_index, write_revision
 from ssmsam.annotation.support import SupportSet
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,10 @@ class AnnotationStore:
         path = folder / INDEX
         try:
             if path.exists():
-                return read_index(path)
+                index = read_index(path)
+                with one_error(path):
+                    _overview(index)
+                return index
             if not has_revisions(folder):
                 return None
             raise CorruptAnnotations(f"the annotation file {path} is missing")
