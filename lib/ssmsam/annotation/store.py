@@ -157,10 +157,7 @@ class AnnotationStore:
         path = folder / INDEX
         try:
             if path.exists():
-                index = read_index(path)
-                with one_error(path):
-                    _overview(index)
-                return index
+                return _sound_index(path)
             if not has_revisions(folder):
                 return None
             raise CorruptAnnotations(f"the annotation file {path} is missing")
@@ -173,7 +170,7 @@ class AnnotationStore:
         with FileLock(folder / "lock") if lock else nullcontext():
             if lock:  # another thread or process may have done it meanwhile
                 with suppress(CorruptAnnotations, OSError):
-                    index = read_index(folder / INDEX)
+                    index = _sound_index(folder / INDEX)
                     _annotations(folder, index)
                     return index
             return recover(folder, error)
@@ -199,6 +196,13 @@ class AnnotationStore:
 
 
 _FOLDER = re.compile("[0-9a-f]{32}")
+
+
+def _sound_index(path: Path) -> dict[str, Any]:
+    index = read_index(path)
+    with one_error(path):
+        _overview(index)
+    return index
 
 
 def _annotations(folder: Path, index: dict[str, Any]) -> Annotations:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from monailabel.config import settings
@@ -49,6 +50,7 @@ from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, limit_arenas, use_threads
+from ssmsam.server.new_folder import made_by_this_process
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.privacy import keep_patients_out_of_logs
 from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, Prompting, named
@@ -138,6 +140,13 @@ class ServerApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         if is_dicomweb(self.studies):
             return self._dicom_studies()
+        if made_by_this_process(Path(self.studies)):
+            refuse_to_start(
+                ConfigurationError(
+                    f"--studies {self.studies} did not exist. Correct the path, or make the folder first (mkdir) if it "
+                    "is meant to be empty"
+                )
+            )
         return StudiesFolder(
             self.studies,
             labels=self.configuration.labels,
