@@ -118,7 +118,7 @@ def _read_update(grid: Grid, written: Mapping[str, Any], masks: Iterator[PackedM
     """What a revision says. Without ``masks`` its slices are empty, which is enough to check it."""
     entries = {}
     for entry in written["entries"]:
-        key = SliceKey(entry["label"], entry["axis"], entry["index"])
+        key = _read_key((entry["label"], entry["axis"], entry["index"]))
         blank = PackedMask((entry["shape"][0], entry["shape"][1]), b"")
         mask = next(masks, blank)
         known = next(masks, blank) if entry["partly"] else None
@@ -126,13 +126,26 @@ def _read_update(grid: Grid, written: Mapping[str, Any], masks: Iterator[PackedM
     return Update(
         grid,
         entries,
-        frozenset(SliceKey(*key) for key in written["predicted"]),
-        frozenset(written["complete"]),
-        frozenset(written["labels"]),
+        frozenset(map(_read_key, written["predicted"])),
+        _read_names(written["complete"]),
+        _read_names(written["labels"]),
         str(written["client"]),
         str(written["when"]),
         tuple(map(str, written["notes"])),
-        frozenset(SliceKey(*key) for key in written.get("withdrawn", ())),
-        frozenset(written.get("reopened", ())),
+        frozenset(map(_read_key, written.get("withdrawn", ()))),
+        _read_names(written.get("reopened", ())),
         frozenset(written.get("undoes", ())),
     )
+
+
+def _read_key(written: Sequence[Any]) -> SliceKey:
+    label, axis, index = written
+    if not (isinstance(label, str) and type(axis) is int and type(index) is int):
+        raise TypeError(f"{written} is no slice of a label")
+    return SliceKey(label, axis, index)
+
+
+def _read_names(written: Sequence[Any]) -> frozenset[str]:
+    if not all(isinstance(name, str) for name in written):
+        raise TypeError(f"{written} are no names")
+    return frozenset(written)
