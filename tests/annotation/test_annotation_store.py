@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from submissions import AFFINE, GRID, drawn, empty, submission, updates
 
 from ssmsam.annotation.annotations import Update
-from ssmsam.annotation.files import CorruptAnnotations
 from ssmsam.annotation.interpretation import Context, interpret
 from ssmsam.annotation.log import WorkLog
 from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
@@ -60,24 +59,6 @@ def test_other_grids_are_refused_and_nothing_changes(tmp_path) -> None:
         store.merge("case", Update(Grid(GRID.shape, AFFINE * 2)))
     assert sorted(path.read_bytes() for path in tmp_path.rglob("*.*")) == before
     assert store.load("other") is None
-
-
-@pytest.mark.parametrize("name", ["revision-000001.npz", "annotations.json"])
-@pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_damage_is_noticed(tmp_path, name: str, damage: str) -> None:
-    store = merged(tmp_path, 2, 5)
-    path = image_folder(tmp_path, "case") / name
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2] if damage == "cut" else data.replace(b"reader", b"writer")[:-1] + b" ")
-    with pytest.raises(CorruptAnnotations, match=r"restore it from a backup"):
-        store.load("case")
-
-
-def test_a_missing_file_is_noticed(tmp_path) -> None:
-    store = merged(tmp_path, 2)
-    (image_folder(tmp_path, "case") / "revision-000001.npz").unlink()
-    with pytest.raises(CorruptAnnotations, match="is missing"):
-        store.load("case")
 
 
 def test_a_crash_between_two_files_costs_nothing(tmp_path) -> None:

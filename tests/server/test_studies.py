@@ -56,16 +56,6 @@ def test_labels_of_files_and_series(folder: Path, write: Write, tmp_path: Path) 
     assert again.status()["label_tags"] == {"reviewed": 3}
 
 
-def test_final_labels_that_were_put_there_by_hand(folder: Path, write: Write) -> None:
-    StudiesFolder(folder, auto_reload=False)
-    for image in ("b", "1.2.840.5", "c.d"):
-        write(folder / "labels" / "final" / f"{image}.nii.gz")
-    studies = StudiesFolder(folder, auto_reload=False)
-    assert sorted(studies.get_labeled_images()) == ["1.2.840.5", "b", "c.d"]
-    assert studies.get_unlabeled_images() == ["a"]
-    assert studies.status()["completed"] == studies.status()["finished"] == 3
-
-
 def listed(folder: Path) -> list[str]:
     return sorted(StudiesFolder(folder, auto_reload=False).list_images())
 

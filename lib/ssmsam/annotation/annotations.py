@@ -154,7 +154,7 @@ class Annotations:
         """What was known after one revision; 0 for the beginning. Raises ValueError when there was no such one."""
         if not 0 <= number <= self.revision:
             raise ValueError(f"there is no revision {number}: they go from 0 to {self.revision}")
-        return replace(self, revisions=self.revisions[:number])
+        return replace(self, revisions=tuple(one for one in self.revisions if one.number <= number))
 
     def taken_back(self, client: str, *, when: str = "") -> Update:
         """What takes back the last action of a client that still counts: its slices and labels are as they were.

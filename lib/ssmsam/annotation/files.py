@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,10 @@ class CorruptAnnotations(ValueError):
     """A stored file is damaged or missing. The message names it and says what to do."""
 
 
+class UnknownSchema(CorruptAnnotations):
+    """A stored file is whole, and of another version."""
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file in one step, with the sha256 of its content inside."""
     text = json.dumps(content, sort_keys=True)
@@ -32,15 +35,18 @@ def read_json(path: Path, *, schema: int) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
         seal = content.pop("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        text = json.dumps(content, sort_keys=True)
+    except FileNotFoundError:
+        raise _corrupt(path, "is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _corrupt(path, "is not the JSON that was written") from None
+    if hashlib.sha256(text.encode()).hexdigest() != seal:
+        raise _corrupt(path, "was changed from outside")
     if content.get("schema") != schema:
-        raise CorruptAnnotations(
+        raise UnknownSchema(
             f"{path} has schema {content.get('schema')!r}, and this version reads {schema}: "
             "use the version that wrote it"
         )
-    if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != seal:
-        raise _corrupt(path, "was changed from outside")
     return content
 
 
@@ -62,13 +68,13 @@ def read_masks(path: Path, shapes: Sequence[tuple[int, int]], *, sha256: str) ->
         raise _corrupt(path, "is damaged (its sha256 is another one)")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return [PackedMask(shape, arrays[f"mask{n}"].tobytes()) for n, shape in enumerate(shapes)]
-    except (KeyError, ValueError, zipfile.BadZipFile):
+            masks = [PackedMask(shape, arrays[f"mask{n}"].tobytes()) for n, shape in enumerate(shapes)]
+        if any(len(mask.bits) != -(-mask.shape[0] * mask.shape[1] // 8) for mask in masks):
+            raise ValueError("a mask of another shape")
+        return masks
+    except Exception:  # zip and numpy raise what they like for a damaged file
         raise _corrupt(path, "does not hold the masks that belong to it") from None
 
 
 def _corrupt(path: Path, what: str) -> CorruptAnnotations:
-    return CorruptAnnotations(
-        f"the annotation file {path} {what}: restore it from a backup, or move the folder {path.parent} away and "
-        "submit this image's annotations again"
-    )
+    return CorruptAnnotations(f"the annotation file {path} {what}.")

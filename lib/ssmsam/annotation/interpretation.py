@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -271,7 +271,15 @@ def _read_values(submission: Submission, context: Context) -> dict[str, int]:
             f"the mask (shape {mask.shape}) is not on the image's grid (shape {context.grid.shape}): "
             "export it with the image as the reference geometry"
         )
-    values = named_values(submission.params.get("label_info"), fallback=context.labels, known=context.names)
+    broken = next((value for value in submission.values if not float(value).is_integer() or value < 0), None)
+    if broken is not None:
+        raise InvalidSubmission(
+            f"the mask has voxels of value {broken:.6g}, but a label's voxels hold a whole number from 1, others 0: "
+            "export it as a label map, not as an image, a probability or a signed distance"
+        )
+    values = named_values(
+        submission.params.get("label_info"), fallback=context.labels, known=context.names, values=submission.values
+    )
     unnamed = sorted(submission.values - {0, *values.values()})
     if unnamed:
         named = ", ".join(f"{name} = {value}" for name, value in values.items()) or "no label at all"
@@ -281,14 +289,15 @@ def _read_values(submission: Submission, context: Context) -> dict[str, int]:
     return values
 
 
-def named_values(label_info: Any, *, fallback: Sequence[str], known: Sequence[str]) -> dict[str, int]:
+def named_values(
+    label_info: Any, *, fallback: Sequence[str], known: Sequence[str], values: Collection[float]
+) -> dict[str, int]:
     """:func:`~ssmsam.annotation.label_info.read_label_info` with each label under the name by which it is known.
 
     Raises :class:`InvalidSubmission` where two of its names are spellings of one label.
     """
-    values = read_label_info(label_info, fallback=fallback)
     found: dict[str, int] = {}
-    for name, value in values.items():
+    for name, value in read_label_info(label_info, fallback=fallback, values=values).items():
         label = known_label(name, known)
         twin = next((other for other in found if fold(other) == fold(label)), None)
         if twin is not None:

@@ -25,8 +25,14 @@ def fold(name: str) -> str:
 def clean(name: str) -> str:
     """A name in composed characters, without invisible ones and superfluous spaces.
 
-    Raises :class:`InvalidSubmission` where nothing is left, or what is left cannot be written.
+    Raises :class:`InvalidSubmission` for line breaks and other control characters within it, where nothing is left,
+    and where what is left cannot be written.
     """
+    if control := next((one for one in name.strip() if unicodedata.category(one) in ("Cc", "Zl", "Zp")), ""):
+        raise InvalidSubmission(
+            f"{name[:40]!r} cannot be a label's name: it holds a line break or another control character "
+            f"(U+{ord(control):04X}); send one line of text"
+        )
     found = _visible(name)
     if not found or len(found) > LONGEST or "\ufffd" in found or any(0xD800 <= ord(one) < 0xE000 for one in name):
         raise InvalidSubmission(f"{name[:40]!r} cannot be a label's name: send 1 to {LONGEST} visible characters")

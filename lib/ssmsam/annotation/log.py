@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from ssmsam.annotation.files import read_json, read_masks, write_json, write_masks
+from ssmsam.annotation.files import CorruptAnnotations, UnknownSchema, read_json, read_masks, write_json, write_masks
 from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
-from ssmsam.annotation.store import SCHEMA, image_folder
+from ssmsam.annotation.recovery import put_aside
+from ssmsam.annotation.serialisation import SCHEMA, one_error
+from ssmsam.annotation.store import image_folder
+from ssmsam.annotation.truth import PackedMask
+
+logger = logging.getLogger(__name__)
 
 INDEX = "work.json"
 _EMPTY: dict[str, Any] = {"schema": SCHEMA, "assignments": [], "marks": [], "served": [], "opened": {}, "last": 0}
@@ -24,7 +30,8 @@ _MOST_SCREENS = 256
 class WorkLog:
     """Assignments, served masks and marks of all images under ``root``, beside their annotations.
 
-    Several processes may write at once. Readers and writers raise ``CorruptAnnotations`` for damaged files.
+    Several processes may write at once. A damaged log is put aside and begun anew: what was annotated is not in it.
+    Readers and writers raise ``UnknownSchema`` for what another version wrote.
     """
 
     root: Path
@@ -36,10 +43,7 @@ class WorkLog:
 
     def assignments(self, image: str) -> list[Assignment]:
         """Everything that was ever asked for on an image, the oldest first."""
-        return [
-            Assignment(**{**written, "slices": tuple(written["slices"]), "labels": tuple(written["labels"])})
-            for written in self._read(image)["assignments"]
-        ]
+        return [_read_assignment(written) for written in self._read(image)["assignments"]]
 
     def mark(self, image: str, mark: Mark) -> None:
         """Remember a verdict; it takes the place of an earlier one of the same client on the same slice."""
@@ -51,7 +55,7 @@ class WorkLog:
 
     def marks(self, image: str, *, client: str) -> list[Mark]:
         """The verdicts of one client on an image."""
-        found = [Mark(**{**written, "verdict": Verdict(written["verdict"])}) for written in self._read(image)["marks"]]
+        found = [_read_mark(written) for written in self._read(image)["marks"]]
         return [mark for mark in found if mark.client == client]
 
     def open(self, image: str, screen: str, when: str) -> None:
@@ -97,20 +101,17 @@ class WorkLog:
             for written in self._read(image)["served"]:
                 if written["client"] == client or chosen.get(written["label"], {}).get("client") != client:
                     chosen[written["label"]] = written
-            return {label: self._read_served(image, written) for label, written in chosen.items()}
+            found = {label: self._read_served(image, written) for label, written in chosen.items()}
+        return {label: served for label, served in found.items() if served is not None}
 
-    def _read_served(self, image: str, written: Mapping[str, Any]) -> Served:
-        shapes = [(height, width) for height, width in written["shapes"]]
-        masks = read_masks(self._folder(image) / written["masks"], shapes, sha256=written["sha256"])
-        return Served(
-            written["label"],
-            written["client"],
-            written["axis"],
-            dict(zip(written["indices"], masks, strict=True)),
-            frozenset(written["prompted"]),
-            written["when"],
-            {int(index): when for index, when in written.get("earlier", {}).items()},
-        )
+    def _read_served(self, image: str, written: Mapping[str, Any]) -> Served | None:
+        """None for masks that are damaged: nobody knows any more what that client has on screen."""
+        try:
+            masks = read_masks(self._folder(image) / written["masks"], _shapes(written), sha256=written["sha256"])
+        except CorruptAnnotations as error:
+            logger.error("What a client was shown is not known any more: %s", error)
+            return None
+        return _served(written, masks)
 
     def _folder(self, image: str) -> Path:
         folder = image_folder(self.root, image)
@@ -119,7 +120,16 @@ class WorkLog:
 
     def _read(self, image: str) -> dict[str, Any]:
         path = image_folder(self.root, image) / INDEX
-        return read_json(path, schema=SCHEMA) if path.exists() else {key: _copy(value) for key, value in _EMPTY.items()}
+        if path.exists():
+            try:
+                return _checked(read_json(path, schema=SCHEMA), path)
+            except UnknownSchema:
+                raise
+            except CorruptAnnotations as error:
+                with suppress(FileNotFoundError):
+                    kept = put_aside(path)
+                    logger.warning("%s It is kept as %s, and the log of that image begins anew", error, kept)
+        return {key: _copy(value) for key, value in _EMPTY.items()}
 
     def _changing(self, image: str) -> _Change:
         return _Change(self, image)
@@ -152,6 +162,48 @@ class _Change:
                         self.outdated.unlink()
         finally:
             self._lock.release()
+
+
+def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a log, if all of it can be read. Raises ``CorruptAnnotations``."""
+    with one_error(path):
+        for written in content["assignments"]:
+            _read_assignment(written)
+        for written in content["marks"]:
+            _read_mark(written)
+        for written in content["served"]:
+            _served(written, [PackedMask(shape, b"") for shape in _shapes(written)])
+            if not isinstance(written["masks"], str) or not isinstance(written["sha256"], str):
+                raise TypeError("a mask without a file")
+        if not isinstance(content["last"], int):
+            raise TypeError("no number of the last mask")
+        if not all(isinstance(when, str) for when in content.get("opened", {}).values()):
+            raise TypeError("a time that is none")
+    return content
+
+
+def _read_assignment(written: Mapping[str, Any]) -> Assignment:
+    return Assignment(**{**written, "slices": tuple(written["slices"]), "labels": tuple(written["labels"])})
+
+
+def _read_mark(written: Mapping[str, Any]) -> Mark:
+    return Mark(**{**written, "verdict": Verdict(written["verdict"])})
+
+
+def _shapes(written: Mapping[str, Any]) -> list[tuple[int, int]]:
+    return [(height, width) for height, width in written["shapes"]]
+
+
+def _served(written: Mapping[str, Any], masks: Sequence[PackedMask]) -> Served:
+    return Served(
+        written["label"],
+        written["client"],
+        written["axis"],
+        dict(zip(written["indices"], masks, strict=True)),
+        frozenset(written["prompted"]),
+        written["when"],
+        {int(index): when for index, when in written.get("earlier", {}).items()},
+    )
 
 
 def _copy(value: Any) -> Any:

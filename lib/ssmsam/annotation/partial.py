@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +11,7 @@ from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.label_names import known_label
 from ssmsam.annotation.truth import InvalidSubmission, SliceKey, Source
 from ssmsam.imaging.volume import Grid
+from ssmsam.json_text import InvalidJson, read_json_text
 
 VERSION = 1
 SPACE = "image_ijk"
@@ -125,9 +125,9 @@ def _write_plane(annotations: Annotations, axis: int) -> dict[str, Any]:
 def _from_text(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
-        except ValueError:
-            raise InvalidSubmission(f"partial is not valid JSON: {value[:80]!r}; send {_EXAMPLE}") from None
+            value = read_json_text(value, name="partial")
+        except InvalidJson as error:
+            raise InvalidSubmission(f"{error}; send {_EXAMPLE}") from None
     return value
 
 

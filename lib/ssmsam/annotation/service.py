@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from ssmsam.annotation.store import AnnotationStore, image_folder
 from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid
+from ssmsam.imaging.writing import WRITING
 
 NOTHING_SHOWN = (
     "nothing of this image was shown on your screen since it was opened, so there is nothing to finish: run fewshot "
@@ -94,8 +97,8 @@ class AnnotationService:
     def on_screen(self, image: str, submission: Submission) -> list[Served]:
         """What a submission shows of its client's screen, to be noted as served: what is gone by the next one was
         erased by a person, while slices that this one does not hold were perhaps never loaded."""
-        label_info = submission.params.get("label_info")
-        values = named_values(label_info, fallback=self.labels, known=self.names(image))
+        label_info, names = submission.params.get("label_info"), self.names(image)
+        values = named_values(label_info, fallback=self.labels, known=names, values=submission.values)
         before = self.log.served(image, client=submission.client)
         found = []
         for label, value in values.items():
@@ -221,7 +224,11 @@ class AnnotationService:
 
     def forget(self, image: str) -> None:
         """Remove everything that is known of an image."""
-        shutil.rmtree(image_folder(self.root, image), ignore_errors=True)
+        folder = image_folder(self.root, image)
+        gone = folder.with_name(f"{WRITING}{uuid4().hex}")
+        with suppress(FileNotFoundError):
+            folder.rename(gone)  # in one step: what is left of a folder would count as damaged
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _mask_of(self, image: str, key: SliceKey, known: Annotations, empty: bool, client: str) -> PackedMask:
         if empty:

@@ -15,6 +15,9 @@ import SimpleITK as sitk
 from ssmsam.imaging.geometry import RAS_LPS
 from ssmsam.imaging.volume import Volume
 
+WRITING = ".writing-"
+"""How the names of files and folders begin that are being written."""
+
 
 def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> None:
     """Write a .nii, .nii.gz or .nrrd file on the volume's own grid, keeping the type of its voxels.
@@ -38,7 +41,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file in one step: readers see the old one or the new one. Only its owner may read it (mode 0600)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False)  # noqa: SIM115
+    file = NamedTemporaryFile(dir=path.parent, prefix=WRITING, delete=False)  # noqa: SIM115
     partial = Path(file.name)
     try:
         with file:
@@ -63,7 +66,7 @@ def private_folder(path: Path) -> Path:
 def whole_file(path: Path, suffix: str) -> Iterator[Path]:
     """A place to write that becomes ``path`` in one step at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=WRITING, dir=path.parent) as folder:
         partial = Path(folder) / f"whole{suffix}"
         yield partial
         os.replace(partial, path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
 
 import numpy as np
+
+from ssmsam.json_text import InvalidJson, read_json_text
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0", ""}
@@ -44,12 +45,10 @@ def read_flag(value: Any, name: str) -> bool:
 
 def read_json(text: str, name: str) -> Any:
     """What a JSON string holds; None for a blank one."""
-    if not text.strip():
-        return None
     try:
-        return json.loads(text)
-    except ValueError:
-        raise InvalidPrompt(f"{name} is not valid JSON: {text[:80]!r}") from None
+        return read_json_text(text, name=name)
+    except InvalidJson as error:
+        raise InvalidPrompt(str(error)) from None
 
 
 def read_list(value: Any, name: str) -> list[Any]:

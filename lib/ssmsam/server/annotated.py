@@ -21,9 +21,11 @@ from ssmsam.annotation.label_names import new_labels
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.records import Assignment, Mark, Served
 from ssmsam.annotation.service import AnnotationService
+from ssmsam.annotation.store import Overview
 from ssmsam.annotation.summary import FinishedLabel, finished_labels, summarise
 from ssmsam.annotation.support import SupportSet
 from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
+from ssmsam.annotation.whole_label import whole_label
 from ssmsam.imaging.orientation import axis_codes, reoriented
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.reading import UnreadableVolume, read_grid, read_volume
@@ -34,6 +36,8 @@ from ssmsam.server.errors import InvalidRequest, NotKnown
 logger = logging.getLogger(__name__)
 
 FINAL = DefaultLabelTag.FINAL.value
+REVISION = "revision"
+"""The key of a label's info that says of which revision of the annotations it is."""
 PARTIAL = "partial"
 """The tag of what is annotated so far. ``final`` is for volumes that were declared finished."""
 
@@ -86,9 +90,11 @@ class AnnotatedStudies(Datastore):
     Comes first among the bases: ``class Mine(AnnotatedStudies, LocalDatastore)``. Of the other class it needs
     ``list_images``, ``get_image_uri`` and the keeping of labels under a tag; removing a final one it may refuse with
     InvalidRequest. Labels with other tags than ``partial`` and ``final`` pass through untouched.
-    :meth:`keep_annotations` has to be called before anything else.
+    :meth:`keep_annotations` has to be called before anything else, and :meth:`mend_labels` once its images are known.
     """
 
+    MENDS_FINAL = True
+    """Whether a final label is a file here, which can be written again."""
     finished_labels_go_to = "the folder of studies, as the label 'final'"
     """Where finished labels are, as people are told."""
 
@@ -97,6 +103,57 @@ class AnnotatedStudies(Datastore):
         self._service = AnnotationService(root, tuple(labels))
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
         self._stripes = [threading.RLock() for _ in range(64)]
+
+    def bring(self, image_id: str, names: Sequence[str]) -> None:
+        """Count the final label of an image, a file that was not made here, as annotated on all slices.
+
+        ``names`` are the labels of its values from 1 where its info does not say. Nothing is changed where the image
+        has annotations. Raises InvalidSubmission and UnreadableVolume, whose messages name no path.
+        """
+        with self._one_at_a_time(image_id):
+            known = self._service.store.overview(image_id)
+            if known.annotated or known.reopened:
+                return
+            grid, info = self._grid(image_id), self.get_label_info(image_id, FINAL) or {}
+            mask = _read_mask(Path(self.get_label_uri(image_id, FINAL)), grid)
+            update, values = whole_label(mask, grid, info.get("label_info"), names)
+            merged = self._service.merge(image_id, update)
+            if getattr(self, "writable", True):
+                self._keep_label(image_id, PARTIAL, merged, {})
+                listed = [{"name": name, "idx": value} for name, value in values.items()]
+                super().update_label_info(image_id, FINAL, {"label_info": listed})
+
+    def mend_labels(self) -> None:
+        """Write label files again that are not what is annotated: the server ended before it came to that, or the
+        record of labels was lost."""
+        for image_id, known in self._service.store.overviews().items():
+            if image_id not in self.list_images() or not known.annotated:
+                continue
+            try:
+                with self._one_at_a_time(image_id):
+                    self._mend(image_id, known)
+            except Exception:  # one bad image stops no server
+                logger.exception("The labels of %s could not be written again", image_id)
+
+    def _mend(self, image_id: str, known: Overview) -> None:
+        partial, final = (self._own_label_info(image_id, tag) for tag in (PARTIAL, FINAL))
+        stale = {PARTIAL: partial} if partial.get(REVISION) != known.revision else {}
+        brought = "label_info" in final and REVISION not in final
+        if self.MENDS_FINAL and known.finished and not brought and final.get(REVISION) != known.revision:
+            stale[FINAL] = final
+        annotations = self._service.store.load(image_id) if stale else None
+        if annotations is not None:
+            for tag, info in stale.items():
+                logger.warning("The label %r of %s is not what is annotated: it is written again", tag, image_id)
+                self._keep_label(image_id, tag, annotations, info)
+        if self.MENDS_FINAL and not known.finished and final.get(REVISION):  # it was not declared finished in time
+            self._drop_final(image_id)
+
+    def _own_label_info(self, image_id: str, tag: str) -> dict[str, Any]:
+        """What is noted of a label here; nothing where there is none."""
+        if tag not in self.get_labels_by_image_id(image_id) or (tag == FINAL and not self.MENDS_FINAL):
+            return {}
+        return dict(super().get_label_info(image_id, tag) or {})
 
     # --- for the methods that learn from annotations
 
@@ -244,6 +301,7 @@ class AnnotatedStudies(Datastore):
 
     def forget(self, image_id: str) -> None:
         """Remove all that is known of an image's slices, and what was noted of the work on it. ``final`` stays."""
+        self.require_writable()
         with self._one_at_a_time(image_id):
             self._written()
             self._service.forget(image_id)
@@ -311,18 +369,26 @@ class AnnotatedStudies(Datastore):
 
     # --- inside
 
+    def require_writable(self) -> None:
+        """Raises StudiesNotWritable where nothing can be stored."""
+        ask = getattr(super(), "require_writable", None)
+        if ask is not None:
+            ask()
+
     def _apply(self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update]) -> Receipt:
         """Merge what ``read`` finds, and keep the label files in step.
 
         Slices are kept before their label is declared finished, for that fails where a store of final labels is down.
         """
+        self.require_writable()
         with self._one_at_a_time(image_id):
             self._written()
             names, before, update = self._service.annotated_names, self._service.store.load(image_id), read()
             merged = self._service.merge(image_id, replace(update, complete=frozenset()))
             declared = Update(merged.grid, complete=update.complete, client=update.client, when=update.when)
             finished = merged.merge(declared)
-            changed = before is None or finished.revision > before.revision
+            written = self._own_label_info(image_id, PARTIAL).get(REVISION)  # another one where the disk was full
+            changed = before is None or finished.revision > before.revision or written != before.revision
             try:
                 if changed and finished.finished:
                     self._keep_label(image_id, FINAL, finished, params)
@@ -358,6 +424,7 @@ class AnnotatedStudies(Datastore):
             **params,
             "label_info": [{"name": name, "idx": value} for name, value in values.items()],
             "partial": write_partial(annotations),
+            REVISION: annotations.revision,
         }
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
             file = Path(folder) / "label.nii.gz"

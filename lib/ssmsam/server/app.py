@@ -53,6 +53,7 @@ from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, limit_arenas, use_threads
+from ssmsam.server.new_folder import made_by_this_process
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.patient_cache import CacheFolders
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
@@ -87,6 +88,8 @@ class ServerApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         limit_arenas()
         keep_patients_out_of_logs()
+        self.chosen = frozenset(conf or {})
+        """The keys of the configuration that were set."""
         try:
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
@@ -142,9 +145,19 @@ class ServerApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         if is_dicomweb(self.studies):
             return self._dicom_studies()
+        if made_by_this_process(Path(self.studies)):
+            refuse_to_start(
+                ConfigurationError(
+                    f"--studies {self.studies} did not exist. Correct the path, or make the folder first (mkdir) if it "
+                    "is meant to be empty"
+                )
+            )
         return StudiesFolder(
             self.studies,
             labels=self.configuration.labels,
+            named=self.configuration.labels
+            if "labels" in self.chosen
+            else (),  # the default ones say nothing of a file
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -262,7 +275,8 @@ class ServerApp(MONAILabelApp):
                 "warm": warm.done if warm else False,
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
-                "set_aside": self.images.set_aside(),
+                "set_aside": [*self.images.set_aside(), *getattr(self.datastore(), "unused_labels", [])],
+                "notices": list(getattr(self.datastore(), "notices", [])),
                 **self.rooms[FEWSHOT].status,
                 "methods": {method: room.status for method, room in self.rooms.items()},
             },

@@ -36,6 +36,7 @@ from ssmsam.server.dicom_store import (
 )
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_uid
+from ssmsam.server.local_record import SoundRecord
 from ssmsam.server.series_cache import IMAGES, SeriesCache
 from ssmsam.server.studies import ANNOTATIONS
 
@@ -45,7 +46,7 @@ UNSENT = "unsent"
 """The tag of a final label that the store could not take."""
 
 
-class DicomWebArchive(DICOMWebDatastore):
+class DicomWebArchive(SoundRecord, DICOMWebDatastore):
     """CT and MR series of a DICOMweb store are the images, by series UID; a final label becomes a DICOM SEG there.
 
     ``folder`` keeps downloaded series (within ``quota_bytes``, the least recently used go first) and every label
@@ -65,7 +66,7 @@ class DicomWebArchive(DICOMWebDatastore):
         fresh_s: float = FRESH_S,
     ) -> None:
         # not DICOMWebDatastore's own start: it watches its folder and mistakes files that come and go for images
-        LocalDatastore.__init__(self, str(folder), images_dir=IMAGES, auto_reload=False, read_only=True)
+        SoundRecord.__init__(self, folder, images_dir=IMAGES, auto_reload=False, read_only=True)
         folder.chmod(0o700)  # what lies here shows patients
         self._client = store.client
         self._store = store
@@ -192,7 +193,7 @@ class DicomWebArchive(DICOMWebDatastore):
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label here. The DICOM SEG of a final one stays in the store, which has its own rules for that."""
-        LocalDatastore.remove_label(self, label_id, label_tag)
+        SoundRecord.remove_label(self, label_id, label_tag)
         with self._registry:
             image = self._datastore.objects.get(label_id)
             if image and image.labels.pop(label_tag, None):
@@ -212,7 +213,7 @@ class DicomWebArchive(DICOMWebDatastore):
         """Mask -> DICOM SEG -> store. Adds to ``info`` which object it became."""
         seg = file.with_name("label.dcm")
         try:
-            labels = _names(info)
+            labels = _names(info, mask)
             write_seg(mask, labels, series, seg, algorithm=_notes(info))
         except (ValueError, InvalidSubmission) as error:
             raise InvalidRequest(str(error)) from error
@@ -254,7 +255,7 @@ class DicomWebArchive(DICOMWebDatastore):
 
     def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
         with self._registry:
-            return str(LocalDatastore.save_label(self, image_id, file, tag, info))
+            return str(SoundRecord.save_label(self, image_id, file, tag, info))
 
     def _record(self, image_id: str) -> SeriesRecord:
         record = self._catalogue.find(image_id) if is_uid(image_id) else None
@@ -270,23 +271,32 @@ class DicomWebArchive(DICOMWebDatastore):
                 self._update_datastore_file()
 
     def _reconcile_datastore(self) -> None:
-        """Labels stay known when the image they belong to leaves the cache."""
+        """Labels stay known when their image leaves the cache; where the record was lost, by their files."""
         self._init_from_datastore_file()
+        if not self._rebuilt:
+            return
+        for file in sorted(Path(self._datastore.label_path(None)).glob("*/*.nii.gz")):
+            image_id, ext = self._to_id(file.name)
+            if is_uid(image_id):
+                known = self._datastore.objects.setdefault(image_id, ImageLabelModel(image=_image_model(image_id)))
+                known.labels.setdefault(file.parent.name, DataModel(ext=ext, info={"name": file.name}))
+        self._update_datastore_file()
 
 
 class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
     """The same, with annotations slice by slice. They stay here until a volume is declared finished."""
 
     finished_labels_go_to = "the archive, as DICOM SEG"
+    MENDS_FINAL = False  # an archive is not sent a label again that it has
 
     def __init__(self, store: DicomStore, *, folder: Path, labels: Sequence[str] = (), **options: Any) -> None:
-        self.keep_annotations(folder / ANNOTATIONS, labels=labels)
         super().__init__(store, folder=folder, **options)
+        self.keep_annotations(self.place_for(folder / ANNOTATIONS), labels=labels)
 
     def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
         """As for a folder of studies, but the labels have to be named: by order they could get another organ's name,
         and take it to the archive. Raises InvalidRequest when they are not."""
-        return super().submit(image_id, file, {**params, "label_info": _names(params)})
+        return super().submit(image_id, file, {**params, "label_info": _named(params)})
 
     def status(self) -> dict[str, Any]:
         try:
@@ -357,17 +367,21 @@ def _renamed(message: str, called: Mapping[str, str]) -> str:
     return message
 
 
-def _names(info: Mapping[str, Any]) -> dict[str, int]:
-    """Label -> value, from what a viewer sent, or from the details of an inference."""
+def _named(info: Mapping[str, Any]) -> Any:
+    """What a viewer sent as ``label_info``, or the names among the details of an inference. Raises InvalidRequest."""
     details = info.get("params")
     given = info.get("label_info") or (details.get("label_names") if isinstance(details, dict) else None)
-    names = read_label_info(given) if given else {}
-    if not names:
+    if not given or not read_label_info(given):
         raise InvalidRequest(
             "nothing says which label the values of the mask are, and an archive must not get another organ's name: "
             'send params with {"label_info": [{"name": "liver", "idx": 1}, ...]}'
         )
-    return names
+    return given
+
+
+def _names(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
+    """Label -> value in a mask."""
+    return read_label_info(_named(info), values=np.unique(mask.array).tolist())
 
 
 def _notes(info: dict[str, Any]) -> AlgorithmNotes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable
 
@@ -19,6 +20,7 @@ from ssmsam.annotation.truth import InvalidSubmission
 from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.json_text import InvalidJson
 from ssmsam.prompting.request import InvalidPrompt
 from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
 from ssmsam.server.identifiers import InvalidName, shown
@@ -43,6 +45,22 @@ class NotConfirmed(ValueError):
     """A command waits for a second word. The message says what it would do and how to confirm it."""
 
 
+class StudiesNotWritable(RuntimeError):
+    """The folder of studies cannot be written. The message says what works all the same."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the folder of studies cannot be written ({why}): images can be looked at and clicked on, but nothing can "
+            "be submitted, saved or uploaded. Let the server's account write there, and start the server again"
+        )
+
+
+CANNOT_STORE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
+)
+"""Errors of the system that the one who runs the server can end."""
+
+
 STATUS: dict[type[Exception], int] = {
     NotKnown: 404,
     InvalidRequest: 422,
@@ -50,11 +68,13 @@ STATUS: dict[type[Exception], int] = {
     InvalidName: 422,
     InvalidPrompt: 422,
     InvalidSubmission: 422,
+    InvalidJson: 422,
     NothingToLearn: 422,
     UnreadableVolume: 422,
     MissingWeights: 503,
     CorruptWeights: 503,
     StoreUnavailable: 503,
+    StudiesNotWritable: 503,
     StoreRefused: 502,
 }
 
@@ -70,6 +90,7 @@ def install_handlers(app: FastAPI) -> None:
         app.add_exception_handler(error, _answer(status))
     app.add_exception_handler(MONAILabelException, _framework_error)
     app.add_exception_handler(CorruptAnnotations, _damaged)
+    app.add_exception_handler(OSError, _not_stored)
     app.add_exception_handler(Exception, _unforeseen)
     app.middleware_stack = None  # built before the app starts; the next request builds it with these handlers
 
@@ -96,6 +117,18 @@ def _damaged(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s %s: %s", request.method, request.url.path, error)
     detail = "the stored annotations of an image are damaged; the server's log names the file and what to do"
     return JSONResponse({"detail": detail}, status_code=500)
+
+
+def _not_stored(request: Request, error: Exception) -> JSONResponse:
+    """A full disk and the like. The file's name is for the one who runs the server."""
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    if not isinstance(error, OSError) or error.errno not in CANNOT_STORE:
+        return _unforeseen(request, error)
+    detail = (
+        f"the server cannot use its disk ({error.strerror}), so this was not stored; its log names the file. "
+        "Make room or give the server's account the right to write, then send it again"
+    )
+    return JSONResponse({"detail": detail}, status_code=503)
 
 
 def _unforeseen(request: Request, error: Exception) -> JSONResponse:

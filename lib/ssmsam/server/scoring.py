@@ -15,6 +15,7 @@ from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.label_info import read_label_info
 from ssmsam.annotation.truth import SliceAnnotation
 from ssmsam.imaging.reading import read_volume
+from ssmsam.imaging.volume import Volume
 from ssmsam.progress import Cancelled
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest
@@ -108,7 +109,7 @@ def compare(datastore: AnnotatedStudies, image: str, tag: str, known: Annotation
         return {}
     saved = datetime.fromtimestamp(float(info["ts"]) + 1, timezone.utc).isoformat(timespec="microseconds")
     compared = {}
-    for label, value in _values(info).items():
+    for label, value in _values(info, mask).items():
         drawn = mask.array == value
         slices = [
             (entry, key.plane.stack(drawn)[key.index])
@@ -131,9 +132,9 @@ def overlap(slices: list[tuple[SliceAnnotation, np.ndarray]]) -> dict[str, Any]:
     return {"dice": round(2 * shared / total, 4) if total else 1.0, "slices": len(slices)}
 
 
-def _values(info: Mapping[str, Any]) -> dict[str, int]:
+def _values(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
     """Label -> voxel value of a saved label."""
     names = (info.get("params") or {}).get("label_names") if isinstance(info.get("params"), dict) else None
     if isinstance(names, dict):
         return {str(name): int(value) for name, value in names.items()}
-    return read_label_info(info.get("label_info"), fallback=())
+    return read_label_info(info.get("label_info"), fallback=(), values=np.unique(mask.array).tolist())

@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from ssmsam.active.rules import RULES
 from ssmsam.active.state import Choice
 from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.errors import InvalidRequest, StudiesNotWritable
 from ssmsam.server.images import UNUSABLE, Images
 from ssmsam.server.outlook import Deadline, Outlook, Outlooks
 
@@ -220,6 +220,6 @@ def note_offer(datastore: Datastore, image: str, strategy: str, *, client: str) 
     offers = {**(offers if isinstance(offers, dict) else {}), strategy: {"ts": int(time.time()), "client_id": client}}
     try:
         datastore.update_image_info(image, {"strategy": offers})
-    except OSError:  # a folder that cannot be written to can still be looked at
+    except (OSError, StudiesNotWritable):  # a folder that cannot be written to can still be looked at
         logger.warning("it could not be noted that %s was offered", image)
     return info

@@ -12,8 +12,10 @@ from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
 
+from ssmsam.annotation.support import SupportSet
 from ssmsam.imaging.dicom_file import looks_like_dicom
 from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.brought_labels import BroughtLabels
 from ssmsam.server.folder import SynchronisedFolder
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 
@@ -31,7 +33,9 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
     """MONAI Label's local datastore, which also sees DICOM series and keeps annotations slice by slice.
 
     Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files, at any depth of it, is an image; its id is
-    its name without the suffix. Labels lie under ``labels/<tag>/``, annotations in a hidden folder beside them.
+    its name without the suffix. Labels lie under ``labels/<tag>/``, annotations in a hidden folder beside them. A final
+    label that was put there by hand counts as annotated on all slices; ``named`` are the labels of its values from 1
+    where its info does not name them.
     """
 
     def __init__(
@@ -39,18 +43,42 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
         folder: str | os.PathLike[str],
         *,
         labels: Sequence[str] = (),
+        named: Sequence[str] = (),
         auto_reload: bool = True,
         read_only: bool = False,
     ) -> None:
         self._contents: dict[str, _Contents] = {}
         self._said: set[str] = set()
-        self.keep_annotations(Path(folder) / ANNOTATIONS, labels=labels)
         super().__init__(
             folder,
             extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
             auto_reload=auto_reload,
             read_only=read_only,
         )
+        self.keep_annotations(self.place_for(Path(folder) / ANNOTATIONS), labels=labels)
+        if self.writable:
+            self.mend_labels()
+        self._brought = BroughtLabels(self, named)
+        self._brought.look()
+
+    @property
+    def unused_labels(self) -> list[dict[str, Any]]:
+        """Images whose final label was put there by hand and cannot be used: ``image``, ``reason``, ``since``."""
+        return self._brought.aside.as_json()
+
+    def support(self) -> SupportSet:
+        self._brought.wait()
+        return super().support()
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The finished images. A label that was put there by hand counts once it was read."""
+        annotated = self._service.store.overviews()
+        return [image for image in super().get_labeled_images(label_tag, labels) if image in annotated]
+
+    def refresh(self) -> None:
+        super().refresh()
+        if hasattr(self, "_brought"):  # the folder may be looked through before it is
+            self._brought.look()
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         info: dict[str, Any] = super().get_image_info(image_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -122,21 +121,12 @@ def require_keys(sent: Mapping[str, Any], valid: Iterable[str], *, where: str) -
         Traceback (most recent call last):
         ssmsam.server.errors.InvalidRequest: params has the key 'adept', which is not known; did you mean 'adapt'?
     """
-    require_text(sent, where=where)
     known = sorted(set(valid))
     for name in sent:
         if name not in known:
             near = get_close_matches(str(name), known, n=1, cutoff=0.5)
             step = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise InvalidRequest(f"{where} has the key {str(name)[:40]!r}, which is not known; {step}")
-
-
-def require_text(value: Any, *, where: str) -> None:
-    """Refuse half characters (lone surrogates), which JSON escapes may hold and no file can. Raises InvalidRequest."""
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{where} holds half a character (a lone surrogate): send whole text") from None
 
 
 def object_schema(keys: Mapping[str, Key]) -> dict[str, Any]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from urllib.parse import quote
 
-from fastapi import Depends, File, Form, Request, UploadFile
+from fastapi import Depends, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from ssmsam.annotation.records import SHARED_IDS, reader_of
+from ssmsam.json_text import InvalidJson, read_json_text, require_storable
 from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.clients.rest import require_text
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import volume_suffix
 
@@ -53,6 +54,9 @@ def reader(client_id: Any, request: Request) -> str:
     """Who a request comes from: its ``client_id``, and where that says nothing, its address. Raises InvalidRequest."""
     if not isinstance(client_id, str | None) or len(client_id or "") > LONGEST_ID:
         raise InvalidRequest(f"client_id has to be text of at most {LONGEST_ID} characters")
+    require_storable(client_id, name="client_id")
+    if client_id and not client_id.isprintable():
+        raise InvalidRequest("client_id has to be one line of text, without control characters")
     return reader_of(client_id or "", request.client.host if request.client else "")
 
 
@@ -66,6 +70,26 @@ def note_opened(image: str, request: Request, client_id: str = "") -> None:
     if isinstance(datastore, AnnotatedStudies):
         for name in [client_id] if client_id else sorted(SHARED_IDS):
             datastore.opened(image, client=reader(name, request))
+
+
+class CheckedJson(APIRoute):
+    """A route whose JSON body is read as strictly as JSON in a form field."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            return await handle(_CheckedRequest(request.scope, request.receive))
+
+        return checked
+
+
+class _CheckedRequest(Request):
+    async def json(self) -> Any:
+        try:
+            return read_json_text(await self.body(), name="the request's body")
+        except InvalidJson as error:  # the framework turns other errors into a 400 that does not say why
+            raise HTTPException(422, str(error)) from None
 
 
 def known_image(image: str) -> str:
@@ -100,13 +124,9 @@ def require_label(label: str, tag: str) -> None:
 
 def json_object(text: str | None, *, name: str) -> dict[str, Any]:
     """The JSON object in a form field. Raises InvalidRequest."""
-    try:
-        value = json.loads(text) if text and text.strip() else {}
-    except ValueError as error:
-        raise InvalidRequest(f"{name} is not valid JSON: {error}") from error
+    value = read_json_text(text or "", name=name)
     if value is None:
         return {}
-    require_text(value, where=name)
     if not isinstance(value, dict):
         raise InvalidRequest(f"{name} has to be a JSON object, {{...}}, not {type(value).__name__}")
     return value

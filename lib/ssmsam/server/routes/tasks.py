@@ -14,11 +14,11 @@ from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.queue import drop_queued
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, note_opened, reader, the_app
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, CheckedJson, note_opened, reader, the_app
 from ssmsam.server.strategies import note_offer
 from ssmsam.server.training import Training
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedJson)
 
 
 @router.get("/info/", tags=["App"], summary="What this app offers")
