@@ -175,6 +175,10 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
             _served(written, [PackedMask(shape, b"") for shape in _shapes(written)])
             if not isinstance(written["masks"], str) or not isinstance(written["sha256"], str):
                 raise TypeError("a mask without a file")
+        named = [one for kind in ("assignments", "marks", "served") for one in content[kind]]
+        texts = [one.get(key, "") for one in named for key in ("id", "image", "label", "client", "when")]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name or a time that is none")
         if not isinstance(content["last"], int):
             raise TypeError("no number of the last mask")
         if not all(isinstance(when, str) for when in content.get("opened", {}).values()):

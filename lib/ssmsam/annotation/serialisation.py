@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple
@@ -14,6 +15,10 @@ from ssmsam.annotation.truth import PackedMask, SliceAnnotation, SliceKey, Sourc
 from ssmsam.imaging.volume import Grid
 
 SCHEMA = 1
+
+
+MOST_VOXELS = 2**32
+"""Of a grid: more than any image that can be annotated here has."""
 
 
 @contextmanager
@@ -43,6 +48,8 @@ def read_index(path: Path) -> dict[str, Any]:
         if not isinstance(index["image"], str):
             raise TypeError("its image has no name")
         grid, numbers = grid_of(index), [record["number"] for record in index["revisions"]]
+        if not 0 < math.prod(grid.shape) <= MOST_VOXELS:
+            raise ValueError("its grid has a size that no image has")
         if numbers != sorted(set(numbers)) or not all(isinstance(number, int) and number > 0 for number in numbers):
             raise ValueError("its revisions are not in order")
         for record in index["revisions"]:

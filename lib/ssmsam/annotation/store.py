@@ -26,8 +26,9 @@ Stamp: TypeAlias = tuple[int, int, int]
 
 
 def image_folder(root: Path, image: str) -> Path:
-    """Where an image's files are. Ids are whatever clients send, so they never become part of a path."""
-    return root / hashlib.sha256(image.encode()).hexdigest()[:32]
+    """Where an image's files are. Ids are whatever clients send, so they never become part of a path; damaged records
+    may even hold half a character."""
+    return root / hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

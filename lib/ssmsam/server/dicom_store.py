@@ -21,6 +21,7 @@ from urllib3.util import Retry
 from ssmsam.imaging.dicom import NOT_IMAGES
 from ssmsam.imaging.dicom_file import read_dataset
 from ssmsam.server.dicom_references import referenced_instance, referenced_series, value_of
+from ssmsam.server.multipart import boundary_of, parts
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ FIELDS = ["Modality", "StudyDate", "StudyTime", "PatientID", "NumberOfSeriesRela
 
 AS_STORED = (("application/dicom", "*"),)
 """Whatever transfer syntax the files have: nothing is decompressed on the way, our reader does that."""
+
+PIECE = 1 << 20
+"""Bytes that are read at a time."""
 
 STUDY_FRESH_S = 60.0
 """How long the series of a study are believed where a store has to be asked study by study. A guess."""
@@ -117,7 +121,7 @@ class DicomStore:
 
     def __init__(self, access: StoreAccess) -> None:
         self.access = access
-        self.client = DICOMwebClient(
+        self.client = _Client(
             url=access.url.rstrip("/"),
             session=StoreSession(access),
             qido_url_prefix=access.qido,
@@ -374,6 +378,18 @@ class DicomStore:
             f"the DICOMweb store {self.access.shown} refuses the request ({status}). Is this the address of its "
             "DICOMweb root, such as http://127.0.0.1:8042/dicom-web?"
         )
+
+
+class _Client(DICOMwebClient):
+    """Reads the multipart answers that servers write, not only those that the standard has."""
+
+    def _decode_multipart_message(self, response: requests.Response, stream: bool) -> Iterator[bytes]:
+        with response:
+            boundary = boundary_of(response.headers.get("Content-Type", ""))
+            if not boundary:  # one file, called multipart
+                yield response.content
+                return
+            yield from parts(boundary, response.iter_content(PIECE) if stream else [response.content])
 
 
 class StoreSession(requests.Session):

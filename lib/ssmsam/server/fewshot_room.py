@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_car
 from ssmsam.progress import Progress, silent
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.background import Background
+from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.images import UNUSABLE, Images
 from ssmsam.server.labelled import LabelledSlices
@@ -77,7 +79,10 @@ class FewShotRoom:
 
         A label keeps its place: viewers that asked earlier would take a number for another organ's.
         """
-        known = self.datastore.support().labels if isinstance(self.datastore, AnnotatedStudies) else ()
+        known: Iterable[str] = ()
+        if isinstance(self.datastore, AnnotatedStudies):
+            with suppress(StoreUnavailable, StoreRefused):  # viewers have to hear that the archive is down
+                known = self.datastore.support().labels
         self._others.update(dict.fromkeys(label for label in known if label not in self.labels))
         return [*self.labels, *self._others]
 

@@ -35,9 +35,17 @@ def own_file(path: str) -> Path | None:
 
 
 @cache
-def index_with_script(index: Path) -> str:
-    """OHIF's page with our script. Where the page has no head, it stays as it is."""
-    return index.read_text(encoding="utf-8").replace("</head>", _ADDED, 1)
+def index_with_script(index: Path, prefix: str = "") -> str:
+    """OHIF's page with our script, below a path prefix. Where the page has no head, it stays as it is."""
+    return below(prefix, index.read_text(encoding="utf-8").replace("</head>", _ADDED, 1))
+
+
+def below(prefix: str, text: str) -> str:
+    """A page or script of OHIF whose own paths begin with ``prefix``."""
+    for own in ("/ohif/", "/proxy/dicom/"):
+        for quote in ("'", '"'):
+            text = text.replace(f"{quote}{own}", f"{quote}{prefix}{own}")
+    return text
 
 
 def no_archive_page(server: str) -> str:

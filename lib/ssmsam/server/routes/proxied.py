@@ -76,6 +76,7 @@ def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Re
             headers=_headers(request),
             data=body or None,
             stream=True,
+            allow_redirects=False,  # it must not be sent to other hosts
         )
     except requests.Timeout as error:
         raise HTTPException(504, "the DICOMweb server did not answer in time") from error

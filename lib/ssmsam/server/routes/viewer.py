@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from monailabel.endpoints import ohif as stock
 from monailabel.utils.others.generic import get_mime_type
 
-from ssmsam.server.clients.ohif import index_with_script, no_archive_page, own_file
+from ssmsam.server.clients.ohif import below, index_with_script, no_archive_page, own_file
 from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import AnyUser, the_app
@@ -26,17 +26,21 @@ SERVER_COOKIE = "MONAILABEL_SERVER_URL"
 @router.get("/{path:path}")
 def page(user: AnyUser, request: Request, path: str) -> Response:
     """A file of OHIF; for every other path its one page, which reads the path itself."""
+    prefix = str(request.scope.get("root_path") or "").rstrip("/")
     if mine := own_file(path):
         return FileResponse(mine, media_type=get_mime_type(str(mine)), headers={"Cache-Control": "no-cache"})
     file = (FILES / path).resolve()
     if path and path != "index.html" and file.is_relative_to(FILES) and file.is_file():
+        if prefix and file.suffix in (".js", ".json", ".webapp"):
+            return Response(below(prefix, file.read_text("utf-8")), media_type=get_mime_type(str(file)))
         return FileResponse(file, media_type=get_mime_type(str(file)))
     if path != "index.html" and "." in path.rpartition("/")[2]:
         raise NotKnown("file of OHIF", path)
     datastore = the_app().datastore()
     if not isinstance(datastore, DicomWebArchive):
         return HTMLResponse(no_archive_page(str(request.base_url)))
-    answer = HTMLResponse(index_with_script(FILES / "index.html"))
-    answer.headers["Set-Cookie"] = f"{SERVER_COOKIE}={quote(str(request.base_url), safe='')}; Path=/ohif; SameSite=Lax"
+    answer = HTMLResponse(index_with_script(FILES / "index.html", prefix))
+    server = quote(str(request.base_url), safe="")
+    answer.headers["Set-Cookie"] = f"{SERVER_COOKIE}={server}; Path={prefix}/ohif; SameSite=Lax"
     answer.headers["Cache-Control"] = "no-cache"
     return answer
