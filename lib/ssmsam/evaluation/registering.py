@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ def pairs_of(cases: Sequence[Case], count: int) -> list[tuple[Case, Case]]:
     """
     if len(cases) < 2:
         raise ValueError(f"a pair needs two cases, got {len(cases)}")
-    firsts = [number * len(cases) // count for number in range(min(count, len(cases)))]
+    count = min(count, len(cases))
+    firsts = [number * len(cases) // count for number in range(count)]
     return [(cases[first], cases[(first + len(cases) // 2) % len(cases)]) for first in firsts]
 
 
@@ -78,24 +79,22 @@ class RegistrationRun:
         }
 
 
-def measured(one: LabelledSet, fixed: Case, moving: Case, methods: Sequence[str]) -> list[dict[str, Any]]:
+def measured(one: LabelledSet, fixed: Case, moving: Case, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A record of each method: Dice of every label that both cases hold, and processor seconds."""
     if not methods:
-        return []
+        return
     (here, truth), (there, labels) = fixed.read(), moving.read()
     coarse = CoarseVolume.of(there, recipe_for(there).scale(there))
     cells = CoarseVolume.of(here, recipe_for(here).scale(here), cell_mm=coarse.cell_mm)
     held = {label for label, _ in one.targets(labels)}
     masks = {label: mask for label, mask in one.targets(truth) if label in held}
-    records = []
     for name in methods:
         places, seconds = _timed(METHODS[name], cells, coarse)
         carried = carried_labels(labels, there.grid, coarse.grid, places, cells.grid, here.grid)
         found = dict(one.targets(carried))
         scores = {label: round(dice(found.get(label, np.zeros_like(mask)), mask), 3) for label, mask in masks.items()}
-        records.append({"method": name, "set": one.name, "fixed": fixed.name, "moving": moving.name,
-                        "seconds": round(seconds, 3), "dice": scores})  # fmt: skip
-    return records
+        pair = {"set": one.name, "fixed": fixed.name, "moving": moving.name}
+        yield {"method": name, **pair, "seconds": round(seconds, 3), "dice": scores}
 
 
 def _timed(method: Method, fixed: CoarseVolume, moving: CoarseVolume) -> tuple[torch.Tensor, float]:
