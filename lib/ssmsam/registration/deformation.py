@@ -67,8 +67,8 @@ def _soft(vectors: torch.Tensor) -> torch.Tensor:
 class Refinement:
     """Gradient steps on blocks of ``step`` cells.
 
-    ``steps`` and ``rate`` were fitted on 18 pairs of training cases (CT, MR, hippocampus): as good as 20 steps at a rate
-    of 0.5, in half the time.
+    ``steps`` and ``rate`` were fitted on 18 pairs of training cases (CT, MR, hippocampus): as good as 20 steps at a
+    rate of 0.5, in half the time.
     """
 
     steps: int = 12
