@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -120,12 +121,14 @@ def elastix(fixed: CoarseVolume, moving: CoarseVolume) -> torch.Tensor:
         here, there, parameter_object=parameters, log_to_console=False, number_of_threads=1
     )
     registration.UpdateLargestPossibleRegion()
-    transformix = itk.TransformixFilter.New(
-        there, transform_parameter_object=registration.GetTransformParameterObject()
-    )
-    transformix.SetComputeDeformationField(True)
-    transformix.UpdateLargestPossibleRegion()
-    return _moved(itk.array_from_image(transformix.GetOutputDeformationField()), fixed, moving)
+    found = registration.GetTransformParameterObject()
+    with TemporaryDirectory() as folder:  # the filter writes its field to a file too
+        transformix = itk.TransformixFilter.New(there, transform_parameter_object=found)
+        transformix.SetComputeDeformationField(True)
+        transformix.SetOutputDirectory(folder)
+        transformix.UpdateLargestPossibleRegion()
+        moved = itk.array_from_image(transformix.GetOutputDeformationField())
+    return _moved(moved, fixed, moving)
 
 
 METHODS: dict[str, Method] = {
