@@ -6,6 +6,7 @@ complete      some slices of a volume are annotated: Dice on its other slices.
 crosspatient  an organ is annotated in other patients: Dice in this one.
 active        slices are annotated one after the other as a strategy names them: Dice after each.
 precision     boxes with the encoder in bfloat16 against float32; ends with 1 when bfloat16 costs more than 0.2 Dice.
+registration  another patient's masks carried by registration: Dice and seconds, ours beside libraries.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
 load          twenty annotators at one server: seconds by route, memory, and that everybody gets their own answers.
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
@@ -61,6 +62,8 @@ from ssmsam.evaluation.over_rest import OverRest
 from ssmsam.evaluation.precision_check import check_precision
 from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam.evaluation.recorded import draw_recorded, read_result
+from ssmsam.evaluation.registering import RegistrationRun
+from ssmsam.evaluation.registration_methods import METHODS as REGISTRATIONS
 from ssmsam.evaluation.results import RunLog, write_result
 from ssmsam.evaluation.rivals import RIVALS
 from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
@@ -86,13 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     protocols = parser.add_subparsers(
-        required=True, metavar="{clicks,complete,crosspatient,active,precision,speed,check,figures,compare}"
+        required=True,
+        metavar="{clicks,complete,crosspatient,active,precision,registration,speed,check,figures,compare}",
     )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
     crosspatient = protocols.add_parser("crosspatient", help="Dice in one patient by what is annotated in others")
     active = protocols.add_parser("active", help="Dice by number of annotated slices, for each strategy")
     precision = protocols.add_parser("precision", help="Dice in bfloat16 against float32")
+    registration = protocols.add_parser("registration", help="Dice of masks that registration carries, and seconds")
     speed = protocols.add_parser("speed", help="seconds and memory")
     load = protocols.add_parser("load", help="many annotators at one server")
     check = protocols.add_parser("check", help="a short fixed run against recorded figures")
@@ -152,6 +157,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     active.add_argument("--budget", type=int, default=8, metavar="K", help="annotated slices of an organ in the end")
     active.add_argument("--seeds", type=int, default=2, metavar="N", help="repeat with so many first slices")
     active.add_argument("--steps", type=int, default=0, metavar="N", help="of adaptation after each slice")
+    registration.set_defaults(protocol=run_registration)
+    registration.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR")
+    registration.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
+    registration.add_argument("--pairs", type=int, default=6, metavar="N", help="of each set")
+    registration.add_argument(
+        "--methods", nargs="+", choices=REGISTRATIONS, default=list(REGISTRATIONS), metavar="NAME"
+    )
+    registration.add_argument("--threads", type=int, default=1, metavar="N")
+    registration.add_argument("--json", type=Path, metavar="FILE", help="the result; FILE.log keeps what is finished")
     speed.set_defaults(protocol=run_speed)
     speed.add_argument("--encoder", choices=ENCODERS, action="append", metavar="NAME", help="may be repeated")
     speed.add_argument("--random-weights", action="append", default=[], metavar="NAME", help="time it without weights")
@@ -271,6 +285,29 @@ def run_precision(options: argparse.Namespace) -> int:
     if options.json:
         print(f"result: {write_result(options.json, result)}")
     return 0 if result["passes"] else 1
+
+
+def run_registration(options: argparse.Namespace) -> int:
+    """Pairs of training cases only: registration is chosen by this, and validation chooses nothing."""
+    sets = []
+    for folder in options.data:
+        notes = read_notes(options.label_names, folder.resolve().name)
+        names = [case.name for case in open_set(folder).cases if case.name not in notes.validation]
+        sets.append(open_set(folder, label_names=notes.label_names, only=names))
+    (pairs,) = positive([options.pairs], "--pairs")
+    run = RegistrationRun(tuple(sets), tuple(options.methods), pairs, options.threads)
+    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    with tqdm(unit="pair", desc="registration", disable=None) as bar:
+        result = run.run(log, progress=onto(bar))
+    print(f"{'Dice (%), processor seconds':34}" + "".join(f"{one.name:>20}" for one in sets))
+    for name, found in result["methods"].items():
+        cells = (f"{one['dice']['mean']:11.1f} {one['seconds']:8.2f}" for one in found["sets"].values())
+        print(f"{name:34}" + "".join(cells))
+    for name, why in result["left_out"].items():
+        print(f"{name}: {why}")
+    if options.json:
+        print(f"result: {write_result(options.json, result)}")
+    return 0
 
 
 def several_sets(options: argparse.Namespace, notes: Mapping[str, SetNotes]) -> tuple[LabelledSet, ...]:

@@ -13,7 +13,7 @@ from ssmsam.progress import Cancelled
 from ssmsam.registration.coarse import CoarseVolume
 from ssmsam.registration.field import Field
 from ssmsam.registration.memory import RegistrationMemory
-from ssmsam.registration.register import register
+from ssmsam.registration.register import one_way, register
 
 SCALE = Scale(0.0, 1.0)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -63,6 +63,14 @@ def test_an_organ_is_carried_to_a_body_that_is_shifted_and_bent() -> None:
     assert dice(on(moving, organ).numpy() > 0.5, truth) < 0.6, "the two lie apart before"
     assert dice(carried, truth) > 0.85
     assert float(found.error_mm[torch.from_numpy(truth)].median()) < 4.0
+
+
+def test_one_way_alone_is_the_same_and_its_border_blocks_are_finite() -> None:
+    image, _ = body()
+    fixed, moving = coarse(bent(image, order=1)), coarse(image[10:])
+    places = one_way(fixed, moving)
+    assert torch.isfinite(places).all()
+    assert torch.equal(places, register(fixed, moving).places)
 
 
 def test_there_and_back_contradict_each_other_for_strangers() -> None:

@@ -35,10 +35,17 @@ def searched(field: Field, fixed: torch.Tensor, moving: torch.Tensor, search: Se
     cost = _costs(field, fixed, moving, step, reach)
     moved = _soft(moves.T[:, cost.argmin(0)])
     for stiffness in search.stiffness:
-        apart = torch.stack([((moved - move[:, None, None, None]) ** 2).sum(0) for move in moves])
-        moved = _soft(_soft(moves.T[:, (cost + stiffness / reach * apart).argmin(0)]))
+        moved = _soft(_soft(moves.T[:, _apart(moves, moved, cost, stiffness / reach).argmin(0)]))
     nodes = lattice(field.shape, step)
     return field.moved_to(field.at(nodes + step * moved), step)
+
+
+def _apart(moves: torch.Tensor, moved: torch.Tensor, cost: torch.Tensor, stiffness: float) -> torch.Tensor:
+    """``cost`` (moves, d, h, w) plus ``stiffness`` times the squared distances of moves (n, 3) from ``moved``
+    (3, d, h, w), less what is the same for all moves of a block: one matrix product."""
+    from_moves = torch.cat([-2 * moves, moves.square().sum(1, keepdim=True)], dim=1)
+    from_moved = torch.cat([moved.flatten(1), torch.ones(1, moved[0].numel())])
+    return torch.addmm(cost.flatten(1), from_moves, from_moved, alpha=stiffness).view_as(cost)
 
 
 def _costs(field: Field, fixed: torch.Tensor, moving: torch.Tensor, step: int, reach: int) -> torch.Tensor:
@@ -49,7 +56,7 @@ def _costs(field: Field, fixed: torch.Tensor, moving: torch.Tensor, step: int, r
     cost = torch.stack([unlike(move) for move in product(way, way, way)])
     typical = torch.nan_to_num(torch.nanmean(cost, 0, keepdim=True), nan=float(torch.nanmean(cost)))
     cost = averaged(torch.where(cost.isnan(), typical, cost)[None])[0]
-    return cost / cost.mean()
+    return cost.div_(cost.mean())
 
 
 def _soft(vectors: torch.Tensor) -> torch.Tensor:
@@ -58,11 +65,15 @@ def _soft(vectors: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Refinement:
-    """Gradient steps on blocks of ``step`` cells."""
+    """Gradient steps on blocks of ``step`` cells.
 
-    steps: int = 20
+    ``steps`` and ``rate`` were fitted on 18 pairs of training cases (CT, MR, hippocampus): as good as 20 steps at a
+    rate of 0.5, in half the time.
+    """
+
+    steps: int = 12
     step: int = 2
-    rate: float = 0.5
+    rate: float = 0.8
     likeness: float = 100.0
     """What likeness counts beside smoothness."""
 

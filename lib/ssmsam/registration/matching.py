@@ -21,12 +21,11 @@ def unlikeness(
     places = field.at(lattice(field.shape, step, margins))
     for _ in range(step // 2):
         moving = averaged(moving[None])[0]
-    there, known = sampled(moving, places), inside(places, moving.shape[1:])
+    there = torch.where(inside(places, moving.shape[1:]), sampled(moving, places), float("nan"))
 
     def unlike(move: tuple[int, int, int]) -> torch.Tensor:
         firsts = [margin + one for margin, one in zip(margins, move, strict=True)]
         part = tuple(slice(first, first + n) for first, n in zip(firsts, here.shape[1:], strict=True))
-        apart = ((there[(slice(None), *part)] - here) ** 2).mean(0)
-        return torch.where(known[part], apart, float("nan"))
+        return (there[(slice(None), *part)] - here).square_().mean(0)
 
     return unlike

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as default
 
@@ -61,15 +62,40 @@ def register(
     fields: list[Field] = []
     for one, features, other, other_features in ((fixed, here, moving, there), (moving, there, fixed, here)):
         done = len(fields) * total // 2
-        progress("register", done, total)
-        found = aligned(one.values, other.values, features, other_features, config.alignment)
-        for number, search in enumerate(config.searches, done + 1):
-            progress("register", number, total)
-            found = searched(found, features, other_features, search)
-        progress("register", done + total // 2 - 1, total)
-        fields.append(refined(found, features, other_features, config.refinement))
+
+        def at(number: int, done: int = done) -> None:
+            progress("register", done + number, total)
+
+        fields.append(_laid_over(one, other, features, other_features, config, at))
     progress("register", total, total)
     cells = lattice(fields[0].shape, 1)
     places = fields[0].at(cells)
     error = (fields[1].at(places) - cells).square().sum(0).sqrt()
     return Registration(fixed.grid, places, fixed.cell_mm * error)
+
+
+def one_way(
+    fixed: CoarseVolume, moving: CoarseVolume, *, config: RegistrationConfig = RegistrationConfig()
+) -> torch.Tensor:
+    """The places of a :class:`Registration` without the way back: in half the time, and not known how far to trust."""
+    here, there = (described(one.values, intensity=config.intensity) for one in (fixed, moving))
+    field = _laid_over(fixed, moving, here, there, config, lambda number: None)
+    return field.at(lattice(field.shape, 1))
+
+
+def _laid_over(
+    fixed: CoarseVolume,
+    moving: CoarseVolume,
+    here: torch.Tensor,
+    there: torch.Tensor,
+    config: RegistrationConfig,
+    at: Callable[[int], None],
+) -> Field:
+    """One direction; ``at`` is told before each step how many are done."""
+    at(0)
+    field = aligned(fixed.values, moving.values, here, there, config.alignment)
+    for number, search in enumerate(config.searches, 1):
+        at(number)
+        field = searched(field, here, there, search)
+    at(len(config.searches) + 1)
+    return refined(field, here, there, config.refinement)
