@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.sessions import Sessions
 
+from ssmsam.cache import Cache, SingleFlight
 from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
 from ssmsam.encoders.manifest import sha256_of
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
@@ -53,10 +52,10 @@ class Images:
     def __init__(self, *, datastore: Datastore, embedder: Embedder, memory_bytes: int) -> None:
         self._datastore = datastore
         self._embedder = embedder
-        self._memory_bytes = memory_bytes
-        self._open: OrderedDict[tuple[Path, tuple[int, ...] | str], OpenImage] = OrderedDict()
-        self._lock = threading.Lock()
-        self._stripes = [threading.Lock() for _ in range(64)]
+        self._open: Cache[tuple[Path, tuple[int, ...] | str], OpenImage] = Cache(
+            memory_bytes, size=lambda image: image.volume.array.nbytes, keep_newest=True
+        )
+        self._fetching: SingleFlight[str, str] = SingleFlight()
 
     def require(self, image_id: str) -> str:
         """``image_id`` if the datastore has it, else :class:`NotKnown`."""
@@ -69,8 +68,7 @@ class Images:
     def from_datastore(self, image_id: str) -> Source:
         """The source of a datastore image. A remote store fetches it first. Raises NotKnown."""
         self.require(image_id)
-        with self._one_at_a_time(image_id):
-            uri = self._datastore.get_image_uri(image_id)
+        uri = self._fetching.run(image_id, lambda: str(self._datastore.get_image_uri(image_id) or ""))
         path = Path(uri) if uri else None
         if path is None or not path.exists():
             raise NotKnown("image", image_id, step="its file was removed from the datastore")
@@ -91,16 +89,7 @@ class Images:
     def open(self, source: Source) -> OpenImage:
         """Read and embed-on-demand. Raises UnreadableVolume, whose message names the image, not its path."""
         key = (Path() if isinstance(source.stamp, str) else source.path, source.stamp)
-        with self._one_at_a_time(str(source.path)):
-            with self._lock:
-                if key in self._open:
-                    self._open.move_to_end(key)
-                    return self._open[key]
-            image = self._read(source)
-            with self._lock:
-                self._open[key] = image
-                self._make_room()
-            return image
+        return self._open.recalled(key, lambda: self._read(source))
 
     def _read(self, source: Source) -> OpenImage:
         try:
@@ -108,18 +97,6 @@ class Images:
         except UnreadableVolume as error:
             raise UnreadableVolume(str(error).replace(str(source.path), source.name)) from error
         return OpenImage(source, volume, self._embedder.open(volume))
-
-    def _make_room(self) -> None:
-        """Forget the images not used for longest; the newest stays whatever its size."""
-        while len(self._open) > 1 and self._bytes() > self._memory_bytes:
-            self._open.popitem(last=False)
-
-    def _bytes(self) -> int:
-        return sum(image.volume.array.nbytes for image in self._open.values())
-
-    def _one_at_a_time(self, name: str) -> threading.Lock:
-        """A lock for ``name``: the second request for an image waits for the first instead of doing its work again."""
-        return self._stripes[hash(name) % len(self._stripes)]
 
     def _knows(self, image_id: str) -> bool:
         if isinstance(self._datastore, DicomWebArchive):
