@@ -124,7 +124,7 @@ class Cache(Generic[K, V]):
 
     def _weight(self, value: V) -> int:
         size = self._size(value)
-        return min(size, self._values.maxsize) if self._keep_newest else size
+        return min(size, int(self._values.maxsize)) if self._keep_newest else size
 
 
 class KeyedLocks:

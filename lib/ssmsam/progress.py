@@ -62,6 +62,16 @@ def cancellable(token: CancelToken) -> Iterator[CancelToken]:
         _tokens.reset(before)
 
 
+@contextmanager
+def shielded() -> Iterator[None]:
+    """In this block nothing stops the thread's work: what was begun on a person's behalf is finished."""
+    before = _tokens.set(())
+    try:
+        yield
+    finally:
+        _tokens.reset(before)
+
+
 def stop_if_cancelled() -> None:
     """Raise :class:`Cancelled` where this thread's work was asked to stop."""
     if any(token.cancelled for token in _tokens.get()):

@@ -79,16 +79,19 @@ class AnnotationStore:
         Raises ``CorruptAnnotations``.
         """
         found = {}
-        for path, stamp in self._stamps().items():
-            if path not in self._overviews or self._overviews[path][0] != stamp:
+        stamps = self._stamps()
+        for path in set(self._overviews) - set(stamps):  # removed with their images
+            self._overviews.pop(path, None)
+        for path, stamp in stamps.items():
+            known = self._overviews.get(path)
+            if known is None or known[0] != stamp:
                 index = read_json(Path(path), schema=SCHEMA)
                 states = index["states"].items()
                 annotated = frozenset(label for label, state in states if state["annotated"])
                 complete = frozenset(label for label, state in states if state["complete"])
                 overview = Overview(annotated, complete, index.get("reopened", False))
-                self._overviews[path] = stamp, index["image"], overview
-            _, image, overview = self._overviews[path]
-            found[image] = overview
+                known = self._overviews[path] = stamp, index["image"], overview
+            found[known[1]] = known[2]
         return found
 
     def merge(self, image: str, update: Update) -> Annotations:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
+from ssmsam.cache import Cache
 from ssmsam.server.dicom_store import (
     DicomStore,
     Filters,
@@ -29,6 +30,9 @@ PAUSE_S = 5.0
 KNOWN_S = 60.0
 """How long a series that was in the list is believed to be in the store as it was. Every click asks for one."""
 
+REMEMBERED = 100_000
+"""SEG series whose references are remembered, a few hundred bytes each: a guess."""
+
 ASK_AGAIN_S = 1.0
 """How often at most an unknown name makes us ask the store."""
 
@@ -45,7 +49,7 @@ class DicomCatalogue:
         self._store, self._filters = store, filters
         self._images = _Remembered(self._ask_images, fresh_s)
         self._segmentations = _Remembered(self._ask_segmentations, fresh_s)
-        self._read: dict[tuple[str, int], list[SegmentationRecord]] = {}
+        self._read: Cache[tuple[str, int], list[SegmentationRecord]] = Cache(REMEMBERED)
 
     def images(self) -> Mapping[str, SeriesRecord]:
         """Every image series, by its UID."""
@@ -83,13 +87,15 @@ class DicomCatalogue:
     def _references(self, record: SeriesRecord) -> list[SegmentationRecord]:
         """What a SEG series refers to. It is read once: what was stored does not change."""
         key = (record.series_uid, record.instances)
-        if key not in self._read:
+
+        def read() -> list[SegmentationRecord]:
             try:
-                self._read[key] = self._store.segmentations(record)
+                return self._store.segmentations(record)
             except StoreRefused as error:  # one odd object must not hide the others
                 logger.warning("SEG series %s is left out: %s", record.series_uid, error)
-                self._read[key] = []
-        return self._read[key]
+                return []
+
+        return self._read.recalled(key, read)
 
 
 class _Remembered(Generic[T]):
