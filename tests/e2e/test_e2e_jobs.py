@@ -37,7 +37,8 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         copy_of(name, folder)
     volume = read_volume(SAMPLES / "abdomen" / f"{CT}.nii.gz")
     for number, name in enumerate(UNSEEN, 1):
-        write_volume(volume.with_array(np.concatenate([volume.array + number] * 3)), folder / f"{name}.nii.gz")
+        longer = np.concatenate([volume.array + number] * 3)
+        write_volume(Volume(longer, volume.grid.affine), folder / f"{name}.nii.gz")
     server = Server(studies=folder, home=tmp_path_factory.mktemp("busy-home"))
     try:
         yield server.wait_until_it_answers().wait_until_warm()
