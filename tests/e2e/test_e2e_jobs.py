@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +22,11 @@ from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 
-FREE_S = 1.0
+CROWD = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+"""How many times slower everything is than on a machine that does nothing else."""
+FREE_S = 1.0 * CROWD
 """Within how long the worker of a client that hung up is free."""
-PROMPT_S = 0.1
+PROMPT_S = 0.1 * CROWD
 """The 99th percentile of the seconds that /info/ may take while the server works."""
 UNSEEN = ("unseen_a", "unseen_b")
 ORGAN = "liver"

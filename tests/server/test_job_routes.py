@@ -72,7 +72,8 @@ def adaptation(queue: Jobs, **options: Any) -> Job:
 def test_everybody_sees_every_job(web: TestClient, queue: Jobs) -> None:
     job = adaptation(queue, owner="reader-a", login="admin")
     (told,) = web.get("/jobs").json()["jobs"]
-    assert told == web.get(f"/jobs/{job.id}").json()
+    alone = web.get(f"/jobs/{job.id}").json()
+    assert {**told, "eta_s": None} == {**alone, "eta_s": None}
     assert {key: told[key] for key in ("owner", "phase", "done", "total", "state")} == {
         "owner": "reader-a", "phase": "adapt", "done": 1, "total": 30, "state": "running",
     }  # fmt: skip
