@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import psutil
 from monailabel.utils.async_tasks import utils as stock
 
 from ssmsam.progress import POLL_S, Cancelled
@@ -87,7 +88,8 @@ class ProcessJob(Job):
     def _kill_when_cancelled(self, over: threading.Event) -> None:
         while not over.wait(POLL_S):
             if self.cancelled and self.id in stock.processes(self.kind):
-                stock.stop_background_task(self.kind)
+                with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                    stock.stop_background_task(self.kind)
                 return
 
     def _counted(self) -> dict[str, Any]:
