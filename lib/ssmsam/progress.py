@@ -2,15 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
 
 Progress = Callable[[str, int, int], None]
 """``progress(phase, done, total)``. Raise :class:`Cancelled` inside it to stop the work cleanly."""
+
+POLL_S = 0.1
+"""How often what waits looks whether it was cancelled: a guess, far below the second in which people expect it."""
+
+T = TypeVar("T")
 
 
 class Cancelled(Exception):
     """The user stopped the work. Not an error: what was finished before stays."""
 
 
+class CancelToken:
+    """Asks one piece of work to stop. Safe for threads; it cannot be taken back."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most; whether it is cancelled."""
+        return self._event.wait(seconds)
+
+
+class Lock(Protocol):
+    """What :func:`holding` takes: the locks of ``threading``."""
+
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+_tokens: ContextVar[tuple[CancelToken, ...]] = ContextVar("ssmsam_cancel_tokens", default=())
+
+
+@contextmanager
+def cancellable(token: CancelToken) -> Iterator[CancelToken]:
+    """In this block the thread's work is asked to stop by ``token``, and by those of the blocks around it."""
+    before = _tokens.set((*_tokens.get(), token))
+    try:
+        yield token
+    finally:
+        _tokens.reset(before)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """In this block nothing stops the thread's work: what was begun on a person's behalf is finished."""
+    before = _tokens.set(())
+    try:
+        yield
+    finally:
+        _tokens.reset(before)
+
+
+def stop_if_cancelled() -> None:
+    """Raise :class:`Cancelled` where this thread's work was asked to stop."""
+    if any(token.cancelled for token in _tokens.get()):
+        raise Cancelled
+
+
+@contextmanager
+def holding(lock: Lock) -> Iterator[None]:
+    """Hold a lock in this block. Raises :class:`Cancelled` while it waits for it."""
+    while not lock.acquire(timeout=POLL_S):
+        stop_if_cancelled()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def result_of(future: Future[T]) -> T:
+    """What comes of a future, or the error that it raises. Raises :class:`Cancelled` while it waits for it."""
+    while True:
+        try:
+            return future.result(timeout=POLL_S)
+        except NotYet:
+            if future.done():  # its own error, which may be of this kind
+                raise
+            stop_if_cancelled()
+
+
+def waited(condition: threading.Condition, predicate: Callable[[], Any]) -> None:
+    """Wait with a condition that is held until something holds. Raises :class:`Cancelled` meanwhile."""
+    while not condition.wait_for(predicate, timeout=POLL_S):
+        stop_if_cancelled()
+
+
 def silent(phase: str, done: int, total: int) -> None:
-    """A progress callback that tells nobody."""
+    """A progress callback that tells nobody. The work can be stopped all the same, see :func:`cancellable`."""
+    stop_if_cancelled()

@@ -261,8 +261,6 @@ def test_training_runs_in_its_own_process_and_publishes_a_head(
     listed = requests.get(f"{learner.url}/jobs", timeout=TIMEOUT).json()["jobs"]
     (job,) = [one for one in listed if one["kind"] == "train"]
     assert (job["model"], job["state"] in ("queued", "running")) == ("fewshot_decoder", True)
-    refused_ = requests.delete(f"{learner.url}/jobs/{job['id']}", timeout=TIMEOUT)
-    assert (refused_.status_code, "DELETE /train/" in refused_.json()["detail"]) == (422, True)
     end = time.monotonic() + 240
     while (task := requests.get(f"{learner.url}/train/", timeout=TIMEOUT).json())["status"] in ("RUNNING", "SUBMITTED"):
         assert time.monotonic() < end, task

@@ -12,7 +12,6 @@ from ssmsam.imaging.volume import Volume
 from ssmsam.progress import Cancelled
 from ssmsam.registration.coarse import CoarseVolume
 from ssmsam.registration.field import Field
-from ssmsam.registration.memory import RegistrationMemory
 from ssmsam.registration.register import one_way, register
 
 SCALE = Scale(0.0, 1.0)
@@ -127,15 +126,3 @@ def test_a_field_goes_on_evenly_and_moves_where_it_is_told() -> None:
     field = Field(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([3.0, 0.0, 0.0]), torch.zeros(3, 4, 4, 4))
     far = torch.tensor([10.0, -5.0, 2.0])[:, None, None, None]
     assert field.at(far).flatten().tolist() == [13.0, -10.0, 2.0]
-
-
-def test_the_memory_forgets_what_was_used_longest_ago() -> None:
-    image, _ = body()
-    one = register(coarse(image[:20]), coarse(image[:20]))
-    memory = RegistrationMemory(2)
-    memory.put(("a", "x"), one)
-    memory.put(("b", "x"), one)
-    assert memory.get(("a", "x")) is one
-    memory.put(("c", "x"), one)
-    assert memory.get(("b", "x")) is None
-    assert memory.get(("a", "x")) is one

@@ -71,7 +71,7 @@ def test_nearest_slices_first(background: Background, images: Images) -> None:
     wait_for(lambda: done(images, "case0").sum() >= 1)
     assert done(images, "case0")[3]
     wait_for(lambda: bool(done(images, "case0").all()))
-    wait_for(lambda: background.listed() == [])
+    wait_for(lambda: background.jobs.listed() == [])
     assert background.status == {"image": "case0", "phase": "", "done": 5, "total": 5, "waiting": 0}
 
 
@@ -79,24 +79,24 @@ def test_what_is_embedded_is_listed_as_a_job(background: Background, images: Ima
     background.prefer("case0", client="me")
     wait_for(lambda: done(images, "case0").any())
     background.prefer("case1")
-    jobs = {job["image"]: job for job in background.listed()}
+    jobs = {job.image: job.as_json() for job in background.jobs.listed()}
     assert jobs["case0"]["owner"] == "me" and jobs["case0"]["kind"] == "embed" and jobs["case0"]["total"] == 5
     assert set(jobs) == {"case0", "case1"}
     wait_for(lambda: background.status["image"] == "case1" and background.status["phase"] == "embed")
-    assert [job["state"] for job in background.listed()] == ["running", "queued"]
+    assert [job.state for job in background.jobs.listed()] == ["running", "queued"]
 
 
 def test_one_is_cancelled_and_the_other_goes_on(background: Background, images: Images) -> None:
     background.prefer("case0")
     wait_for(lambda: done(images, "case0").any())
     background.prefer("case1")
-    known = {job["image"]: job["id"] for job in background.listed()}
+    known = {job.image: job.id for job in background.jobs.listed()}
     for image in ("case0", "case1"):  # one waits, one runs
-        background.cancel(known[image])
-    wait_for(lambda: background.listed() == [])
+        background.jobs.cancel(known[image])
+    wait_for(lambda: background.jobs.listed() == [])
     assert not done(images, "case0").all() and not done(images, "case1").all()
     with pytest.raises(UnknownJob):
-        background.cancel(known["case0"])
+        background.jobs.cancel(known["case0"])
     background.prefer("case1")
     wait_for(lambda: bool(done(images, "case1").all()))
 
@@ -108,7 +108,7 @@ def test_the_order_follows_the_last_click(background: Background, images: Images
     background.prefer("case0")  # a request that names no slice
     wait_for(lambda: done(images, "case0").sum() >= 3)
     assert done(images, "case0")[4]
-    assert len(background.listed()) == 1
+    assert len(background.jobs.listed()) == 1
 
 
 def test_nothing_is_begun_while_a_request_is_answered(background: Background, images: Images) -> None:
@@ -129,7 +129,7 @@ def test_nobody_wants_an_image_for_ever(images: Images) -> None:
     worker = Background(images, wanted_s=0.5)
     try:
         worker.prefer("case0")
-        wait_for(lambda: worker.listed() == [])
+        wait_for(lambda: worker.jobs.listed() == [])
         assert not done(images, "case0").all()
     finally:
         worker.stop()
@@ -179,6 +179,6 @@ def test_it_stops_between_two_slices(background: Background, images: Images) -> 
 def test_switched_off(images: Images) -> None:
     worker = Background(images, enabled=False)
     worker.prefer("case0")
-    assert worker.listed() == []
+    assert worker.jobs.listed() == []
     time.sleep(0.4)
     assert not done(images, "case0").any()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ssmsam.progress import Cancelled
-from ssmsam.service.jobs import LATER, NOW, Job, Jobs, UnknownJob
+from ssmsam.progress import Cancelled, shielded, stop_if_cancelled
+from ssmsam.service.jobs import LATER, NOW, Job, Jobs, Paused, UnknownJob
 
 
 @pytest.fixture
@@ -112,3 +113,114 @@ def test_ended_jobs_are_forgotten_in_their_order(jobs: Jobs) -> None:
     assert [job.id for job in jobs.listed()] == [job.id for job in reversed(ended[2:])]
     with pytest.raises(UnknownJob, match="GET /jobs"):
         jobs.get(ended[0].id)
+
+
+def test_kinds_do_not_wait_for_each_other(jobs: Jobs) -> None:
+    training, adaptation = Gate(), Gate()
+    jobs.submit(Job("train"), training)
+    jobs.submit(Job("adapt"), adaptation)
+    assert training.began.wait(5) and adaptation.began.wait(5)
+    assert {job.state for job in jobs.active()} == {"running"}
+
+
+def test_work_that_gives_way_is_called_again(jobs: Jobs) -> None:
+    order: list[str] = []
+    urgent = Job("embed")
+
+    def gives_way(job: Job) -> None:
+        order.append("first")
+        if urgent.state == "queued" and len(order) == 1:
+            jobs.submit(urgent, lambda job: order.append("urgent"), first=True)
+        if jobs.outranked(job):
+            raise Paused
+
+    job = jobs.submit(Job("embed"), gives_way)
+    job.result.result(timeout=5)
+    assert order == ["first", "urgent", "first"]
+
+
+def test_what_is_brought_forward_runs_next(jobs: Jobs) -> None:
+    gate, order = Gate(), []
+    jobs.submit(Job("embed"), gate)
+    assert gate.began.wait(5)
+    waiting = [jobs.submit(Job("embed"), lambda job, n=n: order.append(n)) for n in range(3)]
+    jobs.bring_forward(waiting[1])
+    assert [job.id for job in jobs.listed()[1:]] == [waiting[n].id for n in (1, 0, 2)]
+    gate.open.set()
+    waiting[2].result.result(timeout=5)
+    assert order == [1, 0, 2]
+
+
+def test_a_paused_job_can_be_stopped_while_it_waits(jobs: Jobs) -> None:
+    gate = Gate()
+
+    def gives_way(job: Job) -> None:
+        jobs.submit(Job("embed"), gate, first=True)
+        raise Paused
+
+    job = jobs.submit(Job("embed"), gives_way)
+    assert gate.began.wait(5)
+    assert jobs.cancel(job.id).state == "cancelled"
+    with pytest.raises(Cancelled):
+        job.result.result(timeout=5)
+
+
+def test_brief_work_is_forgotten_when_it_ends(jobs: Jobs) -> None:
+    job = jobs.submit(Job("segment", brief=True), lambda job: "mask")
+    assert job.result.result(timeout=5) == "mask"
+    assert jobs.listed() == []
+    assert job.state == "done"
+
+
+def test_a_job_stops_work_that_is_told_no_progress(jobs: Jobs) -> None:
+    """Deep inside, such as in an encoder, nobody hands the job's progress on."""
+    began = threading.Event()
+
+    def deep(job: Job) -> None:
+        while True:
+            began.set()
+            stop_if_cancelled()
+            time.sleep(0.002)
+
+    job, other = jobs.submit(Job("segment"), deep), jobs.submit(Job("adapt"), Gate())
+    assert began.wait(5)
+    jobs.cancel(job.id)
+    with pytest.raises(Cancelled):
+        job.result.result(timeout=5)
+    assert other.state in ("queued", "running") and not other.cancelled
+
+
+def test_what_a_person_said_is_finished_whoever_stops_it(jobs: Jobs) -> None:
+    job, kept = Job("segment"), []
+
+    def work() -> None:
+        with jobs.running(job):
+            job.cancel()
+            with shielded():
+                stop_if_cancelled()
+                kept.append("annotation")
+            stop_if_cancelled()
+
+    with pytest.raises(Cancelled):
+        work()
+    assert kept == ["annotation"]
+
+
+def test_jobs_of_many_threads_keep_their_own_progress(jobs: Jobs) -> None:
+    """Each thread reports its own; one of them is stopped, and no other."""
+    found: dict[str, list[int]] = {}
+
+    def work(number: int) -> None:
+        job = Job("segment", owner=str(number))
+        with jobs.running(job):
+            for step in range(200):
+                if number == 3 and step == 50:
+                    jobs.cancel(job.id)
+                job.progress(f"phase {number}", step, 200)
+                assert job.step["phase"] == f"phase {number}"
+                found.setdefault(job.owner, []).append(step)
+
+    with ThreadPoolExecutor(8) as pool:
+        ended = [pool.submit(work, number) for number in range(8)]
+    assert [number for number, one in enumerate(ended) if one.exception()] == [3]
+    assert {owner: len(steps) for owner, steps in found.items()} == {str(n): 50 if n == 3 else 200 for n in range(8)}

@@ -84,7 +84,10 @@ class AnnotationStore:
         What cannot be read and not be rebuilt is left out, and is one of the :attr:`troubles`.
         """
         found = {}
-        for path, stamp in self._stamps().items():
+        stamps = self._stamps()
+        for path in set(self._overviews) - set(stamps):  # removed with their images
+            self._overviews.pop(path, None)
+        for path, stamp in stamps.items():
             if path not in self._overviews or self._overviews[path][0] != stamp:
                 try:
                     index = self._index(Path(path).parent, lock=True)

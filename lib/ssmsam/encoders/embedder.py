@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
+from ssmsam.cache import Cache
 from ssmsam.encoders.catalogue import Catalogue, fingerprint
 from ssmsam.encoders.encoder import Embedding, Encoder
 from ssmsam.encoders.frame import Window
@@ -28,12 +30,22 @@ from ssmsam.imaging.reading import read_volume
 from ssmsam.imaging.recipe import IntensityRecipe, recipe_for
 from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.progress import stop_if_cancelled
 
 STORED_SLICES = Plane(0)
 DEFAULT_MEMORY_BYTES = 2**30
 BATCH_SECONDS = 0.5
 """How long a background batch may keep a user's click waiting, where a single slice takes less."""
 LARGEST_BATCH = 16
+DERIVED_BYTES = 64 * 2**20
+"""A guess: a registration of two volumes takes a few MB."""
+
+
+class Sized(Protocol):
+    """What is derived from a volume and remembered."""
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class Embedder:
@@ -57,6 +69,10 @@ class Embedder:
         self.bfloat16 = use_bfloat16(encoder.spec, self.device) if bfloat16 is None else bfloat16
         self.store = store
         self.memory = SliceMemory(memory_bytes)
+        self.derived: Cache[tuple[str, Hashable], Sized] = Cache(
+            DERIVED_BYTES, size=lambda one: one.nbytes, keep_newest=True
+        )
+        """What was made of volumes, by the digest of the volume's key and what it is."""
         self.encoded = 0
         self._gate = Gate()
         self._seconds: float | None = None
@@ -151,7 +167,7 @@ class Embedder:
 
     def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Half]:
         """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before background work, which waits
-        between two blocks of the encoder."""
+        between two blocks of the encoder. Raises :class:`~ssmsam.progress.Cancelled` between two blocks."""
         with self._gate.hold(urgent=urgent), self._interruptible(not urgent) as passing, torch.inference_mode():
             start = time.perf_counter()
             inputs = slices.to(self.device)
@@ -166,15 +182,16 @@ class Embedder:
 
     @contextmanager
     def _interruptible(self, may: bool) -> Iterator[list[float]]:
-        """Where it ``may``, urgent work passes before every block that this thread runs; the seconds of each."""
+        """Where it ``may``, urgent work passes before every block that this thread runs; the seconds of each. Between
+        two blocks the work may be cancelled."""
         passing: list[float] = []
-        if not may:
-            yield passing
-            return
         mine = threading.get_ident()
 
         def before_block(*_: object) -> None:
-            if threading.get_ident() == mine:
+            if threading.get_ident() != mine:
+                return
+            stop_if_cancelled()
+            if may:
                 passing.append(self._gate.let_pass())
 
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))

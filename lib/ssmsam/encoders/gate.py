@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ssmsam.progress import waited
+
 
 class Gate:
     """A lock with two kinds of holders. An ordinary lock would let a background loop take it again and again."""
@@ -18,11 +20,14 @@ class Gate:
 
     @contextmanager
     def hold(self, *, urgent: bool) -> Iterator[None]:
-        """Hold the gate. Urgent holders go before others, which are interrupted only where they :meth:`let_pass`."""
+        """Hold the gate. Urgent holders go before others, which are interrupted only where they :meth:`let_pass`.
+
+        Raises :class:`~ssmsam.progress.Cancelled` while it waits.
+        """
         with self._condition:
             self._urgent_waiting += urgent
             try:
-                self._condition.wait_for(lambda: not self._held and (urgent or not self._urgent_waiting))
+                waited(self._condition, lambda: not self._held and (urgent or not self._urgent_waiting))
                 self._held = True
             finally:
                 self._urgent_waiting -= urgent

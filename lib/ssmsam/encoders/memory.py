@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-
+from ssmsam.cache import Cache
 from ssmsam.encoders.half import Half, half_bytes
 
 
@@ -12,27 +10,14 @@ class SliceMemory:
     """Embeddings of slices by (volume's key digest, slice index), the least recently used forgotten first."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._bytes = 0
-        self._halves: OrderedDict[tuple[str, int], Half] = OrderedDict()
-        self._lock = threading.Lock()
+        self._halves: Cache[tuple[str, int], Half] = Cache(limit_bytes, size=half_bytes)
 
     def get(self, digest: str, index: int) -> Half | None:
-        with self._lock:
-            half = self._halves.get((digest, index))
-            if half is not None:
-                self._halves.move_to_end((digest, index))
-            return half
+        return self._halves.get((digest, index))
 
     def put(self, digest: str, index: int, half: Half) -> None:
-        with self._lock:
-            before = self._halves.pop((digest, index), {})
-            self._halves[digest, index] = half
-            self._bytes += half_bytes(half) - half_bytes(before)
-            while self._bytes > self._limit and self._halves:
-                self._bytes -= half_bytes(self._halves.popitem(last=False)[1])
+        self._halves.put((digest, index), half)
 
     def holds(self, digest: str, index: int) -> bool:
         """Whether the slice is there; does not count as a use."""
-        with self._lock:
-            return (digest, index) in self._halves
+        return (digest, index) in self._halves

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from ssmsam.imaging.body import body_centres
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.recipe import IntensityRecipe, Scale
 from ssmsam.imaging.volume import Grid, Volume
-from ssmsam.progress import Progress, silent
+from ssmsam.progress import Progress, result_of, silent, stop_if_cancelled
 
 if TYPE_CHECKING:
-    from ssmsam.encoders.embedder import Embedder
+    from ssmsam.encoders.embedder import Embedder, Sized
 
 POLL_SECONDS = 0.05
 
@@ -89,6 +89,10 @@ class VolumeEmbeddings:
         """The same slices in a window, enlarged."""
         return self._embedder.open_window(self, window)
 
+    def derived(self, what: Hashable, make: Callable[[], Sized]) -> Any:
+        """Something that depends on nothing but this volume and ``what``, made unless it is remembered."""
+        return self._embedder.derived.recalled((self.key.digest, what), make)
+
     @cached_property
     def scale(self) -> Scale:
         """The intensities that become 0 and 1, one pair for the whole volume."""
@@ -126,7 +130,7 @@ class VolumeEmbeddings:
         while half is None:
             flight, mine = self._board(index)
             if not mine:
-                half = flight.result()  # None when the other thread failed: then it is this one's turn
+                half = result_of(flight)  # None when the other thread failed: then it is this one's turn
                 continue
             try:
                 half = self._make(index)
@@ -154,6 +158,7 @@ class VolumeEmbeddings:
                 made.update(batch)
             else:
                 time.sleep(POLL_SECONDS)
+                stop_if_cancelled()
 
     def inputs(self, indices: list[int]) -> torch.Tensor:
         """What the encoder sees of these slices: (B, 3, size, size) in [0, 1].

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ssmsam.cache import Cache
 from ssmsam.evaluation.fewshot import Support, Task
 from ssmsam.evaluation.interpolation import ShapeInterpolation
 from ssmsam.imaging.recipe import recipe_for
 from ssmsam.imaging.volume import Grid, Volume
 from ssmsam.progress import Progress, silent
 from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
-from ssmsam.registration.memory import RegistrationMemory
 from ssmsam.registration.register import Registration, register
 
-_MEMORY = RegistrationMemory(6)
+_registrations: Cache[tuple[str, str], Registration] = Cache(6)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def registered(query: Volume, other: Volume, progress: Progress = silent) -> tup
         fixed = CoarseVolume.of(query, recipe_for(query).scale(query), cell_mm=moving.cell_mm)
         return register(fixed, moving, progress=progress)
 
-    return _MEMORY.recalled((query.digest, other.digest), made), moving.grid
+    return _registrations.recalled((query.digest, other.digest), made), moving.grid
 
 
 def resampled(values: torch.Tensor, grid: Grid, wanted: Grid) -> torch.Tensor:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +19,7 @@ from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.lesson import Exercise, Lesson, with_truth
 from ssmsam.fewshot.losses import proposal_loss
 from ssmsam.fewshot.views import ViewConfig
-from ssmsam.progress import Progress, silent
+from ssmsam.progress import Progress, silent, stop_if_cancelled
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,28 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     total = 0.0
     for exercise, share in exercises:
-        proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
-        # with the target on every slice, presence would learn to say yes to everything
-        loss = proposal_loss(proposal, exercise.masks, exercise.known, judge_presence=exercise.judged) * share
-        loss.backward()
+        with _interruptible():
+            proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
+            # with the target on every slice, presence would learn to say yes to everything
+            loss = proposal_loss(proposal, exercise.masks, exercise.known, judge_presence=exercise.judged) * share
+            loss.backward()
         total += float(loss.detach())
     nn.utils.clip_grad_norm_(decoder.adaptable(), config.clip_norm)
     optimiser.step()
     return total
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Between any two operations in this block, forwards and backwards, the work may be cancelled: a step takes seconds
+    where several users share a processor."""
+
+    def looked(tensor: torch.Tensor) -> torch.Tensor:
+        stop_if_cancelled()
+        return tensor.detach()  # kept as it is, an operation's result would keep the operation alive for ever
+
+    with torch.autograd.graph.saved_tensors_hooks(looked, looked):
+        yield
 
 
 def _exercises(

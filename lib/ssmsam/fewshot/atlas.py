@@ -18,12 +18,10 @@ from ssmsam.fewshot.bank import Bank
 from ssmsam.imaging.volume import Grid
 from ssmsam.progress import Progress, silent
 from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
-from ssmsam.registration.memory import RegistrationMemory
 from ssmsam.registration.register import Registration, register
 
 STEPS = 4
 """Distances are kept in so many parts of a cell."""
-_MEMORY = RegistrationMemory(6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +156,8 @@ def registered(atlas: Atlas, query: VolumeEmbeddings, *, progress: Progress = si
         here = CoarseVolume.of(query.volume, query.scale, cell_mm=atlas.grid.spacing[0])
         return register(here, atlas.coarse, progress=progress)
 
-    return _MEMORY.recalled((atlas.volume, query.key.digest), made)
+    found: Registration = query.derived(("registration", atlas.volume, atlas.grid.spacing[0]), made)
+    return found
 
 
 def cells_of(values: torch.Tensor, grid: Grid, query: VolumeEmbeddings, slices: Sequence[int], side: int) -> np.ndarray:

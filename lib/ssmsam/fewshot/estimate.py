@@ -13,7 +13,7 @@ import torch
 from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.lesson import Lesson, tally
-from ssmsam.progress import Progress, silent
+from ssmsam.progress import Progress, silent, stop_if_cancelled
 
 LEAST_GAIN = 0.01
 """By how much Dice has to rise on held-out slices for an adapted decoder to be kept."""
@@ -93,6 +93,7 @@ def _add(
     tally: dict[str, np.ndarray], decoder: TargetDecoder, taught: Taught, held_out: Mapping[str, Sequence[int]]
 ) -> None:
     for label, views in taught.items():
+        stop_if_cancelled()
         tally[label] += overlap(decoder, views[0], held_out[label])
 
 

@@ -27,7 +27,7 @@ from ssmsam.fewshot.lesson import lessons
 from ssmsam.fewshot.segmentation import Prediction, SegmentationConfig, assembled, with_annotations
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.support_check import SupportCheck, check_support
-from ssmsam.progress import Progress, silent
+from ssmsam.progress import Progress, silent, stop_if_cancelled
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def made_head(
     ``judge`` is the decoder that is asked for each labelled slice by the others: a fitted one would be too sure of
     slices that it was fitted to.
     """
+    stop_if_cancelled()
     checks = {label: check_support(judge or decoder, views[0]) for label, views in taught.items()}
     estimates = {label: _left_out(check) for label, check in checks.items() if check.dice is not None} | dict(estimates)
     card = {
@@ -195,9 +196,11 @@ def completed(
             mask = segment(
                 volume, head, labels=[label], slices=looked_at, support={label: here}, config=config, progress=progress
             ).mask
+            stop_if_cancelled()
             more = Bank.of(as_labelled(volume, mask == 1, slices), head.decoder)
             bank = bank.with_completed(more)
             if config.segmentation.atlases:
+                stop_if_cancelled()
                 atlas = atlases.get(volume.key.digest) or Atlas.of(volume)
                 atlases[atlas.volume] = atlas.with_label(label, bank, volume)
         banks[label] = bank

@@ -10,6 +10,7 @@ import torch
 from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.lesson import Lesson, tally
 from ssmsam.fewshot.proposals import BATCH
+from ssmsam.progress import stop_if_cancelled
 
 _MOST_SLICES = 16
 """Of more labelled slices so many are asked for, evenly spread: a guess, which bounds the time."""
@@ -37,6 +38,7 @@ def check_support(decoder: TargetDecoder, lesson: Lesson) -> SupportCheck:
     asked = np.unique(np.linspace(0, len(shows) - 1, count).round().astype(int)).tolist()
     presence, total = np.zeros(len(asked)), np.zeros(2)
     for start in range(0, len(asked), BATCH):
+        stop_if_cancelled()
         numbers = asked[start : start + BATCH]
         exercise = lesson.exercise(numbers)
         proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.progress import Progress, silent
+from ssmsam.progress import Progress, holding, silent
 from ssmsam.prompting.correction import violates
 from ssmsam.prompting.decoder import PromptDecoder
 from ssmsam.prompting.prompt import SlicePrompt
@@ -54,7 +54,7 @@ def segment_2d(
     mask that is remembered may be another object's.
     """
     started, index = time.perf_counter(), request.current
-    with state.lock:
+    with holding(state.lock):
         _renew(state, request, embeddings)
         if index is None or request.empty:
             if index is not None:
@@ -99,7 +99,7 @@ def segment_3d(
     box with nothing in it.
     """
     started = time.perf_counter()
-    with state.lock:
+    with holding(state.lock):
         _renew(state, request, embeddings)
         before = SliceMasks(state.masks)
         if not request.empty and not request.negative_only and not state.continues(request.slices):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
+from ssmsam.cache import Cache
 from ssmsam.prompting.prompt import SlicePrompt
 from ssmsam.prompting.propagation import Section
 from ssmsam.prompting.request import ANONYMOUS
@@ -111,25 +111,15 @@ class StateStore:
         if capacity < 1:
             raise ValueError(f"a state store needs room for at least one state, got capacity {capacity}")
         self.capacity = capacity
-        self._lock = threading.Lock()
-        self._states: OrderedDict[tuple[str, str, str], SegmentationState] = OrderedDict()
+        self._states: Cache[tuple[str, str, str], SegmentationState] = Cache(capacity)
 
     def open(self, image: str, label: str = "", client_id: str | None = None) -> SegmentationState:
         """The state of an object: the known one, or a new one in the place of the least recently used."""
-        key = (str(image), str(label), client_id or ANONYMOUS)
-        with self._lock:
-            state = self._states.setdefault(key, SegmentationState())
-            self._states.move_to_end(key)
-            while len(self._states) > self.capacity:
-                self._states.popitem(last=False)
-            return state
+        return self._states.recalled((str(image), str(label), client_id or ANONYMOUS), SegmentationState)
 
     def forget(self, image: str) -> None:
         """Drop all states of one image, when it was removed or replaced."""
-        with self._lock:
-            for key in [key for key in self._states if key[0] == str(image)]:
-                del self._states[key]
+        self._states.forget(lambda key: key[0] == str(image))
 
     def __len__(self) -> int:
-        with self._lock:
-            return len(self._states)
+        return len(self._states)

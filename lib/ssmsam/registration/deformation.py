@@ -7,6 +7,7 @@ from itertools import product
 
 import torch
 
+from ssmsam.progress import stop_if_cancelled
 from ssmsam.registration.coarse import inside, sampled
 from ssmsam.registration.descriptor import averaged
 from ssmsam.registration.field import Field, block_means, lattice
@@ -35,6 +36,7 @@ def searched(field: Field, fixed: torch.Tensor, moving: torch.Tensor, search: Se
     cost = _costs(field, fixed, moving, step, reach)
     moved = _soft(moves.T[:, cost.argmin(0)])
     for stiffness in search.stiffness:
+        stop_if_cancelled()
         moved = _soft(_soft(moves.T[:, _apart(moves, moved, cost, stiffness / reach).argmin(0)]))
     nodes = lattice(field.shape, step)
     return field.moved_to(field.at(nodes + step * moved), step)
@@ -87,6 +89,7 @@ def refined(field: Field, fixed: torch.Tensor, moving: torch.Tensor, config: Ref
     change = torch.zeros_like(start, requires_grad=True)
     optimiser = torch.optim.Adam([change], lr=config.rate)
     for _ in range(config.steps):
+        stop_if_cancelled()
         places = start + _soft(_soft(change))
         unlike = ((sampled(moving, places) - here) ** 2).mean(0)
         known = inside(places.detach(), moving.shape[1:])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ssmsam.progress import stop_if_cancelled
 from ssmsam.registration.coarse import inside, sampled
 from ssmsam.registration.descriptor import averaged
 from ssmsam.registration.field import Field, block_means, lattice
@@ -24,6 +25,7 @@ def unlikeness(
     there = torch.where(inside(places, moving.shape[1:]), sampled(moving, places), float("nan"))
 
     def unlike(move: tuple[int, int, int]) -> torch.Tensor:
+        stop_if_cancelled()
         firsts = [margin + one for margin, one in zip(margins, move, strict=True)]
         part = tuple(slice(first, first + n) for first, n in zip(firsts, here.shape[1:], strict=True))
         return (there[(slice(None), *part)] - here).square_().mean(0)

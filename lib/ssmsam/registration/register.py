@@ -38,6 +38,11 @@ class Registration:
     places: torch.Tensor
     error_mm: torch.Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Of the arrays."""
+        return int(self.places.nbytes + self.error_mm.nbytes)
+
     def carried(self, values: torch.Tensor) -> torch.Tensor:
         """Values (D', H', W') on the moving volume's cells -> (D, H, W) on those of the fixed one."""
         return sampled(values[None], self.places)[0]

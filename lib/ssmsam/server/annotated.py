@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ssmsam.annotation.summary import FinishedLabel, finished_labels, summarise
 from ssmsam.annotation.support import SupportSet
 from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
 from ssmsam.annotation.whole_label import whole_label
+from ssmsam.cache import KeyedLocks
 from ssmsam.imaging.orientation import axis_codes, reoriented
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.reading import UnreadableVolume, read_grid, read_volume
@@ -102,7 +103,7 @@ class AnnotatedStudies(Datastore):
         """Keep annotations under ``root``; ``labels`` are what clients are offered, in their order."""
         self._service = AnnotationService(root, tuple(labels))
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
-        self._stripes = [threading.RLock() for _ in range(64)]
+        self._images_locked = KeyedLocks()
 
     def bring(self, image_id: str, names: Sequence[str]) -> None:
         """Count the final label of an image, a file that was not made here, as annotated on all slices.
@@ -446,9 +447,9 @@ class AnnotatedStudies(Datastore):
     def _grid(self, image_id: str) -> Grid:
         return read_grid(self._image_path(image_id))
 
-    def _one_at_a_time(self, image_id: str) -> threading.RLock:
-        """A lock for an image: submissions come one after the other, so that label files are never older than they."""
-        return self._stripes[hash(image_id) % len(self._stripes)]
+    def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
+        """Holds an image: submissions come one after the other, so that label files are never older than they."""
+        return self._images_locked.hold(image_id)
 
 
 def _read_mask(file: Path, grid: Grid) -> Volume:

@@ -49,7 +49,7 @@ from ssmsam.server.dicom_access import is_dicomweb, search_filters, store_access
 from ssmsam.server.dicom_store import DicomStore
 from ssmsam.server.dicomweb import DicomWebStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers, unforeseen
-from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.fewshot_room import SEGMENT, FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, limit_arenas, use_threads
@@ -57,14 +57,14 @@ from ssmsam.server.new_folder import made_by_this_process
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.patient_cache import CacheFolders
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
-from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, Prompting, named
-from ssmsam.server.queue import running
+from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
+from ssmsam.server.queue import TRAIN, running
 from ssmsam.server.studies import StudiesFolder
 from ssmsam.server.tokens import accept_signed_tokens
 from ssmsam.server.training import Training
 from ssmsam.server.warmup import WarmUp
 from ssmsam.service.answers import AnswerMemory
-from ssmsam.service.jobs import Jobs
+from ssmsam.service.jobs import Job, Jobs
 from ssmsam.ssm.methods import DECODERS
 from ssmsam.ssm.starts import Starts
 
@@ -90,6 +90,7 @@ class ServerApp(MONAILabelApp):
         keep_patients_out_of_logs()
         self.chosen = frozenset(conf or {})
         """The keys of the configuration that were set."""
+        self.jobs = Jobs()
         try:
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
@@ -176,6 +177,7 @@ class ServerApp(MONAILabelApp):
             filters=search_filters(self.configuration.modalities),
             quota_bytes=int(self.configuration.dicom_gb * GB),
             labels=self.configuration.labels,
+            jobs=self.jobs,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -186,6 +188,7 @@ class ServerApp(MONAILabelApp):
         )
         self.background = Background(
             self.images,
+            jobs=self.jobs,
             enabled=self.configuration.precompute,
             wanted_s=60 * self.configuration.precompute_minutes,
         )
@@ -197,7 +200,7 @@ class ServerApp(MONAILabelApp):
             background=self.background,
             labels=self.configuration.labels,
         )
-        self.jobs, self.answers = Jobs(), AnswerMemory()
+        self.answers = AnswerMemory()
         self.rooms = {method: self._room(method) for method in self.target_decoders}
         self.outlooks = Outlooks(self.rooms[FEWSHOT])
         tasks = {name: make(room) for name, make in self.MODELS.items()}
@@ -299,7 +302,7 @@ class ServerApp(MONAILabelApp):
 
     def _train_stats(self) -> dict[str, Any]:
         """Of each training that there was. Viewers draw an empty entry as one that is done."""
-        now = running("train")
+        now = running(self.jobs.active(TRAIN))
         stats = {
             name: task.stats(runs=name in now) if isinstance(task, Training) else task.stats()
             for name, task in self._trainers.items()
@@ -309,7 +312,8 @@ class ServerApp(MONAILabelApp):
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task. ``image`` is an id of the datastore, or a :class:`Source`; never a path.
 
-        With ``save_label`` the mask is kept in the datastore under ``label_tag``. Raises what the task raises.
+        With ``save_label`` the mask is kept in the datastore under ``label_tag``. It is a job while it runs. Raises
+        what the task raises, and InvalidRequest where the work was stopped.
         """
         task = self.require_model(str(request.get("model") or ""))
         image = request.get("image")
@@ -318,9 +322,25 @@ class ServerApp(MONAILabelApp):
         if request.get("save_label") and tag in (PARTIAL, FINAL):
             raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
         options = named(self.with_known_labels(request, source.image_id))
-        with self.background.giving_way():
-            path, details = task({**options, "image": source, "description": task.description})
-        self.background.prefer(source, client=str(request.get("client_id") or ""))
+        client = str(request.get("client_id") or "")
+        job = Job(
+            SEGMENT,
+            title=f"{request['model']} on {source.name}",
+            owner=client,
+            login=str(request.get(LOGIN) or ""),
+            image=source.image_id,
+            model=str(request["model"]),
+            brief=True,
+        )
+        options |= {"image": source, "description": task.description, PROGRESS: job.progress}
+        try:
+            with self.background.giving_way(), self.jobs.running(job):
+                path, details = task(options)
+        except Cancelled:
+            if not job.cancelled:  # a batch that all this belongs to
+                raise
+            raise InvalidRequest("the work was cancelled: run the model again to start it anew") from None
+        self.background.prefer(source, client=client)
         label = path
         if path and request.get("save_label"):
             if not source.image_id:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ssmsam.encoders.embedder import nearest_first
-from ssmsam.progress import Cancelled
-from ssmsam.server.images import UNUSABLE, Images, OpenImage, Source
-from ssmsam.service.jobs import Job, UnknownJob
-
-logger = logging.getLogger(__name__)
+from ssmsam.progress import POLL_S, Cancelled
+from ssmsam.server.images import Images, OpenImage, Source
+from ssmsam.service.jobs import Job, Jobs, Paused
 
 EMBED = "embed"
 """The kind of these jobs."""
@@ -27,7 +22,7 @@ WANTED_S = 600.0
 """How long an image is wanted after the last request about it: a guess."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Wish:
     image: str | Source
     near: int | None
@@ -35,56 +30,44 @@ class _Wish:
     """When nobody wants it any more, in seconds of the monotonic clock."""
     job: Job
 
+    @property
+    def stands(self) -> bool:
+        return not (self.job.cancelled or self.job.ended)
+
 
 class Background:
-    """One worker thread that embeds what will be needed next. It starts with the first wish.
+    """Embeds what will be needed next, in jobs of the kind :data:`EMBED`, one at a time.
 
     The newest wish goes first and interrupts the one at work, which waits for its next turn. An image is wanted for
     ``wanted_s`` seconds after the last request about it, so that nothing is done for nobody. While a request is
     answered (:meth:`giving_way`) no slice is begun, and the encoder lets a click pass in the middle of one.
     """
 
-    def __init__(self, images: Images, *, enabled: bool = True, wanted_s: float = WANTED_S) -> None:
+    def __init__(
+        self, images: Images, *, jobs: Jobs | None = None, enabled: bool = True, wanted_s: float = WANTED_S
+    ) -> None:
+        self.jobs = jobs or Jobs()
         self._images = images
         self._enabled = enabled
         self._wanted_s = wanted_s
         self._changed = threading.Condition()
-        self._wishes: OrderedDict[str, _Wish] = OrderedDict()
-        """By the image's name; the newest is the last. The one at work is among them."""
-        self._worker: threading.Thread | None = None
-        self._at_work: _Wish | None = None
+        self._wishes: dict[str, _Wish] = {}
+        """By the image's name; the newest is the last. At most one more than may wait, see :data:`WAITING`."""
         self._requests = 0
-        self._stopping = False
         self._status: dict[str, Any] = {"image": "", "phase": "", "done": 0, "total": 0}
 
     @property
     def status(self) -> dict[str, Any]:
         """What was embedded last: image id, phase ("embed", or "" when nothing is), slices done, slices in all, images
         that wait."""
+        active = self.jobs.active(EMBED)
+        working = any(job.state == "running" for job in active)
         with self._changed:
-            working = self._at_work is not None
             return {
                 **self._status,
                 "phase": self._status["phase"] if working else "",
-                "waiting": len(self._wishes) - working,
+                "waiting": len(active) - working,
             }
-
-    def listed(self) -> list[dict[str, Any]]:
-        """What is embedded and what waits for it, as ``GET /jobs`` lists jobs."""
-        with self._changed:
-            return [wish.job.as_json() for wish in reversed(self._wishes.values())]
-
-    def cancel(self, name: str) -> dict[str, Any]:
-        """End the job of that id, until somebody turns to its image again. Raises UnknownJob."""
-        with self._changed:
-            for image, wish in self._wishes.items():
-                if wish.job.id == name:
-                    wish.job.cancel()
-                    if wish is not self._at_work:
-                        self._end(image, "cancelled")
-                    self._changed.notify_all()
-                    return wish.job.as_json()
-        raise UnknownJob(f"no image is embedded in a job {name!r}")
 
     def prefer(self, image: str | Source | OpenImage, near: int | None = None, *, client: str = "") -> None:
         """Embed this image next (an id, or what it was opened from), for a client. Slice ``near`` comes first, else
@@ -96,21 +79,18 @@ class Background:
         wanted: str | Source = image if isinstance(image, str) else image.image_id or image
         name = wanted if isinstance(wanted, str) else f"{wanted.path} {wanted.stamp}"
         with self._changed:
-            until, before = time.monotonic() + self._wanted_s, self._wishes.get(name)
-            if before is None or before.job.cancelled:
-                called = wanted if isinstance(wanted, str) else wanted.name
-                job = Job(EMBED, title=f"slices of {called} are made ready", owner=client, image=_id_of(wanted))
-                self._wishes[name] = _Wish(wanted, near, until, job)
-            else:
-                self._wishes[name] = replace(before, near=before.near if near is None else near, until=until)
-            self._wishes.move_to_end(name)
-            while len(self._wishes) > WAITING:
-                self._end(next(iter(self._wishes)), "cancelled")
-            self._changed.notify_all()
-            if self._worker is None and not self._stopping:
-                self._worker = threading.Thread(target=self._run, name="embed", daemon=True)
-                self._worker.start()
-                atexit.register(self.stop)
+            self._wishes = {key: wish for key, wish in self._wishes.items() if wish.stands}
+            until, known = time.monotonic() + self._wanted_s, self._wishes.pop(name, None)
+            wish = self._wishes[name] = known or _Wish(wanted, near, until, _job(wanted, client))
+            wish.near, wish.until = wish.near if near is None else near, until
+            waiting = [one for one in self._wishes.values() if one is not wish and one.job.state == "queued"]
+        if known is None:
+            with suppress(RuntimeError):  # the server ends
+                self.jobs.submit(wish.job, lambda job: self._embed(wish), first=True)
+        else:
+            self.jobs.bring_forward(wish.job)
+        for old in waiting[: max(0, len(waiting) + 1 - WAITING)]:
+            self.jobs.cancel(old.job.id)
 
     @contextmanager
     def giving_way(self) -> Iterator[None]:
@@ -125,77 +105,45 @@ class Background:
                 self._changed.notify_all()
 
     def stop(self, *, timeout: float = 10.0) -> None:
-        """End the worker between two batches. Embedded slices stay."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        if self._worker is not None:
-            self._worker.join(timeout)
+        """End what is embedded between two batches, and begin nothing more. Embedded slices stay."""
+        self._enabled = False
+        for job in self.jobs.active(EMBED):
+            with suppress(LookupError):  # it has just ended
+                self.jobs.cancel(job.id)
+            with suppress(Exception):
+                job.result.result(timeout)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or (self._wishes and not self._requests))
-                if self._stopping:
-                    return
-                name, wish = next(reversed(self._wishes.items()))
-                if self._unwanted(name):
-                    self._end(name, "cancelled")
-                    continue
-                self._at_work, wish.job.state = wish, "running"
-            try:
-                self._embed(name, wish)
-                ended = "done"
-            except Cancelled:
-                ended = "cancelled" if wish.job.cancelled else "queued"
-            except UNUSABLE as error:
-                logger.warning("Not embedded: %s", error)
-                ended = "failed"
-            except Exception:  # whatever is wrong with one image, the next one may be fine
-                logger.exception("Embedding in the background failed")
-                ended = "failed"
-            with self._changed:
-                self._at_work = None
-                now = self._wishes.get(name)
-                if now is not None and now.job is wish.job:
-                    if ended == "queued":
-                        wish.job.state = "queued"
-                    else:
-                        self._end(name, ended)
-
-    def _embed(self, name: str, wish: _Wish) -> None:
+    def _embed(self, wish: _Wish) -> None:
+        """The work of a job; called again after each pause."""
+        asked = wish.near
+        self._step(wish, asked)
         source = self._images.from_datastore(wish.image) if isinstance(wish.image, str) else wish.image
         embeddings = self._images.open(source).embeddings
-        near = embeddings.count // 2 if wish.near is None else min(max(wish.near, 0), embeddings.count - 1)
+        near = embeddings.count // 2 if asked is None else min(max(asked, 0), embeddings.count - 1)
 
         def progress(phase: str, done: int, total: int) -> None:
             with self._changed:
                 self._status = {"image": source.image_id, "phase": phase, "done": done, "total": total}
-                if done < total:
-                    self._changed.wait_for(lambda: not self._requests or not self._goes_on(name, wish))
-                    if not self._goes_on(name, wish):
-                        raise Cancelled
             wish.job.progress(phase, done, total)
+            if done < total:
+                self._step(wish, asked)
 
         with self._images.reading(source.image_id):
             embeddings.embed(nearest_first(near, embeddings.count), progress=progress)
 
-    def _goes_on(self, name: str, wish: _Wish) -> bool:
-        """Whether a wish is still the newest one, unchanged, and wanted."""
-        newest = next(reversed(self._wishes), None)
-        now = self._wishes.get(name)
-        same = now is not None and now.job is wish.job and now.near == wish.near and not wish.job.cancelled
-        return same and newest == name and not self._stopping and not self._unwanted(name)
-
-    def _unwanted(self, name: str) -> bool:
-        return name in self._wishes and time.monotonic() > self._wishes[name].until
-
-    def _end(self, name: str, state: Any) -> None:
-        wish = self._wishes.pop(name)
-        if state == "cancelled":
-            wish.job.cancel()
-        wish.job.state = state
+    def _step(self, wish: _Wish, near: int | None) -> None:
+        """Wait while requests are answered. Raises Paused where something else goes first, or other slices of this
+        image, and Cancelled where nobody wants it any more."""
+        while True:
+            if wish.job.cancelled or time.monotonic() > wish.until:
+                raise Cancelled
+            if wish.near != near or self.jobs.outranked(wish.job):
+                raise Paused
+            with self._changed:
+                if self._changed.wait_for(lambda: not self._requests, timeout=POLL_S):
+                    return
 
 
-def _id_of(image: str | Source) -> str:
-    return image if isinstance(image, str) else image.image_id
+def _job(image: str | Source, client: str) -> Job:
+    called, image_id = (image, image) if isinstance(image, str) else (image.name, image.image_id)
+    return Job(EMBED, title=f"slices of {called} are made ready", owner=client, image=image_id, brief=True)

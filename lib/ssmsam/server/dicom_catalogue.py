@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from cachetools import LRUCache
-
+from ssmsam.cache import Cache
 from ssmsam.server.dicom_store import (
     DicomStore,
     Filters,
@@ -31,14 +30,14 @@ PAUSE_S = 5.0
 KNOWN_S = 60.0
 """How long a series that was in the list is believed to be in the store as it was. Every click asks for one."""
 
+REMEMBERED = 100_000
+"""SEG series whose references are remembered, a few hundred bytes each: a guess."""
+
 ASK_AGAIN_S = 1.0
 """How often at most an unknown name makes us ask the store."""
 
 READ_AGAIN_S = 60.0
 """After this long a SEG series that could not be read is asked for again. A guess."""
-
-MOST_READ = 100_000
-"""SEG series of which is remembered what they are of."""
 
 T = TypeVar("T")
 
@@ -53,8 +52,8 @@ class DicomCatalogue:
         self._store, self._filters = store, filters
         self._images = _Remembered(self._ask_images, fresh_s)
         self._segmentations = _Remembered(self._ask_segmentations, fresh_s)
-        self._read: LRUCache[tuple[str, int, int], list[SegmentationRecord]] = LRUCache(MOST_READ)
-        self._failed: LRUCache[tuple[str, int, int], float] = LRUCache(MOST_READ)
+        self._read: Cache[tuple[str, int, int], list[SegmentationRecord]] = Cache(REMEMBERED)
+        self._failed: Cache[tuple[str, int, int], float] = Cache(REMEMBERED)
 
     def images(self) -> Mapping[str, SeriesRecord]:
         """Every image series, by its UID."""
@@ -92,13 +91,14 @@ class DicomCatalogue:
     def _references(self, record: SeriesRecord, images: list[SeriesRecord]) -> list[SegmentationRecord]:
         """What a SEG series is of, among the images of its study. It is read once: what was stored does not change."""
         key = (record.series_uid, record.instances, len(images))
-        if key not in self._read and time.monotonic() - self._failed.get(key, float("-inf")) > READ_AGAIN_S:
-            try:
-                self._read[key] = self._store.segmentations(record, images)
-            except (StoreRefused, StoreUnavailable) as error:  # one odd object must not hide the others
-                logger.warning("SEG series %s is left out: %s", record.series_uid, error)
-                self._failed[key] = time.monotonic()
-        return self._read.get(key, [])
+        if time.monotonic() - (self._failed.get(key) or float("-inf")) < READ_AGAIN_S:
+            return []
+        try:
+            return self._read.recalled(key, lambda: self._store.segmentations(record, images))
+        except (StoreRefused, StoreUnavailable) as error:  # one odd object must not hide the others
+            logger.warning("SEG series %s is left out: %s", record.series_uid, error)
+            self._failed.put(key, time.monotonic())
+            return []
 
 
 class _Remembered(Generic[T]):

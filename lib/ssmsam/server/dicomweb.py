@@ -24,6 +24,7 @@ from ssmsam.imaging.orientation import axis_codes, reoriented
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Grid, Volume
 from ssmsam.imaging.writing import write_volume
+from ssmsam.progress import Cancelled, Progress, shielded
 from ssmsam.server.annotated import FINAL, AnnotatedStudies, Receipt
 from ssmsam.server.dicom_catalogue import FRESH_S, DicomCatalogue
 from ssmsam.server.dicom_store import (
@@ -39,9 +40,12 @@ from ssmsam.server.identifiers import is_uid
 from ssmsam.server.local_record import SoundRecord
 from ssmsam.server.series_cache import IMAGES, SeriesCache
 from ssmsam.server.studies import ANNOTATIONS
+from ssmsam.service.jobs import Job, Jobs
 
 logger = logging.getLogger(__name__)
 
+STORE = "store"
+"""The kind of a job that takes a finished label to the archive."""
 UNSENT = "unsent"
 """The tag of a final label that the store could not take."""
 
@@ -64,6 +68,7 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
         filters: Filters,
         quota_bytes: int,
         fresh_s: float = FRESH_S,
+        jobs: Jobs | None = None,
     ) -> None:
         # not DICOMWebDatastore's own start: it watches its folder and mistakes files that come and go for images
         SoundRecord.__init__(self, folder, images_dir=IMAGES, auto_reload=False, read_only=True)
@@ -73,6 +78,7 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
         self._catalogue = DicomCatalogue(store, filters=filters, fresh_s=fresh_s)
         self._cache = SeriesCache(folder / IMAGES, quota_bytes=quota_bytes)
         self._registry = threading.RLock()
+        self._jobs = jobs or Jobs()
         logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
 
     def name(self) -> str:
@@ -210,15 +216,23 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
         return pairs
 
     def _store_final(self, image_id: str, mask: Volume, series: DicomSeries, file: Path, info: dict[str, Any]) -> None:
-        """Mask -> DICOM SEG -> store. Adds to ``info`` which object it became."""
+        """Mask -> DICOM SEG -> store. Adds to ``info`` which object it became. A job, which can be stopped until the
+        SEG is sent."""
         seg = file.with_name("label.dcm")
+        title, owner = f"the label of {image_id} goes to the archive", str(info.get("client_id") or "")
+        job = Job(STORE, title=title, owner=owner, image=image_id, brief=True)
         try:
-            labels = _names(info, mask)
-            write_seg(mask, labels, series, seg, algorithm=_notes(info))
-        except (ValueError, InvalidSubmission) as error:
-            raise InvalidRequest(str(error)) from error
-        try:
-            record = self._store.add(seg)
+            with self._jobs.running(job):
+                labels = self._write_seg(seg, mask, series, info, job.progress)
+                job.progress("send", 1, 2)
+                with shielded():
+                    record = self._store.add(seg)
+        except Cancelled:
+            self._keep(image_id, str(file), UNSENT, info)
+            raise InvalidRequest(
+                f"stopped before anything was sent. The mask is kept on this server under the tag {UNSENT!r}; submit "
+                "it again to send it"
+            ) from None
         except (StoreUnavailable, StoreRefused) as error:
             self._keep(image_id, str(file), UNSENT, info)
             kept = f"The mask is kept on this server under the tag {UNSENT!r}; submit it again once the store works."
@@ -228,6 +242,18 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
         if UNSENT in self._datastore.objects[image_id].labels:
             self.remove_label(image_id, UNSENT)
         logger.info("Stored the label of %s as SEG series %s", image_id, record.series_uid)
+
+    def _write_seg(
+        self, seg: Path, mask: Volume, series: DicomSeries, info: Mapping[str, Any], progress: Progress
+    ) -> dict[str, int]:
+        """Write the SEG; the labels in it. Raises InvalidRequest."""
+        progress("write", 0, 2)
+        try:
+            labels = _names(dict(info), mask)
+            write_seg(mask, labels, series, seg, algorithm=_notes(dict(info)))
+        except (ValueError, InvalidSubmission) as error:
+            raise InvalidRequest(str(error)) from error
+        return labels
 
     def _read_back(self, image_id: str, records: Sequence[SegmentationRecord]) -> None:
         """Make the local copy of a final label what the store holds: ``records``, the newest first."""

@@ -21,6 +21,7 @@ from ssmsam.encoders.weights import CorruptWeights, MissingWeights
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.imaging.unreadable import UnreadableVolume
 from ssmsam.json_text import InvalidJson
+from ssmsam.progress import Cancelled
 from ssmsam.prompting.request import InvalidPrompt
 from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
 from ssmsam.server.identifiers import InvalidName, shown
@@ -39,6 +40,10 @@ class NotKnown(LookupError):
 
 class InvalidRequest(ValueError):
     """The request is not what the route expects. The message says what it should be."""
+
+
+class NotYours(PermissionError):
+    """The request is about something that belongs to another client. The message says whose it is."""
 
 
 class NotConfirmed(ValueError):
@@ -70,6 +75,8 @@ STATUS: dict[type[Exception], int] = {
     InvalidSubmission: 422,
     InvalidJson: 422,
     NothingToLearn: 422,
+    Cancelled: 422,
+    NotYours: 403,
     UnreadableVolume: 422,
     MissingWeights: 503,
     CorruptWeights: 503,
@@ -98,7 +105,8 @@ def install_handlers(app: FastAPI) -> None:
 def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:
     def answer(request: Request, error: Exception) -> JSONResponse:
         logger.info("%s %s: %d %s", request.method, request.url.path, status, error)
-        return JSONResponse({"detail": str(error)}, status_code=status)
+        detail = str(error) or "the work was cancelled: ask again to start it anew"
+        return JSONResponse({"detail": detail}, status_code=status)
 
     return answer
 

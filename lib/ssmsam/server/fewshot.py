@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,18 +24,19 @@ from ssmsam.fewshot.method import FewShotConfig, segment
 from ssmsam.fewshot.segmentation import Prediction, as_annotated
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.progress import Cancelled
+from ssmsam.progress import Progress
 from ssmsam.prompting.request import PromptRequest
 from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.answer import centroids, write_mask
 from ssmsam.server.clients.ohif import replaces_its_screen
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import ADAPT, SEGMENT, FewShotRoom
+from ssmsam.server.fewshot_room import ADAPT, FewShotRoom
 from ssmsam.server.images import OpenImage
 from ssmsam.server.labelled import Limits
+from ssmsam.server.prompted import LOGIN, progress_of
 from ssmsam.service.answers import Answer
-from ssmsam.service.jobs import Job
+from ssmsam.service.jobs import Job, UnknownJob
 from ssmsam.ssm.methods import SSM_SAM
 
 HINTS = 3
@@ -57,6 +59,8 @@ class Asked:
 
     image: OpenImage
     client: str
+    login: str
+    """The account that is logged in; one for all where nobody has to."""
     labels: tuple[str, ...]
     only_this: bool
     support: Support
@@ -102,29 +106,14 @@ class FewShotTask(InferTask):
         started = time.perf_counter()
         room, options = self._room, {**self.config(), **request}
         asked = self._asked(options)
-        image = asked.image
+        image, progress = asked.image, progress_of(request)
         self._stop_outdated(asked)
-        job = Job(
-            SEGMENT,
-            title=f"{room.method} segments {image.source.name}",
-            owner=asked.client,
-            image=image.source.image_id,
-            model=room.method,
+        head, name, fresh = room.head(
+            asked.support, asked.config, volume=image.embeddings.key.digest, wait=asked.wait, progress=progress
         )
-        try:
-            with room.jobs.running(job):
-                head, name, fresh = room.head(
-                    asked.support,
-                    asked.config,
-                    volume=image.embeddings.key.digest,
-                    wait=asked.wait,
-                    progress=job.progress,
-                )
-                adapted = time.perf_counter()
-                clicks = self._clicks(options, image, head)
-                found, known = self._answer(asked, head, name, clicks, job)
-        except Cancelled:
-            raise InvalidRequest("the work was cancelled: run the model again to start it anew") from None
+        adapted = time.perf_counter()
+        clicks = self._clicks(options, image, head)
+        found, known = self._answer(asked, head, name, clicks, progress)
         segmented = time.perf_counter()
         values = self._values(found.labels, options)
         mask = _with_values(found, values)
@@ -175,6 +164,7 @@ class FewShotTask(InferTask):
         return Asked(
             image,
             str(options.get("client_id") or ""),
+            str(options.get(LOGIN) or ""),
             tuple(labels),
             only_this,
             support,
@@ -184,7 +174,7 @@ class FewShotTask(InferTask):
         )
 
     def _answer(
-        self, asked: Asked, head: Head, name: str, clicks: Mapping[str, Clicks], job: Job
+        self, asked: Asked, head: Head, name: str, clicks: Mapping[str, Clicks], progress: Progress
     ) -> tuple[Answer, bool]:
         """What the head says of the image, and whether that was known already: kept while nothing changes."""
         room, embeddings = self._room, asked.image.embeddings
@@ -192,21 +182,21 @@ class FewShotTask(InferTask):
             room.method, name, head.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
             room.config.segmentation,
         )  # fmt: skip
-        kept = room.answers.get(key)
-        if kept is not None:
-            return self._as_annotated(kept, asked), True
-        prediction = segment(
-            embeddings, head, support=asked.support, clicks=clicks, config=room.config, progress=job.progress
-        )
-        found = Answer(
-            prediction.labels,
-            prediction.mask,
-            hints(prediction, asked.support, embeddings.key.digest),
-            {label: list(slices) for label, slices in prediction.asked.items()},
-            dict(prediction.dice),
-        )
-        room.answers.put(key, found)
-        return self._as_annotated(found, asked), False
+
+        def made() -> Answer:
+            prediction = segment(
+                embeddings, head, support=asked.support, clicks=clicks, config=room.config, progress=progress
+            )
+            return Answer(
+                prediction.labels,
+                prediction.mask,
+                hints(prediction, asked.support, embeddings.key.digest),
+                {label: list(slices) for label, slices in prediction.asked.items()},
+                dict(prediction.dice),
+            )
+
+        found, known = room.answers.recalled(key, made)
+        return self._as_annotated(found, asked), known
 
     def _as_annotated(self, found: Answer, asked: Asked) -> Answer:
         """With every annotated slice of this volume as it was annotated: the head was shown a part of them at most."""
@@ -216,18 +206,26 @@ class FewShotTask(InferTask):
         return replace(found, mask=mask)
 
     def _stop_outdated(self, asked: Asked) -> None:
-        """What adapts beside to other annotations than there are now would be for nothing."""
-        room = self._room
-        wanted = room.subject(asked.support, asked.config)
-        for job in room.jobs.active(ADAPT, model=room.method):
+        """What adapts beside for this client to other annotations than there are now would be for nothing."""
+        wanted = self._room.subject(asked.support, asked.config)
+        for job in self._beside(asked):
             if job.subject is not None and job.subject != wanted:
-                room.jobs.cancel(job.id)
+                with suppress(UnknownJob):  # it has just ended
+                    self._room.jobs.cancel(job.id)
+
+    def _beside(self, asked: Asked) -> list[Job]:
+        """The adaptations that this client asked for on this image."""
+        mine = asked.client, asked.login, asked.image.source.image_id
+        active = self._room.jobs.active(ADAPT, model=self._room.method)
+        return [job for job in active if (job.owner, job.login, job.image) == mine]
 
     def _adapts_beside(self, asked: Asked, name: str) -> Job | None:
-        """The job that adapts to these annotations, queued now unless there is one; None where there is no need."""
+        """This client's job that adapts to these annotations, queued now unless there is one; None where there is no
+        need. What another client's job adapts to already is found by this one when its turn comes, and stopping the one
+        leaves the other."""
         room = self._room
         subject = room.subject(asked.support, asked.config)
-        running = [job for job in room.jobs.active(ADAPT, model=room.method) if job.subject == subject]
+        running = [job for job in self._beside(asked) if job.subject == subject]
         if running or asked.wait or not room.worth_adapting(asked.support, asked.config, name):
             return running[0] if running and asked.adapts else None
         image_id = asked.image.source.image_id
@@ -239,6 +237,7 @@ class FewShotTask(InferTask):
             ADAPT,
             title=f"{room.method} adapts to {', '.join(asked.support)}",
             owner=asked.client,
+            login=asked.login,
             image=image_id,
             model=room.method,
             subject=subject,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
+from ssmsam.cache import Cache, KeyedLocks, SingleFlight
 from ssmsam.encoders.embedder import Embedder
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
 from ssmsam.fewshot.decoder import TargetDecoder
@@ -20,7 +20,7 @@ from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, adapt, completed, shown_again
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
-from ssmsam.progress import Progress, silent
+from ssmsam.progress import Progress, holding, silent
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.background import Background
 from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
@@ -56,15 +56,18 @@ class FewShotRoom:
     config: FewShotConfig = field(default_factory=FewShotConfig)
     jobs: Jobs = field(default_factory=Jobs)
     answers: AnswerMemory = field(default_factory=AnswerMemory)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """One at a time prompts the decoder or completes volumes: seconds."""
     adapting: threading.Lock = field(default_factory=threading.Lock)
-    """One at a time adapts it: tens of seconds. Taken before ``lock``."""
+    """One at a time adapts the decoder: tens of seconds, on all threads of the machine."""
+    publishing: threading.Lock = field(default_factory=threading.Lock)
+    """One at a time looks which heads there are and puts one beside them. Nothing is computed meanwhile."""
+    _prompting: SingleFlight[Hashable, tuple[Head, str]] = field(default_factory=SingleFlight)
+    """Heads that are being made of a support and a start, without gradient steps."""
+    _completing: KeyedLocks = field(default_factory=KeyedLocks)
+    """By the names of heads: one at a time completes labelled volumes for it."""
     _others: dict[str, None] = field(default_factory=dict)
     """Labels that were annotated under names of their own, in the order in which they were seen."""
-    _read: OrderedDict[tuple[str, int], Head] = field(default_factory=OrderedDict)
+    _read: Cache[tuple[str, int], Head] = field(default_factory=lambda: Cache(_HEADS_IN_MEMORY))
     """Heads that were read lately, by name and the time of their file."""
-    _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def labelled(self) -> LabelledSlices:
@@ -114,20 +117,19 @@ class FewShotRoom:
         """
         adapts = config.adaptation.steps > 0
         if wait and adapts:
-            with self.adapting:
+            progress("wait", 0, 0)
+            with holding(self.adapting):
                 head, name, fresh = self._adapted(support, config, progress)
         else:
-            with self.lock:
-                head, name, fresh = *self._prompted(support, config, either=adapts, progress=progress), False
-        with self.lock:
-            return self._completed(head, name, support, head.lacks(volume), progress), name, fresh
+            head, name, fresh = *self._prompted(support, config, either=adapts, progress=progress), False
+        return self._completed(head, name, support, lambda one: one.lacks(volume), progress), name, fresh
 
     def adapt_beside(self, job: Job, read: Callable[[], Support], config: FewShotConfig) -> str:
         """The work of a job: adapt to what ``read`` finds annotated now. The new head answers from the next run on if
         it is estimated to be better on slices held out. The name of the head that answers."""
         support = read()
         job.subject = self.subject(support, config)
-        with self.adapting:
+        with holding(self.adapting):
             head, name, _ = self._adapted(support, config, job.progress)
         job.detail = judgement(head.card)
         return name
@@ -145,14 +147,13 @@ class FewShotRoom:
 
     def _adapted(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[Head, str, bool]:
         """The head that was judged by an estimate, or is judged now."""
-        with self.lock:
-            found = self._pinned() or self._at_hand(support, _judged)
+        found = self._pinned() or self._at_hand(support, _judged)
         if found:
             return *found, False
         decoder, start = self.start
         made = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
         made = self.signed(made, start)
-        with self.lock:
+        with self.publishing:
             plain = self._at_hand(support, lambda card: not _judged(card))
             if plain is None:
                 return made, self.shelf.publish(made, decoder=self.decoder), bool(made.card["adapted"])
@@ -161,8 +162,8 @@ class FewShotRoom:
                 kept = replace(plain[0], card={**plain[0].card, **told})
                 self.shelf.replace(plain[1], kept, decoder=self.decoder)
                 return kept, plain[1], False
-            name = self.shelf.publish(made, decoder=self.decoder)
-            return self._completed(made, name, support, plain[0].completed, progress), name, True
+            name, known = self.shelf.publish(made, decoder=self.decoder), plain[0].completed
+        return self._completed(made, name, support, lambda one: _without(known, one.completed), progress), name, True
 
     def _prompted(
         self, support: Support, config: FewShotConfig, *, either: bool, progress: Progress
@@ -171,12 +172,21 @@ class FewShotRoom:
         found = self._pinned() or self._at_hand(support, lambda card: either or not card.get("adapted"))
         if found:
             return found
+        key = digest(support), self.start[1]
+        return self._prompting.run(key, lambda: self._plain(support, config, progress))
+
+    def _plain(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[Head, str]:
+        """The head that was made of this support without gradient steps, or is made now."""
+        found = self._at_hand(support, lambda card: not card.get("adapted"))
+        if found:
+            return found
         decoder, start = self.start
         views = replace(config.adaptation.views, views=0)
         config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
         head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
         head = self.signed(head, start)
-        return head, self.shelf.publish(head, decoder=self.decoder)
+        with self.publishing:
+            return head, self.shelf.publish(head, decoder=self.decoder)
 
     def _pinned(self) -> tuple[Head, str] | None:
         state = self.shelf.state
@@ -200,26 +210,36 @@ class FewShotRoom:
         return None
 
     def _completed(
-        self, head: Head, name: str, support: Support, labels: Collection[str], progress: Progress = silent
+        self,
+        head: Head,
+        name: str,
+        support: Support,
+        lacking: Callable[[Head], Collection[str]],
+        progress: Progress = silent,
     ) -> Head:
-        """The same head for volumes without annotated slices of these labels, kept so."""
-        if not labels:
+        """The same head for volumes without annotated slices of the labels that are ``lacking``, kept so."""
+        if not lacking(head):
             return head
-        head = completed(head, support, labels=labels, config=self.config, progress=progress)
-        self.shelf.replace(name, head, decoder=self.decoder)
+        with self._completing.hold(name):
+            head = self.kept(name) or head  # another request may just have completed it
+            labels = lacking(head)
+            if labels:
+                head = completed(head, support, labels=labels, config=self.config, progress=progress)
+                self.shelf.replace(name, head, decoder=self.decoder)
         return head
 
-    def whole(self, name: str) -> Path:
-        """The task checkpoint of a head that lacks nothing for other servers.
+    def whole(self, name: str, *, owner: str = "", login: str = "") -> Path:
+        """The task checkpoint of a head that lacks nothing for other servers. ``owner`` and ``login`` are the job's.
 
-        Raises UnknownCheckpoint, and UnusableCheckpoint for what must not leave or is damaged.
+        Raises UnknownCheckpoint, UnusableCheckpoint for what must not leave or is damaged, and Cancelled.
         """
         path, head = self.shelf.path(name), self.kept(name)
         read_card(path)
         if head is not None and head.lacks(""):
-            job = Job(ADAPT, title=f"{self.method}: labelled volumes are completed", model=self.method)
-            with self.lock, self.jobs.running(job):
-                self._completed(head, name, self.labelled.support(""), head.lacks(""), job.progress)
+            title = f"{self.method}: labelled volumes are completed"
+            job = Job(ADAPT, title=title, model=self.method, owner=owner, login=login)
+            with self.jobs.running(job):
+                self._completed(head, name, self.labelled.support(""), lambda one: one.lacks(""), job.progress)
         return path
 
     def take(self, data: bytes, name: str) -> str:
@@ -235,16 +255,13 @@ class FewShotRoom:
         """The head of that name; None where it cannot be used with these weights, so that another is adapted."""
         try:
             key = name, self.shelf.path(name).stat().st_mtime_ns
-            with self._reading:
-                if key not in self._read:
-                    weights = self.embedder.encoder.weights_sha256
-                    head = self.shelf.load(name, self.decoder, weights_sha256=weights)
-                    self._read[key] = self._shown_again(name, head) if head.summarised else head
-                    while len(self._read) > _HEADS_IN_MEMORY:
-                        self._read.popitem(last=False)
-                return self._read[key]
+            return self._read.recalled(key, lambda: self._loaded(name))
         except (UnusableCheckpoint, UnknownCheckpoint, FileNotFoundError):
             return None
+
+    def _loaded(self, name: str) -> Head:
+        head = self.shelf.load(name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
+        return self._shown_again(name, head) if head.summarised else head
 
     def _shown_again(self, name: str, head: Head) -> Head:
         """The same head with its labelled slices, where these are annotated here as they were; else as it is."""
@@ -259,6 +276,10 @@ class FewShotRoom:
         head = replace(head, card={**head.card, **known, "completed": []})
         self.shelf.remember(name, head)
         return head
+
+
+def _without(labels: Collection[str], known: Collection[str]) -> list[str]:
+    return [label for label in labels if label not in known]
 
 
 def _judged(card: Mapping[str, Any]) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from monailabel.utils.sessions import Sessions
 
 from ssmsam.annotation.files import CorruptAnnotations
 from ssmsam.annotation.truth import STORED_SLICES
+from ssmsam.cache import Cache, SingleFlight
 from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
 from ssmsam.encoders.manifest import sha256_of
 from ssmsam.imaging.plane import Plane
@@ -70,10 +69,10 @@ class Images:
     def __init__(self, *, datastore: Datastore, embedder: Embedder, memory_bytes: int) -> None:
         self._datastore = datastore
         self._embedder = embedder
-        self._memory_bytes = memory_bytes
-        self._open: OrderedDict[tuple[Path, tuple[int, ...] | str], OpenImage] = OrderedDict()
-        self._lock = threading.Lock()
-        self._stripes = [threading.Lock() for _ in range(64)]
+        self._open: Cache[tuple[Path, tuple[int, ...] | str], OpenImage] = Cache(
+            memory_bytes, size=lambda image: image.volume.array.nbytes, keep_newest=True
+        )
+        self._fetching: SingleFlight[str, str] = SingleFlight()
         self._aside = SetAside(self._state)
 
     def usable(self, images: Iterable[str]) -> list[str]:
@@ -110,8 +109,7 @@ class Images:
         """The source of a datastore image. A remote store fetches it first. Raises NotKnown."""
         self.require(image_id)
         with self.reading(image_id):
-            with self._one_at_a_time(image_id):
-                uri = self._datastore.get_image_uri(image_id)
+            uri = self._fetching.run(image_id, lambda: str(self._datastore.get_image_uri(image_id) or ""))
             path = Path(uri) if uri else None
             if path is None or not path.exists():
                 raise NotKnown("image", image_id, step="its file was removed from the datastore")
@@ -139,18 +137,14 @@ class Images:
     def open(self, source: Source) -> OpenImage:
         """Read and embed-on-demand. Raises UnreadableVolume, whose message names the image, not its path."""
         key = (Path() if isinstance(source.stamp, str) else source.path, source.stamp)
-        with self._one_at_a_time(str(source.path)):
-            with self._lock:
-                if key in self._open:
-                    self._open.move_to_end(key)
-                    return self._open[key]
-            with self.reading(source.image_id), self._by_name(source):
-                image = OpenImage(source, volume := read_volume(source.path), self._embedder.open(volume))
-            self._aside.clear(source.image_id)
-            with self._lock:
-                self._open[key] = image
-                self._make_room()
-            return image
+        return self._open.recalled(key, lambda: self._read(source))
+
+    def _read(self, source: Source) -> OpenImage:
+        with self.reading(source.image_id), self._by_name(source):
+            volume = read_volume(source.path)
+            image = OpenImage(source, volume, self._embedder.open(volume))
+        self._aside.clear(source.image_id)
+        return image
 
     @staticmethod
     @contextmanager
@@ -180,18 +174,6 @@ class Images:
         except Exception:  # it was removed, or cannot be looked at: that is a state too
             return ()
 
-    def _make_room(self) -> None:
-        """Forget the images not used for longest; the newest stays whatever its size."""
-        while len(self._open) > 1 and self._bytes() > self._memory_bytes:
-            self._open.popitem(last=False)
-
-    def _bytes(self) -> int:
-        return sum(image.volume.array.nbytes for image in self._open.values())
-
-    def _one_at_a_time(self, name: str) -> threading.Lock:
-        """A lock for ``name``: the second request for an image waits for the first instead of doing its work again."""
-        return self._stripes[hash(name) % len(self._stripes)]
-
     def _knows(self, image_id: str) -> bool:
         if isinstance(self._datastore, DicomWebArchive):
             return self._datastore.knows(image_id)
@@ -203,7 +185,7 @@ class Images:
 
 def _stamp(path: Path) -> tuple[int, ...]:
     if path.is_dir():
-        files = [entry.stat() for entry in path.iterdir() if entry.is_file()]
+        files = [entry.stat() for entry in path.rglob("*") if entry.is_file()]
         return len(files), sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino

@@ -18,6 +18,7 @@ from ssmsam.annotation.label_info import is_reserved
 from ssmsam.annotation.records import Mark, Verdict
 from ssmsam.annotation.summary import describe_finished
 from ssmsam.annotation.truth import SliceKey, now
+from ssmsam.progress import shielded
 from ssmsam.prompting.request import PromptRequest
 from ssmsam.prompting.wire import read_flag
 from ssmsam.server.annotated import AnnotatedStudies, Receipt
@@ -59,7 +60,8 @@ class MessageTask(InferTask):
         image = self._prompting.images.open(request["image"])
         if not image.source.image_id or not isinstance(self._prompting.datastore, AnnotatedStudies):
             raise InvalidRequest("annotations are only kept for images of the datastore: upload the image first")
-        done = self.carry_out(request, image, self._prompting.datastore)
+        with shielded():  # what a person said is kept, whether or not they wait for the answer
+            done = self.carry_out(request, image, self._prompting.datastore)
         path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, request)
         seconds = round(time.perf_counter() - started, 4)
         return path, {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import numpy as np
 
 from ssmsam.active.forecast import expect, looks, prompted
 from ssmsam.active.state import Forecast, VolumeState
+from ssmsam.cache import Cache
 from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.support import digest
@@ -24,6 +23,7 @@ STORED_AXIS = 0
 MOST_SLICES, FEWEST_SLICES = 96, 12
 """How many slices of a volume are looked at, at most and at least, however many it has."""
 _KEPT = 64
+"""Forecasts of as many images and states of annotation: a guess. They are sums by slice, not masks."""
 
 
 class Deadline:
@@ -61,8 +61,7 @@ class Outlooks:
 
     def __init__(self, room: FewShotRoom) -> None:
         self.room = room
-        self._kept: OrderedDict[tuple[object, ...], dict[str, Forecast]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: Cache[tuple[object, ...], dict[str, Forecast]] = Cache(_KEPT)
         self._seconds = 0.1
         """For one label on one slice, as it took the last time."""
 
@@ -145,20 +144,15 @@ class Outlooks:
         support = self.room.labelled.support(image, labels=labels)
         embedded = int(embeddings.done.sum())
         key = (state.active, state.pinned, digest(support), embeddings.key.digest, embedded)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        head, _ = self.head(image, labels)
-        started = time.monotonic()
-        expected = expect(head, embeddings, slices, config=self.room.config, progress=progress)
-        self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
-        found = {label: one.forecast for label, one in expected.items() if label in labels}
-        with self._lock:
-            self._kept[key] = found
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return found
+
+        def made() -> dict[str, Forecast]:
+            head, _ = self.head(image, labels)
+            started = time.monotonic()
+            expected = expect(head, embeddings, slices, config=self.room.config, progress=progress)
+            self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
+            return {label: one.forecast for label, one in expected.items() if label in labels}
+
+        return self._kept.recalled(key, made)
 
 
 def _around(annotated: Mapping[str, Mapping[int, bool]], labels: Sequence[str]) -> set[int]:

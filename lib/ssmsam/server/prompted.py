@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,9 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.annotation.truth import PackedMask, now
+from ssmsam.cache import Cache
 from ssmsam.encoders.embedder import Embedder
+from ssmsam.progress import Progress, silent
 from ssmsam.prompting.decoder import PromptDecoder
 from ssmsam.prompting.prompt import SlicePrompt
 from ssmsam.prompting.request import PromptRequest
@@ -30,8 +33,22 @@ FOR_LABEL = "for_label"
 
 AS_SELECTED = "as selected"
 
+LOGIN, PROGRESS = "_login", "_progress"
+"""The account that a request comes from, and what its work tells how far it is. No client can send these."""
+
 AS_SENT = "_label_as_sent"
 """How the client spells the label, which its viewer finds its segment by."""
+
+
+REMEMBERED = 1024
+"""Objects whose prompts are remembered with the time of each: a guess, many more than are worked on at once. Prompts of
+a forgotten one count as sent anew: the next answer says of their slices what the prompts say."""
+
+
+def progress_of(request: Mapping[str, Any]) -> Progress:
+    """What the work for a request calls; see :data:`PROGRESS`."""
+    progress: Progress = request.get(PROGRESS) or silent
+    return progress
 
 
 def label_choices(labels: tuple[str, ...]) -> list[str]:
@@ -72,12 +89,14 @@ class Prompting:
     labels: tuple[str, ...] = ()
     """The labels that viewers are offered."""
 
-    asked: dict[tuple[str, str, str], dict[int, tuple[SlicePrompt, str]]] = field(default_factory=dict)
+    asked: Cache[tuple[str, str, str], dict[int, tuple[SlicePrompt, str]]] = field(
+        default_factory=lambda: Cache(REMEMBERED)
+    )
     """Image, label and client -> slice -> its prompts, and when they were first sent."""
 
     def since(self, image: OpenImage, prompts: PromptRequest) -> dict[int, str]:
         """When the prompts that a request has on its slices were first sent."""
-        known = self.asked.setdefault((image.key, prompts.label, prompts.client_id), {})
+        known = self.asked.recalled((image.key, prompts.label, prompts.client_id), dict)
         for index, prompt in prompts.slices.items():
             if index not in known or not same(prompt, known[index][0]):
                 known[index] = prompt, now()
@@ -154,7 +173,7 @@ class PromptedTask(InferTask):
         prompts = replace(prompts, slices={k: prompt for k, prompt in prompts.slices.items() if k not in gone})
         state = room.states.open(image.key, prompts.label, prompts.client_id)
         segment = segment_2d if self.dimension == 2 else segment_3d
-        result = segment(prompts, embeddings, room.decoder, state)
+        result = segment(prompts, embeddings, room.decoder, state, progress=progress_of(request))
         for index, mask in confirmed.items():
             embeddings.plane.stack(result.mask)[index] = mask.array
         segmented = time.perf_counter()

@@ -1,54 +1,133 @@
-"""What waits in MONAI Label's queues of background processes."""
+"""Work that MONAI Label does in processes of its own (training, batches, scores), as jobs of the one queue."""
 
 from __future__ import annotations
 
+import re
+import threading
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from monailabel.interfaces.tasks.train import TrainTask
+import psutil
 from monailabel.utils.async_tasks import utils as stock
 
+from ssmsam.progress import POLL_S, Cancelled
+from ssmsam.service.jobs import Job, Jobs, State, UnknownJob
 
-def drop_queued(method: str) -> list[dict[str, Any]]:
-    """Take from the queue of a method ("train", "scoring", ...) all that waits in it; the tasks that were dropped.
+TRAIN, BATCH, SCORE = "train", "batch_infer", "scoring"
+"""The kinds of these jobs, which are the names of MONAI Label's methods."""
+_TITLES = {TRAIN: "{} is trained", BATCH: "{} on many images", SCORE: "labels are scored by {}"}
+_STOCK_STATES = {"done": "DONE", "failed": "ERROR", "cancelled": "STOPPED"}
+_COUNTED = re.compile(r"=> (\d+) / (\d+)$")
+"""How MONAI Label's batch inference logs that one more image is done."""
+_TIME = "%Y-%m-%d %H:%M:%S"
+KEPT = 50
+"""Ended tasks of a method that MONAI Label's own routes still know: a guess."""
 
-    Stopping by itself ends the process that runs, and the next one starts at once.
+
+class ProcessFailed(RuntimeError):
+    """The process ended with an error. The message is the last line that it wrote."""
+
+
+class ProcessJob(Job):
+    """A job whose work is a process, and at the same time a task of MONAI Label, whose routes tell of it.
+
+    ``measure`` says how far a process is: ``phase``, ``epoch`` of ``total_epochs``, ``eta_s``, and when it ``started``.
     """
-    executor = stock.background_executors.get(method)
-    if executor is None:
-        return []
-    executor.shutdown(wait=False, cancel_futures=True)
-    stock.background_executors.pop(method, None)  # the next task makes a new one
-    dropped = [task for task in stock.tasks(method) if task["status"] == "SUBMITTED"]
-    for task in dropped:
-        task["status"], task["end_ts"] = "STOPPED", time.strftime("%Y-%m-%d %H:%M:%S")
-    return dropped
+
+    def __init__(
+        self,
+        method: str,
+        request: Mapping[str, Any],
+        *,
+        measure: Callable[[], Mapping[str, Any]] = dict,
+        owner: str = "",
+        login: str = "",
+    ) -> None:
+        model = str(request.get("model") or request.get("method") or "")
+        super().__init__(method, title=_TITLES[method].format(model), owner=owner, login=login, model=model)
+        self.id = str(uuid.uuid4())
+        self.task: dict[str, Any] = {
+            "id": self.id, "status": "SUBMITTED", "request": dict(request), "start_ts": time.strftime(_TIME),
+        }  # fmt: skip
+        self._measure, self._begun = measure, 0.0
+
+    @property
+    def step(self) -> dict[str, Any]:
+        if self.state != "running":
+            return {"phase": "", "done": 0, "total": 0, "eta_s": None}
+        if self.kind == BATCH:
+            return self._counted()
+        noted = self._measure()
+        noted = noted if noted.get("started", 0) >= self._begun else {}  # else of the one before
+        told = {"done": noted.get("epoch", 0), "total": noted.get("total_epochs", 0)}
+        return {"phase": noted.get("phase", ""), **told, "eta_s": noted.get("eta_s")}
+
+    def run(self, job: Job) -> None:
+        """The work: the process from its start to its end. Raises Cancelled and ProcessFailed."""
+        self._begun = time.time()
+        over = threading.Event()
+        threading.Thread(target=self._kill_when_cancelled, args=(over,), name="jobs-kill", daemon=True).start()
+        try:
+            stock._task_func(self.task, self.kind)
+        finally:
+            over.set()
+        if self.cancelled or self.task["status"] == "STOPPED":  # the latter by MONAI Label's own routes
+            raise Cancelled
+        if self.task["status"] != "DONE":
+            lines = [line for line in self.task.get("details", ()) if line.strip()]
+            raise ProcessFailed(lines[-1] if lines else "its process ended without a word; the server's log holds more")
+
+    def end(self, state: State) -> None:
+        super().end(state)
+        self.task["status"] = _STOCK_STATES[state]
+        self.task.setdefault("end_ts", time.strftime(_TIME))
+
+    def _kill_when_cancelled(self, over: threading.Event) -> None:
+        while not over.wait(POLL_S):
+            if self.cancelled and self.id in stock.processes(self.kind):
+                with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                    stock.stop_background_task(self.kind)
+                return
+
+    def _counted(self) -> dict[str, Any]:
+        found = [_COUNTED.search(line) for line in list(self.task.get("details", ()))]
+        counts = [(int(one[1]), int(one[2])) for one in found if one]
+        done, total = max(counts, default=(0, 0))
+        eta = (time.time() - self._begun) * (total - done) / done if done else None
+        return {"phase": "segment", "done": done, "total": total, "eta_s": None if eta is None else round(eta, 1)}
 
 
-def running(method: str) -> set[str]:
-    """The models that a process of this method works on now."""
-    return {str(task["request"].get("model", "")) for task in stock.tasks(method) if task["status"] == "RUNNING"}
+def submit(jobs: Jobs, job: ProcessJob) -> dict[str, Any]:
+    """Queue it, and let MONAI Label's routes know of it; its task."""
+    tasks = stock.background_tasks.setdefault(job.kind, [])
+    stock.background_processes.setdefault(job.kind, {})
+    ended = [task for task in tasks if task["status"] not in ("SUBMITTED", "RUNNING")]
+    for old in ended[: max(0, len(ended) - KEPT)]:
+        tasks.remove(old)
+    tasks.append(job.task)
+    jobs.submit(job, job.run)
+    return job.task
 
 
-_STATES = {"SUBMITTED": "queued", "RUNNING": "running", "DONE": "done", "ERROR": "failed", "STOPPED": "cancelled"}
+def stop(jobs: Jobs, method: str) -> list[dict[str, Any]]:
+    """End what runs of a method and all that waits; their tasks, the running one first."""
+    stopped = [job for job in jobs.active(method) if isinstance(job, ProcessJob)]
+    for job in reversed(stopped):  # what waits first: it would begin as soon as the one at work ends
+        with suppress(UnknownJob):
+            jobs.cancel(job.id)
+    for job in stopped:
+        with suppress(Exception):
+            job.result.result(timeout=_STOP_S)
+    return [job.task for job in stopped]
 
 
-def trainings(trainers: Mapping[str, TrainTask]) -> list[dict[str, Any]]:
-    """The training tasks as ``GET /jobs`` lists jobs: what runs, what waits, then what ended, the newest first."""
-    found = [_as_job(task, trainers.get(str(task["request"].get("model", "")))) for task in stock.tasks("train")]
-    ended = [job for job in found if job["state"] not in ("queued", "running")]
-    return [*(job for state in ("running", "queued") for job in found if job["state"] == state), *reversed(ended)]
+_STOP_S = 10.0
+"""How long a process that was killed may take to be gone: a guess."""
 
 
-def _as_job(task: Mapping[str, Any], trainer: TrainTask | None) -> dict[str, Any]:
-    request, state = task["request"], _STATES.get(task["status"], "failed")
-    model = str(request.get("model", ""))
-    began = time.mktime(time.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S"))
-    noted = trainer.stats() if trainer and state == "running" else {}
-    noted = noted if noted.get("started", 0) >= began else {}  # else of the training before
-    return {
-        "id": task["id"], "kind": "train", "title": f"{model} is trained", "owner": str(request.get("client_id") or ""),
-        "image": "", "model": model, "phase": noted.get("phase", ""), "done": noted.get("epoch", 0),
-        "total": noted.get("total_epochs", 0), "eta_s": noted.get("eta_s"), "state": state, "detail": "",
-    }  # fmt: skip
+def running(jobs: Iterable[Job]) -> set[str]:
+    """The models that a process works on now."""
+    return {job.model for job in jobs if isinstance(job, ProcessJob) and job.state == "running"}

@@ -8,12 +8,11 @@ from typing import Any
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.active.uncertainty import MOST_VIEWS, uncertainty_map
-from ssmsam.progress import Cancelled
 from ssmsam.server.answer import write_mask
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import SEGMENT, FewShotRoom
+from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.outlook import Outlooks
-from ssmsam.service.jobs import Job
+from ssmsam.server.prompted import progress_of
 
 NOT_YET = (
     "no slice is annotated yet, so nothing can be expected: annotate a few slices, submit them, and run this again"
@@ -57,21 +56,15 @@ class UncertaintyMap(InferTask):
         if label and label not in head.banks:
             raise InvalidRequest(f"the pinned head does not know {label!r}; it knows {', '.join(head.labels)}")
         support = room.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
-        client = str(request.get("client_id") or "")
-        job = Job(SEGMENT, title="uncertainty map", owner=client, image=image_id, model=room.method)
-        try:
-            with room.jobs.running(job):
-                unsure = uncertainty_map(
-                    head,
-                    image.embeddings,
-                    labels=labels,
-                    support=support,
-                    views=views,
-                    config=room.config,
-                    progress=job.progress,
-                )
-        except Cancelled:
-            raise InvalidRequest("the work was cancelled: run it again") from None
+        unsure = uncertainty_map(
+            head,
+            image.embeddings,
+            labels=labels,
+            support=support,
+            views=views,
+            config=room.config,
+            progress=progress_of(request),
+        )
         path = write_mask(unsure, image.volume, request)
         return path, {
             "label_names": {},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from ssmsam.cache import Cache
 
 MEMORY_BYTES = 64 * 2**20
 """A guess: hundreds of packed answers."""
@@ -48,30 +48,32 @@ class AnswerMemory:
     Safe for threads."""
 
     def __init__(self, limit_bytes: int = MEMORY_BYTES) -> None:
-        self._limit = limit_bytes
-        self._kept: OrderedDict[Hashable, _Packed] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: Cache[Hashable, _Packed] = Cache(limit_bytes, size=lambda one: len(one.data), keep_newest=True)
 
     def clear(self) -> None:
         """Forget all answers."""
-        with self._lock:
-            self._kept.clear()
+        self._kept.forget()
 
     def get(self, key: Hashable) -> Answer | None:
         """The answer, whose mask cannot be written to."""
-        with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                return None
-            self._kept.move_to_end(key)
-        return found.opened()
+        found = self._kept.get(key)
+        return None if found is None else found.opened()
+
+    def recalled(self, key: Hashable, make: Callable[[], Answer]) -> tuple[Answer, bool]:
+        """The answer, and whether it was known; several who ask at once wait for the one who makes it."""
+        made: list[Answer] = []
+
+        def packed() -> _Packed:
+            made.append(make())
+            return _packed(made[0])
+
+        found = self._kept.recalled(key, packed)
+        return (made[0], False) if made else (found.opened(), True)
 
     def put(self, key: Hashable, answer: Answer) -> None:
-        data = zlib.compress(np.ascontiguousarray(answer.mask, dtype=np.uint8).tobytes(), _QUICK)
-        with self._lock:
-            self._kept[key] = _Packed(
-                answer.labels, answer.mask.shape, data, answer.uncertain, answer.asked, answer.expected
-            )
-            self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(len(one.data) for one in self._kept.values()) > self._limit:
-                self._kept.popitem(last=False)
+        self._kept.put(key, _packed(answer))
+
+
+def _packed(answer: Answer) -> _Packed:
+    data = zlib.compress(np.ascontiguousarray(answer.mask, dtype=np.uint8).tobytes(), _QUICK)
+    return _Packed(answer.labels, answer.mask.shape, data, answer.uncertain, answer.asked, answer.expected)

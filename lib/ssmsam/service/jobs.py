@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import threading
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from ssmsam.progress import Cancelled
+from ssmsam.progress import Cancelled, CancelToken, cancellable, stop_if_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,17 @@ class UnknownJob(LookupError):
     """There is no job of that id, or it was forgotten."""
 
 
+class Paused(Exception):
+    """Raised by the work of a job to let others go first: it waits again, and is called again when its turn comes."""
+
+
 class Job:
     """One piece of work with its own cancel token. ``progress`` is handed to the work; safe for threads.
 
-    ``owner`` is the client that asked for it, ``model`` the one that it is done for, ``subject`` whatever the work is
-    about: two jobs with equal subjects do the same.
+    ``owner`` is the client that asked for it, as annotations tell clients apart, and ``login`` the account that was
+    logged in. ``model`` is the one that it is done for, ``subject`` whatever the work is about: two jobs with equal
+    subjects do the same. A ``brief`` job is listed while it runs or waits and forgotten when it ends. A ``token`` is
+    given where something else may stop it too, such as a connection that ends.
     """
 
     def __init__(
@@ -41,19 +48,21 @@ class Job:
         *,
         title: str = "",
         owner: str = "",
+        login: str = "",
         image: str = "",
         model: str = "",
         subject: object = None,
         priority: int = LATER,
+        brief: bool = False,
+        token: CancelToken | None = None,
     ) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.kind, self.title, self.owner, self.image, self.model = kind, title, owner, image, model
-        self.subject = subject
-        self.priority = priority
+        self.login, self.subject, self.priority, self.brief = login, subject, priority, brief
         self.state: State = "queued"
         self.detail = ""
         self.result: Future[Any] = Future()
-        self._token = threading.Event()
+        self.token = token or CancelToken()
         self._lock = threading.Lock()
         self._now: tuple[str, int, int] = ("", 0, 0)
         self._began = 0.0
@@ -64,17 +73,22 @@ class Job:
             if self._now[0] != phase:
                 self._began = time.monotonic()
             self._now = (phase, done, total)
-        if self._token.is_set():
+        if self.token.cancelled:
             raise Cancelled
+        stop_if_cancelled()
 
     def cancel(self) -> None:
         """Ask the work to stop; it does at its next step."""
-        self._token.set()
+        self.token.cancel()
+
+    def end(self, state: State) -> None:
+        """Note how the work ended."""
+        self.state = state
 
     @property
     def cancelled(self) -> bool:
         """Whether it was asked to stop."""
-        return self._token.is_set()
+        return self.token.cancelled
 
     @property
     def ended(self) -> bool:
@@ -101,9 +115,11 @@ class Job:
 
 
 class Jobs:
-    """One queue. ``workers`` threads take what waits, by priority, then by age; they start with the first job.
+    """One queue for all kinds of work, in the order of priority, then of age.
 
-    Work that a request does in its own thread is listed with :meth:`running`. ``kept`` ended jobs are remembered.
+    Of each kind ``workers`` jobs run at a time, in threads that start with the first of the kind: an adaptation waits
+    for another one, but not for a training. Work that a request does in its own thread is listed with
+    :meth:`running`. ``kept`` ended jobs are remembered.
     """
 
     def __init__(self, *, workers: int = 1, kept: int = KEPT) -> None:
@@ -111,28 +127,49 @@ class Jobs:
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
         self._work: dict[str, Callable[[Job], Any]] = {}
-        self._threads: list[threading.Thread] = []
+        """Of those that wait."""
+        self._turns: dict[str, int] = {}
+        """Of those that did not end: among equal priorities the lowest is the next."""
+        self._back, self._front = itertools.count(), itertools.count(-1, -1)
+        self._threads: dict[str, list[threading.Thread]] = {}
         self._stopping = False
 
-    def submit(self, job: Job, work: Callable[[Job], Any]) -> Job:
-        """Queue ``work(job)``, which may set the job's ``detail``. Its result or error is in ``job.result``."""
+    def submit(self, job: Job, work: Callable[[Job], Any], *, first: bool = False) -> Job:
+        """Queue ``work(job)``, which may set the job's ``detail``. Its result or error is in ``job.result``.
+
+        ``first`` puts it before all others of its priority. Raises RuntimeError after :meth:`stop`.
+        """
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the queue was stopped")
             self._jobs[job.id], self._work[job.id] = job, work
-            if len(self._threads) < self._workers:
-                self._start()
-            self._changed.notify()
+            self._turns[job.id] = next(self._front if first else self._back)
+            if len(self._threads.get(job.kind, ())) < self._workers:
+                self._start(job.kind)
+            self._changed.notify_all()
         return job
+
+    def bring_forward(self, job: Job) -> None:
+        """Put a job that did not end before all others of its priority."""
+        with self._changed:
+            if job.id in self._turns:
+                self._turns[job.id] = next(self._front)
+
+    def outranked(self, job: Job) -> bool:
+        """Whether another one of its kind waits that goes before it."""
+        with self._changed:
+            return any(self._rank(one) < self._rank(job) for one in self._waiting(job.kind))
 
     @contextmanager
     def running(self, job: Job) -> Iterator[Job]:
-        """List a job while the caller does its work in this block. Cancelled inside is passed on."""
+        """List a job while the caller does its work in this block, which its token can stop. Cancelled inside is
+        passed on."""
         with self._changed:
             self._jobs[job.id] = job
             job.state = "running"
         try:
-            yield job
+            with cancellable(job.token):
+                yield job
         except BaseException as error:
             self._end(job, "cancelled" if isinstance(error, Cancelled) else "failed", error)
             raise
@@ -149,8 +186,8 @@ class Jobs:
         """Those that run, those that wait in their order, then those that ended, the newest first."""
         with self._changed:
             jobs = list(self._jobs.values())
+            queued = sorted((job for job in jobs if job.state == "queued"), key=self._rank)
         running = [job for job in jobs if job.state == "running"]
-        queued = sorted((job for job in jobs if job.state == "queued"), key=lambda job: job.priority)
         return [*running, *queued, *reversed([job for job in jobs if job.ended])]
 
     def active(self, kind: str = "", *, model: str = "") -> list[Job]:
@@ -165,10 +202,7 @@ class Jobs:
         """Stop one job, and no other: one that waits ends at once. One that ended stays so. Raises UnknownJob."""
         job = self.get(name)
         job.cancel()
-        with self._changed:
-            waiting = job.state == "queued" and self._work.pop(name, None) is not None
-        if waiting:
-            self._end(job, "cancelled", Cancelled())
+        self._drop(job)
         return job
 
     def stop(self, *, timeout: float = 10.0) -> None:
@@ -176,41 +210,73 @@ class Jobs:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+            threads = [thread for threads in self._threads.values() for thread in threads]
         for job in self.active():
-            self.cancel(job.id)
-        for thread in self._threads:
-            thread.join(timeout)
+            job.cancel()
+            self._drop(job)
+        end = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="jobs", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        if len(self._threads) == 1:
+    def _drop(self, job: Job) -> None:
+        """End a job that waits."""
+        with self._changed:
+            waiting = self._work.pop(job.id, None) is not None
+        if waiting:
+            self._end(job, "cancelled", Cancelled())
+
+    def _rank(self, job: Job) -> tuple[int, int]:
+        return job.priority, self._turns.get(job.id, 0)
+
+    def _waiting(self, kind: str) -> list[Job]:
+        return [self._jobs[name] for name in self._work if self._jobs[name].kind == kind]
+
+    def _start(self, kind: str) -> None:
+        if not self._threads:
             atexit.register(self.stop)
+        thread = threading.Thread(target=self._run, args=(kind,), name=f"jobs-{kind}", daemon=True)
+        self._threads.setdefault(kind, []).append(thread)
+        thread.start()
 
-    def _run(self) -> None:
+    def _run(self, kind: str) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or bool(self._work))
+                self._changed.wait_for(lambda: self._stopping or self._waiting(kind))
                 if self._stopping:
                     return
-                job = min((self._jobs[name] for name in self._work), key=lambda one: one.priority)
+                job = min(self._waiting(kind), key=self._rank)
                 work = self._work.pop(job.id)
                 job.state = "running"
-            try:
+            self._carry_out(job, work)
+
+    def _carry_out(self, job: Job, work: Callable[[Job], Any]) -> None:
+        try:
+            with cancellable(job.token):
                 found = work(job)
-            except BaseException as error:  # whatever is wrong with one job, the next one may be fine
-                if not isinstance(error, Cancelled):
-                    job.detail = job.detail or str(error)
-                    logger.warning("A job failed: %s", job.title or job.kind, exc_info=error)
-                self._end(job, "cancelled" if isinstance(error, Cancelled) else "failed", error)
-            else:
-                self._end(job, "done", None, found)
+        except Paused:
+            self._queue_again(job, work)
+        except BaseException as error:  # whatever is wrong with one job, the next one may be fine
+            if not isinstance(error, Cancelled):
+                job.detail = job.detail or str(error)
+                logger.warning("A job failed: %s", job.title or job.kind, exc_info=error)
+            self._end(job, "cancelled" if isinstance(error, Cancelled) else "failed", error)
+        else:
+            self._end(job, "done", None, found)
+
+    def _queue_again(self, job: Job, work: Callable[[Job], Any]) -> None:
+        with self._changed:
+            job.state = "queued"
+            self._work[job.id] = work
+        if job.cancelled or self._stopping:  # since its last step
+            self._drop(job)
 
     def _end(self, job: Job, state: State, error: BaseException | None, found: Any = None) -> None:
         with self._changed:
-            job.state = state
-            self._jobs[job.id] = self._jobs.pop(job.id, job)  # the newest is the last
+            job.end(state)
+            self._turns.pop(job.id, None)
+            self._jobs.pop(job.id, None)
+            if not job.brief:
+                self._jobs[job.id] = job  # the newest is the last
             for old in [one.id for one in self._jobs.values() if one.ended][: -self._kept or None]:
                 del self._jobs[old]
         if error is None:

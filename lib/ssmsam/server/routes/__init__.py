@@ -59,11 +59,13 @@ def _stock(module: ModuleType, path: str, methods: str) -> Stock:
 REPLACED = (
     _stock(infer, "/infer/{model}", "POST"),
     _stock(batch_infer, "/batch/infer/{model}", "POST"),
+    _stock(batch_infer, "/batch/infer", "DELETE"),
     _stock(info, "/info/", "GET"),
     _stock(activelearning, "/activelearning/{strategy}", "POST"),
     _stock(train, "/train/{model}", "POST"),
     _stock(train, "/train/", "POST DELETE"),
     _stock(scoring, "/scoring/{method}", "POST"),
+    _stock(scoring, "/scoring/", "POST"),
     _stock(datastore, "/datastore/", "GET PUT DELETE"),
     _stock(datastore, "/datastore/image", "GET HEAD PUT DELETE"),
     _stock(datastore, "/datastore/image/info", "GET PUT"),

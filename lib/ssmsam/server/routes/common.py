@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.routing import APIRoute
 from monailabel.config import settings
@@ -18,9 +20,11 @@ from monailabel.interfaces.utils.app import app_instance
 
 from ssmsam.annotation.records import SHARED_IDS, reader_of
 from ssmsam.json_text import InvalidJson, read_json_text, require_storable
+from ssmsam.progress import POLL_S, CancelToken, cancellable, stop_if_cancelled
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import volume_suffix
+from ssmsam.service.jobs import Job
 
 if TYPE_CHECKING:
     from ssmsam.server.app import ServerApp
@@ -34,6 +38,9 @@ Upload = Annotated[UploadFile, File()]
 MaybeUpload = Annotated[UploadFile | None, File()]
 
 
+T = TypeVar("T")
+LONG_THREADS = 40
+"""Requests that may be at long work at a time: a guess, as many as for short ones."""
 LONGEST_ID = 128
 """Characters of a client's id: a guess, enough for an address."""
 LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
@@ -58,6 +65,61 @@ def reader(client_id: Any, request: Request) -> str:
     if client_id and not client_id.isprintable():
         raise InvalidRequest("client_id has to be one line of text, without control characters")
     return reader_of(client_id or "", request.client.host if request.client else "")
+
+
+class Asker(TypedDict):
+    """Whose a job is: the client, and the account that is logged in."""
+
+    owner: str
+    login: str
+
+
+def asker(client_id: Any, request: Request, user: User) -> Asker:
+    """Who a request comes from. Raises InvalidRequest."""
+    return {"owner": reader(client_id, request), "login": user.username}
+
+
+def is_mine(job: Job, client_id: Any, request: Request, user: User) -> bool:
+    """Whether a job belongs to whoever a request comes from: to the same account where people log in, for that is
+    proved, and else to the same client."""
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        return bool(user.username) and job.login == user.username
+    return job.owner == reader(client_id, request)
+
+
+def may_stop(job: Job, user: User) -> bool:
+    """Whether an account may stop a job: its own, and an administrator any. Without logins everybody is one."""
+    return settings.MONAI_LABEL_AUTH_ROLE_ADMIN in user.roles or (bool(user.username) and job.login == user.username)
+
+
+_LONG: list[CapacityLimiter] = []
+
+
+async def watched(request: Request, work: Callable[[], T]) -> T:
+    """``work()`` in a thread, cancelled where the client hangs up. Threads of other requests are not used up by it.
+
+    Raises what the work raises.
+    """
+    if not _LONG:  # made where an event loop runs
+        _LONG.append(CapacityLimiter(LONG_THREADS))
+    token = CancelToken()
+
+    def cancellable_work() -> T:
+        with cancellable(token):
+            stop_if_cancelled()
+            return work()
+
+    watch = asyncio.create_task(_cancel_when_gone(request, token))
+    try:
+        return await to_thread.run_sync(cancellable_work, limiter=_LONG[0])
+    finally:
+        watch.cancel()
+
+
+async def _cancel_when_gone(request: Request, token: CancelToken) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(POLL_S)
+    token.cancel()
 
 
 def note_opened(image: str, request: Request, client_id: str = "") -> None:

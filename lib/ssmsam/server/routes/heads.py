@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
 from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, the_app
+from ssmsam.server.fewshot_room import ADAPT, SEGMENT
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, asker, is_mine, the_app, watched
+from ssmsam.service.jobs import UnknownJob
 
 router = APIRouter(prefix="/heads", tags=["Heads"])
 
@@ -27,14 +31,20 @@ def heads(user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
 
 
 @router.get("/{name}/file", summary="Export a head")
-def export(user: AnyUser, name: str, method: str = FEWSHOT) -> FileResponse:
+async def export(
+    user: AnyUser, request: Request, name: str, method: str = FEWSHOT, client_id: str = ""
+) -> FileResponse:
     """A task checkpoint: a few MB without any image, mask or id. It sums up what other volumes need, which may take
     some seconds the first time."""
-    _known(name, method)
-    try:
-        return FileResponse(the_app().require_room(method).whole(name), filename=f"{name}.safetensors")
-    except UnusableCheckpoint as error:
-        raise InvalidRequest(str(error)) from error
+
+    def work() -> Path:
+        _known(name, method)
+        try:
+            return the_app().require_room(method).whole(name, **asker(client_id, request, user))
+        except UnusableCheckpoint as error:
+            raise InvalidRequest(str(error)) from error
+
+    return FileResponse(await watched(request, work), filename=f"{name}.safetensors")
 
 
 @router.put("/{name}", summary="Import a head; it does not answer until it is activated")
@@ -60,13 +70,23 @@ def unpin(user: Annotator, method: str = FEWSHOT) -> dict[str, Any]:
     return vars(_shelf(method).unpin())
 
 
-@router.delete("/adaptation", summary="Stop the adaptation or segmentation that runs")
-def cancel(user: Annotator, method: str = "") -> dict[str, Any]:
-    """Of one method, or of all. What waits is stopped too; ``DELETE /jobs/{id}`` stops a single one."""
+@router.delete("/adaptation", summary="Stop the caller's own adaptations and segmentations")
+def cancel(user: Annotator, request: Request, method: str = "", client_id: str = "") -> dict[str, Any]:
+    """Of one method, or of all. What waits is stopped too; ``DELETE /jobs/{id}`` stops a single one. The caller is the
+    account where people log in, else ``client_id``, and without one whoever asked without one at the same address.
+    """
     app = the_app()
     methods = [app.require_room(method).method] if method else list(app.rooms)
-    stopped = [app.jobs.cancel(job.id) for name in methods for job in app.jobs.active(model=name)]
-    return {"cancelled": bool(stopped)}
+    mine = [
+        job
+        for name in methods
+        for job in app.jobs.active(model=name)
+        if job.kind in (ADAPT, SEGMENT) and is_mine(job, client_id, request, user)
+    ]
+    for job in mine:
+        with suppress(UnknownJob):  # it has just ended
+            app.jobs.cancel(job.id)
+    return {"cancelled": bool(mine)}
 
 
 @router.delete("/{name}", summary="Remove a head")

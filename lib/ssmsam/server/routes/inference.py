@@ -13,6 +13,7 @@ from fastapi.background import BackgroundTasks
 from fastapi.responses import Response
 from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.endpoints.infer import ResultType, send_response
+from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
 
 import ssmsam
@@ -22,6 +23,7 @@ from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 from ssmsam.server.images import Source
+from ssmsam.server.prompted import LOGIN
 from ssmsam.server.routes.common import (
     DETAIL_HEADER,
     LABELS_HEADER,
@@ -34,6 +36,7 @@ from ssmsam.server.routes.common import (
     reader,
     received,
     the_app,
+    watched,
 )
 
 logger = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ router = APIRouter(tags=["Infer"])
 
 
 @router.post("/infer/{model}", summary="Run inference")
-def infer(
+async def infer(
     background_tasks: BackgroundTasks,
     request: Request,
     user: AnyUser,
@@ -57,15 +60,37 @@ def infer(
     """Segment an image of the datastore (``image``), of a session (``session_id``) or of this request (``file``).
 
     ``params`` is a JSON object with prompts and options; ``label`` may hold a mask, such as scribbles. ``output``
-    chooses the answer: ``image`` (the mask file), ``json`` (its details), ``dicom_seg``, or both as multipart.
+    chooses the answer: ``image`` (the mask file), ``json`` (its details), ``dicom_seg``, or both as multipart. The
+    work ends when the client hangs up, except that of commands such as ``finish_volume``.
     """
+
+    def work() -> Any:
+        return _infer(background_tasks, request, user, scratch, model, image, session_id, params, file, label, output)
+
+    return await watched(request, work)
+
+
+def _infer(
+    background_tasks: BackgroundTasks,
+    request: Request,
+    user: User,
+    scratch: Path,
+    model: str,
+    image: str,
+    session_id: str,
+    params: str,
+    file: UploadFile | None,
+    label: UploadFile | None,
+    output: ResultType | None,
+) -> Any:
     app = the_app()
     options = json_object(params, name="params")
     app.require_options(options, app.require_model(model))
     if output == ResultType.dicom_seg:
         _require_dicom_store()
     source = _source(image, session_id, file, scratch)
-    asked = {**options, "model": model, "image": source, "client_id": reader(options.get("client_id"), request)}
+    client = reader(options.get("client_id"), request)
+    asked = {**options, "model": model, "image": source, "client_id": client, LOGIN: user.username}
     if label:
         asked["label_file"] = str(_label_file(label, source, scratch))
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)

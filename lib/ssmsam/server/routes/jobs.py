@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
-from ssmsam.server.background import EMBED
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.queue import trainings
-from ssmsam.server.routes.common import Annotator, AnyUser, the_app
+from ssmsam.server.errors import NotKnown, NotYours
+from ssmsam.server.routes.common import Annotator, AnyUser, may_stop, the_app
+from ssmsam.service.jobs import Job, State, UnknownJob
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
 
+class JobModel(BaseModel):
+    """One piece of long work."""
+
+    id: str
+    kind: str = Field(description="segment, adapt, embed, store, train, batch_infer or scoring")
+    title: str = Field(description="What it does, for people")
+    owner: str = Field(description="The client that asked for it; empty where nobody did")
+    image: str = Field(description="The image that it is about; empty for several or none")
+    model: str
+    phase: str = Field(description="What it does now, a word; done, total and eta_s are about this phase")
+    done: int
+    total: int
+    eta_s: float | None = Field(description="Seconds that the phase will still take, where that is known")
+    state: State
+    detail: str = Field(description="What came of it, or what went wrong")
+
+    @classmethod
+    def of(cls, job: Job) -> JobModel:
+        return cls(**job.as_json())
+
+
+class JobList(BaseModel):
+    """What runs, what waits in its order, and what ended lately, the newest first."""
+
+    jobs: list[JobModel]
+
+
 @router.get("", summary="What runs, what waits, and what ended lately; trainings too")
 @router.get("/", include_in_schema=False)
-def jobs(user: AnyUser) -> dict[str, Any]:
-    return {"jobs": _listed()}
+def jobs(user: AnyUser) -> JobList:
+    return JobList(jobs=[JobModel.of(job) for job in the_app().jobs.listed()])
 
 
 @router.get("/{name}", summary="One job: its phase, how much of it is done, and the seconds that it will still take")
-def one(user: AnyUser, name: str) -> dict[str, Any]:
-    return _known(name)
+def one(user: AnyUser, name: str) -> JobModel:
+    return JobModel.of(_known(name))
 
 
 @router.delete("/{name}", summary="Stop a job, and no other; one that ended stays as it is")
-def stop(user: Annotator, name: str) -> dict[str, Any]:
+def stop(user: Annotator, name: str) -> JobModel:
+    """Where people log in, the account that started a job and administrators may stop it. Without logins the server
+    believes whoever asks, as MONAI Label does."""
     job = _known(name)
-    if job["kind"] == "train":
-        raise InvalidRequest("this is a training: DELETE /train/ stops it, and those that wait")
-    app = the_app()
-    return app.background.cancel(name) if job["kind"] == EMBED else app.jobs.cancel(name).as_json()
+    if not may_stop(job, user):
+        whose = job.owner or "nobody in particular"
+        raise NotYours(f"the job {job.title!r} belongs to {whose}: ask them, or an administrator, to stop it")
+    try:
+        return JobModel.of(the_app().jobs.cancel(job.id))
+    except UnknownJob:  # it has just ended and was forgotten
+        return JobModel.of(job)
 
 
-def _listed() -> list[dict[str, Any]]:
-    app = the_app()
-    found = [*(job.as_json() for job in app.jobs.listed()), *trainings(app.trainers), *app.background.listed()]
-    return sorted(found, key=lambda job: {"running": 0, "queued": 1}.get(job["state"], 2))
-
-
-def _known(name: str) -> dict[str, Any]:
+def _known(name: str) -> Job:
     """Raises NotKnown."""
-    found = {job["id"]: job for job in _listed()}
-    if name not in found:
-        raise NotKnown("job", name, found, step="It may have ended long ago; GET /jobs lists what is known")
-    return found[name]
+    queue = the_app().jobs
+    try:
+        return queue.get(name)
+    except UnknownJob:
+        step = "It may have ended long ago; GET /jobs lists what is known"
+        raise NotKnown("job", name, [job.id for job in queue.listed()], step=step) from None

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
-from monailabel.endpoints import batch_infer as stock_batch
-from monailabel.endpoints import scoring as stock_scoring
-from monailabel.endpoints import train as stock_train
+from fastapi import APIRouter, HTTPException, Request
+from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 
 from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import safe_name
-from ssmsam.server.queue import drop_queued
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, CheckedJson, note_opened, reader, the_app
+from ssmsam.server.prompted import LOGIN
+from ssmsam.server.queue import BATCH, SCORE, TRAIN, ProcessJob, stop, submit
+from ssmsam.server.routes.common import (
+    Admin,
+    Annotator,
+    AnyUser,
+    CheckedJson,
+    asker,
+    note_opened,
+    reader,
+    the_app,
+    watched,
+)
 from ssmsam.server.strategies import note_offer
 from ssmsam.server.training import Training
+from ssmsam.service.jobs import Job
 
 router = APIRouter(route_class=CheckedJson)
 
@@ -27,8 +37,14 @@ def info(user: AnyUser) -> dict[str, Any]:
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image and slices to annotate")
-def next_sample(user: AnyUser, strategy: str, request: Request, params: dict[str, Any] | None = None) -> dict[str, Any]:
+async def next_sample(
+    user: AnyUser, strategy: str, request: Request, params: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Without an ``id`` in the answer nothing is left, and ``message`` says so."""
+    return await watched(request, lambda: _next_sample(user, strategy, request, params))
+
+
+def _next_sample(user: User, strategy: str, request: Request, params: dict[str, Any] | None) -> dict[str, Any]:
     app, asked = the_app(), dict(params or {})
     app.require_strategy(strategy)
     require_keys(asked, SAMPLE, where="the request")
@@ -49,12 +65,27 @@ def next_sample(user: AnyUser, strategy: str, request: Request, params: dict[str
 
 
 @router.post("/batch/infer/{model}", tags=["Infer"], summary="Run a model on many images")
-def batch_infer(
+async def batch_infer(
     user: Admin,
+    request: Request,
     model: str,
     images: BatchInferImageType | None = BatchInferImageType.IMAGES_ALL,
     params: dict[str, Any] | None = None,
     run_sync: bool = False,
+) -> Any:
+    """In a process of its own, which is a job: ``GET /jobs/{id}`` with the ``id`` of the answer says how many images
+    are done, and ``DELETE`` ends it. With ``run_sync`` the answer comes when all is done, and who hangs up ends it.
+    """
+    return await watched(request, lambda: _batch_infer(user, request, model, images, params, run_sync))
+
+
+def _batch_infer(
+    user: User,
+    request: Request,
+    model: str,
+    images: BatchInferImageType | None,
+    params: dict[str, Any] | None,
+    run_sync: bool,
 ) -> Any:
     app = the_app()
     app.require_options({} if params is None else params, app.require_model(model))
@@ -65,41 +96,112 @@ def batch_infer(
         options["images"] = [app.images.require(str(image)) for image in options["images"]]
     if "label_tag" in options:
         safe_name(str(options["label_tag"]), what="a label tag")
-    return stock_batch.run(model, images, options, run_sync)
+    wanted = {"model": model, "images": images or BatchInferImageType.IMAGES_ALL, **options}
+    return _run(BATCH, wanted, request, user, run_sync=run_sync)
+
+
+@router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch inference, and those that wait")
+def stop_batch(user: Admin) -> Any:
+    """The stopped task, the running one if any."""
+    stopped = stop(the_app().jobs, BATCH)
+    return stopped[0] if stopped else None
 
 
 @router.post("/train/{model}", tags=["Train"], summary="Train a model")
-def train(
-    user: Admin, model: str, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
+async def train(
+    user: Admin,
+    request: Request,
+    model: str,
+    params: dict[str, Any] | None = None,
+    run_sync: bool = False,
+    enqueue: bool = False,
+) -> Any:
+    """In a process of its own, which is a job as batches are; ``enqueue`` lets it wait for the one that runs."""
+    return await watched(request, lambda: _train(user, request, model, params, run_sync, enqueue))
+
+
+def _train(
+    user: User, request: Request, model: str, params: dict[str, Any] | None, run_sync: bool, enqueue: bool
 ) -> Any:
     task = the_app().require_trainer(model)
     require_keys(params or {}, [*CLIENT, *STOCK, *task.config()], where="the request")
     if isinstance(task, Training):
         task.require(params or {})  # its process could only end with an error that nobody reads
-    return stock_train.run_model(model, params, run_sync, enqueue)
+    return _run(TRAIN, {"model": model, **(params or {})}, request, user, run_sync=run_sync, enqueue=enqueue)
 
 
 @router.post("/train/", tags=["Train"], summary="Train all models, one after the other", deprecated=True)
-def train_all(user: Admin, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
+async def train_all(user: Admin, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
     """``params`` holds the options of each trainer under its name."""
+    return await watched(request, lambda: _train_all(user, request, params or {}, run_sync))
+
+
+def _train_all(user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
     trainers = the_app().trainers
-    require_keys(params or {}, [*CLIENT, *trainers], where="the request")
+    require_keys(params, [*CLIENT, *trainers], where="the request")
     for name, task in trainers.items():
-        require_keys((params or {}).get(name) or {}, [*CLIENT, *STOCK, *task.config()], where=name)
-    return stock_train.run(params, run_sync)
+        require_keys(params.get(name) or {}, [*CLIENT, *STOCK, *task.config()], where=name)
+    common = {name: value for name, value in params.items() if name in CLIENT}
+    wanted = {name: {"model": name, **common, **(params.get(name) or {})} for name in trainers}
+    return {
+        name: {"result": _run(TRAIN, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        for name, one in wanted.items()
+    }
 
 
 @router.delete("/train/", tags=["Train"], summary="Stop training, and what waits to be trained")
 def stop_training(user: Admin) -> Any:
     """The stopped task, the running one if any; ``queued`` says how many were taken from the queue."""
-    queued = drop_queued("train")
-    stopped = stock_train.stop()
-    return {**stopped, "queued": len(queued)} if stopped else (queued[0] if queued else None)
+    stopped = stop(the_app().jobs, TRAIN)
+    ran = [task for task in stopped if "details" in task]
+    return {**stopped[0], "queued": len(stopped) - 1} if ran else (stopped[0] if stopped else None)
 
 
 @router.post("/scoring/{method}", tags=["Scoring"], summary="Score labels")
-def score(user: Annotator, method: str, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
+async def score(
+    user: Annotator, request: Request, method: str, params: dict[str, Any] | None = None, run_sync: bool = False
+) -> Any:
+    return await watched(request, lambda: _score(user, request, method, params, run_sync))
+
+
+def _score(user: User, request: Request, method: str, params: dict[str, Any] | None, run_sync: bool) -> Any:
     known = the_app().info()["scoring"]
     if method not in known:
         raise NotKnown("scoring method", method, known)
-    return stock_scoring.run_method(method, params, run_sync)
+    return _run(SCORE, {"method": method, **(params or {})}, request, user, run_sync=run_sync)
+
+
+def _run(
+    kind: str, wanted: dict[str, Any], request: Request, user: User, *, run_sync: bool = False, enqueue: bool = False
+) -> Any:
+    """Work that MONAI Label does in a process of its own, or with ``run_sync`` here; its task, or what came of it.
+
+    As in MONAI Label one that runs already is 429, unless it is to be queued.
+    """
+    app = the_app()
+    if app.jobs.active(kind) and not enqueue:
+        raise HTTPException(429, f"a task of this kind ({kind}) is already running: wait for it, or see GET /jobs")
+    mine = asker(wanted.get("client_id"), request, user)
+    if run_sync:
+        here = {TRAIN: app.train, BATCH: app.batch_infer, SCORE: app.scoring}[kind]
+        job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, **mine)
+        with app.jobs.running(job):
+            return here({**wanted, LOGIN: user.username})
+    trainer = app.trainers.get(str(wanted.get("model"))) if kind == TRAIN else None
+    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, **mine))
+
+
+@router.post("/scoring/", tags=["Scoring"], summary="Score labels by all methods", deprecated=True)
+async def score_all(
+    user: Annotator, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
+) -> Any:
+    """``params`` holds the options of each method under its name."""
+    return await watched(request, lambda: _score_all(user, request, params or {}, run_sync))
+
+
+def _score_all(user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
+    wanted = {name: {"method": name, **(params.get(name) or {})} for name in the_app().info()["scoring"]}
+    return {
+        name: {"result": _run(SCORE, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        for name, one in wanted.items()
+    }
