@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from pocket_room import annotate, make_room
 from safetensors.torch import save_file
 
+from ssmsam.cache import Cache
 from ssmsam.fewshot.head import Head
 from ssmsam.fewshot.method import FewShotConfig, segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
@@ -95,7 +95,7 @@ def same_masks(room: FewShotRoom, one: Head, other: Head) -> bool:
 
 def forgetful(room: FewShotRoom) -> FewShotRoom:
     """The same room after a restart."""
-    return replace(room, _read=OrderedDict())
+    return replace(room, _read=Cache(2))
 
 
 def test_a_lost_support_cache_is_made_again_of_the_annotations(room: FewShotRoom) -> None:

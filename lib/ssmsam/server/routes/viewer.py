@@ -36,10 +36,10 @@ def page(user: AnyUser, request: Request, path: str) -> Response:
         return FileResponse(file, media_type=get_mime_type(str(file)))
     if path != "index.html" and "." in path.rpartition("/")[2]:
         raise NotKnown("file of OHIF", path)
-    datastore = the_app().datastore()
-    if not isinstance(datastore, DicomWebArchive):
-        return HTMLResponse(no_archive_page(str(request.base_url)))
-    answer = HTMLResponse(index_with_script(FILES / "index.html", prefix))
+    if isinstance(the_app().datastore(), DicomWebArchive):
+        answer = HTMLResponse(index_with_script(FILES / "index.html", prefix))
+    else:
+        answer = HTMLResponse(no_archive_page(str(request.base_url)))
     server = quote(str(request.base_url), safe="")
     answer.headers["Set-Cookie"] = f"{SERVER_COOKIE}={server}; Path={prefix}/ohif; SameSite=Lax"
     answer.headers["Cache-Control"] = "no-cache"
