@@ -52,7 +52,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--download", choices=downloadable, help="fetch these weights and check them")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
     parser.add_argument("--port", type=int, default=8000, help="the port meant for the server")
-    parser.add_argument("--studies", default="", metavar="URL", help="a DICOMweb store to look into")
+    parser.add_argument("--studies", default="", metavar="URL or DIR", help="a DICOMweb store or a folder to look into")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
     return parser.parse_args(arguments)
 

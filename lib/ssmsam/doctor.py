@@ -20,6 +20,8 @@ from ssmsam.encoders.manifest import entry, manifest
 from ssmsam.encoders.registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
 from ssmsam.encoders.store import default_root
 from ssmsam.encoders.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, find_weights
+from ssmsam.imaging.dicom_file import looks_like_dicom
+from ssmsam.imaging.reading import UnreadableVolume, read_volume
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
@@ -48,7 +50,7 @@ class Place:
     server_port: int = 8000
     orthanc_port: int = 8042
     studies: str = ""
-    """The address of a DICOMweb store; empty looks for a local Orthanc."""
+    """The address of a DICOMweb store, or a folder; empty looks for a local Orthanc."""
 
 
 def examine(place: Place) -> Iterator[Finding]:
@@ -64,7 +66,10 @@ def examine(place: Place) -> Iterator[Finding]:
     yield port(place.server_port, "the server", "PORT=8001 make serve")
     yield from programs()
     yield port(place.orthanc_port, "Orthanc", "use the one that runs, or stop it", used_is_fine=True)
-    yield from dicom_store(place)
+    if place.studies and "://" not in place.studies:
+        yield from studies_folder(Path(place.studies))
+    else:
+        yield from dicom_store(place)
 
 
 def python() -> Finding:
@@ -245,6 +250,30 @@ def dicom_store(place: Place) -> Iterator[Finding]:
         yield Finding("DICOM store", WARN, text, "send CT or MR series to it; others with --conf modalities")
     else:
         yield Finding("DICOM store", OK, text)
+
+
+def studies_folder(folder: Path) -> Iterator[Finding]:
+    """Every image of a folder of studies, read as the server will read it: what it would set aside, and why."""
+    from ssmsam.server.identifiers import VOLUME_SUFFIXES
+
+    if not folder.is_dir():
+        yield Finding("studies", FAIL, f"there is no folder {folder}", "look at the path that --studies is to have")
+        return
+    read = 0
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(VOLUME_SUFFIXES)):
+            continue
+        if path.is_dir() and not any(file.is_file() and looks_like_dicom(file) for file in path.rglob("*")):
+            continue
+        try:
+            read_volume(path)
+            read += 1
+        except (UnreadableVolume, OSError) as error:
+            yield Finding(f"image {path.name}", WARN, str(error), "the server sets it aside; the others can be used")
+    level = OK if read else WARN
+    yield Finding(
+        "studies", level, f"{folder}: {read} images can be read", "" if read else "put images into the folder"
+    )
 
 
 def programs() -> Iterator[Finding]:

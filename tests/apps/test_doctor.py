@@ -4,12 +4,15 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssmsam import doctor
-from ssmsam.doctor import FAIL, OK, WARN, Place, examine
+from ssmsam.doctor import FAIL, OK, WARN, Place, examine, studies_folder
 from ssmsam.encoders.manifest import entry
 from ssmsam.evaluation.live_server import free_port
+from ssmsam.imaging.volume import Volume
+from ssmsam.imaging.writing import write_volume
 from ssmsam.server.orthanc import INSTALL, is_installed, running_orthanc
 
 ROOT = Path(__file__).parents[2]
@@ -135,3 +138,17 @@ def test_what_a_dicom_store_holds_is_reported(tmp_path):
         (filled,) = doctor.dicom_store(place)
         assert filled.level == OK
         assert "1 studies with 1 CT, 0 MR and 0 SEG series" in filled.text
+
+
+def test_a_folder_of_studies_is_read_as_the_server_would(tmp_path: Path) -> None:
+    write_volume(Volume(np.zeros((3, 8, 8), np.int16), np.eye(4)), tmp_path / "good.nii.gz")
+    (tmp_path / "bad.nii.gz").write_bytes((tmp_path / "good.nii.gz").read_bytes()[:40])
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "._good.nii.gz").write_bytes(b"junk")
+    before = sorted(tmp_path.rglob("*"))
+    found = {finding.subject: finding for finding in studies_folder(tmp_path)}
+    assert set(found) == {"image bad.nii.gz", "studies"}
+    assert found["image bad.nii.gz"].level == WARN and "bad.nii.gz" in found["image bad.nii.gz"].text
+    assert found["studies"].level == OK and "1 images" in found["studies"].text
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [finding.level for finding in studies_folder(tmp_path / "nowhere")] == [FAIL]
