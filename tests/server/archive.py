@@ -21,12 +21,17 @@ SERIES_TAGS = ("Modality", "PatientID", "StudyDate", "StudyTime", "StudyInstance
 class Archive:
     """Holds DICOM files in memory. ``status`` answers everything with that status, ``withheld`` images do not come.
 
-    ``login`` is the Authorization header that it wants. ``page`` limits how many series one answer lists.
+    ``login`` is the Authorization header that it wants. ``page`` limits how many series one answer lists. ``nothing``
+    is the status where nothing matches; without ``relational`` only the series of one study are listed; without
+    ``wildcard`` transfer-syntax=* is 406; ``count_off`` falsifies how many images a series is said to have; of the
+    ``broken`` series (UID -> status) nothing comes; ``multipart`` is "preamble" or "lf" for odd ways to write answers.
     """
 
     def __init__(self, port: int = 0) -> None:
         self.files: list[bytes] = []
         self.status, self.withheld, self.login, self.page, self.silent_s = 200, 0, "", 1000, 0.0
+        self.nothing, self.relational, self.wildcard, self.count_off, self.multipart = 200, True, True, 0, ""
+        self.broken: dict[str, int] = {}
         self.asked: list[str] = []
         handler = type("Handler", (_Handler,), {"archive": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -58,7 +63,7 @@ class Archive:
             answer = pydicom.Dataset()
             for key in SERIES_TAGS:
                 setattr(answer, key, str(members[0].get(key, "")))
-            answer.NumberOfSeriesRelatedInstances = len(members)
+            answer.NumberOfSeriesRelatedInstances = len(members) + self.count_off
             found.append(json.loads(answer.to_json()))
         first = int(query.get("offset", ["0"])[0])
         return found[first : first + self.page]
@@ -72,10 +77,29 @@ class _Handler(BaseHTTPRequestHandler):
             return
         address = urlsplit(self.path)
         parts = address.path.removeprefix(ROOT).strip("/").split("/")
+        query = parse_qs(address.query)
         if parts == ["series"]:
-            self._json(self.archive.series(parse_qs(address.query)))
+            if self.archive.relational:
+                self._list(self.archive.series(query))
+            else:
+                self._answer(b"relational queries are not supported", "text/plain", 400)
+            return
+        if parts == ["studies"]:
+            uids = sorted({str(header.StudyInstanceUID) for header in self.archive.headers()})
+            self._list(
+                [{"0020000D": {"vr": "UI", "Value": [uid]}} for uid in uids[int(query.get("offset", ["0"])[0]) :]]
+            )
+            return
+        if len(parts) == 3:
+            self._list([one for one in self.archive.series(query) if one["0020000D"]["Value"] == [parts[1]]])
             return
         wanted = parts[3]
+        if wanted in self.archive.broken:
+            self._answer(b"cannot be read", "text/plain", self.archive.broken[wanted])
+            return
+        if not self.archive.wildcard and "transfer-syntax=*" in self.headers.get("Accept", "").replace('"', ""):
+            self._answer(b"no wildcard", "text/plain", 406)
+            return
         chosen = [
             file
             for file, header in zip(self.archive.files, self.archive.headers(), strict=True)
@@ -85,9 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers = [pydicom.dcmread(DicomBytesIO(file), stop_before_pixels=True) for file in chosen]
             self._json([json.loads(header.to_json()) for header in headers])
             return
-        head = b"--piece\r\nContent-Type: application/dicom\r\n\r\n"
+        line = b"\n" if self.archive.multipart == "lf" else b"\r\n"
+        head = line.join([b"--piece", b"Content-Type: application/dicom", b"", b""])
         sent = chosen[: len(chosen) - self.archive.withheld]
-        body = b"".join([*(head + file + b"\r\n" for file in sent), b"--piece--\r\n"])
+        body = b"".join([*(head + file + line for file in sent), b"--piece--" + line])
+        body = b"a remark in front" + line + body if self.archive.multipart == "preamble" else body
         self._answer(body, 'multipart/related; type="application/dicom"; boundary=piece')
 
     def do_POST(self) -> None:
@@ -123,6 +149,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(pieces)
+
+    def _list(self, found: list[Any]) -> None:
+        if found or self.archive.nothing == 200:
+            self._json(found)
+        else:
+            self._answer(b"", "text/plain", self.archive.nothing)
 
     def _json(self, value: Any) -> None:
         self._answer(json.dumps(value).encode(), "application/dicom+json")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import requests
 from archive import Archive
 from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
@@ -545,3 +546,86 @@ def test_a_submission_has_to_name_its_labels(
     assert not studies.annotations(uid).slices
     studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"params": {"label_names": {"liver": 1, "a": 2}}})
     assert [item.SegmentLabel for item in archive.headers()[-1].SegmentSequence] == ["a", "liver"]
+
+
+@pytest.mark.parametrize(
+    "habits",
+    [
+        {"nothing": 404},
+        {"nothing": 204},
+        {"relational": False},
+        {"relational": False, "nothing": 404},
+        {"wildcard": False},
+        {"multipart": "preamble"},
+        {"multipart": "lf"},
+        {"count_off": -1},
+        {"count_off": 1},
+    ],
+    ids=str,
+)
+def test_archives_have_habits_of_their_own(
+    habits: dict[str, Any], archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    for name, value in habits.items():
+        setattr(archive, name, value)
+    studies = open_studies()
+    assert studies.list_images() == [uid] and studies.get_labeled_images() == []
+    for _ in range(3):
+        assert read_volume(studies.get_image_uri(uid)).shape == SHAPE
+    fetched = [asked for asked in archive.asked if asked.endswith(uid)]
+    assert len(fetched) == (2 if habits == {"wildcard": False} else 1)
+
+
+def test_an_address_that_is_no_store_is_said(archive: Archive) -> None:
+    archive.status = 404
+    with pytest.raises(StoreRefused, match="DICOMweb root"):
+        DicomStore(StoreAccess(url=archive.url, retries=0)).series({"Modality": "CT"})
+
+
+def test_studies_of_an_archive_without_relational_queries_are_not_asked_for_every_time(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    images = {add(1), add(2, modality="MR")}
+    archive.relational = False
+    studies = open_studies()
+    assert set(studies.list_images()) == images
+    before = len([asked for asked in archive.asked if "/series?" in asked or asked.endswith("/series")])
+    assert set(studies.list_images()) == images
+    assert len([asked for asked in archive.asked if "/series?" in asked or asked.endswith("/series")]) == before
+
+
+@pytest.mark.parametrize(("status", "error"), [(404, StoreRefused), (500, StoreUnavailable)])
+def test_a_series_that_cannot_be_had_says_so_and_hides_no_other(
+    status: int, error: type[Exception], archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    gone, fine = add(1), add(2)
+    archive.broken = {gone: status}
+    studies = open_studies()
+    with pytest.raises(error, match=gone):
+        studies.get_image_uri(gone)
+    assert set(studies.list_images()) == {gone, fine}
+    assert read_volume(studies.get_image_uri(fine)).shape == SHAPE
+
+
+@pytest.mark.parametrize("status", [404, 500, 403])
+def test_a_seg_whose_header_cannot_be_had_hides_no_other(
+    status: int, archive: Archive, open_studies: Open, add: Callable[..., str], plant: Callable[..., str]
+) -> None:
+    uid = add(1)
+    plant((1, "liver", LIVER))
+    seg = str(archive.headers()[-1].SeriesInstanceUID)
+    archive.broken = {seg: status}
+    studies = open_studies()
+    assert studies.get_unlabeled_images() == [uid]
+    archive.broken = {}
+    assert studies.get_unlabeled_images() == [uid]  # it is left alone for a while
+
+
+def test_a_certificate_that_is_not_trusted_is_said(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise requests.exceptions.SSLError("certificate verify failed: self-signed certificate")
+
+    monkeypatch.setattr(requests.Session, "request", refused)
+    with pytest.raises(StoreUnavailable, match="REQUESTS_CA_BUNDLE"):
+        DicomStore(StoreAccess(url=archive.url, retries=0)).series({"Modality": "CT"})
