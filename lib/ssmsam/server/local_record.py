@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -218,15 +218,21 @@ class SoundRecord(LocalDatastore):
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         """Those whose names are text: others could not be written into a record that can be read again."""
-        files: dict[str, str] = super()._list_files(path, patterns)
-        for name in [name for name in files if not _is_text(name)]:
-            del files[name]
+        return self._named_in_text(path, super()._list_files(path, patterns))
+
+    def _named_in_text(self, path: str, files: Iterable[str]) -> dict[str, str]:
+        """Those of the files of a folder whose names are text, and a notice for each of the others."""
+        found = {}
+        for name in files:
+            if _is_text(name):
+                found[name] = name
+                continue
             shown = name.encode(errors="surrogateescape").decode(errors="replace")
             told = f"{shown!r} is left out: its name is not UTF-8; rename it"
             if told not in self.notices:
                 logger.warning("%s: %s", path, told)
                 self.notices.append(told)
-        return files
+        return found
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -103,7 +103,7 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
             whole = {name for name, image in self._datastore.objects.items() if not image.image.ext}
             files = [name for name in [*files, *self._series_in(Path(path))] if name not in whole]
-        return {name: name for name in files}
+        return self._named_in_text(path, files)
 
     def _add_non_existing_images(self) -> int:
         """Of files that differ in their suffix only, one has the plain name as its id, the others the whole name."""
