@@ -22,7 +22,14 @@ from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Volume
 from ssmsam.imaging.writing import write_volume
 from ssmsam.server import dicom_catalogue, series_cache
-from ssmsam.server.dicom_store import DicomStore, StoreAccess, StoreRefused, StoreUnavailable
+from ssmsam.server.dicom_store import (
+    DicomStore,
+    SeriesRefused,
+    SeriesUnavailable,
+    StoreAccess,
+    StoreRefused,
+    StoreUnavailable,
+)
 from ssmsam.server.dicomweb import UNSENT, DicomWebArchive, DicomWebStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown
 
@@ -595,7 +602,7 @@ def test_studies_of_an_archive_without_relational_queries_are_not_asked_for_ever
     assert len([asked for asked in archive.asked if "/series?" in asked or asked.endswith("/series")]) == before
 
 
-@pytest.mark.parametrize(("status", "error"), [(404, StoreRefused), (500, StoreUnavailable)])
+@pytest.mark.parametrize(("status", "error"), [(404, SeriesRefused), (500, SeriesUnavailable)])
 def test_a_series_that_cannot_be_had_says_so_and_hides_no_other(
     status: int, error: type[Exception], archive: Archive, open_studies: Open, add: Callable[..., str]
 ) -> None:

@@ -57,12 +57,20 @@ WRITER = "ssmsam"
 """The manufacturer that :func:`ssmsam.imaging.dicom_seg.write_seg` states."""
 
 
-class StoreUnavailable(ConnectionError):
+class StoreUnavailable(RuntimeError):
     """The DICOMweb store does not answer, or not with everything. It is worth trying again."""
 
 
 class StoreRefused(RuntimeError):
     """The DICOMweb store answers, but not with what was asked for. Trying again changes nothing."""
+
+
+class SeriesUnavailable(StoreUnavailable):
+    """The store works, and one series does not come out of it. It is worth trying again."""
+
+
+class SeriesRefused(StoreRefused):
+    """The store lists a series and does not send it, or sends something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,16 +205,16 @@ class DicomStore:
         with self._errors(f"of series {series.series_uid}"):
             for header in self._files(series):
                 if str(header.get("SeriesInstanceUID")) != series.series_uid:
-                    raise StoreRefused(f"{self.access.shown} sent files of another series than {series.series_uid}")
+                    raise SeriesRefused(f"{self.access.shown} sent files of another series than {series.series_uid}")
                 seen.add(str(header.SOPInstanceUID))
                 header.save_as(folder / f"{len(seen):05d}.dcm")
         if len(seen) < max(1, series.instances) and len(seen) < (expected := self._count(series)):
-            raise StoreUnavailable(
+            raise SeriesUnavailable(
                 f"{self.access.shown} sent {len(seen)} of the {expected} images of series {series.series_uid}. "
                 "Try again in a moment; if that does not help, send the series to the store again."
             )
         if not seen:
-            raise StoreRefused(
+            raise SeriesRefused(
                 f"{self.access.shown} lists series {series.series_uid} and sends no image of it: "
                 "send the series to the store again."
             )
@@ -348,11 +356,21 @@ class DicomStore:
                 "set REQUESTS_CA_BUNDLE=/path/to/your-authority.pem and start again."
             ) from error
         except requests.RequestException as error:
+            if what and not isinstance(error, requests.ConnectionError):  # it was reached, and fell silent
+                raise SeriesUnavailable(
+                    f"the DICOMweb store {self.access.shown} did not send the files {what} to their end "
+                    f"({type(error).__name__}). Try again in a moment."
+                ) from error
             raise StoreUnavailable(
                 f"the DICOMweb store {self.access.shown} cannot be reached ({type(error).__name__}). "
                 "Check that it runs and that the address is right; nothing is lost, try again then."
             ) from error
         except (ValueError, KeyError, AttributeError, TypeError, pydicom.errors.InvalidDicomError) as error:
+            if what:
+                raise SeriesRefused(
+                    f"the DICOMweb store {self.access.shown} sent something for the files {what} that is not DICOMweb "
+                    f"({type(error).__name__}). Send the series to the store again."
+                ) from error
             raise StoreRefused(
                 f"the DICOMweb store {self.access.shown} sent an answer that is not DICOMweb ({type(error).__name__}). "
                 "Give the address of its DICOMweb root, such as http://127.0.0.1:8042/dicom-web."
@@ -365,12 +383,11 @@ class DicomStore:
                 "MONAI_LABEL_DICOMWEB_USERNAME and _PASSWORD, or SSMSAM_DICOMWEB_TOKEN, and start again."
             )
         if status in (408, 429) or status >= 500:
+            kind = SeriesUnavailable if what and status != 429 else StoreUnavailable
             asked = f" when it was asked for the files {what}" if what else ""
-            return StoreUnavailable(
-                f"the DICOMweb store {self.access.shown} failed ({status}){asked}. Try again in a moment."
-            )
+            return kind(f"the DICOMweb store {self.access.shown} failed ({status}){asked}. Try again in a moment.")
         if what and status in NOT_SO:
-            return StoreRefused(
+            return SeriesRefused(
                 f"the DICOMweb store {self.access.shown} does not send the files {what}, which it lists ({status}): "
                 "they are gone or offline. Send the series to the store again."
             )

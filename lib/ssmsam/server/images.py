@@ -22,7 +22,7 @@ from ssmsam.encoders.manifest import sha256_of
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.reading import UnreadableVolume, read_volume
 from ssmsam.imaging.volume import Volume
-from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
+from ssmsam.server.dicom_store import SeriesRefused, SeriesUnavailable
 from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_session_id
@@ -30,8 +30,9 @@ from ssmsam.service.set_aside import SetAside
 
 logger = logging.getLogger(__name__)
 
-UNUSABLE = (NotKnown, UnreadableVolume, CorruptAnnotations, StoreRefused, StoreUnavailable, OSError)
-"""What is raised when one image cannot be used. It says nothing of the others: who works on many images goes on."""
+UNUSABLE = (NotKnown, UnreadableVolume, CorruptAnnotations, SeriesRefused, SeriesUnavailable, OSError)
+"""What is raised when one image cannot be used. It says nothing of the others: who works on many images goes on. An
+archive that is down is another matter."""
 _OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of the system that say nothing of an image: what is kept beside it could not be written."""
 
@@ -158,7 +159,7 @@ class Images:
     @staticmethod
     def _told(error: Exception, image_id: str) -> str:
         """What people are told: a message of the system would hold paths."""
-        if isinstance(error, OSError) and not isinstance(error, StoreUnavailable):
+        if isinstance(error, OSError):
             why = error.strerror or type(error).__name__
             return f"{image_id}: its file cannot be read ({why}): the server's account needs the right to read it."
         if isinstance(error, CorruptAnnotations):
