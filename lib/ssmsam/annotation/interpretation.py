@@ -34,6 +34,11 @@ class Submission:
         """The numbers that occur in the mask."""
         return frozenset[float]().union(*(_values_of(part) for part in self.mask.array))
 
+    @property
+    def odd_value(self) -> float | None:
+        """A value that no voxel of a label map has, if there is one: a fraction, or below 0."""
+        return next((value for value in sorted(self.values) if not float(value).is_integer() or value < 0), None)
+
     def mask_of(self, value: int | None) -> np.ndarray:
         """Where the mask has a value, (slices, rows, columns) bool."""
         array = self.mask.array
@@ -271,8 +276,7 @@ def _read_values(submission: Submission, context: Context) -> dict[str, int]:
             f"the mask (shape {mask.shape}) is not on the image's grid (shape {context.grid.shape}): "
             "export it with the image as the reference geometry"
         )
-    broken = next((value for value in submission.values if not float(value).is_integer() or value < 0), None)
-    if broken is not None:
+    if (broken := submission.odd_value) is not None:
         raise InvalidSubmission(
             f"the mask has voxels of value {broken:.6g}, but a label's voxels hold a whole number from 1, others 0: "
             "export it as a label map, not as an image, a probability or a signed distance"

@@ -13,10 +13,10 @@ from filelock import FileLock
 
 from ssmsam.annotation.files import CorruptAnnotations, UnknownSchema, read_json, read_masks, write_json, write_masks
 from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict
-from ssmsam.annotation.recovery import put_aside
 from ssmsam.annotation.serialisation import SCHEMA, one_error
 from ssmsam.annotation.store import image_folder
 from ssmsam.annotation.truth import PackedMask
+from ssmsam.imaging.writing import put_aside
 
 logger = logging.getLogger(__name__)
 

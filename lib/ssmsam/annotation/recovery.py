@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,12 @@ from ssmsam.annotation.annotations import Annotations, Revision
 from ssmsam.annotation.files import CorruptAnnotations, write_json
 from ssmsam.annotation.serialisation import grid_of, read_index, read_revision, write_index
 from ssmsam.imaging.volume import Grid
+from ssmsam.imaging.writing import put_aside
 
 logger = logging.getLogger(__name__)
 
 INDEX = "annotations.json"
 LOST = "lost"
-DAMAGED = ".damaged-"
-"""What the names of files and folders hold that were put aside."""
-
-
-def put_aside(path: Path) -> str:
-    """Give a damaged file or folder another name beside it, so that it is kept; the new name. Raises OSError."""
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
-    return path.rename(path.with_name(f"{path.name}{DAMAGED}{stamp}")).name
 
 
 def revision_file(folder: Path, number: int) -> Path:

@@ -31,7 +31,7 @@ def whole_label(mask: Volume, grid: Grid, label_info: Any, names: Sequence[str])
     found = sorted(submission.values - {0})
     if not found:
         raise InvalidSubmission("it has no voxel of any label: draw something, or remove the file")
-    odd = next((value for value in found if not float(value).is_integer() or value < 0), None)
+    odd = submission.odd_value
     if odd is not None or len(found) > MOST_LABELS:
         what = f"the value {odd:.6g}" if odd is not None else f"{len(found)} different values"
         raise InvalidSubmission(f"it has {what}, as no label map has: export it as a label map")

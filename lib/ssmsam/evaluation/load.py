@@ -34,7 +34,8 @@ TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class LoadProtocol:
-    """``annotators`` work for ``seconds``; after each action a person looks for ``pause_s`` (from, to) seconds."""
+    """``annotators`` work for ``seconds``; after each action a person looks for ``pause_s`` (from, to) seconds.
+    All three are guesses of a large reading room."""
 
     annotators: int = 20
     seconds: float = 300.0

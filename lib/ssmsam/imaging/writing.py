@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
@@ -17,6 +18,8 @@ from ssmsam.imaging.volume import Volume
 
 WRITING = ".writing-"
 """How the names of files and folders begin that are being written."""
+DAMAGED = ".damaged-"
+"""What the names of files and folders hold that were put aside."""
 
 
 def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> None:
@@ -60,6 +63,12 @@ def private_folder(path: Path) -> Path:
     if path.stat().st_mode & 0o077:
         path.chmod(0o700)
     return path
+
+
+def put_aside(path: Path) -> str:
+    """Give a damaged file or folder another name beside it, so that it is kept; the new name. Raises OSError."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
+    return path.rename(path.with_name(f"{path.name}{DAMAGED}{stamp}")).name
 
 
 @contextmanager

@@ -361,10 +361,9 @@ class ServerApp(MONAILabelApp):
         except Cancelled:
             raise
         except Exception as error:
-            logger.warning("Batch inference of %s failed: %s", request.get("image"), error, exc_info=unforeseen(error))
-            return {
-                "error": str(error) if not unforeseen(error) else f"it failed ({type(error).__name__}): see the log"
-            }
+            hidden = unforeseen(error)
+            logger.warning("Batch inference of %s failed: %s", request.get("image"), error, exc_info=hidden)
+            return {"error": f"it failed ({type(error).__name__}): see the log" if hidden else str(error)}
 
     def with_known_labels(self, request: Mapping[str, Any], image_id: str = "") -> dict[str, Any]:
         """A request with its labels under the names by which they are known, and :data:`AS_SENT`, how it was spelt."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,6 +142,7 @@ class DicomStore:
         self._relational: bool | None = None
         """Whether series can be asked for without naming their study; None until it matters."""
         self._by_study: TTLCache[str, list[dict[str, Any]]] = TTLCache(MOST_STUDIES, STUDY_FRESH_S)
+        self._studies = threading.Lock()
         self._media: tuple[Any, ...] = (AS_STORED, None)
         """What is asked for in turn: some stores know no wildcard, and send what everybody has to read."""
 
@@ -298,10 +300,17 @@ class DicomStore:
 
         for answer in self._paged(studies, "0020000D"):
             study = value_of(answer, "0020000D")
-            if study not in self._by_study:
-                self._by_study[study] = self._paged(self._search_series({}, study), "0020000E")
-            for series in self._by_study[study]:
+            for series in self._series_of(study):
                 yield {"0020000D": {"vr": "UI", "Value": [study]}, **series}
+
+    def _series_of(self, study: str) -> list[dict[str, Any]]:
+        with self._studies:  # what is remembered may grow too old between a look and a look
+            known = self._by_study.get(study)
+        if known is None:
+            known = self._paged(self._search_series({}, study), "0020000E")
+            with self._studies:
+                self._by_study[study] = known
+        return known
 
     def _search_series(self, query: Filters, study: str | None = None) -> Callable[[int], list[dict[str, Any]]]:
         return lambda offset: self.client.search_for_series(

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
@@ -17,7 +16,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from ssmsam.imaging.writing import WRITING, whole_file, write_bytes
+from ssmsam.imaging.writing import WRITING, put_aside, whole_file, write_bytes
 from ssmsam.server.errors import StudiesNotWritable
 
 logger = logging.getLogger(__name__)
@@ -53,12 +52,6 @@ def why_not_writable(folder: Path) -> str:
     except OSError as error:
         return error.strerror or type(error).__name__
     return ""
-
-
-def put_aside(path: Path) -> Path:
-    """Give a damaged file or folder another name beside it, so that it is kept; the new name. Raises OSError."""
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
-    return path.rename(path.with_name(f"{path.name}.damaged-{stamp}"))
 
 
 class _Unwritable(LocalDatastoreModel):
@@ -186,7 +179,7 @@ class SoundRecord(LocalDatastore):
         why = error.strerror if isinstance(error, OSError) else error
         kept = "it stays where it is"
         if self.writable:
-            kept = f"it is kept as {put_aside(path).name}"
+            kept = f"it is kept as {put_aside(path)}"
             if self._config_ts:  # what was read before is known still
                 self._update_datastore_file(lock=False)
         told = f"the record {path.name} is damaged ({why}): {kept}, and a new one is made from the images and labels"

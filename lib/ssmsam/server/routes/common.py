@@ -57,6 +57,11 @@ def the_app() -> ServerApp:
     return cast("ServerApp", app_instance())
 
 
+def path_prefix(request: Request) -> str:
+    """The path under which a proxy shows the server, "" for none."""
+    return str(request.scope.get("root_path") or "").rstrip("/")
+
+
 def reader(client_id: Any, request: Request) -> str:
     """Who a request comes from: its ``client_id``, and where that says nothing, its address. Raises InvalidRequest."""
     if not isinstance(client_id, str | None) or len(client_id or "") > LONGEST_ID:

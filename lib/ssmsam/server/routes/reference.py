@@ -10,6 +10,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
 from ssmsam.server.errors import NotKnown
+from ssmsam.server.routes.common import path_prefix
 
 router = APIRouter(include_in_schema=False)
 
@@ -21,7 +22,7 @@ AT = "/reference-files"
 @router.get("/")
 def swagger(request: Request) -> HTMLResponse:
     """Swagger UI: every call, with a form to try it."""
-    root = _root(request)
+    root = path_prefix(request)
     return get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title="ssmsam: REST calls",
@@ -35,7 +36,7 @@ def swagger(request: Request) -> HTMLResponse:
 @router.get("/docs")
 def redoc(request: Request) -> HTMLResponse:
     """ReDoc: the same calls, to read."""
-    root = _root(request)
+    root = path_prefix(request)
     return get_redoc_html(
         openapi_url=f"{root}/openapi.json",
         title="ssmsam: REST reference",
@@ -52,8 +53,3 @@ def file(name: str) -> FileResponse:
     if name not in known:
         raise NotKnown("file of the reference", name)
     return FileResponse(known[name])
-
-
-def _root(request: Request) -> str:
-    """The path under which a proxy shows the server, "" for none."""
-    return str(request.scope.get("root_path", "")).rstrip("/")

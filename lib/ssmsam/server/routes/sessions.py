@@ -32,7 +32,7 @@ MOST_FILES = 20_000
 def get_session(user: AnyUser, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
     _require(session_id)
     if image and Path(_known(session_id).image).is_dir():
-        raise InvalidRequest("this session's image is a folder of DICOM files, which cannot be sent back as one file")
+        raise InvalidRequest("the image is a folder of DICOM files, which cannot be sent back as one file")
     return stock.get_session(session_id, update_ts, image)
 
 

@@ -13,7 +13,7 @@ from monailabel.utils.others.generic import get_mime_type
 from ssmsam.server.clients.ohif import below, index_with_script, no_archive_page, own_file
 from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import NotKnown
-from ssmsam.server.routes.common import AnyUser, the_app
+from ssmsam.server.routes.common import AnyUser, path_prefix, the_app
 
 router = APIRouter(prefix="/ohif", include_in_schema=False)
 
@@ -26,7 +26,7 @@ SERVER_COOKIE = "MONAILABEL_SERVER_URL"
 @router.get("/{path:path}")
 def page(user: AnyUser, request: Request, path: str) -> Response:
     """A file of OHIF; for every other path its one page, which reads the path itself."""
-    prefix = str(request.scope.get("root_path") or "").rstrip("/")
+    prefix = path_prefix(request)
     if mine := own_file(path):
         return FileResponse(mine, media_type=get_mime_type(str(mine)), headers={"Cache-Control": "no-cache"})
     file = (FILES / path).resolve()
