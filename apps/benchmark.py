@@ -33,43 +33,43 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ssmsam.encoders.options import add_encoder_option
-from ssmsam.encoders.registry import ENCODERS, choose_encoder, default_encoder
-from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from ssmsam.evaluation.active import BASELINES, STRATEGIES, ActiveProtocol
-from ssmsam.evaluation.active_run import ActiveRun
-from ssmsam.evaluation.active_summary import draw_active
-from ssmsam.evaluation.adaptation_speed import measure_adaptation
-from ssmsam.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
-from ssmsam.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
-from ssmsam.evaluation.click_comparison import ClickComparison, comparison_table
-from ssmsam.evaluation.click_methods import METHODS as CLICK_METHODS
-from ssmsam.evaluation.click_methods import TrainingRecord
-from ssmsam.evaluation.click_run import ClickRun
-from ssmsam.evaluation.clicks import ClickProtocol
-from ssmsam.evaluation.comparison import gains, gains_table
-from ssmsam.evaluation.complete import PLACEMENTS, CompleteProtocol
-from ssmsam.evaluation.crosspatient import CrossPatientProtocol
-from ssmsam.evaluation.examples import draw_click_comparison, draw_figures
-from ssmsam.evaluation.fewshot_examples import draw_examples
-from ssmsam.evaluation.fewshot_run import FewShotRun, needs_encoder
-from ssmsam.evaluation.fewshot_summary import draw_fewshot
-from ssmsam.evaluation.live_server import ServerFailed, live_server
-from ssmsam.evaluation.load import LoadProtocol, Work, run_load
-from ssmsam.evaluation.manifest import installed_versions, run_manifest
-from ssmsam.evaluation.methods import checked_methods, methods_for
-from ssmsam.evaluation.over_rest import OverRest
-from ssmsam.evaluation.precision_check import check_precision
-from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
-from ssmsam.evaluation.recorded import draw_recorded, read_result
-from ssmsam.evaluation.registering import RegistrationRun
-from ssmsam.evaluation.registration_methods import METHODS as REGISTRATIONS
-from ssmsam.evaluation.results import RunLog, write_result
-from ssmsam.evaluation.rivals import RIVALS
-from ssmsam.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
-from ssmsam.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot
-from ssmsam.evaluation.supports import SupportPool, support_set
+from ssmsam.embeddings.options import add_encoder_option
+from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, default_encoder
+from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Progress
+from ssmsam_research.evaluation.active import BASELINES, STRATEGIES, ActiveProtocol
+from ssmsam_research.evaluation.active_run import ActiveRun
+from ssmsam_research.evaluation.active_summary import draw_active
+from ssmsam_research.evaluation.adaptation_speed import measure_adaptation
+from ssmsam_research.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
+from ssmsam_research.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
+from ssmsam_research.evaluation.click_comparison import ClickComparison, comparison_table
+from ssmsam_research.evaluation.click_methods import METHODS as CLICK_METHODS
+from ssmsam_research.evaluation.click_methods import TrainingRecord
+from ssmsam_research.evaluation.click_run import ClickRun
+from ssmsam_research.evaluation.clicks import ClickProtocol
+from ssmsam_research.evaluation.comparison import gains, gains_table
+from ssmsam_research.evaluation.complete import PLACEMENTS, CompleteProtocol
+from ssmsam_research.evaluation.crosspatient import CrossPatientProtocol
+from ssmsam_research.evaluation.examples import draw_click_comparison, draw_figures
+from ssmsam_research.evaluation.fewshot_examples import draw_examples
+from ssmsam_research.evaluation.fewshot_run import FewShotRun, needs_encoder
+from ssmsam_research.evaluation.fewshot_summary import draw_fewshot
+from ssmsam_research.evaluation.live_server import ServerFailed, live_server
+from ssmsam_research.evaluation.load import LoadProtocol, Work, run_load
+from ssmsam_research.evaluation.manifest import installed_versions, run_manifest
+from ssmsam_research.evaluation.methods import checked_methods, methods_for
+from ssmsam_research.evaluation.over_rest import OverRest
+from ssmsam_research.evaluation.precision_check import check_precision
+from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam_research.evaluation.recorded import draw_recorded, read_result
+from ssmsam_research.evaluation.registering import RegistrationRun
+from ssmsam_research.evaluation.registration_methods import METHODS as REGISTRATIONS
+from ssmsam_research.evaluation.results import RunLog, write_result
+from ssmsam_research.evaluation.rivals import RIVALS
+from ssmsam_research.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
+from ssmsam_research.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot
+from ssmsam_research.evaluation.supports import SupportPool, support_set
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,20 +25,20 @@ import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 
-from ssmsam.encoders.options import add_encoder_option
-from ssmsam.evaluation.annotator import Click, bounding_box, first_click, next_click
-from ssmsam.evaluation.cases import Case, LabelledSet, open_set, read_notes
-from ssmsam.evaluation.figures import Panel, draw_overlays
-from ssmsam.evaluation.live_server import LiveServer, ServerFailed, live_server
-from ssmsam.evaluation.manifest import run_manifest
-from ssmsam.evaluation.metrics import Summary, dice, mean_over_labels, summarise
-from ssmsam.evaluation.placement import with_ends
-from ssmsam.evaluation.prompted import click_params
-from ssmsam.evaluation.results import write_result
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.recipe import recipe_for
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.embeddings.options import add_encoder_option
+from ssmsam.reading import read_volume
+from ssmsam.volume.intensity import recipe_for
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+from ssmsam_research.evaluation.annotator import Click, bounding_box, first_click, next_click
+from ssmsam_research.evaluation.cases import Case, LabelledSet, open_set, read_notes
+from ssmsam_research.evaluation.figures import Panel, draw_overlays
+from ssmsam_research.evaluation.live_server import LiveServer, ServerFailed, live_server
+from ssmsam_research.evaluation.manifest import run_manifest
+from ssmsam_research.evaluation.metrics import Summary, dice, mean_over_labels, summarise
+from ssmsam_research.evaluation.placement import with_ends
+from ssmsam_research.evaluation.prompted import click_params
+from ssmsam_research.evaluation.results import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample-datasets" / "abdomen"

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.options import add_encoder_option
-from ssmsam.encoders.registry import choose_encoder, load_encoder
-from ssmsam.encoders.store import EmbeddingStore
-from ssmsam.encoders.weights import CorruptWeights, MissingWeights
-from ssmsam.evaluation.manifest import run_manifest
-from ssmsam.evaluation.results import write_result
-from ssmsam.imaging.reading import UnreadableVolume, read_volume
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.options import add_encoder_option
+from ssmsam.embeddings.store import EmbeddingStore
+from ssmsam.models.encoder_registry import choose_encoder, load_encoder
+from ssmsam.models.weights import CorruptWeights, MissingWeights
+from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.configuration import default_store
+from ssmsam_research.evaluation.manifest import run_manifest
+from ssmsam_research.evaluation.results import write_result
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 GB = 10**9

@@ -10,10 +10,10 @@ import tempfile
 import threading
 from pathlib import Path
 
-from ssmsam.evaluation.manifest import run_manifest
-from ssmsam.evaluation.results import write_result
-from ssmsam.pretraining.sample_studies import write_sample_studies
-from ssmsam.server.orthanc import Orthanc, OrthancFailed, running_orthanc
+from ssmsam.dicom.orthanc import Orthanc, OrthancFailed, running_orthanc
+from ssmsam_research.evaluation.manifest import run_manifest
+from ssmsam_research.evaluation.results import write_result
+from ssmsam_research.training.sample_studies import write_sample_studies
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -26,9 +26,9 @@ import numpy as np
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from ssmsam.evaluation.cases import Case
-    from ssmsam.imaging.volume import Volume
-    from ssmsam.pretraining.samples import SampleCase
+    from ssmsam.volume.volume import Volume
+    from ssmsam_research.evaluation.cases import Case
+    from ssmsam_research.training.samples import SampleCase
 
 
 def main() -> None:
@@ -171,10 +171,10 @@ def _add_curve(parser: argparse.ArgumentParser) -> None:
 
 def pack(arguments: argparse.Namespace) -> None:
     """Write one file for each case; cases that are there already are kept."""
-    from ssmsam.imaging.reading import read_volume
-    from ssmsam.imaging.recipe import recipe_for
-    from ssmsam.pretraining.pack import pack_info, pack_volume, save_packed
-    from ssmsam.pretraining.samples import make_case
+    from ssmsam.reading import read_volume
+    from ssmsam.volume.intensity import recipe_for
+    from ssmsam_research.training.pack import pack_info, pack_volume, save_packed
+    from ssmsam_research.training.samples import make_case
 
     names = json.loads(arguments.labels.read_text()) if arguments.labels else {}
 
@@ -201,7 +201,7 @@ def pack(arguments: argparse.Namespace) -> None:
 
 def _abdomens(count: int) -> Iterator[SampleCase]:
     """Synthetic patients for training: other seeds than the sample dataset's, every contrast and slice distance."""
-    from ssmsam.pretraining.samples import SampleCase
+    from ssmsam_research.training.samples import SampleCase
 
     for seed in range(1000, 1000 + count):
         contrast = ("CT", "T2", "CT", "T1")[seed % 4]
@@ -223,10 +223,10 @@ def train(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
 
-    from ssmsam.pretraining.episodes import EpisodeConfig
-    from ssmsam.pretraining.group import GroupConfig
-    from ssmsam.pretraining.pack import load_pack
-    from ssmsam.pretraining.training import TrainingConfig, train
+    from ssmsam_research.training.episodes import EpisodeConfig
+    from ssmsam_research.training.group import GroupConfig
+    from ssmsam_research.training.pack import load_pack
+    from ssmsam_research.training.training import TrainingConfig, train
 
     torch.set_num_threads(arguments.threads)
     episodes = EpisodeConfig(
@@ -279,9 +279,9 @@ def embed(arguments: argparse.Namespace) -> None:
     """One pair of files for each case. May be stopped and started again."""
     import torch
 
-    from ssmsam.encoders.registry import load_encoder
-    from ssmsam.evaluation.cases import open_set
-    from ssmsam.pretraining.embedded_slices import embed_case
+    from ssmsam.models.encoder_registry import load_encoder
+    from ssmsam_research.evaluation.cases import open_set
+    from ssmsam_research.training.embedded_slices import embed_case
 
     torch.set_num_threads(arguments.threads)
     encoder = load_encoder("medsam_lite")
@@ -297,10 +297,10 @@ def embed_volumes(arguments: argparse.Namespace) -> None:
     """One file for each case. May be stopped and started again."""
     import torch
 
-    from ssmsam.encoders.embedder import Embedder
-    from ssmsam.encoders.registry import load_encoder
-    from ssmsam.evaluation.cases import open_set
-    from ssmsam.pretraining.fewshot_episodes import embed_volume
+    from ssmsam.embeddings.embedder import Embedder
+    from ssmsam.models.encoder_registry import load_encoder
+    from ssmsam_research.evaluation.cases import open_set
+    from ssmsam_research.training.fewshot_episodes import embed_volume
 
     torch.set_num_threads(arguments.threads)
     embedder = Embedder(encoder=load_encoder("medsam_lite"), bfloat16=arguments.bfloat16)
@@ -314,9 +314,9 @@ def embed_volumes(arguments: argparse.Namespace) -> None:
 
 def carry_between(cases: list[tuple[str, Case]], folder: Path, *, partners: int) -> None:
     """Register each embedded volume with so many of its set, and keep what their labels say of it."""
-    from ssmsam.encoders.embedder import Embedder
-    from ssmsam.encoders.registry import load_encoder
-    from ssmsam.pretraining.carried_masks import carried_file, carry
+    from ssmsam.embeddings.embedder import Embedder
+    from ssmsam.models.encoder_registry import load_encoder
+    from ssmsam_research.training.carried_masks import carried_file, carry
 
     embedder, rng = Embedder(encoder=load_encoder("small")), np.random.default_rng(0)
     for dataset in dict.fromkeys(name for name, _ in cases):
@@ -336,15 +336,21 @@ def volume_head(arguments: argparse.Namespace) -> None:
     """Collect what the decoder proposes in every volume, then train. May be stopped and started again."""
     import torch
 
-    from ssmsam.encoders.embedder import Embedder
-    from ssmsam.encoders.registry import load_encoder
-    from ssmsam.encoders.store import EmbeddingStore
-    from ssmsam.evaluation.cases import open_set
-    from ssmsam.fewshot.registry import load_target_decoder
-    from ssmsam.pretraining.checkpoint import write_weights
-    from ssmsam.pretraining.volume_head_examples import LabelledVolume, across, read_examples, within, write_examples
-    from ssmsam.pretraining.volume_head_training import VolumeHeadConfig, train_volume_head
+    from ssmsam.embeddings.embedder import Embedder
+    from ssmsam.embeddings.store import EmbeddingStore
+    from ssmsam.models.encoder_registry import load_encoder
+    from ssmsam.models.fewshot_registry import load_target_decoder
     from ssmsam.progress_bar import ProgressBar
+    from ssmsam_research.evaluation.cases import open_set
+    from ssmsam_research.training.checkpoint import write_weights
+    from ssmsam_research.training.volume_head_examples import (
+        LabelledVolume,
+        across,
+        read_examples,
+        within,
+        write_examples,
+    )
+    from ssmsam_research.training.volume_head_training import VolumeHeadConfig, train_volume_head
 
     torch.set_num_threads(arguments.threads)
     store = EmbeddingStore(arguments.cache / "embeddings")
@@ -374,13 +380,13 @@ def fewshot(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.encoders.weights import find_weights, weights_digest
-    from ssmsam.fewshot.registry import load_target_decoder
-    from ssmsam.models.lite_medsam import REDUCTION
+    from ssmsam.models.fewshot_registry import load_target_decoder
+    from ssmsam.models.medsam_lite_encoder import REDUCTION
     from ssmsam.models.reduction import Reduction
-    from ssmsam.pretraining.fewshot_episodes import load_volumes
-    from ssmsam.pretraining.fewshot_training import FewShotTrainingConfig, begun_with_small, train_fewshot
+    from ssmsam.models.weights import find_weights, weights_digest
     from ssmsam.progress_bar import ProgressBar
+    from ssmsam_research.training.fewshot_episodes import load_volumes
+    from ssmsam_research.training.fewshot_training import FewShotTrainingConfig, begun_with_small, train_fewshot
 
     torch.set_num_threads(arguments.threads)
     volumes = load_volumes(arguments.data, keep=lambda dataset: dataset not in arguments.without)
@@ -405,11 +411,11 @@ def lite(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
 
-    from ssmsam.encoders.weights import find_weights
-    from ssmsam.models.lite_medsam import LiteMedSamEncoder
-    from ssmsam.pretraining.embedded_slices import load_slices
-    from ssmsam.pretraining.lite_training import LiteTrainingConfig, train_lite
+    from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
+    from ssmsam.models.weights import find_weights
     from ssmsam.progress_bar import ProgressBar
+    from ssmsam_research.training.embedded_slices import load_slices
+    from ssmsam_research.training.lite_training import LiteTrainingConfig, train_lite
 
     torch.set_num_threads(arguments.threads)
     encoder = LiteMedSamEncoder.from_file(find_weights("medsam_lite"))
@@ -437,14 +443,14 @@ def ssm(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.encoders.small import SPEC, SmallEncoder, part_of
-    from ssmsam.fewshot.network import TargetNetwork
-    from ssmsam.pretraining.group import GroupConfig
-    from ssmsam.pretraining.pack import load_pack
-    from ssmsam.pretraining.ssm_training import SsmTrainingConfig, train_ssm
+    from ssmsam.fewshot.meta_learning import MetaConfig
+    from ssmsam.models.fewshot_small import TargetNetwork
+    from ssmsam.models.self_sampling import SelfSamplingDecoder, SsmConfig
+    from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
     from ssmsam.progress_bar import ProgressBar
-    from ssmsam.ssm.meta_learner import MetaConfig
-    from ssmsam.ssm.network import SelfSamplingDecoder, SsmConfig
+    from ssmsam_research.training.group import GroupConfig
+    from ssmsam_research.training.pack import load_pack
+    from ssmsam_research.training.ssm_training import SsmTrainingConfig, train_ssm
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -486,7 +492,7 @@ def ssm(arguments: argparse.Namespace) -> None:
 
 def curve(arguments: argparse.Namespace) -> None:
     """Draw a picture of a log."""
-    from ssmsam.evaluation.learning_curve import draw_learning_curve
+    from ssmsam_research.evaluation.learning_curve import draw_learning_curve
 
     print(draw_learning_curve(arguments.out, arguments.log))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ssmsam.pretraining.samples import CASES, write_samples
+from ssmsam_research.training.samples import CASES, write_samples
 
 
 def main() -> None:

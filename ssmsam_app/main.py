@@ -5,8 +5,10 @@ from typing import ClassVar
 
 from monailabel.interfaces.app import MONAILabelApp
 
-from ssmsam.annotation.records import Verdict
-from ssmsam.server import app, fewshot, messages, meta_training, prompted, scoring, strategies, training, uncertainty
+from ssmsam.annotation.log import Verdict
+from ssmsam.server import app
+from ssmsam.server.tasks import fewshot, messages, prompted, scoring, strategies, training, uncertainty
+from ssmsam.server.tasks import training as meta_training
 
 
 class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base

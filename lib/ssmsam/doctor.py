@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from ssmsam.encoders.manifest import entry, manifest
-from ssmsam.encoders.registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
-from ssmsam.encoders.store import default_root
-from ssmsam.encoders.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, find_weights
-from ssmsam.imaging.dicom_file import looks_like_dicom
-from ssmsam.imaging.reading import UnreadableVolume, read_volume
+from ssmsam.dicom.file import looks_like_dicom
+from ssmsam.embeddings.store import default_root
+from ssmsam.models.encoder_registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
+from ssmsam.models.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, entry, find_weights, manifest
+from ssmsam.reading import UnreadableVolume, read_volume
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
@@ -160,7 +159,7 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
     if known.sha256 is None:
         return Finding(
-            subject, WARN, f"{text}, checksum not recorded", f"python -m ssmsam.encoders.manifest --record {name}"
+            subject, WARN, f"{text}, checksum not recorded", f"python -m ssmsam.models.weights --record {name}"
         )
     return Finding(subject, OK, f"{text}, checksum right, licence: {known.licence}")
 
@@ -232,8 +231,7 @@ def dicom_store(place: Place) -> Iterator[Finding]:
         return
     url = place.studies or f"http://127.0.0.1:{place.orthanc_port}/dicom-web"
     try:
-        from ssmsam.server.dicom_access import store_access
-        from ssmsam.server.dicom_store import DicomStore, StoreRefused, StoreUnavailable
+        from ssmsam.dicom.web import DicomStore, StoreRefused, StoreUnavailable, store_access
     except ImportError as error:
         yield Finding("DICOM store", WARN, f"not asked: {error}", "make setup")
         return

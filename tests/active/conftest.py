@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from ssmsam.active.forecast import prompted
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.evaluation.prompted import ModelChoice, PromptedModel
-from ssmsam.fewshot.head import Head
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import Head
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.imaging.volume import Volume
+from ssmsam.volume.volume import Volume
+from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
 
 SHAPE, SPACING = (6, 40, 48), (5.0, 2.0, 2.0)
 

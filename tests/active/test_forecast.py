@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ssmsam.active.forecast import Expected, expect, looks
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.evaluation.prompted import PromptedModel
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import segment
-from ssmsam.fewshot.segmentation import assembled
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.assembly import assembled
+from ssmsam.fewshot.pipeline import segment
+from ssmsam_research.evaluation.prompted import PromptedModel
 
 
 @pytest.fixture(scope="module")

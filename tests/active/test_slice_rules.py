@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ssmsam.active.acquisition import RULES, doubt, expected_slices, next_slices, representative, spaced, uncertainty
 from ssmsam.active.expected_gain import GainConfig, Gains, ends_of, main_run, outlines
-from ssmsam.active.rules import RULES, doubt, expected_slices, next_slices, representative, spaced, uncertainty
-from ssmsam.active.state import ANY, Forecast, VolumeState
+from ssmsam.active.volume_state import ANY, Forecast, VolumeState
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ssmsam.active.uncertainty import MOST_VIEWS, probabilities, uncertainty_map
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.head import Head
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import Head
 from ssmsam.fewshot.support import LabelledSlice
 
 

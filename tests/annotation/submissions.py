@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.interpretation import Submission
-from ssmsam.annotation.truth import PackedMask, SliceAnnotation, SliceKey, Source
-from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.annotation.slice_state import PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.volume.volume import Grid, Volume
 
 SHAPE = (8, 5, 6)
 AFFINE = np.diag([0.8, 0.8, 3.0, 1.0])

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, drawn, submission
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.label_info import is_reserved, read_label_info
-from ssmsam.annotation.label_names import known_label
-from ssmsam.annotation.records import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
+from ssmsam.annotation.labels import is_reserved, known_label, read_label_info
+from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth, now
-from ssmsam.imaging.volume import Grid
+from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth, now
+from ssmsam.volume.volume import Grid
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from submissions import AFFINE, GRID, drawn, empty, submission, updates
 
 from ssmsam.annotation.annotations import Update
 from ssmsam.annotation.interpretation import Context, interpret
-from ssmsam.annotation.log import WorkLog
-from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
+from ssmsam.annotation.log import Assignment, Mark, Served, Verdict, WorkLog
+from ssmsam.annotation.slice_state import InvalidSubmission, Source
 from ssmsam.annotation.store import AnnotationStore, image_folder
 from ssmsam.annotation.support import SupportSet
-from ssmsam.annotation.truth import InvalidSubmission, Source
-from ssmsam.imaging.volume import Grid
+from ssmsam.volume.volume import Grid
 
 HOSTILE = "../../case: é/07"
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, empty, updates
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.volume import Grid
+from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Grid
 
 
 def entry(value: bool = True, *, source: Source = Source.CLIENT, known: np.ndarray | None = None) -> SliceAnnotation:

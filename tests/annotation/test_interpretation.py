@@ -12,12 +12,12 @@ from submissions import AFFINE, GRID, SHAPE, drawn, empty, masks, sources, submi
 
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark
+from ssmsam.annotation.log import Assignment, Mark, Served, Verdict
 from ssmsam.annotation.partial import read_partial, write_partial
-from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
-from ssmsam.annotation.summary import summarise
-from ssmsam.annotation.truth import InvalidSubmission, SliceKey
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.volume import Volume
+from ssmsam.annotation.service import summarise
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume
 
 FRESH = Context(empty())
 

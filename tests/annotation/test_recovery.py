@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from submissions import drawn, empty, submission
 
-from ssmsam.annotation.files import CorruptAnnotations, UnknownSchema, read_json
 from ssmsam.annotation.interpretation import Context, interpret
-from ssmsam.annotation.log import WorkLog
-from ssmsam.annotation.records import Assignment, Mark, Served, Verdict
-from ssmsam.annotation.serialisation import SCHEMA, read_index
-from ssmsam.annotation.store import AnnotationStore, image_folder
+from ssmsam.annotation.log import Assignment, Mark, Served, Verdict, WorkLog
+from ssmsam.annotation.store import (
+    SCHEMA,
+    AnnotationStore,
+    CorruptAnnotations,
+    UnknownSchema,
+    image_folder,
+    read_index,
+    read_json,
+)
 
 IMAGE = "case"
 INDEX = "annotations.json"

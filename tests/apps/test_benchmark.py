@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam.evaluation.cases import open_set
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+from ssmsam_research.evaluation.cases import open_set
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample-datasets" / "abdomen"
 ORGANS = (3, 5)  # right kidney and aorta
@@ -42,7 +42,9 @@ def test_clicks_on_a_sample_volume_are_measured_recorded_drawn_and_not_measured_
     assert {path.name for path in figures.iterdir()} == {"slice_curves.png", "volume_curves.png", "examples.png"}
     assert "mean over labels" in capsys.readouterr().out
 
-    monkeypatch.setattr("ssmsam.evaluation.click_run.measure_case", lambda case, run: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "ssmsam_research.evaluation.click_run.measure_case", lambda case, run: pytest.fail("measured again")
+    )
     assert program.main(options) == 0
     assert json.loads(record.read_text())["tasks"] == result["tasks"]
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ssmsam import doctor
+from ssmsam.dicom.orthanc import INSTALL, is_installed, running_orthanc
 from ssmsam.doctor import FAIL, OK, WARN, Place, examine, studies_folder
-from ssmsam.encoders.manifest import entry
-from ssmsam.evaluation.live_server import free_port
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
-from ssmsam.server.orthanc import INSTALL, is_installed, running_orthanc
+from ssmsam.models.weights import entry
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+from ssmsam_research.evaluation.live_server import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def nowhere(tmp_path, monkeypatch):
     """No weights but those that come with the package."""
     monkeypatch.setenv("SSMSAM_WEIGHTS", str(tmp_path / "no weights"))
-    monkeypatch.setattr("ssmsam.encoders.weights.cache_folder", lambda: tmp_path / "no cache")
+    monkeypatch.setattr("ssmsam.models.weights.cache_folder", lambda: tmp_path / "no cache")
 
 
 def test_every_finding_that_is_not_fine_says_what_to_do(tmp_path, nowhere):
@@ -48,7 +48,7 @@ def test_the_chosen_encoder_is_named_and_how_to_have_the_other(nowhere, monkeypa
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("ssmsam.encoders.weights.metadata.distribution", missing)
+    monkeypatch.setattr("ssmsam.models.weights.metadata.distribution", missing)
     monkeypatch.setenv("SSMSAM_ENCODER", "auto")
     finding = doctor.encoder()
     assert finding.level == OK

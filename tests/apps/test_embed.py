@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 
 @pytest.fixture

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import load_encoder
-from ssmsam.evaluation.prompted import ModelChoice
+from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.checkpoint_files import read_head
-from ssmsam.fewshot.method import segment
-from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.models.encoder_registry import load_encoder
+from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.reading import read_volume
 from ssmsam.server.configuration import default_support
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+from ssmsam_research.evaluation.prompted import ModelChoice
 
 SHAPE = (5, 24, 28)
 AFFINE = np.diag([-2.0, -2.0, 6.0, 1.0])

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 from serving import ROOT
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Grid
+from ssmsam.reading import read_volume
+from ssmsam.volume.volume import Grid
 
 SAMPLES = ROOT / "sample-datasets"
 CT, MR = "ct_01", "mr_04"

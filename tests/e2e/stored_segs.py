@@ -12,8 +12,8 @@ import pydicom
 import requests
 import SimpleITK as sitk
 
-from ssmsam.imaging.volume import Volume
-from ssmsam.server.orthanc import Orthanc
+from ssmsam.dicom.orthanc import Orthanc
+from ssmsam.volume.volume import Volume
 
 
 def stored_seg(orthanc: Orthanc, image: str, file: Path) -> pydicom.Dataset:

@@ -17,8 +17,8 @@ from sample_cases import CT, MR, Truth, copy_of
 from serving import Server
 from viewers import nrrd_header, ohif, read_mask, refused, slicer, slicer_submit, stored_label
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.reading import read_volume
+from ssmsam.volume.writing import write_volume
 
 SERIES = "ct_series"
 

@@ -15,13 +15,13 @@ from sample_cases import LABELS, SAMPLES, Truth
 from serving import Server, free_port
 from stored_segs import read_by_dcmqi, stored_seg
 
-from ssmsam.imaging.orientation import reoriented
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
-from ssmsam.pretraining.sample_studies import write_sample_studies
-from ssmsam.pretraining.samples import CASES
-from ssmsam.server.orthanc import Orthanc, running_orthanc
+from ssmsam.dicom.orthanc import Orthanc, running_orthanc
+from ssmsam.reading import read_volume
+from ssmsam.volume.geometry import reoriented
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+from ssmsam_research.training.sample_studies import write_sample_studies
+from ssmsam_research.training.samples import CASES
 
 NAMES = [{"name": "Läsion" if name == "lesion" else name, "idx": value} for name, value in LABELS.items()]
 TOLERANCE_MM = 0.05

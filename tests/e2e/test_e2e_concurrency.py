@@ -16,8 +16,8 @@ from sample_cases import CT, MR, Truth
 from serving import Server
 from viewers import slicer
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.reading import read_volume
+from ssmsam.volume.writing import write_volume
 
 
 def info_seconds(server: Server) -> float:

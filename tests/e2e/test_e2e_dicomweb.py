@@ -12,7 +12,7 @@ from sample_cases import CT, SAMPLES, Truth, dice, resampled
 from serving import Server
 from viewers import ohif, refused
 
-from ssmsam.imaging.reading import read_grid
+from ssmsam.reading import read_grid
 
 
 @pytest.fixture(scope="module")

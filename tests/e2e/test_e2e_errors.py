@@ -16,7 +16,7 @@ from sample_cases import CT, MR, Truth
 from serving import Server
 from viewers import ohif
 
-from ssmsam.imaging.reading import read_grid
+from ssmsam.reading import read_grid
 
 PARAMS = {"params": (None, json.dumps({"foreground": [[80, 80, 20]]}))}
 CANARY = "the-content-of-a-secret-file"

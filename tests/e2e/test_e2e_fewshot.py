@@ -15,8 +15,8 @@ from sample_cases import CT, LABELS, MR, Truth, copy_of, dice
 from serving import Server
 from viewers import TIMEOUT, ohif, refused, slicer
 
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 COMPLETED = 0.80
 """Dice of organs on the slices between four annotated ones, of a patient that no weights were trained on."""

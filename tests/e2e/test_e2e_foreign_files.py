@@ -13,10 +13,10 @@ from pydicom.uid import RLELossless
 from sample_cases import SAMPLES
 from serving import free_port
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.server.dicom_store import DicomStore, StoreAccess
-from ssmsam.server.dicomweb import DicomWebArchive
-from ssmsam.server.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
+from ssmsam.dicom.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
+from ssmsam.dicom.web import DicomStore, StoreAccess
+from ssmsam.reading import read_volume
+from ssmsam.server.datastore.dicomweb import DicomWebArchive
 
 DATA = Path(os.environ.get("SSMSAM_DATA", "../shared/data")) / "dicom_seg_rt"
 DCMQI = DATA / "dcmqi" / "data" / "segmentations"

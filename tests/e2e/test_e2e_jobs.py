@@ -18,9 +18,9 @@ from sample_cases import CT, LABELS, MR, SAMPLES, Truth, copy_of
 from serving import Server
 from viewers import TIMEOUT, slicer, submit_slices
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.reading import read_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 CROWD = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 """How many times slower everything is than on a machine that does nothing else."""

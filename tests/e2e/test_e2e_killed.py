@@ -17,10 +17,9 @@ from sample_cases import CT, MR, Truth, copy_of
 from serving import Server
 from viewers import TIMEOUT, refused, slicer, submit_slices
 
-from ssmsam.encoders.manifest import entry
-from ssmsam.encoders.weights import find_weights
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.models.weights import entry, find_weights
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

@@ -11,10 +11,10 @@ from sample_cases import CT, LABELS, SAMPLES, dice
 from serving import Server
 from viewers import slicer, submit_slices
 
-from ssmsam.encoders.weights import MissingWeights, find_weights
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.models.weights import MissingWeights, find_weights
+from ssmsam.reading import read_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 PART = slice(14, 23)
 """The slices of the sample CT that are used: a second each to embed."""

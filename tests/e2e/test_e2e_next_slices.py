@@ -14,9 +14,9 @@ from sample_cases import CT, LABELS, SAMPLES
 from serving import Server
 from viewers import TIMEOUT, refused, slicer, slicer_submit
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.reading import read_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 IMAGE, CLIENT = "short", "reader"
 KEPT = slice(8, 44, 3)

@@ -10,7 +10,7 @@ from sample_cases import CT, SAME_ANATOMY_DICE, Truth, dice, resampled
 from serving import Server
 from viewers import slicer
 
-from ssmsam.imaging.reading import read_grid
+from ssmsam.reading import read_grid
 
 STORED = ("ct_01_RAS", "ct_01_LAS", "ct_01_LPI")
 

@@ -19,14 +19,14 @@ from sample_cases import CT, LABELS, SAMPLES
 from serving import ROOT, Server
 from viewers import TIMEOUT, slicer
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import load_encoder
-from ssmsam.fewshot.method import DEFAULTS, adapt, segment
-from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.pipeline import DEFAULTS, adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.models.encoder_registry import load_encoder
+from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.reading import read_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 PART = slice(10, 27)
 """The slices of the sample CT that are used: the liver begins among them, the right kidney ends."""

@@ -16,9 +16,9 @@ from sample_cases import CT, SAMPLES, Truth
 from serving import Server
 from viewers import TIMEOUT, ohif, slicer, submit_slices
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.reading import read_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 NAME, PATIENT = "Zephyrine", "PAT-471199"
 

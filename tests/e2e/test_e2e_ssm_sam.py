@@ -14,9 +14,9 @@ from sample_cases import CT, LABELS, SAMPLES, dice
 from serving import Server
 from viewers import TIMEOUT, ohif, refused, slicer, submit_slices
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.reading import read_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 PART = slice(10, 27)
 """The slices of the sample CT that are used, so that a start takes seconds."""

@@ -16,8 +16,8 @@ from sample_cases import CT, Truth, copy_of
 from serving import Server
 from viewers import slicer
 
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 Start = Callable[..., Server]
 

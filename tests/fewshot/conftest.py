@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from planted import PocketDecoder, PocketEncoder
 
-from ssmsam.encoders.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder
 
 
 @pytest.fixture

@@ -14,20 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.encoder import Embedding, Encoder
-from ssmsam.encoders.small import SPEC, SmallEncoder
+from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.adapted_task import Head
 from ssmsam.fewshot.checkpoint_files import read_head, write_head
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.lesson import Lesson, lessons
-from ssmsam.fewshot.method import FewShotConfig
-from ssmsam.fewshot.network import TargetNetwork
+from ssmsam.fewshot.episodes import Lesson, ViewConfig, lessons
+from ssmsam.fewshot.pipeline import FewShotConfig
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_cache import SupportCache
-from ssmsam.fewshot.views import ViewConfig
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.volume import Volume
+from ssmsam.models.encoder import Embedding, Encoder
+from ssmsam.models.fewshot_small import TargetNetwork
+from ssmsam.models.small_encoder import SPEC, SmallEncoder
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume
 
 SIDE = 64
 SLICES, ROWS, COLUMNS = 9, 40, 48

@@ -25,11 +25,10 @@ from planted import (
     two_labels,
 )
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.adaptation import fit
-from ssmsam.fewshot.decoder import Proposal
-from ssmsam.fewshot.losses import proposal_loss
-from ssmsam.fewshot.views import ViewConfig
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adaptation import fit, proposal_loss
+from ssmsam.fewshot.episodes import ViewConfig
+from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.progress import Cancelled
 
 
@@ -122,7 +121,7 @@ def test_one_slice_with_the_label_among_empty_ones(embedder: Embedder, decoder: 
 
 
 def test_slices_of_two_volumes_and_planes(embedder: Embedder, decoder: PocketDecoder) -> None:
-    from ssmsam.imaging.plane import Plane
+    from ssmsam.volume.geometry import Plane
 
     slices = labelled(embedder, draw_volume(), ORGAN, (3, 5)) + labelled(embedder, draw_volume(1), ORGAN, (4,))
     slices += labelled(embedder, draw_volume(), ORGAN, (16,), plane=Plane(2))
@@ -148,7 +147,7 @@ def test_held_out_slices_leave_no_trace(embedder: Embedder, decoder: PocketDecod
 def test_a_slice_alone_is_shown_in_another_view_than_its_own(
     embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssmsam.fewshot.lesson import Lesson
+    from ssmsam.fewshot.episodes import Lesson
 
     config = replace(QUICK, steps=12, views=ViewConfig(views=2))
     taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)

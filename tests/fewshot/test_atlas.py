@@ -10,11 +10,11 @@ import pytest
 import torch
 from planted import PocketDecoder, PocketEncoder, draw_volume, kept_and_read, quick, two_labels
 
-from ssmsam.encoders.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adapted_task import Head
 from ssmsam.fewshot.atlas import Guide, averaged, cells_of, guide_for
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import adapt, segment
-from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.fewshot.pipeline import adapt, segment
+from ssmsam.volume.volume import Grid, Volume
 
 
 @pytest.fixture(scope="module")

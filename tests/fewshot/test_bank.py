@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ssmsam.fewshot.bank import Bank, BankConfig, Places, look
-from ssmsam.fewshot.description import CELLS, KINDS, TokenKind
-from ssmsam.fewshot.prior import interpolated
-from ssmsam.prompting.small_decoder import closeness
+from ssmsam.fewshot.priors import interpolated
+from ssmsam.fewshot.support_bank import Bank, BankConfig, Places, look
+from ssmsam.models.prompt_small import closeness
+from ssmsam.models.support_encoding import CELLS, KINDS, TokenKind
 
 WIDTH, GRID, SIDE, STRIDE = 6, 4, 16, 8
 VOLUMES = ("a", "a", "a", "b", "b")

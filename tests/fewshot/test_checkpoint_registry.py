@@ -11,10 +11,10 @@ import pytest
 from planted import PocketDecoder, draw_volume, quick, state_digest, two_labels
 from safetensors.torch import load, save
 
-from ssmsam.encoders.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adapted_task import LOCAL, Head
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
-from ssmsam.fewshot.head import LOCAL, Head
-from ssmsam.fewshot.method import adapt, segment
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 
 

@@ -10,20 +10,19 @@ import pytest
 import torch
 from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, kept_and_read, labelled, quick
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.frame import Frame, Window
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.evaluation.metrics import dice
-from ssmsam.fewshot.bank import Bank
-from ssmsam.fewshot.closer import CloserConfig, side_mm, window_in
-from ssmsam.fewshot.closer_look import looked_closer, redrawn_in
-from ssmsam.fewshot.decoder import Proposal
-from ssmsam.fewshot.finding import find
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.prediction import find
 from ssmsam.fewshot.proposals import Proposals
-from ssmsam.imaging.volume import Volume
-from ssmsam.prompting.prompt import SlicePrompt
+from ssmsam.fewshot.roi_refinement import looked_closer, redrawn_in
+from ssmsam.fewshot.roi_window import CloserConfig, side_mm, window_in
+from ssmsam.fewshot.support_bank import Bank
+from ssmsam.models.fewshot_decoder import Proposal
+from ssmsam.models.frame import Frame, Window
+from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.volume.volume import Volume
+from ssmsam_research.evaluation.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 UNADAPTED = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, volume_head=False, own_slices=0))

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from planted import ORGAN, SLICES, PocketDecoder, draw_volume, kept_and_read, labelled, quick
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.bank import BankConfig
-from ssmsam.fewshot.completion import CompletionConfig, worth_completing
-from ssmsam.fewshot.decoder import Proposal
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import FewShotConfig, adapt, completed, segment
-from ssmsam.fewshot.segmentation import SegmentationConfig
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.assembly import SegmentationConfig
+from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, segment
+from ssmsam.fewshot.pseudo_labels import CompletionConfig, worth_completing
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.fewshot.support_bank import BankConfig
+from ssmsam.models.fewshot_decoder import Proposal
 
 EVERY_SLICE = CompletionConfig(slices=SLICES, spacing_mm=5.0)
 UNADAPTED = quick(

@@ -9,15 +9,14 @@ import pytest
 import torch
 from planted import ORGAN, SLICES, PocketDecoder, draw_volume, labelled, quick
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.bank import Bank
-from ssmsam.fewshot.correcting import corrected
-from ssmsam.fewshot.decoder import Corrections, Proposal
-from ssmsam.fewshot.method import adapt
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.fewshot.assembly import corrected
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.proposals import Proposals
-from ssmsam.prompting.prompt import SlicePrompt
-from ssmsam.prompting.small_network import PointKind
+from ssmsam.fewshot.support_bank import Bank
+from ssmsam.models.fewshot_decoder import Corrections, Proposal
+from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.models.prompt_small_network import PointKind
 
 CONFIG = quick()
 INSIDE, OUTSIDE = np.array([[16.0, 18.0]]), np.array([[40.0, 4.0], [3.0, 30.0]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ssmsam.fewshot.description import CELLS, FOREGROUND_CELLS, KINDS, PARTS, Description, TokenKind, describe
+from ssmsam.models.support_encoding import CELLS, FOREGROUND_CELLS, KINDS, PARTS, Description, TokenKind, describe
 
 WIDTH, GRID, STRIDE, PER_CELL = 6, 8, 8, 4
 SIDE = GRID * PER_CELL

@@ -10,10 +10,10 @@ import torch
 from planted import ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, state_digest, taught_by
 
 import ssmsam.fewshot.estimate as estimating
-from ssmsam.encoders.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import fit
-from ssmsam.fewshot.decoder import Proposal
 from ssmsam.fewshot.estimate import Estimate, cross_validated, overlap, worth_it
+from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.progress import Cancelled
 
 

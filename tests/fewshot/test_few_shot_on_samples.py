@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import load_encoder
-from ssmsam.encoders.weights import MissingWeights
-from ssmsam.evaluation.metrics import dice
-from ssmsam.fewshot.decoder import TargetDecoder
+from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.labelled_files import LabelledFile, read_labelled, support_from
-from ssmsam.fewshot.method import FewShotConfig, adapt, segment
-from ssmsam.fewshot.prior import interpolated, signed_distance
-from ssmsam.fewshot.registry import load_target_decoder
+from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.priors import interpolated, signed_distance
+from ssmsam.models.encoder_registry import load_encoder
+from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.models.weights import MissingWeights
+from ssmsam_research.evaluation.metrics import dice
 
 SAMPLES = Path(__file__).parents[2] / "sample-datasets"
 LIVER = {"liver": 1}

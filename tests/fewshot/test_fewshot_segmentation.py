@@ -10,20 +10,19 @@ import pytest
 import torch
 from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kept_and_read, labelled, quick, two_labels
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.small import SPEC
-from ssmsam.evaluation.metrics import dice
-from ssmsam.fewshot.decoder import Proposal
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import FewShotConfig, adapt, segment
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.assembly import SegmentationConfig, assembled
+from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
 from ssmsam.fewshot.proposals import Proposals, expected_loss, propose
-from ssmsam.fewshot.segmentation import SegmentationConfig, assembled
 from ssmsam.fewshot.selection import Selected
 from ssmsam.fewshot.support import NothingToLearn
-from ssmsam.imaging.orientation import reoriented
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.volume import Volume
+from ssmsam.models.fewshot_decoder import Proposal
+from ssmsam.models.small_encoder import SPEC
 from ssmsam.progress import Cancelled
+from ssmsam.volume.geometry import Plane, reoriented
+from ssmsam.volume.volume import Volume
+from ssmsam_research.evaluation.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 
@@ -218,7 +217,7 @@ def test_cancelling_stops_between_batches(embedder: Embedder, decoder: PocketDec
 def test_the_harm_that_an_estimate_finds_is_avoided(
     embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ssmsam.fewshot.method as method
+    import ssmsam.fewshot.pipeline as method
     from ssmsam.fewshot.estimate import Estimate
 
     monkeypatch.setattr(method, "cross_validated", lambda *_, **__: {"organ": Estimate(0.9, 0.2, 3)})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted import COLUMNS, ORGAN, OTHER, draw_volume
 
-from ssmsam.encoders.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.labelled_files import (
     LabelledFile,
     label_numbers,
@@ -18,10 +18,9 @@ from ssmsam.fewshot.labelled_files import (
     support_from,
 )
 from ssmsam.fewshot.support import NothingToLearn
-from ssmsam.imaging.orientation import reoriented
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.unreadable import UnreadableVolume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.volume.errors import UnreadableVolume
+from ssmsam.volume.geometry import Plane, reoriented
+from ssmsam.volume.writing import write_volume
 
 LABELS = np.where(ORGAN, 1, np.where(OTHER, 7, 0)).astype(np.uint8)
 

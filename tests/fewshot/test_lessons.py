@@ -9,10 +9,9 @@ import pytest
 import torch
 from planted import ORGAN, QUICK, PocketDecoder, ball, draw_volume, labelled, taught_by, two_labels
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.lesson import Exercise, with_truth
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.episodes import Exercise, ViewConfig, with_truth
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, checked, digest
-from ssmsam.fewshot.views import ViewConfig
 
 GARBAGE = ball((4, 8, 40), (9, 6, 6))
 INDICES = (1, 3, 4, 6)

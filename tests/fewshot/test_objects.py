@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmsam.fewshot.objects import objects
+from ssmsam.fewshot.selection import objects
 
 SIDE = 12
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as shaped
 
-from ssmsam.fewshot.prior import REACH, interpolated, signed_distance
-from ssmsam.prompting.small_decoder import CLOSENESS_MM, closeness
+from ssmsam.fewshot.priors import REACH, interpolated, signed_distance
+from ssmsam.models.prompt_small import CLOSENESS_MM, closeness
 
 SHAPE = (24, 24)
 masks = shaped.arrays(bool, (9, 11))

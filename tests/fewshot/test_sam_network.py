@@ -11,15 +11,14 @@ import torch
 from segment_anything.modeling import Sam
 from tiny_sam import tiny_sam
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.sam import SamEncoder
-from ssmsam.fewshot.bank import BankConfig
-from ssmsam.fewshot.lesson import lessons
-from ssmsam.fewshot.method import FewShotConfig, adapt, segment
-from ssmsam.fewshot.sam_network import SamTargetNetwork
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.episodes import ViewConfig, lessons
+from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.views import ViewConfig
-from ssmsam.imaging.volume import Volume
+from ssmsam.fewshot.support_bank import BankConfig
+from ssmsam.models.fewshot_sam import SamTargetNetwork
+from ssmsam.models.sam_encoder import SamEncoder
+from ssmsam.volume.volume import Volume
 
 
 @pytest.fixture(scope="module")

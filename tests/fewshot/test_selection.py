@@ -10,14 +10,14 @@ import torch
 from planted import ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, labelled, quick
 from torch import nn
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.small import SPEC
-from ssmsam.fewshot.descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import adapt
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.estimate import SupportCheck
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.selection import Candidates, candidates, selected
-from ssmsam.fewshot.support_check import SupportCheck
+from ssmsam.fewshot.slice_descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
+from ssmsam.models.small_encoder import SPEC
 from ssmsam.models.volume_head import Judgement
 
 BLOB = ball((4, 24, 13), (2, 5, 5))

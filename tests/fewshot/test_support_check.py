@@ -7,10 +7,10 @@ import pytest
 import torch
 from planted import ORGAN, PocketDecoder, draw_volume, labelled, quick
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.fewshot.decoder import Proposal
-from ssmsam.fewshot.lesson import Lesson, lessons
-from ssmsam.fewshot.support_check import check_support
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.episodes import Lesson, lessons
+from ssmsam.fewshot.estimate import check_support
+from ssmsam.models.fewshot_decoder import Proposal
 
 
 class Echo(PocketDecoder):
@@ -54,7 +54,7 @@ def test_batches_change_nothing(embedder: Embedder, count: int, monkeypatch: pyt
     torch.manual_seed(0)
     decoder = PocketDecoder()
     at_once = check_support(decoder, one)
-    monkeypatch.setattr("ssmsam.fewshot.support_check.BATCH", 1)
+    monkeypatch.setattr("ssmsam.fewshot.estimate.BATCH", 1)
     alone = check_support(decoder, one)
     assert at_once.dice == pytest.approx(alone.dice, abs=1e-4)
     assert at_once.presence == pytest.approx(alone.presence, abs=1e-4)

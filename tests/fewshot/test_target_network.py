@@ -8,13 +8,12 @@ import pytest
 import torch
 from planted import PocketDecoder
 
-from ssmsam.encoders.encoder import Embedding
-from ssmsam.fewshot.bank import stacked
-from ssmsam.fewshot.decoder import Corrections, Proposal, Shown
-from ssmsam.fewshot.description import TokenKind, describe
-from ssmsam.fewshot.lesson import padded, picked
-from ssmsam.fewshot.shown import shown_to
-from ssmsam.prompting.small_network import PointKind
+from ssmsam.fewshot.episodes import padded, picked
+from ssmsam.fewshot.support_bank import shown_to, stacked
+from ssmsam.models.encoder import Embedding
+from ssmsam.models.fewshot_decoder import Corrections, Proposal, Shown
+from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.support_encoding import TokenKind, describe
 
 SIDE, STRIDE = 64, 8
 

@@ -29,11 +29,11 @@ from planted import (
 from safetensors.torch import load, load_file, save, save_file
 
 import ssmsam
-from ssmsam.encoders.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adapted_task import LOCAL, Head
 from ssmsam.fewshot.checkpoint_files import read_head, write_head
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
-from ssmsam.fewshot.head import LOCAL, Head
-from ssmsam.fewshot.method import adapt, segment, shown_again
+from ssmsam.fewshot.pipeline import adapt, segment, shown_again
 from ssmsam.fewshot.support import digest
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache
 from ssmsam.fewshot.target_summary import TargetSummary

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from ssmsam.encoders.sam import PIXEL_MEAN, PIXEL_STD
+from ssmsam.models.sam_encoder import PIXEL_MEAN, PIXEL_STD
 
 SIZE = 256
 

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from ssmsam.models.lite_medsam import build_lite_medsam
+from ssmsam.models.medsam_lite_encoder import build_lite_medsam
 from ssmsam.models.tiny_vit import TinyVitConfig
 
 TINY = TinyVitConfig(

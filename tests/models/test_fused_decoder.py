@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ssmsam.encoders.encoder import Embedding, take
-from ssmsam.fewshot.bank import Bank, BankConfig, Places, look
-from ssmsam.fewshot.decoder import Shown
-from ssmsam.fewshot.network import TargetNetwork
-from ssmsam.models.fused_decoder import IMAGE, STAGES, FusedTargetNetwork
+from ssmsam.fewshot.support_bank import Bank, BankConfig, Places, look
+from ssmsam.models.encoder import Embedding, take
+from ssmsam.models.fewshot_decoder import Shown
+from ssmsam.models.fewshot_fused import IMAGE, STAGES, FusedTargetNetwork
+from ssmsam.models.fewshot_small import TargetNetwork
 
 SLICES = 5
 

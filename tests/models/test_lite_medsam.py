@@ -9,19 +9,18 @@ import pytest
 import torch
 from published_lite import TINY, published_forward, random_checkpoint
 
-from ssmsam.encoders import sam as sams
-from ssmsam.encoders import weights
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.half import half_bytes
-from ssmsam.encoders.manifest import manifest
-from ssmsam.encoders.registry import AUTO, choose_encoder, load_encoder
-from ssmsam.encoders.store import EmbeddingKey
-from ssmsam.encoders.weights import CorruptWeights, MissingWeights, find_weights
-from ssmsam.fewshot.sam_network import SamTargetNetwork
-from ssmsam.imaging.plane import Plane
-from ssmsam.models.lite_medsam import LEVELS, LiteMedSamEncoder, build_lite_medsam, stretched, take_published
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.fp16 import half_bytes
+from ssmsam.embeddings.store import EmbeddingKey
+from ssmsam.models import sam_encoder as sams
+from ssmsam.models import weights
+from ssmsam.models.encoder_registry import AUTO, choose_encoder, load_encoder
+from ssmsam.models.fewshot_sam import SamTargetNetwork
+from ssmsam.models.medsam_lite_encoder import LEVELS, LiteMedSamEncoder, build_lite_medsam, stretched, take_published
+from ssmsam.models.prompt_sam import SamPromptDecoder
 from ssmsam.models.reduction import Projection, Reduction
-from ssmsam.prompting.sam_decoder import SamPromptDecoder
+from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights, manifest
+from ssmsam.volume.geometry import Plane
 
 FILE = manifest()["medsam_lite"].file
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from published_lite import TINY, published_forward, random_encoder
 
-from ssmsam.encoders.registry import load_encoder
-from ssmsam.encoders.weights import MissingWeights
 from ssmsam.models import tiny_vit
+from ssmsam.models.encoder_registry import load_encoder
 from ssmsam.models.tiny_vit import TinyVit, for_inference
+from ssmsam.models.weights import MissingWeights
 
 RECORDED = Path(__file__).with_name("lite_medsam_output.json")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ssmsam.imaging.recipe import Scale
-from ssmsam.imaging.volume import Volume
 from ssmsam.progress import Cancelled
 from ssmsam.registration.coarse import CoarseVolume
 from ssmsam.registration.field import Field
 from ssmsam.registration.register import one_way, register
+from ssmsam.volume.intensity import Scale
+from ssmsam.volume.volume import Volume
 
 SCALE = Scale(0.0, 1.0)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pooling_encoder import PoolingEncoder
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.encoder import Embedding, Encoder
-from ssmsam.encoders.small import SPEC, SmallEncoder
-from ssmsam.encoders.store import EmbeddingStore
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
-from ssmsam.fewshot.network import TargetNetwork
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.models.encoder import Embedding, Encoder
+from ssmsam.models.fewshot_small import TargetNetwork
+from ssmsam.models.small_encoder import SPEC, SmallEncoder
 from ssmsam.server.background import Background
+from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.images import Images
-from ssmsam.server.studies import StudiesFolder
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 SIDE, SHAPE = 64, (10, 40, 48)
 AFFINE = np.diag([1.5, 1.5, 5.0, 1.0])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from ssmsam.encoders.encoder import Embedding, Encoder, EncoderSpec
+from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
 
 
 class PoolingEncoder(Encoder):

@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from ssmsam.annotation.records import Mark, Verdict
-from ssmsam.annotation.truth import InvalidSubmission
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.imaging.orientation import reoriented
-from ssmsam.imaging.reading import UnreadableVolume, read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
-from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.annotation.log import Mark, Verdict
+from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.app import ServerApp
+from ssmsam.server.datastore.annotated import AnnotatedStudies
+from ssmsam.server.datastore.folder import StudiesFolder, SynchronisedFolder
 from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.folder import SynchronisedFolder
 from ssmsam.server.images import Images
-from ssmsam.server.studies import StudiesFolder
+from ssmsam.volume.geometry import reoriented
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 SHAPE = (6, 20, 24)
 INFO = [{"name": "Leber é", "idx": 1}, {"name": "spleen", "idx": 2}]

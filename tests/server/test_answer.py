@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.server.answer import centroids, write_mask
+from ssmsam.reading import read_volume
 from ssmsam.server.errors import InvalidRequest
+from ssmsam.server.tasks.mask_files import centroids, write_mask
+from ssmsam.volume.volume import Volume
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 import torch
 from pooling_encoder import PoolingEncoder
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.encoder import Embedding
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.models.encoder import Embedding
 from ssmsam.server.background import WAITING, Background
+from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.images import Images
-from ssmsam.server.studies import StudiesFolder
 from ssmsam.service.jobs import UnknownJob
 
 Write = Callable[..., Path]

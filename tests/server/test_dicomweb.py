@@ -16,13 +16,8 @@ from archive import Archive
 from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
 
-from ssmsam.imaging.dicom_writing import DicomPatient, write_dicom_series
-from ssmsam.imaging.orientation import reoriented
-from ssmsam.imaging.reading import UnreadableVolume, read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
-from ssmsam.server import dicom_catalogue, series_cache
-from ssmsam.server.dicom_store import (
+from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
+from ssmsam.dicom.web import (
     DicomStore,
     SeriesRefused,
     SeriesUnavailable,
@@ -30,8 +25,14 @@ from ssmsam.server.dicom_store import (
     StoreRefused,
     StoreUnavailable,
 )
-from ssmsam.server.dicomweb import UNSENT, DicomWebArchive, DicomWebStudies
+from ssmsam.reading import UnreadableVolume, read_volume
+from ssmsam.server.datastore import catalogue as dicom_catalogue
+from ssmsam.server.datastore import series_cache
+from ssmsam.server.datastore.dicomweb import UNSENT, DicomWebArchive, DicomWebStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.volume.geometry import reoriented
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 SHAPE = (5, 12, 10)
 PATIENT = "SECRET-4711"

@@ -13,8 +13,8 @@ from pocket_room import annotate, make_room
 from safetensors.torch import save_file
 
 from ssmsam.cache import Cache
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import FewShotConfig, segment
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.pipeline import FewShotConfig, segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.server.fewshot_room import FewShotRoom
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from monailabel.utils.sessions import Sessions
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.imaging.reading import UnreadableVolume
-from ssmsam.imaging.volume import Volume
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.reading import UnreadableVolume
 from ssmsam.server import images as module
+from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.images import Images
-from ssmsam.server.studies import StudiesFolder
+from ssmsam.volume.volume import Volume
 
 Write = Callable[..., Path]
 

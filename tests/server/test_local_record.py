@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam.annotation.truth import InvalidSubmission
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.writing import WRITING, write_volume
-from ssmsam.server import local_record
-from ssmsam.server.annotated import PARTIAL
+from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.reading import read_volume
+from ssmsam.server.datastore import local_record
+from ssmsam.server.datastore.annotated import PARTIAL
+from ssmsam.server.datastore.folder import StudiesFolder
+from ssmsam.server.datastore.local_record import DamagedRecord, read_record
 from ssmsam.server.errors import StudiesNotWritable
-from ssmsam.server.local_record import DamagedRecord, read_record
-from ssmsam.server.studies import StudiesFolder
+from ssmsam.volume.writing import WRITING, write_volume
 
 RECORD = "datastore_v2.json"
 INFO = {"label_info": [{"name": "liver", "idx": 1}], "client_id": "reader"}

@@ -11,20 +11,19 @@ import pytest
 import torch
 from pocket_room import LABELS, PocketDecoder, annotate, make_room
 
-from ssmsam.encoders.small import SPEC
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
-from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import Estimate
+from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Starts
+from ssmsam.fewshot.meta_learning import judged, set_aside
 from ssmsam.fewshot.support import NothingToLearn, Support
+from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.self_sampling import SelfSamplingDecoder
+from ssmsam.models.small_encoder import SPEC
 from ssmsam.progress import Cancelled
-from ssmsam.server import meta_training
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot_room import FewShotRoom
-from ssmsam.server.meta_training import MetaTraining
-from ssmsam.ssm.methods import SSM_SAM
-from ssmsam.ssm.network import SelfSamplingDecoder
-from ssmsam.ssm.start_estimate import judged, set_aside
-from ssmsam.ssm.starts import SHIPPED, Starts
+from ssmsam.server.tasks import training as meta_training
+from ssmsam.server.tasks.training import MetaTraining
 
 QUICK = {"steps": 2, "inner_steps": 1, "views": 0, "estimate_steps": 1, "outer_rate": 1e-3}
 SLICES = {"liver": (2, 3, 5, 6, 7)}

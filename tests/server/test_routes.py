@@ -13,8 +13,8 @@ from monailabel.config import settings
 from monailabel.endpoints import infer
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 
-from ssmsam.imaging.reading import UnreadableVolume
-from ssmsam.prompting.request import InvalidPrompt
+from ssmsam.interactive.request import InvalidPrompt
+from ssmsam.reading import UnreadableVolume
 from ssmsam.server import routes
 from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
 from ssmsam.server.routes import proxied

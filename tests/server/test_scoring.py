@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pocket_room import AFFINE, annotate, embed, make_room, truth
 
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.outlook import Outlooks
-from ssmsam.server.scoring import DiceScore, UncertaintyScore
+from ssmsam.server.tasks.scoring import DiceScore, UncertaintyScore
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from pocket_room import LABELS, SHAPE, annotate, embed, make_room
 
+from ssmsam.active.acquisition import RULES
 from ssmsam.active.forecast import prompted
-from ssmsam.active.rules import RULES
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.reading import read_volume
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.fewshot_room import FewShotRoom
 from ssmsam.server.outlook import Deadline, Outlooks
-from ssmsam.server.strategies import EXHAUSTED, FINISHED, UNREADABLE, SliceStrategy, Wish, slices_hint
-from ssmsam.server.uncertainty import UncertaintyMap
+from ssmsam.server.tasks.strategies import EXHAUSTED, FINISHED, UNREADABLE, SliceStrategy, Wish, slices_hint
+from ssmsam.server.tasks.uncertainty import UncertaintyMap
+from ssmsam.volume.errors import UnreadableVolume
 
 EVERY = range(SHAPE[0])
 

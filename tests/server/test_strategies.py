@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.writing import write_volume
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.reading import read_volume
+from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.images import Images
-from ssmsam.server.strategies import First, by_chance, note_offer, offered
-from ssmsam.server.studies import StudiesFolder
+from ssmsam.server.tasks.strategies import First, by_chance, note_offer, offered
+from ssmsam.volume.writing import write_volume
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ssmsam.imaging.reading import read_volume
-from ssmsam.server import studies as studies_module
-from ssmsam.server.studies import StudiesFolder
+from ssmsam.reading import read_volume
+from ssmsam.server.datastore import folder as studies_module
+from ssmsam.server.datastore.folder import StudiesFolder
 
 Write = Callable[..., Path]
 

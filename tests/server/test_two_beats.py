@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from pocket_room import annotate, make_room
 
-from ssmsam.fewshot import method
-from ssmsam.imaging.reading import read_volume
+from ssmsam.fewshot import pipeline as method
 from ssmsam.progress import Cancelled
+from ssmsam.reading import read_volume
 from ssmsam.server import fewshot_room
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot import FewShotTask
 from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.tasks.fewshot import FewShotTask
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_nothing_is_computed_twice_until_something_changes(
     first, told = run(room, adapt=False)
     assert told["job"] is None
     with monkeypatch.context() as patched:
-        patched.setattr("ssmsam.server.fewshot.segment", None)
+        patched.setattr("ssmsam.server.tasks.fewshot.segment", None)
         same, again = run(room, adapt=False)
         assert again["answered_before"]
         np.testing.assert_array_equal(first, same)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmsam.active.extent import End, open_ends
-from ssmsam.active.reasons import numbers_of
-from ssmsam.active.state import Forecast, VolumeState
+from ssmsam.active.volume_state import Forecast, VolumeState, numbers_of
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,16 @@ import numpy as np
 import torch
 
 from ssmsam.active.extent import presence_given
-from ssmsam.active.state import Forecast
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.bank import Bank, look
-from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.finding import Finding, find
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
+from ssmsam.active.volume_state import Forecast
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.prediction import Finding, find
 from ssmsam.fewshot.proposals import Proposals, shares
 from ssmsam.fewshot.selection import Selected
 from ssmsam.fewshot.support import Support
+from ssmsam.fewshot.support_bank import Bank, look
+from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, silent
 
 

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from ssmsam.active.forecast import calibrated
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.bank import Bank
-from ssmsam.fewshot.finding import find
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import DEFAULTS, FewShotConfig
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig
+from ssmsam.fewshot.prediction import find
 from ssmsam.fewshot.proposals import Proposals, shares
 from ssmsam.fewshot.support import Support
+from ssmsam.fewshot.support_bank import Bank
+from ssmsam.models.prompt_decoder import logits_to_pixels
 from ssmsam.progress import Progress, silent
-from ssmsam.prompting.drawing import logits_to_pixels
 
 MOST_VIEWS = 8
 

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmsam.annotation.truth import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Truth
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.volume import Grid
+from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Truth
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Grid
 
 
 @dataclass(frozen=True, eq=False)

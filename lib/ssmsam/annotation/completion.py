@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.records import Served
-from ssmsam.annotation.truth import PackedMask, SliceAnnotation, SliceKey, Source
-from ssmsam.imaging.plane import Plane
+from ssmsam.annotation.log import Served
+from ssmsam.annotation.slice_state import PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.volume.geometry import Plane
 
 
 def complete(

@@ -8,10 +8,10 @@ from itertools import combinations
 from typing import Any
 
 from ssmsam.annotation.annotations import Annotations
-from ssmsam.annotation.label_names import known_label
-from ssmsam.annotation.truth import InvalidSubmission, SliceKey, Source
-from ssmsam.imaging.volume import Grid
+from ssmsam.annotation.labels import known_label
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey, Source
 from ssmsam.json_text import InvalidJson, read_json_text
+from ssmsam.volume.volume import Grid
 
 VERSION = 1
 SPACE = "image_ijk"

@@ -3,23 +3,308 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import logging
+import math
 import os
 import re
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from filelock import FileLock
 
-from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.files import CorruptAnnotations, UnknownSchema, write_json
-from ssmsam.annotation.recovery import INDEX, has_revisions, recover, revision_file
-from ssmsam.annotation.serialisation import grid_of, one_error, read_index, read_revision, write_index, write_revision
+from ssmsam.annotation.annotations import Annotations, Revision, Update
+from ssmsam.annotation.slice_state import PackedMask, SliceAnnotation, SliceKey, Source
 from ssmsam.annotation.support import SupportSet
+from ssmsam.volume.volume import Grid
+from ssmsam.volume.writing import put_aside, write_bytes
+
+
+class CorruptAnnotations(ValueError):
+    """A stored file is damaged or missing. The message names it and says what to do."""
+
+
+class UnknownSchema(CorruptAnnotations):
+    """A stored file is whole, and of another version."""
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step, with the sha256 of its content inside."""
+    text = json.dumps(content, sort_keys=True)
+    sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), **content}
+    write_bytes(path, json.dumps(sealed, indent=1, sort_keys=True).encode())
+
+
+def read_json(path: Path, *, schema: int) -> dict[str, Any]:
+    """What :func:`write_json` wrote. Raises :class:`CorruptAnnotations`, also for another ``schema``."""
+    try:
+        content = json.loads(path.read_bytes())
+        seal = content.pop("sha256")
+        text = json.dumps(content, sort_keys=True)
+    except FileNotFoundError:
+        raise _corrupt(path, "is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _corrupt(path, "is not the JSON that was written") from None
+    if hashlib.sha256(text.encode()).hexdigest() != seal:
+        raise _corrupt(path, "was changed from outside")
+    if content.get("schema") != schema:
+        raise UnknownSchema(
+            f"{path} has schema {content.get('schema')!r}, and this version reads {schema}: "
+            "use the version that wrote it"
+        )
+    return content
+
+
+def write_masks(path: Path, masks: Sequence[PackedMask]) -> str:
+    """Write masks as one compressed .npz; the file's sha256."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{f"mask{n}": np.frombuffer(mask.bits, np.uint8) for n, mask in enumerate(masks)})
+    write_bytes(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def read_masks(path: Path, shapes: Sequence[tuple[int, int]], *, sha256: str) -> list[PackedMask]:
+    """The masks that :func:`write_masks` wrote. Raises :class:`CorruptAnnotations` when the file is another one."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise _corrupt(path, "is missing") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _corrupt(path, "is damaged (its sha256 is another one)")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            masks = [PackedMask(shape, arrays[f"mask{n}"].tobytes()) for n, shape in enumerate(shapes)]
+        if any(len(mask.bits) != -(-mask.shape[0] * mask.shape[1] // 8) for mask in masks):
+            raise ValueError("a mask of another shape")
+        return masks
+    except Exception:  # zip and numpy raise what they like for a damaged file
+        raise _corrupt(path, "does not hold the masks that belong to it") from None
+
+
+def _corrupt(path: Path, what: str) -> CorruptAnnotations:
+    return CorruptAnnotations(f"the annotation file {path} {what}.")
+
+
+SCHEMA = 1
+
+
+MOST_VOXELS = 2**32
+"""Of a grid: more than any image that can be annotated here has."""
+
+
+@contextmanager
+def one_error(path: Path) -> Iterator[None]:
+    """Whatever is raised inside because the content of a file is not what was written is ``CorruptAnnotations``."""
+    try:
+        yield
+    except (CorruptAnnotations, OSError):
+        raise
+    except Exception as error:
+        raise CorruptAnnotations(f"{path} does not hold annotations ({type(error).__name__}: {error})") from error
+
+
+def write_index(
+    image: str, grid: Grid, records: Sequence[Mapping[str, Any]], merged: Annotations | None
+) -> dict[str, Any]:
+    """The index of an image, or of a part of its revisions, for which nothing is ``merged``."""
+    written = {"shape": list(grid.shape), "affine": grid.affine.tolist()}
+    index = {"schema": SCHEMA, "image": image, "grid": written, "revisions": list(records)}
+    return index if merged is None else {**index, "states": _states(merged), "reopened": merged.reopened}
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """An index, checked as far as possible without masks. Raises ``CorruptAnnotations``."""
+    index = read_json(path, schema=SCHEMA)
+    with one_error(path):
+        if not isinstance(index["image"], str):
+            raise TypeError("its image has no name")
+        grid, numbers = grid_of(index), [record["number"] for record in index["revisions"]]
+        if not 0 < math.prod(grid.shape) <= MOST_VOXELS:
+            raise ValueError("its grid has a size that no image has")
+        if numbers != sorted(set(numbers)) or not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise ValueError("its revisions are not in order")
+        for record in index["revisions"]:
+            if not isinstance(record["masks"], str) or not isinstance(record["sha256"], str):
+                raise TypeError("a revision without a file of masks")
+            _read_update(grid, record, iter(()))
+    return index
+
+
+def grid_of(index: Mapping[str, Any]) -> Grid:
+    return Grid(tuple(index["grid"]["shape"]), index["grid"]["affine"])
+
+
+def _states(annotations: Annotations) -> dict[str, Any]:
+    """What is known now, for :class:`Overview` and for people who read the file."""
+    return {
+        label: {
+            "annotated": [[key.axis, key.index] for key in annotations.slices if key.label == label],
+            "predicted": sorted([key.axis, key.index] for key in annotations.predicted if key.label == label),
+            "complete": label in annotations.complete,
+        }
+        for label in annotations.labels
+    }
+
+
+def write_revision(folder: Path, revision: Revision) -> dict[str, Any]:
+    """Write a revision's masks; what an index says of it."""
+    update, masks, entries = revision.update, [], []
+    for key, entry in sorted(update.entries.items()):
+        masks += [entry.mask] if entry.known is None else [entry.mask, entry.known]
+        entries.append(
+            {
+                **asdict(key),
+                "shape": list(entry.mask.shape),
+                "source": entry.source.value,
+                "client": entry.client,
+                "when": entry.when,
+                "partly": entry.known is not None,
+            }
+        )
+    name = f"revision-{revision.number:06d}.npz"
+    return {
+        "number": revision.number,
+        "client": update.client,
+        "when": update.when,
+        "notes": list(update.notes),
+        "masks": name,
+        "sha256": write_masks(folder / name, masks),
+        "entries": entries,
+        "predicted": [list(astuple(key)) for key in sorted(update.predicted)],
+        "complete": sorted(update.complete),
+        "labels": sorted(update.labels),
+        "withdrawn": [list(astuple(key)) for key in sorted(update.withdrawn)],
+        "reopened": sorted(update.reopened),
+        "undoes": sorted(update.undoes),
+    }
+
+
+def read_revision(folder: Path, grid: Grid, written: Mapping[str, Any]) -> Revision:
+    """A revision with its masks. Raises ``CorruptAnnotations``."""
+    with one_error(folder / str(written.get("masks"))):
+        if not written["entries"]:
+            return Revision(written["number"], _read_update(grid, written, iter(())))
+        shapes: list[tuple[int, int]] = []
+        for entry in written["entries"]:
+            height, width = entry["shape"]
+            shapes += [(height, width)] * (2 if entry["partly"] else 1)
+        masks = read_masks(folder / Path(written["masks"]).name, shapes, sha256=written["sha256"])
+        return Revision(written["number"], _read_update(grid, written, iter(masks)))
+
+
+def _read_update(grid: Grid, written: Mapping[str, Any], masks: Iterator[PackedMask]) -> Update:
+    """What a revision says. Without ``masks`` its slices are empty, which is enough to check it."""
+    entries = {}
+    for entry in written["entries"]:
+        key = _read_key((entry["label"], entry["axis"], entry["index"]))
+        blank = PackedMask((entry["shape"][0], entry["shape"][1]), b"")
+        mask = next(masks, blank)
+        known = next(masks, blank) if entry["partly"] else None
+        entries[key] = SliceAnnotation(mask, Source(entry["source"]), str(entry["client"]), str(entry["when"]), known)
+    return Update(
+        grid,
+        entries,
+        frozenset(map(_read_key, written["predicted"])),
+        _read_names(written["complete"]),
+        _read_names(written["labels"]),
+        str(written["client"]),
+        str(written["when"]),
+        tuple(map(str, written["notes"])),
+        frozenset(map(_read_key, written.get("withdrawn", ()))),
+        _read_names(written.get("reopened", ())),
+        frozenset(written.get("undoes", ())),
+    )
+
+
+def _read_key(written: Sequence[Any]) -> SliceKey:
+    label, axis, index = written
+    if not (isinstance(label, str) and type(axis) is int and type(index) is int):
+        raise TypeError(f"{written} is no slice of a label")
+    return SliceKey(label, axis, index)
+
+
+def _read_names(written: Sequence[Any]) -> frozenset[str]:
+    if not all(isinstance(name, str) for name in written):
+        raise TypeError(f"{written} are no names")
+    return frozenset(written)
+
 
 logger = logging.getLogger(__name__)
+
+INDEX = "annotations.json"
+LOST = "lost"
+
+
+def revision_file(folder: Path, number: int) -> Path:
+    """What a revision says, beside its masks: the same as in the index."""
+    return folder / f"revision-{number:06d}.json"
+
+
+def has_revisions(folder: Path) -> bool:
+    """Whether there are annotations in an image's folder, with or without an index."""
+    return next(folder.glob("revision-*.json"), None) is not None
+
+
+def recover(folder: Path, why: CorruptAnnotations) -> dict[str, Any] | None:
+    """A sound index for an image's folder, None where nothing of it can be read: the folder is put aside then.
+
+    Every revision whose file is whole counts. Masks that are damaged are taken out of theirs, with a note. What is
+    damaged is kept under another name. The caller holds the folder's lock.
+    """
+    sound = list(_sound_indices(folder))
+    if not sound:
+        kept = put_aside(folder)
+        logger.error("%s Nothing of it can be read: it is kept as %s; its image counts as not annotated", why, kept)
+        return None
+    image, grid = sound[0]["image"], grid_of(sound[0])
+    known: dict[int, list[dict[str, Any]]] = {}
+    for index in sound:
+        for record in index["revisions"] if index["image"] == image and grid_of(index).matches(grid) else ():
+            known.setdefault(record["number"], []).append(dict(record))
+    found = [_best(folder, grid, known[number]) for number in sorted(known)]
+    revisions, records = [revision for revision, _ in found], [record for _, record in found]
+    lost = [record["masks"] for record in records if record.pop(LOST, False)]
+    index = write_index(image, grid, records, Annotations(grid, tuple(revisions)))
+    for name in (INDEX, *lost):
+        with suppress(FileNotFoundError):
+            put_aside(folder / Path(name).name)
+    write_json(folder / INDEX, index)
+    logger.warning(
+        "%s It was rebuilt from what was kept of %d revisions; the old file is kept beside it", why, len(revisions)
+    )
+    return index
+
+
+def _best(folder: Path, grid: Grid, records: list[dict[str, Any]]) -> tuple[Revision, dict[str, Any]]:
+    """A revision as the first of several records has it whose masks are whole; else as the first has it without."""
+    for record in records:
+        with suppress(CorruptAnnotations, OSError):
+            return read_revision(folder, grid, record), record
+    try:
+        return read_revision(folder, grid, records[0]), records[0]
+    except (CorruptAnnotations, OSError) as error:
+        _without_masks(records[0], error)
+        return read_revision(folder, grid, records[0]), records[0]
+
+
+def _without_masks(record: dict[str, Any], error: Exception) -> None:
+    keys = ", ".join(f"{entry['label']} on slice {entry['index']}" for entry in record["entries"])
+    logger.error("%s Revision %s is used without its masks, of %s", error, record["number"], keys)
+    lost = f"the masks of this revision were damaged on the server's disk and are lost: annotate again {keys}"
+    record.update(entries=[], complete=[], notes=[*record["notes"], lost], **{LOST: True})
+
+
+def _sound_indices(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """The index, if it can be read, and every revision's own file, which is an index of one revision."""
+    for path in (folder / INDEX, *sorted(folder.glob("revision-*.json"))):
+        with suppress(CorruptAnnotations, OSError):
+            yield read_index(path)
+
 
 Stamp: TypeAlias = tuple[int, int, int]
 """Inode, time and size of a file, which is never changed in place: a new stamp is a new content."""
@@ -70,7 +355,7 @@ class AnnotationStore:
     def load(self, image: str) -> Annotations | None:
         """What is known of an image; None when nothing is.
 
-        Raises :class:`~ssmsam.annotation.files.CorruptAnnotations` for what another version wrote.
+        Raises :class:`~ssmsam.annotation.store.CorruptAnnotations` for what another version wrote.
         """
         return self._load(image_folder(self.root, image), lock=True)
 
@@ -107,7 +392,7 @@ class AnnotationStore:
     def merge(self, image: str, update: Update) -> Annotations:
         """Add a submission to what is known of an image, and return all of it.
 
-        Raises :class:`~ssmsam.annotation.truth.InvalidSubmission` when the update is on another grid than the stored
+        Raises :class:`~ssmsam.annotation.slice_state.InvalidSubmission` when the update is on another grid than the stored
         annotations, ``CorruptAnnotations``, and OSError where the disk is full; nothing is changed then.
         """
         folder = image_folder(self.root, image)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations
-from ssmsam.annotation.truth import SliceAnnotation, SliceKey, Source
-from ssmsam.imaging.plane import Plane
+from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
+from ssmsam.volume.geometry import Plane
 
 
 @dataclass(frozen=True)

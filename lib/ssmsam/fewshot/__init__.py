@@ -1,1 +1,1 @@
-"""Few labelled slices as prompts: target embeddings, the token-query decoder and its adaptation (Xie et al., 2024)."""
+"""A few labelled slices as prompts: support, adaptation, proposals, task checkpoints (Xie et al., 2024; Zhang et al., 2024)."""

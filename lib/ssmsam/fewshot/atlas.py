@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.bank import Bank
-from ssmsam.imaging.volume import Grid
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.support_bank import Bank
 from ssmsam.progress import Progress, silent
 from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
 from ssmsam.registration.register import Registration, register
+from ssmsam.volume.volume import Grid
 
 STEPS = 4
 """Distances are kept in so many parts of a cell."""

@@ -14,10 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ssmsam.fewshot.checkpoint_files import read_head, read_local, remove_head, write_head, write_support
-from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import LOCAL, Head
-from ssmsam.fewshot.old_heads import read_old_head
+from ssmsam.fewshot.adapted_task import LOCAL, Head
+from ssmsam.fewshot.checkpoint_files import read_head, read_local, read_old_head, remove_head, write_head, write_support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import (
     FEWSHOT,
@@ -28,7 +26,8 @@ from ssmsam.fewshot.task_checkpoint import (
     method_of,
     read_card,
 )
-from ssmsam.imaging.writing import private_folder, write_bytes
+from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.volume.writing import private_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
 from ssmsam.progress import Progress, silent
+from ssmsam.reading import read_volume
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume
 
 _SUPPORT = re.compile(r"(?P<image>[^:]+):(?P<labels>[^:]+)(?::(?P<slices>[\d,:-]+))?")
 _RANGE = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)(?::(?P<step>\d+))?)?")

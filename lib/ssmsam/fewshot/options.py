@@ -11,19 +11,19 @@ from typing import TypeVar
 
 import torch
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.options import add_encoder_option
-from ssmsam.encoders.registry import choose_encoder, load_encoder
-from ssmsam.encoders.store import EmbeddingStore
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.options import add_encoder_option
+from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.adaptation import AdaptationConfig
-from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.head import Head
+from ssmsam.fewshot.adapted_task import Head
 from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
-from ssmsam.fewshot.method import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, method_of, read_card
-from ssmsam.imaging.plane import PLANES
+from ssmsam.models.encoder_registry import choose_encoder, load_encoder
+from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Cancelled, Progress
+from ssmsam.volume.geometry import PLANES
 
 _T = TypeVar("_T")
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ssmsam.encoders.encoder import Embedding, take
-from ssmsam.encoders.frame import Frame
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.atlas import Guide
-from ssmsam.fewshot.bank import Bank, BankConfig, look, stacked
-from ssmsam.fewshot.decoder import Shown, TargetDecoder
+from ssmsam.fewshot.support_bank import Bank, BankConfig, look, stacked
+from ssmsam.models.encoder import Embedding, take
+from ssmsam.models.fewshot_decoder import Shown, TargetDecoder
+from ssmsam.models.frame import Frame
+from ssmsam.models.prompt_decoder import logits_to_pixels
 from ssmsam.progress import Progress, silent
-from ssmsam.prompting.drawing import logits_to_pixels
 
 NOWHERE = -30.0
 """Logits of cells of which nothing was proposed, or that were ruled out."""

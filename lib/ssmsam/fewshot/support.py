@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.embeddings.embedder import VolumeEmbeddings
 
 
 class NothingToLearn(ValueError):
@@ -60,7 +60,7 @@ class LabelledSlice:
 
     @property
     def position_mm(self) -> float:
-        """Along the volume, as :meth:`~ssmsam.encoders.volume_embeddings.VolumeEmbeddings.position_mm` counts."""
+        """Along the volume, as :meth:`~ssmsam.embeddings.embedder.VolumeEmbeddings.position_mm` counts."""
         return self.embeddings.position_mm(self.index)
 
 

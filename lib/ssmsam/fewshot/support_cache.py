@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ssmsam.fewshot.atlas import Atlas
-from ssmsam.fewshot.bank import Bank
-from ssmsam.fewshot.decoder import TargetDecoder
-from ssmsam.fewshot.description import Description
-from ssmsam.imaging.volume import Grid
-from ssmsam.imaging.writing import private_folder, write_bytes
+from ssmsam.fewshot.support_bank import Bank
 from ssmsam.models.closed_form import Regression, SliceSums
+from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.support_encoding import Description
+from ssmsam.volume.volume import Grid
+from ssmsam.volume.writing import private_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmsam.fewshot.bank import Bank
-from ssmsam.fewshot.description import CELLS, FAR_CELLS, FOREGROUND_CELLS, KINDS, PARTS, RING_CELLS, Description
-from ssmsam.fewshot.description import TokenKind as Kind
-from ssmsam.fewshot.prior import signed_distance
+from ssmsam.fewshot.priors import signed_distance
+from ssmsam.fewshot.support_bank import Bank
 from ssmsam.models.closed_form import SolvedRegression
+from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, KINDS, PARTS, RING_CELLS, Description
+from ssmsam.models.support_encoding import TokenKind as Kind
 
 PROTOTYPES = (16, 8, 16)
 """Most prototypes of the target's cells, of the ring around it, and of the rest: a guess."""

@@ -19,15 +19,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.target_summary import TargetSummary
-from ssmsam.imaging.writing import write_bytes
+from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.volume.writing import write_bytes
 
 FORMAT = 6
 LARGEST = 48 * 2**20
 """Bytes that a file may have: the decoder of a large SAM, adapted as a whole, has 16 MB in single precision."""
 FEWSHOT = "fewshot"
-"""The method whose decoder :func:`ssmsam.fewshot.registry.load_target_decoder` loads."""
+"""The method whose decoder :func:`ssmsam.models.fewshot_registry.load_target_decoder` loads."""
 _TEXT, _NUMBER = (str,), (int, float)
 PUBLIC: Mapping[str, tuple[type, ...]] = {
     "labels": (list,), "learned_from": (dict,), "numbers": (dict, type(None)), "plane": (str, type(None)),

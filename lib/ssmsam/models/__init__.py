@@ -1,1 +1,1 @@
-"""Networks and their weights."""
+"""Every network and its weights: encoders, prompt decoders, few-shot decoders, the volume head."""

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from ssmsam.imaging.body import body_box
-from ssmsam.imaging.recipe import Scale
-from ssmsam.imaging.volume import Grid, Volume
+from ssmsam.volume.body import body_box
+from ssmsam.volume.intensity import Scale
+from ssmsam.volume.volume import Grid, Volume
 
 CELLS_ACROSS = 70
 """At least so many cells lie along the longest side of a slice."""

@@ -8,13 +8,13 @@ from dataclasses import field as default
 
 import torch
 
-from ssmsam.imaging.volume import Grid
 from ssmsam.progress import Progress, silent
 from ssmsam.registration.alignment import AlignmentConfig, aligned
 from ssmsam.registration.coarse import CoarseVolume, sampled
 from ssmsam.registration.deformation import Refinement, Search, refined, searched
 from ssmsam.registration.descriptor import described
 from ssmsam.registration.field import Field, lattice
+from ssmsam.volume.volume import Grid
 
 
 @dataclass(frozen=True)

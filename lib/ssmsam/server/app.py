@@ -22,19 +22,18 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
-from ssmsam.annotation.label_info import BACKGROUND
-from ssmsam.annotation.label_names import known_label
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.registry import ENCODERS, choose_encoder, load_encoder, other_choice
-from ssmsam.encoders.store import EmbeddingStore
-from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.annotation.labels import BACKGROUND, known_label
+from ssmsam.dicom.web import DicomStore, is_dicomweb, search_filters, store_access
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
+from ssmsam.fewshot.initialisations import DECODERS, Starts
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.imaging.writing import private_folder
+from ssmsam.interactive.request import PROMPT_KEYS
+from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
+from ssmsam.models.prompt_registry import load_decoder
+from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Cancelled
-from ssmsam.prompting.registry import load_decoder
-from ssmsam.prompting.request import PROMPT_KEYS
-from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
 from ssmsam.server.background import Background
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, require_keys
 from ssmsam.server.configuration import (
@@ -45,28 +44,26 @@ from ssmsam.server.configuration import (
     default_dicom_folder,
     default_heads,
 )
-from ssmsam.server.dicom_access import is_dicomweb, search_filters, store_access
-from ssmsam.server.dicom_store import DicomStore
-from ssmsam.server.dicomweb import DicomWebStudies
+from ssmsam.server.datastore.annotated import FINAL, PARTIAL, AnnotatedStudies
+from ssmsam.server.datastore.dicomweb import DicomWebStudies
+from ssmsam.server.datastore.folder import StudiesFolder
+from ssmsam.server.datastore.local_record import made_by_this_process
 from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers, unforeseen
+from ssmsam.server.exposure import accept_signed_tokens
 from ssmsam.server.fewshot_room import SEGMENT, FewShotRoom
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, limit_arenas, use_threads
-from ssmsam.server.new_folder import made_by_this_process
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.patient_cache import CacheFolders
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
-from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
-from ssmsam.server.queue import TRAIN, running
-from ssmsam.server.studies import StudiesFolder
-from ssmsam.server.tokens import accept_signed_tokens
-from ssmsam.server.training import Training
+from ssmsam.server.tasks.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
+from ssmsam.server.tasks.queue import TRAIN, running
+from ssmsam.server.tasks.training import Training
 from ssmsam.server.warmup import WarmUp
 from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.ssm.methods import DECODERS
-from ssmsam.ssm.starts import Starts
+from ssmsam.volume.writing import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -248,8 +245,7 @@ class ServerApp(MONAILabelApp):
         """The server is about to answer: mend its routes, and warm up meanwhile."""
         from monailabel.app import app as server
 
-        from ssmsam.server.compression import compress_answers
-        from ssmsam.server.exposure import close_to_other_sites
+        from ssmsam.server.exposure import close_to_other_sites, compress_answers
         from ssmsam.server.openapi import describe_requests
         from ssmsam.server.routes import install_routes
 

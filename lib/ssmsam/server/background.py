@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ssmsam.encoders.embedder import nearest_first
+from ssmsam.embeddings.embedder import nearest_first
 from ssmsam.progress import POLL_S, Cancelled
 from ssmsam.server.images import Images, OpenImage, Source
 from ssmsam.service.jobs import Job, Jobs, Paused

@@ -11,9 +11,9 @@ from typing import Any
 
 import platformdirs
 
-from ssmsam.encoders.registry import AUTO, ENCODER_VARIABLE, default_encoder
-from ssmsam.encoders.store import default_root
-from ssmsam.imaging.dicom import NOT_IMAGES
+from ssmsam.dicom.series import NOT_IMAGES
+from ssmsam.embeddings.store import default_root
+from ssmsam.models.encoder_registry import AUTO, ENCODER_VARIABLE, default_encoder
 from ssmsam.server.patient_cache import CacheFolders
 
 DEFAULT_LABELS = (
@@ -45,7 +45,7 @@ class Configuration:
     encoder: str = field(default_factory=default_encoder)
     """The backbone, by its name in ``ssmsam.encoders``; ``auto`` is the best one whose weights are here."""
     weights: Path | None = None
-    """A folder with checkpoints; ``None`` looks where ``ssmsam.encoders.weights`` looks by itself."""
+    """A folder with checkpoints; ``None`` looks where ``ssmsam.models.weights`` looks by itself."""
     download: bool = False
     """Whether missing weights may be fetched from the network."""
     store: Path

@@ -15,16 +15,16 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 
-from ssmsam.annotation.files import CorruptAnnotations
-from ssmsam.annotation.truth import InvalidSubmission
-from ssmsam.encoders.weights import CorruptWeights, MissingWeights
+from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.annotation.store import CorruptAnnotations
+from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.fewshot.support import NothingToLearn
-from ssmsam.imaging.unreadable import UnreadableVolume
+from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.json_text import InvalidJson
+from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Cancelled
-from ssmsam.prompting.request import InvalidPrompt
-from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
 from ssmsam.server.identifiers import InvalidName, shown
+from ssmsam.volume.errors import UnreadableVolume
 
 logger = logging.getLogger(__name__)
 

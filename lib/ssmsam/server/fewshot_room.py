@@ -12,24 +12,24 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 
 from ssmsam.cache import Cache, KeyedLocks, SingleFlight
-from ssmsam.encoders.embedder import Embedder
+from ssmsam.dicom.web import StoreRefused, StoreUnavailable
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adapted_task import Head
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
-from ssmsam.fewshot.decoder import TargetDecoder
 from ssmsam.fewshot.estimate import LEAST_SLICES
-from ssmsam.fewshot.head import Head
-from ssmsam.fewshot.method import FewShotConfig, adapt, completed, shown_again
+from ssmsam.fewshot.initialisations import Starts
+from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, shown_again
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
+from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, holding, silent
-from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.background import Background
-from ssmsam.server.dicom_store import StoreRefused, StoreUnavailable
+from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.images import UNUSABLE, Images
 from ssmsam.server.labelled import LabelledSlices
 from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.ssm.starts import Starts
 
 ADAPT, SEGMENT = "adapt", "segment"
 """Kinds of jobs."""

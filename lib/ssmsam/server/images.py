@@ -14,19 +14,19 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.sessions import Sessions
 
-from ssmsam.annotation.files import CorruptAnnotations
-from ssmsam.annotation.truth import STORED_SLICES
+from ssmsam.annotation.slice_state import STORED_SLICES
+from ssmsam.annotation.store import CorruptAnnotations
 from ssmsam.cache import Cache, SingleFlight
-from ssmsam.encoders.embedder import Embedder, VolumeEmbeddings
-from ssmsam.encoders.manifest import sha256_of
-from ssmsam.imaging.plane import Plane
-from ssmsam.imaging.reading import UnreadableVolume, read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.server.dicom_store import SeriesRefused, SeriesUnavailable
-from ssmsam.server.dicomweb import DicomWebArchive
+from ssmsam.dicom.web import SeriesRefused, SeriesUnavailable
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.models.weights import sha256_of
+from ssmsam.reading import UnreadableVolume, read_volume
+from ssmsam.server.datastore.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_session_id
 from ssmsam.service.set_aside import SetAside
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ssmsam.annotation.support import SupportSet, SupportSlice
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
-from ssmsam.imaging.plane import Plane
-from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.images import UNUSABLE, Images
+from ssmsam.volume.geometry import Plane
 
 STORED = Plane(0)
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmsam.active.forecast import expect, looks, prompted
-from ssmsam.active.state import Forecast, VolumeState
+from ssmsam.active.volume_state import Forecast, VolumeState
 from ssmsam.cache import Cache
-from ssmsam.encoders.volume_embeddings import VolumeEmbeddings
-from ssmsam.fewshot.head import Head
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import Head
 from ssmsam.fewshot.support import digest
 from ssmsam.progress import Cancelled, Progress, silent
-from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.fewshot_room import FewShotRoom
 
 STORED_AXIS = 0

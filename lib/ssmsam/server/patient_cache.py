@@ -13,7 +13,7 @@ from typing import Any
 
 from ssmsam.fewshot.checkpoint_registry import SUPPORT
 from ssmsam.fewshot.task_checkpoint import is_old
-from ssmsam.server.series_cache import IMAGES
+from ssmsam.server.datastore.series_cache import IMAGES
 
 logger = logging.getLogger(__name__)
 

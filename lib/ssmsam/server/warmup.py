@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ssmsam.encoders.embedder import Embedder
-from ssmsam.encoders.encoder import Encoder
-from ssmsam.imaging.reading import read_volume
-from ssmsam.imaging.volume import Volume
-from ssmsam.imaging.writing import write_volume
-from ssmsam.prompting.decoder import PromptDecoder
-from ssmsam.prompting.request import PromptRequest
-from ssmsam.prompting.session import segment_2d, segment_3d
-from ssmsam.prompting.state import SegmentationState
-from ssmsam.server.answer import write_mask
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.interactive.prompt_state import SegmentationState
+from ssmsam.interactive.request import PromptRequest
+from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.models.encoder import Encoder
+from ssmsam.models.prompt_decoder import PromptDecoder
+from ssmsam.reading import read_volume
+from ssmsam.server.tasks.mask_files import write_mask
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ssmsam.annotation.records import name_of
+from ssmsam.annotation.log import name_of
 
 PAGE = Path(__file__).parent / "ohif_page"
 """The script and its style, served below ``/ohif/ssmsam/``."""

@@ -18,10 +18,10 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
-from ssmsam.annotation.records import SHARED_IDS, reader_of
+from ssmsam.annotation.log import SHARED_IDS, reader_of
 from ssmsam.json_text import InvalidJson, read_json_text, require_storable
 from ssmsam.progress import POLL_S, CancelToken, cancellable, stop_if_cancelled
-from ssmsam.server.annotated import AnnotatedStudies
+from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import volume_suffix
 from ssmsam.service.jobs import Job

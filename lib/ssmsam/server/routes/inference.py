@@ -17,13 +17,12 @@ from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
 
 import ssmsam
-from ssmsam.imaging.dicom_seg import AlgorithmNotes, write_seg
-from ssmsam.imaging.reading import read_volume
-from ssmsam.server.dicomweb import DicomWebArchive
+from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
+from ssmsam.reading import read_volume
+from ssmsam.server.datastore.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 from ssmsam.server.images import Source
-from ssmsam.server.prompted import LOGIN
 from ssmsam.server.routes.common import (
     DETAIL_HEADER,
     LABELS_HEADER,
@@ -38,6 +37,7 @@ from ssmsam.server.routes.common import (
     the_app,
     watched,
 )
+from ssmsam.server.tasks.prompted import LOGIN
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["Infer"])

@@ -11,10 +11,9 @@ from monailabel.utils.others.generic import remove_file
 
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.partial import write_partial
-from ssmsam.annotation.summary import summarise
+from ssmsam.annotation.service import summarise
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.server.annotated import AnnotatedStudies
-from ssmsam.server.answer import write_mask
+from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.routes.common import (
     LABELS_HEADER,
@@ -28,6 +27,7 @@ from ssmsam.server.routes.common import (
     reader,
     the_app,
 )
+from ssmsam.server.tasks.mask_files import write_mask
 
 router = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
 

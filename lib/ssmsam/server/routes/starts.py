@@ -7,10 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from ssmsam.fewshot.checkpoint_registry import UnknownCheckpoint
+from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Starts
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import Annotator, AnyUser, the_app
-from ssmsam.ssm.methods import SSM_SAM
-from ssmsam.ssm.starts import SHIPPED, Starts
 
 router = APIRouter(prefix="/starts", tags=["Starts"])
 

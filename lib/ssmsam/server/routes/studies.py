@@ -12,9 +12,8 @@ from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import datastore as stock
 from monailabel.utils.others.generic import remove_file
 
-from ssmsam.imaging.writing import write_volume
-from ssmsam.server.annotated import FINAL, PARTIAL, AnnotatedStudies
 from ssmsam.server.clients.rest import SUBMISSION, require_keys
+from ssmsam.server.datastore.annotated import FINAL, PARTIAL, AnnotatedStudies
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
 from ssmsam.server.routes.common import (
@@ -33,6 +32,7 @@ from ssmsam.server.routes.common import (
     require_label,
     the_app,
 )
+from ssmsam.volume.writing import write_volume
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
 

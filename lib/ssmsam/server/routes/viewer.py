@@ -11,7 +11,7 @@ from monailabel.endpoints import ohif as stock
 from monailabel.utils.others.generic import get_mime_type
 
 from ssmsam.server.clients.ohif import below, index_with_script, no_archive_page, own_file
-from ssmsam.server.dicomweb import DicomWebArchive
+from ssmsam.server.datastore.dicomweb import DicomWebArchive
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import AnyUser, path_prefix, the_app
 

@@ -1,0 +1,143 @@
+"""The words of the room: what is known of a label on a slice, and why."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from functools import lru_cache
+
+import numpy as np
+
+from ssmsam.volume.geometry import Plane
+
+STORED_SLICES = Plane(0)
+
+
+class InvalidSubmission(ValueError):
+    """What a client submitted cannot be used as it is. The message tells the user what to do."""
+
+
+class Truth(str, Enum):
+    """What is known of a label on a slice."""
+
+    ANNOTATED = "annotated"
+    """A person vouches for the mask, which may be empty."""
+    PREDICTED = "predicted"
+    """A model drew it and nobody confirmed it."""
+    UNKNOWN = "unknown"
+    """Nothing is known: not the same as background."""
+
+
+class Source(str, Enum):
+    """Why a slice counts as annotated."""
+
+    CLIENT = "client"
+    """The submission listed it."""
+    COMPLETE = "complete"
+    """The label was declared finished on the whole volume."""
+    MESSAGE = "message"
+    """The user marked it with a message model: accepted, or empty."""
+    NEGATIVE = "negative"
+    """The user painted where the label is not; only painted voxels are known."""
+    ASSIGNED = "assigned"
+    """The user was asked for it and submitted."""
+    PROMPTED = "prompted"
+    """The user clicked on it and submitted the answer."""
+    DELTA = "delta"
+    """The user changed what was served."""
+    NONEMPTY = "nonempty"
+    """The user drew on it, and nothing had been served."""
+
+
+@dataclass(frozen=True, order=True)
+class SliceKey:
+    """One label on one slice."""
+
+    label: str
+    axis: int
+    """The array axis that the slice is perpendicular to: 0 stored slices, 1 rows, 2 columns."""
+    index: int
+
+    @property
+    def plane(self) -> Plane:
+        return Plane(self.axis)
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask (height, width) at one bit per pixel."""
+
+    shape: tuple[int, int]
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> PackedMask:
+        """Pack a mask (height, width): true where it is not zero. Raises ValueError for another number of axes."""
+        if mask.ndim != 2:
+            raise ValueError(f"a slice's mask has two axes (height, width), got shape {mask.shape}")
+        shape = (int(mask.shape[0]), int(mask.shape[1]))
+        return cls(shape, np.packbits(mask != 0).tobytes() if mask.any() else _no_bits(-(-mask.size // 8)))
+
+    @property
+    def array(self) -> np.ndarray:
+        """The mask, (height, width) bool."""
+        count = self.shape[0] * self.shape[1]
+        bits = np.frombuffer(self.bits, dtype=np.uint8)
+        return np.unpackbits(bits, count=count).reshape(self.shape).astype(bool)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no pixel is set."""
+        return not self.bits.strip(b"\0")
+
+    @property
+    def digest(self) -> str:
+        """sha256 over shape and pixels."""
+        return hashlib.sha256(repr(self.shape).encode() + self.bits).hexdigest()
+
+
+@dataclass(frozen=True)
+class SliceAnnotation:
+    """What a person said about one label on one slice."""
+
+    mask: PackedMask
+    source: Source
+    client: str = ""
+    when: str = ""
+    """ISO 8601, UTC."""
+    known: PackedMask | None = None
+    """Where the mask is truth; None for the whole slice."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the label is nowhere on the slice, as far as it is known."""
+        return self.mask.empty
+
+    @property
+    def weight(self) -> np.ndarray:
+        """(height, width) float32: 1 where the mask is truth, 0 where nothing is known."""
+        if self.known is None:
+            return np.ones(self.mask.shape, dtype=np.float32)
+        return self.known.array.astype(np.float32)
+
+    def adds_to(self, old: SliceAnnotation) -> bool:
+        """Whether this says anything that ``old`` does not say already."""
+        if (self.mask, self.known) == (old.mask, old.known):
+            return False
+        if old.known is None and self.known is not None:  # less is said, which matters only if it disagrees
+            known = self.known.array
+            return not np.array_equal(self.mask.array & known, old.mask.array & known)
+        return True
+
+
+def now() -> str:
+    """The time as annotations note it: ISO 8601, UTC, fine enough that it orders what follows each other closely."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+@lru_cache(maxsize=64)
+def _no_bits(count: int) -> bytes:
+    """Zeros, the same object for every empty mask of a size: most slices of a finished volume are empty."""
+    return bytes(count)

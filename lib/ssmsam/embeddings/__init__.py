@@ -1,0 +1,1 @@
+"""From slices to embeddings: each slice is encoded once, in memory or on disk."""

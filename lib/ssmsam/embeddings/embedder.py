@@ -1,0 +1,471 @@
+"""The embeddings of one volume in one plane."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssmsam.cache import Cache
+from ssmsam.embeddings.file_catalogue import Catalogue, fingerprint
+from ssmsam.embeddings.fp16 import Half, SliceMemory, to_embedding, to_halves, with_more, without_last
+from ssmsam.embeddings.priority_lock import Gate
+from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
+from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
+from ssmsam.models.frame import Frame, Window
+from ssmsam.progress import Progress, result_of, silent, stop_if_cancelled
+from ssmsam.reading import read_volume
+from ssmsam.volume.body import body_centres
+from ssmsam.volume.errors import UnreadableVolume
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.intensity import IntensityRecipe, Scale, recipe_for
+from ssmsam.volume.volume import Grid, Volume
+
+POLL_SECONDS = 0.05
+
+
+class VolumeEmbeddings:
+    """Embeddings by slice index. Made by :meth:`Embedder.open`; safe for many threads.
+
+    Values pass through float16 whether or not they come from the disk, so that the answer to a prompt does not depend
+    on where its embedding came from.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedder: Embedder,
+        grid: Grid,
+        load: Callable[[], Volume],
+        recipe: IntensityRecipe,
+        plane: Plane,
+        key: EmbeddingKey,
+        part: tuple[VolumeEmbeddings, Window] | None = None,
+    ) -> None:
+        """``load()`` gives the volume, and is called when a slice must be encoded for the first time. ``part``: these
+        are embeddings of a window of another one's slices."""
+        self.plane = plane
+        self.recipe = recipe
+        self.key = key
+        self.grid = grid
+        self.count = plane.count(grid)
+        height, width = plane.slice_shape(grid)
+        self._backwards, *mirrored = plane.mirrored(grid)
+        size = embedder.encoder.spec.input_size
+        self.frame = Frame(height, width, size, plane.pixel_mm(grid), (mirrored[0], mirrored[1]), part and part[1])
+        self._whole = part and part[0]
+        self._embedder = embedder
+        self._load = load
+        store = None if part else embedder.store
+        self._stored = store.open(key, grid=grid, count=self.count) if store else None
+        self._flights: dict[int, Future[Half | None]] = {}
+        self._flights_lock = threading.Lock()
+
+    @property
+    def slice_mm(self) -> float:
+        """Millimetres between neighbouring slices."""
+        return self.plane.slice_mm(self.grid)
+
+    def position_mm(self, index: int) -> float:
+        """Where a slice is along the volume, from its first slice in the direction in which slices are shown: it grows
+        the same way through every body, however the volume is stored."""
+        return (self.count - 1 - index if self._backwards else index) * self.slice_mm
+
+    def index_at(self, position_mm: float) -> int:
+        """The slice at a position of :meth:`position_mm`."""
+        index = round(position_mm / self.slice_mm)
+        return self.count - 1 - index if self._backwards else index
+
+    @cached_property
+    def volume(self) -> Volume:
+        """The voxels: read now, if they were not needed before."""
+        return self._load()
+
+    def within(self, window: Window) -> VolumeEmbeddings:
+        """The same slices in a window, enlarged."""
+        return self._embedder.open_window(self, window)
+
+    def derived(self, what: Hashable, make: Callable[[], Sized]) -> Any:
+        """Something that depends on nothing but this volume and ``what``, made unless it is remembered."""
+        return self._embedder.derived.recalled((self.key.digest, what), make)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The intensities that become 0 and 1, one pair for the whole volume."""
+        return self._whole.scale if self._whole else self.recipe.scale(self.volume)
+
+    @cached_property
+    def body_centres(self) -> np.ndarray:
+        """(count, 2): where the body's centre is on every slice, as (x, y) in input pixels. Reads the voxels.
+
+        In a window the body cannot be told: places there are relative to the window.
+        """
+        if self.frame.window:
+            rows, columns = self.frame.resized
+            return np.tile([(columns - 1) / 2, (rows - 1) / 2], (self.count, 1))
+        return body_centres(lambda index: self.inputs([index])[0, 1].numpy(), self.count, self.slice_mm)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(count,) bool: the slices that need no encoder any more."""
+        memory, digest = self._embedder.memory, self.key.digest
+        in_memory = np.array([memory.holds(digest, index) for index in range(self.count)], dtype=bool)
+        return in_memory | self._stored.done if self._stored else in_memory
+
+    def slice(self, index: int) -> Embedding:
+        """A batch of 1, float32, on the encoder's device. Goes before background work that waits for the encoder.
+
+        Raises ValueError for an index outside the volume.
+        """
+        return self._embedder.embedding_of(self.half(index))
+
+    def half(self, index: int) -> Half:
+        """The same as it is kept: float16, on the CPU."""
+        index = self._checked(index)
+        half = self._embedder.memory.get(self.key.digest, index)
+        while half is None:
+            flight, mine = self._board(index)
+            if not mine:
+                half = result_of(flight)  # None when the other thread failed: then it is this one's turn
+                continue
+            try:
+                half = self._make(index)
+            finally:
+                self._land(index, half)
+        return half
+
+    def embed(self, indices: Iterable[int] | None = None, *, progress: Progress = silent) -> None:
+        """Make the embeddings of these slices (default: all), in this order, leaving out those that are done.
+
+        Works in small batches. Raising :class:`Cancelled` in ``progress("embed", done, total)`` stops between two of
+        them; finished slices stay. Slices that another thread or process is making are left to it and waited for.
+        """
+        wanted = [self._checked(index) for index in dict.fromkeys(range(self.count) if indices is None else indices)]
+        made: set[int] = set()
+        while True:
+            done = self.done
+            pending = [index for index in wanted if not done[index] and index not in made]
+            progress("embed", len(wanted) - len(pending), len(wanted))
+            if not pending:
+                return
+            batch = self._take(pending)
+            if batch:
+                self._make_batch(batch)
+                made.update(batch)
+            else:
+                time.sleep(POLL_SECONDS)
+                stop_if_cancelled()
+
+    def inputs(self, indices: list[int]) -> torch.Tensor:
+        """What the encoder sees of these slices: (B, 3, size, size) in [0, 1].
+
+        The three channels are the slice, or with its neighbours where the encoder reads them; the first and the last
+        slice of the volume stand in for neighbours beyond them.
+        """
+        context = self._embedder.encoder.spec.context
+        offsets = (-context, 0, context) if context else (0,)
+        if self._backwards:
+            offsets = offsets[::-1]
+        near = np.clip(np.add.outer(indices, offsets), 0, self.count - 1)
+        pixels = self.scale.apply(self.plane.stack(self.volume.array)[near])
+        return self.frame.to_input(torch.from_numpy(pixels)).expand(-1, 3, -1, -1)
+
+    # one slice, for a user who waits
+
+    def _make(self, index: int) -> Half:
+        """Through the encoder, unless another thread or process has just done it."""
+        half = self._known(index)
+        if half is not None:
+            return half
+        if self._stored:
+            self._stored.claim(index, timeout=self._embedder.patience)
+        try:
+            half = self._known(index)
+            if half is None:
+                half = self._embedder.encode(self.inputs([index]), urgent=True)[0]
+                self._keep([index], [half])
+            return half
+        finally:
+            if self._stored:
+                self._stored.release(index)
+
+    def _known(self, index: int) -> Half | None:
+        """From memory or from the disk."""
+        half = self._embedder.memory.get(self.key.digest, index)
+        if half is None and self._stored:
+            half = self._stored.read(index)
+            if half is not None:
+                half = self._embedder.completed(half, lambda: self.inputs([index]))
+                self._embedder.memory.put(self.key.digest, index, half)
+        return half
+
+    # many slices, in the background
+
+    def _take(self, pending: list[int]) -> list[int]:
+        """The next slices to make that neither another thread nor another process is making; to be landed."""
+        taken: list[int] = []
+        for index in pending:
+            if len(taken) == self._embedder.batch_size:
+                break
+            if not self._board(index)[1]:
+                continue
+            if self._stored and not self._stored.claim(index):
+                self._land(index, None)
+            else:
+                taken.append(index)
+        return taken
+
+    def _make_batch(self, batch: list[int]) -> None:
+        halves: dict[int, Half] = {}
+        try:
+            done = self.done  # another process may have made some between our look and our claim
+            missing = [index for index in batch if not done[index]]
+            if missing:
+                made = self._embedder.encode(self.inputs(missing), urgent=False)
+                halves = dict(zip(missing, made, strict=True))
+                self._keep(missing, made)
+        finally:
+            for index in batch:
+                if self._stored:
+                    self._stored.release(index)
+                self._land(index, halves.get(index))
+
+    def _keep(self, indices: list[int], halves: list[Half]) -> None:
+        if self._stored:
+            self._stored.write(indices, [self._embedder.storable(half) for half in halves])
+        for index, half in zip(indices, halves, strict=True):
+            self._embedder.memory.put(self.key.digest, index, half)
+
+    # which slices this process is making right now
+
+    def _board(self, index: int) -> tuple[Future[Half | None], bool]:
+        """The making of a slice, and whether it falls to the caller, who then must :meth:`_land` it."""
+        with self._flights_lock:
+            flight = self._flights.get(index)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[index] = Future()
+            return flight, True
+
+    def _land(self, index: int, half: Half | None) -> None:
+        with self._flights_lock:
+            flight = self._flights.pop(index)
+        flight.set_result(half)
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self.count:
+            raise ValueError(f"slice {index} is not in this volume: it has {self.count} slices in this plane")
+        return int(index)
+
+
+STORED_SLICES = Plane(0)
+DEFAULT_MEMORY_BYTES = 2**30
+BATCH_SECONDS = 0.5
+"""How long a background batch may keep a user's click waiting, where a single slice takes less."""
+LARGEST_BATCH = 16
+DERIVED_BYTES = 64 * 2**20
+"""A guess: a registration of two volumes takes a few MB."""
+
+
+class Sized(Protocol):
+    """What is derived from a volume and remembered."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Embedder:
+    """Owns one encoder and hands out embeddings of volumes. Safe for many threads.
+
+    ``store`` keeps embeddings on disk; without one they live in memory only. ``memory_bytes`` bounds what is kept in
+    memory over all volumes, the least recently used slices going first. ``bfloat16`` computes in half the precision:
+    about twice as fast where the processor has such instructions, and slower elsewhere; None leaves that to
+    :func:`ssmsam.models.encoder.use_bfloat16`. ``encoded`` counts the slices that went through the encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        store: EmbeddingStore | None = None,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        bfloat16: bool | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.bfloat16 = use_bfloat16(encoder.spec, self.device) if bfloat16 is None else bfloat16
+        self.store = store
+        self.memory = SliceMemory(memory_bytes)
+        self.derived: Cache[tuple[str, Hashable], Sized] = Cache(
+            DERIVED_BYTES, size=lambda one: one.nbytes, keep_newest=True
+        )
+        """What was made of volumes, by the digest of the volume's key and what it is."""
+        self.encoded = 0
+        self._gate = Gate()
+        self._seconds: float | None = None
+        self._open: WeakValueDictionary[str, VolumeEmbeddings] = WeakValueDictionary()
+        self._opening = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is, and where embeddings are handed out."""
+        return next((tensor.device for tensor in self.encoder.parameters()), torch.device("cpu"))
+
+    @property
+    def batch_size(self) -> int:
+        """Slices of a background batch: about :data:`BATCH_SECONDS` of work, by the last slice's time."""
+        if self._seconds is None:
+            return 1
+        return max(1, min(LARGEST_BATCH, int(BATCH_SECONDS / max(self._seconds, 1e-6))))
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a slice that another process is making, before making it here too."""
+        return 30.0 if self._seconds is None else 2.0 + 4 * self._seconds
+
+    def open(
+        self, volume: Volume, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
+    ) -> VolumeEmbeddings:
+        """The embeddings of a volume, made slice by slice when they are asked for.
+
+        ``recipe`` is :func:`recipe_for` the volume by default. Equal volume, recipe and plane give the same object.
+        """
+        recipe = recipe or recipe_for(volume)
+        return self._opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
+
+    def open_source(
+        self, source: Path | str, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
+    ) -> VolumeEmbeddings:
+        """The same for a file or a DICOM folder, whose pixels are read only when a slice has to be encoded.
+
+        That holds once a source has been opened before and as long as none of its files changes; the embedder needs
+        a store for it. Raises FileNotFoundError, and UnreadableVolume of :func:`read_volume`.
+        """
+        catalogue = Catalogue(self.store.root / "catalogue") if self.store else None
+        known = catalogue.find(source) if catalogue else None
+        if known is not None:
+            load = partial(_read_again, Path(source), known.pixel_digest)
+            recipe = recipe or known.recipe
+            return self._opened(known.pixel_digest, grid=known.grid, load=load, recipe=recipe, plane=plane)
+        before = fingerprint(source)
+        volume = read_volume(source)
+        if catalogue:
+            catalogue.add(source, volume=volume, recipe=recipe_for(volume), fingerprint=before)
+        return self.open(volume, recipe=recipe, plane=plane)
+
+    def open_window(self, whole: VolumeEmbeddings, window: Window) -> VolumeEmbeddings:
+        """The embeddings of a window of every slice, enlarged to the encoder's input. They are kept in memory only:
+        windows move with what is annotated."""
+        return self._opened(
+            whole.key.pixel_digest,
+            grid=whole.grid,
+            load=lambda: whole.volume,
+            recipe=whole.recipe,
+            plane=whole.plane,
+            part=(whole, window),
+        )
+
+    def _opened(
+        self,
+        digest: str,
+        *,
+        grid: Grid,
+        load: Callable[[], Volume],
+        recipe: IntensityRecipe,
+        plane: Plane,
+        part: tuple[VolumeEmbeddings, Window] | None = None,
+    ) -> VolumeEmbeddings:
+        key = EmbeddingKey.of(
+            self.encoder,
+            pixel_digest=digest,
+            plane=plane,
+            recipe_digest=recipe.digest,
+            bfloat16=self.bfloat16,
+            window=part[1] if part else None,
+        )
+        with self._opening:
+            opened = self._open.get(key.digest)
+            if opened is None:
+                opened = VolumeEmbeddings(
+                    embedder=self, grid=grid, load=load, recipe=recipe, plane=plane, key=key, part=part
+                )
+                self._open[key.digest] = opened
+            return opened
+
+    def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Half]:
+        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before background work, which waits
+        between two blocks of the encoder. Raises :class:`~ssmsam.progress.Cancelled` between two blocks."""
+        with self._gate.hold(urgent=urgent), self._interruptible(not urgent) as passing, torch.inference_mode():
+            start = time.perf_counter()
+            inputs = slices.to(self.device)
+            if self.bfloat16:  # convolutions in this order are faster still
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                embedding = self.encoder.encode(inputs)
+            halves = to_halves(self.encoder.compress(embedding))
+            self._seconds = (time.perf_counter() - start - sum(passing)) / len(slices)
+            self.encoded += len(slices)
+        return halves
+
+    @contextmanager
+    def _interruptible(self, may: bool) -> Iterator[list[float]]:
+        """Where it ``may``, urgent work passes before every block that this thread runs; the seconds of each. Between
+        two blocks the work may be cancelled."""
+        passing: list[float] = []
+        mine = threading.get_ident()
+
+        def before_block(*_: object) -> None:
+            if threading.get_ident() != mine:
+                return
+            stop_if_cancelled()
+            if may:
+                passing.append(self._gate.let_pass())
+
+        lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
+        hooks = [block.register_forward_pre_hook(before_block) for blocks in lists for block in blocks]
+        try:
+            yield passing
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def storable(self, half: Half) -> Half:
+        """What of a slice is kept on disk."""
+        return without_last(half, self.encoder.spec.remade)
+
+    def completed(self, stored: Half, inputs: Callable[[], torch.Tensor]) -> Half:
+        """A slice again from what :meth:`storable` left of it; ``inputs()`` gives what the encoder sees of it."""
+        if not self.encoder.spec.remade:
+            return stored
+        with torch.inference_mode():
+            return with_more(stored, self.encoder.remake(inputs().to(self.device)))
+
+    def embedding_of(self, half: Half) -> Embedding:
+        """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""
+        with torch.no_grad():
+            return self.encoder.expand(to_embedding(half, self.device))
+
+
+def _read_again(source: Path, digest: str) -> Volume:
+    volume = read_volume(source)
+    if volume.digest != digest:
+        raise UnreadableVolume(f"{source} has changed while it was in use: open it again")
+    return volume
+
+
+def nearest_first(index: int, count: int) -> list[int]:
+    """All slice indices of a volume of ``count`` slices, by distance from ``index``."""
+    if not 0 <= index < count:
+        raise ValueError(f"slice {index} is not in a volume of {count} slices")
+    pairs = ((index - distance, index + distance) for distance in range(1, count))
+    return [index, *(near for near in chain.from_iterable(pairs) if 0 <= near < count)]

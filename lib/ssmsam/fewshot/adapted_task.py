@@ -1,0 +1,98 @@
+"""What answers after adaptation: a decoder, what it is shown, and a card that tells its story."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ssmsam.fewshot.atlas import Atlas
+from ssmsam.fewshot.estimate import SupportCheck
+from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_cache import SupportBanks
+from ssmsam.fewshot.target_summary import TargetSummary
+from ssmsam.fewshot.task_checkpoint import TaskCheckpoint, decoder_digest, delta_of, public
+from ssmsam.models.fewshot_decoder import TargetDecoder
+
+LOCAL = ("support", "support_digest", "completed")
+"""What a card says on the machine where it was made and nowhere else: it names images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """An adapted decoder with the banks of its labels. ``card`` is plain JSON: labels, support, settings, estimates.
+
+    ``start`` is the decoder before adaptation, which no file holds. It answers past the outermost annotated slices:
+    what was learned between them makes a mask run on into a neighbour there. None where it would know nothing.
+    ``close`` are the labelled slices of small targets in enlarged windows, by label. ``atlases`` are the volumes that
+    were completed; they say where the labels are in other volumes. ``summarised``: the labelled slices are not on this
+    machine, and the banks stand for them.
+    """
+
+    decoder: TargetDecoder
+    banks: Mapping[str, Bank]
+    card: Mapping[str, Any]
+    start: TargetDecoder | None = None
+    close: Mapping[str, Bank] = field(default_factory=dict)
+    atlases: tuple[Atlas, ...] = ()
+    summarised: bool = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.banks)
+
+    @property
+    def learned_from(self) -> dict[str, int]:
+        """Label -> how many slices were labelled."""
+        return dict(self.card.get("learned_from", {}))
+
+    @property
+    def completed(self) -> tuple[str, ...]:
+        """The labels whose labelled volumes were completed; cards that do not say it are of heads that were."""
+        return tuple(self.card.get("completed", self.labels))
+
+    def lacks(self, volume: str) -> tuple[str, ...]:
+        """The labels that have to be completed before they are looked for in a volume: it has no slice of them."""
+        return tuple(
+            label for label, bank in self.banks.items() if label not in self.completed and not bank.annotated(volume)
+        )
+
+    def check(self, label: str) -> SupportCheck:
+        """How the decoder does on the labelled slices of a label; cards that do not say it know nothing."""
+        return SupportCheck(**self.card.get("support_check", {}).get(label, {}))
+
+    def without(self, left_out: Mapping[str, Collection[int]]) -> Head:
+        """The same head, shown some slices less: label -> numbers in its bank. It takes no closer look."""
+        return replace(
+            self, banks={label: bank.without(left_out.get(label, ())) for label, bank in self.banks.items()}, close={}
+        )
+
+    def begun_with(self, decoder: TargetDecoder) -> Head:
+        """The same, with ``start`` where there is one: the decoder that it was adapted from."""
+        return replace(self, start=decoder if self.card.get("adapted") and decoder.pretrained else None)
+
+    @property
+    def support(self) -> SupportBanks:
+        """What it is shown, which stays on this machine."""
+        return SupportBanks(self.banks, self.close, self.atlases)
+
+    def showing(self, support: SupportBanks, local: Mapping[str, Any]) -> Head:
+        """The same shown the labelled slices themselves, with what the card says of them on this machine only."""
+        card = {**self.card, **{name: local[name] for name in LOCAL if name in local}}
+        return replace(
+            self, banks=support.banks, close=support.close, atlases=support.atlases, card=card, summarised=False
+        )
+
+    def checkpoint(self, base: TargetDecoder) -> TaskCheckpoint:
+        """What may leave the machine. ``base`` is the decoder as it came with the encoder's weights."""
+        card = {**public(self.card), "labels": list(self.labels), "decoder_sha256": decoder_digest(base)}
+        targets = {label: TargetSummary.of(bank) for label, bank in self.banks.items()}
+        return TaskCheckpoint(card, delta_of(self.decoder, base), targets)
+
+    @classmethod
+    def of(cls, checkpoint: TaskCheckpoint, base: TargetDecoder, name: str) -> Head:
+        """The head of a task checkpoint alone, without the labelled slices. Raises UnusableCheckpoint."""
+        decoder = checkpoint.adapted(base, name)
+        side = base.logits_side
+        banks = {label: target.bank(side) for label, target in checkpoint.targets.items()}
+        return cls(decoder, banks, checkpoint.card, summarised=bool(banks)).begun_with(base)

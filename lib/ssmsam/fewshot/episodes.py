@@ -1,0 +1,270 @@
+"""What the decoder learns from: labelled slices as queries, each shown the others and never itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.support import LabelledSlice, Support, checked
+from ssmsam.fewshot.support_bank import Bank, BankConfig, Places, drawn_known, drawn_unknown, stacked
+from ssmsam.models.encoder import Embedding, take
+from ssmsam.models.fewshot_decoder import Reading, Shown, TargetDecoder
+from ssmsam.models.prompt_decoder import draw_mask
+from ssmsam.progress import Progress, silent
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How labelled slices are varied, all of them alike in one view. Ranges are symmetric around no change."""
+
+    views: int = 3
+    """Besides the slices as they are."""
+    rotation_deg: float = 12.0
+    scale: float = 0.15
+    shift: float = 0.08
+    """Of the input's side."""
+    gamma: float = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Slices in one look: their embeddings, and how they were moved, None for not at all."""
+
+    embedding: Embedding
+    matrix: torch.Tensor | None = None
+
+    def moved(self, masks: torch.Tensor) -> torch.Tensor:
+        """Masks (K, 1, S, S) of the slices as they are, moved like the slices."""
+        return masks if self.matrix is None else _moved(masks, self.matrix)
+
+
+def embedded_views(
+    slices: Sequence[LabelledSlice],
+    embedder: Embedder,
+    *,
+    config: ViewConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> list[View]:
+    """The slices as they are, from their cached embeddings, and ``config.views`` others, through the encoder."""
+    made = [View(stacked([one.embeddings.slice(one.index) for one in slices]))]
+    if not config.views:
+        return made
+    inputs = torch.cat([one.embeddings.inputs([one.index]) for one in slices])
+    rng = np.random.default_rng(seed)
+    for number in range(config.views):
+        progress("views", number, config.views)
+        matrix = _matrix(rng, config)
+        looks = _moved(inputs, matrix).clamp(0, 1) ** _gamma(rng, config)
+        encoded = []
+        for batch in looks.split(_BATCH):
+            encoded += [embedder.embedding_of(half) for half in embedder.encode(batch, urgent=True)]
+        made.append(View(stacked(encoded), matrix))
+    progress("views", config.views, config.views)
+    return made
+
+
+def random_move(rng: np.random.Generator, config: ViewConfig) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
+    """One random look: how images (N, C, h, w) are moved, and the gamma of their contrast."""
+    return partial(_moved, matrix=_matrix(rng, config)), _gamma(rng, config)
+
+
+def _gamma(rng: np.random.Generator, config: ViewConfig) -> float:
+    return float(np.exp(rng.uniform(-config.gamma, config.gamma)))
+
+
+def _matrix(rng: np.random.Generator, config: ViewConfig) -> torch.Tensor:
+    """A random similarity of the input, (1, 2, 3) as affine_grid takes it."""
+    angle = np.deg2rad(rng.uniform(-config.rotation_deg, config.rotation_deg))
+    scale = np.exp(rng.uniform(-config.scale, config.scale))
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    x, y = rng.uniform(-config.shift, config.shift, 2) * 2
+    return torch.tensor([[[cos, -sin, x], [sin, cos, y]]], dtype=torch.float32)
+
+
+def _moved(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    grid = F.affine_grid(matrix, [1, 1, *images.shape[-2:]], align_corners=False).to(images.device)
+    return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), mode="bilinear", align_corners=False)
+
+
+_ELSEWHERE = ""
+"""The name of no volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exercise:
+    """N queries with what they are shown and have read, their masks and where those are truth (N, 1, S, S)."""
+
+    embedding: Embedding
+    shown: Shown
+    reading: Reading
+    masks: torch.Tensor
+    known: torch.Tensor
+    judged: bool = False
+    """Whether presence can be learned: some slice of the label is known to be without it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One label in one view: the bank of its K slices, their embeddings, masks and known (K, 1, S, S)."""
+
+    bank: Bank
+    embedding: Embedding
+    masks: torch.Tensor
+    known: torch.Tensor
+    decoder: TargetDecoder
+    config: BankConfig
+    _asked: dict[tuple, tuple[Shown, Reading]] = field(default_factory=dict)
+
+    def exercise(self, numbers: Sequence[int], *, hidden: Sequence[int] = ()) -> Exercise:
+        """Some slices as queries, each shown all the others but the ``hidden``."""
+        return self._exercise(numbers, [self._shown(number, (number, *hidden)) for number in numbers])
+
+    def exercise_from(self, numbers: Sequence[int], other: Lesson, *, hidden: Sequence[int] = ()) -> Exercise:
+        """The same slices shown in ``other`` view, as if they were of another volume: for a single slice."""
+        return self._exercise(numbers, [self._shown_elsewhere(number, other, hidden) for number in numbers])
+
+    def _shown(self, number: int, without: tuple[int, ...]) -> tuple[Shown, Reading]:
+        if (number, without) not in self._asked:
+            volume, position = self.bank.volumes[number], float(self.bank.positions[number])
+            looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
+            shown = self.bank.shown(volume, [position], looks, centres, config=self.config, without=without)
+            self._asked[number, without] = shown, self._read(number, shown)
+        return self._asked[number, without]
+
+    def _shown_elsewhere(self, number: int, other: Lesson, hidden: Sequence[int]) -> tuple[Shown, Reading]:
+        looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
+        shown = other.bank.shown(_ELSEWHERE, [0.0], looks, centres, config=self.config, without=hidden)
+        return shown, self._read(number, shown)
+
+    @torch.no_grad()
+    def _read(self, number: int, shown: Shown) -> Reading:
+        return self.decoder.read(picked(self.embedding, [number]), shown)
+
+    def _exercise(self, numbers: Sequence[int], parts: list[tuple[Shown, Reading]]) -> Exercise:
+        index = torch.tensor(list(numbers), device=self.masks.device)
+        return Exercise(
+            picked(self.embedding, numbers),
+            padded([shown for shown, _ in parts]),
+            Reading.cat([read for _, read in parts]),
+            self.masks[index],
+            self.known[index],
+            judged=not self.bank.shows.all(),
+        )
+
+
+def picked(embedding: Embedding, numbers: Sequence[int]) -> Embedding:
+    """Some slices of a batch."""
+    return take(embedding, torch.tensor(list(numbers), device=embedding["image"].device))
+
+
+def tally(answer: torch.Tensor, exercise: Exercise) -> np.ndarray:
+    """Twice the overlap of masks (N, S, S) bool with the truth and the sum of both areas, in known cells: (2,)."""
+    known = exercise.known[:, 0] > 0.5
+    answer, truth = answer & known, (exercise.masks[:, 0] > 0.5) & known
+    return np.array([2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())])
+
+
+def with_truth(exercise: Exercise, bank: Bank, numbers: Sequence[int], shares: Sequence[float]) -> Exercise:
+    """The same with a share of each query's own signed distance in its prior, where it has one."""
+    shown = exercise.shown
+    truth = torch.from_numpy(bank.distances[list(numbers)])[:, None].to(shown.prior)
+    share = torch.tensor(shares, device=shown.prior.device, dtype=shown.prior.dtype) * (shown.trust.amax(1) > 0)
+    share = share[:, None, None, None]
+    return replace(exercise, shown=replace(shown, prior=(1 - share) * shown.prior + share * truth))
+
+
+def lessons(
+    support: Support,
+    embedder: Embedder,
+    decoder: TargetDecoder,
+    *,
+    config: ViewConfig,
+    bank: BankConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> Mapping[str, list[Lesson]]:
+    """Label -> its labelled slices in every view, as they are first. The encoder runs for the views and not after."""
+    support = checked(support)
+    unique: dict[tuple[str, int], LabelledSlice] = {}
+    for slices in support.values():
+        unique |= {(one.volume, one.index): one for one in slices}
+    config = config if decoder.varies else replace(config, views=0)
+    views = embedded_views(list(unique.values()), embedder, config=config, seed=seed, progress=progress)
+    rows = {key: row for row, key in enumerate(unique)}
+    seen = [_Seen.of(list(unique.values()), view, decoder) for view in views]
+    made: dict[str, list[Lesson]] = {}
+    for label, slices in support.items():
+        numbers = [rows[one.volume, one.index] for one in slices]
+        made[label] = [_lesson(slices, one, numbers, decoder, bank) for one in seen]
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """All labelled slices in one view as a decoder reads them, and the moments of those that are known as a whole."""
+
+    view: View
+    embedding: Embedding
+    moments: torch.Tensor | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, slices: Sequence[LabelledSlice], view: View, decoder: TargetDecoder) -> _Seen:
+        embedding = _channels_last(decoder.view(view.embedding))
+        whole = torch.cat([drawn_known(replace(one, known=None), decoder.logits_side) for one in slices])
+        return cls(view, embedding, decoder.moments(embedding, view.moved(whole.to(embedding["image"].device))))
+
+
+def _lesson(
+    slices: Sequence[LabelledSlice], seen: _Seen, rows: Sequence[int], decoder: TargetDecoder, config: BankConfig
+) -> Lesson:
+    side = decoder.logits_side
+    view, device = seen.view, seen.embedding["image"].device
+    masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
+    known = torch.cat([drawn_known(one, side).to(device) for one in slices])
+    unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
+    embedding = picked(seen.embedding, rows)
+    whole = seen.moments is not None and all(one.known is None for one in slices)
+    moments = seen.moments[list(rows)] if whole and seen.moments is not None else None
+    masks, known = view.moved(masks), view.moved(known)
+    bank = Bank.from_tensors(
+        embedding["image"],
+        masks,
+        known,
+        unknown=view.moved(unknown),
+        stride=decoder.stride,
+        places=Places.of(slices, side=side),
+        regression=decoder.regression(embedding, masks, known, moments),
+    )
+    return Lesson(bank, embedding, masks, known, decoder, config)
+
+
+def _channels_last(embedding: Embedding) -> Embedding:
+    """The same numbers in the order in memory that training's convolutions are fastest with."""
+    return {
+        "image": embedding["image"].contiguous(memory_format=torch.channels_last),
+        "levels": [level.contiguous(memory_format=torch.channels_last) for level in embedding["levels"]],
+    }
+
+
+def padded(several: Sequence[Shown]) -> Shown:
+    """What several queries are shown as one batch; missing tokens and cells count as not given."""
+    fields = {name: [getattr(one, name) for one in several] for name in vars(several[0])}
+    return Shown(**{name: torch.cat(_of_one_length(tensors)) for name, tensors in fields.items()})
+
+
+def _of_one_length(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [
+        torch.cat([tensor, tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])], dim=1)
+        for tensor in tensors
+    ]

@@ -1,0 +1,288 @@
+"""The meta-learner: a start from which a few gradient steps on labelled slices go far.
+
+First-order MAML (Finn et al., 2017) as Zhang et al. (WACV 2024) use it: a copy of the decoder is adapted to the support
+of an episode, and the gradient of the query's loss at the *adapted* weights is applied to the start. The inner loop is
+the online optimiser itself, :func:`ssmsam.fewshot.adaptation.fit`. Its learning rates can be learned too, one for each
+group of parameters: with theta' = theta - exp(r) u, to first order dL/dr is the product of dL/dtheta' with
+theta' - theta.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit, proposal_loss
+from ssmsam.fewshot.episodes import Exercise, Lesson, lessons
+from ssmsam.fewshot.estimate import Estimate, overlap
+from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support, checked
+from ssmsam.fewshot.support_bank import Bank
+from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.self_sampling import SelfSamplingDecoder
+from ssmsam.progress import Progress, silent
+
+LEAST_SUPPORT = 2
+"""Slices of the support that must show the target, so that each can be asked for while another shows it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """``views`` are one label's lessons, and ``query`` the numbers of the slices that adaptation never sees."""
+
+    label: str
+    views: Sequence[Lesson]
+    query: tuple[int, ...]
+
+    @property
+    def taught(self) -> Taught:
+        return {self.label: self.views}
+
+    @property
+    def held_out(self) -> dict[str, tuple[int, ...]]:
+        return {self.label: self.query}
+
+    def exercise(self, *, most: int) -> Exercise:
+        """The query slices as they are, at most so many, each shown the support and no other query slice."""
+        return self.views[0].exercise(self.query[:most], hidden=self.query)
+
+
+def splits(bank: Bank, rng: np.random.Generator) -> tuple[int, ...] | None:
+    """A choice of query slices: all of one volume, or some slices of each. None when nothing can be held out."""
+    volumes = np.array(bank.volumes)
+    names = sorted(set(bank.volumes))
+    choices = [np.flatnonzero(volumes == name) for name in names] if len(names) > 1 else []
+    rng.shuffle(choices)
+    shuffled = rng.permutation(len(bank))
+    within = [np.sort(shuffled[: max(1, len(bank) // 3)])]
+    for query in [*within, *choices] if rng.random() < 0.5 else [*choices, *within]:
+        rest = np.setdiff1d(np.arange(len(bank)), query)
+        if bank.shows[rest].sum() >= LEAST_SUPPORT and bank.shows[query].any():
+            return tuple(int(n) for n in rng.permutation(query))
+    return None
+
+
+def episodes(taught: Taught, rng: np.random.Generator) -> Iterator[Episode]:
+    """Endless: a label, then a split of its slices. Raises :class:`NothingToLearn` when no label can be split."""
+    usable = [label for label, views in taught.items() if views[0].bank.shows.sum() > LEAST_SUPPORT]
+    if not usable:
+        raise NothingToLearn(
+            f"meta-learning needs a label that is annotated on at least {LEAST_SUPPORT + 1} slices that show it: "
+            "annotate more slices, or use the models as they are"
+        )
+    while True:
+        label = usable[int(rng.integers(len(usable)))]
+        query = splits(taught[label][0].bank, rng)
+        if query is not None:
+            yield Episode(label, taught[label], query)
+
+
+_INNER = AdaptationConfig(steps=3, budget_s=float("inf"), warm_up=1)
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """``steps`` of the outer AdamW, each over ``tasks`` episodes; ``budget_s`` bounds their time."""
+
+    steps: int = 100
+    budget_s: float = 600.0
+    tasks: int = 3
+    outer_rate: float = 2e-4
+    rates_rate: float = 0.05
+    """Step of the logarithms of the learning rates, where ``learn_rates``."""
+    learn_rates: bool = False
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    queries: int = 6
+    """At most this many query slices of an episode."""
+    inner: AdaptationConfig = _INNER
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class MetaTrained:
+    """The new start, the mean query loss after adaptation of each outer step, and the seconds of all."""
+
+    decoder: TargetDecoder
+    losses: tuple[float, ...]
+    seconds: float
+
+
+class MetaLearner:
+    """Owns the start and its outer optimiser. ``decoder`` itself is changed, in place."""
+
+    def __init__(self, decoder: TargetDecoder, *, config: MetaConfig) -> None:
+        self.decoder = decoder
+        self.config = config
+        self._outer = torch.optim.AdamW(
+            [parameter.requires_grad_(True) for parameter in decoder.adaptable()],
+            lr=config.outer_rate,
+            weight_decay=config.weight_decay,
+        )
+
+    def step(self, tasks: Sequence[Episode], *, seed: int) -> float:
+        """One outer step over some episodes: the mean loss on their queries after adaptation."""
+        self._outer.zero_grad(set_to_none=True)
+        losses, slopes = [], []
+        for number, task in enumerate(tasks):
+            loss, slope = self._through(task, seed + number, len(tasks))
+            losses.append(loss)
+            slopes.append(slope)
+        nn.utils.clip_grad_norm_(self.decoder.adaptable(), self.config.clip_norm)
+        self._outer.step()
+        if self.config.learn_rates and isinstance(self.decoder, SelfSamplingDecoder):
+            self._learn_rates(self.decoder, np.mean(slopes, axis=0))
+        return float(np.mean(losses))
+
+    def _through(self, task: Episode, seed: int, tasks: int) -> tuple[float, list[float]]:
+        """Adapt a copy to one episode, judge it on the query, and give the start the gradient.
+
+        Also the slope of the loss over the logarithm of each group's learning rate.
+        """
+        inner = replace(self.config.inner, seed=seed)
+        fitted = fit(self.decoder, task.taught, inner, held_out=task.held_out).decoder
+        learned = [parameter.requires_grad_(True) for parameter in fitted.adaptable()]
+        exercise = task.exercise(most=self.config.queries)
+        proposal = fitted(exercise.embedding, exercise.shown, reading=exercise.reading)
+        loss = proposal_loss(proposal, exercise.masks, exercise.known, judge_presence=exercise.judged)
+        gradients = torch.autograd.grad(loss, learned, allow_unused=True)
+        for start, gradient in zip(self.decoder.adaptable(), gradients, strict=True):
+            if gradient is not None:
+                start.grad = gradient / tasks if start.grad is None else start.grad + gradient / tasks
+        return float(loss.detach()), self._slopes(fitted, dict(zip(map(id, learned), gradients, strict=True)))
+
+    def _slopes(self, fitted: TargetDecoder, gradients: dict[int, torch.Tensor | None]) -> list[float]:
+        slopes = []
+        for (after, _), (before, _) in zip(fitted.rated(), self.decoder.rated(), strict=True):
+            moved = [
+                float((gradients[id(new)] * (new.detach() - old.detach())).sum())  # type: ignore[operator]
+                for new, old in zip(after, before, strict=True)
+                if gradients[id(new)] is not None
+            ]
+            slopes.append(sum(moved))
+        return slopes
+
+    def _learn_rates(self, decoder: SelfSamplingDecoder, slopes: np.ndarray) -> None:
+        """A step of fixed length down the slope, by its sign: the losses of episodes are of very different size."""
+        with torch.no_grad():
+            decoder.log_rates -= self.config.rates_rate * torch.from_numpy(np.sign(slopes)).to(decoder.log_rates)
+            decoder.log_rates.clamp_(-3, 3)
+
+
+def meta_train(
+    support: Support,
+    embedder: Embedder,
+    decoder: TargetDecoder,
+    *,
+    config: MetaConfig,
+    progress: Progress = silent,
+    heard: Callable[[float], None] | None = None,
+) -> MetaTrained:
+    """A new start from everything that is annotated; ``decoder`` stays as it is. ``heard`` is told each step's loss.
+
+    Raises :class:`~ssmsam.fewshot.support.NothingToLearn`. Raising :class:`~ssmsam.progress.Cancelled` in
+    ``progress("meta", done, total)`` stops between two outer steps.
+    """
+
+    start = copy.deepcopy(decoder).requires_grad_(False)
+    taught = lessons(
+        support, embedder, start, config=config.inner.views, bank=config.inner.bank, seed=config.seed, progress=progress
+    )
+    stream = episodes(taught, np.random.default_rng(config.seed))
+    return trained(MetaLearner(start, config=config), stream, progress=progress, heard=heard)
+
+
+def trained(
+    learner: MetaLearner,
+    stream: Iterator[Episode],
+    *,
+    progress: Progress = silent,
+    heard: Callable[[float], None] | None = None,
+) -> MetaTrained:
+    """Outer steps until their number or their time is used up."""
+    config = learner.config
+    losses: list[float] = []
+    began = time.perf_counter()
+    for step in range(config.steps):
+        progress("meta", step, config.steps)
+        if time.perf_counter() - began > config.budget_s:
+            break
+        losses.append(learner.step([next(stream) for _ in range(config.tasks)], seed=config.seed + step * config.tasks))
+        if heard is not None:
+            heard(losses[-1])
+    progress("meta", config.steps, config.steps)
+    finished = learner.decoder.eval().requires_grad_(False)
+    return MetaTrained(finished, tuple(losses), time.perf_counter() - began)
+
+
+LEAST_SLICES = 4
+"""So many slices of a volume have to show a label before one of them is set aside."""
+
+Aside = Mapping[str, tuple[int, ...]]
+"""Label -> which of its slices are set aside, as lessons number them."""
+
+
+def set_aside(support: Support) -> tuple[Support, Aside]:
+    """The slices to train on, and which are not: of each label and volume every fourth that shows the label.
+
+    Raises :class:`~ssmsam.fewshot.support.NothingToLearn`.
+    """
+    rest: dict[str, list[LabelledSlice]] = {}
+    aside: dict[str, tuple[int, ...]] = {}
+    for label, slices in checked(support).items():
+        chosen: list[int] = []
+        for volume in dict.fromkeys(one.volume for one in slices):
+            showing = [n for n, one in enumerate(slices) if one.volume == volume and one.drawn.any()]
+            if len(showing) >= LEAST_SLICES:
+                chosen += showing[1::LEAST_SLICES]
+        rest[label] = [one for n, one in enumerate(slices) if n not in chosen]
+        if chosen:
+            aside[label] = tuple(chosen)
+    return rest, aside
+
+
+def judged(
+    decoder: TargetDecoder,
+    support: Support,
+    aside: Aside,
+    embedder: Embedder,
+    *,
+    config: AdaptationConfig,
+    progress: Progress = silent,
+) -> dict[str, Estimate]:
+    """Label -> Dice on what was set aside, from ``decoder`` as it is and after adapting it to all other slices."""
+
+    def judging(_: str, done: int, total: int) -> None:
+        progress("estimate", done, total)
+
+    plain = replace(config, views=replace(config.views, views=0))
+    taught = lessons(
+        {label: support[label] for label in aside},
+        embedder,
+        decoder,
+        config=plain.views,
+        bank=plain.bank,
+        seed=plain.seed,
+        progress=judging,
+    )
+    fitted = fit(decoder, taught, plain, held_out=aside, progress=judging).decoder
+    return {
+        label: Estimate(
+            before=_dice(decoder, views[0], aside[label]),
+            after=_dice(fitted, views[0], aside[label]),
+            slices=len(aside[label]),
+        )
+        for label, views in taught.items()
+    }
+
+
+def _dice(decoder: TargetDecoder, lesson: Lesson, held_out: Sequence[int]) -> float:
+    """In [0, 1] over the held-out slices, in cells."""
+    common, both = overlap(decoder, lesson, held_out)
+    return float(common / both) if both else 1.0

@@ -1,0 +1,61 @@
+"""Labelled volumes, completed by the model itself before it turns to other patients.
+
+A person labels slices that show the target. What else looks like it, and where it ends, is on the slices in between and
+beyond, which nobody labelled. Within a labelled volume the model finds the target well, for the annotated slices hold
+it: so it first completes these volumes. Their slices, those without the target too, then say on which slices of other
+volumes the target is. Ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.support import LabelledSlice
+
+
+@dataclass(frozen=True)
+class CompletionConfig:
+    """Which slices of labelled volumes are completed: up to ``slices`` of each volume, ``spacing_mm`` or more apart, in
+    the ``volumes`` with most labelled slices. Fewer than ``labelled`` slices say too little of a volume. With
+    ``slices`` 0 nothing is completed."""
+
+    slices: int = 24
+    spacing_mm: float = 8.0
+    volumes: int = 3
+    labelled: int = 1
+
+
+def worth_completing(
+    slices: Sequence[LabelledSlice], config: CompletionConfig
+) -> Iterator[tuple[VolumeEmbeddings, list[int]]]:
+    """Volumes of one label's labelled slices, each with the slices to complete, ascending."""
+    if config.slices == 0:
+        return
+    counts = Counter(one.volume for one in slices)
+    for volume, count in counts.most_common(config.volumes):
+        if count < config.labelled:
+            return
+        labelled = [one for one in slices if one.volume == volume]
+        taken = {one.index for one in labelled}
+        embeddings = labelled[0].embeddings
+        spread = [index for index in evenly_spread(embeddings, config) if index not in taken]
+        if spread:
+            yield embeddings, spread
+
+
+def evenly_spread(embeddings: VolumeEmbeddings, config: CompletionConfig) -> list[int]:
+    """Slices from the first to the last of a volume, about equally far apart."""
+    length = (embeddings.count - 1) * embeddings.slice_mm
+    count = min(config.slices, embeddings.count, int(length / config.spacing_mm) + 1)
+    return sorted({int(index) for index in np.linspace(0, embeddings.count - 1, max(1, count)).round()})
+
+
+def as_labelled(embeddings: VolumeEmbeddings, mask: np.ndarray, slices: Sequence[int]) -> list[LabelledSlice]:
+    """Some slices of a mask on the volume's own grid (slices, rows, columns) bool."""
+    stack = embeddings.plane.stack(mask)
+    return [LabelledSlice(embeddings, index, stack[index]) for index in slices]

@@ -1,0 +1,375 @@
+"""What is kept of the labelled slices of one label, and what of it a query is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.priors import interpolated, nearest, signed_distance
+from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.models.closed_form import Regression, SolvedRegression
+from ssmsam.models.encoder import Embedding
+from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Shown, TargetDecoder
+from ssmsam.models.prompt_decoder import draw_mask
+from ssmsam.models.prompt_small import closeness
+from ssmsam.models.support_encoding import Description, TokenKind, describe
+
+
+def shown_to(
+    description: Description,
+    supports: torch.Tensor,
+    near: torch.Tensor,
+    prior: torch.Tensor,
+    trust: torch.Tensor,
+    *,
+    moves: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    fit: torch.Tensor | None = None,
+    atlas: torch.Tensor | None = None,
+) -> Shown:
+    """Gather for N queries what each is shown of K described slices.
+
+    ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
+    ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in :class:`Shown`. ``moves`` (N, S, 2) are added to the places of
+    each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser, ``atlas`` the
+    maps of registered volumes.
+    """
+    given = supports >= 0
+    gathered = description[supports.clamp(min=0).flatten()]
+    count, several = supports.shape
+
+    def per_query(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(0, (count, several)).flatten(1, 2)
+
+    def spread(x: torch.Tensor, times: int) -> torch.Tensor:
+        return x[:, :, None].expand(-1, -1, times).flatten(1)
+
+    tokens, cells = gathered.kinds.shape[1], gathered.valid.shape[1]
+    places = per_query(gathered.places)
+    if moves is not None:
+        places = places + moves.repeat_interleave(cells, dim=1)
+    return Shown(
+        tokens=per_query(gathered.tokens),
+        kinds=torch.where(spread(given, tokens), per_query(gathered.kinds), int(TokenKind.NONE)),
+        near=spread(near, tokens),
+        cells=per_query(gathered.cells),
+        places=places,
+        shares=per_query(gathered.shares),
+        cells_near=spread(near, cells),
+        valid=spread(given, cells) & per_query(gathered.valid),
+        prior=prior,
+        trust=trust,
+        weights=trust.new_zeros(count, 0) if weights is None else weights,
+        fit=trust.new_zeros(count, 1) if fit is None else fit,
+        atlas=prior.new_zeros(count, ATLAS_MAPS, *prior.shape[-2:]) if atlas is None else atlas,
+    )
+
+
+_SMALL_PIECE = 0.2
+"""Of the largest piece's size: smaller pieces on a slice are details of the drawing."""
+
+
+@dataclass(frozen=True)
+class BankConfig:
+    """Which of many labelled slices a query is shown: the nearest of its own volume and the most alike of others."""
+
+    own: int = 8
+    others: int = 8
+    prior: Literal["interpolated", "nearest"] = "interpolated"
+    """What the annotated slices of the query's own volume say between them: their interpolated shape, or the nearest
+    one's mask as SSM-SAM was published."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where K labelled slices are: the names of their ``volumes``, ``positions`` (K,) along them in mm, the body's
+    ``centres`` (K, 2) as (x, y) in input pixels, and ``cell_mm`` (K,) the side of a cell of the masks' grid."""
+
+    volumes: tuple[str, ...]
+    positions: np.ndarray
+    centres: np.ndarray
+    cell_mm: np.ndarray
+
+    @classmethod
+    def of(cls, slices: Sequence[LabelledSlice], *, side: int) -> Places:
+        """``side`` is that of the masks' grid."""
+        frames = [one.embeddings.frame for one in slices]
+        return cls(
+            volumes=tuple(one.volume for one in slices),
+            positions=np.array([one.position_mm for one in slices]),
+            centres=np.stack([one.body_centre for one in slices]),
+            cell_mm=np.array([frame.input_mm * frame.size / side for frame in frames]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """K labelled slices: how they look (``description``), where they are (as in :class:`Places`), the target's signed
+    distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each slice, ``looks``
+    (K, D) of unit length. ``completed`` (K,) bool are slices that no person labelled: other volumes are shown them,
+    their own never."""
+
+    description: Description
+    volumes: tuple[str, ...]
+    positions: np.ndarray
+    distances: np.ndarray
+    looks: torch.Tensor
+    centres: np.ndarray
+    cell_mm: np.ndarray
+    completed: np.ndarray
+    regression: Regression | SolvedRegression | None = None
+    """What the slices that a person labelled tell the online optimiser, in their order."""
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    @property
+    def shows(self) -> np.ndarray:
+        """(K,) bool: the slices on which the target is."""
+        return (self.distances > 0).any(axis=(1, 2))
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether most labelled slices that show the target show it in one piece."""
+        pieces = [_pieces(distance > 0) for distance in self.distances[self.shows & ~self.completed]]
+        return sum(count == 1 for count in pieces) > len(pieces) / 2
+
+    def annotated(self, volume: str) -> list[int]:
+        """The slices of one volume that a person labelled."""
+        return [k for k in range(len(self)) if self.volumes[k] == volume and not self.completed[k]]
+
+    def without(self, numbers: Collection[int]) -> Bank:
+        """The same without some of its slices."""
+        kept = [k for k in range(len(self)) if k not in numbers]
+        labelled = np.cumsum(~self.completed) - 1
+        rows = torch.tensor([int(labelled[k]) for k in kept if not self.completed[k]], dtype=torch.long)
+        return Bank(
+            regression=self.regression[rows] if self.regression else None,
+            description=self.description[torch.tensor(kept, dtype=torch.long)],
+            volumes=tuple(self.volumes[k] for k in kept),
+            positions=self.positions[kept],
+            distances=self.distances[kept],
+            looks=self.looks[kept],
+            centres=self.centres[kept],
+            cell_mm=self.cell_mm[kept],
+            completed=self.completed[kept],
+        )
+
+    def with_completed(self, other: Bank) -> Bank:
+        """The same and after it the slices of ``other``, as slices that no person labelled."""
+        return self.joined(replace(other, completed=np.ones(len(other), dtype=bool), regression=None))
+
+    def joined(self, other: Bank) -> Bank:
+        """The same and after it the slices of ``other``."""
+        return Bank(
+            Description.cat([self.description, other.description]),
+            self.volumes + other.volumes,
+            np.concatenate([self.positions, other.positions]),
+            np.concatenate([self.distances, other.distances]),
+            torch.cat([self.looks, other.looks]),
+            np.concatenate([self.centres, other.centres]),
+            np.concatenate([self.cell_mm, other.cell_mm]),
+            np.concatenate([self.completed, other.completed]),
+            self._with_regression_of(other),
+        )
+
+    def _with_regression_of(self, other: Bank) -> Regression | SolvedRegression | None:
+        if self.regression is None or other.regression is None:
+            return self.regression
+        assert isinstance(other.regression, Regression)
+        return self.regression.joined(other.regression)
+
+    @classmethod
+    def of(cls, slices: Sequence[LabelledSlice], decoder: TargetDecoder) -> Bank:
+        """Describe labelled slices by their cached embeddings, for a decoder."""
+        with torch.no_grad():
+            view = decoder.view(stacked([one.embeddings.slice(one.index) for one in slices]))
+        images, side = view["image"], decoder.logits_side
+        masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, images.device) for one in slices])
+        known = torch.cat([drawn_known(one, side).to(images.device) for one in slices])
+        return cls.from_tensors(
+            images,
+            masks,
+            known,
+            unknown=torch.cat([drawn_unknown(one, side) for one in slices]),
+            stride=decoder.stride,
+            places=Places.of(slices, side=side),
+            regression=decoder.regression(view, masks, known),
+        )
+
+    @classmethod
+    @torch.no_grad()
+    def from_tensors(
+        cls,
+        images: torch.Tensor,
+        masks: torch.Tensor,
+        known: torch.Tensor,
+        *,
+        unknown: torch.Tensor | None = None,
+        stride: int,
+        places: Places,
+        regression: Regression | None = None,
+    ) -> Bank:
+        """The same from embeddings (K, D, h, w) and masks (K, 1, S, S) in [0, 1].
+
+        ``unknown`` (K, 1, S, S) in [0, 1] is where the mask is no truth inside the slice, whose outside is not meant.
+        """
+        distances = np.stack([signed_distance(mask) for mask in (masks[:, 0] > 0.5).cpu().numpy()])
+        if unknown is not None:
+            distances[(unknown[:, 0] > 0.5).cpu().numpy()] = 0
+        return cls(
+            description=describe(images, masks, known, stride),
+            distances=distances,
+            looks=look(images),
+            completed=np.zeros(len(images), dtype=bool),
+            regression=regression,
+            **vars(places),
+        )
+
+    def shown_to(
+        self,
+        query: VolumeEmbeddings,
+        slices: Sequence[int],
+        looks: torch.Tensor,
+        *,
+        config: BankConfig,
+        atlas: torch.Tensor | None = None,
+    ) -> Shown:
+        """What some slices of a volume are shown; ``looks`` (N, D) are theirs, ``atlas`` (N, 3, S, S) the maps of
+        registered volumes."""
+        digest = query.key.digest
+        crossing = any(volume != digest for volume in self.volumes)
+        # the voxels are not read for a volume that is only shown its own slices
+        centres = query.body_centres[list(slices)] if crossing else np.zeros((len(slices), 2))
+        positions = [query.position_mm(index) for index in slices]
+        return self.shown(digest, positions, looks, centres, config=config, atlas=atlas)
+
+    def shown(
+        self,
+        volume: str,
+        positions: Sequence[float],
+        looks: torch.Tensor,
+        centres: np.ndarray,
+        *,
+        config: BankConfig,
+        without: Sequence[int] = (),
+        atlas: torch.Tensor | None = None,
+    ) -> Shown:
+        """What queries of one volume are shown, at ``positions`` (N) in mm with ``looks`` (N, D) and the body's
+        ``centres`` (N, 2). Cells of other volumes are shown where they would be in the query's body.
+
+        ``without`` are labelled slices that they must not be shown: themselves.
+        """
+        likeness = (looks @ self.looks.T).cpu().numpy()
+        chosen = [
+            self._chosen(volume, position, like, without, config)
+            for position, like in zip(positions, likeness, strict=True)
+        ]
+        longest = max(1, *(len(one) for one in chosen))
+        device = self.looks.device
+        near = [[self._near(k, volume, position) for k in one] for position, one in zip(positions, chosen, strict=True)]
+        between = interpolated if config.prior == "interpolated" else nearest
+        priors = [
+            between(
+                {float(self.positions[k]): self.distances[k] for k in one if self.volumes[k] == volume},
+                position,
+                (self.distances.shape[1], self.distances.shape[2]),
+            )
+            for position, one in zip(positions, chosen, strict=True)
+        ]
+        moves = np.zeros((len(chosen), longest, 2), dtype=np.float32)
+        for row, one in enumerate(chosen):
+            for column, k in enumerate(one):
+                if self.volumes[k] != volume:
+                    moves[row, column] = centres[row] - self.centres[k]
+        weights, fit = self._fitted(volume, without, len(chosen))
+        return shown_to(
+            self.description,
+            torch.tensor([one + [-1] * (longest - len(one)) for one in chosen], device=device),
+            torch.tensor([one + [0.0] * (longest - len(one)) for one in near], device=device),
+            torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
+            torch.tensor([[prior.between, prior.closeness] for prior in priors], device=device),
+            moves=torch.from_numpy(moves).to(device),
+            weights=weights,
+            fit=fit,
+            atlas=atlas,
+        )
+
+    def solution(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The online optimiser's weights (d + 1,) and fit () from all labelled slices, for other volumes than theirs;
+        None where the decoder has none."""
+        if self.regression is None:
+            return None
+        everything = torch.ones(1, int((~self.completed).sum()), dtype=torch.bool)
+        weights, fit = self.regression.solved(everything, torch.ones(1))
+        return weights[0], fit[0]
+
+    def _fitted(
+        self, volume: str, without: Sequence[int], count: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The online optimiser's weights and fit for ``count`` queries of a volume: from its own labelled slices where
+        two of them show the target, else from all."""
+        if self.regression is None:
+            return None, None
+        labelled = [k for k in range(len(self)) if not self.completed[k]]
+        allowed = [k not in without for k in labelled]
+        own = [ok and self.volumes[k] == volume for ok, k in zip(allowed, labelled, strict=True)]
+        shows = self.shows
+        enough = sum(bool(shows[k]) for ok, k in zip(own, labelled, strict=True) if ok) >= 2
+        used = own if enough else allowed
+        across = any(ok and self.volumes[k] != volume for ok, k in zip(used, labelled, strict=True))
+        weights, fit = self.regression.solved(torch.tensor([used]), torch.tensor([float(across)]))
+        return weights.expand(count, -1), fit.expand(count)[:, None]
+
+    def _near(self, number: int, volume: str, position: float) -> float:
+        return closeness(self.positions[number] - position) if self.volumes[number] == volume else 0.0
+
+    def _chosen(
+        self, volume: str, position: float, likeness: np.ndarray, without: Sequence[int], config: BankConfig
+    ) -> list[int]:
+        allowed = [k for k in range(len(self)) if k not in without]
+        own = [k for k in allowed if self.volumes[k] == volume and not self.completed[k]]
+        others = [k for k in allowed if self.volumes[k] != volume and not self.completed[k]]
+        own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
+        others = sorted(others, key=lambda k: -likeness[k])[: config.others]
+        return sorted(own + others)
+
+
+def _pieces(mask: np.ndarray) -> int:
+    """How many pieces a mask (S, S) has, without those much smaller than the largest."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    return int((sizes >= _SMALL_PIECE * sizes.max()).sum())
+
+
+def look(images: torch.Tensor) -> torch.Tensor:
+    """Mean embedding of slices (N, D, h, w), centred by cell and of unit length: (N, D)."""
+    mean = images.mean((2, 3))
+    return torch.nn.functional.normalize(mean - mean.mean(1, keepdim=True), dim=1)
+
+
+def drawn_known(one: LabelledSlice, side: int) -> torch.Tensor:
+    """Where the mask is truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
+    known = np.ones(one.mask.shape, dtype=bool) if one.known is None else one.known
+    return draw_mask(known, one.embeddings.frame, side)
+
+
+def drawn_unknown(one: LabelledSlice, side: int) -> torch.Tensor:
+    """Where the slice's mask is no truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
+    unknown = np.zeros(one.mask.shape, dtype=bool) if one.known is None else ~one.known
+    return draw_mask(unknown, one.embeddings.frame, side)
+
+
+def stacked(embeddings: Sequence[Embedding]) -> Embedding:
+    """Several batches as one."""
+    levels = zip(*(one["levels"] for one in embeddings), strict=True)
+    return {
+        "image": torch.cat([one["image"] for one in embeddings]),
+        "levels": [torch.cat(level) for level in levels],
+    }

@@ -1,0 +1,280 @@
+"""What a client asked for: clicks and boxes of one object, sorted into slices and checked against the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssmsam.interactive.wire import (
+    InvalidPrompt,
+    read_flag,
+    read_list,
+    read_number,
+    read_points,
+    read_range,
+    read_roi,
+)
+from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Grid
+
+__all__ = ["ANONYMOUS", "InvalidPrompt", "PromptRequest"]
+
+ANONYMOUS = "anonymous"
+"""The client id of clients that send none."""
+
+STORED_SLICES = Plane(0)
+
+PROMPT_KEYS = frozenset(
+    {"foreground", "background", "roi", "slice", "label", "current_point", "z_range", "image", "model"}
+)
+"""Keys of a request that hold something else than the clicks of a label of that name."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRequest:
+    """The prompts of one object, all of them, as viewers send them on every click.
+
+    Slice numbers count along the plane of work. With ``dimension`` 2 only the prompts of the current slice are
+    kept; with 3 all of them.
+    """
+
+    dimension: int
+    slices: Mapping[int, SlicePrompt]
+    """Slice number -> its prompts. Never holds a slice without any."""
+    current: int | None = None
+    """The slice to segment (2), or the slice of the newest prompt (3). None when nothing says it."""
+    label: str = ""
+    client_id: str = ANONYMOUS
+    reset_state: bool = False
+    limits: tuple[int, int] | None = None
+    """First and last slice that propagation may reach, from ``z_range`` and the box's depth."""
+    propagate: bool = True
+    max_mm: float | None = None
+    """How far propagation may go from a prompted slice."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no prompt at all."""
+        return not self.slices
+
+    @property
+    def negative_only(self) -> bool:
+        """Whether prompts only say where the object is not."""
+        return bool(self.slices) and all(prompt.empty for prompt in self.slices.values())
+
+    @classmethod
+    def parse(
+        cls, params: Mapping[str, Any], *, grid: Grid, plane: Plane = STORED_SLICES, dimension: int
+    ) -> PromptRequest:
+        """Read the parameters of an inference request.
+
+        Prompts: ``foreground`` and ``background`` (or the key that ``label`` names) as lists of voxel indices
+        [i, j, k] = (column, row, slice of the stored image) or [x, y] with ``slice``; ``roi`` as six or four
+        numbers (see :func:`~ssmsam.interactive.wire.read_roi`). Lists may be null, empty or JSON strings.
+        Options: ``slice``, ``current_point``, ``label``, ``client_id``, ``reset_state``, ``propagate``,
+        ``z_range`` (slices of the plane of work), ``max_mm`` (0 for no limit).
+
+        Raises :class:`InvalidPrompt` for prompts outside the volume, malformed or contradictory ones.
+        """
+        if dimension not in (2, 3):
+            raise ValueError(f"dimension is 2 or 3, got {dimension!r}")
+        prompts = _Prompts.read(params, grid, plane)
+        z_range = _within(read_range(params.get("z_range"), "z_range"), plane.count(grid), "z_range")
+        max_mm = read_number(params.get("max_mm") or 0, "max_mm")
+        current = prompts.current_slice()
+        return cls(
+            dimension=dimension,
+            slices=prompts.on_slice(current) if dimension == 2 else prompts.on_all_slices(),
+            current=current,
+            label=str(params.get("label") or ""),
+            client_id=str(params.get("client_id") or ANONYMOUS),
+            reset_state=read_flag(params.get("reset_state"), "reset_state"),
+            limits=_intersect(z_range, prompts.depth),
+            propagate=read_flag(params.get("propagate", True), "propagate"),
+            max_mm=max_mm if max_mm > 0 else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompts:
+    """All prompts of a request, sorted into slices of the plane of work."""
+
+    positive: tuple[np.ndarray, np.ndarray]
+    """Slice numbers (N,) and points (N, 2) as (x, y)."""
+    negative: tuple[np.ndarray, np.ndarray]
+    box: tuple[float, float, float, float] | None
+    depth: tuple[int, int] | None
+    """First and last slice of the box; None without a box, or when it does not say."""
+    slice: int | None
+    """What ``slice`` says, when it can be a slice number."""
+    newest: int | None
+    """The slice of ``current_point``."""
+    count: int
+    unusable_slice: str = ""
+    """What ``slice`` says, when it cannot be a slice number."""
+
+    @classmethod
+    def read(cls, params: Mapping[str, Any], grid: Grid, plane: Plane) -> _Prompts:
+        k, unusable = _stored_slice(params.get("slice"), grid)
+        positive = read_points(params.get("foreground"), "foreground", k=k)
+        positive = np.concatenate([positive, _label_points(params, k)])
+        negative = read_points(params.get("background"), "background", k=k)
+        point = read_list(params.get("current_point"), "current_point")
+        newest = read_points([point] if point else [], "current_point", k=k)
+        for name, points in (("foreground", positive), ("background", negative), ("current_point", newest)):
+            _check_inside(points, name, grid)
+        positive, negative = _distinct(positive), _distinct(negative)
+        _check_agree(positive, negative)
+        box, depth = _box(read_roi(params.get("roi")), grid, plane)
+        return cls(
+            positive=plane.split(positive),
+            negative=plane.split(negative),
+            box=box,
+            depth=depth,
+            # `slice` numbers stored slices; in another plane of work the points alone say where the user is
+            slice=k if plane.axis == 0 else None,
+            newest=int(plane.split(newest)[0][0]) if len(newest) else None,
+            count=plane.count(grid),
+            unusable_slice=unusable,
+        )
+
+    def current_slice(self) -> int | None:
+        """The slice that the user works on: ``slice``, else the newest point's, else the middle of the box."""
+        clicked = [int(indices[-1]) for indices, _ in (self.positive, self.negative) if len(indices)]
+        if self.box is not None and self.depth is not None and not clicked:
+            first, last = self.depth
+            # a viewer that has only a box sends its slice position in millimetres instead of a number
+            return self.slice if self.slice is not None and first <= self.slice <= last else (first + last) // 2
+        known = [index for index in (self.slice, self.newest, *clicked) if index is not None]
+        if known:
+            return known[0]
+        if self.box is None:
+            return None
+        if self.count == 1:
+            return 0
+        said = f"slice {self.unusable_slice} is not one of this volume's slices 0 to {self.count - 1}, and the " * bool(
+            self.unusable_slice
+        )
+        raise InvalidPrompt(
+            f"{said or 'the '}box does not say which slice it is on: "
+            "send 'slice', or a roi of six numbers [i0, i1, j0, j1, k0, k1]"
+        )
+
+    def on_slice(self, index: int | None) -> dict[int, SlicePrompt]:
+        """The prompts of one slice; empty when it has none."""
+        if index is None:
+            if self.unusable_slice:
+                raise InvalidPrompt(
+                    f"slice {self.unusable_slice} is not one of this volume's slices 0 to {self.count - 1}: "
+                    "send the number of the slice, or place a point on it"
+                )
+            return {}
+        boxed = self.box is not None and (self.depth is None or self.depth[0] <= index <= self.depth[1])
+        prompt = self._prompt(index, boxed)
+        return {index: prompt} if prompt.clicks or boxed else {}
+
+    def on_all_slices(self) -> dict[int, SlicePrompt]:
+        """The prompts of every slice that has any.
+
+        A box counts on the middle slice of its depth and on the clicked slices inside it, not on every slice that it
+        crosses: elsewhere an organ is smaller than its box. A box without depth counts on the current slice.
+        """
+        clicked = {int(index) for index in (*self.positive[0], *self.negative[0])}
+        boxed: set[int] = set()
+        if self.box is not None and self.depth is not None:
+            first, last = self.depth
+            boxed = {(first + last) // 2} | {index for index in clicked if first <= index <= last}
+        elif self.box is not None:
+            current = self.current_slice()
+            boxed = set() if current is None else {current}
+        return {index: self._prompt(index, index in boxed) for index in sorted(clicked | boxed)}
+
+    def _prompt(self, index: int, boxed: bool) -> SlicePrompt:
+        positive, negative = (xy[indices == index] for indices, xy in (self.positive, self.negative))
+        return SlicePrompt(positive=positive, negative=negative, box=self.box if boxed else None)
+
+
+def _stored_slice(value: Any, grid: Grid) -> tuple[int | None, str]:
+    """``slice`` as a number of a stored slice, or None and what was sent instead."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return (0, "") if grid.shape[0] == 1 else (None, "")
+    number = read_number(value, "slice")
+    if number.is_integer() and 0 <= number < grid.shape[0]:
+        return int(number), ""
+    return (0, "") if grid.shape[0] == 1 else (None, f"{number:g}")
+
+
+def _label_points(params: Mapping[str, Any], k: int | None) -> np.ndarray:
+    """The points under the key that ``label`` names: how multi-label clients send positive clicks."""
+    label = params.get("label")
+    value = params.get(label) if isinstance(label, str) and label not in PROMPT_KEYS else None
+    is_text = isinstance(value, str) and value.strip().startswith("[")
+    is_points = isinstance(value, (list, tuple)) and all(isinstance(point, (list, tuple)) for point in value)
+    return read_points(value if is_text or is_points else None, str(label), k=k)
+
+
+def _check_inside(points: np.ndarray, name: str, grid: Grid) -> None:
+    for point in points[~grid.contains(points)]:
+        size = list(grid.shape[::-1])
+        raise InvalidPrompt(
+            f"{name} point {[round(float(x), 1) for x in point]} is outside the volume of {size} voxels "
+            "[i, j, k] (column, row, slice, counted from 0): click inside the image, and send voxel indices, "
+            "not millimetres"
+        )
+
+
+def _distinct(points: np.ndarray) -> np.ndarray:
+    """Points without those that repeat a voxel, order kept."""
+    first = {tuple(np.rint(point)): point for point in points[::-1]}
+    return np.array(list(first.values())[::-1]).reshape(-1, 3)
+
+
+def _check_agree(positive: np.ndarray, negative: np.ndarray) -> None:
+    both = {tuple(np.rint(point)) for point in positive} & {tuple(np.rint(point)) for point in negative}
+    for voxel in sorted(both):
+        raise InvalidPrompt(
+            f"voxel {[int(x) for x in voxel]} [i, j, k] is both a foreground and a background point: delete one of them"
+        )
+
+
+def _box(
+    roi: tuple[np.ndarray, np.ndarray] | None, grid: Grid, plane: Plane
+) -> tuple[tuple[float, float, float, float] | None, tuple[int, int] | None]:
+    """A box's rectangle in the slices of the plane (x0, y0, x1, y1), and its first and last slice, inside the grid."""
+    if roi is None:
+        return None, None
+    last = np.array(grid.shape[::-1], dtype=np.float64) - 1
+    has_depth = plane.axis != 0 or np.isfinite(roi[0][2])
+    low, high = np.where(np.isnan(roi[0]), 0, roi[0]), np.where(np.isnan(roi[1]), last, roi[1])
+    if (np.rint(high) < 0).any() or (np.rint(low) > last).any():
+        raise InvalidPrompt(
+            f"the box from {low.tolist()} to {high.tolist()} [i, j, k] is outside the volume of "
+            f"{list(grid.shape[::-1])} voxels: draw it inside the image"
+        )
+    index, xy = plane.split(np.clip([low, high], 0, last))
+    if (xy[1] - xy[0] < 1).any():
+        width, height = (xy[1] - xy[0] + 1).round(1).tolist()
+        raise InvalidPrompt(f"the box is only {width} x {height} pixels: draw it round the whole organ")
+    box = float(xy[0, 0]), float(xy[0, 1]), float(xy[1, 0]), float(xy[1, 1])
+    return box, ((int(index[0]), int(index[1])) if has_depth else None)
+
+
+def _within(span: tuple[int, int] | None, count: int, name: str) -> tuple[int, int] | None:
+    if span is None:
+        return None
+    if span[1] < 0 or span[0] >= count:
+        raise InvalidPrompt(f"{name} {list(span)} has no slice of this volume, which has slices 0 to {count - 1}")
+    return max(span[0], 0), min(span[1], count - 1)
+
+
+def _intersect(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+    if one is None or other is None:
+        return one or other
+    first, last = max(one[0], other[0]), min(one[1], other[1])
+    if first > last:
+        raise InvalidPrompt(f"z_range {list(one)} and the box's slices {list(other)} have no slice in common")
+    return first, last

@@ -1,0 +1,146 @@
+"""One slice: from prompts to a mask that keeps to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.interactive.click_constraints import (
+    DEFAULTS,
+    CorrectionConfig,
+    carve,
+    limit_to_box,
+    obey,
+    satisfied,
+    violates,
+    without_clicked_pieces,
+    without_crumbs,
+    without_islands,
+)
+from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt, draw_mask, logits_to_pixels, mask_to_logits
+
+
+class SliceMasks(MutableMapping[int, np.ndarray]):
+    """Slice number -> mask (height, width) bool, kept at one bit per pixel. Slices are in ascending order."""
+
+    def __init__(self, masks: Mapping[int, np.ndarray] | None = None) -> None:
+        self._packed: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
+        self.update(masks or {})
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        shape, bits = self._packed[index]
+        return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+
+    def __setitem__(self, index: int, mask: np.ndarray) -> None:
+        if mask.ndim != 2:
+            raise ValueError(f"a slice's mask has two axes (height, width), got shape {mask.shape}")
+        self._packed[int(index)] = (mask.shape[0], mask.shape[1]), np.packbits(mask != 0)
+
+    def __delitem__(self, index: int) -> None:
+        del self._packed[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._packed))
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+@dataclass(frozen=True, eq=False)
+class SliceAnswer:
+    """The mask of one slice and what is known about it."""
+
+    mask: np.ndarray
+    """(height, width) bool."""
+    logits: torch.Tensor | None
+    """(1, 1, S, S) of the chosen candidate, to feed back on the next click; None for a carved mask."""
+    quality: float
+    """Predicted IoU of the chosen candidate in [0, 1]."""
+    corrected: bool
+    """Whether the decoder's mask had to be changed to keep to the clicks."""
+
+
+def segment_slice(
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    index: int,
+    prompt: SlicePrompt,
+    *,
+    previous: torch.Tensor | None = None,
+    base: np.ndarray | None = None,
+    config: CorrectionConfig = DEFAULTS,
+) -> SliceAnswer:
+    """Segment slice ``index`` by its prompts. Every positive click ends up inside the mask, every negative one outside.
+
+    ``previous`` are the logits of the last answer on this slice. Without them, ``base`` (height, width) is the mask
+    that the user saw there, from propagation for instance: the prompt then corrects it. The prompt must not be empty.
+    """
+    embedding = embeddings.slice(index)
+    frame = embeddings.frame
+    if previous is None and base is not None and base.any():
+        previous = mask_to_logits(draw_mask(base, frame, decoder.logits_size))
+    if previous is not None:
+        previous = previous.to(embedding["image"].device)
+    candidates = decoder.predict(embedding, frame=frame, prompt=prompt, previous=previous)
+    pixels = logits_to_pixels(candidates.logits, frame)
+    chosen = choose(pixels, prompt, config)
+    mask = limit_to_box(pixels[chosen] > 0, prompt, config)
+    corrected = violates(mask, prompt)
+    if corrected:
+        mask = obey(mask, pixels[chosen], prompt, config)
+    return SliceAnswer(
+        mask=without_islands(mask, prompt, config),
+        logits=candidates.logits[None, chosen : chosen + 1],
+        quality=float(candidates.quality[chosen]),
+        corrected=corrected,
+    )
+
+
+def choose(pixels: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> int:
+    """The candidate that agrees with most clicks; between equals the one that the decoder gave first.
+
+    ``pixels`` (M, height, width) are the candidates' logits. A box counts as one more click, met by the share of the
+    mask that is inside it, in tenths. An empty mask agrees with nothing.
+    """
+
+    def worth(number: int) -> float:
+        mask = pixels[number] > 0
+        if not mask.any():
+            return -1.0
+        inside = limit_to_box(mask, prompt, config).sum() / mask.sum()
+        return satisfied(mask, prompt) + round(float(inside), 1)
+
+    return max(range(len(pixels)), key=worth)
+
+
+def correct_slice(
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    index: int,
+    prompt: SlicePrompt,
+    base: np.ndarray,
+    *,
+    config: CorrectionConfig = DEFAULTS,
+) -> SliceAnswer:
+    """Take the negative clicks of ``prompt`` out of a mask (height, width) that was made without them.
+
+    The decoder proposes what to leave out; only what it leaves out around the clicks is followed, so the mask never
+    grows and never changes far from a click.
+    """
+    embedding = embeddings.slice(index)
+    drawn = mask_to_logits(draw_mask(base, embeddings.frame, decoder.logits_size, embedding["image"].device))
+    candidates = decoder.predict(embedding, frame=embeddings.frame, prompt=prompt, previous=drawn)
+    pixels = logits_to_pixels(candidates.logits, embeddings.frame)
+    chosen = choose(pixels, prompt, config)
+    mask = carve(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
+    mask = obey(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
+    return SliceAnswer(
+        mask=without_crumbs(mask, base, config),
+        logits=None,
+        quality=float(candidates.quality[chosen]),
+        corrected=True,
+    )

@@ -1,0 +1,265 @@
+"""What a server task calls: a request, and what is known of its object, to a mask on the volume's own grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.interactive.click_constraints import violates
+from ssmsam.interactive.prompt_state import SegmentationState, same
+from ssmsam.interactive.propagation import DEFAULTS, Propagation, PropagationConfig, Section, propagate
+from ssmsam.interactive.request import InvalidPrompt, PromptRequest
+from ssmsam.interactive.segmenter import SliceAnswer, SliceMasks, correct_slice, segment_slice
+from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
+from ssmsam.progress import Progress, holding, silent
+
+NOTHING_ASKED = "no prompt: place a point inside the organ or draw a box round it"
+ONLY_NEGATIVE = "only background points, and nothing to correct: place a point inside the organ or draw a box round it"
+NOTHING_FOUND = "nothing was found in the box on slice {}: place a point inside the organ"
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationResult:
+    """The answer to a request."""
+
+    mask: np.ndarray
+    """(slices, rows, columns) uint8 on the image's own grid, 1 inside."""
+    details: dict[str, Any]
+    """Ready for JSON: ``slice``, ``slices_prompted``, ``slices_changed``, ``quality`` and ``corrected`` by slice,
+    ``stops`` (where and why propagation ended), ``slices_decoded`` and ``latencies`` in seconds."""
+
+
+def segment_2d(
+    request: PromptRequest,
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    state: SegmentationState,
+    *,
+    progress: Progress = silent,
+) -> SegmentationResult:
+    """Segment the request's current slice. The answer is zero on all other slices, for viewers add what they find.
+
+    When all prompts are negative they are taken out of the mask that this slice already had. Viewers may ignore an
+    answer without any voxel and keep what they show; so only clicks on everything that was there lead to one.
+
+    Raises :class:`InvalidPrompt` without a prompt, with nothing but negative ones and no mask to correct, and for a
+    box with nothing in it. A request that names no label has no mask to correct: some viewers never name it, and the
+    mask that is remembered may be another object's.
+    """
+    started, index = time.perf_counter(), request.current
+    with holding(state.lock):
+        _renew(state, request, embeddings)
+        if index is None or request.empty:
+            if index is not None:
+                state.forget_slice(index)
+            raise InvalidPrompt(NOTHING_ASKED)
+        progress("segment", 0, 1)
+        before = SliceMasks({index: state.masks[index]}) if index in state.masks else SliceMasks()
+        prompt = request.slices[index]
+        if prompt.empty:
+            if not before or not request.label:
+                raise InvalidPrompt(ONLY_NEGATIVE)
+            answer = correct_slice(embeddings, decoder, index, prompt, before[index])
+        else:
+            answer = _prompted_slice(embeddings, decoder, index, prompt, state)
+        progress("segment", 1, 1)
+        state.remember_slice(index, prompt, answer)
+    after = SliceMasks({index: answer.mask} if answer.mask.any() else {})
+    return _result(embeddings, before, after, {index: answer}, {"slice": index}, started)
+
+
+def segment_3d(
+    request: PromptRequest,
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    state: SegmentationState,
+    *,
+    config: PropagationConfig = DEFAULTS,
+    progress: Progress = silent,
+) -> SegmentationResult:
+    """Segment the prompted slices and everything that propagation reaches from them. The answer is the whole mask.
+
+    - Prompts that only add to the last ones correct what is there. When one was deleted or moved, or none is the
+      same, everything is made anew from the prompts that are left.
+    - Negative clicks on a slice without other prompts are taken out of what propagation found there, and the rest
+      follows: nothing passes a slice from which everything was taken.
+    - Without any prompt the answer is the present mask. With nothing but negative clicks it is the present mask
+      without what was clicked, other slices as they were.
+    - With ``propagate`` off, only the prompted slices change.
+
+    Nothing is remembered of a call that was cancelled. Raises :class:`InvalidPrompt` when there is neither a positive
+    prompt nor a mask of the request's label (a request without a label has none, see :func:`segment_2d`), and for a
+    box with nothing in it.
+    """
+    started = time.perf_counter()
+    with holding(state.lock):
+        _renew(state, request, embeddings)
+        before = SliceMasks(state.masks)
+        if not request.empty and not request.negative_only and not state.continues(request.slices):
+            _start_again(state)
+        if (not state.masks or not request.label) and (request.empty or request.negative_only):
+            raise InvalidPrompt(NOTHING_ASKED if request.empty else ONLY_NEGATIVE)
+        answers: dict[int, SliceAnswer] = {}
+        found = Propagation(masks=SliceMasks(state.masks), stops=(), sections=state.sections, steps=0)
+        if not request.empty:
+            config = _merged(config, request)
+            answers = _prompted_slices(request.slices, embeddings, decoder, state, progress)
+            spread = request.propagate and not request.negative_only
+            spreader = _Spreader(embeddings, decoder, config if spread else None, progress)
+            found = spreader.run(answers, request.slices, state)
+            _remember(state, request, answers, found)
+    details = {
+        "slice": request.current,
+        "stops": [{"seed": stop.seed, "at": stop.at, "reason": stop.reason} for stop in found.stops],
+        "slices_decoded": found.steps,
+    }
+    return _result(embeddings, before, found.masks, answers, details, started)
+
+
+def _renew(state: SegmentationState, request: PromptRequest, embeddings: VolumeEmbeddings) -> None:
+    """Clear what belongs to another object, or was made from other embeddings."""
+    if request.reset_state or state.context != embeddings.key.digest:
+        state.clear()
+        state.context = embeddings.key.digest
+
+
+def _start_again(state: SegmentationState) -> None:
+    """Forget prompts and masks. Sections stay: they depend on nothing but the seeds that they are found by."""
+    sections = state.sections
+    state.clear()
+    state.sections = sections
+
+
+def _merged(config: PropagationConfig, request: PromptRequest) -> PropagationConfig:
+    """The server's settings with the request's own limits."""
+    limits = config.limits if request.limits is None else request.limits
+    return replace(config, limits=limits, max_mm=config.max_mm if request.max_mm is None else request.max_mm)
+
+
+def _prompted_slices(
+    slices: Mapping[int, SlicePrompt],
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    state: SegmentationState,
+    progress: Progress,
+) -> dict[int, SliceAnswer]:
+    """The answers of all slices with a positive click or a box; those whose prompts are as before are not redone."""
+    wanted = {index: prompt for index, prompt in slices.items() if not prompt.empty}
+    answers = {}
+    for done, (index, prompt) in enumerate(wanted.items()):
+        progress("segment", done, len(wanted))
+        answers[index] = _prompted_slice(embeddings, decoder, index, prompt, state)
+    progress("segment", len(wanted), len(wanted))
+    return answers
+
+
+def _prompted_slice(
+    embeddings: VolumeEmbeddings, decoder: PromptDecoder, index: int, prompt: SlicePrompt, state: SegmentationState
+) -> SliceAnswer:
+    previous, known = state.feedback(index, prompt), state.prompts.get(index)
+    if known is not None and same(prompt, known) and previous is not None and index in state.masks:
+        return SliceAnswer(state.masks[index], previous, state.quality.get(index, 0.0), corrected=False)
+    # a slice that had no prompts yet shows what propagation made of it: that is what the user corrects
+    base = state.masks.get(index) if known is None or known.empty else None
+    answer = segment_slice(embeddings, decoder, index, prompt, previous=previous, base=base)
+    if not answer.mask.any():
+        raise InvalidPrompt(NOTHING_FOUND.format(index))
+    return answer
+
+
+class _Spreader:
+    """Propagation, with negative clicks on propagated slices taken into account."""
+
+    def __init__(
+        self,
+        embeddings: VolumeEmbeddings,
+        decoder: PromptDecoder,
+        config: PropagationConfig | None,
+        progress: Progress,
+    ) -> None:
+        self.embeddings, self.decoder, self.config, self.progress = embeddings, decoder, config, progress
+        self.known: dict[str, Section] = {}
+        self.steps = 0
+
+    def run(
+        self, answers: dict[int, SliceAnswer], slices: Mapping[int, SlicePrompt], state: SegmentationState
+    ) -> Propagation:
+        """Spread the prompted slices, then correct the nearest slice on which a negative click is inside the mask,
+        and again until none is left. Corrected slices join ``answers``.
+
+        The order follows from the prompts alone, not from that in which they were set, so that the same prompts
+        always lead to the same mask.
+        """
+        self.known = dict(state.sections)
+        prompted = sorted(answers)
+        while True:
+            found = self._spread(answers, state)
+            wrong = [
+                index
+                for index, prompt in slices.items()
+                if index not in answers and index in found.masks and violates(found.masks[index], prompt)
+            ]
+            if not wrong:
+                return replace(found, steps=self.steps)
+            index = min(wrong, key=lambda index: (_distance(index, prompted), index))
+            answers[index] = correct_slice(self.embeddings, self.decoder, index, slices[index], found.masks[index])
+
+    def _spread(self, answers: Mapping[int, SliceAnswer], state: SegmentationState) -> Propagation:
+        seeds = {index: answer.mask for index, answer in answers.items()}
+        if self.config is None:
+            masks = SliceMasks({**state.masks, **seeds})
+            masks = SliceMasks({index: mask for index, mask in masks.items() if mask.any()})
+            return Propagation(masks=masks, stops=(), sections=state.sections, steps=0)
+        found = propagate(self.embeddings, self.decoder, seeds, self.config, self.progress, known=self.known)
+        self.known.update(found.sections)
+        self.steps += found.steps
+        return found
+
+
+def _distance(index: int, others: Iterable[int]) -> int:
+    return min((abs(index - other) for other in others), default=0)
+
+
+def _remember(
+    state: SegmentationState, request: PromptRequest, answers: Mapping[int, SliceAnswer], found: Propagation
+) -> None:
+    """Keep prompts, logits and masks of a finished request."""
+    state.prompts = dict(request.slices)
+    state.logits = {}
+    state.quality = {}
+    for index, answer in answers.items():
+        state.remember_slice(index, request.slices[index], answer)
+    state.masks = found.masks
+    state.sections = dict(found.sections)
+
+
+def _result(
+    embeddings: VolumeEmbeddings,
+    before: SliceMasks,
+    after: SliceMasks,
+    answers: Mapping[int, SliceAnswer],
+    details: dict[str, Any],
+    started: float,
+) -> SegmentationResult:
+    mask = np.zeros(embeddings.grid.shape, dtype=np.uint8)
+    stacked = embeddings.plane.stack(mask)
+    for index, part in after.items():
+        stacked[index] = part
+    changed = [index for index in sorted({*before, *after}) if not _equal(before.get(index), after.get(index))]
+    details = details | {
+        "slices_prompted": sorted(answers),
+        "slices_changed": changed,
+        "quality": {str(index): round(answer.quality, 4) for index, answer in sorted(answers.items())},
+        "corrected": [index for index, answer in sorted(answers.items()) if answer.corrected],
+        "latencies": {"total": round(time.perf_counter() - started, 4)},
+    }
+    return SegmentationResult(mask=mask, details=details)
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)

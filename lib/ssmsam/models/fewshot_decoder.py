@@ -1,0 +1,156 @@
+"""What every few-shot mask decoder is told, what it answers, and what it promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
+from ssmsam.models.encoder import Embedding
+
+ATLAS_MAPS = 3
+"""Maps that say of each cell what registered volumes tell: distance, trust, and how likely the whole is right."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What N (slice, target) pairs are told of the target: T tokens and M cells of all their support slices.
+
+    ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
+    volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
+    ``prior`` (N, 1, S, S) signed distance in cells and ``trust`` (N, 2) its (between, closeness), all zero without;
+    ``weights`` (N, d) of the online optimiser and ``fit`` (N, 1) how well it answers labelled slices that it was not
+    shown, in [0, 1]; d is 0 for decoders without one. ``atlas`` (N, 3, S, S) is what labelled volumes that were
+    registered with the query's say of each cell: see :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any.
+    """
+
+    tokens: torch.Tensor
+    kinds: torch.Tensor
+    near: torch.Tensor
+    cells: torch.Tensor
+    places: torch.Tensor
+    shares: torch.Tensor
+    cells_near: torch.Tensor
+    valid: torch.Tensor
+    prior: torch.Tensor
+    trust: torch.Tensor
+    weights: torch.Tensor
+    fit: torch.Tensor
+    atlas: torch.Tensor
+
+
+@contextmanager
+def same_start() -> Iterator[None]:
+    """What a decoder has beside the weights in its file begins with the same numbers in every process: task checkpoints
+    say what differs from them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class Corrections:
+    """Clicks on a proposal: ``points`` (N, P, 2) in input pixels, ``kinds`` (N, P) of :class:`PointKind`, and the
+    proposal's logits ``previous`` (N, 1, S, S)."""
+
+    points: torch.Tensor
+    kinds: torch.Tensor
+    previous: torch.Tensor
+
+    @classmethod
+    def none(cls, prior: torch.Tensor) -> Corrections:
+        """No click, no proposal."""
+        count = len(prior)
+        kinds = torch.zeros(count, 0, dtype=torch.long, device=prior.device)
+        return cls(prior.new_zeros(count, 0, 2), kinds, torch.zeros_like(prior))
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """``logits`` (N, S, S) and ``presence`` logits (N,)."""
+
+    logits: torch.Tensor
+    presence: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the cells of N queries found in the support slices before anything else is known: ``cells`` (N, h*w, D) and
+    ``votes`` (N, V, h, w); ``fitted`` (N, 2, h', w') are the logits of the online optimiser and its fit, (N, 0, 1, 1)
+    without one. It does not depend on the parameters that adaptation changes, so it is made once."""
+
+    cells: torch.Tensor
+    votes: torch.Tensor
+    fitted: torch.Tensor
+
+    def __getitem__(self, index: torch.Tensor | slice) -> Reading:
+        return Reading(self.cells[index], self.votes[index], self.fitted[index])
+
+    @staticmethod
+    def cat(several: Sequence[Reading]) -> Reading:
+        """One after the other."""
+        return Reading(*(torch.cat([getattr(one, name) for one in several]) for name in ("cells", "votes", "fitted")))
+
+
+class TargetDecoder(nn.Module, ABC):
+    """Embeddings of queries + :class:`Shown` (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
+
+    pretrained: bool = True
+    """Whether it learned to segment from labelled slices before any adaptation."""
+    enlarges: bool = True
+    """Whether it may look at slices in enlarged windows: it has seen such, and encoding slices anew is quick."""
+    varies: bool = True
+    """Whether adaptation looks at labelled slices in further views, each of which goes through the encoder."""
+    stride: int
+    """Input pixels per cell of the image embedding."""
+    width: int
+    """Channels of the image embedding that it reads."""
+    logits_side: int
+    """Side S of the logits for the encoder's declared input size."""
+
+    def view(self, embedding: Embedding) -> Embedding:
+        """What this decoder reads of an encoder's embeddings: what :meth:`read` and :meth:`forward` expect."""
+        return embedding
+
+    def online_optimiser(self) -> ClosedFormOptimiser | None:
+        """What :meth:`regression` solves with, if this decoder has one."""
+        return None
+
+    def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor | None:
+        """What :meth:`regression` has to know of slices whatever the label, where they are ``known`` (N, 1, S, S)."""
+        return None
+
+    def regression(
+        self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> Regression | None:
+        """What N labelled slices tell the online optimiser, if there is one: see :class:`Regression`."""
+        return None
+
+    @abstractmethod
+    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+        """Compare N slices with the support slices: the part of :meth:`forward` that is the same before and after
+        adaptation."""
+
+    @abstractmethod
+    def forward(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections | None = None,
+        reading: Reading | None = None,
+    ) -> Proposal:
+        """Embeddings of N slices, repeated for several targets of one slice. ``reading`` is that of :meth:`read`,
+        where it was kept."""
+
+    @abstractmethod
+    def adaptable(self) -> list[nn.Parameter]:
+        """The parameters that adaptation changes: none on which :meth:`read` depends."""
+
+    def rated(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The same in groups, each with what its learning rate is multiplied by."""
+        return [(self.adaptable(), 1.0)]

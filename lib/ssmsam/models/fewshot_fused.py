@@ -1,0 +1,148 @@
+"""One few-shot decoder that gets pretrained features, the online optimiser's answer and every prior.
+
+The token-query decoder of :mod:`ssmsam.models.fewshot_small` works on the pyramid of the small encoder, which is fine and
+knows abdomens. Here the features of the pretrained medical encoder join it, cell by cell, and the logits of the online
+optimiser come in as one more map with its own trust: how well it does on labelled slices that it was not shown. So do
+the masks of other volumes that registration carries over. New parts start from zero, so that before any training the
+decoder is the one that it was made from.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
+from ssmsam.models.encoder import Embedding
+from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Corrections, Proposal, Reading, Shown
+from ssmsam.models.fewshot_small import TargetNetwork
+from ssmsam.models.prompt_small_network import WIDTH
+
+STAGES = (64, 8, 160, 40)
+"""Channels of the pretrained encoder as it is kept: its output and the stages 2, 3 and 4."""
+IMAGE = 256
+"""Channels of its output as it is handed out."""
+PLACES = 5
+"""Where a cell is in the slice, x and y in [-1, 1], and their products: like organs lie in like places."""
+FEATURES = sum(STAGES) + PLACES
+_TANH = 4.0
+"""What the online optimiser's logits are divided by before they become a map: a guess."""
+
+
+class FusedTargetNetwork(TargetNetwork):
+    """:class:`~ssmsam.models.fewshot_small.TargetNetwork` for embeddings of the pretrained encoder with the small encoder's
+    pyramid beside it: ``image`` and the levels stage 2, 3 and 4 of the first, and the levels at the strides 2, 4 and 8
+    of the second."""
+
+    enlarges = varies = False  # encoding slices anew takes too long
+    image_mean: torch.Tensor
+    image_basis: torch.Tensor
+    centre: torch.Tensor
+    spread: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("image_mean", torch.zeros(IMAGE))
+        self.register_buffer("image_basis", torch.eye(IMAGE, STAGES[0]))
+        self.register_buffer("centre", torch.zeros(FEATURES))
+        self.register_buffer("spread", torch.ones(FEATURES))
+        self.optimiser = ClosedFormOptimiser(FEATURES)
+        self.join8 = nn.Conv2d(FEATURES, WIDTH, 1)
+        self.join4 = nn.Conv2d(STAGES[0] + STAGES[1], 48, 1)
+        self.fitted2 = nn.Conv2d(2, 12, 3, padding=1, bias=False)
+        self.fitted8 = nn.Conv2d(2, WIDTH, 1, bias=False)
+        self.follow = nn.Linear(1, 1)
+        self.atlas2 = nn.Conv2d(ATLAS_MAPS, 12, 3, padding=1, bias=False)
+        self.atlas8 = nn.Conv2d(ATLAS_MAPS, WIDTH, 1, bias=False)
+        self.carry = nn.Linear(2, 1, bias=False)
+        for part in (self.join8, self.join4, self.fitted2, self.fitted8, self.follow, *self._of_atlases):
+            for parameter in part.parameters():
+                nn.init.zeros_(parameter)
+
+    @property
+    def _of_atlases(self) -> tuple[nn.Module, ...]:
+        return self.atlas2, self.atlas8, self.carry
+
+    def features(self, embedding: Embedding) -> torch.Tensor:
+        """The pretrained features of every cell, (N, FEATURES, 64, 64) at the standard size, of comparable spread.
+
+        The output of the encoder may come as it is kept, in fewer channels, or as it is handed out.
+        """
+        image, levels = embedding["image"], embedding["levels"][:3]
+        if image.shape[1] == IMAGE:
+            image = torch.einsum("bchw,ck->bkhw", image - self.image_mean[:, None, None], self.image_basis)
+        side = image.shape[-2:]
+        maps = [image, *(_to(level, side) for level in levels), _places(image)]
+        return (torch.cat(maps, dim=1) - self.centre[:, None, None]) / self.spread[:, None, None]
+
+    def view(self, embedding: Embedding) -> Embedding:
+        """The pyramid of the small encoder with the pretrained features in it, and as a last level what the
+        online optimiser regresses on."""
+        features = self.features(embedding)
+        fine, middle, image = embedding["levels"][3:]
+        coarse = F.avg_pool2d(features, features.shape[-1] // image.shape[-1])
+        middle = middle + self.join4(_to(features[:, : STAGES[0] + STAGES[1]], middle.shape[-2:]))
+        return {"image": image + self.join8(coarse), "levels": [fine, middle, self.optimiser.scaled(features)]}
+
+    def online_optimiser(self) -> ClosedFormOptimiser:
+        return self.optimiser
+
+    @torch.no_grad()
+    def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor:
+        return self.optimiser.moments(view["levels"][2], known)
+
+    @torch.no_grad()
+    def regression(
+        self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> Regression:
+        return self.optimiser.regression(view["levels"][2], masks, known, moments)
+
+    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+        reading = super().read(embedding, shown)
+        logits = self.optimiser.logits(embedding["levels"][2], shown.weights)
+        given = shown.weights.abs().amax(1) > 0
+        maps = torch.stack([logits, shown.fit[:, :, None].expand_as(logits)], dim=1) * given[:, None, None, None]
+        return Reading(reading.cells, reading.votes, maps)
+
+    def dense_maps(self, shown: Shown, corrections: Corrections, reading: Reading) -> list[torch.Tensor]:
+        fitted = _to(reading.fitted, shown.prior.shape[-2:])
+        maps = torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
+        drawn = self.maps.dense2[0](self.maps.drawn(shown, corrections))
+        at2 = F.gelu(drawn + self.fitted2(maps) + self.atlas2(shown.atlas))
+        at4 = self.maps.dense4(at2)
+        at8 = self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4)) + self.atlas8(F.avg_pool2d(shown.atlas, 4))
+        return [at2, at4, at8]
+
+    def decode(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections,
+        reading: Reading,
+        maps: list[torch.Tensor],
+    ) -> Proposal:
+        proposal = super().decode(embedding, shown, corrections, reading, maps)
+        pull = self.follow(reading.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
+        logits = proposal.logits + pull * _to(reading.fitted[:, :1], shown.prior.shape[-2:])[:, 0]
+        distance, trust, likely = shown.atlas.unbind(1)
+        carried = self.carry(torch.stack([trust, trust * likely], dim=-1))[..., 0]
+        return Proposal(logits + carried * distance, proposal.presence)
+
+    def adaptable(self) -> list[nn.Parameter]:
+        fixed = (self.optimiser, self.join8, self.join4, *self._of_atlases)
+        kept = {id(p) for module in fixed for p in module.parameters()}
+        return [p for p in super().adaptable() if id(p) not in kept]
+
+
+def _to(maps: torch.Tensor, side: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    if tuple(maps.shape[-2:]) == tuple(side):
+        return maps
+    return F.interpolate(maps, tuple(side), mode="bilinear", align_corners=False)
+
+
+def _places(maps: torch.Tensor) -> torch.Tensor:
+    """(N, PLACES, h, w) for maps (N, C, h, w)."""
+    y, x = (torch.linspace(-1, 1, side, device=maps.device, dtype=maps.dtype) for side in maps.shape[-2:])
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, x * x, y * y, x * y]).expand(len(maps), -1, -1, -1)

@@ -1,0 +1,129 @@
+"""What every prompted mask decoder promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ssmsam.models.encoder import Embedding
+from ssmsam.models.frame import Frame
+
+
+def _no_points() -> np.ndarray:
+    return np.zeros((0, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class SlicePrompt:
+    """Clicks and a box on one slice, in pixels of that slice, (x, y) with whole numbers at pixel centres.
+
+    ``positive`` (N, 2) lie inside the target, ``negative`` (M, 2) outside it, in the order in which they were set.
+    ``box`` is (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1, both ends inside the box.
+    """
+
+    positive: np.ndarray = field(default_factory=_no_points)
+    negative: np.ndarray = field(default_factory=_no_points)
+    box: tuple[float, float, float, float] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing says where the target is."""
+        return len(self.positive) == 0 and self.box is None
+
+    @property
+    def points(self) -> np.ndarray:
+        """All clicks and the corners of the box: (N, 2)."""
+        corners = np.zeros((0, 2)) if self.box is None else np.reshape(self.box, (2, 2))
+        return np.concatenate([np.reshape(one, (-1, 2)) for one in (self.positive, self.negative, corners)])
+
+    @property
+    def clicks(self) -> int:
+        return len(self.positive) + len(self.negative)
+
+
+CONFIDENCE = 8.0
+"""Logit of a pixel that a drawn mask holds, about that of a sure pixel in a decoder's own answer."""
+
+
+def draw_mask(mask: np.ndarray, frame: Frame, side: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A slice's mask (height, width) -> (1, 1, side, side) float in [0, 1] in the encoder's input frame."""
+    return torch.from_numpy(on_cells(mask[None], frame, side))[None].to(device)
+
+
+def mask_to_logits(drawn: torch.Tensor) -> torch.Tensor:
+    """A drawn mask in [0, 1] -> logits of the same shape, for decoders that expect an earlier answer."""
+    return (drawn * 2 - 1) * CONFIDENCE
+
+
+def logits_to_pixels(logits: torch.Tensor, frame: Frame) -> np.ndarray:
+    """Low-resolution logits (M, S, S) of the whole input -> (M, height, width) float32 of the slice."""
+    return frame.logits_to_slice(logits[None].float().cpu())[0].numpy()
+
+
+def on_cells(pixels: np.ndarray, frame: Frame, side: int) -> np.ndarray:
+    """Values of slices' pixels (n, height, width) -> (n, side, side) float32 in the encoder's input frame, averaged;
+    0 outside the slice."""
+    drawn = frame.to_input(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))[:, None])
+    small = F.interpolate(drawn, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    cells: np.ndarray = small[:, 0].numpy()
+    return cells
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbour:
+    """A slice of the same volume whose mask is known, as a prompt for the slice being segmented."""
+
+    embedding: Embedding
+    """Of the neighbour, batch of 1."""
+    mask: torch.Tensor
+    """(1, 1, S, S) in [0, 1], drawn in the encoder's input frame at the decoder's ``logits_size``."""
+    distance_mm: float
+    """From the neighbour to the slice being segmented, always positive."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Masks that may be meant, the most likely first.
+
+    ``logits`` (M, S, S) cover the encoder's whole input; ``quality`` (M,) is the predicted IoU in [0, 1];
+    ``presence`` is the predicted probability that the target is on this slice at all.
+    """
+
+    logits: torch.Tensor
+    quality: torch.Tensor
+    presence: float
+
+    @property
+    def best(self) -> torch.Tensor:
+        """(1, 1, S, S) logits of the most likely candidate."""
+        return self.logits[None, :1]
+
+
+class PromptDecoder(Protocol):
+    """Embedding of one slice + prompts -> candidate masks. Never sees pixels, so it costs milliseconds."""
+
+    logits_size: int
+    """Side S of the square low-resolution logits."""
+    least_likeness: float
+    """Cosine between the target embeddings of a propagated mask and of its seed below which it is something else.
+    0 where it was not calibrated: then it stops nothing."""
+
+    def predict(
+        self,
+        embedding: Embedding,
+        *,
+        frame: Frame,
+        prompt: SlicePrompt | None = None,
+        previous: torch.Tensor | None = None,
+        neighbour: Neighbour | None = None,
+    ) -> Candidates:
+        """Segment one slice.
+
+        ``previous`` (1, 1, S, S) are the logits of the answer before the last click, fed back. At least one of
+        a non-empty ``prompt``, ``previous`` and ``neighbour`` must be given, else ValueError.
+        """
+        ...

@@ -1,0 +1,203 @@
+"""The image encoders of Segment Anything and of networks with its layout (MedSAM)."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
+from ssmsam.models.medsam_lite_encoder import build_lite_medsam, take_published
+from ssmsam.models.weights import CorruptWeights, entry, weights_digest
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+BIAS_CELLS = 2**22
+"""Elements of the bias that are made at once, 16 MB, or one head where that alone is more. All heads of SAM at once
+need 800 MB: the operating system then spends more time handing out memory than the processor spends computing."""
+
+
+class HeadwiseAttention(nn.Module):
+    """The weights of a ``segment_anything`` attention module, computed exactly but in little memory.
+
+    Takes over the parameters of ``stock`` under the same names, so that state dicts stay the same.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.num_heads: int = stock.num_heads
+        self.qkv = stock.qkv
+        self.proj = stock.proj
+        self.use_rel_pos: bool = stock.use_rel_pos
+        if self.use_rel_pos:
+            self.rel_pos_h = stock.rel_pos_h
+            self.rel_pos_w = stock.rel_pos_w
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, channels = x.shape
+        tokens = height * width
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.flatten(1, 2).unbind(0)  # each (B * heads, tokens, channels / heads)
+        step = max(1, BIAS_CELLS // tokens**2)
+        scratch = torch.empty(step, height, width, height, width, dtype=x.dtype, device=x.device)
+        parts = []
+        for start in range(0, len(query), step):
+            q, k, v = (part[start : start + step, None] for part in (query, key, value))
+            bias = self._bias(q[:, 0], scratch[: len(q)]) if self.use_rel_pos else None
+            parts.append(F.scaled_dot_product_attention(q, k, v, bias)[:, 0])
+        merged = torch.cat(parts).view(batch, self.num_heads, tokens, -1).transpose(1, 2)
+        return self.proj(merged.reshape(batch, height, width, channels))
+
+    def _bias(self, query: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+        """Queries (N, tokens, c) -> (N, 1, tokens, tokens): for each query, row term plus column term of the key.
+
+        Written into ``scratch`` (N, H, W, H, W), memory that is used again and again, unless gradients need it.
+        """
+        height, width = scratch.shape[1:3]
+        grid = query.view(-1, height, width, query.shape[-1])
+        rows = torch.einsum("nhwc,hkc->nhwk", grid, relative(self.rel_pos_h, height))[..., :, None]
+        columns = torch.einsum("nhwc,wkc->nhwk", grid, relative(self.rel_pos_w, width))[..., None, :]
+        bias = rows + columns if rows.requires_grad else torch.add(rows, columns, out=scratch)
+        return bias.reshape(len(query), 1, height * width, height * width)
+
+
+def relative(table: torch.Tensor, size: int) -> torch.Tensor:
+    """Vectors (2 * size - 1, c) by distance -> (size, size, c) by the positions of query and key along one axis."""
+    if len(table) != 2 * size - 1:
+        raise ValueError(f"these weights are for {(len(table) + 1) // 2} tokens along an axis, got {size}")
+    position = torch.arange(size, device=table.device)
+    return table[position[:, None] - position[None, :] + size - 1]
+
+
+logger = logging.getLogger(__name__)
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+UNIT_INTENSITIES = frozenset({"medsam_vit_b"})
+"""Networks that were trained on intensities in [0, 1] as they are, without SAM's mean and standard deviation."""
+
+_loaded: WeakValueDictionary[tuple, Sam] = WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def build_sam(architecture: str) -> Sam:
+    """An untrained SAM (``vit_b``, ``vit_l`` or ``vit_h``) with the memory-saving attention, in evaluation mode."""
+    from segment_anything import sam_model_registry
+
+    if architecture not in ("vit_b", "vit_l", "vit_h"):
+        raise ValueError(f"unknown SAM architecture {architecture!r}; valid: vit_b, vit_l, vit_h")
+    return use_headwise_attention(sam_model_registry[architecture]())
+
+
+def use_headwise_attention(sam: Sam) -> Sam:
+    """Replace the attention of every block of the image encoder, in place. The answer stays the same."""
+    for block in sam.image_encoder.blocks:
+        block.attn = HeadwiseAttention(block.attn)
+    return sam
+
+
+def load_sam(name: str, path: Path, *, device: str = "cpu") -> Sam:
+    """SAM with image encoder, prompt encoder and mask decoder from a checkpoint of the official layout.
+
+    The same file gives the same object for as long as somebody holds it, so that the image encoder and the prompt
+    decoder read it once. Raises :class:`CorruptWeights` when the file is not such a checkpoint.
+    """
+    status = path.stat()
+    key = (name, path.resolve(), status.st_size, status.st_mtime_ns, str(device))
+    with _loading:
+        sam = _loaded.get(key)
+        if sam is None:
+            sam = _loaded[key] = _load(name, path).to(device)
+    return sam
+
+
+def _load(name: str, path: Path) -> Sam:
+    """Build on the meta device, where no time goes into random numbers, and take the tensors of the file."""
+    architecture = entry(name).architecture
+    lite = architecture == "lite_medsam"
+    with torch.device("meta"):
+        sam = build_lite_medsam() if lite else build_sam(architecture)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if lite:
+            take_published(sam, state)
+        else:
+            sam.load_state_dict(state, strict=True, assign=True)
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise CorruptWeights(
+            f"{path} is not a {name} checkpoint of the official layout (a plain state dict of image_encoder, "
+            f"prompt_encoder and mask_decoder). A training checkpoint must be reduced to that first. {error}"
+        ) from error
+    # the only tensors that are not in a state dict, and so are still on the meta device
+    sam.pixel_mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
+    sam.pixel_std = torch.tensor(PIXEL_STD).view(3, 1, 1)
+    logger.info("loaded weights name=%s file=%s", name, path)
+    return sam.float().eval().requires_grad_(False)
+
+
+class SamEncoder(Encoder):
+    """SAM's image encoder. The whole network is at ``.sam``, for the prompt decoder to share.
+
+    ``levels`` names blocks whose tokens are returned too, passed through the network's neck: a tuple of block
+    numbers, in the order wanted. None by default, for each level makes the store larger by as much as ``image``.
+    """
+
+    def __init__(self, sam: Sam, *, name: str, weights_sha256: str, levels: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        vit = sam.image_encoder
+        if not all(0 <= level < len(vit.blocks) for level in levels):
+            raise ValueError(f"{name} has blocks 0 to {len(vit.blocks) - 1}, got levels {levels}")
+        stride, channels = vit.patch_embed.proj.stride[0], vit.neck[0].out_channels
+        self.sam = sam
+        self.levels = levels
+        self.weights_sha256 = weights_sha256
+        self.spec = EncoderSpec(
+            name=name,
+            input_size=vit.img_size,
+            stride=stride,
+            channels=channels,
+            level_strides=(stride,) * len(levels),
+            level_channels=(channels,) * len(levels),
+            level_names=tuple(f"block{level}" for level in levels),
+            licence=entry(name).licence,
+        )
+
+    @classmethod
+    def from_file(
+        cls, path: Path, *, name: str = "sam_vit_b", device: str = "cpu", levels: tuple[int, ...] = ()
+    ) -> SamEncoder:
+        """Load a checkpoint of the official layout; frozen. Raises :class:`CorruptWeights`."""
+        return cls(load_sam(name, path, device=device), name=name, weights_sha256=weights_digest(path), levels=levels)
+
+    def encode(self, slices: torch.Tensor, *, adaptor: Adaptor = unchanged) -> Embedding:
+        """``adaptor`` may change the tokens (B, h, w, width) that each block gets."""
+        size = self.spec.input_size
+        if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
+            raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
+        vit = self.sam.image_encoder
+        tokens = vit.patch_embed(self._standardised(slices))
+        if vit.pos_embed is not None:
+            tokens = tokens + vit.pos_embed
+        kept = {}
+        for number, block in enumerate(vit.blocks):
+            tokens = block(adaptor(number, tokens))
+            if number in self.levels:
+                kept[number] = vit.neck(tokens.permute(0, 3, 1, 2))
+        return {"image": vit.neck(tokens.permute(0, 3, 1, 2)), "levels": [kept[level] for level in self.levels]}
+
+    def _standardised(self, slices: torch.Tensor) -> torch.Tensor:
+        if self.spec.name in UNIT_INTENSITIES:
+            return slices
+        return (slices * 255 - self.sam.pixel_mean) / self.sam.pixel_std

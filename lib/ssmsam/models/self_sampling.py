@@ -1,0 +1,259 @@
+"""The decoder of SSM-SAM on cached embeddings: self-sampling and mask attention in front of a token-query decoder.
+
+Self-sampling: the support slices prompt the query by features at points of their own masks, without any click.
+
+After Zhang et al. (WACV 2024), section on the self-sampling module. As there, learnable queries gather what the
+sampled features say, and the query's map reads the queries. Where the released code differs from what it means to do,
+ours does what is meant: features are read from the *support* image at (x, y), and besides points on the target there
+are true negatives, near it and far from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
+from ssmsam.models.encoder import Embedding
+from ssmsam.models.fewshot_decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
+from ssmsam.models.layers import Attention
+from ssmsam.models.mask_attention import LevelAttention, MaskAttention, MaskAttentionConfig
+from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, LEAST_SHARE, RING_CELLS
+
+_KINDS = ((0, FOREGROUND_CELLS), (FOREGROUND_CELLS, RING_CELLS), (FOREGROUND_CELLS + RING_CELLS, FAR_CELLS))
+"""Where the cells of one support slice lie that are on the target, around it, and far from it: (start, length)."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How many points are sampled from all support slices together, and how many queries gather them."""
+
+    target: int = 20
+    ring: int = 10
+    far: int = 10
+    queries: int = 10
+    depth: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """P points for each of N queries: ``features`` (N, P, D), ``kinds`` (N, P) 0 target, 1 ring, 2 far, ``shares``
+    (N, P) of the target in [0, 1], ``near`` (N, P) closeness of their slices, ``valid`` (N, P) bool."""
+
+    features: torch.Tensor
+    kinds: torch.Tensor
+    shares: torch.Tensor
+    near: torch.Tensor
+    valid: torch.Tensor
+
+
+def sampled(shown: Shown, config: SamplingConfig) -> Sampled:
+    """Points spread over all support slices in turn and over each of their areas; the same ones every time.
+
+    Everything comes from the support's own masks and images: nothing of the query is at hand here.
+    """
+    chosen, kinds = [], []
+    for kind, ((start, length), wanted) in enumerate(
+        zip(_KINDS, (config.target, config.ring, config.far), strict=True)
+    ):
+        cells = torch.arange(shown.valid.shape[1], device=shown.valid.device).unflatten(0, (-1, CELLS))
+        cells = cells[:, start : start + length].T.flatten()  # the first of every slice, then the second of every slice
+        turn = torch.arange(len(cells), 0, -1, device=cells.device)
+        usable = shown.valid[:, cells] & ((shown.shares[:, cells] > LEAST_SHARE) | (kind > 0))
+        order = (usable * turn).topk(min(wanted, len(cells)), dim=1).indices
+        chosen.append(cells[order])
+        kinds.append(torch.full_like(order, kind))
+    index = torch.cat(chosen, dim=1)
+    return Sampled(
+        features=shown.cells.gather(1, index[..., None].expand(-1, -1, shown.cells.shape[2])),
+        kinds=torch.cat(kinds, dim=1),
+        shares=shown.shares.gather(1, index),
+        near=shown.cells_near.gather(1, index),
+        valid=shown.valid.gather(1, index),
+    )
+
+
+class SelfSampling(nn.Module):
+    """What the sampled points change in the query's map. Changes nothing before it is trained."""
+
+    def __init__(self, *, width: int, config: SamplingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.queries = nn.Parameter(0.1 * torch.randn(config.queries, width))
+        self.kind = nn.Embedding(len(_KINDS), width)
+        self.about = nn.Linear(2, width)
+        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(_Block(width=width, heads=config.heads) for _ in range(config.depth))
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, image: torch.Tensor, shown: Shown) -> torch.Tensor:
+        """The query's map (N, D, h, w) -> what is to be added to it, the same shape."""
+        points = sampled(shown, self.config)
+        about = self.about(torch.stack([points.shares, points.near], dim=-1))
+        tokens = self.norm(points.features) + self.kind(points.kinds) + about
+        queries = self.queries.expand(len(image), -1, -1)
+        cells = self.norm(image.flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            queries, tokens, cells = block(queries, tokens, points.valid, cells)
+        return self.out(cells).transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))
+
+
+class _Block(nn.Module):
+    """Queries and points talk to each other, the queries think, and the map reads the queries."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.together = Attention(width=width, inner=width, heads=heads)
+        self.read = Attention(width=width, inner=width // 2, heads=heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+
+    def forward(
+        self, queries: torch.Tensor, points: torch.Tensor, valid: torch.Tensor, cells: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        count = queries.shape[1]
+        everything = torch.cat([queries, points], dim=1)
+        allowed = torch.cat([valid.new_ones(len(valid), count), valid], dim=1)
+        everything = self.norms[0](everything + self.together(everything, everything, everything, allowed=allowed))
+        queries, points = everything[:, :count], everything[:, count:]
+        queries = self.norms[1](queries + self.mlp(queries))
+        cells = self.norms[2](cells + self.read(cells, queries, queries))
+        return queries, points, cells
+
+
+_SHARPNESS = 12.0
+"""What cosines are multiplied by before the support's cells compete for a match."""
+_SOFTNESS = 2.0
+"""Cells over which the edge of a prior is blurred."""
+
+
+@dataclass(frozen=True)
+class SsmConfig:
+    """Which modules work. ``matched`` uses what looks alike in the support where no neighbour gives a prior.
+
+    ``levels`` are the channels of further maps of the encoder that mask attention reads, the coarsest last: of
+    ``level_channels`` in its :class:`~ssmsam.models.encoder.EncoderSpec` the last so many. Self-sampling reads one
+    map only, as published.
+    """
+
+    self_sampling: bool = True
+    mask_attention: bool = True
+    matched: bool = True
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    attention: MaskAttentionConfig = field(default_factory=MaskAttentionConfig)
+    levels: tuple[int, ...] = ()
+
+
+class SelfSamplingDecoder(TargetDecoder):
+    """Zhang et al. (WACV 2024) around any :class:`~ssmsam.models.fewshot_decoder.TargetDecoder`.
+
+    ``log_rates`` (groups,) are the meta-learned learning rates, as logarithms of factors.
+
+    Both modules change the query's map, and ``inner`` reads the changed map; what it compares with the support is the
+    map as it came from the encoder, so that it can be kept. Before any training the answer is that of ``inner``.
+    """
+
+    log_rates: torch.Tensor
+
+    def __init__(self, inner: TargetDecoder, *, width: int, config: SsmConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or SsmConfig()
+        self.stride, self.logits_side = inner.stride, inner.logits_side
+        self.pretrained, self.enlarges, self.varies = inner.pretrained, inner.enlarges, inner.varies
+        self.inner = inner
+        self.sampling = SelfSampling(width=width, config=self.config.sampling)
+        self.mask_attention = MaskAttention(width=width, config=self.config.attention)
+        self.levels = LevelAttention(channels=self.config.levels, width=width) if self.config.levels else None
+        self.register_buffer("log_rates", torch.zeros(len(self.groups())))
+
+    def view(self, embedding: Embedding) -> Embedding:
+        return self.inner.view(embedding)
+
+    def online_optimiser(self) -> ClosedFormOptimiser | None:
+        return self.inner.online_optimiser()
+
+    def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor | None:
+        return self.inner.moments(view, known)
+
+    def regression(
+        self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
+    ) -> Regression | None:
+        return self.inner.regression(view, masks, known, moments)
+
+    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+        reading = self.inner.read(embedding, shown)
+        return replace(reading, votes=torch.cat([reading.votes, _match(embedding["image"], shown)], dim=1))
+
+    def forward(
+        self,
+        embedding: Embedding,
+        shown: Shown,
+        corrections: Corrections | None = None,
+        reading: Reading | None = None,
+    ) -> Proposal:
+        reading = self.read(embedding, shown) if reading is None else reading
+        image = embedding["image"]
+        changed = image
+        if self.config.self_sampling:
+            changed = changed + self.sampling(image, shown)
+        if self.config.mask_attention:
+            masks = self._masks(shown, reading.votes[:, -1:])
+            changed = changed + self.mask_attention(image, masks)
+            if self.levels is not None:
+                changed = changed + self.levels(embedding["levels"], masks, self.mask_attention)
+        inner = replace(reading, votes=reading.votes[:, :-1])
+        return self.inner({"image": changed, "levels": embedding["levels"]}, shown, corrections, inner)
+
+    def adaptable(self) -> list[nn.Parameter]:
+        return [parameter for group in self.groups().values() for parameter in group]
+
+    def rated(self) -> list[tuple[list[nn.Parameter], float]]:
+        return [(group, float(rate)) for group, rate in zip(self.groups().values(), self.log_rates.exp(), strict=True)]
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The adaptable parameters by the module they belong to: each has a learning rate of its own."""
+        attention = [*self.mask_attention.parameters(), *(self.levels.parameters() if self.levels else ())]
+        found = {"sampling": list(self.sampling.parameters()), "mask_attention": attention}
+        adaptable = {id(parameter) for parameter in self.inner.adaptable()}
+        for name, parameter in self.inner.named_parameters():
+            if id(parameter) in adaptable:
+                found.setdefault("inner." + name.split(".")[0], []).append(parameter)
+        return found
+
+    def _masks(self, shown: Shown, matched: torch.Tensor) -> torch.Tensor:
+        """The values of mask attention, (N, VALUES, h, w)."""
+        side = matched.shape[-2], matched.shape[-1]
+        trusted = (shown.trust.amax(1) > 0).to(shown.prior)[:, None, None, None]
+        prior = F.adaptive_avg_pool2d((shown.prior / _SOFTNESS).sigmoid() * trusted, side)
+        trust = shown.trust[:, :, None, None].expand(-1, -1, *side)
+        return torch.cat([prior, trust, matched if self.config.matched else torch.zeros_like(matched)], dim=1)
+
+
+def without_modules(decoder: TargetDecoder, names: Sequence[str]) -> TargetDecoder:
+    """The same decoder, sharing its weights, with modules of :class:`SsmConfig` switched off; for ablations."""
+    if not names:
+        return decoder
+    if not isinstance(decoder, SelfSamplingDecoder):
+        raise ValueError(f"only SSM-SAM's decoder has modules to switch off, not {type(decoder).__name__}")
+    variant = copy.copy(decoder)
+    switched: dict[str, Any] = dict.fromkeys(names, False)
+    variant.config = replace(decoder.config, **switched)
+    return variant
+
+
+def _match(image: torch.Tensor, shown: Shown) -> torch.Tensor:
+    """The share of the target in the support's cells that each cell of the query looks like: (N, 1, h, w)."""
+    cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
+    scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)
+    scores = scores.masked_fill(~shown.valid[:, None], -1e4)
+    vote = scores.softmax(2) @ shown.shares[..., None]
+    return vote.transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))

@@ -1,0 +1,54 @@
+"""One door for every kind of input: a file or a DICOM folder becomes a volume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ssmsam.dicom.series import find_series, read_dicom
+from ssmsam.volume.errors import UnreadableVolume, one_error
+from ssmsam.volume.itk import itk_grid, read_itk
+from ssmsam.volume.nifti import nifti_grid, read_nifti
+from ssmsam.volume.volume import Grid, Volume
+
+__all__ = ["UnreadableVolume", "read_grid", "read_volume"]
+
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read a NIfTI, NRRD or MetaImage file, or a folder that holds one DICOM series.
+
+    The array is (slices, rows, columns) as stored, never reoriented; the affine says where it is in LPS. Values are
+    after rescale: integers where they are whole numbers, else float32. A 2-D image becomes one slice.
+    Raises UnreadableVolume, with the next step to take, for everything that is not one 3-D grey image.
+    """
+    path = Path(path)
+    with one_error(path):
+        if _is_folder(path):
+            return read_dicom(path)
+        return read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
+
+
+def read_grid(path: str | os.PathLike[str]) -> Grid:
+    """The grid of what :func:`read_volume` would read, from headers alone: no voxel is touched."""
+    path = Path(path)
+    with one_error(path):
+        if _is_folder(path):
+            return find_series(path).grid
+        return nifti_grid(path) if path.name.lower().endswith(NIFTI) else itk_grid(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder; False for a file of a known kind. Raises UnreadableVolume for anything else."""
+    if path.is_dir():
+        return True
+    if not path.exists():
+        raise UnreadableVolume(f"{path}: there is no such file or folder.")
+    if not path.name.lower().endswith(NIFTI + ITK):
+        raise UnreadableVolume(
+            f"{path}: unknown kind of file. Give a file ending in {', '.join(NIFTI + ITK)}, "
+            "or the folder that holds the files of one DICOM series."
+        )
+    return False

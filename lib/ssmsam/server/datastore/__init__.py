@@ -1,0 +1,1 @@
+"""MONAI Label's datastores: a folder of studies, and a DICOMweb archive."""

@@ -1,0 +1,143 @@
+"""What a DICOM store holds, as it was told a moment ago."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
+
+from ssmsam.cache import Cache
+from ssmsam.dicom.web import (
+    DicomStore,
+    Filters,
+    SegmentationRecord,
+    SeriesRecord,
+    StoreRefused,
+    StoreUnavailable,
+    by_image,
+)
+
+logger = logging.getLogger(__name__)
+
+FRESH_S = 10.0
+"""How long a list is believed. Viewers ask for it every few seconds."""
+
+PAUSE_S = 5.0
+"""How long a store that failed is left alone."""
+
+KNOWN_S = 60.0
+"""How long a series that was in the list is believed to be in the store as it was. Every click asks for one."""
+
+REMEMBERED = 100_000
+"""SEG series whose references are remembered, a few hundred bytes each: a guess."""
+
+ASK_AGAIN_S = 1.0
+"""How often at most an unknown name makes us ask the store."""
+
+READ_AGAIN_S = 60.0
+"""After this long a SEG series that could not be read is asked for again. A guess."""
+
+T = TypeVar("T")
+
+
+class DicomCatalogue:
+    """The images and segmentations of a store, from lists that are at most ``fresh_s`` seconds old.
+
+    While the store is down the last lists are used. Raises StoreUnavailable or StoreRefused when there are none.
+    """
+
+    def __init__(self, store: DicomStore, *, filters: Filters, fresh_s: float = FRESH_S) -> None:
+        self._store, self._filters = store, filters
+        self._images = _Remembered(self._ask_images, fresh_s)
+        self._segmentations = _Remembered(self._ask_segmentations, fresh_s)
+        self._read: Cache[tuple[str, int, int], list[SegmentationRecord]] = Cache(REMEMBERED)
+        self._failed: Cache[tuple[str, int, int], float] = Cache(REMEMBERED)
+
+    def images(self) -> Mapping[str, SeriesRecord]:
+        """Every image series, by its UID."""
+        return self._images.get()
+
+    def find(self, series_uid: str) -> SeriesRecord | None:
+        """One image series, None when the store does not have it."""
+        known = self._images.get(max_age_s=KNOWN_S).get(series_uid)
+        return known or self._images.get(max_age_s=ASK_AGAIN_S).get(series_uid)
+
+    def segmentations(self) -> Mapping[str, list[SegmentationRecord]]:
+        """The segmentations of each image series that has one, the newest first, by the image's UID."""
+        return self._segmentations.get()
+
+    def forget(self) -> None:
+        """Ask again next time: something was stored."""
+        self._images.forget()
+        self._segmentations.forget()
+
+    @property
+    def trouble(self) -> str:
+        """What went wrong when the store was asked last; empty when nothing did."""
+        return self._images.trouble or self._segmentations.trouble
+
+    def _ask_images(self) -> dict[str, SeriesRecord]:
+        return {record.series_uid: record for record in self._store.series(self._filters)}
+
+    def _ask_segmentations(self) -> dict[str, list[SegmentationRecord]]:
+        studies: dict[str, list[SeriesRecord]] = {}
+        for image in self.images().values():
+            studies.setdefault(image.study_uid, []).append(image)
+        listed = [record for record in self._store.series({"Modality": "SEG"}) if record.study_uid in studies]
+        return by_image(one for record in listed for one in self._references(record, studies[record.study_uid]))
+
+    def _references(self, record: SeriesRecord, images: list[SeriesRecord]) -> list[SegmentationRecord]:
+        """What a SEG series is of, among the images of its study. It is read once: what was stored does not change."""
+        key = (record.series_uid, record.instances, len(images))
+        if time.monotonic() - (self._failed.get(key) or float("-inf")) < READ_AGAIN_S:
+            return []
+        try:
+            return self._read.recalled(key, lambda: self._store.segmentations(record, images))
+        except (StoreRefused, StoreUnavailable) as error:  # one odd object must not hide the others
+            logger.warning("SEG series %s is left out: %s", record.series_uid, error)
+            self._failed.put(key, time.monotonic())
+            return []
+
+
+class _Remembered(Generic[T]):
+    """The last answer to a question, asked again when it is too old. One thread asks, the others wait for it."""
+
+    def __init__(self, ask: Callable[[], dict[str, T]], fresh_s: float) -> None:
+        self._ask, self._fresh_s = ask, fresh_s
+        self._lock = threading.Lock()
+        self._asked = self._failed = float("-inf")
+        self._error: StoreUnavailable | StoreRefused | None = None
+        self._is_known = False
+        self.last: dict[str, T] = {}
+
+    @property
+    def trouble(self) -> str:
+        return str(self._error or "")
+
+    def forget(self) -> None:
+        with self._lock:
+            self._asked = self._failed = float("-inf")
+
+    def get(self, *, max_age_s: float | None = None) -> dict[str, T]:
+        with self._lock:
+            now = time.monotonic()
+            fresh_s = self._fresh_s if max_age_s is None else max_age_s
+            if now - self._asked >= fresh_s and now - self._failed >= PAUSE_S:
+                self._try(now)
+            if self._error and not self._is_known:
+                raise type(self._error)(str(self._error))
+            return self.last
+
+    def _try(self, now: float) -> None:
+        try:
+            self.last = self._ask()
+        except (StoreUnavailable, StoreRefused) as error:
+            if self._error is None:
+                logger.warning("%s", error)
+            self._error, self._failed = error, time.monotonic()
+            return
+        if self._error:
+            logger.info("The DICOMweb store answers again")
+        self._error, self._is_known, self._asked = None, True, now

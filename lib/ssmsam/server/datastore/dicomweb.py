@@ -1,0 +1,434 @@
+"""The DICOMweb store of studies as a MONAI Label datastore."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+
+import ssmsam
+from ssmsam.annotation.labels import read_label_info
+from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.dicom.seg_reader import read_segs
+from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
+from ssmsam.dicom.series import DicomSeries, find_series
+from ssmsam.dicom.web import (
+    DicomStore,
+    Filters,
+    SegmentationRecord,
+    SeriesRecord,
+    StoreRefused,
+    StoreUnavailable,
+)
+from ssmsam.progress import Cancelled, Progress, shielded
+from ssmsam.reading import UnreadableVolume, read_volume
+from ssmsam.server.datastore.annotated import FINAL, AnnotatedStudies, Receipt
+from ssmsam.server.datastore.catalogue import FRESH_S, DicomCatalogue
+from ssmsam.server.datastore.folder import ANNOTATIONS
+from ssmsam.server.datastore.local_record import SoundRecord
+from ssmsam.server.datastore.series_cache import IMAGES, SeriesCache
+from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.server.identifiers import is_uid
+from ssmsam.service.jobs import Job, Jobs
+from ssmsam.volume.geometry import axis_codes, reoriented
+from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.writing import write_volume
+
+logger = logging.getLogger(__name__)
+
+STORE = "store"
+"""The kind of a job that takes a finished label to the archive."""
+UNSENT = "unsent"
+"""The tag of a final label that the store could not take."""
+
+
+class DicomWebArchive(SoundRecord, DICOMWebDatastore):
+    """CT and MR series of a DICOMweb store are the images, by series UID; a final label becomes a DICOM SEG there.
+
+    ``folder`` keeps downloaded series (within ``quota_bytes``, the least recently used go first) and every label
+    that is not final. Which images have a final label is what the store says: a SEG that somebody else stored
+    counts, several are put together, each label as the newest has it, and one that is removed there is gone here.
+
+    Raises StoreUnavailable and StoreRefused wherever the store is asked; NotKnown for other images.
+    """
+
+    def __init__(
+        self,
+        store: DicomStore,
+        *,
+        folder: Path,
+        filters: Filters,
+        quota_bytes: int,
+        fresh_s: float = FRESH_S,
+        jobs: Jobs | None = None,
+    ) -> None:
+        # not DICOMWebDatastore's own start: it watches its folder and mistakes files that come and go for images
+        SoundRecord.__init__(self, folder, images_dir=IMAGES, auto_reload=False, read_only=True)
+        folder.chmod(0o700)  # what lies here shows patients
+        self._client = store.client
+        self._store = store
+        self._catalogue = DicomCatalogue(store, filters=filters, fresh_s=fresh_s)
+        self._cache = SeriesCache(folder / IMAGES, quota_bytes=quota_bytes)
+        self._registry = threading.RLock()
+        self._jobs = jobs or Jobs()
+        logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
+
+    def name(self) -> str:
+        return self._store.access.shown
+
+    def knows(self, image_id: str) -> bool:
+        """Whether this is the UID of an image series in the store."""
+        return is_uid(image_id) and self._catalogue.find(image_id) is not None
+
+    def list_images(self) -> list[str]:
+        return list(self._catalogue.images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        return list(self._catalogue.segmentations())
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        finished = self._catalogue.segmentations()
+        return [image for image in self._catalogue.images() if image not in finished]
+
+    def status(self) -> dict[str, Any]:
+        """Counts for viewers, who ask often. Never raises: ``trouble`` says that the store does not answer."""
+        tags: dict[str, int] = {}
+        for image in list(self._datastore.objects.values()):
+            for tag in image.labels:
+                tags[tag] = tags.get(tag, 0) + (tag != FINAL)
+        total, completed = (_count(what) for what in (self.list_images, self.get_labeled_images))
+        tags[FINAL] = completed
+        trouble = {"trouble": self._catalogue.trouble} if self._catalogue.trouble else {}
+        return {"total": total, "completed": completed, "label_tags": {k: n for k, n in tags.items() if n}, **trouble}
+
+    def json(self) -> dict[str, Any]:
+        """Every image of the store with its labels, in the shape of the local datastore's file."""
+        contents: dict[str, Any] = super().json()
+        for image in self.list_images():
+            contents["objects"].setdefault(image, ImageLabelModel(image=_image_model(image)).model_dump())
+        for image, records in self._catalogue.segmentations().items():
+            stored = {"SeriesInstanceUID": records[0].series_uid, "SOPInstanceUID": records[0].instance_uid}
+            contents["objects"][image]["labels"].setdefault(FINAL, {"ext": ".dcm", "info": stored})
+        return contents
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What viewers show of an image. What names the patient comes from the store and is not written to disk."""
+        record = self._record(image_id)
+        self._register(image_id)
+        return {
+            **copy.deepcopy(self._datastore.objects[image_id].image.info),
+            "path": "",  # a viewer on this machine would try to open the folder; it has to ask for the file
+            "Modality": record.modality,
+            "PatientID": record.patient_id,
+            "StudyDate": record.study_date,
+            "StudyTime": record.study_time,
+            "StudyInstanceUID": record.study_uid,
+            "SeriesInstanceUID": record.series_uid,
+        }
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        self._record(image_id)
+        self._register(image_id)
+        super().update_image_info(image_id, info)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The folder with the files of the series, downloaded now if need be."""
+        record = self._record(image_id)
+        self._register(image_id)
+        whole = self._cache.find(image_id, files=record.instances)
+        if whole is None:
+            whole = self._cache.add(image_id, lambda folder: self._store.fetch(record, folder), files=record.instances)
+            logger.info("Downloaded series %s", image_id)
+        return str(whole)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        raise InvalidRequest(f"images come from {self.name()}: send the DICOM series there, and it is listed here")
+
+    def remove_image(self, image_id: str) -> None:
+        raise InvalidRequest(f"images belong to {self.name()}: remove the series there")
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        labels: dict[str, str] = super().get_labels_by_image_id(image_id)
+        labels.pop(FINAL, None)
+        return labels | ({FINAL: image_id} if image_id in self._catalogue.segmentations() else {})
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """The label's file, "" when there is none. ``label_id`` is the image's id."""
+        if label_tag != FINAL:
+            return str(LocalDatastore.get_label_uri(self, label_id, label_tag))
+        records = self._catalogue.segmentations().get(label_id)
+        if not records:
+            return ""
+        self._record(label_id)
+        self._read_back(label_id, records)
+        return str(LocalDatastore.get_label_uri(self, label_id, FINAL))
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        if label_tag == FINAL:
+            self.get_label_uri(label_id, label_tag)
+        info: dict[str, Any] = super().get_label_info(label_id, label_tag)
+        return info
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label. A final one is stored as DICOM SEG first; returns the image's id.
+
+        Raises InvalidRequest for a mask that cannot be stored: it is empty, not on the image's grid, or has values
+        without a name in ``label_info``. When the store does not take the SEG the mask is kept under ``unsent``.
+        """
+        self._record(image_id)
+        self._register(image_id)
+        info = dict(label_info or {})
+        if label_tag != FINAL and not label_filename.endswith(".bin"):
+            return self._keep(image_id, label_filename, label_tag, info)
+        series = find_series(Path(self.get_image_uri(image_id)))
+        with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
+            mask = _mask_on(series, label_filename)
+            file = Path(scratch) / "label.nii.gz"
+            write_volume(mask, file)
+            if label_tag == FINAL:
+                self._store_final(image_id, mask, series, file, info)
+            return self._keep(image_id, str(file), label_tag, info)
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label here. The DICOM SEG of a final one stays in the store, which has its own rules for that."""
+        SoundRecord.remove_label(self, label_id, label_tag)
+        with self._registry:
+            image = self._datastore.objects.get(label_id)
+            if image and image.labels.pop(label_tag, None):
+                self._update_datastore_file()
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Image and final label of everything that is finished, downloaded. What cannot be read is left out."""
+        pairs = []
+        for image in self.get_labeled_images():
+            try:
+                pairs.append({"image": self.get_image_uri(image), "label": self.get_label_uri(image, FINAL)})
+            except (StoreUnavailable, StoreRefused, UnreadableVolume, InvalidRequest) as error:
+                logger.warning("Image %s is left out: %s", image, error)
+        return pairs
+
+    def _store_final(self, image_id: str, mask: Volume, series: DicomSeries, file: Path, info: dict[str, Any]) -> None:
+        """Mask -> DICOM SEG -> store. Adds to ``info`` which object it became. A job, which can be stopped until the
+        SEG is sent."""
+        seg = file.with_name("label.dcm")
+        title, owner = f"the label of {image_id} goes to the archive", str(info.get("client_id") or "")
+        job = Job(STORE, title=title, owner=owner, image=image_id, brief=True)
+        try:
+            with self._jobs.running(job):
+                labels = self._write_seg(seg, mask, series, info, job.progress)
+                job.progress("send", 1, 2)
+                with shielded():
+                    record = self._store.add(seg)
+        except Cancelled:
+            self._keep(image_id, str(file), UNSENT, info)
+            raise InvalidRequest(
+                f"stopped before anything was sent. The mask is kept on this server under the tag {UNSENT!r}; submit "
+                "it again to send it"
+            ) from None
+        except (StoreUnavailable, StoreRefused) as error:
+            self._keep(image_id, str(file), UNSENT, info)
+            kept = f"The mask is kept on this server under the tag {UNSENT!r}; submit it again once the store works."
+            raise type(error)(f"{error} {kept}") from error
+        self._catalogue.forget()
+        info |= _info_of([record], labels)
+        if UNSENT in self._datastore.objects[image_id].labels:
+            self.remove_label(image_id, UNSENT)
+        logger.info("Stored the label of %s as SEG series %s", image_id, record.series_uid)
+
+    def _write_seg(
+        self, seg: Path, mask: Volume, series: DicomSeries, info: Mapping[str, Any], progress: Progress
+    ) -> dict[str, int]:
+        """Write the SEG; the labels in it. Raises InvalidRequest."""
+        progress("write", 0, 2)
+        try:
+            labels = _names(dict(info), mask)
+            write_seg(mask, labels, series, seg, algorithm=_notes(dict(info)))
+        except (ValueError, InvalidSubmission) as error:
+            raise InvalidRequest(str(error)) from error
+        return labels
+
+    def _read_back(self, image_id: str, records: Sequence[SegmentationRecord]) -> None:
+        """Make the local copy of a final label what the store holds: ``records``, the newest first."""
+        self._register(image_id)
+        local = self._datastore.label(image_id, FINAL)
+        path = Path(LocalDatastore.get_label_uri(self, image_id, FINAL) or ".")
+        if local and path.is_file() and _stored_as(local.info) == [record.instance_uid for record in records]:
+            return
+        grid = find_series(Path(self.get_image_uri(image_id))).grid
+        with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
+            segs = [Path(scratch) / f"{n}.dcm" for n in range(len(records))]
+            for seg, record in zip(segs, records, strict=True):
+                self._store.fetch_segmentation(record, seg)
+            called = {str(seg): f"SEG {record.instance_uid}" for seg, record in zip(segs, records, strict=True)}
+            try:
+                found = read_segs(segs, grid)
+            except UnreadableVolume as error:
+                raise UnreadableVolume(_renamed(str(error), called)) from error
+            for n, reason in found.left_out.items():
+                logger.warning("%s of image %s is left out: %s", called[str(segs[n])], image_id, reason)
+            notes = [*found.notes, *(f"left out: {_renamed(reason, called)}" for reason in found.left_out.values())]
+            file = Path(scratch) / "label.nii.gz"
+            write_volume(found.volume, file)
+            self._keep(image_id, str(file), FINAL, _info_of(records, found.labels, source=found.source, notes=notes))
+
+    def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
+        with self._registry:
+            return str(SoundRecord.save_label(self, image_id, file, tag, info))
+
+    def _record(self, image_id: str) -> SeriesRecord:
+        record = self._catalogue.find(image_id) if is_uid(image_id) else None
+        if record is None:
+            raise NotKnown("image", image_id, step="GET /datastore/?output=all lists what there is")
+        return record
+
+    def _register(self, image_id: str) -> None:
+        """Make a place for what will be known of an image of the store."""
+        with self._registry:
+            if image_id not in self._datastore.objects:
+                self._datastore.objects[image_id] = ImageLabelModel(image=_image_model(image_id))
+                self._update_datastore_file()
+
+    def _reconcile_datastore(self) -> None:
+        """Labels stay known when their image leaves the cache; where the record was lost, by their files."""
+        self._init_from_datastore_file()
+        if not self._rebuilt:
+            return
+        for file in sorted(Path(self._datastore.label_path(None)).glob("*/*.nii.gz")):
+            image_id, ext = self._to_id(file.name)
+            if is_uid(image_id):
+                known = self._datastore.objects.setdefault(image_id, ImageLabelModel(image=_image_model(image_id)))
+                known.labels.setdefault(file.parent.name, DataModel(ext=ext, info={"name": file.name}))
+        self._update_datastore_file()
+
+
+class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
+    """The same, with annotations slice by slice. They stay here until a volume is declared finished."""
+
+    finished_labels_go_to = "the archive, as DICOM SEG"
+    MENDS_FINAL = False  # an archive is not sent a label again that it has
+
+    def __init__(self, store: DicomStore, *, folder: Path, labels: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(store, folder=folder, **options)
+        self.keep_annotations(self.place_for(folder / ANNOTATIONS), labels=labels)
+
+    def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
+        """As for a folder of studies, but the labels have to be named: by order they could get another organ's name,
+        and take it to the archive. Raises InvalidRequest when they are not."""
+        return super().submit(image_id, file, {**params, "label_info": _named(params)})
+
+    def status(self) -> dict[str, Any]:
+        try:
+            return super().status()
+        except (StoreUnavailable, StoreRefused):
+            return DicomWebArchive.status(self)
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """As for a folder of studies: a volume that was finished here is open again. A SEG stays in the store."""
+        if label_tag == FINAL and not self._service.store.overview(label_id).finished:
+            raise InvalidRequest(f"this final label is a DICOM SEG in {self.name()}: remove its series there")
+        super().remove_label(label_id, label_tag)
+
+
+def _count(listed: Callable[[], list[str]]) -> int:
+    try:
+        return len(listed())
+    except (StoreUnavailable, StoreRefused):
+        return 0
+
+
+def _image_model(image_id: str) -> DataModel:
+    return DataModel(info={"name": f"{image_id}.nii.gz"})
+
+
+def _info_of(
+    records: Sequence[SegmentationRecord],
+    labels: dict[str, int],
+    *,
+    source: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What is said of a final label: of which objects of the store it is, the newest first, and which labels each gave.
+
+    ``notes`` say what the mask cannot show: segments that overlap, files that cannot be read.
+    """
+    of = source or dict.fromkeys(labels, 0)
+    stored = [
+        {
+            "SeriesInstanceUID": record.series_uid,
+            "SOPInstanceUID": record.instance_uid,
+            "labels": [name for name in labels if of[name] == n],
+        }
+        for n, record in enumerate(records)
+    ]
+    if len(records) > 1:
+        notes = [f"{len(records)} SEGs of this image; each label is from the newest that has it", *notes]
+    return {
+        "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
+        "SeriesInstanceUID": records[0].series_uid,
+        "SOPInstanceUID": records[0].instance_uid,
+        "StudyInstanceUID": records[0].study_uid,
+        "segmentations": stored,
+        **({"notes": list(notes)} if notes else {}),
+    }
+
+
+def _stored_as(info: Mapping[str, Any]) -> list[str]:
+    """The objects of the store that a local copy was made of."""
+    stored = info.get("segmentations") or [info]
+    return [str(one.get("SOPInstanceUID") or "") for one in stored]
+
+
+def _renamed(message: str, called: Mapping[str, str]) -> str:
+    """A message that names no scratch file."""
+    for path, name in called.items():
+        message = message.replace(path, name)
+    return message
+
+
+def _named(info: Mapping[str, Any]) -> Any:
+    """What a viewer sent as ``label_info``, or the names among the details of an inference. Raises InvalidRequest."""
+    details = info.get("params")
+    given = info.get("label_info") or (details.get("label_names") if isinstance(details, dict) else None)
+    if not given or not read_label_info(given):
+        raise InvalidRequest(
+            "nothing says which label the values of the mask are, and an archive must not get another organ's name: "
+            'send params with {"label_info": [{"name": "liver", "idx": 1}, ...]}'
+        )
+    return given
+
+
+def _names(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
+    """Label -> value in a mask."""
+    return read_label_info(_named(info), values=np.unique(mask.array).tolist())
+
+
+def _notes(info: dict[str, Any]) -> AlgorithmNotes:
+    model = str(info.get("model") or "")[:64]
+    return AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, parameters={"model": model} if model else {})
+
+
+def _mask_on(series: DicomSeries, file: str) -> Volume:
+    """A submitted mask on the grid of the series. Axes that a viewer flipped or swapped are put back."""
+    if file.endswith(".bin"):
+        return _raw_voxels(Path(file), series.grid)
+    mask = read_volume(file)
+    if not mask.grid.matches(series.grid):
+        turned = reoriented(mask, axis_codes(series.grid))
+        mask = turned if turned.grid.matches(series.grid) else mask
+    return mask
+
+
+def _raw_voxels(file: Path, grid: Grid) -> Volume:
+    """Voxels of one byte, columns first, as OHIF 2 sends them."""
+    voxels = np.fromfile(file, dtype=np.uint8)
+    if voxels.size != np.prod(grid.shape):
+        raise InvalidRequest(f"the label has {voxels.size} voxels, the image {int(np.prod(grid.shape))}")
+    return Volume(voxels.reshape(grid.shape), grid.affine)

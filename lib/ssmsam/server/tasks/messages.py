@@ -1,0 +1,221 @@
+"""Message models: commands in the shape of click tasks, for viewers that have no other way to say something.
+
+The user clicks on a slice and runs the model. The answer is empty on the image's grid, which viewers leave alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from cachetools import TTLCache
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from ssmsam.annotation.labels import is_reserved
+from ssmsam.annotation.log import Mark, Verdict
+from ssmsam.annotation.service import describe_finished
+from ssmsam.annotation.slice_state import SliceKey, now
+from ssmsam.interactive.request import PromptRequest
+from ssmsam.interactive.wire import read_flag
+from ssmsam.progress import shielded
+from ssmsam.server.datastore.annotated import AnnotatedStudies, Receipt
+from ssmsam.server.errors import InvalidRequest, NotConfirmed
+from ssmsam.server.images import OpenImage
+from ssmsam.server.tasks.mask_files import write_mask
+from ssmsam.server.tasks.prompted import FOR_LABEL, Prompting, chosen_label, label_choices
+
+CLICK_FIRST = (
+    "it is not known which slice this is about: place a point on it, and run the model again, or send its number as "
+    "'slice'"
+)
+CONFIRM_S = 60
+"""Within how many seconds a second run confirms: a guess at the time to read what is asked."""
+
+
+class MessageTask(InferTask):
+    """A command about an image. Subclasses say in :meth:`carry_out` what it does."""
+
+    def __init__(self, prompting: Prompting, *, description: str, **options: Any) -> None:
+        super().__init__(
+            type=InferType.DEEPGROW,
+            labels=[],
+            dimension=2,
+            description=description,
+            config={FOR_LABEL: label_choices(prompting.labels), **options},
+        )
+        self._prompting = prompting
+
+    def is_valid(self) -> bool:
+        return True
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.server.images.Source`.
+
+        Returns the path of an empty mask, and what was done. Raises InvalidPrompt, InvalidRequest, InvalidSubmission.
+        """
+        started = time.perf_counter()
+        image = self._prompting.images.open(request["image"])
+        if not image.source.image_id or not isinstance(self._prompting.datastore, AnnotatedStudies):
+            raise InvalidRequest("annotations are only kept for images of the datastore: upload the image first")
+        with shielded():  # what a person said is kept, whether or not they wait for the answer
+            done = self.carry_out(request, image, self._prompting.datastore)
+        path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, request)
+        seconds = round(time.perf_counter() - started, 4)
+        return path, {
+            **done,
+            "label_names": {},
+            "centroids": {},
+            "voxels": 0,
+            "latencies": {"pre": 0.0, "infer": 0.0, "post": 0.0, "write": 0.0, "total": seconds},
+        }
+
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+        """Do it; what the client is told."""
+        raise NotImplementedError
+
+
+class SliceMessage(MessageTask):
+    """A message about one label on one slice: the clicked one, or the one that ``slice`` names with a ``label``."""
+
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+        plane = image.embeddings.plane
+        prompts = PromptRequest.parse(options, grid=image.volume.grid, plane=plane, dimension=2)
+        index = prompts.current
+        if index is None:
+            raise InvalidRequest(CLICK_FIRST)
+        if prompts.label and is_reserved(prompts.label):
+            raise InvalidRequest(f"{prompts.label!r} is no label that a slice can be about: choose an organ")
+        client = str(options.get("client_id") or "")
+        label = prompts.label or datastore.clicked_label(
+            image.source.image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
+        )
+        self._prompting.since(image, replace(prompts, label=label))  # this click is older than what it says
+        receipt = self.say(datastore, image.source.image_id, SliceKey(label, plane.axis, index), client)
+        said = [self.done(label, index), *receipt.update.notes, *receipt.new_label_lines]
+        return {**receipt.answer(), "label": label, "slice": index, "detail": "; ".join(said)}
+
+    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        raise NotImplementedError
+
+    def done(self, label: str, index: int) -> str:
+        """What was done, in words."""
+        raise NotImplementedError
+
+
+class SliceVerdict(SliceMessage):
+    """``accept_slice`` and ``empty_slice``: the slice counts as annotated."""
+
+    def __init__(self, prompting: Prompting, *, verdict: Verdict) -> None:
+        said = {
+            Verdict.ACCEPTED: "Counts the mask of this slice as right: click on the organ, then run this",
+            Verdict.EMPTY: "Counts this slice as one without the organ: click on the slice, then run this",
+        }
+        super().__init__(prompting, description=said[verdict])
+        self._verdict = verdict
+
+    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        return datastore.mark(image_id, Mark(key.label, key.index, self._verdict, key.axis, client, now()))
+
+    def done(self, label: str, index: int) -> str:
+        if self._verdict is Verdict.EMPTY:
+            return f"slice {index} counts as one without {label}"
+        return f"the mask of {label} on slice {index} counts as right"
+
+
+class WithdrawSlice(SliceMessage):
+    """``withdraw_slice``: the slice does not count as annotated any longer."""
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__(
+            prompting, description="Takes back what was said of this slice: click on the organ, then run this"
+        )
+
+    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        if key not in datastore.annotations(image_id).slices:
+            raise InvalidRequest(f"slice {key.index} does not count as annotated for {key.label}: nothing to take back")
+        partial = {"axis": 2 - key.axis, "slices": {key.label: {"withdraw": [key.index]}}}
+        return datastore.change(image_id, partial, client=client)
+
+    def done(self, label: str, index: int) -> str:
+        return f"slice {index} does not count as annotated for {label} any longer"
+
+
+class Undo(MessageTask):
+    """``undo``: takes back what this client did last to the annotations of the image."""
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__(
+            prompting, description="Takes back your last annotation of this volume: click anywhere, then run this"
+        )
+
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+        receipt = datastore.undo(image.source.image_id, client=str(options.get("client_id") or ""))
+        update = receipt.update
+        keys = sorted(update.withdrawn | update.entries.keys())
+        slices = [f"slice {key.index} of {key.label}" for key in keys[:8]] + ["..."] * (len(keys) > 8)
+        opened = [f"{label} is not finished any longer" for label in sorted(update.reopened)]
+        return {
+            **receipt.answer(),
+            "slices": [{"label": key.label, "axis": 2 - key.axis, "slice": key.index} for key in keys],
+            "detail": f"taken back: {'; '.join([', '.join(slices), *opened, *update.notes])}",
+        }
+
+
+class FinishVolume(MessageTask):
+    """``finish_volume``: the masks on screen are right on every slice.
+
+    Viewers run a model when a point is placed, so it asks once more: it finishes with ``confirm``, or when it is run
+    again within :data:`CONFIRM_S` and would do the same still.
+    """
+
+    def __init__(self, prompting: Prompting) -> None:
+        super().__init__(
+            prompting,
+            description="Declares the volume finished as it is on screen: click anywhere, run this, and run it again "
+            "to confirm. Submit first what was drawn by hand",
+            confirm=False,
+        )
+        self._asked: TTLCache[tuple[str, str], str] = TTLCache(maxsize=1024, ttl=CONFIRM_S)
+        self._lock = threading.Lock()
+
+    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+        image_id = image.source.image_id
+        client = str(options.get("client_id") or "")
+        # viewers send the selected segment on every click, but this is about the volume: only a choice counts
+        chosen = chosen_label(options)
+        about: dict[str, Any] = {"client": client, "labels": [chosen] if chosen else ()}
+        if not read_flag(options.get("confirm"), "confirm"):
+            self._require_second_run(client, image_id, datastore.finishing(image_id, **about))
+        receipt = datastore.finish(image_id, **about)
+        held, answer = receipt.finished(), receipt.answer()
+        where = datastore.finished_labels_go_to if receipt.annotations.finished else "the annotations of this server"
+        said = [f"finished: {describe_finished(held)}", *receipt.update.notes, f"kept in {where}"]
+        return {
+            **answer,
+            "receipt": {label: asdict(one) for label, one in held.items()},
+            "stored": where,
+            "detail": "; ".join(said),
+        }
+
+    def _require_second_run(self, client: str, image_id: str, planned: Receipt) -> None:
+        held, masks = planned.finished(), {key: one.mask.digest for key, one in planned.update.entries.items()}
+        planned_now = repr((planned.annotations.revision, planned.since, held, masks))
+        with self._lock:
+            if self._asked.pop((client, image_id), None) == planned_now:
+                return
+            self._asked[client, image_id] = planned_now
+        notes = "".join(f"; {note}" for note in planned.update.notes)
+        raise NotConfirmed(
+            f"this would finish {describe_finished(held)}{notes}. Run finish_volume again within {CONFIRM_S} seconds "
+            "to do so, or send confirm: true"
+        )
+
+
+def _last_click(prompts: PromptRequest, index: int) -> tuple[int, int] | None:
+    """(y, x) of the newest point on the slice."""
+    prompt = prompts.slices.get(index)
+    points = [] if prompt is None else [*prompt.negative, *prompt.positive]
+    return (round(float(points[-1][1])), round(float(points[-1][0]))) if points else None

@@ -1,0 +1,1 @@
+"""Protocols, baselines, training and figures. The product imports nothing of it."""

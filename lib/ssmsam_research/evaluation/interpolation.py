@@ -1,0 +1,71 @@
+"""Baselines that look at the annotated masks only, never at the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy import ndimage
+
+from ssmsam.progress import Progress, silent
+from ssmsam.volume.geometry import Plane
+from ssmsam_research.evaluation.fewshot import Task
+
+
+@dataclass(frozen=True)
+class ShapeInterpolation:
+    """The shape between two annotated slices, by their signed distances: what "fill between slices" tools do.
+
+    ``beyond`` carries the outermost masks further, by that share of the mean gap between annotated slices.
+    """
+
+    beyond: float = 0.0
+
+    def segment(self, task: Task, progress: Progress = silent) -> np.ndarray:
+        masks = task.annotated
+        filled = carried_on(masks, task, beyond=self.beyond)
+        pixel_mm = Plane(0).pixel_mm(task.query.grid)
+        distances = {index: signed_distance(mask, pixel_mm) for index, mask in masks.items()}
+        for lower, upper in pairwise(sorted(masks)):
+            for index in range(lower + 1, upper):
+                if masks[lower].any() and masks[upper].any():
+                    share = (index - lower) / (upper - lower)
+                    filled[index] = (1 - share) * distances[lower] + share * distances[upper] > 0
+        return filled
+
+
+@dataclass(frozen=True)
+class NearestSlice:
+    """The mask of the nearest annotated slice, the lower one half-way between two; ``beyond`` as above."""
+
+    beyond: float = 0.5
+
+    def segment(self, task: Task, progress: Progress = silent) -> np.ndarray:
+        masks = task.annotated
+        filled = carried_on(masks, task, beyond=self.beyond)
+        order = sorted(masks)
+        for index in range(order[0], order[-1] + 1):
+            filled[index] = masks[min(order, key=lambda known: (abs(known - index), known))]
+        return filled
+
+
+def carried_on(masks: Mapping[int, np.ndarray], task: Task, *, beyond: float) -> np.ndarray:
+    """A volume with the annotated slices, and the outermost ones copied outwards. Raises ValueError without any."""
+    if not masks:
+        raise ValueError("this method needs annotated slices of the query itself")
+    order = sorted(masks)
+    filled = np.zeros(task.query.shape, dtype=bool)
+    for index, mask in masks.items():
+        filled[index] = mask
+    reach = round(beyond * (order[-1] - order[0]) / max(1, len(order) - 1))
+    filled[max(0, order[0] - reach) : order[0]] = masks[order[0]]
+    filled[order[-1] + 1 : order[-1] + 1 + reach] = masks[order[-1]]
+    return filled
+
+
+def signed_distance(mask: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
+    """Millimetres to the nearest pixel on the other side of the border (height, width), positive inside."""
+    inside = ndimage.distance_transform_edt(mask, sampling=pixel_mm)
+    return inside - ndimage.distance_transform_edt(~mask, sampling=pixel_mm)

@@ -1,0 +1,1 @@
+"""How the shipped weights are trained: task generators, episodes, and the loop."""

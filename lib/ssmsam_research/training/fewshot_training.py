@@ -1,0 +1,235 @@
+"""Teaching the fused few-shot decoder, online optimiser included, on embedded slices."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssmsam.fewshot.adaptation import proposal_loss
+from ssmsam.fewshot.priors import signed_distance
+from ssmsam.fewshot.support_bank import Bank, BankConfig, look
+from ssmsam.models.encoder import Embedding, take
+from ssmsam.models.fewshot_decoder import Proposal, Shown
+from ssmsam.models.fewshot_fused import STAGES, FusedTargetNetwork
+from ssmsam.models.fewshot_small import TargetNetwork
+from ssmsam.models.medsam_lite_encoder import IMAGE
+from ssmsam.models.reduction import Reduction
+from ssmsam.models.support_encoding import describe
+from ssmsam.progress import Progress, silent
+from ssmsam_research.training.checkpoint import follow, read_checkpoint, write_checkpoint
+from ssmsam_research.training.fewshot_episodes import EmbeddedVolume, Episode, FewShotEpisodeConfig, FewShotEpisodes
+from ssmsam_research.training.loop import train_steps
+from ssmsam_research.training.proposals import corrected
+
+
+def begun_with_small(
+    volumes: Sequence[EmbeddedVolume], small: TargetNetwork, reduction: Reduction
+) -> FusedTargetNetwork:
+    """The network before any training: the few-shot decoder of the small encoder, features standardised on the
+    volumes, and the projection by which the pretrained encoder's output is kept."""
+    network = FusedTargetNetwork()
+    network.load_state_dict(small.state_dict(), strict=False)
+    rng = np.random.default_rng(0)
+    some = [volumes[n] for n in rng.permutation(len(volumes))[:_MEASURED]]
+    found = [network.features(one.slices(rng.permutation(len(one.label))[:2])) for one in some]
+    cells = torch.cat([one.permute(1, 0, 2, 3).flatten(1) for one in found], dim=1)
+    cells = cells[: sum(STAGES)]  # places are of one scale already
+    network.centre[: len(cells)] = cells.mean(1)
+    stages = [part.std(1).square().mean().sqrt().expand(len(part)) for part in cells.split(STAGES)]
+    network.spread[: len(cells)] = torch.cat(stages)
+    projection = reduction.projections[IMAGE]
+    network.image_mean.copy_(projection.mean)
+    network.image_basis.copy_(projection.basis)
+    return network
+
+
+_MEASURED = 40
+"""Volumes of the training on which features are standardised: a guess."""
+
+
+@dataclass(frozen=True)
+class FewShotTrainingConfig:
+    """How long and how fast. ``steps`` counts over all resumed runs. The other numbers are guesses."""
+
+    steps: int = 3000
+    learning_rate: float = 2e-4
+    new_learning_rate: float = 1e-3
+    """Of the parts that the decoder did not have before."""
+    warm_up_steps: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    average: float = 0.998
+    prior_share: float = 0.85
+    """Share of episodes in which the interpolated shape of labelled slices is shown."""
+    fitted_share: float = 0.9
+    """Share of episodes in which the online optimiser's answer is shown."""
+    fitted_weight: float = 0.3
+    """Weight of the online optimiser's own loss."""
+    corrected_share: float = 0.15
+    checkpoint_s: float = 120.0
+    seed: int = 0
+    episodes: FewShotEpisodeConfig = field(default_factory=FewShotEpisodeConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """A decoder's proposal for an episode's queries, the online optimiser's logits, and the truth."""
+
+    proposal: Proposal
+    fitted: torch.Tensor
+    target: torch.Tensor
+    known: torch.Tensor
+    embedding: Embedding
+    shown: Shown
+
+
+def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True, fitted: bool = True) -> Answered:
+    """Ask for the queries of an episode. Unlike in the server, gradients flow through what the supports say."""
+    view = network.view(episode.embedding)
+    shown = _shown(network, episode, view)
+    weights, fit = _solved(network, episode, view)
+    queries = torch.arange(episode.supports, len(episode.masks))
+    asked = take(view, queries)
+    own = network.optimiser.logits(asked["levels"][2], weights.expand(len(queries), -1))
+    if fitted:
+        shown = replace(shown, weights=weights.expand(len(queries), -1), fit=fit.expand(len(queries))[:, None])
+    else:
+        shown = replace(shown, weights=torch.zeros(len(queries), weights.shape[1]))
+    if not prior:
+        shown = replace(shown, prior=torch.zeros_like(shown.prior), trust=torch.zeros_like(shown.trust))
+    return Answered(network(asked, shown), own, episode.masks[queries], episode.known[queries], asked, shown)
+
+
+def _solved(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> tuple[torch.Tensor, torch.Tensor]:
+    """The online optimiser's weights and fit, from the slices that the product would take: see
+    :class:`~ssmsam.fewshot.support_bank.Bank`."""
+    count = episode.supports
+    own = torch.tensor([volume == episode.query for volume in episode.volumes[:count]])
+    shows = episode.masks[:count].flatten(1).amax(1) > 0.5
+    rows = torch.nonzero(own if int((own & shows).sum()) >= 2 else torch.ones_like(own))[:, 0]
+    regression = network.optimiser.regression(view["levels"][2][rows], episode.masks[rows], episode.known[rows])
+    chosen, across = torch.ones(1, len(rows)), (~own[rows]).any()[None].float()
+    weights = network.optimiser.solve(regression.sums.weighted(chosen), across)
+    return weights, network.optimiser.left_out(regression.sums, chosen, across)
+
+
+def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> Shown:
+    count = episode.supports
+    masks, known = episode.masks[:count], episode.known[:count]
+    images = view["image"]
+    looks = look(images.detach())
+    bank = Bank(
+        description=describe(images[:count], masks, known, network.stride),
+        volumes=episode.volumes[:count],
+        positions=episode.positions[:count],
+        distances=np.stack([signed_distance(mask) for mask in (masks[:, 0] > 0.5).numpy()]),
+        looks=looks[:count],
+        centres=episode.centres[:count],
+        cell_mm=episode.cell_mm[:count],
+        completed=np.zeros(count, dtype=bool),
+    )
+    positions = [float(place) for place in episode.positions[count:]]
+    return bank.shown(
+        episode.query, positions, looks[count:], episode.centres[count:], config=BankConfig(), atlas=episode.atlas
+    )
+
+
+class FewShotTrainer:
+    """Everything that a checkpoint holds."""
+
+    def __init__(self, network: FusedTargetNetwork, config: FewShotTrainingConfig) -> None:
+        self.config = config
+        self.model = network.train().requires_grad_(True)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        new = ("optimiser.", "join8.", "join4.", "fitted2.", "fitted8.", "follow.", "atlas2.", "atlas8.", "carry.")
+        parameters = dict(self.model.named_parameters())
+        parts = [
+            ([p for n, p in parameters.items() if not n.startswith(new)], config.learning_rate),
+            ([p for n, p in parameters.items() if n.startswith(new)], config.new_learning_rate),
+        ]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": some, "lr": rate, "scale": rate} for some, rate in parts], weight_decay=config.weight_decay
+        )
+        self.step, self.seconds = 0, 0.0
+
+    def _set_rate(self) -> None:
+        """Linear warm-up, then cosine over all steps."""
+        done = min(1.0, self.step / self.config.steps)
+        factor = min(1.0, (self.step + 1) / self.config.warm_up_steps)
+        factor *= 0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["scale"] * factor
+
+    def train_step(self, episode: Episode, rng: np.random.Generator) -> dict[str, float]:
+        """One step of the optimiser; its losses by name."""
+        self._set_rate()
+        config = self.config
+        fitted = rng.random() < config.fitted_share
+        found = answer(self.model, episode, prior=rng.random() < config.prior_share, fitted=fitted)
+        losses = {"proposal": proposal_loss(found.proposal, found.target, found.known)}
+        side = found.fitted.shape[-2], found.fitted.shape[-1]
+        small = nn.functional.adaptive_avg_pool2d(found.target, side)
+        own = Proposal(found.fitted, found.proposal.presence.detach())
+        losses["fitted"] = config.fitted_weight * proposal_loss(own, small, judge_presence=False)
+        if rng.random() < config.corrected_share:
+            corrections = corrected(found.proposal, found.target, rng)
+            again = self.model(found.embedding, found.shown, corrections)
+            losses["corrected"] = proposal_loss(again, found.target, found.known, judge_presence=False)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimiser.step()
+        self.step += 1
+        follow(self.average, self.model, decay=config.average, step=self.step)
+        kind = "within" if episode.query in episode.volumes[: episode.supports] else "over"
+        return {f"{kind} {name}": float(loss.detach()) for name, loss in losses.items()}
+
+    def save(self, path: Path) -> None:
+        write_checkpoint(
+            path, model=self.model, average=self.average, optimiser=self.optimiser,
+            step=self.step, seconds=self.seconds,
+        )  # fmt: skip
+
+    def resume(self, path: Path) -> None:
+        self.step, self.seconds = read_checkpoint(
+            path, model=self.model, average=self.average, optimiser=self.optimiser
+        )
+
+
+def train_fewshot(
+    volumes: Sequence[EmbeddedVolume],
+    network: FusedTargetNetwork,
+    *,
+    out: Path,
+    config: FewShotTrainingConfig,
+    resume: Path | None = None,
+    metadata: dict[str, str] | None = None,
+    progress: Progress = silent,
+) -> FewShotTrainer:
+    """Train for ``config.steps`` and write the averaged decoder to ``out`` (fp16 safetensors)."""
+    trainer = FewShotTrainer(network, config)
+    if resume is not None:
+        trainer.resume(resume)
+    episodes = FewShotEpisodes(volumes, config.episodes)
+    rng = np.random.default_rng((config.seed, trainer.step))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".config.json").write_text(json.dumps(asdict(config), indent=1))
+    train_steps(
+        trainer,
+        lambda: trainer.train_step(episodes.draw(rng), rng),
+        steps=config.steps,
+        out=out,
+        log_every=50,
+        checkpoint_s=config.checkpoint_s,
+        metadata=metadata or {},
+        progress=progress,
+    )
+    return trainer

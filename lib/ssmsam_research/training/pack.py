@@ -1,0 +1,135 @@
+"""Training data as the network will see it: slices drawn into the encoder's frame, in a few arrays per volume.
+
+A pack is a folder of ``.npz`` files, written once where the readers are installed and read anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ssmsam.models.frame import Frame
+from ssmsam.volume.body import body_centres
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume
+from ssmsam_research.training.supervoxels import supervoxels
+
+SIZE = 256
+"""Side of a packed slice: the small encoder's input."""
+
+
+@dataclass(frozen=True)
+class PackedInfo:
+    """What is known of a packed volume besides its pixels."""
+
+    dataset: str
+    name: str
+    slice_mm: float
+    """Between neighbouring slices."""
+    pixel_mm: float
+    """Of a pixel of the packed (square) slices."""
+    labels: dict[str, int]
+    """Organ label values that may be used as targets, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedVolume:
+    """``image`` uint8 and ``label`` uint8 (n, SIZE, SIZE); ``regions`` uint16 (maps, n, SIZE/2, SIZE/2)."""
+
+    info: PackedInfo
+    image: np.ndarray
+    label: np.ndarray
+    regions: np.ndarray
+
+    @cached_property
+    def body_centres(self) -> np.ndarray:
+        """(n, 2): where the body's centre is on every slice, as (x, y) in pixels."""
+        return body_centres(lambda index: self.image[index] / 255.0, len(self.image), self.info.slice_mm)
+
+
+def pack_volume(
+    image: Volume, label: Volume | None, *, scale: tuple[float, float], info: PackedInfo, seed: int
+) -> PackedVolume:
+    """Draw a volume into the frame. ``scale`` are the intensities that become 0 and 255."""
+    plane = Plane()
+    frame = frame_of(image, plane)
+    pixels = draw_slices(image.array, frame, scale)
+    labels = np.zeros_like(pixels) if label is None else draw_labels(label.array, frame)
+    rng = np.random.default_rng(seed)
+    half = pixels.reshape(len(pixels), SIZE // 2, 2, SIZE // 2, 2).mean((2, 4)) / 255.0
+    maps = [
+        supervoxels(half, sigma=sigma, levels=levels, offset=rng.random()) for sigma, levels in ((1.0, 14), (1.6, 9))
+    ]
+    return PackedVolume(info, pixels, labels, np.stack(maps))
+
+
+def pack_info(image: Volume, *, dataset: str, name: str, labels: dict[str, int]) -> PackedInfo:
+    """The description of a volume that is about to be packed."""
+    plane = Plane()
+    return PackedInfo(dataset, name, plane.slice_mm(image.grid), frame_of(image, plane).input_mm, labels)
+
+
+def save_packed(packed: PackedVolume, folder: Path) -> Path:
+    """Write one volume of a pack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{packed.info.dataset}-{packed.info.name}.npz"
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            image=packed.image,
+            label=packed.label,
+            regions=packed.regions,
+            info=np.frombuffer(json.dumps(asdict(packed.info)).encode(), dtype=np.uint8),
+        )
+    os.replace(partial, path)
+    return path
+
+
+def load_pack(folder: Path) -> list[PackedVolume]:
+    """All volumes of a pack, in the order of their file names. Raises FileNotFoundError for an empty folder."""
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise FileNotFoundError(f"no packed volumes in {folder}: make them with `python apps/pretrain.py pack`")
+    return [_load(path) for path in paths]
+
+
+def _load(path: Path) -> PackedVolume:
+    with np.load(path, allow_pickle=False) as arrays:
+        info = PackedInfo(**json.loads(arrays["info"].tobytes()))
+        return PackedVolume(info, arrays["image"], arrays["label"], arrays["regions"])
+
+
+def frame_of(image: Volume, plane: Plane) -> Frame:
+    """How the slices of a volume are drawn."""
+    _, mirrored_y, mirrored_x = plane.mirrored(image.grid)
+    return Frame(*plane.slice_shape(image.grid), SIZE, plane.pixel_mm(image.grid), (mirrored_y, mirrored_x))
+
+
+def draw_slices(array: np.ndarray, frame: Frame, scale: tuple[float, float]) -> np.ndarray:
+    """Slices (n, height, width) -> uint8 (n, SIZE, SIZE)."""
+    low, high = scale
+    drawn = np.empty((len(array), SIZE, SIZE), dtype=np.uint8)
+    for index, pixels in enumerate(array):
+        unit = torch.from_numpy(np.clip((pixels.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1))
+        drawn[index] = (frame.to_input(unit[None, None])[0, 0] * 255).round().byte().numpy()
+    return drawn
+
+
+def draw_labels(array: np.ndarray, frame: Frame) -> np.ndarray:
+    """Label numbers (n, height, width) -> uint8 (n, SIZE, SIZE)."""
+    rows, columns = frame.resized
+    drawn = np.zeros((len(array), SIZE, SIZE), dtype=np.uint8)
+    for index, values in enumerate(array):
+        nearest = F.interpolate(
+            torch.from_numpy(values.astype(np.float32))[None, None], (rows, columns), mode="nearest-exact"
+        )
+        drawn[index, :rows, :columns] = frame.mirror(nearest)[0, 0].byte().numpy()
+    return drawn

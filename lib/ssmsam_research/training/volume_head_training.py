@@ -1,0 +1,147 @@
+"""Teaching the volume head on what decoders propose for training patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ssmsam.fewshot.selection import EVEN, OBJECTS
+from ssmsam.fewshot.slice_descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
+from ssmsam.models.volume_head import Judgement, VolumeHead
+from ssmsam.progress import Progress, silent
+from ssmsam_research.training.volume_head_examples import Example
+
+
+@dataclass(frozen=True)
+class VolumeHeadConfig:
+    """How long and how fast; all guesses. An epoch sees every example once."""
+
+    epochs: int = 15
+    batch: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    noise: float = 0.05
+    """Standard deviation of what is added to descriptors."""
+    seed: int = 0
+
+
+def train_volume_head(
+    several: Sequence[Example], config: VolumeHeadConfig = VolumeHeadConfig(), *, progress: Progress = silent
+) -> VolumeHead:
+    """The same examples and seed give the same head. Raises ValueError without examples."""
+    if not several:
+        raise ValueError("no examples: make them with `python apps/pretrain.py volume-head`")
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    head = VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    steps = config.epochs * -(-len(several) // config.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps)
+    for epoch in range(config.epochs):
+        progress("train", epoch, config.epochs)
+        order = rng.permutation(len(several))
+        for start in range(0, len(order), config.batch):
+            batch = padded([several[n] for n in order[start : start + config.batch]])
+            loss = loss_of(head, batch, noise=config.noise)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+    progress("train", config.epochs, config.epochs)
+    return head.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B examples of K objects on n slices each; what is padded has no mask. Fields as in :class:`Example`."""
+
+    slices: torch.Tensor
+    objects: torch.Tensor
+    shown: torch.Tensor
+    area: torch.Tensor
+    inside: torch.Tensor
+    truth: torch.Tensor
+    known: torch.Tensor
+
+
+def padded(several: Sequence[Example]) -> Batch:
+    """Examples of different lengths as one batch."""
+    longest = max(len(one.truth) for one in several)
+
+    def filled(values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+        found = torch.zeros(shape)
+        found[tuple(slice(0, n) for n in values.shape)] = torch.from_numpy(values.astype(np.float32))
+        return found
+
+    shapes = {
+        "slices": (OBJECTS, longest, SLICE_DESCRIPTORS), "objects": (OBJECTS, OBJECT_DESCRIPTORS),
+        "shown": (OBJECTS, longest), "area": (OBJECTS, longest), "inside": (OBJECTS, longest),
+        "truth": (longest,), "known": (longest,),
+    }  # fmt: skip
+    return Batch(
+        **{name: torch.stack([filled(getattr(one, name), shape) for one in several]) for name, shape in shapes.items()}
+    )
+
+
+def judged(head: VolumeHead, batch: Batch, *, noise: float = 0.0) -> Judgement:
+    """The head's answers (B, K, ...)."""
+    shape = batch.shown.shape[:2]
+    slices = batch.slices + noise * torch.randn_like(batch.slices) if noise else batch.slices
+    found = head(slices.flatten(0, 1), batch.objects.flatten(0, 1), batch.shown.flatten(0, 1))
+    return Judgement(**{name: value.unflatten(0, shape) for name, value in vars(found).items()})
+
+
+def loss_of(head: VolumeHead, batch: Batch, *, noise: float = 0.0) -> torch.Tensor:
+    """Each mask by its share of the object, what is kept by its Dice over the slices that nobody annotated, the Dice of
+    each mask and of the whole, and which object is the target."""
+    found = judged(head, batch, noise=noise)
+    asked = batch.shown * (1 - batch.known[:, None])
+    right = worth_keeping(batch)
+    weight = asked * (0.2 + batch.area / batch.area.amax(2, keepdim=True).clamp(min=1))
+    keep = F.binary_cross_entropy_with_logits(found.keep, right, weight, reduction="sum") / weight.sum().clamp(min=1)
+    both = 2 * batch.inside / (batch.area + batch.truth[:, None]).clamp(min=1)
+    dice = F.binary_cross_entropy_with_logits(found.dice, both, asked, reduction="sum") / asked.sum().clamp(min=1)
+    exists = batch.shown.amax(2)
+    best = (right * batch.area * batch.shown).sum(2) / (batch.area * batch.shown).sum(2).clamp(min=1)
+    target = F.binary_cross_entropy_with_logits(found.target, (best > 0.5).float(), exists, reduction="mean")
+    soft = overall_dice(found.keep.sigmoid(), batch)
+    main = exists * (batch.inside.sum(2) == batch.inside.sum(2).amax(1, keepdim=True)) * (batch.inside.sum(2) > 0)
+    kept = ((1 - soft) * main).sum() / main.sum().clamp(min=1)
+    hard = overall_dice((found.keep > 0).float(), batch).detach()
+    overall = F.binary_cross_entropy_with_logits(found.overall, hard, exists, reduction="mean")
+    return keep + 0.5 * dice + target + kept + overall
+
+
+def worth_keeping(batch: Batch) -> torch.Tensor:
+    """(B, K, n) in {0, 1}: masks that raise the Dice of the whole. Of a set with Dice D every mask does that of which
+    more than D / 2 is the target, so that of a target that is hard to draw even poor masks are kept. D is what the best
+    object reaches."""
+    half = (batch.inside > 0.5 * batch.area).float()
+    reached = torch.maximum(overall_dice(half, batch), overall_dice(torch.ones_like(half), batch))
+    best = (reached * batch.shown.amax(2)).amax(1)[:, None, None]
+    return (batch.inside > 0.5 * best * batch.area).float() * batch.shown
+
+
+def overall_dice(keep: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B, K): the Dice over the slices that nobody annotated when ``keep`` (B, K, n) of each object is taken."""
+    asked = batch.shown * (1 - batch.known[:, None])
+    truth = (batch.truth * (1 - batch.known)).sum(1)[:, None]
+    area = (keep * asked * batch.area).sum(2) + truth
+    return torch.where(area > 0, 2 * (keep * asked * batch.inside).sum(2) / area.clamp(min=1), 1.0)
+
+
+def chosen_dice(head: VolumeHead, several: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """The Dice (N,) of what the head keeps of each example, and the Dice that it expects of that."""
+    batch = padded(several)
+    with torch.inference_mode():
+        found = judged(head, batch)
+    exists = batch.shown.amax(2) > 0
+    best = found.target.masked_fill(~exists, -torch.inf).argmax(1)
+    rows = torch.arange(len(best))
+    keep = (found.keep.sigmoid() > EVEN).float()
+    return overall_dice(keep, batch)[rows, best].numpy(), found.overall.sigmoid()[rows, best].numpy()

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+from bench import Bench, draw_volume
+
+from ssmsam.interactive.prompt_state import SegmentationState
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(draw_volume())
+
+
+@pytest.fixture
+def state() -> SegmentationState:
+    return SegmentationState()

@@ -1,0 +1,80 @@
+"""One slice: the right candidate, and a mask that keeps to the prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bench import ORGAN, OTHER, SATELLITE, Bench
+from region_decoder import SIZE
+
+from ssmsam.interactive.click_constraints import CorrectionConfig, satisfied
+from ssmsam.interactive.segmenter import choose, correct_slice, segment_slice
+from ssmsam.models.prompt_decoder import SlicePrompt
+
+
+def prompt(positive: list = [], negative: list = [], box: tuple | None = None) -> SlicePrompt:  # noqa: B006
+    return SlicePrompt(np.reshape(positive, (-1, 2)), np.reshape(negative, (-1, 2)), box)
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def test_a_click_finds_the_organ(bench: Bench) -> None:
+    answer = segment_slice(bench.embeddings, bench.decoder, 9, prompt([[20, 30]]))
+    assert dice(answer.mask, ORGAN[9]) > 0.95
+    assert answer.mask.dtype == bool
+    assert answer.logits.shape == (1, 1, SIZE, SIZE)
+    assert not answer.corrected
+
+
+def test_a_box_finds_the_organ_and_nothing_outside(bench: Bench) -> None:
+    answer = segment_slice(bench.embeddings, bench.decoder, 9, prompt(box=(9, 22, 31, 38)))
+    assert dice(answer.mask[22:39], ORGAN[9][22:39]) > 0.95
+    assert not answer.mask[:20].any()
+    assert not answer.mask[41:].any()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        prompt([[20, 30]], [[22, 32]]),
+        prompt([[20, 30], [50, 34], [60, 60]]),
+        prompt([[2, 2]], [[20, 30]], box=(9, 16, 31, 44)),
+        prompt([[20, 30], [21, 30]], [[20, 31], [21, 31]]),
+    ],
+)
+def test_clicks_are_kept_even_against_the_image(bench: Bench, asked: SlicePrompt) -> None:
+    answer = segment_slice(bench.embeddings, bench.decoder, 9, asked)
+    assert satisfied(answer.mask, asked) == asked.clicks
+
+
+def test_the_candidate_with_more_satisfied_clicks_beats_the_better_predicted_one() -> None:
+    small, large = np.full((2, 10, 10), -1.0)
+    small[2:4, 2:4] = large[2:8, 2:8] = 1
+    pixels = np.stack([small, large])
+    assert choose(pixels, prompt([[3, 3]]), CorrectionConfig()) == 0
+    assert choose(pixels, prompt([[3, 3], [6, 6]]), CorrectionConfig()) == 1
+    assert choose(pixels, prompt([[3, 3]], [[6, 6]]), CorrectionConfig()) == 0
+
+
+def test_an_empty_candidate_is_never_chosen_over_a_mask() -> None:
+    pixels = np.stack([np.full((10, 10), -1.0), np.ones((10, 10))])
+    assert choose(pixels, prompt([], [[1, 1]], box=(4, 4, 5, 5)), CorrectionConfig()) == 1
+
+
+def test_a_shown_mask_is_what_a_click_corrects(bench: Bench) -> None:
+    shown = ORGAN[9] | OTHER[9]
+    answer = segment_slice(bench.embeddings, bench.decoder, 9, prompt([[20, 8]]), base=shown)
+    assert answer.mask[ORGAN[9]].mean() > 0.9
+    assert answer.mask[OTHER[9]].mean() > 0.9
+    assert answer.mask[SATELLITE[9]].mean() > 0.9
+
+
+def test_negative_clicks_alone_take_away_and_never_add(bench: Bench) -> None:
+    shown = ORGAN[9] | OTHER[9]
+    answer = correct_slice(bench.embeddings, bench.decoder, 9, prompt([], [[50, 34]]), shown)
+    assert not answer.mask[34, 50]
+    assert not (answer.mask & ~shown).any()
+    assert dice(answer.mask & ORGAN[9], ORGAN[9]) > 0.95
+    assert not (answer.mask & OTHER[9]).any()

@@ -1,0 +1,142 @@
+"""Self-sampling and mask attention: what they read, what they change, and that nothing of the query's truth leaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted import ALL, ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, quick, taught_by, two_labels
+from pocket_ssm import pocket_ssm
+
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.initialisations import begin_with
+from ssmsam.fewshot.pipeline import adapt, segment
+from ssmsam.fewshot.support_bank import Bank
+from ssmsam.models.mask_attention import VALUES
+from ssmsam.models.self_sampling import SamplingConfig, SelfSamplingDecoder, SsmConfig, sampled
+from ssmsam.models.support_encoding import LEAST_SHARE
+
+
+def exercise_of(embedder: Embedder, decoder: SelfSamplingDecoder, numbers: tuple[int, ...] = (0, 1)):
+    return taught_by(two_labels(embedder), embedder, decoder)["organ"][0].exercise(numbers)
+
+
+def test_it_begins_with_the_answer_of_the_decoder_inside(embedder: Embedder) -> None:
+    inner = PocketDecoder()
+    outer = SelfSamplingDecoder(inner, width=128).eval()
+    exercise = exercise_of(embedder, inner)
+    assert torch.equal(
+        outer(exercise.embedding, exercise.shown).logits, inner(exercise.embedding, exercise.shown).logits
+    )
+
+
+@pytest.mark.parametrize("module", ["self_sampling", "mask_attention"])
+def test_each_module_changes_the_answer_and_can_be_left_out(embedder: Embedder, module: str) -> None:
+    decoder = pocket_ssm()
+    exercise = exercise_of(embedder, decoder)
+    whole = decoder(exercise.embedding, exercise.shown).logits
+    decoder.config = replace(decoder.config, **{module: False})
+    assert not torch.allclose(decoder(exercise.embedding, exercise.shown).logits, whole, atol=1e-3)
+
+
+def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Embedder) -> None:
+    channels = embedder.encoder.spec.level_channels[-1:]
+    plain, levelled = pocket_ssm(), pocket_ssm(config=SsmConfig(levels=channels))
+    begin_with(levelled, plain.state_dict())
+    exercise = exercise_of(embedder, plain)
+
+    def answer(decoder: SelfSamplingDecoder) -> torch.Tensor:
+        return decoder(exercise.embedding, exercise.shown).logits
+
+    assert torch.equal(answer(levelled), answer(plain)), "a start that knows nothing of levels begins as it was"
+    assert levelled.levels is not None
+    levelled.levels.gains.fill_(0.5)
+    assert not torch.allclose(answer(levelled), answer(plain), atol=1e-3)
+    maps, masks = exercise.embedding["levels"], torch.rand(2, VALUES, 32, 32)
+    other = [*maps[:-1], maps[-1].flip(-1)]
+    said, said_of_other = (levelled.levels(one, masks, levelled.mask_attention) for one in (maps, other))
+    assert said.shape == (2, 128, 32, 32) and not torch.allclose(said, said_of_other, atol=1e-3)
+    adaptable = {id(parameter) for parameter in levelled.adaptable()}
+    assert all(id(parameter) in adaptable for parameter in levelled.levels.parameters())
+
+
+def test_levels_that_an_encoder_does_not_give_are_missed(embedder: Embedder) -> None:
+    decoder = pocket_ssm(config=SsmConfig(levels=(16, 48)))
+    exercise = exercise_of(embedder, decoder)
+    with pytest.raises(ValueError, match="load the encoder with its levels"):
+        decoder({"image": exercise.embedding["image"], "levels": []}, exercise.shown)
+
+
+def test_a_kept_reading_gives_the_same_answer(embedder: Embedder) -> None:
+    decoder = pocket_ssm()
+    exercise = exercise_of(embedder, decoder)
+    kept = decoder(exercise.embedding, exercise.shown, reading=exercise.reading).logits
+    assert torch.allclose(kept, decoder(exercise.embedding, exercise.shown).logits, atol=1e-4)
+
+
+def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder: Embedder) -> None:
+    slices = labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))
+    bank = Bank.of(slices, PocketDecoder())
+    shown = bank.shown("elsewhere", [0.0], bank.looks[:1], bank.centres[:1], config=QUICK.bank)
+    points = sampled(shown, SamplingConfig(target=9, ring=6, far=6))
+    assert points.features.shape == (1, 21, 128)
+    assert points.valid.all()
+    assert (points.shares[points.kinds == 0] > LEAST_SHARE).all()
+    assert (points.shares[points.kinds > 0] <= LEAST_SHARE).all()
+    maps = torch.cat([one.embeddings.slice(one.index)["image"] for one in slices]).flatten(2).transpose(1, 2)
+    distance = torch.cdist(points.features[0], maps.flatten(0, 1)).amin(1)
+    assert distance.max() < 1e-2
+    per_slice = [int((torch.cdist(points.features[0][:9], cells).amin(1) < 1e-2).sum()) for cells in maps]
+    assert per_slice == [3, 3, 3], "each support slice has its turn"
+
+
+def test_more_points_than_the_support_has_are_marked(embedder: Embedder) -> None:
+    decoder = pocket_ssm(config=SsmConfig(sampling=SamplingConfig(target=64, ring=64, far=200)))
+    exercise = exercise_of(embedder, decoder)
+    points = sampled(exercise.shown, decoder.config.sampling)
+    assert not points.valid.all()
+    before = decoder(exercise.embedding, exercise.shown).logits
+    cells = torch.where(exercise.shown.valid[..., None], exercise.shown.cells, 100.0)
+    noisy = decoder.sampling(exercise.embedding["image"], replace(exercise.shown, cells=cells))
+    assert torch.allclose(noisy, decoder.sampling(exercise.embedding["image"], exercise.shown), atol=1e-4)
+    assert before.isfinite().all()
+
+
+def test_large_maps_are_pooled_and_small_ones_are_not() -> None:
+    decoder = pocket_ssm()
+    torch.manual_seed(3)
+    image, masks = torch.randn(1, 128, 16, 16), torch.rand(1, 4, 16, 16)
+    exact = decoder.mask_attention(image, masks)
+    decoder.mask_attention.config = replace(decoder.mask_attention.config, most_keys=64)
+    pooled = decoder.mask_attention(image, masks)
+    assert pooled.shape == exact.shape
+    assert not torch.allclose(pooled, exact)
+    decoder.mask_attention.config = replace(decoder.mask_attention.config, most_keys=256)
+    assert torch.equal(decoder.mask_attention(image, masks), exact)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_truth_of_the_query_changes_nothing(embedder: Embedder, steps: int) -> None:
+    """The published code samples its points from the masks of the slices that it scores. Ours cannot reach them."""
+    rng = np.random.default_rng(1)
+    garbage = rng.random(ORGAN.shape) > 0.5
+    config = quick(adaptation=replace(QUICK, steps=steps))
+    answers = []
+    for truth in (ORGAN, garbage, np.zeros_like(ORGAN)):
+        given = np.where(np.isin(ALL, (2, 6))[:, None, None], ORGAN, truth)  # truth where it is annotated only
+        own, other = draw_volume(), draw_volume(seed=5)
+        support = {"organ": [*labelled(embedder, own, given, (2, 6)), *labelled(embedder, other, OTHER, (5,))]}
+        head = adapt(support, embedder, pocket_ssm(), config=config)
+        answers.append(segment(embedder.open(own), head, config=config))
+    for other in answers[1:]:
+        assert np.array_equal(answers[0].logits, other.logits)
+        assert np.array_equal(answers[0].mask, other.mask)
+
+
+def test_the_same_twice_is_the_same_to_the_bit(embedder: Embedder) -> None:
+    support = two_labels(embedder)
+    heads = [adapt(support, embedder, pocket_ssm(), config=quick()) for _ in range(2)]
+    states = [head.decoder.state_dict() for head in heads]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -1,0 +1,98 @@
+"""SSM-SAM behind SAM's encoder: random weights, so this is about shapes, gradients, caching and time, not quality."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from planted import ORGAN, QUICK, draw_volume, labelled, quick
+from tiny_sam import tiny_sam
+
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.adaptation import fit
+from ssmsam.fewshot.episodes import lessons
+from ssmsam.fewshot.pipeline import adapt, segment
+from ssmsam.models.fewshot_sam import SamTargetNetwork
+from ssmsam.models.sam_encoder import SamEncoder
+from ssmsam.models.self_sampling import SelfSamplingDecoder, SsmConfig
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder(encoder=SamEncoder(tiny_sam(), name="sam_vit_b", weights_sha256="random").requires_grad_(False))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> SelfSamplingDecoder:
+    torch.manual_seed(0)
+    inner = SamTargetNetwork.from_sam(tiny_sam())
+    return SelfSamplingDecoder(inner, width=256).eval().requires_grad_(False)
+
+
+def test_it_adapts_on_cached_embeddings_and_segments(embedder: Embedder, decoder: SelfSamplingDecoder) -> None:
+    volume = draw_volume()
+    support = {"organ": labelled(embedder, volume, ORGAN, (2, 4, 6))}
+    config = quick(adaptation=replace(QUICK, steps=2), completion=replace(quick().completion, slices=0))
+    head = adapt(support, embedder, decoder, config=config)
+    embedder.open(volume).embed()
+    before = embedder.encoded
+    prediction = segment(embedder.open(volume), head, config=config)
+    assert embedder.encoded == before, "what is cached is not encoded again"
+    assert prediction.logits.shape == (1, 9, 64, 64)
+    assert prediction.mask.shape == volume.shape
+
+
+def test_mask_attention_reads_blocks_of_sam_from_cached_embeddings() -> None:
+    encoder = SamEncoder(tiny_sam(), name="sam_vit_b", weights_sha256="random", levels=(0, 1)).requires_grad_(False)
+    embedder = Embedder(encoder=encoder)
+    torch.manual_seed(0)
+    config = SsmConfig(levels=encoder.spec.level_channels)
+    decoder = SelfSamplingDecoder(SamTargetNetwork.from_sam(tiny_sam()), width=256, config=config)
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
+    taught = lessons(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
+    before = embedder.encoded
+    fitted = fit(decoder, taught, replace(QUICK, steps=6)).decoder
+    assert embedder.encoded == before
+    assert isinstance(fitted, SelfSamplingDecoder) and fitted.levels is not None
+    assert (fitted.levels.gains != 0).all(), "both levels learned to say something"
+
+
+def test_all_its_parts_learn_and_nothing_else(embedder: Embedder, decoder: SelfSamplingDecoder) -> None:
+    volume = draw_volume()
+    support = {"organ": labelled(embedder, volume, ORGAN, (2, 4, 6))}
+    taught = lessons(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
+    fitted = fit(decoder, taught, replace(QUICK, steps=2)).decoder
+    moved = {
+        name.split(".")[0]
+        for (name, new), old in zip(fitted.named_parameters(), decoder.parameters(), strict=True)
+        if not torch.equal(new, old)
+    }
+    assert moved == {"inner", "sampling", "mask_attention"}
+    kept = {id(parameter) for parameter in fitted.adaptable()}
+    for (name, new), old in zip(fitted.named_parameters(), decoder.parameters(), strict=True):
+        assert id(new) in kept or torch.equal(new, old), name
+
+
+def test_a_slice_of_the_published_size_takes_a_bounded_time(decoder: SelfSamplingDecoder) -> None:
+    """64 x 64 cells: attention among all of them would cost 16 times what pooled keys do."""
+    image, masks = torch.randn(1, 256, 64, 64), torch.rand(1, 4, 64, 64)
+    attention = decoder.mask_attention
+
+    def seconds() -> float:
+        best = []
+        for _ in range(3):
+            start = time.process_time()
+            with torch.inference_mode():
+                attention(image, masks)
+            best.append(time.process_time() - start)
+        return min(best)
+
+    pooled = seconds()
+    original = attention.config
+    attention.config = replace(original, most_keys=64 * 64)
+    try:
+        assert pooled < seconds()
+    finally:
+        attention.config = original
