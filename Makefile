@@ -84,10 +84,11 @@ test-slow: $(VENV)/.installed-dev  ## run the tests that need real data or minut
 test-faults: $(VENV)/.installed-dev  ## run the long tests of what happens when things break
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
-lint: $(VENV)/.installed-dev  ## check style, formatting and types
+lint: $(VENV)/.installed-dev  ## check style, formatting, types and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench-clicks: setup  ## simulated clicks on patients kept aside, CT and MR (DATA, JOBS)
 	$(RUN) apps/benchmark.py clicks --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \

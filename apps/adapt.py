@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_files import write_head
 from ssmsam.fewshot.initialisations import DECODERS
 from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         write_result(options.json, record(options, model, head, seconds))
 
 
-def print_card(head: Head, support: Support) -> None:
+def print_card(head: AdaptedTask, support: Support) -> None:
     """What was learned, and how good it is on slices that were held out."""
     for label, slices in support.items():
         estimate = head.card["dice_estimate"].get(label)
@@ -70,7 +70,7 @@ def print_card(head: Head, support: Support) -> None:
         print("the decoder stays as it was: the slices prompt it without adaptation")
 
 
-def record(options: argparse.Namespace, model: FewShotModel, head: Head, seconds: float) -> dict[str, object]:
+def record(options: argparse.Namespace, model: FewShotModel, head: AdaptedTask, seconds: float) -> dict[str, object]:
     files = [path for file in options.support for path in (file.image, file.labels) if path.is_file()]
     manifest = run_manifest(
         protocol="adapt",

@@ -445,7 +445,7 @@ def ssm(arguments: argparse.Namespace) -> None:
 
     from ssmsam.fewshot.meta_learning import MetaConfig
     from ssmsam.models.fewshot_small import TargetNetwork
-    from ssmsam.models.self_sampling import SelfSamplingDecoder, SsmConfig
+    from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
     from ssmsam.progress_bar import ProgressBar
     from ssmsam_research.training.group import GroupConfig
@@ -457,7 +457,7 @@ def ssm(arguments: argparse.Namespace) -> None:
     inner = TargetNetwork()
     inner.load_state_dict(part_of(load_file(str(arguments.weights)), "fewshot"))
     levels = SPEC.level_channels[len(SPEC.level_channels) - arguments.levels :]
-    decoder = SelfSamplingDecoder(inner, width=SPEC.channels, config=SsmConfig(levels=levels))
+    decoder = SelfSamplingDecoder(inner, width=SPEC.channels, config=SelfSamplingDecoderConfig(levels=levels))
     if arguments.start is not None:
         earlier = load_file(str(arguments.start))
         for name in ("sampling", "mask_attention"):

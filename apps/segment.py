@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import Prediction
 from ssmsam.fewshot.checkpoint_files import read_head
 from ssmsam.fewshot.initialisations import DECODERS
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         write_result(options.json, record(options, model, head, found, seconds))
 
 
-def the_head(options: argparse.Namespace, model: FewShotModel, progress: Progress) -> tuple[Head, Support]:
+def the_head(options: argparse.Namespace, model: FewShotModel, progress: Progress) -> tuple[AdaptedTask, Support]:
     """From the file, or adapted now."""
     if options.head:
         cache, sha256 = SupportCache(default_support()), model.weights_sha256
@@ -96,7 +96,7 @@ def the_head(options: argparse.Namespace, model: FewShotModel, progress: Progres
     return adapt_to(options, model, progress, complete=False)
 
 
-def label_numbers_of(head: Head) -> dict[str, int]:
+def label_numbers_of(head: AdaptedTask) -> dict[str, int]:
     """The numbers that the support's label maps had; 1, 2, ... for a head from elsewhere."""
     return head.card.get("numbers") or {label: number for number, label in enumerate(head.labels, 1)}
 
@@ -144,7 +144,11 @@ def as_read(array: np.ndarray, query: VolumeEmbeddings, index: int) -> tuple[np.
 
 
 def record(
-    options: argparse.Namespace, model: FewShotModel, head: Head, found: dict[str, dict[str, Any]], seconds: float
+    options: argparse.Namespace,
+    model: FewShotModel,
+    head: AdaptedTask,
+    found: dict[str, dict[str, Any]],
+    seconds: float,
 ) -> dict[str, Any]:
     sources = [options.query, *(path for file in options.support for path in (file.image, file.labels))]
     files = [path for path in [*sources, *([options.head] if options.head else [])] if path.is_file()]

@@ -37,27 +37,27 @@ class SingleFlight(Generic[K, V]):
         """``make()``, or what another thread makes under this name."""
         while True:
             with self._lock:
-                flight = self._flights.get(key)
-                mine = flight is None
-                if flight is None:
-                    flight = self._flights[key] = Future()
+                in_flight = self._flights.get(key)
+                mine = in_flight is None
+                if in_flight is None:
+                    in_flight = self._flights[key] = Future()
             if mine:
-                return self._made(key, flight, make)
+                return self._made(key, in_flight, make)
             try:
-                return result_of(flight)
+                return result_of(in_flight)
             except Cancelled:
-                if not (flight.done() and isinstance(flight.exception(), Cancelled)):
+                if not (in_flight.done() and isinstance(in_flight.exception(), Cancelled)):
                     raise  # this one was cancelled, not the one at work
 
-    def _made(self, key: K, flight: Future[V], make: Callable[[], V]) -> V:
+    def _made(self, key: K, in_flight: Future[V], make: Callable[[], V]) -> V:
         try:
             made = make()
         except BaseException as error:
             self._land(key)
-            flight.set_exception(error)
+            in_flight.set_exception(error)
             raise
         self._land(key)
-        flight.set_result(made)
+        in_flight.set_result(made)
         return made
 
     def _land(self, key: K) -> None:

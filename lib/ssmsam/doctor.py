@@ -231,7 +231,8 @@ def dicom_store(place: Place) -> Iterator[Finding]:
         return
     url = place.studies or f"http://127.0.0.1:{place.orthanc_port}/dicom-web"
     try:
-        from ssmsam.dicom.web import DicomStore, StoreRefused, StoreUnavailable, store_access
+        from ssmsam.dicom.web import DicomStore, StoreRefused, StoreUnavailable
+        from ssmsam.server.datastore.access import store_access
     except ImportError as error:
         yield Finding("DICOM store", WARN, f"not asked: {error}", "make setup")
         return

@@ -7,7 +7,7 @@ import pytest
 
 from ssmsam.active.forecast import prompted
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.volume.volume import Volume
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
@@ -36,7 +36,7 @@ def query(model: PromptedModel, organ: np.ndarray) -> VolumeEmbeddings:
 
 
 @pytest.fixture(scope="module")
-def head(model: PromptedModel, query: VolumeEmbeddings, organ: np.ndarray) -> Head:
+def head(model: PromptedModel, query: VolumeEmbeddings, organ: np.ndarray) -> AdaptedTask:
     support = {"organ": [LabelledSlice(query, index, organ[index]) for index in (1, 4)]}
     encoded = model.embedder.encoded
     made = prompted(support, model.embedder, model.target)

@@ -9,14 +9,14 @@ import pytest
 
 from ssmsam.active.forecast import Expected, expect, looks
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import assembled
 from ssmsam.fewshot.pipeline import segment
 from ssmsam_research.evaluation.prompted import PromptedModel
 
 
 @pytest.fixture(scope="module")
-def expected(head: Head, query: VolumeEmbeddings) -> Expected:
+def expected(head: AdaptedTask, query: VolumeEmbeddings) -> Expected:
     return expect(head, query, range(query.count))["organ"]
 
 
@@ -43,7 +43,7 @@ def test_the_organ_is_expected_between_annotated_slices_that_show_it(expected: E
 
 
 def test_what_is_expected_of_a_volume_is_of_the_mask_that_it_would_be_given(
-    model: PromptedModel, query: VolumeEmbeddings, head: Head
+    model: PromptedModel, query: VolumeEmbeddings, head: AdaptedTask
 ) -> None:
     """Also of a volume without annotations, and with slices that the model completed itself."""
     array = (60 + np.random.default_rng(1).normal(0, 30, query.grid.shape)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_what_is_expected_of_a_volume_is_of_the_mask_that_it_would_be_given(
         np.testing.assert_array_equal(assembled({"organ": found.selected}, volume).mask == 1, served)
 
 
-def test_slices_that_the_model_completed_are_not_known(head: Head, query: VolumeEmbeddings) -> None:
+def test_slices_that_the_model_completed_are_not_known(head: AdaptedTask, query: VolumeEmbeddings) -> None:
     bank = head.banks["organ"]
     empty = replace(bank, positions=bank.positions - 5.0, distances=np.full_like(bank.distances, -20.0))
     more = replace(head, banks={"organ": bank.with_completed(empty)})

@@ -7,11 +7,13 @@ import pytest
 
 from ssmsam.active.uncertainty import MOST_VIEWS, probabilities, uncertainty_map
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import LabelledSlice
 
 
-def test_the_map_forgets_what_is_known_and_nothing_else(head: Head, query: VolumeEmbeddings, organ: np.ndarray) -> None:
+def test_the_map_forgets_what_is_known_and_nothing_else(
+    head: AdaptedTask, query: VolumeEmbeddings, organ: np.ndarray
+) -> None:
     everywhere = uncertainty_map(head, query)
     half = np.zeros(organ.shape[1:], dtype=bool)
     half[:, :24] = True
@@ -23,7 +25,7 @@ def test_the_map_forgets_what_is_known_and_nothing_else(head: Head, query: Volum
     np.testing.assert_array_equal(np.delete(known, 2, axis=0), np.delete(everywhere, 2, axis=0))
 
 
-def test_views_are_the_model_without_a_part_of_the_annotated_slices(head: Head, query: VolumeEmbeddings) -> None:
+def test_views_are_the_model_without_a_part_of_the_annotated_slices(head: AdaptedTask, query: VolumeEmbeddings) -> None:
     alone, both = probabilities(head, query)["organ"], probabilities(head, query, views=2)["organ"]
     without_each = [probabilities(head.without({"organ": [k]}), query)["organ"] for k in (0, 1)]
     np.testing.assert_allclose(both, np.mean([alone, *without_each], axis=0), atol=1e-5)
@@ -32,7 +34,7 @@ def test_views_are_the_model_without_a_part_of_the_annotated_slices(head: Head, 
     np.testing.assert_array_equal(probabilities(head, query, views=3)["organ"], both)
 
 
-def test_no_view_lacks_all_slices_that_show_the_label(head: Head, query: VolumeEmbeddings) -> None:
+def test_no_view_lacks_all_slices_that_show_the_label(head: AdaptedTask, query: VolumeEmbeddings) -> None:
     bank = head.banks["organ"]
     single = head.without({"organ": [1]})
     assert len(single.banks["organ"]) == len(bank) - 1
@@ -40,6 +42,6 @@ def test_no_view_lacks_all_slices_that_show_the_label(head: Head, query: VolumeE
 
 
 @pytest.mark.parametrize("views", [-1, MOST_VIEWS + 1])
-def test_absurd_numbers_of_views_are_refused(head: Head, query: VolumeEmbeddings, views: int) -> None:
+def test_absurd_numbers_of_views_are_refused(head: AdaptedTask, query: VolumeEmbeddings, views: int) -> None:
     with pytest.raises(ValueError, match=f"0 to {MOST_VIEWS}"):
         probabilities(head, query, views=views)

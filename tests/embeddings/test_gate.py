@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from ssmsam.embeddings.priority_lock import Gate
+from ssmsam.embeddings.priority_lock import PriorityLock
 
 
 def test_a_user_goes_before_background_work_that_waited_longer():
-    gate = Gate()
+    gate = PriorityLock()
     order: list[str] = []
 
     def work(name: str, urgent: bool) -> None:
@@ -29,7 +29,7 @@ def test_a_user_goes_before_background_work_that_waited_longer():
 
 
 def test_background_work_lets_a_user_pass_in_its_middle():
-    gate = Gate()
+    gate = PriorityLock()
     order: list[str] = []
 
     def click() -> None:
@@ -51,7 +51,7 @@ def test_background_work_lets_a_user_pass_in_its_middle():
 
 @pytest.mark.parametrize("urgent", [True, False])
 def test_an_error_inside_opens_the_gate(urgent):
-    gate = Gate()
+    gate = PriorityLock()
     with pytest.raises(RuntimeError), gate.hold(urgent=urgent):
         raise RuntimeError
     with gate.hold(urgent=False):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmsam.embeddings.fp16 import SliceMemory
+from ssmsam.embeddings.fp16 import SliceCache
 
 
 def a_half(size: int) -> dict[str, np.ndarray]:
@@ -10,7 +10,7 @@ def a_half(size: int) -> dict[str, np.ndarray]:
 
 
 def test_the_least_recently_used_slice_is_forgotten():
-    memory = SliceMemory(6 * 2)
+    memory = SliceCache(6 * 2)
     memory.put("volume", 0, a_half(2))
     memory.put("volume", 1, a_half(2))
     memory.put("another", 0, a_half(2))
@@ -21,7 +21,7 @@ def test_the_least_recently_used_slice_is_forgotten():
 
 
 def test_putting_a_slice_again_counts_once():
-    memory = SliceMemory(6 * 2)
+    memory = SliceCache(6 * 2)
     for _ in range(5):
         memory.put("volume", 0, a_half(4))
     memory.put("volume", 1, a_half(2))

@@ -16,9 +16,9 @@ import torch
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import AdaptationConfig, fit
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_files import read_head, write_head
-from ssmsam.fewshot.episodes import Lesson, ViewConfig, lessons
+from ssmsam.fewshot.episodes import AdaptationTask, ViewConfig, adaptation_tasks
 from ssmsam.fewshot.pipeline import FewShotConfig
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_cache import SupportCache
@@ -105,8 +105,8 @@ def two_labels(embedder: Embedder, indices: Sequence[int] = (2, 4, 6)) -> Suppor
 
 def taught_by(
     support: Support, embedder: Embedder, decoder: TargetNetwork, config: AdaptationConfig = QUICK
-) -> dict[str, list[Lesson]]:
-    return dict(lessons(support, embedder, decoder, config=config.views, bank=config.bank, seed=config.seed))
+) -> dict[str, list[AdaptationTask]]:
+    return dict(adaptation_tasks(support, embedder, decoder, config=config.views, bank=config.bank, seed=config.seed))
 
 
 def quick(**changes: object) -> FewShotConfig:
@@ -114,7 +114,7 @@ def quick(**changes: object) -> FewShotConfig:
     return replace(FewShotConfig(adaptation=QUICK, folds=0), **changes)
 
 
-def kept_and_read(head: Head, folder: Path, decoder: TargetNetwork, *, elsewhere: bool = False) -> Head:
+def kept_and_read(head: AdaptedTask, folder: Path, decoder: TargetNetwork, *, elsewhere: bool = False) -> AdaptedTask:
     """A head after it was written and read again; ``elsewhere`` with its checkpoint alone, as on another machine."""
     path, cache = folder / "head.safetensors", SupportCache(folder / "support")
     write_head(path, head, base=decoder, cache=cache)

@@ -33,16 +33,16 @@ from ssmsam.progress import Cancelled
 
 
 def test_the_encoder_does_not_run(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by(two_labels(embedder), embedder, decoder)
+    tasks = taught_by(two_labels(embedder), embedder, decoder)
     before = embedder.encoder.seen
     assert before > 0
-    assert len(fit(decoder, taught, QUICK).losses) == QUICK.steps
+    assert len(fit(decoder, tasks, QUICK).losses) == QUICK.steps
     assert embedder.encoder.seen == before
 
 
 def test_the_loss_falls_on_a_planted_object(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by(two_labels(embedder), embedder, decoder)
-    losses = fit(decoder, taught, replace(QUICK, steps=30, batch=6)).losses
+    tasks = taught_by(two_labels(embedder), embedder, decoder)
+    losses = fit(decoder, tasks, replace(QUICK, steps=30, batch=6)).losses
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
 
 
@@ -62,7 +62,7 @@ def test_only_a_copy_changes_and_only_what_adapts(embedder: Embedder, decoder: P
 
 @pytest.mark.parametrize("last", [0, 2])
 def test_cancelling_leaves_the_decoder_as_it_was(embedder: Embedder, decoder: PocketDecoder, last: int) -> None:
-    taught, before = taught_by(two_labels(embedder), embedder, decoder), state_digest(decoder)
+    tasks, before = taught_by(two_labels(embedder), embedder, decoder), state_digest(decoder)
     seen = []
 
     def stop(phase: str, done: int, total: int) -> None:
@@ -71,16 +71,16 @@ def test_cancelling_leaves_the_decoder_as_it_was(embedder: Embedder, decoder: Po
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        fit(decoder, taught, QUICK, progress=stop)
+        fit(decoder, tasks, QUICK, progress=stop)
     assert seen == [("adapt", step, QUICK.steps) for step in range(last + 1)]
     assert state_digest(decoder) == before
     assert not decoder.training
 
 
 def test_the_time_budget_is_kept(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by(two_labels(embedder), embedder, decoder)
-    assert fit(decoder, taught, replace(QUICK, budget_s=0.0)).losses == ()
-    fitted = fit(decoder, taught, replace(QUICK, steps=10**6, budget_s=0.5))
+    tasks = taught_by(two_labels(embedder), embedder, decoder)
+    assert fit(decoder, tasks, replace(QUICK, budget_s=0.0)).losses == ()
+    fitted = fit(decoder, tasks, replace(QUICK, steps=10**6, budget_s=0.5))
     assert 0 < len(fitted.losses) < 10**6
     assert fitted.seconds < 5
 
@@ -102,22 +102,22 @@ def test_two_runs_give_the_same_bits_here_and_in_another_process() -> None:
 
 
 def test_another_seed_is_another_run(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by(two_labels(embedder), embedder, decoder)
-    one, other = (fit(decoder, taught, replace(QUICK, seed=seed)).decoder for seed in (0, 1))
+    tasks = taught_by(two_labels(embedder), embedder, decoder)
+    one, other = (fit(decoder, tasks, replace(QUICK, seed=seed)).decoder for seed in (0, 1))
     assert state_digest(one) != state_digest(other)
 
 
 @pytest.mark.parametrize("views", [0, 2])
 def test_a_single_slice_is_enough(embedder: Embedder, decoder: PocketDecoder, views: int) -> None:
     config = replace(QUICK, steps=20, views=ViewConfig(views=views))
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
-    losses = fit(decoder, taught, config).losses
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
+    losses = fit(decoder, tasks, config).losses
     assert losses[-1] < losses[0]
 
 
 def test_one_slice_with_the_label_among_empty_ones(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (0, 4, 8))}, embedder, decoder)
-    assert np.isfinite(fit(decoder, taught, QUICK).losses).all()
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (0, 4, 8))}, embedder, decoder)
+    assert np.isfinite(fit(decoder, tasks, QUICK).losses).all()
 
 
 def test_slices_of_two_volumes_and_planes(embedder: Embedder, decoder: PocketDecoder) -> None:
@@ -125,9 +125,9 @@ def test_slices_of_two_volumes_and_planes(embedder: Embedder, decoder: PocketDec
 
     slices = labelled(embedder, draw_volume(), ORGAN, (3, 5)) + labelled(embedder, draw_volume(1), ORGAN, (4,))
     slices += labelled(embedder, draw_volume(), ORGAN, (16,), plane=Plane(2))
-    taught = taught_by({"organ": slices}, embedder, decoder)
-    assert len(set(taught["organ"][0].bank.volumes)) == 3
-    assert np.isfinite(fit(decoder, taught, QUICK).losses).all()
+    tasks = taught_by({"organ": slices}, embedder, decoder)
+    assert len(set(tasks["organ"][0].bank.volumes)) == 3
+    assert np.isfinite(fit(decoder, tasks, QUICK).losses).all()
 
 
 def test_held_out_slices_leave_no_trace(embedder: Embedder, decoder: PocketDecoder) -> None:
@@ -147,19 +147,19 @@ def test_held_out_slices_leave_no_trace(embedder: Embedder, decoder: PocketDecod
 def test_a_slice_alone_is_shown_in_another_view_than_its_own(
     embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssmsam.fewshot.episodes import Lesson
+    from ssmsam.fewshot.episodes import AdaptationTask
 
     config = replace(QUICK, steps=12, views=ViewConfig(views=2))
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
     asked = []
-    plain = Lesson.exercise_from
+    plain = AdaptationTask.query_batch_from
 
-    def noted(self: Lesson, numbers, other: Lesson, **hidden):
+    def noted(self: AdaptationTask, numbers, other: AdaptationTask, **hidden):
         asked.append((self, other))
         return plain(self, numbers, other, **hidden)
 
-    monkeypatch.setattr(Lesson, "exercise_from", noted)
-    fit(decoder, taught, config)
+    monkeypatch.setattr(AdaptationTask, "exercise_from", noted)
+    fit(decoder, tasks, config)
     assert len(asked) == config.steps
     assert all(one is not other for one, other in asked)
 
@@ -179,5 +179,5 @@ def test_unknown_pixels_carry_no_gradient() -> None:
 
 
 def test_every_slice_of_a_volume_may_be_labelled(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, ALL)}, embedder, decoder)
-    assert np.isfinite(fit(decoder, taught, replace(QUICK, batch=12)).losses).all()
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, ALL)}, embedder, decoder)
+    assert np.isfinite(fit(decoder, tasks, replace(QUICK, batch=12)).losses).all()

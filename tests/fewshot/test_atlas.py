@@ -11,7 +11,7 @@ import torch
 from planted import PocketDecoder, PocketEncoder, draw_volume, kept_and_read, quick, two_labels
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.atlas import Guide, averaged, cells_of, guide_for
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.volume.volume import Grid, Volume
@@ -23,11 +23,11 @@ def embedder() -> Embedder:
 
 
 @pytest.fixture(scope="module")
-def head(embedder: Embedder) -> Head:
+def head(embedder: Embedder) -> AdaptedTask:
     return adapt(two_labels(embedder), embedder, PocketDecoder(), config=quick(folds=2))
 
 
-def test_a_completed_head_has_an_atlas_that_its_file_keeps(head: Head, tmp_path: Path) -> None:
+def test_a_completed_head_has_an_atlas_that_its_file_keeps(head: AdaptedTask, tmp_path: Path) -> None:
     (atlas,) = head.atlases
     assert set(atlas.distances) == set(head.labels)
     loaded = kept_and_read(head, tmp_path, PocketDecoder())
@@ -37,7 +37,7 @@ def test_a_completed_head_has_an_atlas_that_its_file_keeps(head: Head, tmp_path:
     assert all(torch.equal(again.distances[label], atlas.distances[label]) for label in head.labels)
 
 
-def test_an_atlas_guides_other_volumes_only(head: Head, embedder: Embedder) -> None:
+def test_an_atlas_guides_other_volumes_only(head: AdaptedTask, embedder: Embedder) -> None:
     own, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
     label = head.labels[0]
     assert guide_for(head.atlases, label, own, [0, 1], 32) is None
@@ -47,7 +47,9 @@ def test_an_atlas_guides_other_volumes_only(head: Head, embedder: Embedder) -> N
     assert guide.trust.min() >= 0 and guide.trust.max() <= 1
 
 
-def test_without_atlases_nothing_is_registered(head: Head, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_atlases_nothing_is_registered(
+    head: AdaptedTask, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("registered")
 
@@ -108,7 +110,7 @@ class Registered:
 
 
 def test_where_registration_contradicts_itself_a_carried_mask_is_not_trusted(
-    head: Head, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+    head: AdaptedTask, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query, label = embedder.open(draw_volume(seed=3)), head.labels[0]
     (atlas,) = head.atlases

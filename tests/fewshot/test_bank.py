@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ssmsam.fewshot.priors import interpolated
-from ssmsam.fewshot.support_bank import Bank, BankConfig, Places, look
+from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig, look
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import CELLS, KINDS, TokenKind
 
@@ -22,11 +22,11 @@ def images(count: int = len(VOLUMES), seed: int = 0) -> torch.Tensor:
     return torch.randn(count, WIDTH, GRID, GRID, generator=torch.Generator().manual_seed(seed))
 
 
-def a_bank() -> Bank:
+def a_bank() -> SupportBank:
     masks = torch.zeros(len(VOLUMES), 1, SIDE, SIDE)
     for number in range(len(VOLUMES)):
         masks[number, :, 2 : 6 + number, 3:9] = 1
-    return Bank.from_tensors(
+    return SupportBank.from_tensors(
         images(),
         masks,
         torch.ones_like(masks),
@@ -35,7 +35,7 @@ def a_bank() -> Bank:
     )
 
 
-def shown_slices(bank: Bank, tokens: torch.Tensor, kinds: torch.Tensor) -> list[int]:
+def shown_slices(bank: SupportBank, tokens: torch.Tensor, kinds: torch.Tensor) -> list[int]:
     """Which of the bank's slices a query was shown, by their tokens."""
     each = tokens.unflatten(0, (-1, len(KINDS)))
     given = (kinds.unflatten(0, (-1, len(KINDS))) != TokenKind.NONE).any(1)
@@ -47,9 +47,9 @@ def shown_slices(bank: Bank, tokens: torch.Tensor, kinds: torch.Tensor) -> list[
     ]
 
 
-def asked(bank: Bank, volume: str, position: float, *, config: BankConfig | None = None, without=()):
+def asked(bank: SupportBank, volume: str, position: float, *, config: SupportBankConfig | None = None, without=()):
     looks = look(images(1, seed=5))
-    return bank.shown(volume, [position], looks, HERE, config=config or BankConfig(), without=without)
+    return bank.shown(volume, [position], looks, HERE, config=config or SupportBankConfig(), without=without)
 
 
 def test_cells_of_other_volumes_are_shown_where_they_would_be_in_the_query_s_body() -> None:
@@ -93,11 +93,11 @@ def test_own_slices_say_how_near_they_are() -> None:
 
 def test_of_many_slices_the_nearest_and_the_most_alike_are_shown() -> None:
     bank = a_bank()
-    config = BankConfig(own=1, others=1)
+    config = SupportBankConfig(own=1, others=1)
     shown = asked(bank, "a", 24.0, config=config)
     likeness = look(images(1, seed=5)) @ bank.looks[3:].T
     assert shown_slices(bank, shown.tokens[0], shown.kinds[0]) == [2, 3 + int(likeness.argmax())]
-    prompted_by_one = asked(bank, "a", 24.0, config=BankConfig(own=1, others=0)).trust[0]
+    prompted_by_one = asked(bank, "a", 24.0, config=SupportBankConfig(own=1, others=0)).trust[0]
     torch.testing.assert_close(prompted_by_one, torch.tensor([0.0, closeness(6)]))
 
 

@@ -12,14 +12,14 @@ from planted import PocketDecoder, draw_volume, quick, state_digest, two_labels
 from safetensors.torch import load, save
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import LOCAL, Head
+from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 
 
 @pytest.fixture
-def head(embedder: Embedder, decoder: PocketDecoder) -> Head:
+def head(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
     return adapt(two_labels(embedder), embedder, decoder, config=quick())
 
 
@@ -28,7 +28,7 @@ def shelf(tmp_path: Path) -> CheckpointRegistry:
     return CheckpointRegistry(tmp_path / "heads", keep=3)
 
 
-def exported(head: Head) -> bytes:
+def exported(head: AdaptedTask) -> bytes:
     return head.checkpoint(PocketDecoder()).to_bytes()
 
 
@@ -41,7 +41,7 @@ def half_written(shelf: CheckpointRegistry) -> list[str]:
 
 
 def test_the_newest_head_answers(
-    shelf: CheckpointRegistry, head: Head, embedder: Embedder, decoder: PocketDecoder
+    shelf: CheckpointRegistry, head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder
 ) -> None:
     assert shelf.state == RegistryState("", False)
     assert shelf.names() == []
@@ -57,14 +57,14 @@ def test_the_newest_head_answers(
     assert half_written(shelf) == []
 
 
-def test_a_head_that_is_not_to_answer_only_waits(shelf: CheckpointRegistry, head: Head) -> None:
+def test_a_head_that_is_not_to_answer_only_waits(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     first = shelf.publish(head, decoder=PocketDecoder())
     second = shelf.publish(head, decoder=PocketDecoder(), activate=False)
     assert shelf.state.active == first
     assert shelf.activate(second, pin=False) == RegistryState(second, False, first)
 
 
-def test_a_pinned_head_answers_until_it_is_unpinned(shelf: CheckpointRegistry, head: Head) -> None:
+def test_a_pinned_head_answers_until_it_is_unpinned(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     first = shelf.publish(head, decoder=PocketDecoder())
     shelf.activate(first, pin=True)
     second = shelf.publish(head, decoder=PocketDecoder())
@@ -73,7 +73,7 @@ def test_a_pinned_head_answers_until_it_is_unpinned(shelf: CheckpointRegistry, h
     assert shelf.activate(second, pin=False).active == second
 
 
-def test_old_heads_go_but_never_the_one_that_answers(shelf: CheckpointRegistry, head: Head) -> None:
+def test_old_heads_go_but_never_the_one_that_answers(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     first = shelf.publish(head, decoder=PocketDecoder())
     shelf.activate(first, pin=True)
     later = [shelf.publish(head, decoder=PocketDecoder()) for _ in range(4)]
@@ -82,7 +82,7 @@ def test_old_heads_go_but_never_the_one_that_answers(shelf: CheckpointRegistry, 
     assert cards == set(shelf.names()), "a card goes with its head"
 
 
-def test_removing(shelf: CheckpointRegistry, head: Head) -> None:
+def test_removing(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     first, second = shelf.publish(head, decoder=PocketDecoder()), shelf.publish(head, decoder=PocketDecoder())
     with pytest.raises(ValueError, match=f"{second} is the head that answers: activate another one first"):
         shelf.remove(second)
@@ -93,7 +93,7 @@ def test_removing(shelf: CheckpointRegistry, head: Head) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", "", ".hidden", "x" * 101])
-def test_names_cannot_leave_the_folder(shelf: CheckpointRegistry, head: Head, name: str) -> None:
+def test_names_cannot_leave_the_folder(shelf: CheckpointRegistry, head: AdaptedTask, name: str) -> None:
     (shelf.folder.parent / "secret.safetensors").write_bytes(exported(head))
     shelf.publish(head, decoder=PocketDecoder())
     with pytest.raises(UnknownCheckpoint):
@@ -104,7 +104,7 @@ def test_names_cannot_leave_the_folder(shelf: CheckpointRegistry, head: Head, na
         take(shelf, exported(head), name)
 
 
-def test_an_exported_head_is_carried_over(shelf: CheckpointRegistry, head: Head, tmp_path: Path) -> None:
+def test_an_exported_head_is_carried_over(shelf: CheckpointRegistry, head: AdaptedTask, tmp_path: Path) -> None:
     name = shelf.publish(head, decoder=PocketDecoder())
     other = CheckpointRegistry(tmp_path / "other")
     assert take(other, shelf.path(name).read_bytes(), "from-elsewhere") == "from-elsewhere"
@@ -115,7 +115,7 @@ def test_an_exported_head_is_carried_over(shelf: CheckpointRegistry, head: Head,
         take(other, exported(head), "from-elsewhere")
 
 
-def test_a_damaged_file_leaves_nothing(shelf: CheckpointRegistry, head: Head) -> None:
+def test_a_damaged_file_leaves_nothing(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     name = shelf.publish(head, decoder=PocketDecoder())
     with pytest.raises(UnusableCheckpoint, match="is no task checkpoint, or is damaged"):
         take(shelf, exported(head)[:1000], "damaged")
@@ -127,7 +127,7 @@ def test_a_damaged_file_leaves_nothing(shelf: CheckpointRegistry, head: Head) ->
         shelf.card(name)
 
 
-def test_several_threads_publish_at_once(shelf: CheckpointRegistry, head: Head) -> None:
+def test_several_threads_publish_at_once(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     """Nobody ever reads half a state, and every head is there afterwards."""
     wide = CheckpointRegistry(shelf.folder, keep=100)
     seen: list[str] = []
@@ -155,7 +155,7 @@ def test_several_threads_publish_at_once(shelf: CheckpointRegistry, head: Head) 
     assert {json.loads(one)["active"] for one in seen} <= {"", *wide.names()}
 
 
-def test_going_back_to_what_answered_before(shelf: CheckpointRegistry, head: Head) -> None:
+def test_going_back_to_what_answered_before(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     assert shelf.roll_back() == RegistryState("", False, "")
     first, second = shelf.publish(head, decoder=PocketDecoder()), shelf.publish(head, decoder=PocketDecoder())
     assert shelf.state == RegistryState(second, False, first)
@@ -166,7 +166,7 @@ def test_going_back_to_what_answered_before(shelf: CheckpointRegistry, head: Hea
     assert shelf.activate(first, pin=True) == RegistryState(first, True, ""), "pinning is no change of heads"
 
 
-def test_the_head_before_stays_too_until_it_is_removed(shelf: CheckpointRegistry, head: Head) -> None:
+def test_the_head_before_stays_too_until_it_is_removed(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     first = shelf.publish(head, decoder=PocketDecoder())
     second = shelf.publish(head, decoder=PocketDecoder())
     for _ in range(4):
@@ -176,7 +176,7 @@ def test_the_head_before_stays_too_until_it_is_removed(shelf: CheckpointRegistry
     assert shelf.roll_back() == RegistryState("", False, second)
 
 
-def test_heads_of_another_method_are_refused(shelf: CheckpointRegistry, head: Head) -> None:
+def test_heads_of_another_method_are_refused(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     other = replace(head, card={**head.card, "method": "ssm_sam"})
     with pytest.raises(UnusableCheckpoint, match="one of ssm_sam, not of fewshot: import it with method=ssm_sam"):
         take(shelf, exported(other), "other")
@@ -185,7 +185,9 @@ def test_heads_of_another_method_are_refused(shelf: CheckpointRegistry, head: He
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"active": 7}', '{"else": ""}', "\x00" * 20, "[" * 100_000])
-def test_a_damaged_note_of_what_answers_stops_nobody(shelf: CheckpointRegistry, head: Head, content: str) -> None:
+def test_a_damaged_note_of_what_answers_stops_nobody(
+    shelf: CheckpointRegistry, head: AdaptedTask, content: str
+) -> None:
     name = shelf.publish(head, decoder=PocketDecoder())
     (shelf.folder / "shelf.json").write_text(content)
     assert shelf.state == RegistryState()
@@ -194,12 +196,12 @@ def test_a_damaged_note_of_what_answers_stops_nobody(shelf: CheckpointRegistry, 
 
 
 @pytest.mark.parametrize("name", ["shelf", "training"])
-def test_names_of_other_files_in_the_folder_are_taken(shelf: CheckpointRegistry, head: Head, name: str) -> None:
+def test_names_of_other_files_in_the_folder_are_taken(shelf: CheckpointRegistry, head: AdaptedTask, name: str) -> None:
     with pytest.raises(ValueError, match="and is not shelf or training"):
         take(shelf, exported(head), name)
 
 
-def test_a_checkpoint_of_other_weights_is_not_taken(shelf: CheckpointRegistry, head: Head) -> None:
+def test_a_checkpoint_of_other_weights_is_not_taken(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     with pytest.raises(UnusableCheckpoint, match="start the server with that encoder, or adapt again"):
         shelf.add_file(exported(head), "imported", PocketDecoder(), weights_sha256="another")
     with pytest.raises(UnusableCheckpoint, match="another version of the few-shot decoder"):
@@ -207,7 +209,7 @@ def test_a_checkpoint_of_other_weights_is_not_taken(shelf: CheckpointRegistry, h
     assert shelf.names() == []
 
 
-def test_only_what_a_checkpoint_means_is_written(shelf: CheckpointRegistry, head: Head) -> None:
+def test_only_what_a_checkpoint_means_is_written(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
     """A card may bring along what it likes; it is not handed on."""
     data = exported(head)
     length = int.from_bytes(data[:8], "little")

@@ -11,13 +11,13 @@ import torch
 from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, kept_and_read, labelled, quick
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
 from ssmsam.fewshot.prediction import find
 from ssmsam.fewshot.proposals import Proposals
-from ssmsam.fewshot.roi_refinement import looked_closer, redrawn_in
-from ssmsam.fewshot.roi_window import CloserConfig, side_mm, window_in
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.roi_refinement import redrawn_in, refined_in_rois
+from ssmsam.fewshot.roi_window import RoiConfig, side_mm, window_in
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.frame import Frame, Window
 from ssmsam.models.prompt_decoder import SlicePrompt
@@ -27,7 +27,7 @@ from ssmsam_research.evaluation.metrics import dice
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 UNADAPTED = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, volume_head=False, own_slices=0))
 FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, closer=None))
-CONFIG = CloserConfig()
+CONFIG = RoiConfig()
 ANNOTATED = (1, 3, 4, 6, 7)
 LARGE = ball((4, 20, 24), (3.3, 19, 22))
 
@@ -47,13 +47,13 @@ class Echo(PocketDecoder):
 
 def head_of(
     embedder: Embedder, mask: np.ndarray, decoder: PocketDecoder | None = None, config: FewShotConfig = UNADAPTED
-) -> Head:
+) -> AdaptedTask:
     support = {"organ": labelled(embedder, draw_volume(), mask, ANNOTATED)}
     return adapt(support, embedder, decoder or Echo(), config=config)
 
 
-def bank_of(embedder: Embedder, volume: Volume, mask: np.ndarray, indices: tuple[int, ...] = ANNOTATED) -> Bank:
-    return Bank.of(labelled(embedder, volume, mask, indices), Echo())
+def bank_of(embedder: Embedder, volume: Volume, mask: np.ndarray, indices: tuple[int, ...] = ANNOTATED) -> SupportBank:
+    return SupportBank.of(labelled(embedder, volume, mask, indices), Echo())
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_windows_of_other_volumes_are_not_shown(embedder: Embedder, decoder: Poc
     final = find(both, query, range(SLICES), config=FROM_AFAR.segmentation)["organ"].final
     without = replace(both, close=adapt({"organ": first}, embedder, decoder, config=UNADAPTED).close)
     found, expected = (
-        looked_closer(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
+        refined_in_rois(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
     )
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
 

@@ -11,21 +11,21 @@ import torch
 from planted import ORGAN, SLICES, PocketDecoder, draw_volume, kept_and_read, labelled, quick
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import SegmentationConfig
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, segment
-from ssmsam.fewshot.pseudo_labels import CompletionConfig, worth_completing
+from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, slices_to_pseudo_label
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import BankConfig
+from ssmsam.fewshot.support_bank import SupportBankConfig
 from ssmsam.models.fewshot_decoder import Proposal
 
-EVERY_SLICE = CompletionConfig(slices=SLICES, spacing_mm=5.0)
+EVERY_SLICE = PseudoLabelConfig(slices=SLICES, spacing_mm=5.0)
 UNADAPTED = quick(
     adaptation=replace(quick().adaptation, steps=0),
     completion=EVERY_SLICE,
     segmentation=SegmentationConfig(volume_head=False, own_slices=0),
 )
-SPARSE = replace(UNADAPTED, completion=CompletionConfig(slices=0))
+SPARSE = replace(UNADAPTED, completion=PseudoLabelConfig(slices=0))
 
 
 class Echo(PocketDecoder):
@@ -37,7 +37,7 @@ class Echo(PocketDecoder):
 
 def head(
     embedder: Embedder, decoder: PocketDecoder, config: FewShotConfig, indices: tuple[int, ...] = (2, 4, 6)
-) -> Head:
+) -> AdaptedTask:
     return adapt({"organ": labelled(embedder, draw_volume(), ORGAN, indices)}, embedder, decoder, config=config)
 
 
@@ -89,7 +89,7 @@ def test_queries_are_not_shown_them(embedder: Embedder, decoder: PocketDecoder) 
     bank = head(embedder, decoder, UNADAPTED).banks["organ"]
     alike = bank.looks[int(np.flatnonzero(bank.completed)[0])][None]
     for volume in ("another", bank.volumes[0]):
-        shown = bank.shown(volume, [0.0], alike, np.zeros((1, 2)), config=BankConfig())
+        shown = bank.shown(volume, [0.0], alike, np.zeros((1, 2)), config=SupportBankConfig())
         assert shown.tokens.shape[1] == 3 * bank.description.tokens.shape[1]
 
 
@@ -106,11 +106,11 @@ def test_a_head_remembers_which_slices_nobody_labelled(
 def test_what_is_completed_is_bounded(embedder: Embedder) -> None:
     few, many, every = (2, 4), (2, 4, 6), range(SLICES)
     several = [one for seed, k in enumerate((many, few, many, every, many)) for one in slices_of(embedder, seed, k)]
-    chosen = list(worth_completing(several, CompletionConfig(slices=4, spacing_mm=5.0, volumes=3)))
+    chosen = list(slices_to_pseudo_label(several, PseudoLabelConfig(slices=4, spacing_mm=5.0, volumes=3)))
     # the three with most labelled slices; of one of them nothing is left
     assert [volume.volume.digest for volume, _ in chosen] == [draw_volume(seed).digest for seed in (0, 2)]
     assert all(0 < len(slices) <= 4 and not set(slices) & set(many) for _, slices in chosen)
-    far_apart = [slices for _, slices in worth_completing(several, CompletionConfig(spacing_mm=20.0))]
+    far_apart = [slices for _, slices in slices_to_pseudo_label(several, PseudoLabelConfig(spacing_mm=20.0))]
     assert all((np.diff(slices) * 5.0 >= 15.0).all() for slices in far_apart)
-    assert not list(worth_completing(slices_of(embedder, 0, few), replace(EVERY_SLICE, labelled=3)))
-    assert not list(worth_completing(slices_of(embedder, 0, every), EVERY_SLICE))
+    assert not list(slices_to_pseudo_label(slices_of(embedder, 0, few), replace(EVERY_SLICE, labelled=3)))
+    assert not list(slices_to_pseudo_label(slices_of(embedder, 0, every), EVERY_SLICE))

@@ -13,7 +13,7 @@ from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.assembly import corrected
 from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.proposals import Proposals
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Corrections, Proposal
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.models.prompt_small_network import PointKind
@@ -42,7 +42,7 @@ def query(embedder: Embedder) -> VolumeEmbeddings:
 
 
 @pytest.fixture
-def bank(embedder: Embedder, decoder: PocketDecoder) -> Bank:
+def bank(embedder: Embedder, decoder: PocketDecoder) -> SupportBank:
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 6))}
     return adapt(support, embedder, decoder, config=CONFIG).banks["organ"]
 
@@ -53,7 +53,7 @@ def proposals() -> Proposals:
     return Proposals(np.array([1, 3, 4, 7]), logits, np.array([0.1, 0.2, 0.3, 0.4]), np.eye(4))
 
 
-def test_only_clicked_slices_change(query: VolumeEmbeddings, bank: Bank, proposals: Proposals) -> None:
+def test_only_clicked_slices_change(query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals) -> None:
     before = proposals.logits.copy()
     clicks = {3: SlicePrompt(positive=INSIDE), 7: SlicePrompt(negative=OUTSIDE), 8: SlicePrompt(positive=INSIDE)}
     decoder = Listening()
@@ -66,7 +66,7 @@ def test_only_clicked_slices_change(query: VolumeEmbeddings, bank: Bank, proposa
 
 
 def test_a_positive_click_makes_the_target_present_a_negative_one_does_not_decide(
-    query: VolumeEmbeddings, bank: Bank, proposals: Proposals
+    query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals
 ) -> None:
     boxed = SlicePrompt(box=(8.0, 10.0, 24.0, 26.0))
     clicks = {1: SlicePrompt(positive=INSIDE), 3: SlicePrompt(negative=OUTSIDE), 4: boxed}
@@ -76,7 +76,7 @@ def test_a_positive_click_makes_the_target_present_a_negative_one_does_not_decid
 
 
 def test_the_decoder_hears_the_clicks_and_its_own_proposal(
-    query: VolumeEmbeddings, bank: Bank, proposals: Proposals
+    query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals
 ) -> None:
     decoder = Listening()
     clicks = {4: SlicePrompt(positive=INSIDE, negative=OUTSIDE)}
@@ -91,7 +91,7 @@ def test_the_decoder_hears_the_clicks_and_its_own_proposal(
 
 
 def test_clicks_move_what_a_real_decoder_says(
-    query: VolumeEmbeddings, bank: Bank, proposals: Proposals, decoder: PocketDecoder
+    query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals, decoder: PocketDecoder
 ) -> None:
     """One positive point is answered otherwise than the same point as a negative one."""
     answers = [

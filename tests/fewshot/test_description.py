@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ssmsam.models.support_encoding import CELLS, FOREGROUND_CELLS, KINDS, PARTS, Description, TokenKind, describe
+from ssmsam.models.support_encoding import CELLS, FOREGROUND_CELLS, KINDS, PARTS, SupportEncoding, TokenKind, describe
 
 WIDTH, GRID, STRIDE, PER_CELL = 6, 8, 8, 4
 SIDE = GRID * PER_CELL
@@ -25,7 +25,7 @@ def cells_filled(*cells: tuple[int, int]) -> torch.Tensor:
 EVERYWHERE = torch.ones(1, 1, SIDE, SIDE)
 
 
-def token(found: Description, kind: TokenKind) -> torch.Tensor:
+def token(found: SupportEncoding, kind: TokenKind) -> torch.Tensor:
     return found.tokens[0, KINDS.index(kind)]
 
 

@@ -28,7 +28,7 @@ def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
     embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = labelled(embedder, draw_volume(), ORGAN, (0, 2, 3, 4, 5, 8))
-    taught = taught_by({"organ": slices}, embedder, decoder)
+    tasks = taught_by({"organ": slices}, embedder, decoder)
     held, judged = [], []
     fit, plain = estimating.fit, estimating.overlap
 
@@ -36,15 +36,15 @@ def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
         held.append(held_out["organ"])
         return fit(*args, held_out=held_out, **rest)
 
-    def noted_overlap(one, lesson, numbers):
+    def noted_overlap(one, adaptation_task, numbers):
         judged.append((state_digest(one), tuple(numbers)))
-        return plain(one, lesson, numbers)
+        return plain(one, adaptation_task, numbers)
 
     monkeypatch.setattr(estimating, "fit", noted_fit)
     monkeypatch.setattr(estimating, "overlap", noted_overlap)
-    found = cross_validated(decoder, taught, QUICK, folds=2)
+    found = cross_validated(decoder, tasks, QUICK, folds=2)
     assert sorted(held[0] + held[1]) == list(range(len(slices)))
-    shows = taught["organ"][0].bank.shows
+    shows = tasks["organ"][0].bank.shows
     assert all(0 < shows[list(fold)].sum() < shows.sum() for fold in held)
     stops = len(estimating.STOPS)
     assert [numbers for _, numbers in judged] == [held[0]] * (1 + stops) + [held[1]] * (1 + stops)
@@ -56,20 +56,22 @@ def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
 def test_without_steps_nothing_is_fitted_and_the_estimate_is_of_the_decoder_as_it_is(
     embedder: Embedder, decoder: PocketDecoder
 ) -> None:
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
-    found = cross_validated(decoder, taught, replace(QUICK, steps=0), folds=2)["organ"]
-    assert found.before == found.after == cross_validated(decoder, taught, QUICK, folds=2)["organ"].before
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
+    found = cross_validated(decoder, tasks, replace(QUICK, steps=0), folds=2)["organ"]
+    assert found.before == found.after == cross_validated(decoder, tasks, QUICK, folds=2)["organ"].before
     assert found.slices == 3
 
 
 def test_overlap_is_counted_against_what_the_others_say(embedder: Embedder) -> None:
     echo = Echo()
-    lesson = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["organ"][0]
-    masks = lesson.masks[:, 0].numpy() > 0.5
-    between = (lesson.bank.distances[0] + lesson.bank.distances[2]) / 2 > 0
-    twice, sums = overlap(echo, lesson, [1])
+    adaptation_task = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)[
+        "organ"
+    ][0]
+    masks = adaptation_task.masks[:, 0].numpy() > 0.5
+    between = (adaptation_task.bank.distances[0] + adaptation_task.bank.distances[2]) / 2 > 0
+    twice, sums = overlap(echo, adaptation_task, [1])
     assert (twice, sums) == (2 * (between & masks[1]).sum(), between.sum() + masks[1].sum())
-    alone, _ = overlap(echo, lesson, [0, 1, 2])
+    alone, _ = overlap(echo, adaptation_task, [0, 1, 2])
     assert alone == 0, "with all hidden nothing is said"
 
 
@@ -91,29 +93,31 @@ def test_unknown_pixels_are_not_judged(embedder: Embedder) -> None:
     known = np.zeros(ORGAN.shape, bool)
     known[:, :, :16] = True
     echo = Echo()
-    lesson = taught_by({"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5), known=known)}, embedder, echo)["a"][0]
+    adaptation_task = taught_by(
+        {"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5), known=known)}, embedder, echo
+    )["a"][0]
     whole = taught_by({"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["a"][0]
-    assert 0 < overlap(echo, lesson, [1])[1] < overlap(echo, whole, [1])[1]
+    assert 0 < overlap(echo, adaptation_task, [1])[1] < overlap(echo, whole, [1])[1]
 
 
 def test_cancelling_stops_between_steps(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
 
     def stop(phase: str, done: int, total: int) -> None:
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        cross_validated(decoder, taught, replace(QUICK, steps=4), folds=2, progress=stop)
+        cross_validated(decoder, tasks, replace(QUICK, steps=4), folds=2, progress=stop)
 
 
 def test_adaptation_stops_where_held_out_slices_were_judged_best(
     embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
     config = replace(QUICK, steps=12)
     unadapted = state_digest(decoder)
     halfway = {
-        state_digest(fit(decoder, taught, replace(config, steps=6), held_out={"organ": held}, share=2 / 3).decoder)
+        state_digest(fit(decoder, tasks, replace(config, steps=6), held_out={"organ": held}, share=2 / 3).decoder)
         for held in ((0, 2), (1, 3))
     }
     monkeypatch.setattr(
@@ -121,11 +125,11 @@ def test_adaptation_stops_where_held_out_slices_were_judged_best(
         "overlap",
         lambda one, *_: np.array([{True: 9.0, False: 5.0}[state_digest(one) in halfway | {unadapted}], 10.0]),
     )
-    assert cross_validated(decoder, taught, config, folds=2)["organ"].share == pytest.approx(2 / 3)
+    assert cross_validated(decoder, tasks, config, folds=2)["organ"].share == pytest.approx(2 / 3)
 
 
 def test_without_time_no_stop_looks_better_than_it_is(embedder: Embedder, decoder: PocketDecoder) -> None:
-    taught = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
-    found = cross_validated(decoder, taught, replace(QUICK, steps=12, budget_s=0.0), folds=2)["organ"]
+    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
+    found = cross_validated(decoder, tasks, replace(QUICK, steps=12, budget_s=0.0), folds=2)["organ"]
     assert found.after == found.before
     assert found.share == 1.0

@@ -11,7 +11,7 @@ import torch
 from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kept_and_read, labelled, quick, two_labels
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import SegmentationConfig, assembled
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
 from ssmsam.fewshot.proposals import Proposals, expected_loss, propose
@@ -57,7 +57,7 @@ def selected(logits: np.ndarray) -> Selected:
     return Selected(proposals(logits), np.ones(len(logits)), 1.0)
 
 
-def head_of(embedder: Embedder, decoder: PocketDecoder, support) -> Head:
+def head_of(embedder: Embedder, decoder: PocketDecoder, support) -> AdaptedTask:
     return adapt(support, embedder, decoder, config=UNADAPTED)
 
 

@@ -10,7 +10,7 @@ import torch
 from planted import ORGAN, QUICK, PocketDecoder, ball, draw_volume, labelled, taught_by, two_labels
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import Exercise, ViewConfig, with_truth
+from ssmsam.fewshot.episodes import QueryBatch, ViewConfig, with_truth
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, checked, digest
 
 GARBAGE = ball((4, 8, 40), (9, 6, 6))
@@ -24,7 +24,7 @@ def with_garbage(slices: list[LabelledSlice], *numbers: int) -> list[LabelledSli
     return changed
 
 
-def same(one: Exercise, other: Exercise) -> bool:
+def same(one: QueryBatch, other: QueryBatch) -> bool:
     """Whether two queries are shown and have read the same, bit by bit."""
     pairs = [*zip(vars(one.shown).values(), vars(other.shown).values(), strict=True)]
     pairs += zip(vars(one.reading).values(), vars(other.reading).values(), strict=True)
@@ -41,10 +41,12 @@ def test_a_slice_is_not_shown_its_own_mask(embedder: Embedder, decoder: PocketDe
     for number in range(len(INDICES)):
         other = taught_by({"organ": with_garbage(slices, number)}, embedder, decoder)["organ"]
         for view, changed in zip(honest, other, strict=True):
-            assert same(view.exercise([number]), changed.exercise([number]))
-            assert not torch.equal(view.exercise([number]).masks, changed.exercise([number]).masks)
+            assert same(view.query_batch([number]), changed.query_batch([number]))
+            assert not torch.equal(view.query_batch([number]).masks, changed.query_batch([number]).masks)
             neighbour = (number + 1) % len(INDICES)
-            assert not same(view.exercise([neighbour]), changed.exercise([neighbour])), "its mask is shown to others"
+            assert not same(view.query_batch([neighbour]), changed.query_batch([neighbour])), (
+                "its mask is shown to others"
+            )
 
 
 def test_where_encoding_takes_long_there_are_no_further_views(
@@ -60,8 +62,8 @@ def test_where_encoding_takes_long_there_are_no_further_views(
 def test_hidden_slices_are_not_shown(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
     honest = taught_by({"organ": slices}, embedder, decoder)["organ"][0]
     other = taught_by({"organ": with_garbage(slices, 0, 3)}, embedder, decoder)["organ"][0]
-    assert same(honest.exercise([1, 2], hidden=(0, 3)), other.exercise([1, 2], hidden=(0, 3)))
-    assert not same(honest.exercise([1, 2], hidden=(0,)), other.exercise([1, 2], hidden=(0,)))
+    assert same(honest.query_batch([1, 2], hidden=(0, 3)), other.query_batch([1, 2], hidden=(0, 3)))
+    assert not same(honest.query_batch([1, 2], hidden=(0,)), other.query_batch([1, 2], hidden=(0,)))
 
 
 def test_hidden_slices_are_not_shown_in_another_view_either(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
@@ -69,20 +71,20 @@ def test_hidden_slices_are_not_shown_in_another_view_either(embedder: Embedder, 
     honest = taught_by({"organ": slices}, embedder, decoder)["organ"]
     other = taught_by({"organ": with_garbage(slices, 0, 2, 3)}, embedder, decoder)["organ"]
     hidden = (0, 2, 3)
-    exercises = [views[0].exercise_from([1], views[1], hidden=hidden) for views in (honest, other)]
-    assert same(*exercises)
-    assert not exercises[0].shown.trust.any()
-    assert not exercises[0].shown.prior.any()
+    query_batches = [views[0].query_batch_from([1], views[1], hidden=hidden) for views in (honest, other)]
+    assert same(*query_batches)
+    assert not query_batches[0].shown.trust.any()
+    assert not query_batches[0].shown.prior.any()
 
 
 def test_exercises_are_put_together_as_they_are_alone(embedder: Embedder, decoder: PocketDecoder) -> None:
     near, far = draw_volume(), draw_volume(seed=9)
     slices = labelled(embedder, near, ORGAN, INDICES) + labelled(embedder, far, ORGAN, (4,))
-    lesson = taught_by({"organ": slices}, embedder, decoder)["organ"][0]
+    adaptation_task = taught_by({"organ": slices}, embedder, decoder)["organ"][0]
     numbers = [3, 0, 4]
-    together = lesson.exercise(numbers)
+    together = adaptation_task.query_batch(numbers)
     for row, number in enumerate(numbers):
-        alone = lesson.exercise([number])
+        alone = adaptation_task.query_batch([number])
         for name, value in vars(alone.shown).items():
             assert torch.equal(getattr(together.shown, name)[row : row + 1, : value.shape[1]], value), name
         assert torch.equal(together.embedding["image"][row], alone.embedding["image"][0])
@@ -91,12 +93,12 @@ def test_exercises_are_put_together_as_they_are_alone(embedder: Embedder, decode
 
 def test_the_truth_enters_only_a_prior_that_there_is(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
     alone = labelled(embedder, draw_volume(seed=9), ORGAN, (4,))
-    lesson = taught_by({"organ": slices + alone}, embedder, decoder)["organ"][0]
-    single = lesson.bank.volumes.index(alone[0].volume)
+    adaptation_task = taught_by({"organ": slices + alone}, embedder, decoder)["organ"][0]
+    single = adaptation_task.bank.volumes.index(alone[0].volume)
     company = 0 if single else 1
-    exercise = lesson.exercise([company, single])
-    mixed = with_truth(exercise, lesson.bank, [company, single], [0.5, 0.5])
-    half = (exercise.shown.prior[0, 0] + torch.from_numpy(lesson.bank.distances[company])) / 2
+    query_batch = adaptation_task.query_batch([company, single])
+    mixed = with_truth(query_batch, adaptation_task.bank, [company, single], [0.5, 0.5])
+    half = (query_batch.shown.prior[0, 0] + torch.from_numpy(adaptation_task.bank.distances[company])) / 2
     torch.testing.assert_close(mixed.shown.prior[0, 0], half)
     assert not mixed.shown.prior[1].any()
 
@@ -104,17 +106,17 @@ def test_the_truth_enters_only_a_prior_that_there_is(embedder: Embedder, decoder
 def test_what_was_drawn_where_nothing_is_known_is_not_shown(embedder: Embedder, decoder: PocketDecoder) -> None:
     known = np.zeros(ORGAN.shape, bool)
     known[:, :, :24] = True
-    taught = [
+    tasks = [
         taught_by({"organ": labelled(embedder, draw_volume(), mask, INDICES, known=known)}, embedder, decoder)["organ"]
         for mask in (ORGAN & known, ORGAN | ~known)
     ]
-    for one, other in zip(*taught, strict=True):
-        assert all(same(one.exercise([n]), other.exercise([n])) for n in range(len(INDICES)))
+    for one, other in zip(*tasks, strict=True):
+        assert all(same(one.query_batch([n]), other.query_batch([n])) for n in range(len(INDICES)))
         assert torch.equal(one.masks, other.masks)
     whole = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, INDICES)}, embedder, decoder)["organ"][0]
-    prior, unknown = taught[0][0].exercise([1]).shown.prior[0, 0], taught[0][0].bank.distances[0] == 0
+    prior, unknown = tasks[0][0].query_batch([1]).shown.prior[0, 0], tasks[0][0].bank.distances[0] == 0
     assert not prior[torch.from_numpy(unknown)].any(), "neither inside nor outside"
-    assert whole.exercise([1]).shown.prior[0, 0][torch.from_numpy(unknown)].all()
+    assert whole.query_batch([1]).shown.prior[0, 0][torch.from_numpy(unknown)].all()
     assert 0.2 < unknown.mean() < 0.5
 
 

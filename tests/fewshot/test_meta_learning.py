@@ -16,7 +16,7 @@ from ssmsam.fewshot.adaptation import AdaptationConfig, proposal_loss
 from ssmsam.fewshot.meta_learning import Episode, MetaConfig, MetaLearner, episodes, meta_train, splits
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
+from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
 from ssmsam.progress import Cancelled
 
 PLAIN = AdaptationConfig(
@@ -35,18 +35,18 @@ class OneNumber(TargetDecoder):
         super().__init__()
         self.logit = nn.Parameter(torch.tensor(logit), requires_grad=False)
 
-    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
         count, _, height, width = embedding["image"].shape
-        return Reading(
+        return CrossAttentionFeatures(
             torch.zeros(count, height * width, 1), torch.zeros(count, 1, height, width), torch.zeros(count, 0, 1, 1)
         )
 
     def forward(
         self,
         embedding: Embedding,
-        shown: Shown,
+        shown: DecoderContext,
         corrections: Corrections | None = None,
-        reading: Reading | None = None,
+        reading: CrossAttentionFeatures | None = None,
     ) -> Proposal:
         count = len(embedding["image"])
         return Proposal(self.logit.expand(count, 32, 32), torch.zeros(count))
@@ -70,24 +70,26 @@ def slope_at(logit: float, masks: torch.Tensor, known: torch.Tensor) -> float:
 def test_the_gradient_is_that_of_the_adapted_weights(embedder: Embedder) -> None:
     decoder = OneNumber(-0.3)
     views = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder)["organ"]
-    lesson = views[0]
-    episode = Episode("organ", [lesson], (1,))
+    adaptation_task = views[0]
+    episode = Episode("organ", [adaptation_task], (1,))
     learner = MetaLearner(decoder, config=MetaConfig(inner=PLAIN, tasks=1, clip_norm=1e9))
     learner.step([episode], seed=0)
-    adapted = -0.3 - 0.5 * slope_at(-0.3, lesson.masks[[0, 2]], lesson.known[[0, 2]])
+    adapted = -0.3 - 0.5 * slope_at(-0.3, adaptation_task.masks[[0, 2]], adaptation_task.known[[0, 2]])
     assert adapted != pytest.approx(-0.3, abs=0.01)
-    expected = slope_at(adapted, lesson.masks[[1]], lesson.known[[1]])
+    expected = slope_at(adapted, adaptation_task.masks[[1]], adaptation_task.known[[1]])
     assert float(decoder.logit.grad) == pytest.approx(expected, rel=1e-3)
 
 
 def test_episodes_share_the_gradient_evenly(embedder: Embedder) -> None:
     decoder = OneNumber(0.2)
-    lesson = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder)["organ"][0]
+    adaptation_task = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder)[
+        "organ"
+    ][0]
     gradients = []
     for queries in ([(0,)], [(1,)], [(0,), (1,)]):
         fresh = OneNumber(0.2)
         learner = MetaLearner(fresh, config=MetaConfig(inner=PLAIN, clip_norm=1e9))
-        learner.step([Episode("organ", [replace(lesson, decoder=fresh)], query) for query in queries], seed=0)
+        learner.step([Episode("organ", [replace(adaptation_task, decoder=fresh)], query) for query in queries], seed=0)
         gradients.append(float(fresh.logit.grad))
     assert gradients[2] == pytest.approx((gradients[0] + gradients[1]) / 2, rel=1e-4)
 
@@ -96,8 +98,8 @@ def test_learning_rates_follow_the_slope_of_the_query_loss(embedder: Embedder) -
     """A rate grows where the inner step and the query's descent agree; the rule is checked against the loss itself."""
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (1, 2, 4, 6))}
     decoder = pocket_ssm()
-    lesson = taught_by(support, embedder, decoder)["organ"][0]
-    episode = Episode("organ", [lesson], (1,))
+    adaptation_task = taught_by(support, embedder, decoder)["organ"][0]
+    episode = Episode("organ", [adaptation_task], (1,))
     config = MetaConfig(
         inner=replace(PLAIN, learning_rate=0.01), tasks=1, learn_rates=True, outer_rate=0.0, weight_decay=0
     )
@@ -149,14 +151,14 @@ def test_queries_are_never_shown(embedder: Embedder) -> None:
     first, second = draw_volume(), draw_volume(seed=4)
     slices = [*labelled(embedder, first, ORGAN, (2, 3, 4, 6)), *labelled(embedder, second, ORGAN, (2, 4, 5))]
     decoder = pocket_ssm()
-    taught = taught_by({"organ": slices}, embedder, decoder)
+    tasks = taught_by({"organ": slices}, embedder, decoder)
     rng, kinds = np.random.default_rng(0), set()
-    stream = episodes(taught, rng)
+    stream = episodes(tasks, rng)
     for _ in range(30):
         episode = next(stream)
         bank = episode.views[0].bank
         kinds.add(frozenset(bank.volumes[n] for n in episode.query))
-        shown = episode.exercise(most=10).shown
+        shown = episode.query_batch(most=10).shown
         hidden = bank.description[torch.tensor(episode.query)].tokens.flatten(0, 1)
         given = shown.tokens[shown.kinds > 0]
         told = hidden[bank.description.kinds[list(episode.query)].flatten() > 0]

@@ -12,10 +12,10 @@ from segment_anything.modeling import Sam
 from tiny_sam import tiny_sam
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import ViewConfig, lessons
+from ssmsam.fewshot.episodes import ViewConfig, adaptation_tasks
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import BankConfig
+from ssmsam.fewshot.support_bank import SupportBankConfig
 from ssmsam.models.fewshot_sam import SamTargetNetwork
 from ssmsam.models.sam_encoder import SamEncoder
 from ssmsam.volume.volume import Volume
@@ -77,15 +77,15 @@ def test_every_adaptable_parameter_gets_a_gradient_and_reading_needs_none_of_the
 ) -> None:
     volume, ball = patient
     network = copy.deepcopy(decoder)
-    taught = lessons(
+    tasks = adaptation_tasks(
         {"ball": shown(embedder, volume, ball, 2, 4, 6)}, embedder, network, config=ViewConfig(views=0),
-        bank=BankConfig(), seed=0,
+        bank=SupportBankConfig(), seed=0,
     )  # fmt: skip
-    exercise = taught["ball"][0].exercise([0, 1])
+    query_batch = tasks["ball"][0].query_batch([0, 1])
     learned = [parameter.requires_grad_(True) for parameter in network.adaptable()]
-    reading = network.read(exercise.embedding, exercise.shown)
+    reading = network.read(query_batch.embedding, query_batch.shown)
     assert not reading.votes.requires_grad
-    proposal = network(exercise.embedding, exercise.shown, reading=reading)
+    proposal = network(query_batch.embedding, query_batch.shown, reading=reading)
     (proposal.logits.mean() + proposal.presence.mean()).backward()
     without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert not without

@@ -11,14 +11,13 @@ from planted import ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volume, labe
 from torch import nn
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.estimate import SupportCheck
 from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.selection import Candidates, candidates, selected
-from ssmsam.fewshot.slice_descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
 from ssmsam.models.small_encoder import SPEC
-from ssmsam.models.volume_head import Judgement
+from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, Judgement
 
 BLOB = ball((4, 24, 13), (2, 5, 5))
 
@@ -37,7 +36,7 @@ class Told(nn.Module):
         return Judgement(keep, torch.zeros_like(keep), target, torch.full((len(shown),), 2.0))
 
 
-def head_of(embedder: Embedder, mask: np.ndarray, slices: tuple[int, ...], seed: int = 0) -> Head:
+def head_of(embedder: Embedder, mask: np.ndarray, slices: tuple[int, ...], seed: int = 0) -> AdaptedTask:
     support = {"a": labelled(embedder, draw_volume(seed), mask, slices)}
     config = quick(adaptation=replace(quick().adaptation, steps=0))
     return adapt(support, embedder, PocketDecoder(), complete=False, config=config)
@@ -50,7 +49,7 @@ def two_pieces() -> Proposals:
     return Proposals(np.arange(SLICES), logits, np.full(SLICES, 0.9), np.eye(SLICES, SPEC.channels))
 
 
-def among(embedder: Embedder, head: Head, seed: int = 0, **known: object) -> Candidates:
+def among(embedder: Embedder, head: AdaptedTask, seed: int = 0, **known: object) -> Candidates:
     query = embedder.open(draw_volume(seed))
     return candidates(two_pieces(), head.banks["a"], query, SupportCheck(0.9, 0.8, 0.1, 3), **known)  # type: ignore[arg-type]
 

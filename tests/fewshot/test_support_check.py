@@ -8,7 +8,7 @@ import torch
 from planted import ORGAN, PocketDecoder, draw_volume, labelled, quick
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import Lesson, lessons
+from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks
 from ssmsam.fewshot.estimate import check_support
 from ssmsam.models.fewshot_decoder import Proposal
 
@@ -20,14 +20,16 @@ class Echo(PocketDecoder):
         return Proposal(shown.prior[:, 0], shown.prior.amax((1, 2, 3)))
 
 
-def lesson(embedder: Embedder, slices: tuple[int, ...], decoder: PocketDecoder, mask: np.ndarray = ORGAN) -> Lesson:
+def adaptation_task(
+    embedder: Embedder, slices: tuple[int, ...], decoder: PocketDecoder, mask: np.ndarray = ORGAN
+) -> AdaptationTask:
     config = quick().adaptation
     support = {"organ": labelled(embedder, draw_volume(), mask, slices)}
-    return lessons(support, embedder, decoder, config=config.views, bank=config.bank, seed=0)["organ"][0]
+    return adaptation_tasks(support, embedder, decoder, config=config.views, bank=config.bank, seed=0)["organ"][0]
 
 
 def test_with_one_slice_nothing_is_known(embedder: Embedder) -> None:
-    found = check_support(Echo(), lesson(embedder, (4,), Echo()))
+    found = check_support(Echo(), adaptation_task(embedder, (4,), Echo()))
     assert (found.dice, found.presence, found.absence, found.slices) == (None, None, None, 0)
 
 
@@ -35,14 +37,16 @@ def test_a_slice_is_never_its_own_answer(embedder: Embedder) -> None:
     """A mask that is nowhere near its neighbours cannot be known from them."""
     moved = ORGAN.copy()
     moved[4] = np.roll(ORGAN[4], 24, axis=1)
-    alike, apart = (check_support(Echo(), lesson(embedder, (3, 4, 5), Echo(), mask)) for mask in (ORGAN, moved))
+    alike, apart = (
+        check_support(Echo(), adaptation_task(embedder, (3, 4, 5), Echo(), mask)) for mask in (ORGAN, moved)
+    )
     assert alike.dice is not None and apart.dice is not None
     assert 0.8 < alike.dice <= 1
     assert apart.dice < alike.dice - 0.2
 
 
 def test_presence_where_it_is_and_where_it_is_not(embedder: Embedder) -> None:
-    found = check_support(Echo(), lesson(embedder, (0, 3, 4, 5), Echo()))
+    found = check_support(Echo(), adaptation_task(embedder, (0, 3, 4, 5), Echo()))
     assert found.presence is not None and found.absence is not None
     assert 0 <= found.absence <= 1 and 0 <= found.presence <= 1
     assert found.slices == 3
@@ -50,7 +54,7 @@ def test_presence_where_it_is_and_where_it_is_not(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("count", [2, 9])
 def test_batches_change_nothing(embedder: Embedder, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = lesson(embedder, tuple(range(count)), PocketDecoder())
+    one = adaptation_task(embedder, tuple(range(count)), PocketDecoder())
     torch.manual_seed(0)
     decoder = PocketDecoder()
     at_once = check_support(decoder, one)

@@ -11,7 +11,7 @@ from planted import PocketDecoder
 from ssmsam.fewshot.episodes import padded, picked
 from ssmsam.fewshot.support_bank import shown_to, stacked
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import Corrections, Proposal, Shown
+from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, Proposal
 from ssmsam.models.prompt_small_network import PointKind
 from ssmsam.models.support_encoding import TokenKind, describe
 
@@ -25,7 +25,7 @@ def embedding(count: int, seed: int = 0, side: int = SIDE) -> Embedding:
     return {"image": image, "levels": levels}
 
 
-def shown(queries: int, supports: int, side: int = SIDE) -> Shown:
+def shown(queries: int, supports: int, side: int = SIDE) -> DecoderContext:
     """Every query is shown the same slices, at different distances."""
     half = side // 2
     masks = torch.zeros(supports, 1, half, half)
@@ -37,8 +37,8 @@ def shown(queries: int, supports: int, side: int = SIDE) -> Shown:
     return shown_to(description, torch.arange(supports).expand(queries, -1), near, prior, trust)
 
 
-def rows(one: Shown, index: slice) -> Shown:
-    return Shown(**{name: value[index] for name, value in vars(one).items()})
+def rows(one: DecoderContext, index: slice) -> DecoderContext:
+    return DecoderContext(**{name: value[index] for name, value in vars(one).items()})
 
 
 def agree(one: Proposal, other: Proposal, atol: float = 1e-4) -> None:

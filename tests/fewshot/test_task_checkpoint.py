@@ -30,7 +30,7 @@ from safetensors.torch import load, load_file, save, save_file
 
 import ssmsam
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import LOCAL, Head
+from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
 from ssmsam.fewshot.checkpoint_files import read_head, write_head
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.pipeline import adapt, segment, shown_again
@@ -60,7 +60,7 @@ def decoder() -> PocketDecoder:
 
 
 @pytest.fixture(scope="module")
-def head(embedder: Embedder, decoder: PocketDecoder) -> Head:
+def head(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
     """Adapted, with other volumes completed, of an image whose id must not leave the machine."""
     support = {
         label: [replace(one, image=HERE) for one in slices] for label, slices in two_labels(embedder, (0, 2, 4)).items()
@@ -69,7 +69,7 @@ def head(embedder: Embedder, decoder: PocketDecoder) -> Head:
 
 
 @pytest.fixture(scope="module")
-def data(head: Head, decoder: PocketDecoder) -> bytes:
+def data(head: AdaptedTask, decoder: PocketDecoder) -> bytes:
     return head.checkpoint(decoder).to_bytes()
 
 
@@ -94,13 +94,13 @@ def with_tensors(data: bytes, **changes: torch.Tensor | None) -> bytes:
     return save(tensors, header["__metadata__"])
 
 
-def read(data: bytes, decoder: PocketDecoder) -> Head:
+def read(data: bytes, decoder: PocketDecoder) -> AdaptedTask:
     checkpoint = TaskCheckpoint.from_bytes(data, "it")
     checkpoint.require_made_with(decoder, "pocket", "it")
-    return Head.of(checkpoint, decoder, "it")
+    return AdaptedTask.of(checkpoint, decoder, "it")
 
 
-def same_answers(one: Head, other: Head, embedder: Embedder) -> bool:
+def same_answers(one: AdaptedTask, other: AdaptedTask, embedder: Embedder) -> bool:
     pairs = [(segment(query, one), segment(query, other)) for query in map(embedder.open, two_volumes())]
     return all(
         np.array_equal(getattr(first, name), getattr(second, name))
@@ -114,7 +114,7 @@ def two_volumes():
 
 
 def test_where_it_was_made_it_gives_the_same_bits(
-    head: Head, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     before = state_digest(decoder)
     loaded = kept_and_read(head, tmp_path / "deep", decoder)
@@ -127,7 +127,7 @@ def test_where_it_was_made_it_gives_the_same_bits(
 
 
 def test_lost_labelled_slices_are_made_again(
-    head: Head, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     bare = adapt(two_labels(embedder), embedder, decoder, config=quick(), complete=False)
     lost = kept_and_read(bare, tmp_path, decoder, elsewhere=True)
@@ -138,7 +138,7 @@ def test_lost_labelled_slices_are_made_again(
 
 
 def test_elsewhere_it_answers_from_the_summary(
-    head: Head, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     loaded = kept_and_read(head, tmp_path, decoder, elsewhere=True)
     assert loaded.summarised
@@ -155,7 +155,9 @@ def test_elsewhere_it_answers_from_the_summary(
     assert again.card["learned_from"] == loaded.learned_from
 
 
-def test_a_summary_says_what_the_labelled_slices_say_of_other_volumes(head: Head, decoder: PocketDecoder) -> None:
+def test_a_summary_says_what_the_labelled_slices_say_of_other_volumes(
+    head: AdaptedTask, decoder: PocketDecoder
+) -> None:
     bank = head.banks["organ"]
     there = TargetSummary.of(bank).bank(decoder.logits_side)
     labelled, shows = ~bank.completed, bank.shows
@@ -178,7 +180,9 @@ def test_a_target_of_one_pixel_is_kept_too(embedder: Embedder, decoder: PocketDe
     assert segment(embedder.open(draw_volume(seed=3)), found).labels == ("dot",)
 
 
-def test_it_holds_what_adaptation_changed_and_no_more(head: Head, embedder: Embedder, decoder: PocketDecoder) -> None:
+def test_it_holds_what_adaptation_changed_and_no_more(
+    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder
+) -> None:
     delta = delta_of(head.decoder, decoder)
     now, before = head.decoder.state_dict(), decoder.state_dict()
     assert set(delta) == {name for name in now if not torch.equal(now[name], before[name])}
@@ -189,7 +193,7 @@ def test_it_holds_what_adaptation_changed_and_no_more(head: Head, embedder: Embe
     assert len(plain.checkpoint(decoder).to_bytes()) < 300_000
 
 
-def test_it_is_small_and_shows_no_patient(head: Head, data: bytes, embedder: Embedder) -> None:
+def test_it_is_small_and_shows_no_patient(head: AdaptedTask, data: bytes, embedder: Embedder) -> None:
     assert len(data) < 4_000_000
     bank = head.banks["organ"]
     secrets = [HERE.encode(), *(name.encode() for name in set(bank.volumes)), head.card["support_digest"].encode()]
@@ -206,7 +210,7 @@ def test_it_is_small_and_shows_no_patient(head: Head, data: bytes, embedder: Emb
 
 
 def test_files_are_for_their_owner_alone(
-    head: Head, decoder: PocketDecoder, tmp_path: Path, data: bytes, open_umask: None
+    head: AdaptedTask, decoder: PocketDecoder, tmp_path: Path, data: bytes, open_umask: None
 ) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
     name = registry.publish(head, decoder=decoder)
@@ -217,7 +221,7 @@ def test_files_are_for_their_owner_alone(
     assert {path.name: oct(mode) for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
 
 
-def test_the_card_tells_the_story_and_leaves_out_who(head: Head, data: bytes, tmp_path: Path) -> None:
+def test_the_card_tells_the_story_and_leaves_out_who(head: AdaptedTask, data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "it.safetensors"
     path.write_bytes(data)
     card = read_card(path)
@@ -231,7 +235,7 @@ def test_the_card_tells_the_story_and_leaves_out_who(head: Head, data: bytes, tm
     assert not set(card) & set(LOCAL)
 
 
-def test_a_bounded_cache_forgets_what_was_not_used_for_longest(head: Head, tmp_path: Path) -> None:
+def test_a_bounded_cache_forgets_what_was_not_used_for_longest(head: AdaptedTask, tmp_path: Path) -> None:
     size = len(head.support.to_bytes())
     cache = SupportCache(tmp_path / "support", quota_bytes=int(2.5 * size))
     for number, key in enumerate("abc"):
@@ -356,7 +360,7 @@ def test_the_product_unpickles_nothing() -> None:
     assert [path.name for path in library.rglob("*.py") if readers.search(path.read_text())] == []
 
 
-def old_file(head: Head, path: Path) -> None:
+def old_file(head: AdaptedTask, path: Path) -> None:
     """As earlier versions wrote it: the whole decoder, all banks and atlases."""
     shown, told = head.support.to_bytes(), {}
     header = json.loads(shown[8 : 8 + int.from_bytes(shown[:8], "little")])
@@ -368,7 +372,7 @@ def old_file(head: Head, path: Path) -> None:
 
 
 def test_files_of_earlier_versions_become_task_checkpoints(
-    head: Head, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
     registry.folder.mkdir()
@@ -387,7 +391,7 @@ def test_files_of_earlier_versions_become_task_checkpoints(
 
 
 def test_large_files_of_earlier_versions_become_small_ones(
-    head: Head, data: bytes, decoder: PocketDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: AdaptedTask, data: bytes, decoder: PocketDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ssmsam.fewshot.task_checkpoint.LARGEST", len(data) + 1000)
     registry = CheckpointRegistry(tmp_path / "heads")
@@ -399,7 +403,9 @@ def test_large_files_of_earlier_versions_become_small_ones(
     assert list(registry.cards()) == ["old"]
 
 
-def test_old_files_of_other_weights_stay_and_are_refused(head: Head, decoder: PocketDecoder, tmp_path: Path) -> None:
+def test_old_files_of_other_weights_stay_and_are_refused(
+    head: AdaptedTask, decoder: PocketDecoder, tmp_path: Path
+) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
     registry.folder.mkdir()
     old_file(head, registry.folder / "old.safetensors")
@@ -457,7 +463,7 @@ def test_many_damaged_files_raise_one_error(data: bytes, decoder: PocketDecoder)
     survive(data, decoder, 10_000)
 
 
-def test_written_files_are_whole_or_not_there(head: Head, decoder: PocketDecoder, tmp_path: Path) -> None:
+def test_written_files_are_whole_or_not_there(head: AdaptedTask, decoder: PocketDecoder, tmp_path: Path) -> None:
     path = tmp_path / "it.safetensors"
     write_head(path, head, base=decoder, cache=SupportCache(tmp_path / "support"))
     assert [one.name for one in tmp_path.rglob("*") if one.name.startswith(".")] == []

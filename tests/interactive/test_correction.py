@@ -10,11 +10,11 @@ from scipy import ndimage
 
 from ssmsam.interactive.click_constraints import (
     CorrectionConfig,
-    carve,
     connected_to,
+    enforce_clicks,
     limit_to_box,
-    obey,
     satisfied,
+    subtract,
     violates,
     without_crumbs,
     without_islands,
@@ -47,7 +47,7 @@ def test_every_click_is_obeyed_whatever_the_mask(clicks: list, split: int, seed:
     """Corrections never undo each other, and cleaning does not undo them."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 2)
     asked = prompt(clicks[:split], clicks[split:])
-    mask = without_islands(obey(noise > 0, noise, asked, CONFIG), asked, CONFIG)
+    mask = without_islands(enforce_clicks(noise > 0, noise, asked, CONFIG), asked, CONFIG)
     assert satisfied(mask, asked) == len(clicks)
 
 
@@ -55,30 +55,32 @@ def test_a_satisfied_mask_is_left_alone() -> None:
     mask = disc(20, 20, 10)
     asked = prompt([[20, 20]], [[40, 20]])
     assert not violates(mask, asked)
-    assert np.array_equal(obey(mask, logits_of(mask), asked, CONFIG), mask)
+    assert np.array_equal(enforce_clicks(mask, logits_of(mask), asked, CONFIG), mask)
 
 
 def test_a_negative_click_removes_the_piece_that_nobody_asked_for() -> None:
     wanted, leak = disc(12, 20, 8), disc(36, 20, 6)
-    corrected = obey(wanted | leak, logits_of(wanted | leak), prompt([[12, 20]], [[36, 22]]), CONFIG)
+    corrected = enforce_clicks(wanted | leak, logits_of(wanted | leak), prompt([[12, 20]], [[36, 22]]), CONFIG)
     assert np.array_equal(corrected, wanted)
 
 
 def test_a_negative_click_never_removes_the_main_piece_whole() -> None:
     organ, crumb = disc(14, 20, 10), disc(36, 20, 3)
-    corrected = obey(organ | crumb, logits_of(organ | crumb), prompt([], [[22, 20]]), CONFIG)
+    corrected = enforce_clicks(organ | crumb, logits_of(organ | crumb), prompt([], [[22, 20]]), CONFIG)
     assert not corrected[20, 22]
     assert corrected[organ].mean() > 0.7
 
 
 def test_a_large_leak_goes_when_the_click_inside_is_elsewhere() -> None:
     wanted, leak = disc(36, 20, 4), disc(14, 20, 12)
-    assert np.array_equal(obey(wanted | leak, logits_of(wanted | leak), prompt([[36, 20]], [[14, 20]]), CONFIG), wanted)
+    assert np.array_equal(
+        enforce_clicks(wanted | leak, logits_of(wanted | leak), prompt([[36, 20]], [[14, 20]]), CONFIG), wanted
+    )
 
 
 def test_a_negative_click_on_the_only_piece_removes_no_more_than_its_surroundings() -> None:
     mask = disc(20, 20, 12)
-    corrected = obey(mask, logits_of(mask), prompt([], [[30, 20]]), CONFIG)
+    corrected = enforce_clicks(mask, logits_of(mask), prompt([], [[30, 20]]), CONFIG)
     removed = mask & ~corrected
     assert not corrected[20, 30]
     assert 0 < removed.sum() < 0.3 * mask.sum()
@@ -87,7 +89,7 @@ def test_a_negative_click_on_the_only_piece_removes_no_more_than_its_surrounding
 
 def test_a_positive_click_adds_around_itself_but_not_towards_negative_clicks() -> None:
     mask = disc(12, 20, 8)
-    corrected = obey(mask, logits_of(mask), prompt([[12, 20], [30, 20]], [[32, 20]]), CONFIG)
+    corrected = enforce_clicks(mask, logits_of(mask), prompt([[12, 20], [30, 20]], [[32, 20]]), CONFIG)
     assert corrected[20, 30]
     assert not corrected[20, 31:].any()
     assert np.array_equal(corrected & disc(12, 20, 8), mask)
@@ -127,12 +129,12 @@ def test_connected_to_keeps_what_overlaps() -> None:
 def test_carving_follows_the_proposal_only_around_the_click() -> None:
     base = disc(25, 20, 15)
     proposal = base & ~disc(36, 20, 4) & ~disc(14, 20, 4)
-    carved = carve(base, proposal, prompt([], [[36, 20]]))
+    carved = subtract(base, proposal, prompt([], [[36, 20]]))
     assert np.array_equal(carved, base & ~disc(36, 20, 4))
-    assert np.array_equal(carve(base, np.zeros_like(base), prompt([], [[36, 20]])), base)
+    assert np.array_equal(subtract(base, np.zeros_like(base), prompt([], [[36, 20]])), base)
 
 
 @pytest.mark.parametrize("point", [[0, 0], [49, 39]])
 def test_clicks_in_the_corners(point: list) -> None:
     empty = np.zeros(SHAPE, bool)
-    assert obey(empty, np.zeros(SHAPE), prompt([point]), CONFIG)[point[1], point[0]]
+    assert enforce_clicks(empty, np.zeros(SHAPE), prompt([point]), CONFIG)[point[1], point[0]]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ssmsam.fewshot.support_bank import Bank, BankConfig, Places, look
+from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig, look
 from ssmsam.models.encoder import Embedding, take
-from ssmsam.models.fewshot_decoder import Shown
+from ssmsam.models.fewshot_decoder import DecoderContext
 from ssmsam.models.fewshot_fused import IMAGE, STAGES, FusedTargetNetwork
 from ssmsam.models.fewshot_small import TargetNetwork
 
@@ -39,7 +39,7 @@ def network(seed: int = 0) -> FusedTargetNetwork:
     return FusedTargetNetwork().eval().requires_grad_(False)
 
 
-def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, supports: int = 4) -> Shown:
+def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, supports: int = 4) -> DecoderContext:
     places = Places(
         volumes=("volume",) * supports,
         positions=np.arange(supports) * 5.0,
@@ -47,7 +47,7 @@ def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, s
         cell_mm=np.ones(supports),
     )
     known = torch.ones_like(masks)[:supports]
-    bank = Bank.from_tensors(
+    bank = SupportBank.from_tensors(
         view["image"][:supports],
         masks[:supports],
         known,
@@ -56,7 +56,7 @@ def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, s
         regression=one.regression(take(view, torch.arange(supports)), masks[:supports], known),
     )
     looks = look(view["image"][supports:])
-    return bank.shown("volume", [7.0], looks, np.zeros((1, 2)), config=BankConfig())
+    return bank.shown("volume", [7.0], looks, np.zeros((1, 2)), config=SupportBankConfig())
 
 
 def test_before_training_it_is_the_decoder_that_it_was_made_from() -> None:

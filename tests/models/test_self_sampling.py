@@ -13,48 +13,48 @@ from pocket_ssm import pocket_ssm
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.initialisations import begin_with
 from ssmsam.fewshot.pipeline import adapt, segment
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.mask_attention import VALUES
-from ssmsam.models.self_sampling import SamplingConfig, SelfSamplingDecoder, SsmConfig, sampled
+from ssmsam.models.self_sampling import SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
 from ssmsam.models.support_encoding import LEAST_SHARE
 
 
 def exercise_of(embedder: Embedder, decoder: SelfSamplingDecoder, numbers: tuple[int, ...] = (0, 1)):
-    return taught_by(two_labels(embedder), embedder, decoder)["organ"][0].exercise(numbers)
+    return taught_by(two_labels(embedder), embedder, decoder)["organ"][0].query_batch(numbers)
 
 
 def test_it_begins_with_the_answer_of_the_decoder_inside(embedder: Embedder) -> None:
     inner = PocketDecoder()
     outer = SelfSamplingDecoder(inner, width=128).eval()
-    exercise = exercise_of(embedder, inner)
+    query_batch = exercise_of(embedder, inner)
     assert torch.equal(
-        outer(exercise.embedding, exercise.shown).logits, inner(exercise.embedding, exercise.shown).logits
+        outer(query_batch.embedding, query_batch.shown).logits, inner(query_batch.embedding, query_batch.shown).logits
     )
 
 
 @pytest.mark.parametrize("module", ["self_sampling", "mask_attention"])
 def test_each_module_changes_the_answer_and_can_be_left_out(embedder: Embedder, module: str) -> None:
     decoder = pocket_ssm()
-    exercise = exercise_of(embedder, decoder)
-    whole = decoder(exercise.embedding, exercise.shown).logits
+    query_batch = exercise_of(embedder, decoder)
+    whole = decoder(query_batch.embedding, query_batch.shown).logits
     decoder.config = replace(decoder.config, **{module: False})
-    assert not torch.allclose(decoder(exercise.embedding, exercise.shown).logits, whole, atol=1e-3)
+    assert not torch.allclose(decoder(query_batch.embedding, query_batch.shown).logits, whole, atol=1e-3)
 
 
 def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Embedder) -> None:
     channels = embedder.encoder.spec.level_channels[-1:]
-    plain, levelled = pocket_ssm(), pocket_ssm(config=SsmConfig(levels=channels))
+    plain, levelled = pocket_ssm(), pocket_ssm(config=SelfSamplingDecoderConfig(levels=channels))
     begin_with(levelled, plain.state_dict())
-    exercise = exercise_of(embedder, plain)
+    query_batch = exercise_of(embedder, plain)
 
     def answer(decoder: SelfSamplingDecoder) -> torch.Tensor:
-        return decoder(exercise.embedding, exercise.shown).logits
+        return decoder(query_batch.embedding, query_batch.shown).logits
 
     assert torch.equal(answer(levelled), answer(plain)), "a start that knows nothing of levels begins as it was"
     assert levelled.levels is not None
     levelled.levels.gains.fill_(0.5)
     assert not torch.allclose(answer(levelled), answer(plain), atol=1e-3)
-    maps, masks = exercise.embedding["levels"], torch.rand(2, VALUES, 32, 32)
+    maps, masks = query_batch.embedding["levels"], torch.rand(2, VALUES, 32, 32)
     other = [*maps[:-1], maps[-1].flip(-1)]
     said, said_of_other = (levelled.levels(one, masks, levelled.mask_attention) for one in (maps, other))
     assert said.shape == (2, 128, 32, 32) and not torch.allclose(said, said_of_other, atol=1e-3)
@@ -63,22 +63,22 @@ def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Em
 
 
 def test_levels_that_an_encoder_does_not_give_are_missed(embedder: Embedder) -> None:
-    decoder = pocket_ssm(config=SsmConfig(levels=(16, 48)))
-    exercise = exercise_of(embedder, decoder)
+    decoder = pocket_ssm(config=SelfSamplingDecoderConfig(levels=(16, 48)))
+    query_batch = exercise_of(embedder, decoder)
     with pytest.raises(ValueError, match="load the encoder with its levels"):
-        decoder({"image": exercise.embedding["image"], "levels": []}, exercise.shown)
+        decoder({"image": query_batch.embedding["image"], "levels": []}, query_batch.shown)
 
 
 def test_a_kept_reading_gives_the_same_answer(embedder: Embedder) -> None:
     decoder = pocket_ssm()
-    exercise = exercise_of(embedder, decoder)
-    kept = decoder(exercise.embedding, exercise.shown, reading=exercise.reading).logits
-    assert torch.allclose(kept, decoder(exercise.embedding, exercise.shown).logits, atol=1e-4)
+    query_batch = exercise_of(embedder, decoder)
+    kept = decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading).logits
+    assert torch.allclose(kept, decoder(query_batch.embedding, query_batch.shown).logits, atol=1e-4)
 
 
 def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder: Embedder) -> None:
     slices = labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))
-    bank = Bank.of(slices, PocketDecoder())
+    bank = SupportBank.of(slices, PocketDecoder())
     shown = bank.shown("elsewhere", [0.0], bank.looks[:1], bank.centres[:1], config=QUICK.bank)
     points = sampled(shown, SamplingConfig(target=9, ring=6, far=6))
     assert points.features.shape == (1, 21, 128)
@@ -93,14 +93,14 @@ def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder:
 
 
 def test_more_points_than_the_support_has_are_marked(embedder: Embedder) -> None:
-    decoder = pocket_ssm(config=SsmConfig(sampling=SamplingConfig(target=64, ring=64, far=200)))
-    exercise = exercise_of(embedder, decoder)
-    points = sampled(exercise.shown, decoder.config.sampling)
+    decoder = pocket_ssm(config=SelfSamplingDecoderConfig(sampling=SamplingConfig(target=64, ring=64, far=200)))
+    query_batch = exercise_of(embedder, decoder)
+    points = sampled(query_batch.shown, decoder.config.sampling)
     assert not points.valid.all()
-    before = decoder(exercise.embedding, exercise.shown).logits
-    cells = torch.where(exercise.shown.valid[..., None], exercise.shown.cells, 100.0)
-    noisy = decoder.sampling(exercise.embedding["image"], replace(exercise.shown, cells=cells))
-    assert torch.allclose(noisy, decoder.sampling(exercise.embedding["image"], exercise.shown), atol=1e-4)
+    before = decoder(query_batch.embedding, query_batch.shown).logits
+    cells = torch.where(query_batch.shown.valid[..., None], query_batch.shown.cells, 100.0)
+    noisy = decoder.sampling(query_batch.embedding["image"], replace(query_batch.shown, cells=cells))
+    assert torch.allclose(noisy, decoder.sampling(query_batch.embedding["image"], query_batch.shown), atol=1e-4)
     assert before.isfinite().all()
 
 

@@ -12,11 +12,11 @@ from tiny_sam import tiny_sam
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import fit
-from ssmsam.fewshot.episodes import lessons
+from ssmsam.fewshot.episodes import adaptation_tasks
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.models.fewshot_sam import SamTargetNetwork
 from ssmsam.models.sam_encoder import SamEncoder
-from ssmsam.models.self_sampling import SelfSamplingDecoder, SsmConfig
+from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ def test_mask_attention_reads_blocks_of_sam_from_cached_embeddings() -> None:
     encoder = SamEncoder(tiny_sam(), name="sam_vit_b", weights_sha256="random", levels=(0, 1)).requires_grad_(False)
     embedder = Embedder(encoder=encoder)
     torch.manual_seed(0)
-    config = SsmConfig(levels=encoder.spec.level_channels)
+    config = SelfSamplingDecoderConfig(levels=encoder.spec.level_channels)
     decoder = SelfSamplingDecoder(SamTargetNetwork.from_sam(tiny_sam()), width=256, config=config)
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
-    taught = lessons(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
+    tasks = adaptation_tasks(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
     before = embedder.encoded
-    fitted = fit(decoder, taught, replace(QUICK, steps=6)).decoder
+    fitted = fit(decoder, tasks, replace(QUICK, steps=6)).decoder
     assert embedder.encoded == before
     assert isinstance(fitted, SelfSamplingDecoder) and fitted.levels is not None
     assert (fitted.levels.gains != 0).all(), "both levels learned to say something"
@@ -62,8 +62,8 @@ def test_mask_attention_reads_blocks_of_sam_from_cached_embeddings() -> None:
 def test_all_its_parts_learn_and_nothing_else(embedder: Embedder, decoder: SelfSamplingDecoder) -> None:
     volume = draw_volume()
     support = {"organ": labelled(embedder, volume, ORGAN, (2, 4, 6))}
-    taught = lessons(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
-    fitted = fit(decoder, taught, replace(QUICK, steps=2)).decoder
+    tasks = adaptation_tasks(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
+    fitted = fit(decoder, tasks, replace(QUICK, steps=2)).decoder
     moved = {
         name.split(".")[0]
         for (name, new), old in zip(fitted.named_parameters(), decoder.parameters(), strict=True)

@@ -18,7 +18,7 @@ from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.small_encoder import SPEC, SmallEncoder
 from ssmsam.server.background import Background
 from ssmsam.server.datastore.folder import StudiesFolder
-from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotService
 from ssmsam.server.images import Images
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
@@ -63,7 +63,7 @@ def truth() -> np.ndarray:
     return array
 
 
-def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotRoom:
+def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotService:
     studies = folder / "studies"
     studies.mkdir()
     for seed, name in enumerate(images):
@@ -72,7 +72,7 @@ def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotRoo
     datastore = StudiesFolder(studies, labels=LABELS, auto_reload=False)
     embedder = Embedder(encoder=PocketEncoder(), store=EmbeddingStore(folder / "store", quota_bytes=10**9))
     opened = Images(datastore=datastore, embedder=embedder, memory_bytes=10**9)
-    return FewShotRoom(
+    return FewShotService(
         images=opened,
         datastore=datastore,
         embedder=embedder,
@@ -84,7 +84,7 @@ def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotRoo
 
 
 def annotate(
-    room: FewShotRoom, image: str, slices: Mapping[str, Sequence[int]], folder: Path, *, complete: bool = False
+    room: FewShotService, image: str, slices: Mapping[str, Sequence[int]], folder: Path, *, complete: bool = False
 ) -> None:
     """Submit the truth of some slices, label by label."""
     array, values = np.zeros(SHAPE, np.uint8), dict(zip(LABELS, (1, 2), strict=True))
@@ -102,6 +102,6 @@ def annotate(
     room.datastore.save_label(image, str(file), "partial", json.loads(json.dumps(params)))
 
 
-def embed(room: FewShotRoom, *images: str) -> None:
+def embed(room: FewShotService, *images: str) -> None:
     for image in images:
         room.embedder.open_source(room.images.from_datastore(image).path).embed()

@@ -13,26 +13,26 @@ from pocket_room import annotate, make_room
 from safetensors.torch import save_file
 
 from ssmsam.cache import Cache
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import FewShotConfig, segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
-from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotService
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> FewShotRoom:
+def room(tmp_path: Path) -> FewShotService:
     room = make_room(tmp_path)
     annotate(room, "a", {"liver": (3, 6)}, tmp_path)
     return room
 
 
-def quick(room: FewShotRoom, *, steps: int = 1) -> FewShotConfig:
+def quick(room: FewShotService, *, steps: int = 1) -> FewShotConfig:
     adaptation = room.config.adaptation
     adaptation = replace(adaptation, steps=steps, views=replace(adaptation.views, views=0))
     return replace(room.config, adaptation=adaptation, folds=0)
 
 
-def test_nothing_is_learned_twice_and_new_slices_are(room: FewShotRoom, tmp_path: Path) -> None:
+def test_nothing_is_learned_twice_and_new_slices_are(room: FewShotService, tmp_path: Path) -> None:
     support = room.labelled.support("")
     head, name, fresh = room.head(support, quick(room))
     assert fresh
@@ -45,7 +45,7 @@ def test_nothing_is_learned_twice_and_new_slices_are(room: FewShotRoom, tmp_path
     assert len(other.card["support"]["liver"]) == 3
 
 
-def test_an_unadapted_head_is_no_answer_to_who_wants_it_adapted(room: FewShotRoom) -> None:
+def test_an_unadapted_head_is_no_answer_to_who_wants_it_adapted(room: FewShotService) -> None:
     support = room.labelled.support("")
     plain, name, _ = room.head(support, quick(room, steps=0))
     assert not plain.card["adapted"]
@@ -56,14 +56,14 @@ def test_an_unadapted_head_is_no_answer_to_who_wants_it_adapted(room: FewShotRoo
     assert not room.head(support, quick(room, steps=0))[0].card["adapted"]
 
 
-def test_a_pinned_head_answers_whatever_is_asked(room: FewShotRoom, tmp_path: Path) -> None:
+def test_a_pinned_head_answers_whatever_is_asked(room: FewShotService, tmp_path: Path) -> None:
     _, name, _ = room.head(room.labelled.support(""), quick(room))
     room.shelf.activate(name, pin=True)
     annotate(room, "a", {"liver": (4,)}, tmp_path)
     assert room.head(room.labelled.support(""), quick(room, steps=0))[1:] == (name, False)
 
 
-def test_labelled_volumes_are_completed_once_another_volume_needs_it(room: FewShotRoom) -> None:
+def test_labelled_volumes_are_completed_once_another_volume_needs_it(room: FewShotService) -> None:
     labelled, other = (room.images.open(room.images.from_datastore(name)).embeddings.key.digest for name in "ab")
     support = room.labelled.support("")
     head, name, _ = room.head(support, quick(room), volume=labelled)
@@ -78,7 +78,7 @@ def test_labelled_volumes_are_completed_once_another_volume_needs_it(room: FewSh
     assert not kept.lacks(other)
 
 
-def test_an_exported_head_lacks_nothing(room: FewShotRoom) -> None:
+def test_an_exported_head_lacks_nothing(room: FewShotService) -> None:
     labelled = room.images.open(room.images.from_datastore("a")).embeddings.key.digest
     _, name, _ = room.head(room.labelled.support(""), quick(room), volume=labelled)
     assert not room.shelf.card(name)["completed"]
@@ -88,17 +88,17 @@ def test_an_exported_head_lacks_nothing(room: FewShotRoom) -> None:
     assert room.whole(name).stat().st_mtime_ns == written
 
 
-def same_masks(room: FewShotRoom, one: Head, other: Head) -> bool:
+def same_masks(room: FewShotService, one: AdaptedTask, other: AdaptedTask) -> bool:
     queries = [room.images.open(room.images.from_datastore(name)).embeddings for name in "ab"]
     return all(np.array_equal(segment(query, one).logits, segment(query, other).logits) for query in queries)
 
 
-def forgetful(room: FewShotRoom) -> FewShotRoom:
+def forgetful(room: FewShotService) -> FewShotService:
     """The same room after a restart."""
     return replace(room, _read=Cache(2))
 
 
-def test_a_lost_support_cache_is_made_again_of_the_annotations(room: FewShotRoom) -> None:
+def test_a_lost_support_cache_is_made_again_of_the_annotations(room: FewShotService) -> None:
     support = room.labelled.support("")
     head, name, _ = room.head(support, quick(room))
     checkpoint = room.shelf.path(name).read_bytes()
@@ -114,7 +114,7 @@ def test_a_lost_support_cache_is_made_again_of_the_annotations(room: FewShotRoom
 
 
 def test_without_the_slices_that_it_was_adapted_to_a_head_answers_from_its_summary(
-    room: FewShotRoom, tmp_path: Path
+    room: FewShotService, tmp_path: Path
 ) -> None:
     _, name, _ = room.head(room.labelled.support(""), quick(room))
     room.shelf.activate(name, pin=True)
@@ -128,7 +128,7 @@ def test_without_the_slices_that_it_was_adapted_to_a_head_answers_from_its_summa
     assert (same, head.summarised) == (name, True)
 
 
-def test_a_checkpoint_answers_in_another_room(room: FewShotRoom, tmp_path: Path) -> None:
+def test_a_checkpoint_answers_in_another_room(room: FewShotService, tmp_path: Path) -> None:
     _, name, _ = room.head(room.labelled.support(""), quick(room))
     data = room.whole(name).read_bytes()
     assert len(data) < 4_000_000
@@ -142,7 +142,7 @@ def test_a_checkpoint_answers_in_another_room(room: FewShotRoom, tmp_path: Path)
     assert other.whole("imported").read_bytes() == data
 
 
-def test_files_of_earlier_versions_are_not_exported(room: FewShotRoom) -> None:
+def test_files_of_earlier_versions_are_not_exported(room: FewShotService) -> None:
     room.shelf.folder.mkdir()
     card = {"format": 5, "weights_sha256": "of another encoder", "encoder": "other"}
     save_file({"decoder.a": torch.zeros(1)}, room.shelf.folder / "old.safetensors", {"card": json.dumps(card)})

@@ -13,7 +13,7 @@ from pocket_room import LABELS, PocketDecoder, annotate, make_room
 
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.estimate import Estimate
-from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Starts
+from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
 from ssmsam.fewshot.meta_learning import judged, set_aside
 from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.models.fewshot_decoder import TargetDecoder
@@ -21,7 +21,7 @@ from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SPEC
 from ssmsam.progress import Cancelled
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotService
 from ssmsam.server.tasks import training as meta_training
 from ssmsam.server.tasks.training import MetaTraining
 
@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> FewShotRoom:
+def room(tmp_path: Path) -> FewShotService:
     """The liver annotated on five slices of both volumes."""
     plain = make_room(tmp_path)
     torch.manual_seed(1)
@@ -49,7 +49,7 @@ def room(tmp_path: Path) -> FewShotRoom:
         plain,
         method=SSM_SAM,
         decoder=decoder,
-        starts=Starts(tmp_path / "heads" / SSM_SAM / "starts", decoder, weights_sha256="pocket"),
+        starts=Initialisations(tmp_path / "heads" / SSM_SAM / "starts", decoder, weights_sha256="pocket"),
         shelf=CheckpointRegistry(tmp_path / "heads" / SSM_SAM, method=SSM_SAM),
     )
     for image in ("a", "b"):
@@ -57,12 +57,12 @@ def room(tmp_path: Path) -> FewShotRoom:
     return room
 
 
-def the_starts(room: FewShotRoom) -> Starts:
+def the_starts(room: FewShotService) -> Initialisations:
     assert room.starts is not None
     return room.starts
 
 
-def support_of(room: FewShotRoom) -> Support:
+def support_of(room: FewShotService) -> Support:
     return room.labelled.support("")
 
 
@@ -71,7 +71,7 @@ def same(one: TargetDecoder, other: TargetDecoder) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def quick_config(room: FewShotRoom):
+def quick_config(room: FewShotService):
     adaptation = replace(room.config.adaptation, steps=1, views=replace(room.config.adaptation.views, views=0))
     return replace(room.config, adaptation=adaptation, folds=0)
 
@@ -82,7 +82,7 @@ def accept_all(monkeypatch: pytest.MonkeyPatch, *, better: bool) -> None:
     monkeypatch.setattr(meta_training, "judged", lambda *_, **__: {"liver": Estimate(0.3, next(after), 2)})
 
 
-def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotRoom, monkeypatch) -> None:
+def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotService, monkeypatch) -> None:
     starts, config = the_starts(room), quick_config(room)
     old_head, old_name, _ = room.head(support_of(room), config)
     assert old_head.card["method"] == SSM_SAM
@@ -95,7 +95,7 @@ def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotRoo
     decoder, name = room.start
     assert name == result["start"]
     assert not same(decoder, room.decoder), "training changed nothing"
-    assert same(Starts(Path(starts.folder), room.decoder, weights_sha256="pocket").current()[0], decoder)
+    assert same(Initialisations(Path(starts.folder), room.decoder, weights_sha256="pocket").current()[0], decoder)
     card = starts.cards()[name]
     assert card["learned_from"] == {"liver": 8}
     assert card["steps"] == 2
@@ -114,7 +114,7 @@ def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotRoo
     assert (stats["phase"], stats["start"], stats["best_metric"]) == ("done", name, 0.6)
 
 
-def test_a_start_that_is_estimated_to_be_worse_is_kept_but_not_used(room: FewShotRoom, monkeypatch) -> None:
+def test_a_start_that_is_estimated_to_be_worse_is_kept_but_not_used(room: FewShotService, monkeypatch) -> None:
     accept_all(monkeypatch, better=False)
     result = MetaTraining(room)(QUICK, room.datastore)
     assert not result["activated"]
@@ -124,7 +124,7 @@ def test_a_start_that_is_estimated_to_be_worse_is_kept_but_not_used(room: FewSho
     assert room.start[1] == result["start"]
 
 
-def test_going_back(room: FewShotRoom) -> None:
+def test_going_back(room: FewShotService) -> None:
     starts = the_starts(room)
     first = starts.publish(room.decoder, CARD, activate=True)
     second = starts.publish(room.decoder, CARD, activate=True)
@@ -137,22 +137,22 @@ def test_going_back(room: FewShotRoom) -> None:
         starts.activate("nothing")
 
 
-def test_starts_belong_to_the_weights_of_one_encoder(room: FewShotRoom, tmp_path: Path) -> None:
+def test_starts_belong_to_the_weights_of_one_encoder(room: FewShotService, tmp_path: Path) -> None:
     starts = the_starts(room)
     starts.publish(room.decoder, CARD, activate=True)
-    others = Starts(starts.folder, room.decoder, weights_sha256="other")
+    others = Initialisations(starts.folder, room.decoder, weights_sha256="other")
     assert others.current() == (room.decoder, "")
     assert others.cards() == {}
 
 
-def test_a_damaged_start_is_not_used(room: FewShotRoom) -> None:
+def test_a_damaged_start_is_not_used(room: FewShotService) -> None:
     starts = the_starts(room)
     name = starts.publish(room.decoder, CARD, activate=True)
     next(starts.folder.rglob(f"{name}.safetensors")).write_bytes(b"damaged")
-    assert Starts(starts.folder, room.decoder, weights_sha256="pocket").current() == (room.decoder, "")
+    assert Initialisations(starts.folder, room.decoder, weights_sha256="pocket").current() == (room.decoder, "")
 
 
-def test_stopping_leaves_the_start_that_was_used(room: FewShotRoom, monkeypatch) -> None:
+def test_stopping_leaves_the_start_that_was_used(room: FewShotService, monkeypatch) -> None:
     task, heard = MetaTraining(room), []
 
     def progress(phase: str, done: int, total: int) -> None:
@@ -167,7 +167,7 @@ def test_stopping_leaves_the_start_that_was_used(room: FewShotRoom, monkeypatch)
     assert the_starts(room).cards() == {}
 
 
-def test_the_estimate_rests_on_slices_that_training_never_saw(room: FewShotRoom, monkeypatch) -> None:
+def test_the_estimate_rests_on_slices_that_training_never_saw(room: FewShotService, monkeypatch) -> None:
     support = support_of(room)
     rest, aside = set_aside(support)
     assert len(support["liver"]) == 10
@@ -184,7 +184,7 @@ def test_the_estimate_rests_on_slices_that_training_never_saw(room: FewShotRoom,
     assert hidden.isdisjoint((one.volume, one.index) for one in shown[0]["liver"])
 
 
-def test_what_is_set_aside_decides_the_estimate(room: FewShotRoom) -> None:
+def test_what_is_set_aside_decides_the_estimate(room: FewShotService) -> None:
     """Other masks on these slices change the Dice; it is not one of the slices that are shown."""
     config = replace(room.config.adaptation, steps=0)
     support = support_of(room)
@@ -198,7 +198,7 @@ def test_what_is_set_aside_decides_the_estimate(room: FewShotRoom) -> None:
     assert before.before != other.before
 
 
-def test_too_little_is_refused_before_a_process_starts(tmp_path: Path, room: FewShotRoom) -> None:
+def test_too_little_is_refused_before_a_process_starts(tmp_path: Path, room: FewShotService) -> None:
     task = MetaTraining(room)
     task.require({})
     (tmp_path / "other").mkdir()
@@ -209,6 +209,6 @@ def test_too_little_is_refused_before_a_process_starts(tmp_path: Path, room: Few
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": "many"}, {"outer_rate": 2}, {"views": -1}])
-def test_wrong_options_are_refused(room: FewShotRoom, wrong: dict) -> None:
+def test_wrong_options_are_refused(room: FewShotService, wrong: dict) -> None:
     with pytest.raises(InvalidRequest):
         MetaTraining(room).require(wrong)

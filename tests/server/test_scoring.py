@@ -10,19 +10,19 @@ import pytest
 from pocket_room import AFFINE, annotate, embed, make_room, truth
 
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotRoom
-from ssmsam.server.outlook import Outlooks
+from ssmsam.server.fewshot_room import FewShotService
+from ssmsam.server.outlook import VolumeOutlooks
 from ssmsam.server.tasks.scoring import DiceScore, UncertaintyScore
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> FewShotRoom:
+def room(tmp_path: Path) -> FewShotService:
     return make_room(tmp_path)
 
 
-def save_original(room: FewShotRoom, image: str, array: np.ndarray, folder: Path) -> None:
+def save_original(room: FewShotService, image: str, array: np.ndarray, folder: Path) -> None:
     """A model's mask, long enough ago."""
     file = folder / "original.nii.gz"
     write_volume(Volume(array, AFFINE), file)
@@ -40,7 +40,7 @@ def half_right() -> np.ndarray:
     return array
 
 
-def test_only_annotated_slices_count_label_by_label(room: FewShotRoom, tmp_path: Path) -> None:
+def test_only_annotated_slices_count_label_by_label(room: FewShotService, tmp_path: Path) -> None:
     save_original(room, "a", half_right(), tmp_path)
     annotate(room, "a", {"liver": [3, 4], "spleen": [5]}, tmp_path)
     score = DiceScore()({}, room.datastore)
@@ -53,7 +53,7 @@ def test_only_annotated_slices_count_label_by_label(room: FewShotRoom, tmp_path:
     assert room.datastore.get_image_info("a")["dice"] == score["a"]["dice"]
 
 
-def test_a_slice_known_to_be_empty_counts(room: FewShotRoom, tmp_path: Path) -> None:
+def test_a_slice_known_to_be_empty_counts(room: FewShotService, tmp_path: Path) -> None:
     flooded = truth()
     flooded[9, 8:28, 6:22] = 1
     save_original(room, "a", flooded, tmp_path)
@@ -61,14 +61,14 @@ def test_a_slice_known_to_be_empty_counts(room: FewShotRoom, tmp_path: Path) -> 
     assert DiceScore()({}, room.datastore)["a"]["dice"] == pytest.approx(2 * 320 / (3 * 320), abs=1e-4)
 
 
-def test_a_mask_is_not_praised_for_what_it_was_told(room: FewShotRoom, tmp_path: Path) -> None:
+def test_a_mask_is_not_praised_for_what_it_was_told(room: FewShotService, tmp_path: Path) -> None:
     annotate(room, "a", {"liver": [3, 4]}, tmp_path)
     save_original(room, "a", truth(), tmp_path)
     room.datastore.update_label_info("a", "original", {"ts": int(time.time()) + 60})
     assert DiceScore()({}, room.datastore) == {}
 
 
-def test_masks_of_another_tag_or_without_a_time(room: FewShotRoom, tmp_path: Path) -> None:
+def test_masks_of_another_tag_or_without_a_time(room: FewShotService, tmp_path: Path) -> None:
     save_original(room, "a", truth(), tmp_path)
     annotate(room, "a", {"liver": [4]}, tmp_path)
     assert DiceScore()({}, room.datastore)["a"]["dice"] == 1.0
@@ -77,8 +77,8 @@ def test_masks_of_another_tag_or_without_a_time(room: FewShotRoom, tmp_path: Pat
     assert DiceScore()({}, room.datastore) == {}
 
 
-def test_uncertainty_is_kept_with_the_image(room: FewShotRoom, tmp_path: Path) -> None:
-    score = UncertaintyScore(Outlooks(room))
+def test_uncertainty_is_kept_with_the_image(room: FewShotService, tmp_path: Path) -> None:
+    score = UncertaintyScore(VolumeOutlooks(room))
     assert score({}, room.datastore) == {}
     annotate(room, "a", {"liver": [3, 6]}, tmp_path)
     embed(room, "a", "b")

@@ -13,9 +13,16 @@ from ssmsam.active.acquisition import RULES
 from ssmsam.active.forecast import prompted
 from ssmsam.reading import read_volume
 from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.fewshot_room import FewShotRoom
-from ssmsam.server.outlook import Deadline, Outlooks
-from ssmsam.server.tasks.strategies import EXHAUSTED, FINISHED, UNREADABLE, SliceStrategy, Wish, slices_hint
+from ssmsam.server.fewshot_room import FewShotService
+from ssmsam.server.outlook import Deadline, VolumeOutlooks
+from ssmsam.server.tasks.strategies import (
+    EXHAUSTED,
+    FINISHED,
+    UNREADABLE,
+    NextSampleRequest,
+    SliceStrategy,
+    slices_hint,
+)
 from ssmsam.server.tasks.uncertainty import UncertaintyMap
 from ssmsam.volume.errors import UnreadableVolume
 
@@ -23,19 +30,19 @@ EVERY = range(SHAPE[0])
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> FewShotRoom:
+def room(tmp_path: Path) -> FewShotService:
     return make_room(tmp_path)
 
 
-def ask(room: FewShotRoom, rule: str = "next_slices", **request: object) -> dict:
-    strategy = SliceStrategy(Outlooks(room), rule=rule)
+def ask(room: FewShotService, rule: str = "next_slices", **request: object) -> dict:
+    strategy = SliceStrategy(VolumeOutlooks(room), rule=rule)
     found = strategy({"strategy": rule, **request}, room.datastore)
     assert json.loads(json.dumps(found)) == found
     return found
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_before_anything_is_annotated(room: FewShotRoom, rule: str) -> None:
+def test_before_anything_is_annotated(room: FewShotService, rule: str) -> None:
     found = ask(room, rule)
     assert found["id"] in ("a", "b")
     assert len(found["slices"]) == 3 and set(found["slices"]) <= set(EVERY)
@@ -45,7 +52,9 @@ def test_before_anything_is_annotated(room: FewShotRoom, rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_with_annotations_other_slices_are_named_for_each_label(room: FewShotRoom, tmp_path: Path, rule: str) -> None:
+def test_with_annotations_other_slices_are_named_for_each_label(
+    room: FewShotService, tmp_path: Path, rule: str
+) -> None:
     annotate(room, "a", {"liver": [3, 6], "spleen": [5]}, tmp_path)
     embed(room, "a")
     found = ask(room, rule, k=4, image="a")
@@ -59,7 +68,7 @@ def test_with_annotations_other_slices_are_named_for_each_label(room: FewShotRoo
     }
 
 
-def test_a_choice_on_embedded_volumes_costs_no_encoder_pass(room: FewShotRoom, tmp_path: Path) -> None:
+def test_a_choice_on_embedded_volumes_costs_no_encoder_pass(room: FewShotService, tmp_path: Path) -> None:
     annotate(room, "a", {"liver": [3, 6]}, tmp_path)
     embed(room, "a", "b")
     encoded = room.embedder.encoded
@@ -70,10 +79,10 @@ def test_a_choice_on_embedded_volumes_costs_no_encoder_pass(room: FewShotRoom, t
     assert room.embedder.encoded == encoded
 
 
-def test_forecasts_are_made_anew_only_when_something_has_changed(room: FewShotRoom, tmp_path: Path) -> None:
+def test_forecasts_are_made_anew_only_when_something_has_changed(room: FewShotService, tmp_path: Path) -> None:
     annotate(room, "a", {"liver": [3, 6]}, tmp_path)
     embed(room, "a")
-    outlooks = Outlooks(room)
+    outlooks = VolumeOutlooks(room)
     first = outlooks.of("a", ["liver"], deadline=Deadline(10)).state.forecasts["liver"]
     assert outlooks.of("a", ["liver"], deadline=Deadline(10)).state.forecasts["liver"] is first
     annotate(room, "a", {"liver": [4]}, tmp_path)
@@ -85,14 +94,14 @@ def test_forecasts_are_made_anew_only_when_something_has_changed(room: FewShotRo
     assert asked.head == name and asked.state.forecasts["liver"] is not after
 
 
-def test_volumes_are_compared_where_a_model_can_tell(room: FewShotRoom, tmp_path: Path) -> None:
+def test_volumes_are_compared_where_a_model_can_tell(room: FewShotService, tmp_path: Path) -> None:
     annotate(room, "a", {"liver": [index for index in EVERY if index != 5]}, tmp_path)
     embed(room, "a", "b")
     assert ask(room)["id"] == "b"  # one slice is left in a, all of them in b
     assert ask(room, image="a")["slices"] == [5]
 
 
-def test_nothing_left_is_said(room: FewShotRoom, tmp_path: Path) -> None:
+def test_nothing_left_is_said(room: FewShotService, tmp_path: Path) -> None:
     for image in ("a", "b"):
         annotate(room, image, {"liver": EVERY}, tmp_path)
     for rule in RULES:
@@ -106,31 +115,31 @@ def test_nothing_left_is_said(room: FewShotRoom, tmp_path: Path) -> None:
         ask(room, image="a")
 
 
-def test_an_image_that_cannot_be_read_holds_nobody_up(room: FewShotRoom) -> None:
+def test_an_image_that_cannot_be_read_holds_nobody_up(room: FewShotService) -> None:
     Path(room.images.from_datastore("a").path).write_bytes(b"damaged")
     assert ask(room)["id"] == "b"
 
 
 @pytest.mark.parametrize("request_", [{"k": "many"}, {"k": -1}, {"k": 1000}, {"budget_s": 1e9}, {"labels": [1]}])
-def test_wrong_wishes_are_refused(room: FewShotRoom, request_: dict) -> None:
+def test_wrong_wishes_are_refused(room: FewShotService, request_: dict) -> None:
     with pytest.raises(InvalidRequest):
         ask(room, **request_)
 
 
-def test_an_unknown_image_is_refused(room: FewShotRoom) -> None:
+def test_an_unknown_image_is_refused(room: FewShotService) -> None:
     with pytest.raises(NotKnown):
         ask(room, image="nowhere")
 
 
 def test_what_viewers_send_as_an_option_means_all_annotated_labels() -> None:
-    assert Wish.of({"for_label": "all annotated", "k": 3}).labels == ()
-    assert Wish.of({"for_label": "liver"}).labels == ("liver",)
-    assert Wish.of({"labels": "liver, spleen,liver"}).labels == ("liver", "spleen")
+    assert NextSampleRequest.of({"for_label": "all annotated", "k": 3}).labels == ()
+    assert NextSampleRequest.of({"for_label": "liver"}).labels == ("liver",)
+    assert NextSampleRequest.of({"labels": "liver, spleen,liver"}).labels == ("liver", "spleen")
 
 
-def test_options_have_types_that_viewers_can_show(room: FewShotRoom) -> None:
+def test_options_have_types_that_viewers_can_show(room: FewShotService) -> None:
     for rule in RULES:
-        config = SliceStrategy(Outlooks(room), rule=rule).info()["config"]
+        config = SliceStrategy(VolumeOutlooks(room), rule=rule).info()["config"]
         for value in config.values():
             assert isinstance(value, bool | int | float | str) or all(isinstance(one, str) for one in value)
 
@@ -141,18 +150,18 @@ def test_the_hint_is_short_and_says_which_label_wants_what() -> None:
     assert slices_hint([1, 5], {"liver": [1, 5], "spleen": [5]}) == "liver 1,5; spleen 5"
 
 
-def test_a_pinned_head_is_asked_as_it_is(room: FewShotRoom, tmp_path: Path) -> None:
+def test_a_pinned_head_is_asked_as_it_is(room: FewShotService, tmp_path: Path) -> None:
     annotate(room, "a", {"liver": [3]}, tmp_path)
     name = room.shelf.publish(prompted(room.labelled.support("a"), room.embedder, room.decoder), decoder=room.decoder)
     room.shelf.activate(name, pin=True)
     annotate(room, "a", {"liver": [4, 5]}, tmp_path)
-    head, used = Outlooks(room).head("a", ["liver"])
+    head, used = VolumeOutlooks(room).head("a", ["liver"])
     assert used == name and len(head.banks["liver"]) == 1
     room.shelf.unpin()
-    assert len(Outlooks(room).head("a", ["liver"])[0].banks["liver"]) == 3
+    assert len(VolumeOutlooks(room).head("a", ["liver"])[0].banks["liver"]) == 3
 
 
-def test_the_map_is_on_the_image_s_grid_and_sure_where_somebody_looked(room: FewShotRoom, tmp_path: Path) -> None:
+def test_the_map_is_on_the_image_s_grid_and_sure_where_somebody_looked(room: FewShotService, tmp_path: Path) -> None:
     task = UncertaintyMap(room)
     source = room.images.from_datastore("a")
     with pytest.raises(InvalidRequest, match="annotate a few slices"):
@@ -186,7 +195,7 @@ def test_an_image_that_cannot_be_read_stops_nobody(tmp_path: Path, rule: str) ->
     assert len(told) == 10 and all(image in reason for image, reason in told.items())
 
 
-def test_annotations_of_an_image_that_cannot_be_read_any_more_stop_nobody(room: FewShotRoom, tmp_path: Path) -> None:
+def test_annotations_of_an_image_that_cannot_be_read_any_more_stop_nobody(room: FewShotService, tmp_path: Path) -> None:
     annotate(room, "a", {"liver": [3, 6]}, tmp_path)
     annotate(room, "b", {"liver": [4], "spleen": [5]}, tmp_path)
     (tmp_path / "studies" / "b.nii.gz").write_bytes(b"")

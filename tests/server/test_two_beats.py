@@ -17,12 +17,12 @@ from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
 from ssmsam.server import fewshot_room
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotService
 from ssmsam.server.tasks.fewshot import FewShotTask
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Iterator[FewShotRoom]:
+def room(tmp_path: Path) -> Iterator[FewShotService]:
     room = make_room(tmp_path)
     annotate(room, "a", {"liver": (3, 5, 6)}, tmp_path)
     adaptation = room.config.adaptation
@@ -32,7 +32,7 @@ def room(tmp_path: Path) -> Iterator[FewShotRoom]:
     room.jobs.stop()
 
 
-def run(room: FewShotRoom, image: str = "a", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+def run(room: FewShotService, image: str = "a", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
     asked = {"image": room.images.from_datastore(image), "client_id": "reader", "adapt": True, **options}
     path, told = FewShotTask(room)(asked)
     mask = read_volume(path).array
@@ -40,7 +40,7 @@ def run(room: FewShotRoom, image: str = "a", **options: Any) -> tuple[np.ndarray
     return mask, told
 
 
-def ended(room: FewShotRoom, job: str) -> Any:
+def ended(room: FewShotService, job: str) -> Any:
     """The job, once it has ended."""
     room.jobs.get(job).result.exception(timeout=60)
     return room.jobs.get(job)
@@ -52,7 +52,7 @@ def better(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
-def test_the_adapted_head_answers_from_the_next_run_on_if_it_is_better(room: FewShotRoom, better: bool) -> None:
+def test_the_adapted_head_answers_from_the_next_run_on_if_it_is_better(room: FewShotService, better: bool) -> None:
     first, told = run(room)
     assert (told["adapted"], told["adapted_now"]) == (False, False)
     one = told["dice_estimate"]["liver"]
@@ -71,14 +71,14 @@ def test_the_adapted_head_answers_from_the_next_run_on_if_it_is_better(room: Few
     assert better or np.array_equal(again, first)
 
 
-def test_gradient_steps_are_for_who_asks_for_them(room: FewShotRoom) -> None:
+def test_gradient_steps_are_for_who_asks_for_them(room: FewShotService) -> None:
     assert FewShotTask(room).config()["adapt"] is False
     assert run(room, adapt=False)[1]["job"] is None
     assert run(room)[1]["job"] is not None
 
 
 def test_nothing_is_computed_twice_until_something_changes(
-    room: FewShotRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: FewShotService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, told = run(room, adapt=False)
     assert told["job"] is None
@@ -97,7 +97,7 @@ def test_nothing_is_computed_twice_until_something_changes(
     assert not run(room, adapt=False)[1]["answered_before"], "a slice was annotated"
 
 
-def test_who_waits_gets_the_adapted_answer(room: FewShotRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_gets_the_adapted_answer(room: FewShotService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "worth_it", lambda estimates: True)
     _, told = run(room, wait=True)
     assert (told["adapted"], told["adapted_now"], told["job"]) == (True, True, None)
@@ -121,7 +121,7 @@ class Slow:
 
 
 def test_an_outdated_adaptation_is_stopped_and_the_same_is_not_doubled(
-    room: FewShotRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: FewShotService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow(monkeypatch)
     job = run(room)[1]["job"]
@@ -138,7 +138,7 @@ def test_an_outdated_adaptation_is_stopped_and_the_same_is_not_doubled(
 
 
 def test_a_stopped_adaptation_leaves_the_proposal_and_is_begun_anew(
-    room: FewShotRoom, monkeypatch: pytest.MonkeyPatch
+    room: FewShotService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow(monkeypatch)
     _, told = run(room)
@@ -158,6 +158,6 @@ def test_too_few_slices_to_hold_one_out_are_not_adapted_to(tmp_path: Path) -> No
     assert (told["job"], told["adapted"]) == (None, False)
 
 
-def test_wrong_options_are_refused(room: FewShotRoom) -> None:
+def test_wrong_options_are_refused(room: FewShotService) -> None:
     with pytest.raises(InvalidRequest, match="budget_s"):
         run(room, budget_s="soon")

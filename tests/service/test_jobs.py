@@ -20,7 +20,7 @@ def jobs() -> Iterator[Jobs]:
     queue.stop()
 
 
-class Gate:
+class PriorityLock:
     """Work that goes on step by step until it is let go."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Gate:
 
 
 def test_what_somebody_waits_for_goes_first(jobs: Jobs) -> None:
-    gate, order = Gate(), []
+    gate, order = PriorityLock(), []
     jobs.submit(Job("adapt"), gate)
     assert gate.began.wait(5)
     last = jobs.submit(Job("adapt", priority=LATER), lambda job: order.append("later"))
@@ -49,7 +49,7 @@ def test_what_somebody_waits_for_goes_first(jobs: Jobs) -> None:
 
 
 def test_a_job_tells_how_far_it_is_and_what_came_of_it(jobs: Jobs) -> None:
-    gate = Gate()
+    gate = PriorityLock()
     job = jobs.submit(Job("adapt", title="fewshot adapts", owner="reader", image="a", model="fewshot"), gate)
     assert gate.began.wait(5)
     told = job.as_json()
@@ -63,7 +63,7 @@ def test_a_job_tells_how_far_it_is_and_what_came_of_it(jobs: Jobs) -> None:
 
 
 def test_stopping_one_job_touches_no_other(jobs: Jobs) -> None:
-    first, second = Gate(), Gate()
+    first, second = PriorityLock(), PriorityLock()
     running = jobs.submit(Job("adapt", owner="a"), first)
     waiting = jobs.submit(Job("adapt", owner="b"), second)
     third = jobs.submit(Job("adapt", owner="c"), lambda job: job.progress("adapt", 1, 1))
@@ -116,7 +116,7 @@ def test_ended_jobs_are_forgotten_in_their_order(jobs: Jobs) -> None:
 
 
 def test_kinds_do_not_wait_for_each_other(jobs: Jobs) -> None:
-    training, adaptation = Gate(), Gate()
+    training, adaptation = PriorityLock(), PriorityLock()
     jobs.submit(Job("train"), training)
     jobs.submit(Job("adapt"), adaptation)
     assert training.began.wait(5) and adaptation.began.wait(5)
@@ -140,7 +140,7 @@ def test_work_that_gives_way_is_called_again(jobs: Jobs) -> None:
 
 
 def test_what_is_brought_forward_runs_next(jobs: Jobs) -> None:
-    gate, order = Gate(), []
+    gate, order = PriorityLock(), []
     jobs.submit(Job("embed"), gate)
     assert gate.began.wait(5)
     waiting = [jobs.submit(Job("embed"), lambda job, n=n: order.append(n)) for n in range(3)]
@@ -152,7 +152,7 @@ def test_what_is_brought_forward_runs_next(jobs: Jobs) -> None:
 
 
 def test_a_paused_job_can_be_stopped_while_it_waits(jobs: Jobs) -> None:
-    gate = Gate()
+    gate = PriorityLock()
 
     def gives_way(job: Job) -> None:
         jobs.submit(Job("embed"), gate, first=True)
@@ -182,7 +182,7 @@ def test_a_job_stops_work_that_is_told_no_progress(jobs: Jobs) -> None:
             stop_if_cancelled()
             time.sleep(0.002)
 
-    job, other = jobs.submit(Job("segment"), deep), jobs.submit(Job("adapt"), Gate())
+    job, other = jobs.submit(Job("segment"), deep), jobs.submit(Job("adapt"), PriorityLock())
     assert began.wait(5)
     jobs.cancel(job.id)
     with pytest.raises(Cancelled):

@@ -11,18 +11,18 @@ import torch
 from ssmsam.active.extent import presence_given
 from ssmsam.active.volume_state import Forecast
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.prediction import Finding, find
 from ssmsam.fewshot.proposals import Proposals, shares
 from ssmsam.fewshot.selection import Selected
 from ssmsam.fewshot.support import Support
-from ssmsam.fewshot.support_bank import Bank, look
+from ssmsam.fewshot.support_bank import SupportBank, look
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, silent
 
 
-def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> Head:
+def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> AdaptedTask:
     """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them,
     nothing completed, and no closer look.
 
@@ -48,7 +48,7 @@ class Expected:
 
 
 def expect(
-    head: Head,
+    head: AdaptedTask,
     query: VolumeEmbeddings,
     slices: Sequence[int],
     *,
@@ -72,7 +72,7 @@ def looks(query: VolumeEmbeddings, slices: Sequence[int]) -> dict[int, np.ndarra
         return {index: look(query.slice(index)["image"])[0].cpu().numpy() for index in slices}
 
 
-def calibrated(found: Finding, bank: Bank, query: VolumeEmbeddings) -> Proposals:
+def calibrated(found: Finding, bank: SupportBank, query: VolumeEmbeddings) -> Proposals:
     """What was proposed, with the presence that the volume head sees, given what is annotated."""
     proposals, presence = found.proposed, found.final.presence
     known = {

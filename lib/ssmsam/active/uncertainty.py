@@ -15,12 +15,12 @@ import torch
 
 from ssmsam.active.forecast import calibrated
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig
 from ssmsam.fewshot.prediction import find
 from ssmsam.fewshot.proposals import Proposals, shares
 from ssmsam.fewshot.support import Support
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.prompt_decoder import logits_to_pixels
 from ssmsam.progress import Progress, silent
 
@@ -28,7 +28,7 @@ MOST_VIEWS = 8
 
 
 def uncertainty_map(
-    head: Head,
+    head: AdaptedTask,
     query: VolumeEmbeddings,
     *,
     labels: Sequence[str] = (),
@@ -59,7 +59,7 @@ def uncertainty_map(
 
 
 def probabilities(
-    head: Head,
+    head: AdaptedTask,
     query: VolumeEmbeddings,
     *,
     labels: Sequence[str] = (),
@@ -86,7 +86,7 @@ def probabilities(
     return {label: np.mean(several, axis=0) for label, several in found.items()}
 
 
-def _heads(head: Head, labels: Sequence[str], views: int) -> list[tuple[Head, list[str]]]:
+def _heads(head: AdaptedTask, labels: Sequence[str], views: int) -> list[tuple[AdaptedTask, list[str]]]:
     """The head and, for each view, the head without a part of each label's annotated slices; each with the labels that
     it still knows something of."""
     parts = {label: _parts(head.banks[label], views) for label in labels}
@@ -98,7 +98,7 @@ def _heads(head: Head, labels: Sequence[str], views: int) -> list[tuple[Head, li
     return heads
 
 
-def _parts(bank: Bank, views: int) -> list[list[int]]:
+def _parts(bank: SupportBank, views: int) -> list[list[int]]:
     """Every so many-th annotated slice along each volume, in turn; no part without which nothing would be known."""
     drawn = [k for k in range(len(bank)) if not bank.completed[k]]
     drawn.sort(key=lambda k: (bank.volumes[k], bank.positions[k]))

@@ -392,7 +392,7 @@ class AnnotationStore:
     def merge(self, image: str, update: Update) -> Annotations:
         """Add a submission to what is known of an image, and return all of it.
 
-        Raises :class:`~ssmsam.annotation.slice_state.InvalidSubmission` when the update is on another grid than the stored
+        Raises InvalidSubmission when the update is on another grid than the stored
         annotations, ``CorruptAnnotations``, and OSError where the disk is full; nothing is changed then.
         """
         folder = image_folder(self.root, image)

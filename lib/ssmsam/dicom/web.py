@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -20,7 +18,6 @@ import pydicom
 import requests
 from cachetools import TTLCache
 from dicomweb_client import DICOMwebClient
-from monailabel.config import settings
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
@@ -117,56 +114,6 @@ def _instances(header: Mapping[str, Any]) -> Iterator[str]:
 
 def _items(holder: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
     return [item for item in (holder.get(tag) or {}).get("Value") or () if isinstance(item, Mapping)]
-
-
-TOKEN_VARIABLE = "SSMSAM_DICOMWEB_TOKEN"
-"""The environment variable with an OAuth bearer token for the store."""
-
-FILTER_SETTING = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
-
-
-def is_dicomweb(studies: str) -> bool:
-    """Whether the studies are the address of a server rather than a folder."""
-    return studies.startswith(("http://", "https://"))
-
-
-def store_access(url: str) -> StoreAccess:
-    """The access to the store at ``url``."""
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    return StoreAccess(
-        url=url.strip().rstrip("/"),
-        user=settings.MONAI_LABEL_DICOMWEB_USERNAME,
-        password=settings.MONAI_LABEL_DICOMWEB_PASSWORD,
-        token=(lambda: token) if token else _google_token if "googleapis.com" in url else None,
-        read_s=settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
-        qido=settings.MONAI_LABEL_QIDO_PREFIX,
-        wado=settings.MONAI_LABEL_WADO_PREFIX,
-        stow=settings.MONAI_LABEL_STOW_PREFIX,
-    )
-
-
-def search_filters(modalities: tuple[str, ...]) -> dict[str, Any]:
-    """Which series are images: those of ``modalities``, unless MONAI Label's own setting says something else."""
-    if FILTER_SETTING in settings.model_fields_set:
-        return dict(settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER)
-    return {"Modality": list(modalities)}
-
-
-def _google_token() -> str:
-    import google.auth.transport.requests
-
-    credentials = _google_credentials()
-    if not credentials.valid:
-        credentials.refresh(google.auth.transport.requests.Request())
-    return str(credentials.token)
-
-
-@cache
-def _google_credentials() -> Any:
-    import google.auth
-
-    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-    return credentials
 
 
 logger = logging.getLogger(__name__)

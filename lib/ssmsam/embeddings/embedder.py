@@ -19,8 +19,8 @@ from torch import nn
 
 from ssmsam.cache import Cache
 from ssmsam.embeddings.file_catalogue import Catalogue, fingerprint
-from ssmsam.embeddings.fp16 import Half, SliceMemory, to_embedding, to_halves, with_more, without_last
-from ssmsam.embeddings.priority_lock import Gate
+from ssmsam.embeddings.fp16 import Fp16Embedding, SliceCache, to_embedding, to_halves, with_more, without_last
+from ssmsam.embeddings.priority_lock import PriorityLock
 from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
@@ -69,7 +69,7 @@ class VolumeEmbeddings:
         self._load = load
         store = None if part else embedder.store
         self._stored = store.open(key, grid=grid, count=self.count) if store else None
-        self._flights: dict[int, Future[Half | None]] = {}
+        self._flights: dict[int, Future[Fp16Embedding | None]] = {}
         self._flights_lock = threading.Lock()
 
     @property
@@ -130,14 +130,14 @@ class VolumeEmbeddings:
         """
         return self._embedder.embedding_of(self.half(index))
 
-    def half(self, index: int) -> Half:
+    def half(self, index: int) -> Fp16Embedding:
         """The same as it is kept: float16, on the CPU."""
         index = self._checked(index)
         half = self._embedder.memory.get(self.key.digest, index)
         while half is None:
-            flight, mine = self._board(index)
+            in_flight, mine = self._board(index)
             if not mine:
-                half = result_of(flight)  # None when the other thread failed: then it is this one's turn
+                half = result_of(in_flight)  # None when the other thread failed: then it is this one's turn
                 continue
             try:
                 half = self._make(index)
@@ -183,7 +183,7 @@ class VolumeEmbeddings:
 
     # one slice, for a user who waits
 
-    def _make(self, index: int) -> Half:
+    def _make(self, index: int) -> Fp16Embedding:
         """Through the encoder, unless another thread or process has just done it."""
         half = self._known(index)
         if half is not None:
@@ -200,7 +200,7 @@ class VolumeEmbeddings:
             if self._stored:
                 self._stored.release(index)
 
-    def _known(self, index: int) -> Half | None:
+    def _known(self, index: int) -> Fp16Embedding | None:
         """From memory or from the disk."""
         half = self._embedder.memory.get(self.key.digest, index)
         if half is None and self._stored:
@@ -227,7 +227,7 @@ class VolumeEmbeddings:
         return taken
 
     def _make_batch(self, batch: list[int]) -> None:
-        halves: dict[int, Half] = {}
+        halves: dict[int, Fp16Embedding] = {}
         try:
             done = self.done  # another process may have made some between our look and our claim
             missing = [index for index in batch if not done[index]]
@@ -241,7 +241,7 @@ class VolumeEmbeddings:
                     self._stored.release(index)
                 self._land(index, halves.get(index))
 
-    def _keep(self, indices: list[int], halves: list[Half]) -> None:
+    def _keep(self, indices: list[int], halves: list[Fp16Embedding]) -> None:
         if self._stored:
             self._stored.write(indices, [self._embedder.storable(half) for half in halves])
         for index, half in zip(indices, halves, strict=True):
@@ -249,19 +249,19 @@ class VolumeEmbeddings:
 
     # which slices this process is making right now
 
-    def _board(self, index: int) -> tuple[Future[Half | None], bool]:
+    def _board(self, index: int) -> tuple[Future[Fp16Embedding | None], bool]:
         """The making of a slice, and whether it falls to the caller, who then must :meth:`_land` it."""
         with self._flights_lock:
-            flight = self._flights.get(index)
-            if flight is not None:
-                return flight, False
-            flight = self._flights[index] = Future()
-            return flight, True
+            in_flight = self._flights.get(index)
+            if in_flight is not None:
+                return in_flight, False
+            in_flight = self._flights[index] = Future()
+            return in_flight, True
 
-    def _land(self, index: int, half: Half | None) -> None:
+    def _land(self, index: int, half: Fp16Embedding | None) -> None:
         with self._flights_lock:
-            flight = self._flights.pop(index)
-        flight.set_result(half)
+            in_flight = self._flights.pop(index)
+        in_flight.set_result(half)
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < self.count:
@@ -305,13 +305,13 @@ class Embedder:
         self.encoder = encoder
         self.bfloat16 = use_bfloat16(encoder.spec, self.device) if bfloat16 is None else bfloat16
         self.store = store
-        self.memory = SliceMemory(memory_bytes)
+        self.memory = SliceCache(memory_bytes)
         self.derived: Cache[tuple[str, Hashable], Sized] = Cache(
             DERIVED_BYTES, size=lambda one: one.nbytes, keep_newest=True
         )
         """What was made of volumes, by the digest of the volume's key and what it is."""
         self.encoded = 0
-        self._gate = Gate()
+        self._gate = PriorityLock()
         self._seconds: float | None = None
         self._open: WeakValueDictionary[str, VolumeEmbeddings] = WeakValueDictionary()
         self._opening = threading.Lock()
@@ -402,7 +402,7 @@ class Embedder:
                 self._open[key.digest] = opened
             return opened
 
-    def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Half]:
+    def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Fp16Embedding]:
         """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before background work, which waits
         between two blocks of the encoder. Raises :class:`~ssmsam.progress.Cancelled` between two blocks."""
         with self._gate.hold(urgent=urgent), self._interruptible(not urgent) as passing, torch.inference_mode():
@@ -439,18 +439,18 @@ class Embedder:
             for hook in hooks:
                 hook.remove()
 
-    def storable(self, half: Half) -> Half:
+    def storable(self, half: Fp16Embedding) -> Fp16Embedding:
         """What of a slice is kept on disk."""
         return without_last(half, self.encoder.spec.remade)
 
-    def completed(self, stored: Half, inputs: Callable[[], torch.Tensor]) -> Half:
+    def completed(self, stored: Fp16Embedding, inputs: Callable[[], torch.Tensor]) -> Fp16Embedding:
         """A slice again from what :meth:`storable` left of it; ``inputs()`` gives what the encoder sees of it."""
         if not self.encoder.spec.remade:
             return stored
         with torch.inference_mode():
             return with_more(stored, self.encoder.remake(inputs().to(self.device)))
 
-    def embedding_of(self, half: Half) -> Embedding:
+    def embedding_of(self, half: Fp16Embedding) -> Embedding:
         """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""
         with torch.no_grad():
             return self.encoder.expand(to_embedding(half, self.device))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from ssmsam.progress import waited
 
 
-class Gate:
+class PriorityLock:
     """A lock with two kinds of holders. An ordinary lock would let a background loop take it again and again."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ssmsam.embeddings.fp16 import Half
+from ssmsam.embeddings.fp16 import Fp16Embedding
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class StoredVolume:
             return np.zeros(self.count, dtype=bool)
         return self._records()["done"] == DONE
 
-    def read(self, index: int) -> Half | None:
+    def read(self, index: int) -> Fp16Embedding | None:
         """A slice, or None when it is not stored. A damaged one is reported, forgotten, and None."""
         layout = self._known_layout()
         if layout is None:
@@ -101,7 +101,7 @@ class StoredVolume:
         self._touch()
         return {name: np.frombuffer(pieces[name], "<f2").reshape(layout[name].shape).copy() for name in layout}
 
-    def write(self, indices: Sequence[int], halves: Sequence[Half]) -> bool:
+    def write(self, indices: Sequence[int], halves: Sequence[Fp16Embedding]) -> bool:
         """Store slices. False when the disk or the quota has no room or the folder cannot be written.
 
         That is logged once; the volume's embeddings then live in memory only, until the store is opened anew.
@@ -171,7 +171,7 @@ class StoredVolume:
             stream.seek(tensor.start(index))
             return stream.read(tensor.slice_bytes)
 
-    def _write(self, indices: Sequence[int], halves: Sequence[Half]) -> bool:
+    def _write(self, indices: Sequence[int], halves: Sequence[Fp16Embedding]) -> bool:
         layout = self._known_layout()
         if layout is None or not _fits(halves[0], layout):
             layout = self._create(halves[0])
@@ -191,7 +191,7 @@ class StoredVolume:
             shutil.rmtree(self.folder / "claims", ignore_errors=True)
         return True
 
-    def _create(self, half: Half) -> Layout | None:
+    def _create(self, half: Fp16Embedding) -> Layout | None:
         """Make the files, unless another process just did. None when there is no room for them."""
         with self._lock:
             self._layout = None
@@ -246,7 +246,7 @@ class StoredVolume:
         return False
 
 
-def _fits(half: Half, layout: Layout) -> bool:
+def _fits(half: Fp16Embedding, layout: Layout) -> bool:
     return {name: array.shape for name, array in half.items()} == {name: layout[name].shape for name in layout}
 
 

@@ -1,1 +1,4 @@
-"""A few labelled slices as prompts: support, adaptation, proposals, task checkpoints (Xie et al., 2024; Zhang et al., 2024)."""
+"""A few labelled slices as prompts: support, adaptation, proposals, task checkpoints.
+
+After Xie et al. (WACV 2024) and Zhang et al. (WACV 2024).
+"""

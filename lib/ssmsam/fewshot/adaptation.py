@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssmsam.fewshot.episodes import Exercise, Lesson, ViewConfig, with_truth
-from ssmsam.fewshot.support_bank import Bank, BankConfig
+from ssmsam.fewshot.episodes import AdaptationTask, QueryBatch, ViewConfig, with_truth
+from ssmsam.fewshot.support_bank import SupportBank, SupportBankConfig
 from ssmsam.models.fewshot_decoder import Proposal, TargetDecoder
 from ssmsam.progress import Progress, silent, stop_if_cancelled
 
@@ -58,14 +58,14 @@ class AdaptationConfig:
     """A query's own signed distance is mixed into its prior by up to this share: leaving a slice out doubles the gap
     that the prior must bridge, so that an honest prior would be worse than the one met later."""
     views: ViewConfig = field(default_factory=ViewConfig)
-    bank: BankConfig = field(default_factory=BankConfig)
+    bank: SupportBankConfig = field(default_factory=SupportBankConfig)
     seed: int = 0
 
 
 Watch = Callable[[int, TargetDecoder], None]
 """``watch(steps made, decoder so far)``."""
 
-Taught = Mapping[str, Sequence[Lesson]]
+AdaptationTasks = Mapping[str, Sequence[AdaptationTask]]
 """Label -> its lessons, one for each view."""
 
 
@@ -80,7 +80,7 @@ class Adapted:
 
 def fit(
     decoder: TargetDecoder,
-    taught: Taught,
+    tasks: AdaptationTasks,
     config: AdaptationConfig,
     *,
     held_out: Mapping[str, Sequence[int]] | None = None,
@@ -98,7 +98,7 @@ def fit(
     fitted = copy.deepcopy(decoder).train().requires_grad_(False)
     fitted.to(memory_format=torch.channels_last)  # convolutions take 15 % less time
     optimiser = _optimiser(fitted, config)
-    stream = _exercises(taught, config, held_out or {})
+    stream = _query_batches(tasks, config, held_out or {})
     losses: list[float] = []
     started = time.perf_counter()
     steps = max(1, round(config.steps * share)) if config.steps else 0
@@ -129,17 +129,19 @@ def _optimiser(decoder: TargetDecoder, config: AdaptationConfig) -> torch.optim.
 def _step(
     decoder: TargetDecoder,
     optimiser: torch.optim.Optimizer,
-    exercises: list[tuple[Exercise, float]],
+    query_batches: list[tuple[QueryBatch, float]],
     config: AdaptationConfig,
 ) -> float:
     """One step of the optimiser over the exercises of several labels and their shares of the loss."""
     optimiser.zero_grad(set_to_none=True)
     total = 0.0
-    for exercise, share in exercises:
+    for query_batch, share in query_batches:
         with _interruptible():
-            proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
+            proposal = decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading)
             # with the target on every slice, presence would learn to say yes to everything
-            loss = proposal_loss(proposal, exercise.masks, exercise.known, judge_presence=exercise.judged) * share
+            loss = (
+                proposal_loss(proposal, query_batch.masks, query_batch.known, judge_presence=query_batch.judged) * share
+            )
             loss.backward()
         total += float(loss.detach())
     nn.utils.clip_grad_norm_(decoder.adaptable(), config.clip_norm)
@@ -160,39 +162,39 @@ def _interruptible() -> Iterator[None]:
         yield
 
 
-def _exercises(
-    taught: Taught, config: AdaptationConfig, held_out: Mapping[str, Sequence[int]]
-) -> Iterator[list[tuple[Exercise, float]]]:
+def _query_batches(
+    tasks: AdaptationTasks, config: AdaptationConfig, held_out: Mapping[str, Sequence[int]]
+) -> Iterator[list[tuple[QueryBatch, float]]]:
     """Endless: each step has ``batch`` queries in one view, spread over the labels."""
     rng = np.random.default_rng(config.seed)
-    hidden = {label: tuple(held_out.get(label, ())) for label in taught}
+    hidden = {label: tuple(held_out.get(label, ())) for label in tasks}
     everything = [
-        (label, number) for label, views in taught.items() for number in askable(views[0].bank, hidden[label])
+        (label, number) for label, views in tasks.items() for number in query_slices(views[0].bank, hidden[label])
     ]
-    views = len(next(iter(taught.values())))
+    views = len(next(iter(tasks.values())))
     waiting: list[tuple[str, int]] = []
     while True:
         view = int(rng.integers(views))
         while len(waiting) < config.batch:
             waiting += [everything[n] for n in rng.permutation(len(everything))]
         picked, waiting = waiting[: config.batch], waiting[config.batch :]
-        exercises = []
+        query_batches = []
         for label in sorted({name for name, _ in picked}):
             numbers = [number for name, number in picked if name == label]
-            lesson = taught[label][view]
-            if _alone(lesson.bank, hidden[label]):
+            adaptation_task = tasks[label][view]
+            if _alone(adaptation_task.bank, hidden[label]):
                 # in another view than its own where there is one: the same would be no exercise
                 other = (view + int(rng.integers(1, max(2, views)))) % views
-                exercise = lesson.exercise_from(numbers, taught[label][other], hidden=hidden[label])
+                query_batch = adaptation_task.query_batch_from(numbers, tasks[label][other], hidden=hidden[label])
             else:
-                exercise = lesson.exercise(numbers, hidden=hidden[label])
+                query_batch = adaptation_task.query_batch(numbers, hidden=hidden[label])
                 shares = rng.uniform(0, config.prior_truth, len(numbers)).tolist()
-                exercise = with_truth(exercise, lesson.bank, numbers, shares)
-            exercises.append((exercise, len(numbers) / len(picked)))
-        yield exercises
+                query_batch = with_truth(query_batch, adaptation_task.bank, numbers, shares)
+            query_batches.append((query_batch, len(numbers) / len(picked)))
+        yield query_batches
 
 
-def askable(bank: Bank, hidden: Sequence[int] = ()) -> list[int]:
+def query_slices(bank: SupportBank, hidden: Sequence[int] = ()) -> list[int]:
     """Slices without which another one still shows the target; all when only one shows it."""
     shows = bank.shows.copy()
     shows[list(hidden)] = False
@@ -202,7 +204,7 @@ def askable(bank: Bank, hidden: Sequence[int] = ()) -> list[int]:
     return [n for n in open_ if shows[n]] or open_
 
 
-def _alone(bank: Bank, hidden: Sequence[int]) -> bool:
+def _alone(bank: SupportBank, hidden: Sequence[int]) -> bool:
     shows = bank.shows.copy()
     shows[list(hidden)] = False
     return int(shows.sum()) <= 1

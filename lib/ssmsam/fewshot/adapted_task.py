@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmsam.fewshot.atlas import Atlas
 from ssmsam.fewshot.estimate import SupportCheck
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.fewshot.support_cache import SupportBanks
 from ssmsam.fewshot.target_summary import TargetSummary
 from ssmsam.fewshot.task_checkpoint import TaskCheckpoint, decoder_digest, delta_of, public
@@ -19,7 +19,7 @@ LOCAL = ("support", "support_digest", "completed")
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class AdaptedTask:
     """An adapted decoder with the banks of its labels. ``card`` is plain JSON: labels, support, settings, estimates.
 
     ``start`` is the decoder before adaptation, which no file holds. It answers past the outermost annotated slices:
@@ -30,10 +30,10 @@ class Head:
     """
 
     decoder: TargetDecoder
-    banks: Mapping[str, Bank]
+    banks: Mapping[str, SupportBank]
     card: Mapping[str, Any]
     start: TargetDecoder | None = None
-    close: Mapping[str, Bank] = field(default_factory=dict)
+    close: Mapping[str, SupportBank] = field(default_factory=dict)
     atlases: tuple[Atlas, ...] = ()
     summarised: bool = False
 
@@ -61,13 +61,13 @@ class Head:
         """How the decoder does on the labelled slices of a label; cards that do not say it know nothing."""
         return SupportCheck(**self.card.get("support_check", {}).get(label, {}))
 
-    def without(self, left_out: Mapping[str, Collection[int]]) -> Head:
+    def without(self, left_out: Mapping[str, Collection[int]]) -> AdaptedTask:
         """The same head, shown some slices less: label -> numbers in its bank. It takes no closer look."""
         return replace(
             self, banks={label: bank.without(left_out.get(label, ())) for label, bank in self.banks.items()}, close={}
         )
 
-    def begun_with(self, decoder: TargetDecoder) -> Head:
+    def begun_with(self, decoder: TargetDecoder) -> AdaptedTask:
         """The same, with ``start`` where there is one: the decoder that it was adapted from."""
         return replace(self, start=decoder if self.card.get("adapted") and decoder.pretrained else None)
 
@@ -76,7 +76,7 @@ class Head:
         """What it is shown, which stays on this machine."""
         return SupportBanks(self.banks, self.close, self.atlases)
 
-    def showing(self, support: SupportBanks, local: Mapping[str, Any]) -> Head:
+    def showing(self, support: SupportBanks, local: Mapping[str, Any]) -> AdaptedTask:
         """The same shown the labelled slices themselves, with what the card says of them on this machine only."""
         card = {**self.card, **{name: local[name] for name in LOCAL if name in local}}
         return replace(
@@ -90,7 +90,7 @@ class Head:
         return TaskCheckpoint(card, delta_of(self.decoder, base), targets)
 
     @classmethod
-    def of(cls, checkpoint: TaskCheckpoint, base: TargetDecoder, name: str) -> Head:
+    def of(cls, checkpoint: TaskCheckpoint, base: TargetDecoder, name: str) -> AdaptedTask:
         """The head of a task checkpoint alone, without the labelled slices. Raises UnusableCheckpoint."""
         decoder = checkpoint.adapted(base, name)
         side = base.logits_side

@@ -10,10 +10,10 @@ import torch
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.proposals import BATCH, Proposals
-from ssmsam.fewshot.roi_window import CloserConfig
+from ssmsam.fewshot.roi_window import RoiConfig
 from ssmsam.fewshot.selection import Selected
 from ssmsam.fewshot.support import Support
-from ssmsam.fewshot.support_bank import Bank, BankConfig, look
+from ssmsam.fewshot.support_bank import SupportBank, SupportBankConfig, look
 from ssmsam.models.fewshot_decoder import Corrections, TargetDecoder
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.models.prompt_small import point_tensors
@@ -27,9 +27,9 @@ def corrected(
     proposals: Proposals,
     clicks: Clicks,
     decoder: TargetDecoder,
-    bank: Bank,
+    bank: SupportBank,
     query: VolumeEmbeddings,
-    config: BankConfig,
+    config: SupportBankConfig,
 ) -> Proposals:
     """The same with the clicked slices proposed again. The target is there wherever something was clicked positively,
     and a slice that was only clicked negatively keeps its presence. Slices that are not among the proposals are left
@@ -56,7 +56,7 @@ class SegmentationConfig:
     """How proposals are made, and which steps follow. Each step can be switched off."""
 
     batch: int = BATCH
-    closer: CloserConfig | None = field(default_factory=CloserConfig)
+    closer: RoiConfig | None = field(default_factory=RoiConfig)
     """None looks at no target in an enlarged window."""
     atlases: bool = True
     """Register labelled volumes with others."""
@@ -67,7 +67,7 @@ class SegmentationConfig:
     """Without it everything that was proposed is kept: for measuring what it is worth."""
     every_slice: bool = False
     """The target is known to be on every slice that is asked for."""
-    bank: BankConfig = field(default_factory=BankConfig)
+    bank: SupportBankConfig = field(default_factory=SupportBankConfig)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.progress import Progress, silent
 from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
 from ssmsam.registration.register import Registration, register
@@ -55,7 +55,7 @@ class Atlas:
         small = CoarseVolume.of(source.volume, source.scale)
         return cls(source.key.digest, (small.values * 255).round().to(torch.uint8), small.grid, {})
 
-    def with_label(self, label: str, bank: Bank, source: VolumeEmbeddings) -> Atlas:
+    def with_label(self, label: str, bank: SupportBank, source: VolumeEmbeddings) -> Atlas:
         """The same with what a bank knows of a label in this volume."""
         rows = [k for k in range(len(bank)) if bank.volumes[k] == source.key.digest]
         known = bank.distances[rows] * bank.cell_mm[rows, None, None]

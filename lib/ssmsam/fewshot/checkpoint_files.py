@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ssmsam.fewshot.adapted_task import LOCAL, Head
+from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache, support_key
 from ssmsam.fewshot.task_checkpoint import TaskCheckpoint, UnusableCheckpoint, raw_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
@@ -22,7 +22,7 @@ from ssmsam.volume.writing import write_bytes
 _KEY = "support_key"
 
 
-def write_head(path: Path, head: Head, *, base: TargetDecoder, cache: SupportCache) -> None:
+def write_head(path: Path, head: AdaptedTask, *, base: TargetDecoder, cache: SupportCache) -> None:
     """Write the checkpoint of a head, and unless it is from elsewhere what stays here of it.
 
     ``base`` is the decoder that came with the encoder's weights. Readers see the old files or the new ones.
@@ -33,12 +33,12 @@ def write_head(path: Path, head: Head, *, base: TargetDecoder, cache: SupportCac
     write_bytes(path, data)
 
 
-def write_support(path: Path, head: Head, *, cache: SupportCache) -> None:
+def write_support(path: Path, head: AdaptedTask, *, cache: SupportCache) -> None:
     """Keep the labelled slices of a head that were made again. Its checkpoint stays as it is."""
     _write_support(path, head, hashlib.sha256(path.read_bytes()).hexdigest(), cache)
 
 
-def read_head(path: Path, *, base: TargetDecoder, weights_sha256: str, cache: SupportCache) -> Head:
+def read_head(path: Path, *, base: TargetDecoder, weights_sha256: str, cache: SupportCache) -> AdaptedTask:
     """The head of a checkpoint with the labelled slices that it was adapted to where these are in the cache,
     ``summarised`` where not. ``base`` stays as it is.
 
@@ -46,7 +46,7 @@ def read_head(path: Path, *, base: TargetDecoder, weights_sha256: str, cache: Su
     """
     checkpoint = TaskCheckpoint.load(path)
     checkpoint.require_made_with(base, weights_sha256, path.name)
-    head, local = Head.of(checkpoint, base, path.name), read_local(path)
+    head, local = AdaptedTask.of(checkpoint, base, path.name), read_local(path)
     support = cache.find(str(local[_KEY]), head.decoder) if local else None
     return head if support is None else head.showing(support, local)
 
@@ -68,7 +68,7 @@ def remove_head(path: Path, *, cache: SupportCache) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _write_support(path: Path, head: Head, digest: str, cache: SupportCache) -> None:
+def _write_support(path: Path, head: AdaptedTask, digest: str, cache: SupportCache) -> None:
     before, key = read_local(path).get(_KEY), support_key(head.card, digest)
     if head.banks:
         cache.put(key, head.support)
@@ -82,7 +82,7 @@ READABLE = (4, 5)
 """Files of format 4 have no atlases."""
 
 
-def read_old_head(path: Path, base: TargetDecoder, *, weights_sha256: str) -> Head:
+def read_old_head(path: Path, base: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
     """The head of a file of an earlier version. Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
     card = raw_card(path)
     if card.get("format") not in READABLE:
@@ -105,5 +105,7 @@ def read_old_head(path: Path, base: TargetDecoder, *, weights_sha256: str) -> He
         raise UnusableCheckpoint(f"{path.name} lacks parts of a head: adapt again. {error}") from error
     kept = {name: value for name, value in card.items() if name not in ("format", "volumes", "atlases")}
     kept = {"learned_from": counts, **kept}
-    head = Head(decoder.eval().requires_grad_(False), shown.banks, kept, close=shown.close, atlases=shown.atlases)
+    head = AdaptedTask(
+        decoder.eval().requires_grad_(False), shown.banks, kept, close=shown.close, atlases=shown.atlases
+    )
     return head.begun_with(base)

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ssmsam.fewshot.adapted_task import LOCAL, Head
+from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
 from ssmsam.fewshot.checkpoint_files import read_head, read_local, read_old_head, remove_head, write_head, write_support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import (
@@ -108,7 +108,7 @@ class CheckpointRegistry:
             raise UnknownCheckpoint(f"there is no head {name!r}; there are {known}")
         return self._path(name)
 
-    def load(self, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> Head:
+    def load(self, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
         """A head with the labelled slices that it was adapted to where these are in the cache, ``summarised`` where
         not. ``decoder`` is the one that came with the encoder's weights, and stays as it is. A file of an earlier
         version is replaced by a task checkpoint.
@@ -126,7 +126,7 @@ class CheckpointRegistry:
         known here."""
         return {key: value for key, value in read_local(self._path(name)).items() if key in LOCAL}
 
-    def publish(self, head: Head, *, decoder: TargetDecoder, activate: bool = True) -> str:
+    def publish(self, head: AdaptedTask, *, decoder: TargetDecoder, activate: bool = True) -> str:
         """Put a new head's checkpoint here; its name. It becomes the active one unless another is pinned.
 
         ``decoder`` is the one that came with the encoder's weights.
@@ -140,13 +140,13 @@ class CheckpointRegistry:
             self._tidy()
         return name
 
-    def replace(self, name: str, head: Head, *, decoder: TargetDecoder) -> None:
+    def replace(self, name: str, head: AdaptedTask, *, decoder: TargetDecoder) -> None:
         """Put a head that knows more in the place of the one of that name. One that was removed meanwhile stays so."""
         with self._lock():
             if self._path(name).is_file():
                 write_head(self._path(name), head, base=decoder, cache=self.cache)
 
-    def remember(self, name: str, head: Head) -> None:
+    def remember(self, name: str, head: AdaptedTask) -> None:
         """Keep the labelled slices of a head that were made again. Its checkpoint stays as it is."""
         with self._lock():
             if self._path(name).is_file():
@@ -222,7 +222,7 @@ class CheckpointRegistry:
     def _card(self, name: str) -> dict[str, Any]:
         return {**read_card(self._path(name)), **self.labelled(name)}
 
-    def _migrated(self, name: str, decoder: TargetDecoder, weights_sha256: str) -> Head:
+    def _migrated(self, name: str, decoder: TargetDecoder, weights_sha256: str) -> AdaptedTask:
         """The head of an old file, whose place a task checkpoint and the cache take."""
         head = read_old_head(self._path(name), decoder, weights_sha256=weights_sha256)
         self.replace(name, head, decoder=decoder)

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig, askable, proposal_loss, rate
-from ssmsam.fewshot.adapted_task import Head
-from ssmsam.fewshot.episodes import Lesson, lessons, random_move, with_truth
+from ssmsam.fewshot.adaptation import AdaptationConfig, proposal_loss, query_slices, rate
+from ssmsam.fewshot.adapted_task import AdaptedTask
+from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks, random_move, with_truth
 from ssmsam.fewshot.pipeline import made_head
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.support_bank import Bank, Places, drawn_known, drawn_unknown
+from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_known, drawn_unknown
 from ssmsam.models.adapters import AdaptedEncoder, adapted_encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import draw_mask
@@ -36,7 +36,7 @@ class Online:
 
     encoder: AdaptedEncoder
     embedder: Embedder
-    head: Head
+    head: AdaptedTask
     losses: tuple[float, ...]
 
 
@@ -87,14 +87,14 @@ def _step(
     config: AdaptationConfig,
 ) -> float:
     """One step on one label: its slices in a new look, some of them as queries that are shown the others."""
-    lesson = _lesson(slices, encoder, decoder, rng, config)
-    waiting = askable(lesson.bank)
+    adaptation_task = _adaptation_task(slices, encoder, decoder, rng, config)
+    waiting = query_slices(adaptation_task.bank)
     numbers = sorted(int(n) for n in rng.permutation(waiting)[: config.batch])
-    exercise = lesson.exercise(numbers)
+    query_batch = adaptation_task.query_batch(numbers)
     shares = rng.uniform(0, config.prior_truth, len(numbers)).tolist()
-    exercise = with_truth(exercise, lesson.bank, numbers, shares)
-    proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
-    loss = proposal_loss(proposal, exercise.masks, exercise.known, judge_presence=exercise.judged)
+    query_batch = with_truth(query_batch, adaptation_task.bank, numbers, shares)
+    proposal = decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading)
+    loss = proposal_loss(proposal, query_batch.masks, query_batch.known, judge_presence=query_batch.judged)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], config.clip_norm)
@@ -102,13 +102,13 @@ def _step(
     return float(loss.detach())
 
 
-def _lesson(
+def _adaptation_task(
     slices: Sequence[LabelledSlice],
     encoder: AdaptedEncoder,
     decoder: TargetDecoder,
     rng: np.random.Generator,
     config: AdaptationConfig,
-) -> Lesson:
+) -> AdaptationTask:
     """All slices of a label, encoded now, with a gradient to the adaptors."""
     side, device = decoder.logits_side, next(encoder.parameters()).device
     moved, gamma = random_move(rng, config.views)
@@ -118,7 +118,7 @@ def _lesson(
     known = torch.cat([drawn_known(one, side).to(device) for one in slices])
     unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
     masks, known = moved(masks), moved(known)
-    bank = Bank.from_tensors(
+    bank = SupportBank.from_tensors(
         embedding["image"].detach(),
         masks,
         known,
@@ -126,7 +126,7 @@ def _lesson(
         stride=decoder.stride,
         places=Places.of(slices, side=side),
     )
-    return Lesson(bank, embedding, masks, known, decoder, config.bank)
+    return AdaptationTask(bank, embedding, masks, known, decoder, config.bank)
 
 
 def _head(
@@ -137,13 +137,13 @@ def _head(
     *,
     steps: int,
     seconds: float,
-) -> Head:
+) -> AdaptedTask:
     """The labelled slices as the adapted encoder sees them, with the fitted decoder."""
     seen = {label: [reopened(one, embedder) for one in slices] for label, slices in support.items()}
     as_they_are = replace(config.views, views=0)
-    taught = lessons(seen, embedder, decoder, config=as_they_are, bank=config.bank, seed=config.seed)
+    tasks = adaptation_tasks(seen, embedder, decoder, config=as_they_are, bank=config.bank, seed=config.seed)
     return made_head(
-        decoder, taught, support, embedder, config, adapted=True, steps=steps, seconds=seconds, estimates={}
+        decoder, tasks, support, embedder, config, adapted=True, steps=steps, seconds=seconds, estimates={}
     )
 
 

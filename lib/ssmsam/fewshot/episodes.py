@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.support_bank import Bank, BankConfig, Places, drawn_known, drawn_unknown, stacked
+from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig, drawn_known, drawn_unknown, stacked
 from ssmsam.models.encoder import Embedding, take
-from ssmsam.models.fewshot_decoder import Reading, Shown, TargetDecoder
+from ssmsam.models.fewshot_decoder import CrossAttentionFeatures, DecoderContext, TargetDecoder
 from ssmsam.models.prompt_decoder import draw_mask
 from ssmsam.progress import Progress, silent
 
@@ -100,12 +100,12 @@ _ELSEWHERE = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Exercise:
+class QueryBatch:
     """N queries with what they are shown and have read, their masks and where those are truth (N, 1, S, S)."""
 
     embedding: Embedding
-    shown: Shown
-    reading: Reading
+    shown: DecoderContext
+    reading: CrossAttentionFeatures
     masks: torch.Tensor
     known: torch.Tensor
     judged: bool = False
@@ -113,26 +113,28 @@ class Exercise:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class AdaptationTask:
     """One label in one view: the bank of its K slices, their embeddings, masks and known (K, 1, S, S)."""
 
-    bank: Bank
+    bank: SupportBank
     embedding: Embedding
     masks: torch.Tensor
     known: torch.Tensor
     decoder: TargetDecoder
-    config: BankConfig
-    _asked: dict[tuple, tuple[Shown, Reading]] = field(default_factory=dict)
+    config: SupportBankConfig
+    _asked: dict[tuple, tuple[DecoderContext, CrossAttentionFeatures]] = field(default_factory=dict)
 
-    def exercise(self, numbers: Sequence[int], *, hidden: Sequence[int] = ()) -> Exercise:
+    def query_batch(self, numbers: Sequence[int], *, hidden: Sequence[int] = ()) -> QueryBatch:
         """Some slices as queries, each shown all the others but the ``hidden``."""
-        return self._exercise(numbers, [self._shown(number, (number, *hidden)) for number in numbers])
+        return self._query_batch(numbers, [self._shown(number, (number, *hidden)) for number in numbers])
 
-    def exercise_from(self, numbers: Sequence[int], other: Lesson, *, hidden: Sequence[int] = ()) -> Exercise:
+    def query_batch_from(
+        self, numbers: Sequence[int], other: AdaptationTask, *, hidden: Sequence[int] = ()
+    ) -> QueryBatch:
         """The same slices shown in ``other`` view, as if they were of another volume: for a single slice."""
-        return self._exercise(numbers, [self._shown_elsewhere(number, other, hidden) for number in numbers])
+        return self._query_batch(numbers, [self._shown_elsewhere(number, other, hidden) for number in numbers])
 
-    def _shown(self, number: int, without: tuple[int, ...]) -> tuple[Shown, Reading]:
+    def _shown(self, number: int, without: tuple[int, ...]) -> tuple[DecoderContext, CrossAttentionFeatures]:
         if (number, without) not in self._asked:
             volume, position = self.bank.volumes[number], float(self.bank.positions[number])
             looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
@@ -140,21 +142,25 @@ class Lesson:
             self._asked[number, without] = shown, self._read(number, shown)
         return self._asked[number, without]
 
-    def _shown_elsewhere(self, number: int, other: Lesson, hidden: Sequence[int]) -> tuple[Shown, Reading]:
+    def _shown_elsewhere(
+        self, number: int, other: AdaptationTask, hidden: Sequence[int]
+    ) -> tuple[DecoderContext, CrossAttentionFeatures]:
         looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
         shown = other.bank.shown(_ELSEWHERE, [0.0], looks, centres, config=self.config, without=hidden)
         return shown, self._read(number, shown)
 
     @torch.no_grad()
-    def _read(self, number: int, shown: Shown) -> Reading:
+    def _read(self, number: int, shown: DecoderContext) -> CrossAttentionFeatures:
         return self.decoder.read(picked(self.embedding, [number]), shown)
 
-    def _exercise(self, numbers: Sequence[int], parts: list[tuple[Shown, Reading]]) -> Exercise:
+    def _query_batch(
+        self, numbers: Sequence[int], parts: list[tuple[DecoderContext, CrossAttentionFeatures]]
+    ) -> QueryBatch:
         index = torch.tensor(list(numbers), device=self.masks.device)
-        return Exercise(
+        return QueryBatch(
             picked(self.embedding, numbers),
             padded([shown for shown, _ in parts]),
-            Reading.cat([read for _, read in parts]),
+            CrossAttentionFeatures.cat([read for _, read in parts]),
             self.masks[index],
             self.known[index],
             judged=not self.bank.shows.all(),
@@ -166,32 +172,34 @@ def picked(embedding: Embedding, numbers: Sequence[int]) -> Embedding:
     return take(embedding, torch.tensor(list(numbers), device=embedding["image"].device))
 
 
-def tally(answer: torch.Tensor, exercise: Exercise) -> np.ndarray:
+def tally(answer: torch.Tensor, query_batch: QueryBatch) -> np.ndarray:
     """Twice the overlap of masks (N, S, S) bool with the truth and the sum of both areas, in known cells: (2,)."""
-    known = exercise.known[:, 0] > 0.5
-    answer, truth = answer & known, (exercise.masks[:, 0] > 0.5) & known
+    known = query_batch.known[:, 0] > 0.5
+    answer, truth = answer & known, (query_batch.masks[:, 0] > 0.5) & known
     return np.array([2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())])
 
 
-def with_truth(exercise: Exercise, bank: Bank, numbers: Sequence[int], shares: Sequence[float]) -> Exercise:
+def with_truth(
+    query_batch: QueryBatch, bank: SupportBank, numbers: Sequence[int], shares: Sequence[float]
+) -> QueryBatch:
     """The same with a share of each query's own signed distance in its prior, where it has one."""
-    shown = exercise.shown
+    shown = query_batch.shown
     truth = torch.from_numpy(bank.distances[list(numbers)])[:, None].to(shown.prior)
     share = torch.tensor(shares, device=shown.prior.device, dtype=shown.prior.dtype) * (shown.trust.amax(1) > 0)
     share = share[:, None, None, None]
-    return replace(exercise, shown=replace(shown, prior=(1 - share) * shown.prior + share * truth))
+    return replace(query_batch, shown=replace(shown, prior=(1 - share) * shown.prior + share * truth))
 
 
-def lessons(
+def adaptation_tasks(
     support: Support,
     embedder: Embedder,
     decoder: TargetDecoder,
     *,
     config: ViewConfig,
-    bank: BankConfig,
+    bank: SupportBankConfig,
     seed: int,
     progress: Progress = silent,
-) -> Mapping[str, list[Lesson]]:
+) -> Mapping[str, list[AdaptationTask]]:
     """Label -> its labelled slices in every view, as they are first. The encoder runs for the views and not after."""
     support = checked(support)
     unique: dict[tuple[str, int], LabelledSlice] = {}
@@ -201,10 +209,10 @@ def lessons(
     views = embedded_views(list(unique.values()), embedder, config=config, seed=seed, progress=progress)
     rows = {key: row for row, key in enumerate(unique)}
     seen = [_Seen.of(list(unique.values()), view, decoder) for view in views]
-    made: dict[str, list[Lesson]] = {}
+    made: dict[str, list[AdaptationTask]] = {}
     for label, slices in support.items():
         numbers = [rows[one.volume, one.index] for one in slices]
-        made[label] = [_lesson(slices, one, numbers, decoder, bank) for one in seen]
+        made[label] = [_adaptation_task(slices, one, numbers, decoder, bank) for one in seen]
     return made
 
 
@@ -224,9 +232,9 @@ class _Seen:
         return cls(view, embedding, decoder.moments(embedding, view.moved(whole.to(embedding["image"].device))))
 
 
-def _lesson(
-    slices: Sequence[LabelledSlice], seen: _Seen, rows: Sequence[int], decoder: TargetDecoder, config: BankConfig
-) -> Lesson:
+def _adaptation_task(
+    slices: Sequence[LabelledSlice], seen: _Seen, rows: Sequence[int], decoder: TargetDecoder, config: SupportBankConfig
+) -> AdaptationTask:
     side = decoder.logits_side
     view, device = seen.view, seen.embedding["image"].device
     masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
@@ -236,7 +244,7 @@ def _lesson(
     whole = seen.moments is not None and all(one.known is None for one in slices)
     moments = seen.moments[list(rows)] if whole and seen.moments is not None else None
     masks, known = view.moved(masks), view.moved(known)
-    bank = Bank.from_tensors(
+    bank = SupportBank.from_tensors(
         embedding["image"],
         masks,
         known,
@@ -245,7 +253,7 @@ def _lesson(
         places=Places.of(slices, side=side),
         regression=decoder.regression(embedding, masks, known, moments),
     )
-    return Lesson(bank, embedding, masks, known, decoder, config)
+    return AdaptationTask(bank, embedding, masks, known, decoder, config)
 
 
 def _channels_last(embedding: Embedding) -> Embedding:
@@ -256,10 +264,10 @@ def _channels_last(embedding: Embedding) -> Embedding:
     }
 
 
-def padded(several: Sequence[Shown]) -> Shown:
+def padded(several: Sequence[DecoderContext]) -> DecoderContext:
     """What several queries are shown as one batch; missing tokens and cells count as not given."""
     fields = {name: [getattr(one, name) for one in several] for name in vars(several[0])}
-    return Shown(**{name: torch.cat(_of_one_length(tensors)) for name, tensors in fields.items()})
+    return DecoderContext(**{name: torch.cat(_of_one_length(tensors)) for name, tensors in fields.items()})
 
 
 def _of_one_length(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

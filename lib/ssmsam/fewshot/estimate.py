@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
-from ssmsam.fewshot.episodes import Lesson, tally
+from ssmsam.fewshot.adaptation import AdaptationConfig, AdaptationTasks, fit
+from ssmsam.fewshot.episodes import AdaptationTask, tally
 from ssmsam.fewshot.proposals import BATCH
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, silent, stop_if_cancelled
@@ -42,7 +42,7 @@ class Estimate:
 
 def cross_validated(
     decoder: TargetDecoder,
-    taught: Taught,
+    tasks: AdaptationTasks,
     config: AdaptationConfig,
     *,
     folds: int,
@@ -53,7 +53,7 @@ def cross_validated(
     Folds get a share of the steps, so that all of them together take as long as one adaptation. Without any step
     ``after`` is ``before``.
     """
-    able = {label: views for label, views in taught.items() if views[0].bank.shows.sum() >= LEAST_SLICES}
+    able = {label: views for label, views in tasks.items() if views[0].bank.shows.sum() >= LEAST_SLICES}
     if not able:
         return {}
     short = replace(config, steps=max(1, config.steps // folds), budget_s=config.budget_s / folds)
@@ -74,7 +74,7 @@ def cross_validated(
 
 def _stages(
     decoder: TargetDecoder,
-    taught: Taught,
+    tasks: AdaptationTasks,
     config: AdaptationConfig,
     held_out: Mapping[str, Sequence[int]],
     progress: Progress,
@@ -86,14 +86,14 @@ def _stages(
         reached = [share for share in STOPS if max(1, round(config.steps * share)) == step]
         found.update(dict.fromkeys(reached, copy.deepcopy(fitted).eval()) if reached else {})
 
-    last = fit(decoder, taught, config, held_out=held_out, watch=watch, progress=progress).decoder
+    last = fit(decoder, tasks, config, held_out=held_out, watch=watch, progress=progress).decoder
     return [(share, found.get(share, last)) for share in STOPS]
 
 
 def _add(
-    tally: dict[str, np.ndarray], decoder: TargetDecoder, taught: Taught, held_out: Mapping[str, Sequence[int]]
+    tally: dict[str, np.ndarray], decoder: TargetDecoder, tasks: AdaptationTasks, held_out: Mapping[str, Sequence[int]]
 ) -> None:
-    for label, views in taught.items():
+    for label, views in tasks.items():
         stop_if_cancelled()
         tally[label] += overlap(decoder, views[0], held_out[label])
 
@@ -108,20 +108,22 @@ def worth_it(estimates: Mapping[str, Estimate]) -> bool:
     return not gains or float(np.mean(gains)) >= LEAST_GAIN
 
 
-def _held_out(lesson: Lesson, fold: int, folds: int) -> tuple[int, ...]:
+def _held_out(adaptation_task: AdaptationTask, fold: int, folds: int) -> tuple[int, ...]:
     """Every ``folds``-th slice of those that show the label, and of the others, in the order of the bank."""
-    shows = np.flatnonzero(lesson.bank.shows).tolist()
-    others = np.flatnonzero(~lesson.bank.shows).tolist()
+    shows = np.flatnonzero(adaptation_task.bank.shows).tolist()
+    others = np.flatnonzero(~adaptation_task.bank.shows).tolist()
     return tuple(sorted(shows[fold::folds] + others[fold::folds]))
 
 
 @torch.inference_mode()
-def overlap(decoder: TargetDecoder, lesson: Lesson, held_out: Sequence[int]) -> np.ndarray:
+def overlap(decoder: TargetDecoder, adaptation_task: AdaptationTask, held_out: Sequence[int]) -> np.ndarray:
     """Twice the overlap and the sum of both areas, in cells, over slices shown only what is not held out: (2,)."""
     total = np.zeros(2)
     for number in held_out:
-        exercise = lesson.exercise([number], hidden=tuple(held_out))
-        total += tally(decoder(exercise.embedding, exercise.shown, reading=exercise.reading).logits > 0, exercise)
+        query_batch = adaptation_task.query_batch([number], hidden=tuple(held_out))
+        total += tally(
+            decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading).logits > 0, query_batch
+        )
     return total
 
 
@@ -153,9 +155,9 @@ class SupportCheck:
 
 
 @torch.inference_mode()
-def check_support(decoder: TargetDecoder, lesson: Lesson) -> SupportCheck:
+def check_support(decoder: TargetDecoder, adaptation_task: AdaptationTask) -> SupportCheck:
     """Needs two slices that show the target; with fewer, nothing is known."""
-    shows = lesson.bank.shows
+    shows = adaptation_task.bank.shows
     if shows.sum() < 2:
         return SupportCheck()
     count = min(_MOST_SLICES, len(shows))
@@ -164,12 +166,12 @@ def check_support(decoder: TargetDecoder, lesson: Lesson) -> SupportCheck:
     for start in range(0, len(asked), BATCH):
         stop_if_cancelled()
         numbers = asked[start : start + BATCH]
-        exercise = lesson.exercise(numbers)
-        proposal = decoder(exercise.embedding, exercise.shown, reading=exercise.reading)
+        query_batch = adaptation_task.query_batch(numbers)
+        proposal = decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading)
         presence[start : start + len(numbers)] = proposal.presence.sigmoid().cpu().numpy()
         # whether a mask is kept where the target is not, is for the volume head to say
         drawn = torch.from_numpy(shows[numbers]).to(proposal.logits.device)[:, None, None]
-        total += tally((proposal.logits > 0) & drawn, exercise)
+        total += tally((proposal.logits > 0) & drawn, query_batch)
     there = shows[asked]
     return SupportCheck(
         dice=float(total[0] / total[1]) if total[1] else None,

@@ -1,4 +1,4 @@
-"""Starts: the decoders from which heads are adapted, the one that came with the weights and those trained here."""
+"""Initialisations: the decoders that adaptation begins with, the packaged ones and those trained here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_start
 from ssmsam.models.fewshot_registry import load_target_decoder
-from ssmsam.models.self_sampling import SelfSamplingDecoder, SsmConfig
+from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
 from ssmsam.models.weights import find_made_for, find_weights, weights_digest
 
 logger = logging.getLogger(__name__)
@@ -31,12 +31,12 @@ def load_ssm_decoder(
     download: bool = False,
     device: str = "cpu",
     allow_unverified: bool = False,
-    config: SsmConfig | None = None,
+    config: SelfSamplingDecoderConfig | None = None,
 ) -> SelfSamplingDecoder:
     """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, frozen, in evaluation mode.
 
     It begins with the packaged start that was meta-learned for the very weights of the encoder; for others, which is
-    logged, with the target decoder of :func:`ssmsam.models.fewshot_registry.load_target_decoder`, whose arguments and errors
+    logged, with the target decoder of :func:`load_target_decoder`, whose arguments and errors
     these are.
     """
     wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
@@ -71,7 +71,7 @@ KEPT = 5
 """How many of the newest starts stay."""
 
 
-class Starts:
+class Initialisations:
     """The starts for one encoder's weights. Several processes may use them: a training publishes, a server reads.
 
     A start is kept like a head that knows no label. Heads hold all that differs from the shipped decoder, so that they
@@ -107,7 +107,7 @@ class Starts:
     def publish(self, decoder: TargetDecoder, card: Mapping[str, Any], *, activate: bool) -> str:
         """Keep a new start under a name of its own, and use it from now on if so told. In one step for readers."""
         card = {**card, "method": SSM_SAM, "weights_sha256": self._weights_sha256}
-        return self._shelf.publish(Head(decoder, {}, card), decoder=self.shipped, activate=activate)
+        return self._shelf.publish(AdaptedTask(decoder, {}, card), decoder=self.shipped, activate=activate)
 
     def activate(self, name: str) -> RegistryState:
         """Use a start from now on. Raises UnknownCheckpoint."""

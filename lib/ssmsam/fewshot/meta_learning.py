@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit, proposal_loss
-from ssmsam.fewshot.episodes import Exercise, Lesson, lessons
+from ssmsam.fewshot.adaptation import AdaptationConfig, AdaptationTasks, fit, proposal_loss
+from ssmsam.fewshot.episodes import AdaptationTask, QueryBatch, adaptation_tasks
 from ssmsam.fewshot.estimate import Estimate, overlap
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support, checked
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.progress import Progress, silent
@@ -37,23 +37,23 @@ class Episode:
     """``views`` are one label's lessons, and ``query`` the numbers of the slices that adaptation never sees."""
 
     label: str
-    views: Sequence[Lesson]
+    views: Sequence[AdaptationTask]
     query: tuple[int, ...]
 
     @property
-    def taught(self) -> Taught:
+    def tasks(self) -> AdaptationTasks:
         return {self.label: self.views}
 
     @property
     def held_out(self) -> dict[str, tuple[int, ...]]:
         return {self.label: self.query}
 
-    def exercise(self, *, most: int) -> Exercise:
+    def query_batch(self, *, most: int) -> QueryBatch:
         """The query slices as they are, at most so many, each shown the support and no other query slice."""
-        return self.views[0].exercise(self.query[:most], hidden=self.query)
+        return self.views[0].query_batch(self.query[:most], hidden=self.query)
 
 
-def splits(bank: Bank, rng: np.random.Generator) -> tuple[int, ...] | None:
+def splits(bank: SupportBank, rng: np.random.Generator) -> tuple[int, ...] | None:
     """A choice of query slices: all of one volume, or some slices of each. None when nothing can be held out."""
     volumes = np.array(bank.volumes)
     names = sorted(set(bank.volumes))
@@ -68,9 +68,9 @@ def splits(bank: Bank, rng: np.random.Generator) -> tuple[int, ...] | None:
     return None
 
 
-def episodes(taught: Taught, rng: np.random.Generator) -> Iterator[Episode]:
+def episodes(tasks: AdaptationTasks, rng: np.random.Generator) -> Iterator[Episode]:
     """Endless: a label, then a split of its slices. Raises :class:`NothingToLearn` when no label can be split."""
-    usable = [label for label, views in taught.items() if views[0].bank.shows.sum() > LEAST_SUPPORT]
+    usable = [label for label, views in tasks.items() if views[0].bank.shows.sum() > LEAST_SUPPORT]
     if not usable:
         raise NothingToLearn(
             f"meta-learning needs a label that is annotated on at least {LEAST_SUPPORT + 1} slices that show it: "
@@ -78,9 +78,9 @@ def episodes(taught: Taught, rng: np.random.Generator) -> Iterator[Episode]:
         )
     while True:
         label = usable[int(rng.integers(len(usable)))]
-        query = splits(taught[label][0].bank, rng)
+        query = splits(tasks[label][0].bank, rng)
         if query is not None:
-            yield Episode(label, taught[label], query)
+            yield Episode(label, tasks[label], query)
 
 
 _INNER = AdaptationConfig(steps=3, budget_s=float("inf"), warm_up=1)
@@ -146,11 +146,11 @@ class MetaLearner:
         Also the slope of the loss over the logarithm of each group's learning rate.
         """
         inner = replace(self.config.inner, seed=seed)
-        fitted = fit(self.decoder, task.taught, inner, held_out=task.held_out).decoder
+        fitted = fit(self.decoder, task.tasks, inner, held_out=task.held_out).decoder
         learned = [parameter.requires_grad_(True) for parameter in fitted.adaptable()]
-        exercise = task.exercise(most=self.config.queries)
-        proposal = fitted(exercise.embedding, exercise.shown, reading=exercise.reading)
-        loss = proposal_loss(proposal, exercise.masks, exercise.known, judge_presence=exercise.judged)
+        query_batch = task.query_batch(most=self.config.queries)
+        proposal = fitted(query_batch.embedding, query_batch.shown, reading=query_batch.reading)
+        loss = proposal_loss(proposal, query_batch.masks, query_batch.known, judge_presence=query_batch.judged)
         gradients = torch.autograd.grad(loss, learned, allow_unused=True)
         for start, gradient in zip(self.decoder.adaptable(), gradients, strict=True):
             if gradient is not None:
@@ -191,10 +191,10 @@ def meta_train(
     """
 
     start = copy.deepcopy(decoder).requires_grad_(False)
-    taught = lessons(
+    tasks = adaptation_tasks(
         support, embedder, start, config=config.inner.views, bank=config.inner.bank, seed=config.seed, progress=progress
     )
-    stream = episodes(taught, np.random.default_rng(config.seed))
+    stream = episodes(tasks, np.random.default_rng(config.seed))
     return trained(MetaLearner(start, config=config), stream, progress=progress, heard=heard)
 
 
@@ -262,7 +262,7 @@ def judged(
         progress("estimate", done, total)
 
     plain = replace(config, views=replace(config.views, views=0))
-    taught = lessons(
+    tasks = adaptation_tasks(
         {label: support[label] for label in aside},
         embedder,
         decoder,
@@ -271,18 +271,18 @@ def judged(
         seed=plain.seed,
         progress=judging,
     )
-    fitted = fit(decoder, taught, plain, held_out=aside, progress=judging).decoder
+    fitted = fit(decoder, tasks, plain, held_out=aside, progress=judging).decoder
     return {
         label: Estimate(
             before=_dice(decoder, views[0], aside[label]),
             after=_dice(fitted, views[0], aside[label]),
             slices=len(aside[label]),
         )
-        for label, views in taught.items()
+        for label, views in tasks.items()
     }
 
 
-def _dice(decoder: TargetDecoder, lesson: Lesson, held_out: Sequence[int]) -> float:
+def _dice(decoder: TargetDecoder, adaptation_task: AdaptationTask, held_out: Sequence[int]) -> float:
     """In [0, 1] over the held-out slices, in cells."""
-    common, both = overlap(decoder, lesson, held_out)
+    common, both = overlap(decoder, adaptation_task, held_out)
     return float(common / both) if both else 1.0

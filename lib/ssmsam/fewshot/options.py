@@ -15,7 +15,7 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.options import add_encoder_option
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.adaptation import AdaptationConfig
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
 from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.support import Support
@@ -115,7 +115,7 @@ def config_of(options: argparse.Namespace, model: FewShotModel) -> FewShotConfig
 
 def adapt_to(
     options: argparse.Namespace, model: FewShotModel, progress: Progress, *, complete: bool = True
-) -> tuple[Head, Support]:
+) -> tuple[AdaptedTask, Support]:
     """Read the support and adapt to it. The card of the head also says method, plane, and the numbers of its labels."""
     images = [read_labelled(file, plane=options.plane) for file in options.support]
     numbers = label_numbers(images, parse_names(options.names))

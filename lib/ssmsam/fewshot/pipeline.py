@@ -12,17 +12,17 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.adaptation import AdaptationConfig, Taught, fit
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adaptation import AdaptationConfig, AdaptationTasks, fit
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import Clicks, Prediction, SegmentationConfig, assembled, with_annotations
 from ssmsam.fewshot.atlas import Atlas
-from ssmsam.fewshot.episodes import lessons
+from ssmsam.fewshot.episodes import adaptation_tasks
 from ssmsam.fewshot.estimate import Estimate, SupportCheck, check_support, cross_validated, worth_it
 from ssmsam.fewshot.prediction import find
-from ssmsam.fewshot.pseudo_labels import CompletionConfig, as_labelled, worth_completing
-from ssmsam.fewshot.roi_window import close_banks
+from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, as_labelled, slices_to_pseudo_label
+from ssmsam.fewshot.roi_window import roi_banks
 from ssmsam.fewshot.support import Support, digest
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, silent, stop_if_cancelled
 
@@ -33,7 +33,7 @@ class FewShotConfig:
 
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
-    completion: CompletionConfig = field(default_factory=CompletionConfig)
+    completion: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     folds: int = 2
 
 
@@ -50,7 +50,7 @@ def adapt(
     complete: bool = True,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
-) -> Head:
+) -> AdaptedTask:
     """Describe the labelled slices, solve the online optimiser's regression on them and ask for each by the others.
 
     With ``config.adaptation.steps`` a copy of ``decoder`` is also fitted to them by gradient steps; where the estimate
@@ -59,7 +59,7 @@ def adapt(
     :class:`~ssmsam.fewshot.support.NothingToLearn`.
     """
     steps = config.adaptation.steps
-    taught = lessons(
+    tasks = adaptation_tasks(
         support,
         embedder,
         decoder,
@@ -70,16 +70,16 @@ def adapt(
     )
     estimates: dict[str, Estimate] = {}
     if steps and config.folds > 1:
-        estimates = cross_validated(decoder, taught, config.adaptation, folds=config.folds, progress=progress)
+        estimates = cross_validated(decoder, tasks, config.adaptation, folds=config.folds, progress=progress)
     useful = steps > 0 and worth_it(estimates)
     seconds, steps, fitted = 0.0, 0, copy.deepcopy(decoder)
     if useful:
         share = min((one.share for one in estimates.values()), default=1.0)
-        adapted = fit(decoder, taught, config.adaptation, share=share, progress=progress)
+        adapted = fit(decoder, tasks, config.adaptation, share=share, progress=progress)
         seconds, steps, fitted = adapted.seconds, len(adapted.losses), adapted.decoder
     head = made_head(
         fitted,
-        taught,
+        tasks,
         support,
         embedder,
         config,
@@ -92,13 +92,13 @@ def adapt(
     head = head.begun_with(decoder)
     closer = config.segmentation.closer
     if closer and decoder.enlarges:
-        head = replace(head, close=close_banks(head.banks, support, decoder, closer))
+        head = replace(head, close=roi_banks(head.banks, support, decoder, closer))
     return completed(head, support, config=config, progress=progress) if complete else head
 
 
 def made_head(
     decoder: TargetDecoder,
-    taught: Taught,
+    tasks: AdaptationTasks,
     support: Support,
     embedder: Embedder,
     settings: Any,
@@ -108,17 +108,17 @@ def made_head(
     seconds: float,
     estimates: Mapping[str, Estimate],
     judge: TargetDecoder | None = None,
-) -> Head:
+) -> AdaptedTask:
     """The head of a decoder that was fitted to the labelled slices, with its card. ``settings`` are a dataclass.
 
     ``judge`` is the decoder that is asked for each labelled slice by the others: a fitted one would be too sure of
     slices that it was fitted to.
     """
     stop_if_cancelled()
-    checks = {label: check_support(judge or decoder, views[0]) for label, views in taught.items()}
+    checks = {label: check_support(judge or decoder, views[0]) for label, views in tasks.items()}
     estimates = {label: _left_out(check) for label, check in checks.items() if check.dice is not None} | dict(estimates)
     card = {
-        "labels": list(taught),
+        "labels": list(tasks),
         "support_digest": digest(support),
         "learned_from": {label: len(slices) for label, slices in sorted(support.items())},
         "support": {
@@ -136,7 +136,7 @@ def made_head(
         "completed": [],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    return Head(decoder, {label: views[0].bank for label, views in taught.items()}, card)
+    return AdaptedTask(decoder, {label: views[0].bank for label, views in tasks.items()}, card)
 
 
 def _left_out(check: SupportCheck) -> Estimate:
@@ -146,12 +146,17 @@ def _left_out(check: SupportCheck) -> Estimate:
 
 
 def shown_again(
-    head: Head, support: Support, embedder: Embedder, *, config: FewShotConfig = DEFAULTS, progress: Progress = silent
-) -> Head:
+    head: AdaptedTask,
+    support: Support,
+    embedder: Embedder,
+    *,
+    config: FewShotConfig = DEFAULTS,
+    progress: Progress = silent,
+) -> AdaptedTask:
     """The same head with banks made anew of the labelled slices that it was adapted to: what it says with them is what
     it said before. Nothing is adapted. What was completed has to be completed again.
     """
-    taught = lessons(
+    tasks = adaptation_tasks(
         support,
         embedder,
         head.decoder,
@@ -160,20 +165,20 @@ def shown_again(
         seed=config.adaptation.seed,
         progress=progress,
     )
-    banks = {label: several[0].bank for label, several in taught.items()}
+    banks = {label: several[0].bank for label, several in tasks.items()}
     closer = config.segmentation.closer
-    close = close_banks(banks, support, head.decoder, closer) if closer and head.decoder.enlarges else {}
+    close = roi_banks(banks, support, head.decoder, closer) if closer and head.decoder.enlarges else {}
     return replace(head, banks=banks, close=close, atlases=(), summarised=False)
 
 
 def completed(
-    head: Head,
+    head: AdaptedTask,
     support: Support,
     *,
     labels: Collection[str] | None = None,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
-) -> Head:
+) -> AdaptedTask:
     """The same head after it has completed the labelled volumes: it shows other volumes more of them, and the labelled
     volumes themselves nothing new. Embeds the slices that it looks at.
 
@@ -187,14 +192,14 @@ def completed(
     for label in wanted:
         bank = head.banks[label]
         known = [one for one in support.get(label, ()) if one.volume in bank.volumes]
-        for volume, slices in worth_completing(known, config.completion):
+        for volume, slices in slices_to_pseudo_label(known, config.completion):
             here = [one for one in known if one.volume == volume.key.digest]
             looked_at = sorted({*slices, *(one.index for one in here)})
             mask = segment(
                 volume, head, labels=[label], slices=looked_at, support={label: here}, config=config, progress=progress
             ).mask
             stop_if_cancelled()
-            more = Bank.of(as_labelled(volume, mask == 1, slices), head.decoder)
+            more = SupportBank.of(as_labelled(volume, mask == 1, slices), head.decoder)
             bank = bank.with_completed(more)
             if config.segmentation.atlases:
                 stop_if_cancelled()
@@ -207,7 +212,7 @@ def completed(
 
 def segment(
     query: VolumeEmbeddings,
-    head: Head,
+    head: AdaptedTask,
     *,
     labels: Collection[str] | None = None,
     slices: Sequence[int] | None = None,

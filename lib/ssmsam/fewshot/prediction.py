@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import Clicks, SegmentationConfig, corrected
 from ssmsam.fewshot.atlas import Guide, guide_for
 from ssmsam.fewshot.proposals import Proposals, propose
-from ssmsam.fewshot.roi_refinement import looked_closer
+from ssmsam.fewshot.roi_refinement import refined_in_rois
 from ssmsam.fewshot.selection import Selected, candidates, everything, selected
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_registry import load_volume_head
 from ssmsam.progress import Progress, silent
 
@@ -34,7 +34,7 @@ class Finding:
 
 
 def find(
-    head: Head,
+    head: AdaptedTask,
     query: VolumeEmbeddings,
     slices: Sequence[int],
     *,
@@ -70,14 +70,14 @@ def find(
         kept = _selected(mended, head, label, query, config, clicked=here)
         if config.own_slices and not here and not banks[label].annotated(query.key.digest):
             mended, kept = _supported_by_own(mended, kept, head, label, query, config, progress)
-        closer = looked_closer(kept.proposals, head, label, query, clicks=here, config=config, progress=progress)
+        closer = refined_in_rois(kept.proposals, head, label, query, clicks=here, config=config, progress=progress)
         found[label] = Finding(mended, replace(kept, proposals=closer))
     return found
 
 
 def guides_for(
-    head: Head,
-    banks: Mapping[str, Bank],
+    head: AdaptedTask,
+    banks: Mapping[str, SupportBank],
     query: VolumeEmbeddings,
     slices: Sequence[int],
     progress: Progress = silent,
@@ -91,7 +91,7 @@ def guides_for(
 
 def _selected(
     proposals: Proposals,
-    head: Head,
+    head: AdaptedTask,
     label: str,
     query: VolumeEmbeddings,
     config: SegmentationConfig,
@@ -108,7 +108,7 @@ def _selected(
 def _supported_by_own(
     proposals: Proposals,
     kept: Selected,
-    head: Head,
+    head: AdaptedTask,
     label: str,
     query: VolumeEmbeddings,
     config: SegmentationConfig,
@@ -127,7 +127,7 @@ def _supported_by_own(
     own = [
         LabelledSlice(query, int(proposals.slices[row]), kept.proposals.pixels(row, query.frame) > 0) for row in best
     ]
-    bank = head.banks[label].joined(Bank.of(own, head.decoder))
+    bank = head.banks[label].joined(SupportBank.of(own, head.decoder))
     again = propose(
         head.decoder,
         {label: bank},

@@ -10,9 +10,9 @@ import torch
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.atlas import Guide
-from ssmsam.fewshot.support_bank import Bank, BankConfig, look, stacked
+from ssmsam.fewshot.support_bank import SupportBank, SupportBankConfig, look, stacked
 from ssmsam.models.encoder import Embedding, take
-from ssmsam.models.fewshot_decoder import Shown, TargetDecoder
+from ssmsam.models.fewshot_decoder import DecoderContext, TargetDecoder
 from ssmsam.models.frame import Frame
 from ssmsam.models.prompt_decoder import logits_to_pixels
 from ssmsam.progress import Progress, silent
@@ -23,7 +23,7 @@ NOT_THERE = 0.03
 """Presence below which the decoder sees nothing of a target: a guess, which saves time and decides nothing else."""
 BATCH = 6
 """Slices that are answered at once: a guess, which decides about time alone."""
-DEFAULT_BANK = BankConfig()
+DEFAULT_BANK = SupportBankConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +66,12 @@ class Proposals:
 @torch.inference_mode()
 def propose(
     decoder: TargetDecoder,
-    banks: Mapping[str, Bank],
+    banks: Mapping[str, SupportBank],
     query: VolumeEmbeddings,
     slices: Sequence[int],
     *,
     batch: int = BATCH,
-    bank: BankConfig = DEFAULT_BANK,
+    bank: SupportBankConfig = DEFAULT_BANK,
     beyond: TargetDecoder | None = None,
     guides: Mapping[str, Guide] | None = None,
     up_to_ends: bool = False,
@@ -130,7 +130,7 @@ class _Extent:
     high: float = np.inf
 
     @classmethod
-    def of(cls, bank: Bank, query: VolumeEmbeddings, *, known: bool) -> _Extent:
+    def of(cls, bank: SupportBank, query: VolumeEmbeddings, *, known: bool) -> _Extent:
         """If it is not to be ``known``, and where no slice of the volume shows the target, it may be anywhere."""
         if not known:
             return cls()
@@ -164,7 +164,7 @@ def _outwards(order: Sequence[int], extents: Sequence[_Extent], batch: int) -> l
     return [sorted(part) for part in parts]
 
 
-def _past_the_annotated(bank: Bank, query: VolumeEmbeddings, slices: Sequence[int]) -> np.ndarray:
+def _past_the_annotated(bank: SupportBank, query: VolumeEmbeddings, slices: Sequence[int]) -> np.ndarray:
     """(n,) bool: slices outside those between which the volume is annotated; none in a volume without any."""
     annotated = [query.index_at(bank.positions[number]) for number in bank.annotated(query.key.digest)]
     if not annotated:
@@ -173,7 +173,7 @@ def _past_the_annotated(bank: Bank, query: VolumeEmbeddings, slices: Sequence[in
 
 
 def _proposed(
-    embedding: Embedding, shown: Shown, decoders: Sequence[tuple[TargetDecoder | None, np.ndarray]]
+    embedding: Embedding, shown: DecoderContext, decoders: Sequence[tuple[TargetDecoder | None, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (n, S, S) and presence (n,), of each decoder on its rows (n,) bool."""
     logits = np.empty(shown.prior.shape[:1] + shown.prior.shape[-2:], dtype=np.float32)
@@ -184,14 +184,14 @@ def _proposed(
             if not rows.all():
                 index = torch.from_numpy(np.flatnonzero(rows)).to(shown.prior.device)
                 part = take(embedding, index)
-                told = Shown(**{name: value[index] for name, value in vars(shown).items()})
+                told = DecoderContext(**{name: value[index] for name, value in vars(shown).items()})
             proposal = decoder(part, told)
             logits[rows] = proposal.logits.cpu().numpy()
             presence[rows] = proposal.presence.sigmoid().cpu().numpy()
     return logits, presence
 
 
-def sureness(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
+def confidence(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
     """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
     sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
     return sure

@@ -19,7 +19,7 @@ from ssmsam.fewshot.support import LabelledSlice
 
 
 @dataclass(frozen=True)
-class CompletionConfig:
+class PseudoLabelConfig:
     """Which slices of labelled volumes are completed: up to ``slices`` of each volume, ``spacing_mm`` or more apart, in
     the ``volumes`` with most labelled slices. Fewer than ``labelled`` slices say too little of a volume. With
     ``slices`` 0 nothing is completed."""
@@ -30,8 +30,8 @@ class CompletionConfig:
     labelled: int = 1
 
 
-def worth_completing(
-    slices: Sequence[LabelledSlice], config: CompletionConfig
+def slices_to_pseudo_label(
+    slices: Sequence[LabelledSlice], config: PseudoLabelConfig
 ) -> Iterator[tuple[VolumeEmbeddings, list[int]]]:
     """Volumes of one label's labelled slices, each with the slices to complete, ascending."""
     if config.slices == 0:
@@ -48,7 +48,7 @@ def worth_completing(
             yield embeddings, spread
 
 
-def evenly_spread(embeddings: VolumeEmbeddings, config: CompletionConfig) -> list[int]:
+def evenly_spread(embeddings: VolumeEmbeddings, config: PseudoLabelConfig) -> list[int]:
     """Slices from the first to the last of a volume, about equally far apart."""
     length = (embeddings.count - 1) * embeddings.slice_mm
     count = min(config.slices, embeddings.count, int(length / config.spacing_mm) + 1)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import Clicks, SegmentationConfig, corrected
 from ssmsam.fewshot.proposals import Close, Proposals, propose
 from ssmsam.fewshot.roi_window import window_in
@@ -18,9 +18,9 @@ from ssmsam.models.prompt_decoder import on_cells
 from ssmsam.progress import Progress, silent
 
 
-def looked_closer(
+def refined_in_rois(
     final: Proposals,
-    head: Head,
+    head: AdaptedTask,
     label: str,
     query: VolumeEmbeddings,
     *,

@@ -16,13 +16,13 @@ import numpy as np
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import Window
 
 
 @dataclass(frozen=True)
-class CloserConfig:
+class RoiConfig:
     """How much is enlarged, and what is large enough as it is."""
 
     margin: float = 1.4
@@ -42,7 +42,7 @@ class CloserConfig:
     """At most so many labelled slices of each volume are embedded again."""
 
 
-def side_mm(bank: Bank, config: CloserConfig) -> float | None:
+def side_mm(bank: SupportBank, config: RoiConfig) -> float | None:
     """The side of a label's windows in millimetres; None for targets that fill the slice, or no cell."""
     extents, fields = [], []
     for volume in dict.fromkeys(bank.volumes):
@@ -60,7 +60,7 @@ def side_mm(bank: Bank, config: CloserConfig) -> float | None:
     return side if side * config.least < min(fields) else None
 
 
-def window_in(bank: Bank, volume: VolumeEmbeddings, config: CloserConfig) -> Window | None:
+def window_in(bank: SupportBank, volume: VolumeEmbeddings, config: RoiConfig) -> Window | None:
     """Where to look in a volume, whole slices of which are in the bank: around what is annotated there. None where
     nothing is, too little, or where a closer look would show no more."""
     side, masks = side_mm(bank, config), bank.distances[bank.annotated(volume.key.digest)] > 0
@@ -78,7 +78,7 @@ def window_in(bank: Bank, volume: VolumeEmbeddings, config: CloserConfig) -> Win
     return Window(first_row, first_column, rows, columns)
 
 
-def _span(centre: float, wanted: int, available: int, config: CloserConfig, *, turned: bool) -> tuple[int, int]:
+def _span(centre: float, wanted: int, available: int, config: RoiConfig, *, turned: bool) -> tuple[int, int]:
     """How many pixels, and the first of them; ``turned`` counts the steps from the other end."""
     length = min(wanted, available)
     step = max(1, length // config.raster)
@@ -95,19 +95,19 @@ def _box(masks: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def close_banks(
-    banks: Mapping[str, Bank], support: Support, decoder: TargetDecoder, config: CloserConfig
-) -> dict[str, Bank]:
+def roi_banks(
+    banks: Mapping[str, SupportBank], support: Support, decoder: TargetDecoder, config: RoiConfig
+) -> dict[str, SupportBank]:
     """Label -> its labelled slices in windows, for the labels that are worth a closer look. Embeds them."""
     found = {}
     for label, bank in banks.items():
         slices = _enlarged(support[label], bank, config)
         if slices:
-            found[label] = Bank.of(slices, decoder)
+            found[label] = SupportBank.of(slices, decoder)
     return found
 
 
-def _enlarged(slices: Sequence[LabelledSlice], bank: Bank, config: CloserConfig) -> list[LabelledSlice]:
+def _enlarged(slices: Sequence[LabelledSlice], bank: SupportBank, config: RoiConfig) -> list[LabelledSlice]:
     found: list[LabelledSlice] = []
     for volume in dict.fromkeys(one.volume for one in slices):
         several = [one for one in slices if one.volume == volume]

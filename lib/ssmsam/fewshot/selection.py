@@ -15,9 +15,9 @@ from scipy.special import expit
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.estimate import SupportCheck
-from ssmsam.fewshot.proposals import NOWHERE, Proposals, expected_loss, sureness
+from ssmsam.fewshot.proposals import NOWHERE, Proposals, confidence, expected_loss
 from ssmsam.fewshot.slice_descriptors import Described, Surroundings, described
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.volume_head import VolumeHead
 
 _TOUCHING = np.ones((3, 3))
@@ -112,7 +112,7 @@ class Candidates:
 
 def candidates(
     proposals: Proposals,
-    bank: Bank,
+    bank: SupportBank,
     query: VolumeEmbeddings,
     check: SupportCheck,
     *,
@@ -145,7 +145,7 @@ def candidates(
     for row, mask in annotated.items():
         anchors[row] = mask
     held = replace(proposals, logits=logits)
-    found = objects(logits > 0, sureness(logits, proposals.presence), anchors, most=OBJECTS)
+    found = objects(logits > 0, confidence(logits, proposals.presence), anchors, most=OBJECTS)
     return Candidates(found, described(held, found, bank, around) if found else None, around, logits)
 
 

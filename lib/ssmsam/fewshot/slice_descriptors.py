@@ -16,11 +16,8 @@ from ssmsam.fewshot.atlas import Guide
 from ssmsam.fewshot.estimate import SupportCheck
 from ssmsam.fewshot.priors import interpolated, signed_distance
 from ssmsam.fewshot.proposals import Proposals, shares
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 
-SLICE_DESCRIPTORS = 27
-OBJECT_DESCRIPTORS = 17
-"""How many numbers there are for each slice of an object, and for an object: what the packaged head was trained on."""
 _NEAR_MM = 25.0
 """The unit of closeness along the volume: a guess."""
 _MOST = 4.0
@@ -75,7 +72,9 @@ class Surroundings:
         )
 
 
-def described(proposals: Proposals, objects: Sequence[np.ndarray], bank: Bank, around: Surroundings) -> Described:
+def described(
+    proposals: Proposals, objects: Sequence[np.ndarray], bank: SupportBank, around: Surroundings
+) -> Described:
     """The descriptors of objects (n, S, S) among proposals. They are the same however the volume is stored."""
     backwards = len(around.positions) > 1 and around.positions[0] > around.positions[-1]
     if backwards:
@@ -95,7 +94,7 @@ def described(proposals: Proposals, objects: Sequence[np.ndarray], bank: Bank, a
     return Described(slices.astype(np.float32), whole.astype(np.float32), areas > 0, bool(backwards))
 
 
-def _of_slices(proposals: Proposals, bank: Bank, around: Surroundings) -> np.ndarray:
+def _of_slices(proposals: Proposals, bank: SupportBank, around: Surroundings) -> np.ndarray:
     """(n, 12) what does not depend on the object."""
     # what the model completed itself in this volume is not known
     counted = ~(bank.completed & (np.array(bank.volumes) == around.volume))
@@ -207,7 +206,7 @@ def _of_object(
     areas: np.ndarray,
     proposals: Proposals,
     objects: Sequence[np.ndarray],
-    bank: Bank,
+    bank: SupportBank,
     around: Surroundings,
 ) -> np.ndarray:
     """(OBJECT_DESCRIPTORS,) of one of K objects with ``areas`` (K, n) in mm2."""
@@ -257,7 +256,7 @@ def _of_object(
     )
 
 
-def _usual_area(bank: Bank, around: Surroundings) -> float:
+def _usual_area(bank: SupportBank, around: Surroundings) -> float:
     """Mean area in mm2 of the annotated cross-sections, of this volume's where there are any."""
     own = [float(mask.sum()) * around.cell_mm**2 for mask in around.annotated.values() if mask.any()]
     rows = np.flatnonzero(bank.shows & ~bank.completed)

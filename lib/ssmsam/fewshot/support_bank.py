@@ -15,14 +15,14 @@ from ssmsam.fewshot.priors import interpolated, nearest, signed_distance
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.closed_form import Regression, SolvedRegression
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Shown, TargetDecoder
+from ssmsam.models.fewshot_decoder import ATLAS_MAPS, DecoderContext, TargetDecoder
 from ssmsam.models.prompt_decoder import draw_mask
 from ssmsam.models.prompt_small import closeness
-from ssmsam.models.support_encoding import Description, TokenKind, describe
+from ssmsam.models.support_encoding import SupportEncoding, TokenKind, describe
 
 
 def shown_to(
-    description: Description,
+    description: SupportEncoding,
     supports: torch.Tensor,
     near: torch.Tensor,
     prior: torch.Tensor,
@@ -32,11 +32,11 @@ def shown_to(
     weights: torch.Tensor | None = None,
     fit: torch.Tensor | None = None,
     atlas: torch.Tensor | None = None,
-) -> Shown:
+) -> DecoderContext:
     """Gather for N queries what each is shown of K described slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
-    ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in :class:`Shown`. ``moves`` (N, S, 2) are added to the places of
+    ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in DecoderContext. ``moves`` (N, S, 2) are added to the places of
     each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser, ``atlas`` the
     maps of registered volumes.
     """
@@ -54,7 +54,7 @@ def shown_to(
     places = per_query(gathered.places)
     if moves is not None:
         places = places + moves.repeat_interleave(cells, dim=1)
-    return Shown(
+    return DecoderContext(
         tokens=per_query(gathered.tokens),
         kinds=torch.where(spread(given, tokens), per_query(gathered.kinds), int(TokenKind.NONE)),
         near=spread(near, tokens),
@@ -76,7 +76,7 @@ _SMALL_PIECE = 0.2
 
 
 @dataclass(frozen=True)
-class BankConfig:
+class SupportBankConfig:
     """Which of many labelled slices a query is shown: the nearest of its own volume and the most alike of others."""
 
     own: int = 8
@@ -109,13 +109,13 @@ class Places:
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
+class SupportBank:
     """K labelled slices: how they look (``description``), where they are (as in :class:`Places`), the target's signed
     distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each slice, ``looks``
     (K, D) of unit length. ``completed`` (K,) bool are slices that no person labelled: other volumes are shown them,
     their own never."""
 
-    description: Description
+    description: SupportEncoding
     volumes: tuple[str, ...]
     positions: np.ndarray
     distances: np.ndarray
@@ -144,12 +144,12 @@ class Bank:
         """The slices of one volume that a person labelled."""
         return [k for k in range(len(self)) if self.volumes[k] == volume and not self.completed[k]]
 
-    def without(self, numbers: Collection[int]) -> Bank:
+    def without(self, numbers: Collection[int]) -> SupportBank:
         """The same without some of its slices."""
         kept = [k for k in range(len(self)) if k not in numbers]
         labelled = np.cumsum(~self.completed) - 1
         rows = torch.tensor([int(labelled[k]) for k in kept if not self.completed[k]], dtype=torch.long)
-        return Bank(
+        return SupportBank(
             regression=self.regression[rows] if self.regression else None,
             description=self.description[torch.tensor(kept, dtype=torch.long)],
             volumes=tuple(self.volumes[k] for k in kept),
@@ -161,14 +161,14 @@ class Bank:
             completed=self.completed[kept],
         )
 
-    def with_completed(self, other: Bank) -> Bank:
+    def with_completed(self, other: SupportBank) -> SupportBank:
         """The same and after it the slices of ``other``, as slices that no person labelled."""
         return self.joined(replace(other, completed=np.ones(len(other), dtype=bool), regression=None))
 
-    def joined(self, other: Bank) -> Bank:
+    def joined(self, other: SupportBank) -> SupportBank:
         """The same and after it the slices of ``other``."""
-        return Bank(
-            Description.cat([self.description, other.description]),
+        return SupportBank(
+            SupportEncoding.cat([self.description, other.description]),
             self.volumes + other.volumes,
             np.concatenate([self.positions, other.positions]),
             np.concatenate([self.distances, other.distances]),
@@ -179,14 +179,14 @@ class Bank:
             self._with_regression_of(other),
         )
 
-    def _with_regression_of(self, other: Bank) -> Regression | SolvedRegression | None:
+    def _with_regression_of(self, other: SupportBank) -> Regression | SolvedRegression | None:
         if self.regression is None or other.regression is None:
             return self.regression
         assert isinstance(other.regression, Regression)
         return self.regression.joined(other.regression)
 
     @classmethod
-    def of(cls, slices: Sequence[LabelledSlice], decoder: TargetDecoder) -> Bank:
+    def of(cls, slices: Sequence[LabelledSlice], decoder: TargetDecoder) -> SupportBank:
         """Describe labelled slices by their cached embeddings, for a decoder."""
         with torch.no_grad():
             view = decoder.view(stacked([one.embeddings.slice(one.index) for one in slices]))
@@ -215,7 +215,7 @@ class Bank:
         stride: int,
         places: Places,
         regression: Regression | None = None,
-    ) -> Bank:
+    ) -> SupportBank:
         """The same from embeddings (K, D, h, w) and masks (K, 1, S, S) in [0, 1].
 
         ``unknown`` (K, 1, S, S) in [0, 1] is where the mask is no truth inside the slice, whose outside is not meant.
@@ -238,9 +238,9 @@ class Bank:
         slices: Sequence[int],
         looks: torch.Tensor,
         *,
-        config: BankConfig,
+        config: SupportBankConfig,
         atlas: torch.Tensor | None = None,
-    ) -> Shown:
+    ) -> DecoderContext:
         """What some slices of a volume are shown; ``looks`` (N, D) are theirs, ``atlas`` (N, 3, S, S) the maps of
         registered volumes."""
         digest = query.key.digest
@@ -257,10 +257,10 @@ class Bank:
         looks: torch.Tensor,
         centres: np.ndarray,
         *,
-        config: BankConfig,
+        config: SupportBankConfig,
         without: Sequence[int] = (),
         atlas: torch.Tensor | None = None,
-    ) -> Shown:
+    ) -> DecoderContext:
         """What queries of one volume are shown, at ``positions`` (N) in mm with ``looks`` (N, D) and the body's
         ``centres`` (N, 2). Cells of other volumes are shown where they would be in the query's body.
 
@@ -331,7 +331,7 @@ class Bank:
         return closeness(self.positions[number] - position) if self.volumes[number] == volume else 0.0
 
     def _chosen(
-        self, volume: str, position: float, likeness: np.ndarray, without: Sequence[int], config: BankConfig
+        self, volume: str, position: float, likeness: np.ndarray, without: Sequence[int], config: SupportBankConfig
     ) -> list[int]:
         allowed = [k for k in range(len(self)) if k not in without]
         own = [k for k in allowed if self.volumes[k] == volume and not self.completed[k]]

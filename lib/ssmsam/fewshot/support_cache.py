@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ssmsam.fewshot.atlas import Atlas
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.closed_form import Regression, SliceSums
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.support_encoding import Description
+from ssmsam.models.support_encoding import SupportEncoding
 from ssmsam.volume.volume import Grid
 from ssmsam.volume.writing import private_folder, write_bytes
 
@@ -42,12 +42,12 @@ class SupportBanks:
     """What a decoder is shown: the banks of all labels, of small targets in enlarged windows too (``close``), and the
     completed volumes as ``atlases``."""
 
-    banks: Mapping[str, Bank]
-    close: Mapping[str, Bank] = field(default_factory=dict)
+    banks: Mapping[str, SupportBank]
+    close: Mapping[str, SupportBank] = field(default_factory=dict)
     atlases: tuple[Atlas, ...] = ()
 
     @property
-    def _kinds(self) -> dict[str, Mapping[str, Bank]]:
+    def _kinds(self) -> dict[str, Mapping[str, SupportBank]]:
         return {"bank": self.banks, "close": self.close}
 
     def to_bytes(self) -> bytes:
@@ -174,7 +174,7 @@ def _bytes(path: Path) -> int:
         return 0
 
 
-def _of_bank(bank: Bank) -> dict[str, torch.Tensor]:
+def _of_bank(bank: SupportBank) -> dict[str, torch.Tensor]:
     fields = {**vars(bank.description), "looks": bank.looks}
     fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
     if isinstance(bank.regression, Regression):
@@ -187,13 +187,15 @@ def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Ten
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...], decoder: TargetDecoder) -> Bank:
+def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...], decoder: TargetDecoder) -> SupportBank:
     sums, optimiser = _part(tensors, _SUMS), decoder.online_optimiser()
     regression = Regression(optimiser, SliceSums(**sums)) if optimiser is not None else None
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{_SUMS}.")}
     arrays = {name: np.asarray(tensors.pop(name).numpy()) for name in _ARRAYS}
     looks = tensors.pop("looks")
-    return Bank(description=Description(**tensors), volumes=volumes, looks=looks, regression=regression, **arrays)
+    return SupportBank(
+        description=SupportEncoding(**tensors), volumes=volumes, looks=looks, regression=regression, **arrays
+    )
 
 
 def _atlas(tensors: dict[str, torch.Tensor], volume: str, affine: list[list[float]], labels: list[str]) -> Atlas:

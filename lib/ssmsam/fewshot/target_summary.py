@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.support_bank import Bank
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.closed_form import SolvedRegression
-from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, KINDS, PARTS, RING_CELLS, Description
+from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, KINDS, PARTS, RING_CELLS, SupportEncoding
 from ssmsam.models.support_encoding import TokenKind as Kind
 
 PROTOTYPES = (16, 8, 16)
@@ -33,7 +33,7 @@ _SHOWN, _ABSENT = 0, 1
 class TargetSummary:
     """Of the labelled slices that show a target (row 0) and those that do not (row 1, which may be without anything).
 
-    ``tokens`` (2, T, D) and ``kinds`` (2, T) as in :class:`Description`; ``cells`` (2, P, D), ``places`` (2, P, 2) as
+    ``tokens`` (2, T, D) and ``kinds`` (2, T) as in SupportEncoding; ``cells`` (2, P, D), ``places`` (2, P, 2) as
     (x, y) in input pixels from the body's centre, ``shares`` (2, P) and ``valid`` (2, P) of P prototypes;
     ``looks`` (2, D) of unit length, zeros without any slice; ``weights`` (d + 1,) and ``fit`` () of the online
     optimiser, empty for decoders without one.
@@ -61,7 +61,7 @@ class TargetSummary:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, bank: Bank) -> TargetSummary:
+    def of(cls, bank: SupportBank) -> TargetSummary:
         """Summarise the labelled slices of a bank; of a target that is smaller than a cell little is said."""
         labelled, shows = ~bank.completed, bank.shows
         both = [labelled & shows, labelled & ~shows]
@@ -126,7 +126,7 @@ class TargetSummary:
         if type(self.one_piece) is not bool or type(self.absent) is not bool:
             raise ValueError("one_piece and absent are true or false")
 
-    def bank(self, side: int) -> Bank:
+    def bank(self, side: int) -> SupportBank:
         """A bank of a few slices that stand for those of which this is the summary, on masks of a ``side``.
 
         The first is shown to a decoder, and the second where slices without the target were labelled. The others only
@@ -143,9 +143,9 @@ class TargetSummary:
             rows, volumes, positions = [*rows, _ABSENT], [*volumes, "0"], [*positions, 0.0]
         mask, cell_mm = _stand_in(side, self.area_mm2, pieces=1 if self.one_piece else 2)
         distances = [signed_distance(mask), signed_distance(np.zeros_like(mask))]
-        padded = _padded(Description(self.tokens, self.kinds, self.cells, self.places, self.shares, self.valid))
+        padded = _padded(SupportEncoding(self.tokens, self.kinds, self.cells, self.places, self.shares, self.valid))
         solved = SolvedRegression(self.weights, self.fit, labelled) if self.weights.numel() else None
-        return Bank(
+        return SupportBank(
             description=padded[torch.tensor(rows)],
             volumes=tuple(f"summary {name}" for name in volumes),
             positions=np.array(positions),
@@ -161,7 +161,7 @@ class TargetSummary:
 _MOST_VOLUMES = 100
 
 
-def _encoded(bank: Bank, rows: np.ndarray) -> dict[str, torch.Tensor]:
+def _encoded(bank: SupportBank, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """Tokens and prototypes of some slices of a bank."""
     some = bank.description[torch.from_numpy(rows)]
     centres = torch.from_numpy(bank.centres[rows]).to(some.places)
@@ -208,7 +208,7 @@ def _clustered(cells: torch.Tensor, count: int) -> torch.Tensor:
     return member
 
 
-def _tokens(some: Description) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(some: SupportEncoding) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (T, D) and kinds (T,): means over slices, of the target's parts over all its cells."""
     tokens = some.tokens.new_zeros(len(KINDS), some.tokens.shape[2])
     kinds = torch.zeros(len(KINDS), dtype=torch.long)
@@ -230,7 +230,7 @@ def _mean_look(looks: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.normalize(looks[torch.from_numpy(rows)].sum(0), dim=0)
 
 
-def _padded(one: Description) -> Description:
+def _padded(one: SupportEncoding) -> SupportEncoding:
     """With as many cells as a slice's own description has."""
     missing = CELLS - one.cells.shape[1]
     wider = {

@@ -71,7 +71,7 @@ def limit_to_box(mask: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig
     return limited
 
 
-def obey(mask: np.ndarray, logits: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> np.ndarray:
+def enforce_clicks(mask: np.ndarray, logits: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> np.ndarray:
     """The mask with every violated click set right, by the rules above. ``logits`` (height, width) rank the pixels."""
     mask = without_clicked_pieces(mask, prompt)
     radius = max(config.least_radius + 2, config.reach * np.sqrt(mask.sum() / np.pi))
@@ -148,7 +148,7 @@ def connected_to(mask: np.ndarray, anchor: np.ndarray) -> np.ndarray:
     return np.isin(labels, touched[touched > 0])
 
 
-def carve(base: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
+def subtract(base: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
     """``base`` without what ``proposal`` leaves out around the negative clicks, and nothing else.
 
     A proposal that would take away more than half of the base was not understood, and is not followed.

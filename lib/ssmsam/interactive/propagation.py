@@ -1,7 +1,7 @@
 """From the prompted slices to the whole volume, in both directions, on embeddings that are already there.
 
 The prompted slices (seeds) cut the volume into sections: before the first seed, between two neighbouring seeds, after
-the last. A :class:`~ssmsam.interactive.propagation.Chain` walks away from a seed, slice by slice, each prompted by the mask
+the last. A :class:`Chain` walks away from a seed, slice by slice, each prompted by the mask
 before it, until its stop rule ends it. Between two seeds both chains walk the whole way and the nearer one counts
 more. What a section gets depends on its own seeds alone: after a correction only the sections next to the corrected
 slice are computed again, and the result is the same as that of computing everything.

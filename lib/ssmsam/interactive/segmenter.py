@@ -12,10 +12,10 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.interactive.click_constraints import (
     DEFAULTS,
     CorrectionConfig,
-    carve,
+    enforce_clicks,
     limit_to_box,
-    obey,
     satisfied,
+    subtract,
     violates,
     without_clicked_pieces,
     without_crumbs,
@@ -91,7 +91,7 @@ def segment_slice(
     mask = limit_to_box(pixels[chosen] > 0, prompt, config)
     corrected = violates(mask, prompt)
     if corrected:
-        mask = obey(mask, pixels[chosen], prompt, config)
+        mask = enforce_clicks(mask, pixels[chosen], prompt, config)
     return SliceAnswer(
         mask=without_islands(mask, prompt, config),
         logits=candidates.logits[None, chosen : chosen + 1],
@@ -136,8 +136,8 @@ def correct_slice(
     candidates = decoder.predict(embedding, frame=embeddings.frame, prompt=prompt, previous=drawn)
     pixels = logits_to_pixels(candidates.logits, embeddings.frame)
     chosen = choose(pixels, prompt, config)
-    mask = carve(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
-    mask = obey(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
+    mask = subtract(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
+    mask = enforce_clicks(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
     return SliceAnswer(
         mask=without_crumbs(mask, base, config),
         logits=None,

@@ -18,7 +18,7 @@ ATLAS_MAPS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class DecoderContext:
     """What N (slice, target) pairs are told of the target: T tokens and M cells of all their support slices.
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
@@ -79,7 +79,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class CrossAttentionFeatures:
     """What the cells of N queries found in the support slices before anything else is known: ``cells`` (N, h*w, D) and
     ``votes`` (N, V, h, w); ``fitted`` (N, 2, h', w') are the logits of the online optimiser and its fit, (N, 0, 1, 1)
     without one. It does not depend on the parameters that adaptation changes, so it is made once."""
@@ -88,17 +88,19 @@ class Reading:
     votes: torch.Tensor
     fitted: torch.Tensor
 
-    def __getitem__(self, index: torch.Tensor | slice) -> Reading:
-        return Reading(self.cells[index], self.votes[index], self.fitted[index])
+    def __getitem__(self, index: torch.Tensor | slice) -> CrossAttentionFeatures:
+        return CrossAttentionFeatures(self.cells[index], self.votes[index], self.fitted[index])
 
     @staticmethod
-    def cat(several: Sequence[Reading]) -> Reading:
+    def cat(several: Sequence[CrossAttentionFeatures]) -> CrossAttentionFeatures:
         """One after the other."""
-        return Reading(*(torch.cat([getattr(one, name) for one in several]) for name in ("cells", "votes", "fitted")))
+        return CrossAttentionFeatures(
+            *(torch.cat([getattr(one, name) for one in several]) for name in ("cells", "votes", "fitted"))
+        )
 
 
 class TargetDecoder(nn.Module, ABC):
-    """Embeddings of queries + :class:`Shown` (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
+    """Embeddings of queries + DecoderContext (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
 
     pretrained: bool = True
     """Whether it learned to segment from labelled slices before any adaptation."""
@@ -132,7 +134,7 @@ class TargetDecoder(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
         """Compare N slices with the support slices: the part of :meth:`forward` that is the same before and after
         adaptation."""
 
@@ -140,9 +142,9 @@ class TargetDecoder(nn.Module, ABC):
     def forward(
         self,
         embedding: Embedding,
-        shown: Shown,
+        shown: DecoderContext,
         corrections: Corrections | None = None,
-        reading: Reading | None = None,
+        reading: CrossAttentionFeatures | None = None,
     ) -> Proposal:
         """Embeddings of N slices, repeated for several targets of one slice. ``reading`` is that of :meth:`read`,
         where it was kept."""

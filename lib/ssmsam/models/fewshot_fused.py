@@ -1,6 +1,6 @@
 """One few-shot decoder that gets pretrained features, the online optimiser's answer and every prior.
 
-The token-query decoder of :mod:`ssmsam.models.fewshot_small` works on the pyramid of the small encoder, which is fine and
+The token-query decoder of ``fewshot_small`` works on the pyramid of the small encoder, which is fine and
 knows abdomens. Here the features of the pretrained medical encoder join it, cell by cell, and the logits of the online
 optimiser come in as one more map with its own trust: how well it does on labelled slices that it was not shown. So do
 the masks of other volumes that registration carries over. New parts start from zero, so that before any training the
@@ -15,7 +15,7 @@ from torch import nn
 
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Corrections, Proposal, Reading, Shown
+from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Corrections, CrossAttentionFeatures, DecoderContext, Proposal
 from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.prompt_small_network import WIDTH
 
@@ -31,7 +31,7 @@ _TANH = 4.0
 
 
 class FusedTargetNetwork(TargetNetwork):
-    """:class:`~ssmsam.models.fewshot_small.TargetNetwork` for embeddings of the pretrained encoder with the small encoder's
+    """The :class:`TargetNetwork` for embeddings of the pretrained encoder with the small encoder's
     pyramid beside it: ``image`` and the levels stage 2, 3 and 4 of the first, and the levels at the strides 2, 4 and 8
     of the second."""
 
@@ -98,14 +98,16 @@ class FusedTargetNetwork(TargetNetwork):
     ) -> Regression:
         return self.optimiser.regression(view["levels"][2], masks, known, moments)
 
-    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
         reading = super().read(embedding, shown)
         logits = self.optimiser.logits(embedding["levels"][2], shown.weights)
         given = shown.weights.abs().amax(1) > 0
         maps = torch.stack([logits, shown.fit[:, :, None].expand_as(logits)], dim=1) * given[:, None, None, None]
-        return Reading(reading.cells, reading.votes, maps)
+        return CrossAttentionFeatures(reading.cells, reading.votes, maps)
 
-    def dense_maps(self, shown: Shown, corrections: Corrections, reading: Reading) -> list[torch.Tensor]:
+    def dense_maps(
+        self, shown: DecoderContext, corrections: Corrections, reading: CrossAttentionFeatures
+    ) -> list[torch.Tensor]:
         fitted = _to(reading.fitted, shown.prior.shape[-2:])
         maps = torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
         drawn = self.maps.dense2[0](self.maps.drawn(shown, corrections))
@@ -117,9 +119,9 @@ class FusedTargetNetwork(TargetNetwork):
     def decode(
         self,
         embedding: Embedding,
-        shown: Shown,
+        shown: DecoderContext,
         corrections: Corrections,
-        reading: Reading,
+        reading: CrossAttentionFeatures,
         maps: list[torch.Tensor],
     ) -> Proposal:
         proposal = super().decode(embedding, shown, corrections, reading, maps)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ssmsam.fewshot.slice_descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_start
 from ssmsam.models.small_encoder import part_of
-from ssmsam.models.volume_head import VolumeHead
+from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, VolumeHead
 from ssmsam.models.weights import entry, find_made_for, find_weights, weights_digest
 
 VOLUME_HEAD = "volume_head"

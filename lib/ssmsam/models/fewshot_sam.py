@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
+from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
 from ssmsam.models.prompt_small_network import PointKind
 from ssmsam.models.support_encoding import TokenKind
 
@@ -38,7 +38,7 @@ _POINTS = {
 
 
 class SamTargetNetwork(TargetDecoder):
-    """:class:`~ssmsam.models.fewshot_decoder.TargetDecoder` of SAM ViT-B, L, H and of networks with its layout (MedSAM).
+    """The :class:`TargetDecoder` of SAM ViT-B, L, H and of networks with its layout (MedSAM).
 
     Without adaptation the tokens say nothing yet, and the votes alone prompt SAM's decoder.
     """
@@ -71,14 +71,14 @@ class SamTargetNetwork(TargetDecoder):
         """Copies of SAM's small parts; its image encoder is not kept alive."""
         return cls(sam)
 
-    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
         image = embedding["image"]
         cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
         scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)
         scores = scores.masked_fill(~shown.valid[:, None], -1e4)
         vote = (scores.softmax(2) @ shown.shares[..., None]).transpose(1, 2)
         votes = vote.unflatten(2, (image.shape[-2], image.shape[-1]))
-        return Reading(cells.new_zeros(len(cells), 0, 0), votes, image.new_zeros(len(image), 0, 1, 1))
+        return CrossAttentionFeatures(cells.new_zeros(len(cells), 0, 0), votes, image.new_zeros(len(image), 0, 1, 1))
 
     def adaptable(self) -> list[nn.Parameter]:
         fixed = {
@@ -95,9 +95,9 @@ class SamTargetNetwork(TargetDecoder):
     def forward(
         self,
         embedding: Embedding,
-        shown: Shown,
+        shown: DecoderContext,
         corrections: Corrections | None = None,
-        reading: Reading | None = None,
+        reading: CrossAttentionFeatures | None = None,
     ) -> Proposal:
         corrections = Corrections.none(shown.prior) if corrections is None else corrections
         reading = self.read(embedding, shown) if reading is None else reading
@@ -109,14 +109,16 @@ class SamTargetNetwork(TargetDecoder):
         seen = torch.stack([reading.votes.amax((1, 2, 3)) - 0.5, quality, logits.amax((1, 2)) / 10], dim=1)
         return Proposal(logits, self.presence(seen)[:, 0])
 
-    def _earlier_mask(self, reading: Reading, prior: torch.Tensor, corrections: Corrections) -> torch.Tensor:
+    def _earlier_mask(
+        self, reading: CrossAttentionFeatures, prior: torch.Tensor, corrections: Corrections
+    ) -> torch.Tensor:
         """What stands in for an earlier answer: the proposal that was clicked on, else votes and prior."""
         side = (self.logits_side, self.logits_side)
         votes = F.interpolate(reading.votes * 2 - 1, side, mode="bilinear", align_corners=False)
         corrected = corrections.previous.abs().amax((1, 2, 3), keepdim=True) > 0
         return torch.where(corrected, corrections.previous, self.vote * votes + prior)
 
-    def _tokens(self, shown: Shown, corrections: Corrections) -> torch.Tensor:
+    def _tokens(self, shown: DecoderContext, corrections: Corrections) -> torch.Tensor:
         given = (shown.kinds != TokenKind.NONE)[..., None]
         tokens = self.target(shown.tokens * given) + self.target_kind(shown.kinds)
         if not corrections.kinds.shape[1]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
+from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
 from ssmsam.models.layers import TwoWayTransformer
 from ssmsam.models.prompt_small_network import LOGITS_STRIDE, WIDTH, PlaceEncoding, PointKind, draw_prompts
 from ssmsam.models.small_encoder import SPEC
@@ -28,7 +28,7 @@ _OFFSET = 4.0
 """Signed distances are divided by this before they join the logits."""
 
 
-class SupportReading(nn.Module):
+class SupportCrossAttention(nn.Module):
     """Every cell of the query compares itself with the cells of the support slices and reads from the alike.
 
     The share of the target in the cells that are read is a vote; several heads vote.
@@ -52,7 +52,7 @@ class SupportReading(nn.Module):
             self.key_place.weight.copy_(self.query_place.weight)
 
     def forward(
-        self, cells: torch.Tensor, places: torch.Tensor, shown: Shown, shown_places: torch.Tensor
+        self, cells: torch.Tensor, places: torch.Tensor, shown: DecoderContext, shown_places: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Query cells (N, K, D) with encoded places (K, D), support places (N, M, D) -> what was read (N, K, D) and
         the votes (N, HEADS, K) in [0, 1].
@@ -86,7 +86,7 @@ class PromptMaps(nn.Module):
         self.dense4 = nn.Sequential(nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.GELU())
         self.dense8 = nn.Sequential(nn.Conv2d(24, 64, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(64, WIDTH, 1))
 
-    def drawn(self, shown: Shown, corrections: Corrections) -> torch.Tensor:
+    def drawn(self, shown: DecoderContext, corrections: Corrections) -> torch.Tensor:
         """The maps that go in, (N, channels, S, S)."""
         side = shown.prior.shape[-2], shown.prior.shape[-1]
         drawn = draw_prompts(corrections.points, corrections.kinds, side)
@@ -95,14 +95,14 @@ class PromptMaps(nn.Module):
         maps = [(corrections.previous / 4).tanh(), drawn, (shown.prior / 4).tanh() * trusted, trust]
         return torch.cat(maps, dim=1)
 
-    def forward(self, shown: Shown, corrections: Corrections) -> list[torch.Tensor]:
+    def forward(self, shown: DecoderContext, corrections: Corrections) -> list[torch.Tensor]:
         at2 = self.dense2(self.drawn(shown, corrections))
         at4 = self.dense4(at2)
         return [at2, at4, self.dense8(at4)]
 
 
 class TargetNetwork(TargetDecoder):
-    """Embeddings of queries + :class:`Shown` (+ :class:`Corrections`) -> :class:`Proposal`.
+    """Embeddings of queries + :class:`DecoderContext` (+ :class:`Corrections`) -> :class:`Proposal`.
 
     Works at any input size that the encoder takes.
     """
@@ -119,7 +119,7 @@ class TargetNetwork(TargetDecoder):
         self.target_kind = nn.Embedding(len(TokenKind), WIDTH)
         self.near = nn.Linear(1, WIDTH)
         self.maps = PromptMaps()
-        self.reading = SupportReading()
+        self.reading = SupportCrossAttention()
         self.alike = nn.Conv2d(2 + _HEADS, WIDTH, 1)
         self.own = nn.Embedding(2, WIDTH)
         self.transformer = TwoWayTransformer(width=WIDTH)
@@ -135,35 +135,37 @@ class TargetNetwork(TargetDecoder):
         self.presence = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
         self.blend = nn.Linear(2, 1)
 
-    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
         image = embedding["image"]
         height, width = image.shape[-2:]
         places = self.place.cells(height, width, STRIDE)
         read, votes = self.reading(image.flatten(2).transpose(1, 2), places, shown, self.place(shown.places))
         alike = torch.cat([self._alike(image, shown), votes.unflatten(2, (height, width))], dim=1)
-        return Reading(read, alike, image.new_zeros(len(image), 0, 1, 1))
+        return CrossAttentionFeatures(read, alike, image.new_zeros(len(image), 0, 1, 1))
 
     def forward(
         self,
         embedding: Embedding,
-        shown: Shown,
+        shown: DecoderContext,
         corrections: Corrections | None = None,
-        reading: Reading | None = None,
+        reading: CrossAttentionFeatures | None = None,
     ) -> Proposal:
         corrections = Corrections.none(shown.prior) if corrections is None else corrections
         reading = self.read(embedding, shown) if reading is None else reading
         return self.decode(embedding, shown, corrections, reading, self.dense_maps(shown, corrections, reading))
 
-    def dense_maps(self, shown: Shown, corrections: Corrections, reading: Reading) -> list[torch.Tensor]:
+    def dense_maps(
+        self, shown: DecoderContext, corrections: Corrections, reading: CrossAttentionFeatures
+    ) -> list[torch.Tensor]:
         """Everything dense, drawn into maps at the strides 2, 4 and 8."""
         return self.maps(shown, corrections)
 
     def decode(
         self,
         embedding: Embedding,
-        shown: Shown,
+        shown: DecoderContext,
         corrections: Corrections,
-        reading: Reading,
+        reading: CrossAttentionFeatures,
         maps: list[torch.Tensor],
     ) -> Proposal:
         """The same with the maps of :meth:`dense_maps`."""
@@ -187,14 +189,14 @@ class TargetNetwork(TargetDecoder):
         kept = {id(p) for module in (self.reading, self.place) for p in module.parameters()}
         return [p for p in self.parameters() if id(p) not in kept]
 
-    def _tokens(self, shown: Shown, corrections: Corrections) -> torch.Tensor:
+    def _tokens(self, shown: DecoderContext, corrections: Corrections) -> torch.Tensor:
         given = (shown.kinds != TokenKind.NONE)[..., None]
         described = (self.target(shown.tokens) + self.near(shown.near[..., None])) * given
         clicked = (corrections.kinds != PointKind.NONE)[..., None]
         points = self.point(corrections.kinds) + self.place(corrections.points) * clicked
         return torch.cat([described + self.target_kind(shown.kinds), points], dim=1)
 
-    def _alike(self, image: torch.Tensor, shown: Shown) -> torch.Tensor:
+    def _alike(self, image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
         """Greatest cosine of each cell with the tokens of the target, and of anything else: (N, 2, h, w)."""
         cosines = torch.einsum("ntc,nchw->nthw", F.normalize(shown.tokens, dim=-1), F.normalize(image, dim=1))
         own = (shown.kinds == TokenKind.TARGET) | (shown.kinds == TokenKind.PART)

@@ -73,9 +73,9 @@ class SmallPromptDecoder:
             else torch.zeros(1, 2, WIDTH, device=device),
         )
         answer = self.network(embedding, prompts)
-        lone = prompt is not None and prompt.clicks == 1 and prompt.box is None
-        riddle = lone and previous is None and neighbour is None
-        order = (size_and_stability(answer.logits[0]) if riddle else answer.quality[0]).argsort(descending=True)
+        single_click = prompt is not None and prompt.clicks == 1 and prompt.box is None
+        ambiguous = single_click and previous is None and neighbour is None
+        order = (size_and_stability(answer.logits[0]) if ambiguous else answer.quality[0]).argsort(descending=True)
         presence = 1.0 if prompt is not None and not prompt.empty else float(answer.presence[0].sigmoid())
         return Candidates(answer.logits[0, order], answer.quality[0, order].sigmoid(), presence)
 

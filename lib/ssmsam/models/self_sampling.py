@@ -21,7 +21,7 @@ from torch import nn
 
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import Corrections, Proposal, Reading, Shown, TargetDecoder
+from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
 from ssmsam.models.layers import Attention
 from ssmsam.models.mask_attention import LevelAttention, MaskAttention, MaskAttentionConfig
 from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, LEAST_SHARE, RING_CELLS
@@ -54,7 +54,7 @@ class Sampled:
     valid: torch.Tensor
 
 
-def sampled(shown: Shown, config: SamplingConfig) -> Sampled:
+def sampled(shown: DecoderContext, config: SamplingConfig) -> Sampled:
     """Points spread over all support slices in turn and over each of their areas; the same ones every time.
 
     Everything comes from the support's own masks and images: nothing of the query is at hand here.
@@ -95,7 +95,7 @@ class SelfSampling(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, image: torch.Tensor, shown: Shown) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
         """The query's map (N, D, h, w) -> what is to be added to it, the same shape."""
         points = sampled(shown, self.config)
         about = self.about(torch.stack([points.shares, points.near], dim=-1))
@@ -137,7 +137,7 @@ _SOFTNESS = 2.0
 
 
 @dataclass(frozen=True)
-class SsmConfig:
+class SelfSamplingDecoderConfig:
     """Which modules work. ``matched`` uses what looks alike in the support where no neighbour gives a prior.
 
     ``levels`` are the channels of further maps of the encoder that mask attention reads, the coarsest last: of
@@ -164,9 +164,9 @@ class SelfSamplingDecoder(TargetDecoder):
 
     log_rates: torch.Tensor
 
-    def __init__(self, inner: TargetDecoder, *, width: int, config: SsmConfig | None = None) -> None:
+    def __init__(self, inner: TargetDecoder, *, width: int, config: SelfSamplingDecoderConfig | None = None) -> None:
         super().__init__()
-        self.config = config or SsmConfig()
+        self.config = config or SelfSamplingDecoderConfig()
         self.stride, self.logits_side = inner.stride, inner.logits_side
         self.pretrained, self.enlarges, self.varies = inner.pretrained, inner.enlarges, inner.varies
         self.inner = inner
@@ -189,16 +189,16 @@ class SelfSamplingDecoder(TargetDecoder):
     ) -> Regression | None:
         return self.inner.regression(view, masks, known, moments)
 
-    def read(self, embedding: Embedding, shown: Shown) -> Reading:
+    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
         reading = self.inner.read(embedding, shown)
         return replace(reading, votes=torch.cat([reading.votes, _match(embedding["image"], shown)], dim=1))
 
     def forward(
         self,
         embedding: Embedding,
-        shown: Shown,
+        shown: DecoderContext,
         corrections: Corrections | None = None,
-        reading: Reading | None = None,
+        reading: CrossAttentionFeatures | None = None,
     ) -> Proposal:
         reading = self.read(embedding, shown) if reading is None else reading
         image = embedding["image"]
@@ -229,7 +229,7 @@ class SelfSamplingDecoder(TargetDecoder):
                 found.setdefault("inner." + name.split(".")[0], []).append(parameter)
         return found
 
-    def _masks(self, shown: Shown, matched: torch.Tensor) -> torch.Tensor:
+    def _masks(self, shown: DecoderContext, matched: torch.Tensor) -> torch.Tensor:
         """The values of mask attention, (N, VALUES, h, w)."""
         side = matched.shape[-2], matched.shape[-1]
         trusted = (shown.trust.amax(1) > 0).to(shown.prior)[:, None, None, None]
@@ -239,7 +239,7 @@ class SelfSamplingDecoder(TargetDecoder):
 
 
 def without_modules(decoder: TargetDecoder, names: Sequence[str]) -> TargetDecoder:
-    """The same decoder, sharing its weights, with modules of :class:`SsmConfig` switched off; for ablations."""
+    """The same decoder, sharing its weights, with modules of its config switched off; for ablations."""
     if not names:
         return decoder
     if not isinstance(decoder, SelfSamplingDecoder):
@@ -250,7 +250,7 @@ def without_modules(decoder: TargetDecoder, names: Sequence[str]) -> TargetDecod
     return variant
 
 
-def _match(image: torch.Tensor, shown: Shown) -> torch.Tensor:
+def _match(image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
     """The share of the target in the support's cells that each cell of the query looks like: (N, 1, h, w)."""
     cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
     scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)

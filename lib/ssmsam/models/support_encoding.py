@@ -39,7 +39,7 @@ KINDS = (TokenKind.TARGET, *(TokenKind.PART,) * PARTS, TokenKind.RING, TokenKind
 
 
 @dataclass(frozen=True, eq=False)
-class Description:
+class SupportEncoding:
     """Of N labelled slices, T = len(KINDS) tokens and M = CELLS cells each.
 
     ``tokens`` (N, T, D), ``kinds`` (N, T) of :class:`TokenKind`, NONE where there is nothing to summarise;
@@ -54,18 +54,18 @@ class Description:
     shares: torch.Tensor
     valid: torch.Tensor
 
-    def __getitem__(self, index: torch.Tensor | slice) -> Description:
+    def __getitem__(self, index: torch.Tensor | slice) -> SupportEncoding:
         """The descriptions of some of the slices."""
-        return Description(**{name: value[index] for name, value in vars(self).items()})
+        return SupportEncoding(**{name: value[index] for name, value in vars(self).items()})
 
     @staticmethod
-    def cat(several: list[Description]) -> Description:
+    def cat(several: list[SupportEncoding]) -> SupportEncoding:
         """One after the other."""
         names = vars(several[0])
-        return Description(**{name: torch.cat([getattr(one, name) for one in several]) for name in names})
+        return SupportEncoding(**{name: torch.cat([getattr(one, name) for one in several]) for name in names})
 
 
-def describe(image: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, stride: int) -> Description:
+def describe(image: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, stride: int) -> SupportEncoding:
     """Describe the target on N labelled slices.
 
     ``image`` (N, D, h, w) is the image embedding with ``stride`` input pixels per cell, ``mask`` (N, 1, S, S) in
@@ -87,7 +87,7 @@ def describe(image: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, strid
     present = torch.stack([area.flatten(1).any(1) for area in (share > LEAST_SHARE, ring, far)], dim=1)
     given = torch.cat([present[:, :1], filled, present[:, 1:]], dim=1)
     kinds = torch.tensor([int(kind) for kind in KINDS], device=image.device).expand(len(image), -1)
-    return Description(
+    return SupportEncoding(
         tokens=tokens,
         kinds=torch.where(given, kinds, int(TokenKind.NONE)),
         cells=cells,

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+SLICE_DESCRIPTORS = 27
+OBJECT_DESCRIPTORS = 17
+"""How many numbers there are for each slice of an object, and for an object: what the packaged head was trained on."""
 _WIDTH = 48
 _DROPPED = 0.1
 """Share of hidden values dropped in training: a guess."""

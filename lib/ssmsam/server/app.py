@@ -23,11 +23,11 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
 from ssmsam.annotation.labels import BACKGROUND, known_label
-from ssmsam.dicom.web import DicomStore, is_dicomweb, search_filters, store_access
+from ssmsam.dicom.web import DicomStore
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
-from ssmsam.fewshot.initialisations import DECODERS, Starts
+from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.interactive.request import PROMPT_KEYS
 from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
@@ -44,17 +44,18 @@ from ssmsam.server.configuration import (
     default_dicom_folder,
     default_heads,
 )
+from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
 from ssmsam.server.datastore.annotated import FINAL, PARTIAL, AnnotatedStudies
 from ssmsam.server.datastore.dicomweb import DicomWebStudies
 from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.datastore.local_record import made_by_this_process
 from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers, unforeseen
 from ssmsam.server.exposure import accept_signed_tokens
-from ssmsam.server.fewshot_room import SEGMENT, FewShotRoom
+from ssmsam.server.fewshot_room import SEGMENT, FewShotService
 from ssmsam.server.identifiers import safe_name
 from ssmsam.server.images import Images, Source
 from ssmsam.server.machine import choose_device, limit_arenas, use_threads
-from ssmsam.server.outlook import Outlooks
+from ssmsam.server.outlook import VolumeOutlooks
 from ssmsam.server.patient_cache import CacheFolders
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.tasks.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
@@ -75,12 +76,12 @@ class ServerApp(MONAILabelApp):
     """Everything of a server except which tasks there are: a subclass names them in its class variables."""
 
     MODELS: ClassVar[Mapping[str, Callable[[Prompting], InferTask]]] = {}
-    ADAPTIVE: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotRoom], InferTask]]]] = {}
+    ADAPTIVE: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], InferTask]]]] = {}
     """The models that learn from annotated slices, by the method in whose room they work."""
-    TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotRoom], TrainTask]]]] = {}
+    TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], TrainTask]]]] = {}
     """What is trained in processes of its own, by method."""
-    STRATEGIES: ClassVar[Mapping[str, Callable[[Outlooks], Strategy]]] = {}
-    SCORING: ClassVar[Mapping[str, Callable[[Outlooks], ScoringMethod]]] = {}
+    STRATEGIES: ClassVar[Mapping[str, Callable[[VolumeOutlooks], Strategy]]] = {}
+    SCORING: ClassVar[Mapping[str, Callable[[VolumeOutlooks], ScoringMethod]]] = {}
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         limit_arenas()
@@ -199,21 +200,21 @@ class ServerApp(MONAILabelApp):
         )
         self.answers = AnswerMemory()
         self.rooms = {method: self._room(method) for method in self.target_decoders}
-        self.outlooks = Outlooks(self.rooms[FEWSHOT])
+        self.outlooks = VolumeOutlooks(self.rooms[FEWSHOT])
         tasks = {name: make(room) for name, make in self.MODELS.items()}
         tasks |= self._in_rooms(self.ADAPTIVE)
         return {name: task for name, task in tasks.items() if name in self.configuration.models}
 
-    def _room(self, method: str) -> FewShotRoom:
+    def _room(self, method: str) -> FewShotService:
         """The rooms share everything but the decoder and what was learned."""
         decoder, folder = self.target_decoders[method], self.configuration.heads or default_heads(self.studies)
         starts = None
         if method != FEWSHOT:
             folder = folder / method
-            starts = Starts(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
+            starts = Initialisations(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
         shelf = CheckpointRegistry(folder, method=method)
         shelf.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
-        return FewShotRoom(
+        return FewShotService(
             method=method,
             images=self.images,
             datastore=self.datastore(),
@@ -227,7 +228,7 @@ class ServerApp(MONAILabelApp):
             answers=self.answers,
         )
 
-    def _in_rooms(self, makers: Mapping[str, Mapping[str, Callable[[FewShotRoom], _Task]]]) -> dict[str, _Task]:
+    def _in_rooms(self, makers: Mapping[str, Mapping[str, Callable[[FewShotService], _Task]]]) -> dict[str, _Task]:
         return {
             name: make(room) for method, room in self.rooms.items() for name, make in makers.get(method, {}).items()
         }
@@ -434,7 +435,7 @@ class ServerApp(MONAILabelApp):
         task: TrainTask = self._trainers[name]
         return task
 
-    def require_room(self, method: str) -> FewShotRoom:
+    def require_room(self, method: str) -> FewShotService:
         """The room of a method that learns from annotated slices. Raises NotKnown."""
         if method not in self.rooms:
             raise NotKnown("method", method, self.rooms)

@@ -23,7 +23,7 @@ WANTED_S = 600.0
 
 
 @dataclass(eq=False)
-class _Wish:
+class _EmbeddingRequest:
     image: str | Source
     near: int | None
     until: float
@@ -51,7 +51,7 @@ class Background:
         self._enabled = enabled
         self._wanted_s = wanted_s
         self._changed = threading.Condition()
-        self._wishes: dict[str, _Wish] = {}
+        self._wishes: dict[str, _EmbeddingRequest] = {}
         """By the image's name; the newest is the last. At most one more than may wait, see :data:`WAITING`."""
         self._requests = 0
         self._status: dict[str, Any] = {"image": "", "phase": "", "done": 0, "total": 0}
@@ -81,7 +81,7 @@ class Background:
         with self._changed:
             self._wishes = {key: wish for key, wish in self._wishes.items() if wish.stands}
             until, known = time.monotonic() + self._wanted_s, self._wishes.pop(name, None)
-            wish = self._wishes[name] = known or _Wish(wanted, near, until, _job(wanted, client))
+            wish = self._wishes[name] = known or _EmbeddingRequest(wanted, near, until, _job(wanted, client))
             wish.near, wish.until = wish.near if near is None else near, until
             waiting = [one for one in self._wishes.values() if one is not wish and one.job.state == "queued"]
         if known is None:
@@ -113,7 +113,7 @@ class Background:
             with suppress(Exception):
                 job.result.result(timeout)
 
-    def _embed(self, wish: _Wish) -> None:
+    def _embed(self, wish: _EmbeddingRequest) -> None:
         """The work of a job; called again after each pause."""
         asked = wish.near
         self._step(wish, asked)
@@ -131,7 +131,7 @@ class Background:
         with self._images.reading(source.image_id):
             embeddings.embed(nearest_first(near, embeddings.count), progress=progress)
 
-    def _step(self, wish: _Wish, near: int | None) -> None:
+    def _step(self, wish: _EmbeddingRequest, near: int | None) -> None:
         """Wait while requests are answered. Raises Paused where something else goes first, or other slices of this
         image, and Cancelled where nobody wants it any more."""
         while True:

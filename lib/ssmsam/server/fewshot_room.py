@@ -14,10 +14,10 @@ from monailabel.interfaces.datastore import Datastore
 from ssmsam.cache import Cache, KeyedLocks, SingleFlight
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
 from ssmsam.fewshot.estimate import LEAST_SLICES
-from ssmsam.fewshot.initialisations import Starts
+from ssmsam.fewshot.initialisations import Initialisations
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, shown_again
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
@@ -38,7 +38,7 @@ _HEADS_IN_MEMORY = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShotRoom:
+class FewShotService:
     """What the tasks of one method work with that learn from annotated slices."""
 
     method: str = FEWSHOT
@@ -47,7 +47,7 @@ class FewShotRoom:
     embedder: Embedder
     decoder: TargetDecoder
     """As it came with the encoder's weights."""
-    starts: Starts | None = None
+    starts: Initialisations | None = None
     """Other decoders to adapt from; None where the method has no others."""
     background: Background
     shelf: CheckpointRegistry
@@ -60,13 +60,13 @@ class FewShotRoom:
     """One at a time adapts the decoder: tens of seconds, on all threads of the machine."""
     publishing: threading.Lock = field(default_factory=threading.Lock)
     """One at a time looks which heads there are and puts one beside them. Nothing is computed meanwhile."""
-    _prompting: SingleFlight[Hashable, tuple[Head, str]] = field(default_factory=SingleFlight)
+    _prompting: SingleFlight[Hashable, tuple[AdaptedTask, str]] = field(default_factory=SingleFlight)
     """Heads that are being made of a support and a start, without gradient steps."""
     _completing: KeyedLocks = field(default_factory=KeyedLocks)
     """By the names of heads: one at a time completes labelled volumes for it."""
     _others: dict[str, None] = field(default_factory=dict)
     """Labels that were annotated under names of their own, in the order in which they were seen."""
-    _read: Cache[tuple[str, int], Head] = field(default_factory=lambda: Cache(_HEADS_IN_MEMORY))
+    _read: Cache[tuple[str, int], AdaptedTask] = field(default_factory=lambda: Cache(_HEADS_IN_MEMORY))
     """Heads that were read lately, by name and the time of their file."""
 
     @property
@@ -109,7 +109,7 @@ class FewShotRoom:
         volume: str = "",
         wait: bool = True,
         progress: Progress = silent,
-    ) -> tuple[Head, str, bool]:
+    ) -> tuple[AdaptedTask, str, bool]:
         """The head for this support, its name, and whether it was adapted just now.
 
         Without ``wait`` for an adaptation it is the best that there is, or the decoder prompted by the labelled slices.
@@ -145,7 +145,7 @@ class FewShotRoom:
         able = any(sum(one.drawn.any() for one in slices) >= LEAST_SLICES for slices in support.values())
         return able and not _judged(self.shelf.card(name)) and self._at_hand(support, _judged) is None
 
-    def _adapted(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[Head, str, bool]:
+    def _adapted(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[AdaptedTask, str, bool]:
         """The head that was judged by an estimate, or is judged now."""
         found = self._pinned() or self._at_hand(support, _judged)
         if found:
@@ -167,7 +167,7 @@ class FewShotRoom:
 
     def _prompted(
         self, support: Support, config: FewShotConfig, *, either: bool, progress: Progress
-    ) -> tuple[Head, str]:
+    ) -> tuple[AdaptedTask, str]:
         """A head with the decoder as it is, or ``either`` that or an adapted one, whichever is at hand."""
         found = self._pinned() or self._at_hand(support, lambda card: either or not card.get("adapted"))
         if found:
@@ -175,7 +175,7 @@ class FewShotRoom:
         key = digest(support), self.start[1]
         return self._prompting.run(key, lambda: self._plain(support, config, progress))
 
-    def _plain(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[Head, str]:
+    def _plain(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[AdaptedTask, str]:
         """The head that was made of this support without gradient steps, or is made now."""
         found = self._at_hand(support, lambda card: not card.get("adapted"))
         if found:
@@ -188,12 +188,12 @@ class FewShotRoom:
         with self.publishing:
             return head, self.shelf.publish(head, decoder=self.decoder)
 
-    def _pinned(self) -> tuple[Head, str] | None:
+    def _pinned(self) -> tuple[AdaptedTask, str] | None:
         state = self.shelf.state
         kept = self.kept(state.active) if state.active and state.pinned else None
         return None if kept is None else (kept, state.active)
 
-    def _at_hand(self, support: Support, fits: Callable[[Mapping[str, Any]], bool]) -> tuple[Head, str] | None:
+    def _at_hand(self, support: Support, fits: Callable[[Mapping[str, Any]], bool]) -> tuple[AdaptedTask, str] | None:
         """The head of this support and start that answers now or, of those on the shelf, the newest, which answers from
         now on."""
         wanted, start = digest(support), self.start[1]
@@ -211,12 +211,12 @@ class FewShotRoom:
 
     def _completed(
         self,
-        head: Head,
+        head: AdaptedTask,
         name: str,
         support: Support,
-        lacking: Callable[[Head], Collection[str]],
+        lacking: Callable[[AdaptedTask], Collection[str]],
         progress: Progress = silent,
-    ) -> Head:
+    ) -> AdaptedTask:
         """The same head for volumes without annotated slices of the labels that are ``lacking``, kept so."""
         if not lacking(head):
             return head
@@ -247,11 +247,11 @@ class FewShotRoom:
         ValueError."""
         return self.shelf.add_file(data, name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
 
-    def signed(self, head: Head, start: str) -> Head:
+    def signed(self, head: AdaptedTask, start: str) -> AdaptedTask:
         """The same with a card that says the method and the start."""
         return replace(head, card={**head.card, "method": self.method, "start": start})
 
-    def kept(self, name: str) -> Head | None:
+    def kept(self, name: str) -> AdaptedTask | None:
         """The head of that name; None where it cannot be used with these weights, so that another is adapted."""
         try:
             key = name, self.shelf.path(name).stat().st_mtime_ns
@@ -259,11 +259,11 @@ class FewShotRoom:
         except (UnusableCheckpoint, UnknownCheckpoint, FileNotFoundError):
             return None
 
-    def _loaded(self, name: str) -> Head:
+    def _loaded(self, name: str) -> AdaptedTask:
         head = self.shelf.load(name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
         return self._shown_again(name, head) if head.summarised else head
 
-    def _shown_again(self, name: str, head: Head) -> Head:
+    def _shown_again(self, name: str, head: AdaptedTask) -> AdaptedTask:
         """The same head with its labelled slices, where these are annotated here as they were; else as it is."""
         known = self.shelf.labelled(name)
         try:

@@ -13,11 +13,11 @@ from ssmsam.active.forecast import expect, looks, prompted
 from ssmsam.active.volume_state import Forecast, VolumeState
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import digest
 from ssmsam.progress import Cancelled, Progress, silent
 from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotService
 
 STORED_AXIS = 0
 MOST_SLICES, FEWEST_SLICES = 96, 12
@@ -44,7 +44,7 @@ class Deadline:
 
 
 @dataclass(frozen=True, eq=False)
-class Outlook:
+class VolumeOutlook:
     """One image: its embeddings, what is known of its slices, and the head that was asked ("" for none)."""
 
     image: str
@@ -53,13 +53,13 @@ class Outlook:
     head: str = ""
 
 
-class Outlooks:
+class VolumeOutlooks:
     """Makes outlooks, without an encoder pass where a volume is embedded. Safe for threads.
 
     Forecasts are kept until the head, the annotations or the image change.
     """
 
-    def __init__(self, room: FewShotRoom) -> None:
+    def __init__(self, room: FewShotService) -> None:
         self.room = room
         self._kept: Cache[tuple[object, ...], dict[str, Forecast]] = Cache(_KEPT)
         self._seconds = 0.1
@@ -86,7 +86,9 @@ class Outlooks:
             return []
         return list(datastore.support().only(nonempty=True).labels)
 
-    def of(self, image: str, labels: Sequence[str], *, deadline: Deadline, progress: Progress = silent) -> Outlook:
+    def of(
+        self, image: str, labels: Sequence[str], *, deadline: Deadline, progress: Progress = silent
+    ) -> VolumeOutlook:
         """An image with forecasts of those of the ``labels`` that were annotated anywhere.
 
         Embeds some slices, as long as the deadline allows, only where none is embedded. Raises NotKnown and
@@ -115,15 +117,15 @@ class Outlooks:
             annotated=annotated,
             forecasts=expected,
         )
-        return Outlook(image, embeddings, state, self.room.shelf.state.active)
+        return VolumeOutlook(image, embeddings, state, self.room.shelf.state.active)
 
-    def bare(self, image: str) -> Outlook:
+    def bare(self, image: str) -> VolumeOutlook:
         """An image with its annotations and nothing else, at no cost."""
         embeddings = self.embeddings(image)
         state = VolumeState(embeddings.count, embeddings.slice_mm, annotated=self.annotated(image))
-        return Outlook(image, embeddings, state)
+        return VolumeOutlook(image, embeddings, state)
 
-    def head(self, image: str, labels: Sequence[str]) -> tuple[Head, str]:
+    def head(self, image: str, labels: Sequence[str]) -> tuple[AdaptedTask, str]:
         """The head that answers now, shown what is annotated now, and its name ("" where none was adapted yet).
 
         Only a pinned head is shown nothing new. Raises InvalidRequest for labels that are not annotated.

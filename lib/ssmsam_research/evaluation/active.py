@@ -20,7 +20,7 @@ from ssmsam.active.forecast import Expected, expect, looks
 from ssmsam.active.uncertainty import probabilities
 from ssmsam.active.volume_state import Choice, Reason, VolumeState
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import assembled
 from ssmsam.fewshot.estimate import mean_estimate
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt
@@ -92,7 +92,7 @@ class Learner:
         # no closer look: it draws better masks of the same slices, and would encode them anew at every step
         self._config = replace(config, adaptation=adaptation, segmentation=replace(config.segmentation, closer=None))
         self._query, self._embedder, self._decoder = query, embedder, decoder
-        self._heads: dict[frozenset[int], Head] = {}
+        self._heads: dict[frozenset[int], AdaptedTask] = {}
         self._answers: dict[frozenset[int], Answered] = {}
         self.looks = looks(query, range(query.count))
 
@@ -107,7 +107,7 @@ class Learner:
             self._answers[key] = Answered(mask, expected, mean_estimate(head.card))
         return self._answers[key]
 
-    def _head(self, label: str, masks: Mapping[int, np.ndarray]) -> Head:
+    def _head(self, label: str, masks: Mapping[int, np.ndarray]) -> AdaptedTask:
         key = frozenset(masks)
         if key not in self._heads:
             support = {label: [LabelledSlice(self._query, index, mask) for index, mask in sorted(masks.items())]}

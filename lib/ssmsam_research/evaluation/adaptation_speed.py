@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ssmsam.fewshot.adaptation import fit
-from ssmsam.fewshot.episodes import lessons
+from ssmsam.fewshot.episodes import adaptation_tasks
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.volume.volume import Volume
@@ -46,9 +46,9 @@ def measure_adaptation(
     plain = replace(
         config.adaptation, steps=steps, budget_s=float("inf"), views=replace(config.adaptation.views, views=0)
     )
-    taught = lessons(support, model.embedder, model.target, config=plain.views, bank=plain.bank, seed=0)
-    fit(model.target, taught, replace(plain, steps=1))
-    cached = fit(model.target, taught, plain).seconds / (steps * plain.batch) * SLICES
+    tasks = adaptation_tasks(support, model.embedder, model.target, config=plain.views, bank=plain.bank, seed=0)
+    fit(model.target, tasks, replace(plain, steps=1))
+    cached = fit(model.target, tasks, plain).seconds / (steps * plain.batch) * SLICES
     found: dict[str, Any] = {
         "epoch_cached": round(cached, 4),
         "epoch_encoding": round(cached + SLICES * encode, 4),

@@ -21,7 +21,7 @@ _registrations: Cache[tuple[str, str], Registration] = Cache(6)
 
 @dataclass(frozen=True)
 class CarriedShape:
-    """The shape between annotated slices, filled by :class:`~ssmsam_research.evaluation.interpolation.ShapeInterpolation`, laid
+    """The shape between annotated slices, filled by :class:`ShapeInterpolation`, laid
     on the query by registration of both volumes; of several supports the mean. In the query itself nothing is
     registered.
     """

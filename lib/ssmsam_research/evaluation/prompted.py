@@ -84,7 +84,7 @@ class PromptedModel:
 
 
 class PromptedTarget:
-    """One object of one volume; a :class:`~ssmsam_research.evaluation.clicks.Target`. Remembers what the server would."""
+    """One object of one volume; a :class:`~clicks.Target`. Remembers what the server would."""
 
     def __init__(self, embeddings: VolumeEmbeddings, decoder: PromptDecoder) -> None:
         self._embeddings = embeddings

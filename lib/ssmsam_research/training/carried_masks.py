@@ -12,7 +12,7 @@ import torch
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.atlas import STEPS, carried_to, distances_on
 from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.pseudo_labels import CompletionConfig, evenly_spread
+from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, evenly_spread
 from ssmsam.models.prompt_decoder import draw_mask
 from ssmsam.registration.coarse import CoarseVolume
 from ssmsam.registration.register import register
@@ -77,7 +77,7 @@ def carry(query: Case, support: Case, positions: np.ndarray, *, embedder: Embedd
 def _distances(source: VolumeEmbeddings, mask: np.ndarray, moving: CoarseVolume) -> torch.Tensor:
     """Cells inside the target on the grid of a coarse volume, from the true mask on evenly spread slices."""
     stack, side = source.plane.stack(mask), 128
-    slices = evenly_spread(source, CompletionConfig())
+    slices = evenly_spread(source, PseudoLabelConfig())
     drawn = torch.cat([draw_mask(stack[index], source.frame, side) for index in slices])[:, 0] > 0.5
     cell_mm = source.frame.input_mm * source.frame.size / side
     known = np.stack([signed_distance(one.numpy()) for one in drawn]) * cell_mm

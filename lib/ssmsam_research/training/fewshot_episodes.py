@@ -1,6 +1,6 @@
 """Few-shot episodes on embedded slices: labelled slices of one volume or of others, and queries to answer.
 
-What a query is shown comes from the same :class:`~ssmsam.fewshot.support_bank.Bank` that serves users.
+What a query is shown comes from the same :class:`~ssmsam.fewshot.support_bank.SupportBank` that serves users.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Episode:
     centres: np.ndarray
     cell_mm: np.ndarray
     atlas: torch.Tensor | None = None
-    """(queries, 3, S/2, S/2), as in :class:`~ssmsam.models.fewshot_decoder.Shown`."""
+    """(queries, 3, S/2, S/2), as in :class:`~ssmsam.models.fewshot_decoder.DecoderContext`."""
 
 
 _Chosen = tuple[EmbeddedVolume, np.ndarray, np.ndarray]

@@ -15,9 +15,9 @@ from torch import nn
 
 from ssmsam.fewshot.adaptation import proposal_loss
 from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.support_bank import Bank, BankConfig, look
+from ssmsam.fewshot.support_bank import SupportBank, SupportBankConfig, look
 from ssmsam.models.encoder import Embedding, take
-from ssmsam.models.fewshot_decoder import Proposal, Shown
+from ssmsam.models.fewshot_decoder import DecoderContext, Proposal
 from ssmsam.models.fewshot_fused import STAGES, FusedTargetNetwork
 from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.medsam_lite_encoder import IMAGE
@@ -88,7 +88,7 @@ class Answered:
     target: torch.Tensor
     known: torch.Tensor
     embedding: Embedding
-    shown: Shown
+    shown: DecoderContext
 
 
 def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True, fitted: bool = True) -> Answered:
@@ -110,7 +110,7 @@ def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True,
 
 def _solved(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> tuple[torch.Tensor, torch.Tensor]:
     """The online optimiser's weights and fit, from the slices that the product would take: see
-    :class:`~ssmsam.fewshot.support_bank.Bank`."""
+    :class:`~ssmsam.fewshot.support_bank.SupportBank`."""
     count = episode.supports
     own = torch.tensor([volume == episode.query for volume in episode.volumes[:count]])
     shows = episode.masks[:count].flatten(1).amax(1) > 0.5
@@ -121,12 +121,12 @@ def _solved(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> t
     return weights, network.optimiser.left_out(regression.sums, chosen, across)
 
 
-def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> Shown:
+def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> DecoderContext:
     count = episode.supports
     masks, known = episode.masks[:count], episode.known[:count]
     images = view["image"]
     looks = look(images.detach())
-    bank = Bank(
+    bank = SupportBank(
         description=describe(images[:count], masks, known, network.stride),
         volumes=episode.volumes[:count],
         positions=episode.positions[:count],
@@ -138,7 +138,12 @@ def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> Sh
     )
     positions = [float(place) for place in episode.positions[count:]]
     return bank.shown(
-        episode.query, positions, looks[count:], episode.centres[count:], config=BankConfig(), atlas=episode.atlas
+        episode.query,
+        positions,
+        looks[count:],
+        episode.centres[count:],
+        config=SupportBankConfig(),
+        atlas=episode.atlas,
     )
 
 

@@ -1,6 +1,6 @@
 """Teaching the published decoder of LiteMedSAM, which knows boxes only, clicks and corrections.
 
-The image encoder stays as it is: its embeddings come from :mod:`ssmsam_research.training.embedded_slices`. Each step plays a
+The image encoder stays as it is: its embeddings come from ``embedded_slices``. Each step plays a
 user on a few targets: a click, a box, both, or the mask of the slice beside it, then corrections with the previous
 answer as a prompt.
 """

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ssmsam.fewshot.episodes import Lesson
+from ssmsam.fewshot.episodes import AdaptationTask
 from ssmsam.fewshot.meta_learning import LEAST_SUPPORT, Episode, MetaConfig, MetaLearner
-from ssmsam.fewshot.support_bank import Bank, BankConfig, Places
+from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.progress import Progress, silent
@@ -192,7 +192,7 @@ def _episodes(drawn: Iterator[Group | GroupBatch], trainer: SsmTrainer, rng: np.
         for target in group.masks:
             masks = torch.from_numpy(target)[:, None].float()
             known = torch.ones_like(masks)
-            bank = Bank.from_tensors(
+            bank = SupportBank.from_tensors(
                 embedding["image"],
                 masks,
                 known,
@@ -204,8 +204,8 @@ def _episodes(drawn: Iterator[Group | GroupBatch], trainer: SsmTrainer, rng: np.
             query = second if group.volume.max() > 0 else np.sort(few)
             rest = np.setdiff1d(np.arange(len(masks)), query)
             if bank.shows[rest].sum() >= LEAST_SUPPORT and bank.shows[query].any():
-                lesson = Lesson(bank, embedding, masks, known, trainer.average, BankConfig())
-                yield Episode("target", [lesson], tuple(int(n) for n in query))
+                adaptation_task = AdaptationTask(bank, embedding, masks, known, trainer.average, SupportBankConfig())
+                yield Episode("target", [adaptation_task], tuple(int(n) for n in query))
 
 
 def _places(group: Group) -> Places:

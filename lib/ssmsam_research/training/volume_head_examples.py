@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import DEFAULTS, adapt
 from ssmsam.fewshot.prediction import guides_for
 from ssmsam.fewshot.proposals import propose
@@ -32,7 +32,7 @@ _EMPTY_SHARE = 0.35
 @dataclass(frozen=True, eq=False)
 class Example:
     """The objects that were proposed of one label in a volume, and the truth in cells: descriptors as in
-    :class:`~ssmsam.fewshot.slice_descriptors.Described`, the ``area`` (K, n) of each mask and how much of it is ``inside``
+    :class:`Described`, the ``area`` (K, n) of each mask and how much of it is ``inside``
     the target (K, n), the target's own area ``truth`` (n,), and ``known`` (n,), whether a slice is annotated."""
 
     slices: np.ndarray
@@ -117,7 +117,9 @@ def _annotated(mask: np.ndarray, rng: np.random.Generator) -> list[int]:
     return sorted({int(index) for index in chosen})
 
 
-def examples(head: Head, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray], *, name: str) -> Iterator[Example]:
+def examples(
+    head: AdaptedTask, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray], *, name: str
+) -> Iterator[Example]:
     """What ``head`` proposes in a volume, with the masks ``truth`` (slices, rows, columns) bool of its labels."""
     slices = range(query.count)
     banks = {label: head.banks[label] for label in truth}

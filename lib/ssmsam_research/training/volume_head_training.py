@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ssmsam.fewshot.selection import EVEN, OBJECTS
-from ssmsam.fewshot.slice_descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
-from ssmsam.models.volume_head import Judgement, VolumeHead
+from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, Judgement, VolumeHead
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.volume_head_examples import Example
 

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 
-from ssmsam.dicom.web import StoreSession, is_dicomweb, store_access
+from ssmsam.dicom.web import StoreSession
+from ssmsam.server.datastore.access import is_dicomweb, store_access
 from ssmsam.server.datastore.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.routes.common import AnyUser, note_opened, the_app

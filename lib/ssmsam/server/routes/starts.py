@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import APIRouter
 
 from ssmsam.fewshot.checkpoint_registry import UnknownCheckpoint
-from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Starts
+from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import Annotator, AnyUser, the_app
 
-router = APIRouter(prefix="/starts", tags=["Starts"])
+router = APIRouter(prefix="/starts", tags=["Initialisations"])
 
 
 @router.get("", summary="All starts, the oldest first; the shipped one answers to that name")
@@ -38,12 +38,12 @@ def activate(user: Annotator, name: str) -> dict[str, Any]:
     return _state(found)
 
 
-def _state(starts: Starts) -> dict[str, Any]:
+def _state(starts: Initialisations) -> dict[str, Any]:
     state = starts.state
     return {"active": state.active or SHIPPED, "previous": state.previous or SHIPPED}
 
 
-def _starts() -> Starts:
+def _starts() -> Initialisations:
     found = the_app().require_room(SSM_SAM).starts
     assert found is not None
     return found

@@ -18,7 +18,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.active.volume_state import end_question
 from ssmsam.annotation.slice_state import now
-from ssmsam.fewshot.adapted_task import Head
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import Clicks, Prediction, as_annotated
 from ssmsam.fewshot.initialisations import SSM_SAM
 from ssmsam.fewshot.pipeline import FewShotConfig, segment
@@ -30,7 +30,7 @@ from ssmsam.progress import Progress
 from ssmsam.server.clients.ohif import replaces_its_screen
 from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import ADAPT, FewShotRoom
+from ssmsam.server.fewshot_room import ADAPT, FewShotService
 from ssmsam.server.images import OpenImage
 from ssmsam.server.labelled import Limits
 from ssmsam.server.tasks.mask_files import centroids, write_mask
@@ -74,7 +74,7 @@ class Asked:
 class FewShotTask(InferTask):
     """``fewshot`` and ``ssm_sam``: all annotated labels in one image."""
 
-    def __init__(self, room: FewShotRoom) -> None:
+    def __init__(self, room: FewShotService) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels={label: number for number, label in enumerate(room.labels, 1)},
@@ -173,7 +173,7 @@ class FewShotTask(InferTask):
         )
 
     def _answer(
-        self, asked: Asked, head: Head, name: str, clicks: Mapping[str, Clicks], progress: Progress
+        self, asked: Asked, head: AdaptedTask, name: str, clicks: Mapping[str, Clicks], progress: Progress
     ) -> tuple[Answer, bool]:
         """What the head says of the image, and whether that was known already: kept while nothing changes."""
         room, embeddings = self._room, asked.image.embeddings
@@ -259,7 +259,7 @@ class FewShotTask(InferTask):
             raise InvalidRequest("labels has to be a list of names, or names separated by commas")
         return names or []
 
-    def _clicks(self, options: Mapping[str, Any], image: OpenImage, head: Head) -> dict[str, Clicks]:
+    def _clicks(self, options: Mapping[str, Any], image: OpenImage, head: AdaptedTask) -> dict[str, Clicks]:
         """Clicks that mend a proposal: they count only with a ``label``, for viewers leave old ones in requests."""
         label = str(options.get("label") or "")
         if not label:
@@ -361,7 +361,7 @@ def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, li
     return found
 
 
-def in_words(found: Answer, head: Head, *, fresh: bool, beside: bool) -> str:
+def in_words(found: Answer, head: AdaptedTask, *, fresh: bool, beside: bool) -> str:
     """What was proposed, what goes on beside, and where to look first: for people."""
     counts = head.learned_from.items()
     learned = ", ".join(f"{label} from {n} annotated slice{'s' * (n != 1)}" for label, n in counts)

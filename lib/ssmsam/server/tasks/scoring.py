@@ -19,7 +19,7 @@ from ssmsam.reading import read_volume
 from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.images import UNUSABLE
-from ssmsam.server.outlook import Deadline, Outlooks
+from ssmsam.server.outlook import Deadline, VolumeOutlooks
 from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class UncertaintyScore(ScoringMethod):
     through images that are not finished, until ``budget_s`` is over; embeds those that are not.
     """
 
-    def __init__(self, outlooks: Outlooks) -> None:
+    def __init__(self, outlooks: VolumeOutlooks) -> None:
         super().__init__("Expected loss of Dice on slices that nobody annotated, mean over labels")
         self._outlooks = outlooks
 

@@ -18,7 +18,7 @@ from ssmsam.active.volume_state import Choice
 from ssmsam.server.datastore.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest, StudiesNotWritable
 from ssmsam.server.images import UNUSABLE, Images
-from ssmsam.server.outlook import Deadline, Outlook, Outlooks
+from ssmsam.server.outlook import Deadline, VolumeOutlook, VolumeOutlooks
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class First(Strategy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class NextSampleRequest:
     """What a client asks of a strategy."""
 
     k: int = 3
@@ -70,7 +70,7 @@ class Wish:
     budget_s: float = 10.0
 
     @classmethod
-    def of(cls, request: Mapping[str, Any]) -> Wish:
+    def of(cls, request: Mapping[str, Any]) -> NextSampleRequest:
         """Read a request. Raises InvalidRequest."""
         try:
             k, budget = int(request.get("k") or cls.k), float(request.get("budget_s") or cls.budget_s)
@@ -89,7 +89,7 @@ class Wish:
 class SliceStrategy(Strategy):
     """Names an image and slices of it, with reasons. ``rule`` is one of :data:`~ssmsam.active.acquisition.RULES`."""
 
-    def __init__(self, outlooks: Outlooks, *, rule: str) -> None:
+    def __init__(self, outlooks: VolumeOutlooks, *, rule: str) -> None:
         super().__init__(DESCRIPTIONS[rule])
         self._outlooks = outlooks
         self._rule = rule
@@ -97,21 +97,24 @@ class SliceStrategy(Strategy):
     def info(self) -> dict[str, Any]:
         """With ``config``, the options that viewers offer and send."""
         labels = [ALL_ANNOTATED, *self._outlooks.room.offered]
-        return {**super().info(), "config": {"k": Wish.k, "for_label": labels, "budget_s": Wish.budget_s}}
+        return {
+            **super().info(),
+            "config": {"k": NextSampleRequest.k, "for_label": labels, "budget_s": NextSampleRequest.budget_s},
+        }
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """``k`` slices for ``labels`` (by default all that are annotated), in ``image`` (by default any).
 
         ``{"message": ...}`` when nothing is left. Raises InvalidRequest and NotKnown.
         """
-        wish = Wish.of(request)
+        wish = NextSampleRequest.of(request)
         images = self._images(wish, datastore, request)
         if not images:
             return {"message": FINISHED}
         usable = images if wish.image else self._outlooks.room.images.usable(images)
         deadline = Deadline(wish.budget_s)
         labels = list(wish.labels) or self._outlooks.learnable()
-        found: list[tuple[float, Outlook, list[Choice]]] = []
+        found: list[tuple[float, VolumeOutlook, list[Choice]]] = []
         looked_at = 0
         for image in usable:
             if looked_at >= MOST_VOLUMES or (found and not deadline.left):
@@ -133,18 +136,18 @@ class SliceStrategy(Strategy):
         _, outlook, choices = max(found, key=lambda one: one[0])
         return answer(outlook, choices)
 
-    def _outlook(self, image: str, labels: Sequence[str], deadline: Deadline) -> Outlook:
+    def _outlook(self, image: str, labels: Sequence[str], deadline: Deadline) -> VolumeOutlook:
         """Raises one of UNUSABLE; the image is set aside then."""
         with self._outlooks.room.images.reading(image):
             if self._rule == "random":
                 return self._outlooks.bare(image)
             return self._outlooks.of(image, labels, deadline=deadline)
 
-    def _compares(self, outlook: Outlook) -> bool:
+    def _compares(self, outlook: VolumeOutlook) -> bool:
         """Whether other images may be better: only expectations of a model can be compared."""
         return self._rule in ("next_slices", "uncertainty") and bool(outlook.state.forecasts)
 
-    def _images(self, wish: Wish, datastore: Datastore, request: Mapping[str, Any]) -> list[str]:
+    def _images(self, wish: NextSampleRequest, datastore: Datastore, request: Mapping[str, Any]) -> list[str]:
         """Images that are not finished: the one that is being annotated before others, then what was offered long ago.
         By ``random`` in random order."""
         images = sorted(datastore.get_unlabeled_images())
@@ -159,7 +162,7 @@ class SliceStrategy(Strategy):
         return sorted(images, key=lambda image: (image not in begun, offered(datastore, image, request), image))
 
 
-def answer(outlook: Outlook, choices: Sequence[Choice]) -> dict[str, Any]:
+def answer(outlook: VolumeOutlook, choices: Sequence[Choice]) -> dict[str, Any]:
     """What a client is told: fields that viewers show, and for programs slices by label and reasons by slice."""
     by_label: dict[str, list[int]] = {}
     for one in sorted(choices, key=lambda choice: choice.index):

@@ -21,7 +21,7 @@ from ssmsam.fewshot.pipeline import FewShotConfig, adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.progress import Progress
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotRoom
+from ssmsam.server.fewshot_room import FewShotService
 from ssmsam.server.labelled import Limits
 from ssmsam.service.jobs import Job
 from ssmsam.volume.writing import write_bytes
@@ -32,7 +32,7 @@ _EVERY_S = 1.0
 class Training(TrainTask):
     """Training on what is annotated. Notes in a file how far it is: it runs in another process than who asks."""
 
-    def __init__(self, room: FewShotRoom, description: str) -> None:
+    def __init__(self, room: FewShotService, description: str) -> None:
         super().__init__(description)
         self._room = room
         self._loss: float | None = None
@@ -111,7 +111,7 @@ class FewShotTraining(Training):
     than that of the head before it.
     """
 
-    def __init__(self, room: FewShotRoom) -> None:
+    def __init__(self, room: FewShotService) -> None:
         super().__init__(room, "Fits the few-shot model to all annotated slices, thoroughly")
 
     def config(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class MetaTraining(Training):
     one, on slices that were set aside. Heads that were adapted before stay what they are.
     """
 
-    def __init__(self, room: FewShotRoom) -> None:
+    def __init__(self, room: FewShotService) -> None:
         super().__init__(room, "Learns a better start of ssm_sam from all annotated labels and images")
 
     def config(self) -> dict[str, Any]:

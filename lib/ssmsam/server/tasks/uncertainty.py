@@ -9,8 +9,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.active.uncertainty import MOST_VIEWS, uncertainty_map
 from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotRoom
-from ssmsam.server.outlook import Outlooks
+from ssmsam.server.fewshot_room import FewShotService
+from ssmsam.server.outlook import VolumeOutlooks
 from ssmsam.server.tasks.mask_files import write_mask
 from ssmsam.server.tasks.prompted import progress_of
 
@@ -25,7 +25,7 @@ class UncertaintyMap(InferTask):
     It holds values, not labels: its type keeps viewers from offering it among the models that draw segments.
     """
 
-    def __init__(self, room: FewShotRoom) -> None:
+    def __init__(self, room: FewShotService) -> None:
         super().__init__(
             type=InferType.OTHERS,
             labels=[],
@@ -34,7 +34,7 @@ class UncertaintyMap(InferTask):
             config={"views": 0},
         )
         self._room = room
-        self._outlooks = Outlooks(room)
+        self._outlooks = VolumeOutlooks(room)
 
     def is_valid(self) -> bool:
         return True
