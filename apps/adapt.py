@@ -19,8 +19,8 @@ from ssmsam.fewshot.initialisations import DECODERS
 from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.support_cache import SupportCache
+from ssmsam.paths import default_store, default_support
 from ssmsam.progress_bar import ProgressBar
-from ssmsam.server.configuration import default_store, default_support
 from ssmsam_research.evaluation.manifest import files_digest, run_manifest
 from ssmsam_research.evaluation.results import write_result
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ssmsam.doctor import FAIL, Place, examine
 from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights
 from ssmsam.models.weights import manifest as known_weights
-from ssmsam.server.configuration import default_store
+from ssmsam.paths import default_store
 from ssmsam_research.evaluation.manifest import run_manifest
 from ssmsam_research.evaluation.results import write_result
 

@@ -19,8 +19,8 @@ from ssmsam.embeddings.options import add_encoder_option
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.models.encoder_registry import choose_encoder, load_encoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
+from ssmsam.paths import default_store
 from ssmsam.reading import UnreadableVolume, read_volume
-from ssmsam.server.configuration import default_store
 from ssmsam_research.evaluation.manifest import run_manifest
 from ssmsam_research.evaluation.results import write_result
 

@@ -13,8 +13,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ssmsam.server.configuration import default_cache_folders
-from ssmsam.server.patient_cache import CacheFolders, cached, purge
+from ssmsam.paths import CacheFolders, default_cache_folders
+from ssmsam.service.patient_cache import cached, purge
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,10 +25,10 @@ from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, ad
 from ssmsam.fewshot.pipeline import completed, segment
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.support_cache import SupportCache
+from ssmsam.paths import default_store, default_support
 from ssmsam.progress import Progress
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.reading import read_volume
-from ssmsam.server.configuration import default_store, default_support
 from ssmsam.volume.geometry import Plane, reoriented
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume

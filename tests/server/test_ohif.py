@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
@@ -13,8 +14,10 @@ from ssmsam.server.routes import viewer
 
 
 class FolderApp:
-    def datastore(self) -> object:
-        return object()
+    """An app over a folder."""
+
+    def datastore(self) -> SimpleNamespace:
+        return SimpleNamespace(files=SimpleNamespace(remote=False))
 
 
 def test_the_script_is_added_once_and_the_page_stays_as_it_is(tmp_path: Path) -> None:

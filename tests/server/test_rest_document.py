@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ssmsam.server.clients.rest import INFERENCE, OPTIONS, SAMPLE, SUBMISSION, require_keys
-from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.openapi import ASKED, EXAMPLES, SUBMITTED
+from ssmsam.service.errors import InvalidRequest
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rest.md").read_text()
 CALLS = re.findall(r"params=(\{.*?\})'[^']*'http[^?]*?/(infer/\w+|datastore/label)\?", TEXT, re.DOTALL)

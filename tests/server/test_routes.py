@@ -16,8 +16,9 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.reading import UnreadableVolume
 from ssmsam.server import routes
-from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
+from ssmsam.server.errors import install_handlers
 from ssmsam.server.routes import proxied
+from ssmsam.service.errors import InvalidRequest, NotKnown
 
 
 class Remote(BaseHTTPRequestHandler):

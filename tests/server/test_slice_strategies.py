@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pocket_room import LABELS, SHAPE, annotate, embed, make_room
+from pocket_service import LABELS, SHAPE, annotate, embed
+from service_over_folder import make_service
 
 from ssmsam.active.acquisition import RULES
 from ssmsam.active.forecast import prompted
 from ssmsam.reading import read_volume
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.outlook import Deadline, VolumeOutlooks
 from ssmsam.server.tasks.strategies import (
     EXHAUSTED,
     FINISHED,
@@ -24,6 +22,9 @@ from ssmsam.server.tasks.strategies import (
     slices_hint,
 )
 from ssmsam.server.tasks.uncertainty import UncertaintyMap
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.volume_forecasts import Deadline, VolumeOutlooks
 from ssmsam.volume.errors import UnreadableVolume
 
 EVERY = range(SHAPE[0])
@@ -31,12 +32,12 @@ EVERY = range(SHAPE[0])
 
 @pytest.fixture
 def room(tmp_path: Path) -> FewShotService:
-    return make_room(tmp_path)
+    return make_service(tmp_path)
 
 
 def ask(room: FewShotService, rule: str = "next_slices", **request: object) -> dict:
     strategy = SliceStrategy(VolumeOutlooks(room), rule=rule)
-    found = strategy({"strategy": rule, **request}, room.datastore)
+    found = strategy({"strategy": rule, **request}, room.studies)
     assert json.loads(json.dumps(found)) == found
     return found
 
@@ -182,7 +183,7 @@ def test_the_map_is_on_the_image_s_grid_and_sure_where_somebody_looked(room: Few
 
 @pytest.mark.parametrize("rule", RULES)
 def test_an_image_that_cannot_be_read_stops_nobody(tmp_path: Path, rule: str) -> None:
-    room = make_room(tmp_path, images=[f"bad{n}" for n in range(9)] + ["good"])
+    room = make_service(tmp_path, images=[f"bad{n}" for n in range(9)] + ["good"])
     for path in (tmp_path / "studies").glob("bad*"):
         path.write_bytes(path.read_bytes()[:500])
     for _ in range(2):

@@ -33,37 +33,33 @@ from ssmsam.interactive.request import PROMPT_KEYS
 from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.models.prompt_registry import load_decoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
+from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
 from ssmsam.progress import Cancelled
-from ssmsam.server.background import Background
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, require_keys
 from ssmsam.server.configuration import (
     UNUSED_KEYS,
     Configuration,
-    ConfigurationError,
-    default_cache_folders,
-    default_dicom_folder,
-    default_heads,
 )
 from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
-from ssmsam.server.datastore.annotated import FINAL, PARTIAL, AnnotatedStudies
-from ssmsam.server.datastore.dicomweb import DicomWebStudies
-from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.datastore.local_record import made_by_this_process
-from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers, unforeseen
+from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, StudiesFolder
+from ssmsam.server.errors import install_handlers, unforeseen
 from ssmsam.server.exposure import accept_signed_tokens
-from ssmsam.server.fewshot_room import SEGMENT, FewShotService
-from ssmsam.server.identifiers import safe_name
-from ssmsam.server.images import Images, Source
-from ssmsam.server.machine import choose_device, limit_arenas, use_threads
-from ssmsam.server.outlook import VolumeOutlooks
-from ssmsam.server.patient_cache import CacheFolders
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.tasks.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
 from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
-from ssmsam.server.warmup import WarmUp
+from ssmsam.service.annotated_studies import FINAL, PARTIAL
 from ssmsam.service.answers import AnswerMemory
+from ssmsam.service.background import Background
+from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
+from ssmsam.service.fewshot_service import SEGMENT, FewShotService
+from ssmsam.service.identifiers import safe_name
+from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
+from ssmsam.service.machine import choose_device, limit_arenas, use_threads
+from ssmsam.service.volume_forecasts import VolumeOutlooks
+from ssmsam.service.warmup import WarmUp
 from ssmsam.volume.writing import private_folder
 
 logger = logging.getLogger(__name__)
@@ -141,7 +137,11 @@ class ServerApp(MONAILabelApp):
             other_choice(configuration.encoder),
         )  # fmt: skip
 
-    def init_datastore(self) -> Datastore:
+    def datastore(self) -> StudiesDatastore:
+        datastore: StudiesDatastore = self._datastore
+        return datastore
+
+    def init_datastore(self) -> StudiesDatastore:
         if is_dicomweb(self.studies):
             return self._dicom_studies()
         if made_by_this_process(Path(self.studies)):
@@ -161,7 +161,7 @@ class ServerApp(MONAILabelApp):
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
-    def _dicom_studies(self) -> Datastore:
+    def _dicom_studies(self) -> StudiesDatastore:
         """The datastore of a DICOMweb server, with a local folder that belongs to its address."""
         access = store_access(self.studies)
         try:
@@ -180,7 +180,7 @@ class ServerApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         self.images = Images(
-            datastore=self.datastore(),
+            files=self.datastore().files,
             embedder=self.embedder,
             memory_bytes=int(self.configuration.memory_gb * GB),
         )
@@ -192,7 +192,7 @@ class ServerApp(MONAILabelApp):
         )
         room = Prompting(
             images=self.images,
-            datastore=self.datastore(),
+            studies=self.datastore(),
             embedder=self.embedder,
             decoder=self.decoder,
             background=self.background,
@@ -217,7 +217,7 @@ class ServerApp(MONAILabelApp):
         return FewShotService(
             method=method,
             images=self.images,
-            datastore=self.datastore(),
+            studies=self.datastore(),
             embedder=self.embedder,
             decoder=decoder,
             starts=starts,
@@ -275,8 +275,8 @@ class ServerApp(MONAILabelApp):
                 "warm": warm.done if warm else False,
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
-                "set_aside": [*self.images.set_aside(), *getattr(self.datastore(), "unused_labels", [])],
-                "notices": list(getattr(self.datastore(), "notices", [])),
+                "set_aside": [*self.images.set_aside(), *self.datastore().unused_labels],
+                "notices": list(self.datastore().files.notices),
                 **self.rooms[FEWSHOT].status,
                 "methods": {method: room.status for method, room in self.rooms.items()},
             },
@@ -365,8 +365,6 @@ class ServerApp(MONAILabelApp):
     def with_known_labels(self, request: Mapping[str, Any], image_id: str = "") -> dict[str, Any]:
         """A request with its labels under the names by which they are known, and :data:`AS_SENT`, how it was spelt."""
         datastore, found = self.datastore(), dict(request)
-        if not isinstance(datastore, AnnotatedStudies):
-            return found
         known = datastore.label_names(image_id)
         for name in ("label", FOR_LABEL):
             sent = found.get(name)
@@ -401,7 +399,7 @@ class ServerApp(MONAILabelApp):
         if not found.get("id"):
             return {name: text for name, text in found.items() if name == "message"}
         found = {**found, "path": str(self.images.from_datastore(found["id"]).path)}
-        if found.get("slices") and isinstance(self.datastore(), AnnotatedStudies):
+        if found.get("slices"):
             found["assignments"] = self._assign(found, client=str(request.get("client_id") or ""))
         return found
 
@@ -410,7 +408,6 @@ class ServerApp(MONAILabelApp):
         axis = 2 - int(found.setdefault("axis", 2))
         wanted = [([label], slices) for label, slices in (found.get("slices_by_label") or {}).items()]
         datastore = self.datastore()
-        assert isinstance(datastore, AnnotatedStudies)
         return [
             datastore.assign(found["id"], slices, axis=axis, labels=labels, client=client).id
             for labels, slices in wanted or [(found.get("labels") or [], found["slices"])]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ssmsam.server.errors import InvalidRequest
+from ssmsam.service.errors import InvalidRequest
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def require_keys(sent: Mapping[str, Any], valid: Iterable[str], *, where: str) -
     Example:
         >>> require_keys({"adept": False}, ["adapt", "labels"], where="params")
         Traceback (most recent call last):
-        ssmsam.server.errors.InvalidRequest: params has the key 'adept', which is not known; did you mean 'adapt'?
+        ssmsam.service.errors.InvalidRequest: params has the key 'adept', which is not known; did you mean 'adapt'?
     """
     known = sorted(set(valid))
     for name in sent:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from ssmsam.server.errors import StudiesNotWritable
+from ssmsam.service.errors import StudiesNotWritable
 from ssmsam.volume.writing import WRITING, put_aside, whole_file, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class SoundRecord(LocalDatastore):
 
     A damaged record is put aside under another name and made again from the images and labels in the folder. Where the
     folder cannot be written, the record is in memory only, and what would change a file raises
-    :class:`~ssmsam.server.errors.StudiesNotWritable`.
+    :class:`~ssmsam.service.errors.StudiesNotWritable`.
     """
 
     _config_ts: float

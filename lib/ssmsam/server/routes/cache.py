@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ssmsam.server.patient_cache import cached, purge
 from ssmsam.server.routes.common import Admin, the_app
+from ssmsam.service.patient_cache import cached, purge
 
 router = APIRouter(prefix="/cache", tags=["Cache"])
 

@@ -21,9 +21,8 @@ from monailabel.interfaces.utils.app import app_instance
 from ssmsam.annotation.log import SHARED_IDS, reader_of
 from ssmsam.json_text import InvalidJson, read_json_text, require_storable
 from ssmsam.progress import POLL_S, CancelToken, cancellable, stop_if_cancelled
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.identifiers import volume_suffix
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.identifiers import volume_suffix
 from ssmsam.service.jobs import Job
 
 if TYPE_CHECKING:
@@ -133,10 +132,8 @@ def note_opened(image: str, request: Request, client_id: str = "") -> None:
     Where the request does not say who, it is whoever works at that address without a name.
     """
     the_app().background.prefer(image, client=reader(client_id, request) if client_id else "")
-    datastore = the_app().datastore()
-    if isinstance(datastore, AnnotatedStudies):
-        for name in [client_id] if client_id else sorted(SHARED_IDS):
-            datastore.opened(image, client=reader(name, request))
+    for name in [client_id] if client_id else sorted(SHARED_IDS):
+        the_app().datastore().opened(image, client=reader(name, request))
 
 
 class CheckedJson(APIRoute):

@@ -15,9 +15,9 @@ from fastapi.responses import FileResponse
 
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.fewshot_room import ADAPT, SEGMENT
 from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, asker, is_mine, the_app, watched
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.fewshot_service import ADAPT, SEGMENT
 from ssmsam.service.jobs import UnknownJob
 
 router = APIRouter(prefix="/heads", tags=["Heads"])

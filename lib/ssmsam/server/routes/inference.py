@@ -19,10 +19,6 @@ from monailabel.utils.others.generic import remove_file
 import ssmsam
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.reading import read_volume
-from ssmsam.server.datastore.dicomweb import DicomWebArchive
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.identifiers import VOLUME_SUFFIXES
-from ssmsam.server.images import Source
 from ssmsam.server.routes.common import (
     DETAIL_HEADER,
     LABELS_HEADER,
@@ -37,7 +33,11 @@ from ssmsam.server.routes.common import (
     the_app,
     watched,
 )
+from ssmsam.server.routes.sessions import session_image
 from ssmsam.server.tasks.prompted import LOGIN
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
+from ssmsam.service.images import Source
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["Infer"])
@@ -110,7 +110,7 @@ def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path)
     """The image to work on. As in MONAI Label, a session is preferred to a file, and a file to an id."""
     app = the_app()
     if session_id:
-        return app.images.from_session(app.sessions(), session_id)
+        return app.images.from_session(session_image(app.sessions(), session_id))
     if file:
         return app.images.from_upload(received(file, scratch))
     return app.images.from_datastore(image)
@@ -125,7 +125,7 @@ def _label_file(label: UploadFile, source: Source, scratch: Path) -> Path:
 
 
 def _require_dicom_store() -> None:
-    if not isinstance(the_app().datastore(), DicomWebArchive):
+    if not the_app().datastore().files.remote:
         raise InvalidRequest("output=dicom_seg needs studies from a DICOMweb server; ask for output=image")
 
 

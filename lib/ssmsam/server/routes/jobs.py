@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ssmsam.server.errors import NotKnown, NotYours
 from ssmsam.server.routes.common import Annotator, AnyUser, may_stop, the_app
+from ssmsam.service.errors import NotKnown, NotYours
 from ssmsam.service.jobs import Job, State, UnknownJob
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])

@@ -12,8 +12,8 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from monailabel.config import settings
 
-from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import Admin
+from ssmsam.service.errors import NotKnown
 
 router = APIRouter(prefix="/logs", tags=["Others"])
 

@@ -16,9 +16,8 @@ from monailabel.config import settings
 
 from ssmsam.dicom.web import StoreSession
 from ssmsam.server.datastore.access import is_dicomweb, store_access
-from ssmsam.server.datastore.dicomweb import DicomWebArchive
-from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.routes.common import AnyUser, note_opened, the_app
+from ssmsam.service.errors import InvalidRequest, NotKnown
 
 router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
 
@@ -62,8 +61,8 @@ def other(user: AnyUser, request: Request, path: str, body: Body) -> Response:
 def _note_opened(request: Request, path: str) -> None:
     """A viewer asks for a series' metadata when it opens it, and only then."""
     if series := SERIES_METADATA.search(path):
-        datastore = the_app().datastore()
-        if isinstance(datastore, DicomWebArchive) and datastore.knows(series[1]):
+        files = the_app().datastore().files
+        if files.remote and files.knows(series[1]):
             note_opened(series[1], request)
 
 

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
-from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import path_prefix
+from ssmsam.service.errors import NotKnown
 
 router = APIRouter(include_in_schema=False)
 

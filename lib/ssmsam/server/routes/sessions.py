@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, HTTPException, UploadFile
 from monailabel.endpoints import session as stock
-from monailabel.utils.sessions import SessionInfo, Sessions
+from monailabel.utils.sessions import Sessions
 
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.identifiers import is_session_id, safe_name
 from ssmsam.server.routes.common import AnyUser, Scratch, the_app
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.identifiers import is_session_id, safe_name
 
 router = APIRouter(prefix="/session", tags=["Session"])
 
@@ -31,7 +31,7 @@ MOST_FILES = 20_000
 @router.get("/{session_id}", summary="Whether a session exists")
 def get_session(user: AnyUser, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
     _require(session_id)
-    if image and Path(_known(session_id).image).is_dir():
+    if image and session_image(_sessions(), session_id).is_dir():
         raise InvalidRequest("the image is a folder of DICOM files, which cannot be sent back as one file")
     return stock.get_session(session_id, update_ts, image)
 
@@ -54,7 +54,7 @@ def create_session(
     sessions = _sessions()
     session_id, session = sessions.add_session(str(image), expiry)
     app = the_app()
-    app.background.prefer(app.images.from_session(sessions, session_id))
+    app.background.prefer(app.images.from_session(session_image(sessions, session_id)))
     return {"session_id": session_id, "session_info": session.to_json()}
 
 
@@ -78,12 +78,12 @@ def _require(session_id: str) -> None:
         raise NotKnown("session", session_id)
 
 
-def _known(session_id: str) -> SessionInfo:
-    """Raises NotKnown for a session that has expired, or whose image is gone."""
-    found = _sessions().get_session(session_id)
-    if found is None or not Path(found.image).exists():
+def session_image(sessions: Sessions | None, session_id: str) -> Path:
+    """The file or folder that was sent. Raises NotKnown for a session that has expired, or whose image is gone."""
+    session = sessions.get_session(session_id) if sessions is not None and is_session_id(session_id) else None
+    if session is None or not Path(session.image).exists():
         raise NotKnown("session", session_id, step="It may have expired: send the image again")
-    return found
+    return Path(session.image)
 
 
 def _receive(file: UploadFile, folder: Path) -> Path:

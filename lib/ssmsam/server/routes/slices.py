@@ -13,8 +13,6 @@ from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import summarise
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.routes.common import (
     LABELS_HEADER,
     Admin,
@@ -27,7 +25,7 @@ from ssmsam.server.routes.common import (
     reader,
     the_app,
 )
-from ssmsam.server.tasks.mask_files import write_mask
+from ssmsam.service.mask_files import write_mask
 
 router = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
 
@@ -36,7 +34,7 @@ router = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
 @router.get("/", include_in_schema=False)
 def known_slices(user: AnyUser, image: KnownImage) -> dict[str, Any]:
     """``partial`` as submissions say it, whether the volume is ``finished``, and every revision's summary."""
-    return _described(_datastore().annotations(image))
+    return _described(the_app().datastore().annotations(image))
 
 
 @router.put("", summary="Withdraw, accept, finish or reopen slices and labels")
@@ -47,13 +45,13 @@ def change_slices(
     """``partial`` is what ``params.partial`` is in a submission. Slices listed as ``annotated`` are right as the
     client was last sent them; ``withdraw`` and ``reopen`` take back what was said.
     """
-    return _datastore().change(image, partial, client=reader(client_id, request)).answer()
+    return the_app().datastore().change(image, partial, client=reader(client_id, request)).answer()
 
 
 @router.delete("", summary="Forget all that is known of an image's slices")
 @router.delete("/", include_in_schema=False)
 def forget_slices(user: Admin, image: KnownImage) -> dict[str, Any]:
-    _datastore().forget(image)
+    the_app().datastore().forget(image)
     return {}
 
 
@@ -78,19 +76,12 @@ def masks(
     counts as shown.
     """
     offered = the_app().rooms[FEWSHOT].offered
-    volume, values = _datastore().show_again(image, client=reader(client_id, request), order=offered)
+    volume, values = the_app().datastore().show_again(image, client=reader(client_id, request), order=offered)
     path = write_mask(volume.array, volume, {"result_compress": compress})
     background_tasks.add_task(remove_file, path)
     answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")
     answer.headers[LABELS_HEADER] = in_header(values)
     return answer
-
-
-def _datastore() -> AnnotatedStudies:
-    datastore = the_app().datastore()
-    if not isinstance(datastore, AnnotatedStudies):
-        raise InvalidRequest("this datastore keeps no annotations slice by slice")
-    return datastore
 
 
 def _described(known: Annotations) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 
 from ssmsam.fewshot.checkpoint_registry import UnknownCheckpoint
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
-from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import Annotator, AnyUser, the_app
+from ssmsam.service.errors import NotKnown
 
 router = APIRouter(prefix="/starts", tags=["Initialisations"])
 

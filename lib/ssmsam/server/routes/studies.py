@@ -13,9 +13,6 @@ from monailabel.endpoints import datastore as stock
 from monailabel.utils.others.generic import remove_file
 
 from ssmsam.server.clients.rest import SUBMISSION, require_keys
-from ssmsam.server.datastore.annotated import FINAL, PARTIAL, AnnotatedStudies
-from ssmsam.server.errors import NotKnown
-from ssmsam.server.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
 from ssmsam.server.routes.common import (
     Admin,
     Annotator,
@@ -32,6 +29,9 @@ from ssmsam.server.routes.common import (
     require_label,
     the_app,
 )
+from ssmsam.service.annotated_studies import FINAL, PARTIAL
+from ssmsam.service.errors import NotKnown
+from ssmsam.service.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
 from ssmsam.volume.writing import write_volume
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
@@ -120,9 +120,7 @@ def save_label(
     said = json_object(params, name="params")
     app = the_app()
     datastore = app.datastore()
-    if not isinstance(datastore, AnnotatedStudies):
-        tag = tag or FINAL
-    if tag not in ("", PARTIAL, FINAL) or not isinstance(datastore, AnnotatedStudies):
+    if tag not in ("", PARTIAL, FINAL):
         label_id = datastore.save_label(image, str(file), safe_name(tag, what="a label tag"), said)
         answer: dict[str, Any] = {"tag": tag}
     else:
@@ -166,7 +164,7 @@ def update_label_info(user: Annotator, request: Request, label: str, tag: str, i
     require_label(label, tag)
     said = json_object(info, name="info")
     datastore = the_app().datastore()
-    if "partial" in said and tag in (PARTIAL, FINAL) and isinstance(datastore, AnnotatedStudies):
+    if "partial" in said and tag in (PARTIAL, FINAL):
         client = reader(said.get("client_id"), request)
         return datastore.change(label, said["partial"], client=client).answer()
     return stock.update_label_info(label, tag, info, user.username)

@@ -9,8 +9,6 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 
 from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
-from ssmsam.server.errors import NotKnown
-from ssmsam.server.identifiers import safe_name
 from ssmsam.server.routes.common import (
     Admin,
     Annotator,
@@ -26,6 +24,8 @@ from ssmsam.server.tasks.prompted import LOGIN
 from ssmsam.server.tasks.queue import BATCH, SCORE, TRAIN, ProcessJob, stop, submit
 from ssmsam.server.tasks.strategies import note_offer
 from ssmsam.server.tasks.training import Training
+from ssmsam.service.errors import NotKnown
+from ssmsam.service.identifiers import safe_name
 from ssmsam.service.jobs import Job
 
 router = APIRouter(route_class=CheckedJson)

@@ -11,9 +11,8 @@ from monailabel.endpoints import ohif as stock
 from monailabel.utils.others.generic import get_mime_type
 
 from ssmsam.server.clients.ohif import below, index_with_script, no_archive_page, own_file
-from ssmsam.server.datastore.dicomweb import DicomWebArchive
-from ssmsam.server.errors import NotKnown
 from ssmsam.server.routes.common import AnyUser, path_prefix, the_app
+from ssmsam.service.errors import NotKnown
 
 router = APIRouter(prefix="/ohif", include_in_schema=False)
 
@@ -36,7 +35,7 @@ def page(user: AnyUser, request: Request, path: str) -> Response:
         return FileResponse(file, media_type=get_mime_type(str(file)))
     if path != "index.html" and "." in path.rpartition("/")[2]:
         raise NotKnown("file of OHIF", path)
-    if isinstance(the_app().datastore(), DicomWebArchive):
+    if the_app().datastore().files.remote:
         answer = HTMLResponse(index_with_script(FILES / "index.html", prefix))
     else:
         answer = HTMLResponse(no_archive_page(str(request.base_url)))

@@ -28,15 +28,14 @@ from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.wire import read_flag
 from ssmsam.progress import Progress
 from ssmsam.server.clients.ohif import replaces_its_screen
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import ADAPT, FewShotService
-from ssmsam.server.images import OpenImage
-from ssmsam.server.labelled import Limits
-from ssmsam.server.tasks.mask_files import centroids, write_mask
 from ssmsam.server.tasks.prompted import LOGIN, progress_of
 from ssmsam.service.answers import Answer
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import ADAPT, FewShotService
+from ssmsam.service.images import OpenImage
 from ssmsam.service.jobs import Job, UnknownJob
+from ssmsam.service.labelled_slices import Limits
+from ssmsam.service.mask_files import centroids, write_mask
 
 HINTS = 3
 """How many uncertain slices of each label the answer names."""
@@ -98,7 +97,7 @@ class FewShotTask(InferTask):
         return {**super().info(), "labels": labels}
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.server.images.Source`.
+        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.service.images.Source`.
 
         Returns the path of the label map and the details. Raises InvalidRequest, UnreadableVolume.
         """
@@ -303,11 +302,11 @@ class FewShotTask(InferTask):
 
         What it asked for without a label cannot be told apart there, so it goes, and nobody can accept it any more.
         """
-        datastore = self._room.datastore
-        if not image.source.image_id or not isinstance(datastore, AnnotatedStudies):
+        studies = self._room.studies
+        if not image.source.image_id:
             return
         found, offered = set(values), self._room.offered
-        for label, mask in datastore.screen(image.source.image_id, client=client).items():
+        for label, mask in studies.screen(image.source.image_id, client=client).items():
             if label in found:
                 continue
             kept = mask & (answer == 0) if label in offered else np.zeros_like(mask)
@@ -315,17 +314,17 @@ class FewShotTask(InferTask):
                 values[label] = offered.index(label) + 1
                 answer[kept] = values[label]
             if mask.any():
-                datastore.serve(image.source.image_id, kept, label=label, client=client, plane=image.embeddings.plane)
+                studies.serve(image.source.image_id, kept, label=label, client=client, plane=image.embeddings.plane)
 
     def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
-        datastore = self._room.datastore
-        if not image.source.image_id or not isinstance(datastore, AnnotatedStudies):
+        studies = self._room.studies
+        if not image.source.image_id:
             return
         when = now()
         for number, label in enumerate(found.labels, 1):
             mask = found.mask == number
             plane = image.embeddings.plane
-            datastore.serve(
+            studies.serve(
                 image.source.image_id,
                 mask,
                 label=label,

@@ -21,11 +21,11 @@ from ssmsam.annotation.slice_state import SliceKey, now
 from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.wire import read_flag
 from ssmsam.progress import shielded
-from ssmsam.server.datastore.annotated import AnnotatedStudies, Receipt
-from ssmsam.server.errors import InvalidRequest, NotConfirmed
-from ssmsam.server.images import OpenImage
-from ssmsam.server.tasks.mask_files import write_mask
 from ssmsam.server.tasks.prompted import FOR_LABEL, Prompting, chosen_label, label_choices
+from ssmsam.service.annotated_studies import AnnotatedStudies, Receipt
+from ssmsam.service.errors import InvalidRequest, NotConfirmed
+from ssmsam.service.images import OpenImage
+from ssmsam.service.mask_files import write_mask
 
 CLICK_FIRST = (
     "it is not known which slice this is about: place a point on it, and run the model again, or send its number as "
@@ -52,16 +52,16 @@ class MessageTask(InferTask):
         return True
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.server.images.Source`.
+        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.service.images.Source`.
 
         Returns the path of an empty mask, and what was done. Raises InvalidPrompt, InvalidRequest, InvalidSubmission.
         """
         started = time.perf_counter()
         image = self._prompting.images.open(request["image"])
-        if not image.source.image_id or not isinstance(self._prompting.datastore, AnnotatedStudies):
+        if not image.source.image_id:
             raise InvalidRequest("annotations are only kept for images of the datastore: upload the image first")
         with shielded():  # what a person said is kept, whether or not they wait for the answer
-            done = self.carry_out(request, image, self._prompting.datastore)
+            done = self.carry_out(request, image, self._prompting.studies)
         path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, request)
         seconds = round(time.perf_counter() - started, 4)
         return path, {
@@ -72,7 +72,7 @@ class MessageTask(InferTask):
             "latencies": {"pre": 0.0, "infer": 0.0, "post": 0.0, "write": 0.0, "total": seconds},
         }
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+    def carry_out(self, options: dict[str, Any], image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
         """Do it; what the client is told."""
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class MessageTask(InferTask):
 class SliceMessage(MessageTask):
     """A message about one label on one slice: the clicked one, or the one that ``slice`` names with a ``label``."""
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+    def carry_out(self, options: dict[str, Any], image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
         plane = image.embeddings.plane
         prompts = PromptRequest.parse(options, grid=image.volume.grid, plane=plane, dimension=2)
         index = prompts.current
@@ -89,15 +89,15 @@ class SliceMessage(MessageTask):
         if prompts.label and is_reserved(prompts.label):
             raise InvalidRequest(f"{prompts.label!r} is no label that a slice can be about: choose an organ")
         client = str(options.get("client_id") or "")
-        label = prompts.label or datastore.clicked_label(
+        label = prompts.label or studies.clicked_label(
             image.source.image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
         )
         self._prompting.since(image, replace(prompts, label=label))  # this click is older than what it says
-        receipt = self.say(datastore, image.source.image_id, SliceKey(label, plane.axis, index), client)
+        receipt = self.say(studies, image.source.image_id, SliceKey(label, plane.axis, index), client)
         said = [self.done(label, index), *receipt.update.notes, *receipt.new_label_lines]
         return {**receipt.answer(), "label": label, "slice": index, "detail": "; ".join(said)}
 
-    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
         raise NotImplementedError
 
     def done(self, label: str, index: int) -> str:
@@ -116,8 +116,8 @@ class SliceVerdict(SliceMessage):
         super().__init__(prompting, description=said[verdict])
         self._verdict = verdict
 
-    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
-        return datastore.mark(image_id, Mark(key.label, key.index, self._verdict, key.axis, client, now()))
+    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        return studies.mark(image_id, Mark(key.label, key.index, self._verdict, key.axis, client, now()))
 
     def done(self, label: str, index: int) -> str:
         if self._verdict is Verdict.EMPTY:
@@ -133,11 +133,11 @@ class WithdrawSlice(SliceMessage):
             prompting, description="Takes back what was said of this slice: click on the organ, then run this"
         )
 
-    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
-        if key not in datastore.annotations(image_id).slices:
+    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        if key not in studies.annotations(image_id).slices:
             raise InvalidRequest(f"slice {key.index} does not count as annotated for {key.label}: nothing to take back")
         partial = {"axis": 2 - key.axis, "slices": {key.label: {"withdraw": [key.index]}}}
-        return datastore.change(image_id, partial, client=client)
+        return studies.change(image_id, partial, client=client)
 
     def done(self, label: str, index: int) -> str:
         return f"slice {index} does not count as annotated for {label} any longer"
@@ -151,8 +151,8 @@ class Undo(MessageTask):
             prompting, description="Takes back your last annotation of this volume: click anywhere, then run this"
         )
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
-        receipt = datastore.undo(image.source.image_id, client=str(options.get("client_id") or ""))
+    def carry_out(self, options: dict[str, Any], image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
+        receipt = studies.undo(image.source.image_id, client=str(options.get("client_id") or ""))
         update = receipt.update
         keys = sorted(update.withdrawn | update.entries.keys())
         slices = [f"slice {key.index} of {key.label}" for key in keys[:8]] + ["..."] * (len(keys) > 8)
@@ -181,17 +181,17 @@ class FinishVolume(MessageTask):
         self._asked: TTLCache[tuple[str, str], str] = TTLCache(maxsize=1024, ttl=CONFIRM_S)
         self._lock = threading.Lock()
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+    def carry_out(self, options: dict[str, Any], image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
         image_id = image.source.image_id
         client = str(options.get("client_id") or "")
         # viewers send the selected segment on every click, but this is about the volume: only a choice counts
         chosen = chosen_label(options)
         about: dict[str, Any] = {"client": client, "labels": [chosen] if chosen else ()}
         if not read_flag(options.get("confirm"), "confirm"):
-            self._require_second_run(client, image_id, datastore.finishing(image_id, **about))
-        receipt = datastore.finish(image_id, **about)
+            self._require_second_run(client, image_id, studies.finishing(image_id, **about))
+        receipt = studies.finish(image_id, **about)
         held, answer = receipt.finished(), receipt.answer()
-        where = datastore.finished_labels_go_to if receipt.annotations.finished else "the annotations of this server"
+        where = studies.files.place if receipt.annotations.finished else "the annotations of this server"
         said = [f"finished: {describe_finished(held)}", *receipt.update.notes, f"kept in {where}"]
         return {
             **answer,

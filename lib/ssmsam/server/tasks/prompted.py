@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.annotation.slice_state import PackedMask, now
@@ -18,11 +17,11 @@ from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.progress import Progress, silent
-from ssmsam.server.background import Background
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import Images, OpenImage
-from ssmsam.server.tasks.mask_files import centroids, write_mask
+from ssmsam.service.annotated_studies import AnnotatedStudies
+from ssmsam.service.background import Background
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.images import Images, OpenImage
+from ssmsam.service.mask_files import centroids, write_mask
 
 UNNAMED = "object"
 """The label of a mask when the request names none: viewers use the segment that is selected."""
@@ -80,7 +79,7 @@ class Prompting:
     """What these tasks work with. What a user did in one of them, the others know."""
 
     images: Images
-    datastore: Datastore
+    studies: AnnotatedStudies
     embedder: Embedder
     decoder: PromptDecoder
     background: Background
@@ -106,24 +105,24 @@ class Prompting:
 
         Viewers replace all that they show by the answer for a volume, and send all points each time.
         """
-        if not isinstance(self.datastore, AnnotatedStudies) or not (image.source.image_id and prompts.label):
+        if not (image.source.image_id and prompts.label):
             return {}
         since = self.since(image, prompts)
         if prompts.dimension == 2:
             return {}
-        known = self.datastore.annotated_by(
+        known = self.studies.annotated_by(
             client, image.source.image_id, prompts.label, grid=image.volume.grid, plane=image.embeddings.plane
         )
         return {index: entry.mask for index, entry in known.items() if since.get(index, "") < entry.when}
 
     def serve(self, image: OpenImage, prompts: PromptRequest, result: SegmentationResult, client: str) -> None:
         """Remember what a client has on screen now, so that its submission can be compared with it."""
-        if not isinstance(self.datastore, AnnotatedStudies) or not image.source.image_id:
+        if not image.source.image_id:
             return
         flat = prompts.dimension == 2
         if flat and not result.mask.any():
             return  # viewers ignore an empty answer to a click on a slice
-        self.datastore.serve(
+        self.studies.serve(
             image.source.image_id,
             result.mask,
             label=prompts.label,
@@ -155,7 +154,7 @@ class PromptedTask(InferTask):
         return True
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.server.images.Source`.
+        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.service.images.Source`.
 
         Returns the path of the mask and the details. Raises InvalidPrompt, InvalidRequest, UnreadableVolume.
         """

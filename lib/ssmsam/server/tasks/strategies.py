@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from ssmsam.active.acquisition import RULES
 from ssmsam.active.volume_state import Choice
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest, StudiesNotWritable
-from ssmsam.server.images import UNUSABLE, Images
-from ssmsam.server.outlook import Deadline, VolumeOutlook, VolumeOutlooks
+from ssmsam.server.datastore.studies import StudiesDatastore
+from ssmsam.service.errors import InvalidRequest, StudiesNotWritable
+from ssmsam.service.images import UNUSABLE, Images
+from ssmsam.service.volume_forecasts import Deadline, VolumeOutlook, VolumeOutlooks
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class First(Strategy):
         super().__init__("The first image, by name, that has no finished label")
         self._images = images
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any] | None:
         unfinished = sorted(datastore.get_unlabeled_images())
         for image in self._images.usable(unfinished):
             try:
@@ -102,7 +101,7 @@ class SliceStrategy(Strategy):
             "config": {"k": NextSampleRequest.k, "for_label": labels, "budget_s": NextSampleRequest.budget_s},
         }
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """``k`` slices for ``labels`` (by default all that are annotated), in ``image`` (by default any).
 
         ``{"message": ...}`` when nothing is left. Raises InvalidRequest and NotKnown.
@@ -147,7 +146,7 @@ class SliceStrategy(Strategy):
         """Whether other images may be better: only expectations of a model can be compared."""
         return self._rule in ("next_slices", "uncertainty") and bool(outlook.state.forecasts)
 
-    def _images(self, wish: NextSampleRequest, datastore: Datastore, request: Mapping[str, Any]) -> list[str]:
+    def _images(self, wish: NextSampleRequest, datastore: StudiesDatastore, request: Mapping[str, Any]) -> list[str]:
         """Images that are not finished: the one that is being annotated before others, then what was offered long ago.
         By ``random`` in random order."""
         images = sorted(datastore.get_unlabeled_images())
@@ -158,7 +157,7 @@ class SliceStrategy(Strategy):
             return [wish.image]
         if self._rule == "random":
             return by_chance(images, datastore, request)
-        begun = set(datastore.support().images) if isinstance(datastore, AnnotatedStudies) else set()
+        begun = set(datastore.support().images)
         return sorted(images, key=lambda image: (image not in begun, offered(datastore, image, request), image))
 
 
@@ -201,7 +200,7 @@ def slices_hint(slices: Sequence[int], by_label: Mapping[str, Sequence[int]]) ->
     return "; ".join(f"{label} {','.join(map(str, wanted))}" for label, wanted in by_label.items())
 
 
-def by_chance(images: Sequence[str], datastore: Datastore, request: Mapping[str, Any]) -> list[str]:
+def by_chance(images: Sequence[str], datastore: StudiesDatastore, request: Mapping[str, Any]) -> list[str]:
     """All images in random order, with those rather in front that were not offered for long."""
     now = time.time()
     # at least one second, so that images which were all offered just now can still be drawn
@@ -209,14 +208,14 @@ def by_chance(images: Sequence[str], datastore: Datastore, request: Mapping[str,
     return sorted(images, key=lambda image: random.expovariate(waited[image]))
 
 
-def offered(datastore: Datastore, image: str, request: Mapping[str, Any]) -> float:
+def offered(datastore: StudiesDatastore, image: str, request: Mapping[str, Any]) -> float:
     """When this strategy offered the image last, in seconds since 1970."""
     offers = datastore.get_image_info(image).get("strategy")
     last = offers.get(request.get("strategy")) if isinstance(offers, dict) else None
     return float(last.get("ts", 0)) if isinstance(last, dict) else 0.0
 
 
-def note_offer(datastore: Datastore, image: str, strategy: str, *, client: str) -> dict[str, Any]:
+def note_offer(datastore: StudiesDatastore, image: str, strategy: str, *, client: str) -> dict[str, Any]:
     """Remember when a strategy offered an image and to whom; what the datastore says of the image."""
     info: dict[str, Any] = datastore.get_image_info(image)
     offers = info.get("strategy")

@@ -8,11 +8,11 @@ from typing import Any
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.active.uncertainty import MOST_VIEWS, uncertainty_map
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.outlook import VolumeOutlooks
-from ssmsam.server.tasks.mask_files import write_mask
 from ssmsam.server.tasks.prompted import progress_of
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.mask_files import write_mask
+from ssmsam.service.volume_forecasts import VolumeOutlooks
 
 NOT_YET = (
     "no slice is annotated yet, so nothing can be expected: annotate a few slices, submit them, and run this again"
@@ -40,7 +40,7 @@ class UncertaintyMap(InferTask):
         return True
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds ``image``, a :class:`~ssmsam.server.images.Source`, and perhaps ``label``, a name, and
+        """``request`` holds ``image``, a :class:`~ssmsam.service.images.Source`, and perhaps ``label``, a name, and
         ``views``, how often to ask again without a part of the annotated slices.
 
         Returns the path of the volume and the details. Raises InvalidRequest, UnreadableVolume.

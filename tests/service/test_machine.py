@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from ssmsam.server.configuration import ConfigurationError
-from ssmsam.server.machine import choose_device, choose_threads
+from ssmsam.service.errors import ConfigurationError
+from ssmsam.service.machine import choose_device, choose_threads
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

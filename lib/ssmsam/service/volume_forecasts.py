@@ -16,8 +16,7 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import digest
 from ssmsam.progress import Cancelled, Progress, silent
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.fewshot_room import FewShotService
+from ssmsam.service.fewshot_service import FewShotService
 
 STORED_AXIS = 0
 MOST_SLICES, FEWEST_SLICES = 96, 12
@@ -72,19 +71,14 @@ class VolumeOutlooks:
     def annotated(self, image: str) -> dict[str, dict[int, bool]]:
         """Label -> annotated stored slice -> whether the label was seen there."""
         found: dict[str, dict[int, bool]] = {}
-        datastore = self.room.datastore
-        if isinstance(datastore, AnnotatedStudies):
-            for key, entry in datastore.annotations(image).slices.items():
-                if key.axis == STORED_AXIS:
-                    found.setdefault(key.label, {})[key.index] = not entry.empty
+        for key, entry in self.room.studies.annotations(image).slices.items():
+            if key.axis == STORED_AXIS:
+                found.setdefault(key.label, {})[key.index] = not entry.empty
         return found
 
     def learnable(self) -> list[str]:
         """The labels that some annotated slice shows, in any image."""
-        datastore = self.room.datastore
-        if not isinstance(datastore, AnnotatedStudies):
-            return []
-        return list(datastore.support().only(nonempty=True).labels)
+        return list(self.room.studies.support().only(nonempty=True).labels)
 
     def of(
         self, image: str, labels: Sequence[str], *, deadline: Deadline, progress: Progress = silent

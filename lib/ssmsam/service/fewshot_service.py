@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
-
 from ssmsam.cache import Cache, KeyedLocks, SingleFlight
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.embeddings.embedder import Embedder
@@ -23,13 +21,13 @@ from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, holding, silent
-from ssmsam.server.background import Background
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import UNUSABLE, Images
-from ssmsam.server.labelled import LabelledSlices
+from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.answers import AnswerMemory
+from ssmsam.service.background import Background
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.service.jobs import Job, Jobs
+from ssmsam.service.labelled_slices import LabelledSlices
 
 ADAPT, SEGMENT = "adapt", "segment"
 """Kinds of jobs."""
@@ -43,7 +41,7 @@ class FewShotService:
 
     method: str = FEWSHOT
     images: Images
-    datastore: Datastore
+    studies: AnnotatedStudies
     embedder: Embedder
     decoder: TargetDecoder
     """As it came with the encoder's weights."""
@@ -71,10 +69,8 @@ class FewShotService:
 
     @property
     def labelled(self) -> LabelledSlices:
-        """Raises InvalidRequest where the datastore keeps no annotations."""
-        if not isinstance(self.datastore, AnnotatedStudies):
-            raise InvalidRequest("this datastore keeps no annotations slice by slice")
-        return LabelledSlices(images=self.images, embedder=self.embedder, datastore=self.datastore)
+        """The annotated slices of all images."""
+        return LabelledSlices(images=self.images, embedder=self.embedder, studies=self.studies)
 
     @property
     def offered(self) -> list[str]:
@@ -83,9 +79,8 @@ class FewShotService:
         A label keeps its place: viewers that asked earlier would take a number for another organ's.
         """
         known: Iterable[str] = ()
-        if isinstance(self.datastore, AnnotatedStudies):
-            with suppress(StoreUnavailable, StoreRefused):  # viewers have to hear that the archive is down
-                known = self.datastore.support().labels
+        with suppress(StoreUnavailable, StoreRefused):  # viewers have to hear that the archive is down
+            known = self.studies.support().labels
         self._others.update(dict.fromkeys(label for label in known if label not in self.labels))
         return [*self.labels, *self._others]
 

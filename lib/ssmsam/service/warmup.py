@@ -17,7 +17,7 @@ from ssmsam.interactive.session import segment_2d, segment_3d
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.reading import read_volume
-from ssmsam.server.tasks.mask_files import write_mask
+from ssmsam.service.mask_files import write_mask
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 

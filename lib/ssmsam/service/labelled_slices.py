@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ssmsam.annotation.support import SupportSet, SupportSlice
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import UNUSABLE, Images
+from ssmsam.service.annotated_studies import AnnotatedStudies
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.volume.geometry import Plane
 
 STORED = Plane(0)
@@ -28,10 +28,10 @@ class Limits:
 class LabelledSlices:
     """The annotated slices of all images, opened."""
 
-    def __init__(self, *, images: Images, embedder: Embedder, datastore: AnnotatedStudies) -> None:
+    def __init__(self, *, images: Images, embedder: Embedder, studies: AnnotatedStudies) -> None:
         self._images = images
         self._embedder = embedder
-        self._datastore = datastore
+        self._studies = studies
 
     def support(
         self, image_id: str, *, labels: Collection[str] = (), only_this: bool = False, limits: Limits | None = None
@@ -43,7 +43,7 @@ class LabelledSlices:
         of them can be read.
         """
         limits = limits or Limits()
-        known = self._datastore.support()
+        known = self._studies.support()
         if only_this:
             known = known.only(images=[image_id])
         wanted = [label for label in known.labels if len(known.only(label=label, nonempty=True))]
@@ -70,7 +70,7 @@ class LabelledSlices:
 
     def these(self, slices: Mapping[str, Iterable[Mapping[str, object]]]) -> Support:
         """Label -> the slices that a card lists, as they are annotated now; without those that cannot be opened."""
-        known = self._datastore.support()
+        known = self._studies.support()
         opened: dict[tuple[str, Plane], VolumeEmbeddings] = {}
         found = {}
         for label, several in slices.items():
@@ -81,7 +81,7 @@ class LabelledSlices:
 
     def showing(self) -> Counter[tuple[str, str]]:
         """(image, label) -> how many annotated slices show it. Opens nothing."""
-        return Counter((one.image, one.label) for one in self._datastore.support().only(nonempty=True))
+        return Counter((one.image, one.label) for one in self._studies.support().only(nonempty=True))
 
     def _opened(
         self, slices: Iterable[SupportSlice], image_id: str, opened: dict[tuple[str, Plane], VolumeEmbeddings]

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from monailabel.utils.sessions import Sessions
+from plain_files import PlainFiles
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.reading import UnreadableVolume
-from ssmsam.server import images as module
-from ssmsam.server.datastore.folder import StudiesFolder
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.images import Images
+from ssmsam.service import images as module
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.images import Images
 from ssmsam.volume.volume import Volume
 
 Write = Callable[..., Path]
@@ -31,7 +29,7 @@ def folder(tmp_path: Path, write: Write) -> Path:
 
 @pytest.fixture
 def images(folder: Path, embedder: Embedder) -> Images:
-    return Images(datastore=StudiesFolder(folder, auto_reload=False), embedder=embedder, memory_bytes=10**9)
+    return Images(files=PlainFiles(folder), embedder=embedder, memory_bytes=10**9)
 
 
 def test_an_image_of_the_datastore(images: Images, folder: Path) -> None:
@@ -56,13 +54,13 @@ def test_no_name_at_all(images: Images) -> None:
 
 
 def test_an_image_that_came_just_now(images: Images, folder: Path, write: Write) -> None:
-    datastore = images._datastore
-    write(folder / "late.nii.gz")
-    threading.Timer(0.01, datastore.refresh).start()
+    write(folder.parent / "late.nii.gz")
+    threading.Timer(0.01, lambda: (folder.parent / "late.nii.gz").rename(folder / "late.nii.gz")).start()
     assert images.require("late") == "late"
 
 
-def test_a_removed_file_is_said(images: Images, folder: Path) -> None:
+def test_a_removed_file_is_said(images: Images, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images._files, "list_images", lambda: ["case2"])  # nobody looked again yet
     (folder / "case2.nii.gz").unlink()
     with pytest.raises(NotKnown, match="removed"):
         images.from_datastore("case2")
@@ -98,7 +96,7 @@ def test_a_changed_file_is_another_image(images: Images, folder: Path, write: Wr
 
 def test_memory_is_bounded(folder: Path, embedder: Embedder) -> None:
     one = 6 * 20 * 24 * 2
-    images = Images(datastore=StudiesFolder(folder, auto_reload=False), embedder=embedder, memory_bytes=2 * one)
+    images = Images(files=PlainFiles(folder), embedder=embedder, memory_bytes=2 * one)
     opened = [images.open(images.from_datastore(f"case{number}")) for number in (0, 1)]
     assert images.open(opened[0].source) is opened[0]  # used again: case1 is now the one not used for longest
     images.open(images.from_datastore("case2"))
@@ -121,22 +119,6 @@ def test_equal_uploads_are_one_image(images: Images, folder: Path, tmp_path: Pat
     first, second = (images.open(images.from_upload(path)) for path in paths)
     assert first is second
     assert first.key != images.open(images.from_datastore("case0")).key
-
-
-def test_sessions(images: Images, folder: Path, tmp_path: Path) -> None:
-    sessions = Sessions(str(tmp_path / "sessions"))
-    sent = tmp_path / "sent.nii.gz"
-    sent.write_bytes((folder / "case0.nii.gz").read_bytes())
-    session, _ = sessions.add_session(str(sent))
-    assert images.open(images.from_session(sessions, session)).volume.shape == (6, 20, 24)
-    forged = tmp_path / "sessions" / "forged"
-    forged.mkdir()
-    (forged / "meta.info").write_text('{"image": "' + str(folder / "case1.nii.gz") + '"}')
-    for name in ("forged", "../sessions/forged", "", os.sep, str(forged), session.upper() + "x"):
-        with pytest.raises(NotKnown, match="session"):
-            images.from_session(sessions, name)
-    with pytest.raises(NotKnown):
-        images.from_session(None, session)
 
 
 def test_what_cannot_be_read_is_set_aside_until_it_changes(images: Images, folder: Path, write: Write) -> None:

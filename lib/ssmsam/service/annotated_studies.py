@@ -1,4 +1,4 @@
-"""What a datastore needs so that a few annotated slices count as such: a mixin for MONAI Label's datastores."""
+"""Studies in which a few annotated slices of an image count as such, in front of what keeps images and label files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.interpretation import Submission
 from ssmsam.annotation.label_map import label_map, whole_label
-from ssmsam.annotation.labels import new_labels
+from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
@@ -25,15 +24,16 @@ from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, Slic
 from ssmsam.annotation.store import Overview
 from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
+from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.reading import UnreadableVolume, read_grid, read_volume
-from ssmsam.server.errors import InvalidRequest, NotKnown
+from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.volume.geometry import Plane, axis_codes, reoriented
 from ssmsam.volume.volume import Grid, Volume
 from ssmsam.volume.writing import write_volume
 
 logger = logging.getLogger(__name__)
 
-FINAL = DefaultLabelTag.FINAL.value
+FINAL = "final"
 REVISION = "revision"
 """The key of a label's info that says of which revision of the annotations it is."""
 PARTIAL = "partial"
@@ -82,22 +82,52 @@ class Receipt:
         return finished_labels(self.annotations, self.update.complete)
 
 
-class AnnotatedStudies(Datastore):
-    """Keeps annotations slice by slice, in front of a datastore class that keeps label files.
+class StudyFiles(Protocol):
+    """Where images and label files lie: a folder, or an archive of which a part is kept here.
 
-    Comes first among the bases: ``class Mine(AnnotatedStudies, LocalDatastore)``. Of the other class it needs
-    ``list_images``, ``get_image_uri`` and the keeping of labels under a tag; removing a final one it may refuse with
-    InvalidRequest. Labels with other tags than ``partial`` and ``final`` pass through untouched.
-    :meth:`keep_annotations` has to be called before anything else, and :meth:`mend_labels` once its images are known.
+    Ids of labels are those of their images. What is not there is :class:`~ssmsam.service.errors.NotKnown`, an empty
+    text or an empty dictionary; what cannot be stored is StudiesNotWritable, InvalidRequest, or an error of the store.
     """
 
-    MENDS_FINAL = True
-    """Whether a final label is a file here, which can be written again."""
-    finished_labels_go_to = "the folder of studies, as the label 'final'"
-    """Where finished labels are, as people are told."""
+    remote: bool
+    """Whether it is an archive: images are fetched when they are opened, and final labels go there, under names that
+    have to be said. They are not sent again when they are there, and not removed from there."""
+    writable: bool
+    place: str
+    """Where finished labels go, as people are told."""
+    notices: list[str]
+    """What the one who runs the server should know, as sentences without paths."""
 
-    def keep_annotations(self, root: Path, *, labels: Sequence[str] = ()) -> None:
-        """Keep annotations under ``root``; ``labels`` are what clients are offered, in their order."""
+    def name(self) -> str: ...
+    def list_images(self) -> list[str]: ...
+    def knows(self, image_id: str) -> bool: ...
+    def get_image_uri(self, image_id: str) -> str: ...
+    def get_labeled_images(self) -> list[str]: ...
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]: ...
+    def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str: ...
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None: ...
+    def remove_label(self, label_id: str, label_tag: str) -> None: ...
+    def remove_image(self, image_id: str) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+    def require_writable(self) -> None: ...
+
+
+class AnnotatedStudies:
+    """Images with what is annotated on their slices. Safe for threads.
+
+    Labels with other tags than ``partial`` and ``final`` are files like any other. :meth:`mend_labels` has to be
+    called once before anything else where label files can be written.
+
+    Args:
+        files: images and label files.
+        root: the folder of the annotations.
+        labels: what clients are offered, in their order.
+    """
+
+    def __init__(self, files: StudyFiles, root: Path, *, labels: Sequence[str] = ()) -> None:
+        self.files = files
         self._service = AnnotationService(root, tuple(labels))
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
         self._images_locked = KeyedLocks()
@@ -112,20 +142,20 @@ class AnnotatedStudies(Datastore):
             known = self._service.store.overview(image_id)
             if known.annotated or known.reopened:
                 return
-            grid, info = self._grid(image_id), self.get_label_info(image_id, FINAL) or {}
-            mask = _read_mask(Path(self.get_label_uri(image_id, FINAL)), grid)
+            grid, info = self._grid(image_id), self.files.get_label_info(image_id, FINAL) or {}
+            mask = _read_mask(Path(self.files.get_label_uri(image_id, FINAL)), grid)
             update, values = whole_label(mask, grid, info.get("label_info"), names)
             merged = self._service.merge(image_id, update)
-            if getattr(self, "writable", True):
+            if self.files.writable:
                 self._keep_label(image_id, PARTIAL, merged, {})
                 listed = [{"name": name, "idx": value} for name, value in values.items()]
-                super().update_label_info(image_id, FINAL, {"label_info": listed})
+                self.files.update_label_info(image_id, FINAL, {"label_info": listed})
 
     def mend_labels(self) -> None:
         """Write label files again that are not what is annotated: the server ended before it came to that, or the
         record of labels was lost."""
         for image_id, known in self._service.store.overviews().items():
-            if image_id not in self.list_images() or not known.annotated:
+            if image_id not in self.files.list_images() or not known.annotated:
                 continue
             try:
                 with self._one_at_a_time(image_id):
@@ -137,31 +167,23 @@ class AnnotatedStudies(Datastore):
         partial, final = (self._own_label_info(image_id, tag) for tag in (PARTIAL, FINAL))
         stale = {PARTIAL: partial} if partial.get(REVISION) != known.revision else {}
         brought = "label_info" in final and REVISION not in final
-        if self.MENDS_FINAL and known.finished and not brought and final.get(REVISION) != known.revision:
+        if not self.files.remote and known.finished and not brought and final.get(REVISION) != known.revision:
             stale[FINAL] = final
         annotations = self._service.store.load(image_id) if stale else None
         if annotations is not None:
             for tag, info in stale.items():
                 logger.warning("The label %r of %s is not what is annotated: it is written again", tag, image_id)
                 self._keep_label(image_id, tag, annotations, info)
-        if self.MENDS_FINAL and not known.finished and final.get(REVISION):  # it was not declared finished in time
+        if not self.files.remote and not known.finished and final.get(REVISION):  # it was not declared finished in time
             self._drop_final(image_id)
 
     def _own_label_info(self, image_id: str, tag: str) -> dict[str, Any]:
         """What is noted of a label here; nothing where there is none."""
-        if tag not in self.get_labels_by_image_id(image_id) or (tag == FINAL and not self.MENDS_FINAL):
+        if tag not in self.files.get_labels_by_image_id(image_id) or (tag == FINAL and self.files.remote):
             return {}
-        return dict(super().get_label_info(image_id, tag) or {})
+        return dict(self.files.get_label_info(image_id, tag) or {})
 
     # --- for the methods that learn from annotations
-
-    def load_volume(self, image_id: str) -> Volume:
-        """The image. Raises UnreadableVolume, whose message names the image, not its path."""
-        path = self._image_path(image_id)
-        try:
-            return read_volume(path)
-        except UnreadableVolume as error:
-            raise UnreadableVolume(str(error).replace(str(path), image_id)) from error
 
     def annotations(self, image_id: str) -> Annotations:
         """What is known of every label and slice of an image; without revisions where nothing was submitted."""
@@ -176,7 +198,7 @@ class AnnotatedStudies(Datastore):
 
     def support(self) -> SupportSet:
         """Every annotated slice of every image that there is."""
-        images = set(self.list_images())
+        images = set(self.files.list_images())
         return SupportSet(tuple(item for item in self._service.store.support() if item.image in images))
 
     # --- what the server did, so that submissions can be compared with it
@@ -227,8 +249,11 @@ class AnnotatedStudies(Datastore):
     def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
         """Merge a submitted mask into what is known. ``params`` as clients send them: ``label_info``, ``partial``, ...
 
-        Raises InvalidSubmission and UnreadableVolume; nothing is changed then.
+        An archive needs names for the labels: by order they could get another organ's, and take it there.
+        Raises InvalidSubmission, UnreadableVolume and InvalidRequest; nothing is changed then.
         """
+        if self.files.remote:
+            params = {**params, "label_info": required_names(params)}
         grid = self._grid(image_id)
         submission = Submission(_read_mask(file, grid), params)
         with self._one_at_a_time(image_id):
@@ -303,8 +328,8 @@ class AnnotatedStudies(Datastore):
         with self._one_at_a_time(image_id):
             self._written()
             self._service.forget(image_id)
-            if PARTIAL in self.get_labels_by_image_id(image_id):
-                super().remove_label(image_id, PARTIAL)
+            if PARTIAL in self.files.get_labels_by_image_id(image_id):
+                self.files.remove_label(image_id, PARTIAL)
 
     def clicked_label(self, image_id: str, *, client: str, axis: int, index: int, yx: tuple[int, int] | None) -> str:
         """Which label a click on a slice means when the client does not say. Raises InvalidSubmission."""
@@ -312,13 +337,13 @@ class AnnotatedStudies(Datastore):
         self._written()
         return self._service.clicked_label(image_id, grid, client=client, axis=axis, index=index, yx=yx)
 
-    # --- MONAI Label's interface
+    # --- label files and images
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a label. ``partial`` and ``final`` are submissions; ``final`` declares them finished unless
         ``partial`` in ``label_info`` says otherwise."""
         if label_tag not in (PARTIAL, FINAL):
-            return str(super().save_label(image_id, label_filename, label_tag, label_info))
+            return self.files.save_label(image_id, label_filename, label_tag, label_info)
         params = dict(label_info or {})
         if label_tag == FINAL:
             params.setdefault("partial", {"complete": True})
@@ -326,42 +351,51 @@ class AnnotatedStudies(Datastore):
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Without ``final`` a volume is open again; without ``partial`` nothing is known of it but its ``final``."""
+        """Without ``final`` a volume is open again; without ``partial`` nothing is known of it but its ``final``.
+
+        Raises InvalidRequest for a final label that an archive has and nobody declared here.
+        """
         if label_tag == FINAL and self._service.store.overview(label_id).finished:
             self.change(label_id, {"reopen": True})
             return
+        if label_tag == FINAL and self.files.remote:
+            raise InvalidRequest(f"this final label is a DICOM SEG in {self.files.name()}: remove its series there")
         if label_tag == PARTIAL:
             self.forget(label_id)
             return
         with self._one_at_a_time(label_id):
-            super().remove_label(label_id, label_tag)
+            self.files.remove_label(label_id, label_tag)
 
     def remove_image(self, image_id: str) -> None:
-        self.forget(image_id)
-        super().remove_image(image_id)
+        if not self.files.remote:  # an archive refuses
+            self.forget(image_id)
+        self.files.remove_image(image_id)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The finished images: those declared so, and those whose final label was not made here."""
-        final, states = set(super().get_labeled_images(label_tag, labels)), self._service.store.overviews()
+        final, states = set(self.files.get_labeled_images()), self._service.store.overviews()
         judged = {image: state.finished for image, state in states.items() if state.annotated or state.reopened}
-        return [image for image in self.list_images() if judged.get(image, image in final)]
+        return [image for image in self.files.list_images() if judged.get(image, image in final)]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The images that are not finished, with or without annotated slices."""
         finished = set(self.get_labeled_images(label_tag, labels))
-        return [image for image in self.list_images() if image not in finished]
+        return [image for image in self.files.list_images() if image not in finished]
 
     def status(self) -> dict[str, Any]:
         """As viewers read it: ``completed`` counts images to learn from, and more than 0 allows training.
 
         ``finished`` and ``partial`` say how many of them are finished, and how many are not.
         """
-        status: dict[str, Any] = super().status()
+        status = self.files.status()
         if status.get("trouble"):  # a store that does not answer cannot be asked for its images
             return {**status, "finished": 0, "partial": 0}
-        finished = set(self.get_labeled_images())
+        try:
+            finished = set(self.get_labeled_images())
+        except (StoreUnavailable, StoreRefused):
+            return status
         states = self._service.store.overviews()
-        begun = {image for image in self.list_images() if image in states and states[image].annotated}
+        begun = {image for image in self.files.list_images() if image in states and states[image].annotated}
         counts = {"completed": len(finished | begun), "finished": len(finished), "partial": len(begun - finished)}
         return {**status, **counts}
 
@@ -369,9 +403,7 @@ class AnnotatedStudies(Datastore):
 
     def require_writable(self) -> None:
         """Raises StudiesNotWritable where nothing can be stored."""
-        ask = getattr(super(), "require_writable", None)
-        if ask is not None:
-            ask()
+        self.files.require_writable()
 
     def _apply(self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update]) -> Receipt:
         """Merge what ``read`` finds, and keep the label files in step.
@@ -415,8 +447,8 @@ class AnnotatedStudies(Datastore):
         """Write what is annotated as a label file with its names."""
         array, values = label_map(annotations, order=self._service.labels)
         if not values:
-            if tag in self.get_labels_by_image_id(image_id):
-                super().remove_label(image_id, tag)
+            if tag in self.files.get_labels_by_image_id(image_id):
+                self.files.remove_label(image_id, tag)
             return
         info = {
             **params,
@@ -427,43 +459,71 @@ class AnnotatedStudies(Datastore):
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
             file = Path(folder) / "label.nii.gz"
             write_volume(Volume(array, annotations.grid.affine), file)
-            super().save_label(image_id, str(file), tag, info)
+            self.files.save_label(image_id, str(file), tag, info)
 
     def _drop_final(self, image_id: str) -> None:
         try:
-            super().remove_label(image_id, FINAL)
+            self.files.remove_label(image_id, FINAL)
         except InvalidRequest as error:  # an archive keeps what it has; the next final label will be the newer one
             logger.info("The final label of a volume that is open again stays where it is: %s", error)
 
     def _image_path(self, image_id: str) -> Path:
-        uri = self.get_image_uri(image_id)
+        uri = self.files.get_image_uri(image_id)
         if not uri or not Path(uri).exists():
             raise NotKnown("image", image_id, step="its file was removed from the datastore")
         return Path(uri)
 
     def _grid(self, image_id: str) -> Grid:
-        return read_grid(self._image_path(image_id))
+        """Raises UnreadableVolume, whose message names the image, not its path."""
+        path = self._image_path(image_id)
+        try:
+            return read_grid(path)
+        except UnreadableVolume as error:
+            raise UnreadableVolume(str(error).replace(str(path), image_id)) from error
 
     def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
         """Holds an image: submissions come one after the other, so that label files are never older than they."""
         return self._images_locked.hold(image_id)
 
 
+def required_names(info: Mapping[str, Any]) -> Any:
+    """What a viewer sent as ``label_info``, or the names among the details of an inference. Raises InvalidRequest."""
+    details = info.get("params")
+    given = info.get("label_info") or (details.get("label_names") if isinstance(details, dict) else None)
+    if not given or not read_label_info(given):
+        raise InvalidRequest(
+            "nothing says which label the values of the mask are, and an archive must not get another organ's name: "
+            'send params with {"label_info": [{"name": "liver", "idx": 1}, ...]}'
+        )
+    return given
+
+
 def _read_mask(file: Path, grid: Grid) -> Volume:
-    """A submitted mask: a volume, or raw bytes (.bin) on the image's grid, the column running fastest."""
+    """A submitted mask: a volume, or raw bytes (.bin). Axes that a viewer flipped or swapped are put back."""
     if file.suffix == ".bin":
-        voxels = np.fromfile(file, dtype=np.uint8)
-        if voxels.size != np.prod(grid.shape):
-            raise InvalidSubmission(
-                f"the label has {voxels.size} bytes, but the image has {np.prod(grid.shape)} voxels: "
-                "send one byte per voxel, or a .nii.gz or .nrrd file"
-            )
-        return Volume(voxels.reshape(grid.shape), grid.affine)
+        return raw_mask(file, grid)
     try:
         mask = read_volume(file)
     except UnreadableVolume as error:
         raise UnreadableVolume(str(error).replace(str(file), "the label")) from error
+    return turned_to(mask, grid)
+
+
+def raw_mask(file: Path, grid: Grid) -> Volume:
+    """A mask of one byte for each voxel of the image's grid, the column running fastest, as OHIF 2 sends it. Raises
+    InvalidSubmission."""
+    voxels = np.fromfile(file, dtype=np.uint8)
+    if voxels.size != np.prod(grid.shape):
+        raise InvalidSubmission(
+            f"the label has {voxels.size} bytes, but the image has {np.prod(grid.shape)} voxels: "
+            "send one byte per voxel, or a .nii.gz or .nrrd file"
+        )
+    return Volume(voxels.reshape(grid.shape), grid.affine)
+
+
+def turned_to(mask: Volume, grid: Grid) -> Volume:
+    """The mask with its axes as the grid has them, where that makes it fit; else as it is."""
     if mask.grid.matches(grid):
         return mask
-    turned = reoriented(mask, axis_codes(grid))  # some viewers flip or swap axes when they load and save
+    turned = reoriented(mask, axis_codes(grid))
     return turned if turned.grid.matches(grid) else mask

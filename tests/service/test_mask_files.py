@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ssmsam.reading import read_volume
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.tasks.mask_files import centroids, write_mask
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.mask_files import centroids, write_mask
 from ssmsam.volume.volume import Volume
 
 

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
-from monailabel.utils.sessions import Sessions
-
 from ssmsam.annotation.slice_state import STORED_SLICES
 from ssmsam.annotation.store import CorruptAnnotations
 from ssmsam.cache import Cache, SingleFlight
@@ -21,9 +18,8 @@ from ssmsam.dicom.web import SeriesRefused, SeriesUnavailable
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.models.weights import sha256_of
 from ssmsam.reading import UnreadableVolume, read_volume
-from ssmsam.server.datastore.dicomweb import DicomWebArchive
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.identifiers import is_session_id
+from ssmsam.service.annotated_studies import StudyFiles
+from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.set_aside import SetAside
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume
@@ -67,8 +63,8 @@ class OpenImage:
 class Images:
     """Finds, reads and keeps open what requests name, within a limit of bytes. Safe for threads."""
 
-    def __init__(self, *, datastore: Datastore, embedder: Embedder, memory_bytes: int) -> None:
-        self._datastore = datastore
+    def __init__(self, *, files: StudyFiles, embedder: Embedder, memory_bytes: int) -> None:
+        self._files = files
         self._embedder = embedder
         self._open: Cache[tuple[Path, tuple[int, ...] | str], OpenImage] = Cache(
             memory_bytes, size=lambda image: image.volume.array.nbytes, keep_newest=True
@@ -110,7 +106,7 @@ class Images:
         """The source of a datastore image. A remote store fetches it first. Raises NotKnown."""
         self.require(image_id)
         with self.reading(image_id):
-            uri = self._fetching.run(image_id, lambda: str(self._datastore.get_image_uri(image_id) or ""))
+            uri = self._fetching.run(image_id, lambda: str(self._files.get_image_uri(image_id) or ""))
             path = Path(uri) if uri else None
             if path is None or not path.exists():
                 raise NotKnown("image", image_id, step="its file was removed from the datastore")
@@ -123,12 +119,8 @@ class Images:
         with self.reading(image_id), self._by_name(source):
             return self._embedder.open_source(source.path, plane=plane)
 
-    def from_session(self, sessions: Sessions | None, session_id: str) -> Source:
-        """The source of an image sent with ``PUT /session/``. Raises NotKnown."""
-        session = sessions.get_session(session_id) if sessions is not None and is_session_id(session_id) else None
-        if session is None:
-            raise NotKnown("session", session_id, step="It may have expired: send the image again")
-        path = Path(session.image)
+    def from_session(self, path: Path) -> Source:
+        """The source of an image that was sent for a while."""
         return Source("the uploaded image", path, _stamp(path))
 
     def from_upload(self, path: Path) -> Source:
@@ -168,20 +160,19 @@ class Images:
 
     def _state(self, image_id: str) -> tuple[int, ...] | None:
         """Of an image's file, for :class:`SetAside`; None of one that would have to be fetched."""
-        if isinstance(self._datastore, DicomWebArchive):
+        if self._files.remote:
             return None
         try:
-            return _stamp(Path(self._datastore.get_image_uri(image_id)))
+            return _stamp(Path(self._files.get_image_uri(image_id)))
         except Exception:  # it was removed, or cannot be looked at: that is a state too
             return ()
 
     def _knows(self, image_id: str) -> bool:
-        if isinstance(self._datastore, DicomWebArchive):
-            return self._datastore.knows(image_id)
-        if image_id in self._datastore.list_images():
-            return True
-        time.sleep(0.05)  # the folder's watcher empties the list for a moment while it looks again
-        return image_id in self._datastore.list_images()
+        known = self._files.knows(image_id)
+        if known or self._files.remote:
+            return known
+        time.sleep(0.05)  # a file that came just now is listed a moment later
+        return self._files.knows(image_id)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

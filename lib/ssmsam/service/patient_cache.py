@@ -13,28 +13,12 @@ from typing import Any
 
 from ssmsam.fewshot.checkpoint_registry import SUPPORT
 from ssmsam.fewshot.task_checkpoint import is_old
-from ssmsam.server.datastore.series_cache import IMAGES
+from ssmsam.paths import SERIES, CacheFolders
 
 logger = logging.getLogger(__name__)
 
 _LEFT_BEHIND_S = 24 * 3600
 """Temporary folders that were not touched for this long belong to a process that has ended: a guess."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheFolders:
-    """Where a server or the programs keep what they computed or downloaded. A folder may be missing."""
-
-    store: Path
-    """The embedding store."""
-    heads: tuple[Path, ...]
-    """Folders with task checkpoints, at any depth."""
-    support: tuple[Path, ...] = ()
-    """Support caches beside none of these."""
-    dicom: Path
-    """The local side of DICOMweb stores."""
-    sessions: Path
-    """Images that viewers sent for a while."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +63,7 @@ def cached(folders: CacheFolders) -> list[CachePlace]:
             "files of earlier versions with copies of images, which could not be turned into task checkpoints",
             tuple(_old_heads(folders.heads)),
         ),
-        CachePlace("series", "series downloaded by DICOMweb", tuple(_listed(folders.dicom, f"*/{IMAGES}/*"))),
+        CachePlace("series", "series downloaded by DICOMweb", tuple(_listed(folders.dicom, f"*/{SERIES}/*"))),
         CachePlace("sessions", "images that viewers sent for a while", tuple(_listed(folders.sessions, "*"))),
         CachePlace("temporary", "masks and images of processes that have ended", tuple(_left_behind())),
     ]

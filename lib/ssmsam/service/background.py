@@ -11,7 +11,7 @@ from typing import Any
 
 from ssmsam.embeddings.embedder import nearest_first
 from ssmsam.progress import POLL_S, Cancelled
-from ssmsam.server.images import Images, OpenImage, Source
+from ssmsam.service.images import Images, OpenImage, Source
 from ssmsam.service.jobs import Job, Jobs, Paused
 
 EMBED = "embed"

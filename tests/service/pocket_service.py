@@ -1,14 +1,15 @@
-"""A few-shot room of seeded random weights over a folder of two small volumes: quick, and real in every part."""
+"""A few-shot service of seeded random weights over two small volumes: quick, and real in every part."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from plain_files import PlainFiles
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
@@ -16,10 +17,10 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.models.encoder import Embedding, Encoder
 from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.small_encoder import SPEC, SmallEncoder
-from ssmsam.server.background import Background
-from ssmsam.server.datastore.folder import StudiesFolder
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.images import Images
+from ssmsam.service.annotated_studies import AnnotatedStudies
+from ssmsam.service.background import Background
+from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.images import Images
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
@@ -63,18 +64,24 @@ def truth() -> np.ndarray:
     return array
 
 
-def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotService:
+def plain_studies(folder: Path) -> AnnotatedStudies:
+    return AnnotatedStudies(PlainFiles(folder), folder / ".annotations", labels=LABELS)
+
+
+def make_service(
+    folder: Path, *, images: Sequence[str] = ("a", "b"), over: Callable[[Path], AnnotatedStudies] = plain_studies
+) -> FewShotService:
     studies = folder / "studies"
     studies.mkdir()
     for seed, name in enumerate(images):
         noise = np.random.default_rng(seed).normal(0, 8, SHAPE)
         write_volume(Volume((60 + 90 * truth() + noise).astype(np.float32), AFFINE, "MR"), studies / f"{name}.nii.gz")
-    datastore = StudiesFolder(studies, labels=LABELS, auto_reload=False)
+    annotated = over(studies)
     embedder = Embedder(encoder=PocketEncoder(), store=EmbeddingStore(folder / "store", quota_bytes=10**9))
-    opened = Images(datastore=datastore, embedder=embedder, memory_bytes=10**9)
+    opened = Images(files=annotated.files, embedder=embedder, memory_bytes=10**9)
     return FewShotService(
         images=opened,
-        datastore=datastore,
+        studies=annotated,
         embedder=embedder,
         decoder=PocketDecoder(),
         background=Background(opened, enabled=False),
@@ -84,7 +91,7 @@ def make_room(folder: Path, *, images: Sequence[str] = ("a", "b")) -> FewShotSer
 
 
 def annotate(
-    room: FewShotService, image: str, slices: Mapping[str, Sequence[int]], folder: Path, *, complete: bool = False
+    service: FewShotService, image: str, slices: Mapping[str, Sequence[int]], folder: Path, *, complete: bool = False
 ) -> None:
     """Submit the truth of some slices, label by label."""
     array, values = np.zeros(SHAPE, np.uint8), dict(zip(LABELS, (1, 2), strict=True))
@@ -99,9 +106,9 @@ def annotate(
         "client_id": "reader",
         "partial": {"slices": said, "complete": complete},
     }
-    room.datastore.save_label(image, str(file), "partial", json.loads(json.dumps(params)))
+    service.studies.save_label(image, str(file), "partial", json.loads(json.dumps(params)))
 
 
-def embed(room: FewShotService, *images: str) -> None:
+def embed(service: FewShotService, *images: str) -> None:
     for image in images:
-        room.embedder.open_source(room.images.from_datastore(image).path).embed()
+        service.embedder.open_source(service.images.from_datastore(image).path).embed()

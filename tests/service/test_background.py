@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain_files import PlainFiles
 from pooling_encoder import PoolingEncoder
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models.encoder import Embedding
-from ssmsam.server.background import WAITING, Background
-from ssmsam.server.datastore.folder import StudiesFolder
-from ssmsam.server.images import Images
+from ssmsam.service.background import WAITING, Background
+from ssmsam.service.images import Images
 from ssmsam.service.jobs import UnknownJob
 
 Write = Callable[..., Path]
@@ -43,9 +43,7 @@ def encoder() -> SlowEncoder:
 def images(tmp_path: Path, write: Write, encoder: SlowEncoder) -> Images:
     for number in range(6):
         write(tmp_path / f"case{number}.nii.gz", seed=number, shape=(5, 20, 24))
-    return Images(
-        datastore=StudiesFolder(tmp_path, auto_reload=False), embedder=Embedder(encoder=encoder), memory_bytes=10**9
-    )
+    return Images(files=PlainFiles(tmp_path), embedder=Embedder(encoder=encoder), memory_bytes=10**9)
 
 
 @pytest.fixture

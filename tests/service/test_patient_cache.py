@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssmsam.server.patient_cache import CacheFolders, cached, purge
+from ssmsam.paths import CacheFolders
+from ssmsam.service.patient_cache import cached, purge
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ssmsam.interactive.wire import read_flag
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.identifiers import VOLUME_SUFFIXES
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 

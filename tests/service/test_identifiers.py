@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmsam.server.identifiers import InvalidName, is_session_id, safe_name, volume_suffix
+from ssmsam.service.errors import InvalidName
+from ssmsam.service.identifiers import is_session_id, safe_name, volume_suffix
 
 
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("./\\:~ab0")), max_size=40))

@@ -5,21 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
+from ssmsam.service.errors import InvalidName, shown
+
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 """The files that may be uploaded as images or labels."""
 
 _NAME = re.compile(r"[^\W][\w.+@() -]{0,254}")
 _UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 _SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-class InvalidName(ValueError):
-    """A name that cannot be used for what the request asks."""
-
-
-def shown(name: str) -> str:
-    """A name of unknown origin, fit for a message."""
-    return repr(name if len(name) <= 80 else f"{name[:77]}...")
 
 
 def safe_name(name: str, *, what: str) -> str:

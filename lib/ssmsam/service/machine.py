@@ -10,7 +10,7 @@ import platform
 import psutil
 import torch
 
-from ssmsam.server.configuration import ConfigurationError
+from ssmsam.service.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pocket_room import annotate, make_room
+from pocket_service import annotate, make_service
 from safetensors.torch import save_file
 
 from ssmsam.cache import Cache
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import FewShotConfig, segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
-from ssmsam.server.fewshot_room import FewShotService
+from ssmsam.service.fewshot_service import FewShotService
 
 
 @pytest.fixture
 def room(tmp_path: Path) -> FewShotService:
-    room = make_room(tmp_path)
+    room = make_service(tmp_path)
     annotate(room, "a", {"liver": (3, 6)}, tmp_path)
     return room
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_answers_in_another_room(room: FewShotService, tmp_path: Pa
     data = room.whole(name).read_bytes()
     assert len(data) < 4_000_000
     (tmp_path / "elsewhere").mkdir()
-    other = make_room(tmp_path / "elsewhere", images=("c",))
+    other = make_service(tmp_path / "elsewhere", images=("c",))
     assert other.take(data, "imported") == "imported"
     other.shelf.activate("imported", pin=True)
     head, used, _ = other.head({}, quick(other))
