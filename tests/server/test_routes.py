@@ -15,9 +15,9 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 
 from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.reading import UnreadableVolume
-from ssmsam.server import routes
+from ssmsam.server import monailabel_patches as patches
 from ssmsam.server.errors import install_handlers
-from ssmsam.server.routes import proxied
+from ssmsam.server.routes import ROUTERS, proxied
 from ssmsam.service.errors import InvalidRequest, NotKnown
 
 
@@ -123,7 +123,7 @@ def test_a_server_that_is_away(web: TestClient, monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_stock_route_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer.router, "routes", [])
     with pytest.raises(RuntimeError, match=r"POST /infer/\{model\}"):
-        routes.install_routes(FastAPI())
+        patches.replace_routes(FastAPI(), ROUTERS)
 
 
 @pytest.mark.parametrize("copied", [True, False])
@@ -140,7 +140,7 @@ def test_the_stock_route_is_gone_wherever_fastapi_keeps_it(copied: bool) -> None
         app.router.routes.extend(stock.router.routes)
     else:
         app.include_router(stock.router)
-    routes._remove(app, routes.Stock(stock, "/thing/{name}", frozenset({"POST"})))  # type: ignore[arg-type]
+    patches._remove(app, patches.Stock(stock, "/thing/{name}", frozenset({"POST"})))  # type: ignore[arg-type]
 
     @app.post("/thing/{name}")
     def new(name: str) -> str:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
-import os
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -35,16 +31,18 @@ from ssmsam.models.prompt_registry import load_decoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
 from ssmsam.progress import Cancelled
+from ssmsam.server import monailabel_patches as patches
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, require_keys
 from ssmsam.server.configuration import (
     UNUSED_KEYS,
     Configuration,
 )
 from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
-from ssmsam.server.datastore.local_record import made_by_this_process
 from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, StudiesFolder
 from ssmsam.server.errors import install_handlers, unforeseen
-from ssmsam.server.exposure import accept_signed_tokens
+from ssmsam.server.exposure import Compression, SameSite
+from ssmsam.server.monailabel_patches import made_by_this_process, refuse_to_start
+from ssmsam.server.openapi import describe_requests
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.tasks.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
 from ssmsam.server.tasks.queue import TRAIN, running
@@ -60,7 +58,6 @@ from ssmsam.service.jobs import Job, Jobs
 from ssmsam.service.machine import choose_device, limit_arenas, use_threads
 from ssmsam.service.volume_forecasts import VolumeOutlooks
 from ssmsam.service.warmup import WarmUp
-from ssmsam.volume.writing import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -246,20 +243,20 @@ class ServerApp(MONAILabelApp):
         """The server is about to answer: mend its routes, and warm up meanwhile."""
         from monailabel.app import app as server
 
-        from ssmsam.server.exposure import close_to_other_sites, compress_answers
-        from ssmsam.server.openapi import describe_requests
-        from ssmsam.server.routes import install_routes
+        from ssmsam.server.routes import ROUTERS
 
         super().on_init_complete()
-        if (sessions := self.sessions()) is not None:
-            with suppress(OSError):  # where it cannot be made, the first session says so
-                private_folder(Path(sessions.store_path))
-        install_routes(server)
-        describe_requests(server)
-        compress_answers(server)
-        close_to_other_sites(server)
+        patches.keep_sessions_private(self.sessions())
+        patches.unseal(server)
+        patches.replace_routes(server, ROUTERS)
+        patches.extend_openapi(server, describe_requests)
+        server.add_middleware(Compression)
+        origins = tuple(str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS or ())
+        if not origins:
+            patches.forbid_other_sites(server)
+        server.add_middleware(SameSite, origins=origins)
         install_handlers(server)
-        accept_signed_tokens()
+        patches.accept_signed_tokens()
         self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)
         self.warm_up.start()
 
@@ -448,18 +445,3 @@ class ServerApp(MONAILabelApp):
     def model_file(self, model: str, validate: bool = True) -> str:
         self.require_model(model)
         raise NotKnown("file for model", model, step="Weights are chosen at start, with --conf encoder and weights")
-
-
-def refuse_to_start(error: Exception) -> NoReturn:
-    """End the process with a message that a user can act on.
-
-    Inside the server's start an exception would be shown as a long trace and lose its message, so the process ends
-    here. Elsewhere the caller gets the exception.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise error from None
-    print(f"\nssmsam does not start: {error}", file=sys.stderr, flush=True)
-    logging.shutdown()
-    os._exit(2)

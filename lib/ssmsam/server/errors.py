@@ -68,7 +68,6 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(CorruptAnnotations, _damaged)
     app.add_exception_handler(OSError, _not_stored)
     app.add_exception_handler(Exception, _unforeseen)
-    app.middleware_stack = None  # built before the app starts; the next request builds it with these handlers
 
 
 def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:

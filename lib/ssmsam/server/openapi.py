@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
-
 from ssmsam.server.clients.rest import INFERENCE, OPTIONS, SAMPLE, SUBMISSION, Key, object_schema
 
 _LIVER = {"label": "liver", "client_id": "reader-a"}
@@ -33,20 +31,11 @@ SUBMITTED = {
 ASKED = {"k": 3, "labels": ["liver"], "client_id": "reader-a"}
 
 
-def describe_requests(app: FastAPI) -> None:
-    """Let the app's OpenAPI document describe every key of ``params``, and show a request for each model."""
-    stock = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = stock()
-            _describe(document, "post", "/infer/{model}", {**INFERENCE, **OPTIONS}, EXAMPLES)
-            _describe(document, "put", "/datastore/label", SUBMISSION, {"submission": SUBMITTED})
-            _describe_json(document, "/activelearning/{strategy}", SAMPLE, ASKED)
-        return app.openapi_schema or {}
-
-    app.openapi_schema = None
-    app.openapi = openapi  # type: ignore[method-assign]
+def describe_requests(document: dict[str, Any]) -> None:
+    """Let an OpenAPI document describe every key of ``params``, and show a request for each model."""
+    _describe(document, "post", "/infer/{model}", {**INFERENCE, **OPTIONS}, EXAMPLES)
+    _describe(document, "put", "/datastore/label", SUBMISSION, {"submission": SUBMITTED})
+    _describe_json(document, "/activelearning/{strategy}", SAMPLE, ASKED)
 
 
 def _describe(
