@@ -16,6 +16,7 @@ from service_over_folder import make_service
 from ssmsam.fewshot import pipeline as method
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
+from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.tasks.fewshot import FewShotTask
 from ssmsam.service import fewshot_service
 from ssmsam.service.errors import InvalidRequest
@@ -34,8 +35,8 @@ def room(tmp_path: Path) -> Iterator[FewShotService]:
 
 
 def run(room: FewShotService, image: str = "a", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    asked = {"image": room.images.from_datastore(image), "client_id": "reader", "adapt": True, **options}
-    path, told = FewShotTask(room)(asked)
+    asked = {"client_id": "reader", "adapt": True, **options}
+    path, told = FewShotTask(room)(InferenceCommand.read(asked, image=room.images.from_datastore(image)))
     mask = read_volume(path).array
     Path(path).unlink()
     return mask, told

@@ -11,28 +11,28 @@ from typing import Any, ClassVar, TypeVar
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
-from ssmsam.annotation.labels import BACKGROUND, known_label
+from ssmsam.annotation.labels import BACKGROUND
 from ssmsam.dicom.web import DicomStore
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.interactive.request import PROMPT_KEYS
 from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.models.prompt_registry import load_decoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
 from ssmsam.progress import Cancelled
 from ssmsam.server import monailabel_patches as patches
-from ssmsam.server.clients.rest import CONFIRM, INFERENCE, require_keys
+from ssmsam.server.clients.rest import CONFIRM, INFERENCE, InferenceCommand, require_keys
+from ssmsam.server.clients.slicer import with_known_labels
 from ssmsam.server.configuration import (
     UNUSED_KEYS,
     Configuration,
@@ -44,15 +44,13 @@ from ssmsam.server.exposure import Compression, SameSite
 from ssmsam.server.monailabel_patches import made_by_this_process, refuse_to_start
 from ssmsam.server.openapi import describe_requests
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
-from ssmsam.server.tasks.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
+from ssmsam.server.tasks.prompted import Prompting
 from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
-from ssmsam.service.annotated_studies import FINAL, PARTIAL
 from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.background import Background
 from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import SEGMENT, FewShotService
-from ssmsam.service.identifiers import safe_name
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
 from ssmsam.service.machine import choose_device, limit_arenas, use_threads
@@ -304,45 +302,42 @@ class ServerApp(MONAILabelApp):
         return {name: found for name, found in stats.items() if found}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Run a task. ``image`` is an id of the datastore, or a :class:`Source`; never a path.
+        """Run a task on an image of the datastore, for MONAI Label's own code. See :meth:`run`."""
+        return self.run(self.command(request, self.images.from_datastore(str(request.get("image") or ""))))
 
-        With ``save_label`` the mask is kept in the datastore under ``label_tag``. It is a job while it runs. Raises
-        what the task raises, and InvalidRequest where the work was stopped.
-        """
-        task = self.require_model(str(request.get("model") or ""))
-        image = request.get("image")
-        source = image if isinstance(image, Source) else self.images.from_datastore(str(image or ""))
-        tag = safe_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), what="a label tag")
-        if request.get("save_label") and tag in (PARTIAL, FINAL):
-            raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
-        options = named(self.with_known_labels(request, source.image_id))
-        client = str(request.get("client_id") or "")
+    def command(self, request: Mapping[str, Any], image: Source) -> InferenceCommand:
+        """What a request for a model asks. Raises NotKnown, InvalidRequest."""
+        self.require_model(str(request.get("model") or ""))
+        return InferenceCommand.read(request, image=image, known=self.datastore().label_names(image.image_id))
+
+    def run(self, command: InferenceCommand) -> dict[str, Any]:
+        """Run a task. It is a job while it runs. Raises what the task raises, and InvalidRequest where the work was
+        stopped."""
+        task, source = self.require_model(command.model), command.image
         job = Job(
             SEGMENT,
-            title=f"{request['model']} on {source.name}",
-            owner=client,
-            login=str(request.get(LOGIN) or ""),
+            title=f"{command.model} on {source.name}",
+            owner=command.client,
+            login=command.login,
             image=source.image_id,
-            model=str(request["model"]),
+            model=command.model,
             brief=True,
         )
-        options |= {"image": source, "description": task.description, PROGRESS: job.progress}
         try:
             with self.background.giving_way(), self.jobs.running(job):
-                path, details = task(options)
+                path, details = task(replace(command, progress=job.progress))
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
                 raise
             raise InvalidRequest("the work was cancelled: run the model again to start it anew") from None
-        self.background.prefer(source, client=client)
+        self.background.prefer(source, client=command.client)
         label = path
-        if path and request.get("save_label"):
+        if path and command.keep:
             if not source.image_id:
                 raise InvalidRequest("save_label needs an image of the datastore")
-            label = (datastore or self.datastore()).save_label(
-                source.image_id, path, tag, {"model": request["model"], "params": details}
-            )
-        return {"label": label, "tag": tag, "file": path, "params": details}
+            info = {"model": command.model, "params": details}
+            label = self.datastore().save_label(source.image_id, path, command.tag, info)
+        return {"label": label, "tag": command.tag, "file": path, "params": details}
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""
@@ -359,25 +354,6 @@ class ServerApp(MONAILabelApp):
             logger.warning("Batch inference of %s failed: %s", request.get("image"), error, exc_info=hidden)
             return {"error": f"it failed ({type(error).__name__}): see the log" if hidden else str(error)}
 
-    def with_known_labels(self, request: Mapping[str, Any], image_id: str = "") -> dict[str, Any]:
-        """A request with its labels under the names by which they are known, and :data:`AS_SENT`, how it was spelt."""
-        datastore, found = self.datastore(), dict(request)
-        known = datastore.label_names(image_id)
-        for name in ("label", FOR_LABEL):
-            sent = found.get(name)
-            if isinstance(sent, str) and sent != AS_SELECTED:
-                found[name] = known_label(sent, known) if sent.strip() else ""
-        sent, label = request.get("label"), found.get("label")
-        if sent and sent != label:
-            found[AS_SENT] = sent
-            if sent in found and sent not in PROMPT_KEYS:  # clicks under the label's own name
-                found[str(label)] = found.pop(str(sent))
-        wanted = found.get("labels")
-        names = wanted.split(",") if isinstance(wanted, str) else wanted
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            found["labels"] = [known_label(name, known) for name in names if name.strip()]
-        return found
-
     def require_options(self, options: Mapping[str, Any], task: InferTask) -> None:
         """Refuse keys that nobody reads. Raises InvalidRequest."""
         labels = {*self.rooms[FEWSHOT].offered, BACKGROUND, str(options.get("label"))}
@@ -391,7 +367,7 @@ class ServerApp(MONAILabelApp):
         ``slices_by_label``), they are noted as assigned to the client: what it submits then is truth on them, empty
         or not.
         """
-        request = self.with_known_labels(request)
+        request = with_known_labels(request, self.datastore().label_names(""))
         found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
         if not found.get("id"):
             return {name: text for name, text in found.items() if name == "message"}

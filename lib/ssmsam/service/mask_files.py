@@ -5,40 +5,40 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ssmsam.interactive.wire import read_flag
-from ssmsam.service.errors import InvalidRequest
-from ssmsam.service.identifiers import VOLUME_SUFFIXES
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32")
 
 
-def write_mask(mask: np.ndarray, volume: Volume, options: dict[str, Any]) -> str:
-    """Write a label map (slices, rows, columns) on the volume's grid into a temporary file; returns its path.
+@dataclass(frozen=True, kw_only=True)
+class MaskFormat:
+    """The file that a mask becomes. A click's mask is kilobytes when it is compressed, not megabytes."""
 
-    ``options`` may hold ``result_extension`` (.nrrd, .nii.gz, .nii), ``result_dtype`` and ``result_compress``, as
-    viewers send them. Without a wish it is NRRD, uint8, and compressed: a click's mask is kilobytes then, not
-    megabytes. Raises InvalidRequest.
-    """
-    suffix = _suffix(options.get("result_extension"))
-    dtype = str(options.get("result_dtype") or "uint8")
-    if dtype not in DTYPES:
-        raise InvalidRequest(f"result_dtype {dtype!r} is not possible; use one of {', '.join(DTYPES)}")
-    wish = options.get("result_compress")
-    compress = True if wish is None else read_flag(wish, "result_compress")
+    suffix: str = ".nrrd"
+    """One of :data:`~ssmsam.service.identifiers.VOLUME_SUFFIXES`."""
+    dtype: str = "uint8"
+    """One of :data:`DTYPES`."""
+    compress: bool = True
+
+
+DEFAULT_FORMAT = MaskFormat()
+
+
+def write_mask(mask: np.ndarray, volume: Volume, format: MaskFormat = DEFAULT_FORMAT) -> str:
+    """Write a label map (slices, rows, columns) on the volume's grid into a temporary file; returns its path."""
     folder = _folder()
     folder.mkdir(mode=0o700, exist_ok=True)  # a purge may have taken it
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="mask-", suffix=suffix, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="mask-", suffix=format.suffix, delete=False) as file:
         path = file.name
     try:
-        write_volume(volume.with_array(mask.astype(dtype, copy=False)), path, compress=compress)
+        write_volume(volume.with_array(mask.astype(format.dtype, copy=False)), path, compress=format.compress)
     except BaseException:
         Path(path).unlink(missing_ok=True)
         raise
@@ -65,11 +65,3 @@ def _folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ssmsam-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _suffix(wanted: Any) -> str:
-    suffix = str(wanted or ".nrrd").lower()
-    suffix = suffix if suffix.startswith(".") else f".{suffix}"
-    if suffix not in VOLUME_SUFFIXES:
-        raise InvalidRequest(f"result_extension {suffix!r} is not possible; use one of {', '.join(VOLUME_SUFFIXES)}")
-    return suffix

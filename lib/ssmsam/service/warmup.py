@@ -17,7 +17,7 @@ from ssmsam.interactive.session import segment_2d, segment_3d
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.reading import read_volume
-from ssmsam.service.mask_files import write_mask
+from ssmsam.service.mask_files import MaskFormat, write_mask
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
@@ -53,12 +53,12 @@ def warm_up(encoder: Encoder, decoder: PromptDecoder) -> None:
         write_volume(_ball(), file)
         volume = read_volume(file)
         embeddings = Embedder(encoder=encoder).open(volume)  # its own: not counted, not stored
-        point = [n // 2 for n in volume.shape[::-1]]
+        middle = [n // 2 for n in volume.shape[::-1]]
         for dimension, segment in ((2, segment_2d), (3, segment_3d)):
-            request = PromptRequest.parse({"foreground": [point]}, grid=volume.grid, dimension=dimension)
+            request = PromptRequest.of(positive=[middle], grid=volume.grid, dimension=dimension)
             result = segment(request, embeddings, decoder, SegmentationState())
             for suffix in (".nrrd", ".nii.gz"):
-                Path(write_mask(result.mask, volume, {"result_extension": suffix})).unlink()
+                Path(write_mask(result.mask, volume, MaskFormat(suffix=suffix))).unlink()
 
 
 def _ball() -> Volume:

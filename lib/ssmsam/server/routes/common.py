@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
-from urllib.parse import quote
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, File, Form, HTTPException, Request, Response, UploadFile
@@ -42,13 +40,6 @@ LONG_THREADS = 40
 """Requests that may be at long work at a time: a guess, as many as for short ones."""
 LONGEST_ID = 128
 """Characters of a client's id: a guess, enough for an address."""
-LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
-"""What an answer that is only a file says beside it: which value means which label, and a sentence for people."""
-
-
-def in_header(value: Any) -> str:
-    """A value as a header holds it: percent-encoded JSON."""
-    return quote(json.dumps(value))
 
 
 def the_app() -> ServerApp:

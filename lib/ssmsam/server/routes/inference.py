@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import Response
-from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
@@ -19,14 +17,12 @@ from monailabel.utils.others.generic import remove_file
 import ssmsam
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.reading import read_volume
+from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, LOGIN, in_header
 from ssmsam.server.routes.common import (
-    DETAIL_HEADER,
-    LABELS_HEADER,
     AnyUser,
     JsonText,
     MaybeUpload,
     Scratch,
-    in_header,
     json_object,
     reader,
     received,
@@ -34,7 +30,6 @@ from ssmsam.server.routes.common import (
     watched,
 )
 from ssmsam.server.routes.sessions import session_image
-from ssmsam.server.tasks.prompted import LOGIN
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.identifiers import VOLUME_SUFFIXES
 from ssmsam.service.images import Source
@@ -90,11 +85,11 @@ def _infer(
         _require_dicom_store()
     source = _source(image, session_id, file, scratch)
     client = reader(options.get("client_id"), request)
-    asked = {**options, "model": model, "image": source, "client_id": client, LOGIN: user.username}
     if label:
-        asked["label_file"] = str(_label_file(label, source, scratch))
+        received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))  # as scribbles send one; no model reads it
+    asked = {**options, "model": model, "client_id": client, LOGIN: user.username}
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
-    result = app.infer(asked)
+    result = app.run(app.command(asked, source))
     if output == ResultType.dicom_seg:
         result["dicom_seg"] = _dicom_seg(source, result)
         background_tasks.add_task(remove_file, result["dicom_seg"])
@@ -114,14 +109,6 @@ def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path)
     if file:
         return app.images.from_upload(received(file, scratch))
     return app.images.from_datastore(image)
-
-
-def _label_file(label: UploadFile, source: Source, scratch: Path) -> Path:
-    path = received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))
-    if path.suffix != ".bin":
-        return path
-    converted = Path(binary_to_image(str(source.path), str(path)))  # raw voxels on the image's grid
-    return Path(shutil.move(converted, scratch / f"label-{converted.name}"))
 
 
 def _require_dicom_store() -> None:

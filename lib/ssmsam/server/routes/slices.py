@@ -13,19 +13,18 @@ from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import summarise
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
+from ssmsam.server.clients.rest import LABELS_HEADER, in_header
 from ssmsam.server.routes.common import (
-    LABELS_HEADER,
     Admin,
     Annotator,
     AnyUser,
     JsonText,
     KnownImage,
-    in_header,
     note_opened,
     reader,
     the_app,
 )
-from ssmsam.service.mask_files import write_mask
+from ssmsam.service.mask_files import MaskFormat, write_mask
 
 router = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
 
@@ -77,7 +76,7 @@ def masks(
     """
     offered = the_app().rooms[FEWSHOT].offered
     volume, values = the_app().datastore().show_again(image, client=reader(client_id, request), order=offered)
-    path = write_mask(volume.array, volume, {"result_compress": compress})
+    path = write_mask(volume.array, volume, MaskFormat(compress=compress))
     background_tasks.add_task(remove_file, path)
     answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")
     answer.headers[LABELS_HEADER] = in_header(values)

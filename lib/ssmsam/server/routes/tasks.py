@@ -8,7 +8,8 @@ from fastapi import APIRouter, HTTPException, Request
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 
-from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
+from ssmsam.server.clients.rest import CLIENT, LOGIN, SAMPLE, STOCK, require_keys
+from ssmsam.server.clients.slicer import title
 from ssmsam.server.routes.common import (
     Admin,
     Annotator,
@@ -20,7 +21,6 @@ from ssmsam.server.routes.common import (
     the_app,
     watched,
 )
-from ssmsam.server.tasks.prompted import LOGIN
 from ssmsam.server.tasks.queue import BATCH, SCORE, TRAIN, ProcessJob, stop, submit
 from ssmsam.server.tasks.strategies import note_offer
 from ssmsam.server.tasks.training import Training
@@ -60,7 +60,7 @@ def _next_sample(user: User, strategy: str, request: Request, params: dict[str, 
     app.background.prefer(found["id"], near=slices[0] if slices else None, client=client)
     shown = {**found, **info}
     if found.get("hint") and info.get("PatientID"):  # a viewer shows this as the volume's name
-        shown["PatientID"] = f"{info['PatientID']} | {found['hint']}"
+        shown["PatientID"] = title(info["PatientID"], found["hint"])
     return shown
 
 

@@ -1,21 +1,62 @@
-"""Reading loosely typed request parameters: what clients put into JSON, checked, and named when it is wrong."""
+"""From loosely typed request parameters to prompts: what clients put into JSON, checked, and named when it is wrong."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ssmsam.interactive.request import ANONYMOUS, STORED_SLICES, Box, InvalidPrompt, PromptRequest
 from ssmsam.json_text import InvalidJson, read_json_text
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Grid
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0", ""}
 
 
-class InvalidPrompt(ValueError):
-    """The prompts of a request cannot be used as they are. The message tells the user what to do."""
+PROMPT_KEYS = frozenset(
+    {"foreground", "background", "roi", "slice", "label", "current_point", "z_range", "image", "model"}
+)
+"""Keys of a request that hold something else than the clicks of a label of that name."""
+
+
+def read_prompts(
+    params: Mapping[str, Any], *, grid: Grid, plane: Plane = STORED_SLICES, dimension: int
+) -> PromptRequest:
+    """Read the parameters of an inference request.
+
+    Prompts: ``foreground`` and ``background`` (or the key that ``label`` names) as lists of voxel indices
+    [i, j, k] = (column, row, slice of the stored image) or [x, y] with ``slice``; ``roi`` as six or four
+    numbers (see :func:`read_roi`). Lists may be null, empty or JSON strings.
+    Options: ``slice``, ``current_point``, ``label``, ``client_id``, ``reset_state``, ``propagate``,
+    ``z_range`` (slices of the plane of work), ``max_mm`` (0 for no limit).
+
+    Raises :class:`InvalidPrompt` for prompts outside the volume, malformed or contradictory ones.
+    """
+    k, unusable = _stored_slice(params.get("slice"), grid)
+    positive = read_points(params.get("foreground"), "foreground", k=k)
+    point = read_list(params.get("current_point"), "current_point")
+    return PromptRequest.of(
+        grid=grid,
+        plane=plane,
+        dimension=dimension,
+        positive=np.concatenate([positive, _label_points(params, k)]),
+        negative=read_points(params.get("background"), "background", k=k),
+        newest=read_points([point] if point else [], "current_point", k=k),
+        box=read_roi(params.get("roi")),
+        slice=k,
+        unusable_slice=unusable,
+        z_range=read_range(params.get("z_range"), "z_range"),
+        max_mm=read_number(params.get("max_mm") or 0, "max_mm"),
+        label=str(params.get("label") or ""),
+        client_id=str(params.get("client_id") or ANONYMOUS),
+        reset_state=read_flag(params.get("reset_state"), "reset_state"),
+        propagate=read_flag(params.get("propagate", True), "propagate"),
+    )
 
 
 def read_number(value: Any, name: str) -> float:
@@ -94,7 +135,7 @@ def read_range(value: Any, name: str) -> tuple[int, int] | None:
     return round(min(numbers)), round(max(numbers))
 
 
-def read_roi(value: Any, name: str = "roi") -> tuple[np.ndarray, np.ndarray] | None:
+def read_roi(value: Any, name: str = "roi") -> Box | None:
     """A box as its lowest and highest corner, (3,) each as [i, j, k]; k is NaN when the box does not say it.
 
     Six numbers are pairs [i0, i1, j0, j1, k0, k1], each in either order (a viewer that walks from low to high
@@ -110,3 +151,22 @@ def read_roi(value: Any, name: str = "roi") -> tuple[np.ndarray, np.ndarray] | N
     else:
         raise InvalidPrompt(f"{name} must be [i0, i1, j0, j1, k0, k1] or [x1, y1, x2, y2], got {len(numbers)} numbers")
     return pairs.min(axis=1), pairs.max(axis=1)
+
+
+def _stored_slice(value: Any, grid: Grid) -> tuple[int | None, str]:
+    """``slice`` as a number of a stored slice, or None and what was sent instead."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return (0, "") if grid.shape[0] == 1 else (None, "")
+    number = read_number(value, "slice")
+    if number.is_integer() and 0 <= number < grid.shape[0]:
+        return int(number), ""
+    return (0, "") if grid.shape[0] == 1 else (None, f"{number:g}")
+
+
+def _label_points(params: Mapping[str, Any], k: int | None) -> np.ndarray:
+    """The points under the key that ``label`` names: how multi-label clients send positive clicks."""
+    label = params.get("label")
+    value = params.get(label) if isinstance(label, str) and label not in PROMPT_KEYS else None
+    is_text = isinstance(value, str) and value.strip().startswith("[")
+    is_points = isinstance(value, (list, tuple)) and all(isinstance(point, (list, tuple)) for point in value)
+    return read_points(value if is_text or is_points else None, str(label), k=k)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
+from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
 
@@ -21,7 +22,7 @@ FLAT = Grid((1, 30, 50), np.eye(4))
 
 
 def parse(dimension: int = 2, *, grid: Grid = GRID, plane: Plane = STORED, **params: object) -> PromptRequest:
-    return PromptRequest.parse(params, grid=grid, plane=plane, dimension=dimension)
+    return read_prompts(params, grid=grid, plane=plane, dimension=dimension)
 
 
 def contents(request: PromptRequest) -> dict:
@@ -326,7 +327,7 @@ def test_whatever_comes_is_understood_or_refused(params: dict, dimension: int) -
     """Nothing but InvalidPrompt ever comes out, and what is accepted lies inside the volume."""
     for sent in (params, {key: json.dumps(value) for key, value in params.items()}):
         try:
-            request = PromptRequest.parse(sent, grid=GRID, dimension=dimension)
+            request = read_prompts(sent, grid=GRID, dimension=dimension)
         except InvalidPrompt:
             continue
         for index, prompt in request.slices.items():
