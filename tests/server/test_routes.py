@@ -18,6 +18,7 @@ from ssmsam.reading import UnreadableVolume
 from ssmsam.server import monailabel_patches as patches
 from ssmsam.server.errors import install_handlers
 from ssmsam.server.routes import ROUTERS, proxied
+from ssmsam.server.routes.common import the_app
 from ssmsam.service.errors import InvalidRequest, NotKnown
 
 
@@ -65,6 +66,7 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Remote]]:
 def web() -> TestClient:
     app = FastAPI()
     app.include_router(proxied.router)
+    app.dependency_overrides[the_app] = lambda: None  # no series is opened here
     install_handlers(app)
     return TestClient(app, raise_server_exceptions=False)
 

@@ -30,7 +30,6 @@ from ssmsam.models.prompt_registry import load_decoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
 from ssmsam.progress import Cancelled
-from ssmsam.server import monailabel_patches as patches
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, InferenceCommand, require_keys
 from ssmsam.server.clients.slicer import with_known_labels
 from ssmsam.server.configuration import (
@@ -39,10 +38,8 @@ from ssmsam.server.configuration import (
 )
 from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
 from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, StudiesFolder
-from ssmsam.server.errors import install_handlers, unforeseen
-from ssmsam.server.exposure import Compression, SameSite
+from ssmsam.server.errors import unforeseen
 from ssmsam.server.monailabel_patches import made_by_this_process, refuse_to_start
-from ssmsam.server.openapi import describe_requests
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.tasks.prompted import Prompting
 from ssmsam.server.tasks.queue import TRAIN, running
@@ -55,7 +52,6 @@ from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
 from ssmsam.service.machine import choose_device, limit_arenas, use_threads
 from ssmsam.service.volume_forecasts import VolumeOutlooks
-from ssmsam.service.warmup import WarmUp
 
 logger = logging.getLogger(__name__)
 
@@ -236,27 +232,6 @@ class ServerApp(MONAILabelApp):
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         return {name: make(self.outlooks) for name, make in self.SCORING.items()}
-
-    def on_init_complete(self) -> None:
-        """The server is about to answer: mend its routes, and warm up meanwhile."""
-        from monailabel.app import app as server
-
-        from ssmsam.server.routes import ROUTERS
-
-        super().on_init_complete()
-        patches.keep_sessions_private(self.sessions())
-        patches.unseal(server)
-        patches.replace_routes(server, ROUTERS)
-        patches.extend_openapi(server, describe_requests)
-        server.add_middleware(Compression)
-        origins = tuple(str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS or ())
-        if not origins:
-            patches.forbid_other_sites(server)
-        server.add_middleware(SameSite, origins=origins)
-        install_handlers(server)
-        patches.accept_signed_tokens()
-        self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)
-        self.warm_up.start()
 
     def info(self) -> dict[str, Any]:
         """What viewers ask for, with one more key that they do not read; without the UIDs of anybody's images."""

@@ -1,33 +1,28 @@
 """The routes of this server. Plain functions run in threads; what they are given is checked before it is passed on."""
 
 from ssmsam.server.routes import (
-    cache,
-    heads,
+    administration,
+    checkpoints,
+    datastore,
     inference,
     jobs,
-    logs,
     proxied,
-    reference,
     sessions,
-    slices,
-    starts,
-    studies,
     tasks,
     viewer,
 )
 
 ROUTERS = (
-    cache.router,
-    heads.router,
+    administration.cached_data,
+    checkpoints.router,
     inference.router,
     jobs.router,
-    logs.router,
+    administration.router,
     tasks.router,
-    studies.router,
-    slices.router,
+    datastore.router,
+    datastore.slices,
     sessions.router,
-    starts.router,
     proxied.router,
     viewer.router,
-    reference.router,
+    viewer.reference,
 )

@@ -17,16 +17,17 @@ from monailabel.utils.others.generic import remove_file
 import ssmsam
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.reading import read_volume
+from ssmsam.server.app import ServerApp
 from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, LOGIN, in_header
 from ssmsam.server.routes.common import (
     AnyUser,
+    App,
     JsonText,
     MaybeUpload,
     Scratch,
     json_object,
     reader,
     received,
-    the_app,
     watched,
 )
 from ssmsam.server.routes.sessions import session_image
@@ -40,6 +41,7 @@ router = APIRouter(tags=["Infer"])
 
 @router.post("/infer/{model}", summary="Run inference")
 async def infer(
+    app: App,
     background_tasks: BackgroundTasks,
     request: Request,
     user: AnyUser,
@@ -60,12 +62,15 @@ async def infer(
     """
 
     def work() -> Any:
-        return _infer(background_tasks, request, user, scratch, model, image, session_id, params, file, label, output)
+        return _infer(
+            app, background_tasks, request, user, scratch, model, image, session_id, params, file, label, output
+        )
 
     return await watched(request, work)
 
 
 def _infer(
+    app: ServerApp,
     background_tasks: BackgroundTasks,
     request: Request,
     user: User,
@@ -78,12 +83,11 @@ def _infer(
     label: UploadFile | None,
     output: ResultType | None,
 ) -> Any:
-    app = the_app()
     options = json_object(params, name="params")
     app.require_options(options, app.require_model(model))
     if output == ResultType.dicom_seg:
-        _require_dicom_store()
-    source = _source(image, session_id, file, scratch)
+        _require_dicom_store(app)
+    source = _source(app, image, session_id, file, scratch)
     client = reader(options.get("client_id"), request)
     if label:
         received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))  # as scribbles send one; no model reads it
@@ -101,9 +105,8 @@ def _infer(
     return answer
 
 
-def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:
+def _source(app: ServerApp, image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:
     """The image to work on. As in MONAI Label, a session is preferred to a file, and a file to an id."""
-    app = the_app()
     if session_id:
         return app.images.from_session(session_image(app.sessions(), session_id))
     if file:
@@ -111,8 +114,8 @@ def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path)
     return app.images.from_datastore(image)
 
 
-def _require_dicom_store() -> None:
-    if not the_app().datastore().files.remote:
+def _require_dicom_store(app: ServerApp) -> None:
+    if not app.datastore().files.remote:
         raise InvalidRequest("output=dicom_seg needs studies from a DICOMweb server; ask for output=image")
 
 

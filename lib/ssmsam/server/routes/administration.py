@@ -1,4 +1,4 @@
-"""What the server wrote to its log, and what the graphics card says."""
+"""For the one who runs the server: its log, the graphics card, and what is kept of patients' images to save time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import subprocess
 from collections import deque
 from html import escape
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from monailabel.config import settings
 
-from ssmsam.server.routes.common import Admin
+from ssmsam.server.routes.common import Admin, App
 from ssmsam.service.errors import NotKnown
+from ssmsam.service.patient_cache import cached, purge
 
 router = APIRouter(prefix="/logs", tags=["Others"])
 
@@ -53,3 +54,22 @@ def gpu(user: Admin) -> PlainTextResponse:
     except FileNotFoundError as error:
         raise HTTPException(404, "this machine has no nvidia-smi") from error
     return PlainTextResponse(said.stdout)
+
+
+cached_data = APIRouter(prefix="/cache", tags=["Cache"])
+
+
+@cached_data.get("", summary="Cached patient data: what there is, and what DELETE would remove")
+@cached_data.get("/", include_in_schema=False)
+def cache(app: App, user: Admin) -> dict[str, Any]:
+    return {"places": [place.as_json() for place in cached(app.cache_folders())]}
+
+
+@cached_data.delete("", summary="Remove all cached patient data; annotations, labels and task checkpoints stay")
+@cached_data.delete("/", include_in_schema=False)
+def remove(app: App, user: Admin) -> dict[str, Any]:
+    """Embeddings, support caches, downloaded series and sessions on disk. What is needed is made again, which takes
+    time. What is in the memory of a running server goes when it ends."""
+    told = purge(cached(app.cache_folders()))
+    app.answers.clear()
+    return {"removed": told}
