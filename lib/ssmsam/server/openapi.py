@@ -254,8 +254,8 @@ def _describe_answer(document: dict[str, Any], operation: dict[str, Any], answer
         operation["responses"]["200"] = {"description": answer.about, "content": content}
         return
     document.setdefault("components", {}).setdefault("schemas", {})[answer.name] = answer.schema()
-    content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{answer.name}"}, "example": answer.example}
-    operation["responses"]["200"] = {"description": answer.about, "content": {"application/json": content}}
+    described: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{answer.name}"}, "example": answer.example}
+    operation["responses"]["200"] = {"description": answer.about, "content": {"application/json": described}}
 
 
 def _describe(

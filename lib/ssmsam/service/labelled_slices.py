@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ssmsam.annotation.support import SupportSet, SupportSlice
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
@@ -15,6 +16,7 @@ from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.volume.geometry import Plane
 
 STORED = Plane(0)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,12 @@ def _chosen(known: SupportSet, image_id: str, limits: Limits) -> list[SupportSli
 def _spread(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
     showing = [one for one in slices if not one.annotation.empty]
     empty = [one for one in slices if one.annotation.empty]
-    kept = _evenly(showing, most)
-    return kept + _evenly(empty, most - len(kept))
+    kept = evenly(showing, most)
+    return kept + evenly(empty, most - len(kept))
 
 
-def _evenly(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
+def evenly(slices: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, spread evenly, with the first and the last."""
     if len(slices) <= most:
-        return slices
+        return list(slices)
     return [slices[round(n * (len(slices) - 1) / max(1, most - 1))] for n in range(most)]

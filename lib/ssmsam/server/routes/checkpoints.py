@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,7 +16,7 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckp
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
 from ssmsam.server.app import ServerApp
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, asker, is_mine, watched
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, asker, is_mine, long
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import ADAPT, SEGMENT
 from ssmsam.service.jobs import UnknownJob
@@ -33,20 +32,18 @@ def heads(app: App, user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
 
 
 @checkpoints.get("/{name}/file", summary="Export a task checkpoint")
-async def export(
+@long
+def export(
     app: App, user: AnyUser, request: Request, name: str, method: str = FEWSHOT, client_id: str = ""
 ) -> FileResponse:
     """A task checkpoint: a few MB without any image, mask or id. It sums up what other volumes need, which may take
     some seconds the first time."""
-
-    def work() -> Path:
-        _known(app, name, method)
-        try:
-            return app.require_room(method).whole(name, **asker(client_id, request, user))
-        except UnusableCheckpoint as error:
-            raise InvalidRequest(str(error)) from error
-
-    return FileResponse(await watched(request, work), filename=f"{name}.safetensors")
+    _known(app, name, method)
+    try:
+        path = app.require_room(method).whole(name, **asker(client_id, request, user))
+    except UnusableCheckpoint as error:
+        raise InvalidRequest(str(error)) from error
+    return FileResponse(path, filename=f"{name}.safetensors")
 
 
 @checkpoints.put("/{name}", summary="Import a task checkpoint; it does not answer until it is activated")
