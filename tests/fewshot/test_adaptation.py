@@ -158,7 +158,7 @@ def test_a_slice_alone_is_shown_in_another_view_than_its_own(
         asked.append((self, other))
         return plain(self, numbers, other, **hidden)
 
-    monkeypatch.setattr(AdaptationTask, "exercise_from", noted)
+    monkeypatch.setattr(AdaptationTask, "query_batch_from", noted)
     fit(decoder, tasks, config)
     assert len(asked) == config.steps
     assert all(one is not other for one, other in asked)
