@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssmsam.cli.labelled_files import LabelledFile, read_labelled, support_from
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.labelled_files import LabelledFile, read_labelled, support_from
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
 from ssmsam.fewshot.priors import interpolated, signed_distance
 from ssmsam.models.encoder_registry import load_encoder

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from ssmsam.progress import Progress, silent
+from ssmsam.report import run_manifest
 from ssmsam_research.evaluation.active import BASELINES, OTHER, WHOLE, ActiveProtocol, Learner, measure_label
 from ssmsam_research.evaluation.active_summary import curves, reliability, slices_ratio
 from ssmsam_research.evaluation.cases import Case, LabelledSet
-from ssmsam_research.evaluation.manifest import run_manifest
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam_research.evaluation.results import RunLog
 

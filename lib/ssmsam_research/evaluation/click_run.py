@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from ssmsam.progress import Progress, silent
+from ssmsam.report import run_manifest
 from ssmsam_research.evaluation.cases import Case, LabelledSet
 from ssmsam_research.evaluation.clicks import ClickProtocol, Record, read_slices, run_case, summarise_records
-from ssmsam_research.evaluation.manifest import run_manifest
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel, PromptedTarget
 from ssmsam_research.evaluation.results import RunLog
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ssmsam.cli.annotator import Click
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.initialisations import load_ssm_decoder
 from ssmsam.interactive.prompt_state import SegmentationState
@@ -22,7 +23,6 @@ from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.prompt_registry import decoder_weights, load_decoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.weights import weights_digest
-from ssmsam_research.evaluation.annotator import Click
 from ssmsam_research.evaluation.clicks import Box
 
 

@@ -16,25 +16,24 @@ from typing import Any
 
 import numpy as np
 
+from ssmsam.cli.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
+from ssmsam.cli.pictures import Panel, draw_overlays
+from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import Prediction
 from ssmsam.fewshot.checkpoint_files import read_head
 from ssmsam.fewshot.initialisations import DECODERS
-from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.pipeline import completed, segment
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.progress import Progress
-from ssmsam.progress_bar import ProgressBar
 from ssmsam.reading import read_volume
+from ssmsam.report import files_digest, run_manifest, write_result
 from ssmsam.server.configuration import default_store, default_support
 from ssmsam.volume.geometry import Plane, reoriented
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.figures import Panel, draw_overlays
-from ssmsam_research.evaluation.manifest import files_digest, run_manifest
-from ssmsam_research.evaluation.results import write_result
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 PANELS = 6

@@ -10,10 +10,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-from ssmsam.dicom.orthanc import Orthanc, OrthancFailed, running_orthanc
-from ssmsam_research.evaluation.manifest import run_manifest
-from ssmsam_research.evaluation.results import write_result
-from ssmsam_research.training.sample_studies import write_sample_studies
+from ssmsam.cli.orthanc import Orthanc, OrthancFailed, running_orthanc
+from ssmsam.cli.sample_studies import write_sample_studies
+from ssmsam.report import run_manifest, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -336,11 +336,11 @@ def volume_head(arguments: argparse.Namespace) -> None:
     """Collect what the decoder proposes in every volume, then train. May be stopped and started again."""
     import torch
 
+    from ssmsam.cli.progress_bar import ProgressBar
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.embeddings.store import EmbeddingStore
     from ssmsam.models.encoder_registry import load_encoder
     from ssmsam.models.fewshot_registry import load_target_decoder
-    from ssmsam.progress_bar import ProgressBar
     from ssmsam_research.evaluation.cases import open_set
     from ssmsam_research.training.checkpoint import write_weights
     from ssmsam_research.training.volume_head_examples import (
@@ -380,11 +380,11 @@ def fewshot(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
+    from ssmsam.cli.progress_bar import ProgressBar
     from ssmsam.models.fewshot_registry import load_target_decoder
     from ssmsam.models.medsam_lite_encoder import REDUCTION
     from ssmsam.models.reduction import Reduction
     from ssmsam.models.weights import find_weights, weights_digest
-    from ssmsam.progress_bar import ProgressBar
     from ssmsam_research.training.fewshot_episodes import load_volumes
     from ssmsam_research.training.fewshot_training import FewShotTrainingConfig, begun_with_small, train_fewshot
 
@@ -411,9 +411,9 @@ def lite(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
 
+    from ssmsam.cli.progress_bar import ProgressBar
     from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
     from ssmsam.models.weights import find_weights
-    from ssmsam.progress_bar import ProgressBar
     from ssmsam_research.training.embedded_slices import load_slices
     from ssmsam_research.training.lite_training import LiteTrainingConfig, train_lite
 
@@ -443,11 +443,11 @@ def ssm(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
+    from ssmsam.cli.progress_bar import ProgressBar
     from ssmsam.fewshot.meta_learning import MetaConfig
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
-    from ssmsam.progress_bar import ProgressBar
     from ssmsam_research.training.group import GroupConfig
     from ssmsam_research.training.pack import load_pack
     from ssmsam_research.training.ssm_training import SsmTrainingConfig, train_ssm

@@ -13,16 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+from ssmsam.cli.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
+from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_files import write_head
 from ssmsam.fewshot.initialisations import DECODERS
-from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.support_cache import SupportCache
-from ssmsam.progress_bar import ProgressBar
+from ssmsam.report import files_digest, run_manifest, write_result
 from ssmsam.server.configuration import default_store, default_support
-from ssmsam_research.evaluation.manifest import files_digest, run_manifest
-from ssmsam_research.evaluation.results import write_result
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,12 +7,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ssmsam.doctor import FAIL, Place, examine
+from ssmsam.cli.checks import FAIL, Place, examine
 from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights
 from ssmsam.models.weights import manifest as known_weights
+from ssmsam.report import run_manifest, write_result
 from ssmsam.server.configuration import default_store
-from ssmsam_research.evaluation.manifest import run_manifest
-from ssmsam_research.evaluation.results import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"OK": "\033[32m", "WARN": "\033[33m", "FAIL": "\033[31m"}

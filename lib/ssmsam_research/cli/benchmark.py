@@ -33,10 +33,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ssmsam.embeddings.options import add_encoder_option
+from ssmsam.cli.live_server import ServerFailed, live_server
 from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, default_encoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Progress
+from ssmsam.report import installed_versions, run_manifest, write_result
+from ssmsam_research.cli.options import add_encoder_option
 from ssmsam_research.evaluation.active import BASELINES, STRATEGIES, ActiveProtocol
 from ssmsam_research.evaluation.active_run import ActiveRun
 from ssmsam_research.evaluation.active_summary import draw_active
@@ -55,9 +57,7 @@ from ssmsam_research.evaluation.examples import draw_click_comparison, draw_figu
 from ssmsam_research.evaluation.fewshot_examples import draw_examples
 from ssmsam_research.evaluation.fewshot_run import FewShotRun, needs_encoder
 from ssmsam_research.evaluation.fewshot_summary import draw_fewshot
-from ssmsam_research.evaluation.live_server import ServerFailed, live_server
 from ssmsam_research.evaluation.load import LoadProtocol, Work, run_load
-from ssmsam_research.evaluation.manifest import installed_versions, run_manifest
 from ssmsam_research.evaluation.methods import checked_methods, methods_for
 from ssmsam_research.evaluation.over_rest import OverRest
 from ssmsam_research.evaluation.precision_check import check_precision
@@ -65,7 +65,7 @@ from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam_research.evaluation.recorded import draw_recorded, read_result
 from ssmsam_research.evaluation.registering import RegistrationRun
 from ssmsam_research.evaluation.registration_methods import METHODS as REGISTRATIONS
-from ssmsam_research.evaluation.results import RunLog, write_result
+from ssmsam_research.evaluation.results import RunLog
 from ssmsam_research.evaluation.rivals import RIVALS
 from ssmsam_research.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
 from ssmsam_research.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot

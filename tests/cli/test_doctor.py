@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ssmsam import doctor
-from ssmsam.dicom.orthanc import INSTALL, is_installed, running_orthanc
-from ssmsam.doctor import FAIL, OK, WARN, Place, examine, studies_folder
+from ssmsam.cli.checks import FAIL, OK, WARN, Place, examine, studies_folder
+from ssmsam.cli.live_server import free_port
+from ssmsam.cli.orthanc import INSTALL, is_installed, running_orthanc
 from ssmsam.models.weights import entry
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.live_server import free_port
 
 ROOT = Path(__file__).parents[2]
 

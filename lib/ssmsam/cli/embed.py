@@ -15,14 +15,13 @@ import torch
 from tqdm import tqdm
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.embeddings.options import add_encoder_option
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.models.encoder_registry import choose_encoder, load_encoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.reading import UnreadableVolume, read_volume
+from ssmsam.report import run_manifest, write_result
 from ssmsam.server.configuration import default_store
-from ssmsam_research.evaluation.manifest import run_manifest
-from ssmsam_research.evaluation.results import write_result
+from ssmsam_research.cli.options import add_encoder_option
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 GB = 10**9

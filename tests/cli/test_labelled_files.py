@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from planted import COLUMNS, ORGAN, OTHER, draw_volume
 
-from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.labelled_files import (
+from ssmsam.cli.labelled_files import (
     LabelledFile,
     label_numbers,
     parse_names,
@@ -17,6 +16,7 @@ from ssmsam.fewshot.labelled_files import (
     read_labelled,
     support_from,
 )
+from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.volume.errors import UnreadableVolume
 from ssmsam.volume.geometry import Plane, reoriented

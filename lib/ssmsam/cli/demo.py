@@ -25,20 +25,19 @@ import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 
-from ssmsam.embeddings.options import add_encoder_option
+from ssmsam.cli.annotator import Click, bounding_box, first_click, next_click
+from ssmsam.cli.live_server import LiveServer, ServerFailed, live_server
+from ssmsam.cli.pictures import Panel, draw_overlays
 from ssmsam.reading import read_volume
+from ssmsam.report import Summary, mean_over_labels, run_manifest, summarise, write_result
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.annotator import Click, bounding_box, first_click, next_click
+from ssmsam_research.cli.options import add_encoder_option
 from ssmsam_research.evaluation.cases import Case, LabelledSet, open_set, read_notes
-from ssmsam_research.evaluation.figures import Panel, draw_overlays
-from ssmsam_research.evaluation.live_server import LiveServer, ServerFailed, live_server
-from ssmsam_research.evaluation.manifest import run_manifest
-from ssmsam_research.evaluation.metrics import Summary, dice, mean_over_labels, summarise
+from ssmsam_research.evaluation.metrics import dice
 from ssmsam_research.evaluation.placement import with_ends
 from ssmsam_research.evaluation.prompted import click_params
-from ssmsam_research.evaluation.results import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample-datasets" / "abdomen"

@@ -11,12 +11,11 @@ from typing import TypeVar
 
 import torch
 
+from ssmsam.cli.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.embeddings.options import add_encoder_option
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
 from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, method_of, read_card
@@ -24,6 +23,7 @@ from ssmsam.models.encoder_registry import choose_encoder, load_encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Cancelled, Progress
 from ssmsam.volume.geometry import PLANES
+from ssmsam_research.cli.options import add_encoder_option
 
 _T = TypeVar("_T")
 
