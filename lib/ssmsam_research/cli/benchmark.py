@@ -65,7 +65,6 @@ from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
 from ssmsam_research.evaluation.recorded import draw_recorded, read_result
 from ssmsam_research.evaluation.registering import RegistrationRun
 from ssmsam_research.evaluation.registration_methods import METHODS as REGISTRATIONS
-from ssmsam_research.evaluation.results import RunLog
 from ssmsam_research.evaluation.rivals import RIVALS
 from ssmsam_research.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
 from ssmsam_research.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot
@@ -213,6 +212,11 @@ def default_threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
+def log_file(options: argparse.Namespace) -> Path | None:
+    """Where what is finished is kept."""
+    return options.json.with_name(options.json.name + ".log") if options.json else None
+
+
 def run_clicks(options: argparse.Namespace) -> int:
     if options.methods or len(options.data) > 1:
         return run_click_comparison(options)
@@ -225,7 +229,7 @@ def run_clicks(options: argparse.Namespace) -> int:
         jobs=options.jobs,
         threads=options.threads,
     )
-    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    log = log_file(options)
     with tqdm(unit="case", desc=run.labelled_set.name, disable=None) as bar:
         result = run.run(log, progress=onto(bar))
     print_clicks(result)
@@ -259,9 +263,9 @@ def run_click_comparison(options: argparse.Namespace) -> int:
         jobs=options.jobs,
         threads=options.threads,
     )
-    log_file = options.json.with_name(options.json.name + ".log") if options.json else None
+    log = log_file(options)
     with tqdm(unit="case", desc="clicks", disable=None) as bar:
-        result = run.run(log_file, progress=onto(bar))
+        result = run.run(log, progress=onto(bar))
     print(comparison_table(result))
     if options.json:
         print(f"result: {write_result(options.json, result)}")
@@ -273,11 +277,11 @@ def run_click_comparison(options: argparse.Namespace) -> int:
 
 def run_precision(options: argparse.Namespace) -> int:
     notes = {folder.resolve().name: read_notes(options.label_names, folder.resolve().name) for folder in options.data}
-    log_file = options.json.with_name(options.json.name + ".log") if options.json else None
+    log = log_file(options)
     choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
     with tqdm(unit="case", desc="precision", disable=None) as bar:
         result = check_precision(
-            several_sets(options, notes), choice, threads=options.threads, log_file=log_file, progress=onto(bar)
+            several_sets(options, notes), choice, threads=options.threads, log_file=log, progress=onto(bar)
         )
     print(comparison_table(result))
     print(f"bfloat16 costs {result['loss']:.2f} Dice on the mean, {result['limit']} are allowed; ", end="")
@@ -295,8 +299,8 @@ def run_registration(options: argparse.Namespace) -> int:
         names = [case.name for case in open_set(folder).cases if case.name not in notes.validation]
         sets.append(open_set(folder, label_names=notes.label_names, only=names))
     (pairs,) = positive([options.pairs], "--pairs")
-    run = RegistrationRun(tuple(sets), tuple(options.methods), pairs, options.threads)
-    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    run = RegistrationRun(tuple(sets), tuple(options.methods), pairs, threads=options.threads)
+    log = log_file(options)
     with tqdm(unit="pair", desc="registration", disable=None) as bar:
         result = run.run(log, progress=onto(bar))
     print(f"{'Dice (%), processor seconds':34}" + "".join(f"{one.name:>20}" for one in sets))
@@ -421,7 +425,7 @@ def run_fewshot(
         jobs=options.jobs,
         threads=options.threads,
     )
-    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    log = log_file(options)
     with tqdm(unit="case", desc=queries.name, disable=None) as bar:
         result = run.run(log, progress=onto(bar))
     print_fewshot(result)
@@ -450,7 +454,7 @@ def run_active(options: argparse.Namespace) -> int:
         jobs=options.jobs,
         threads=options.threads,
     )
-    log = RunLog(options.json.with_name(options.json.name + ".log"), run=run.key) if options.json else None
+    log = log_file(options)
     with tqdm(unit="case", desc=run.queries.name, disable=None) as bar:
         result = run.run(log, progress=onto(bar))
     print_active(result)

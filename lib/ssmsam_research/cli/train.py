@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -171,7 +172,6 @@ def _add_curve(parser: argparse.ArgumentParser) -> None:
 
 def pack(arguments: argparse.Namespace) -> None:
     """Write one file for each case; cases that are there already are kept."""
-    from ssmsam.reading import read_volume
     from ssmsam.volume.intensity import recipe_for
     from ssmsam_research.training.pack import pack_info, pack_volume, save_packed
     from ssmsam_research.training.samples import make_case
@@ -194,9 +194,15 @@ def pack(arguments: argparse.Namespace) -> None:
 
     for image_path, label_path in tqdm(list(_cases(arguments)), unit="case"):
         dataset, name = image_path.parent.parent.name, image_path.name.split(".")[0]
-        add(dataset, name, lambda paths=(image_path, label_path): tuple(map(read_volume, paths)))
+        add(dataset, name, partial(_read_pair, image_path, label_path))
     for case in tqdm(list(_abdomens(arguments.anatomy)), unit="abdomen"):
-        add("anatomy", case.name, lambda case=case: make_case(case))
+        add("anatomy", case.name, partial(make_case, case))
+
+
+def _read_pair(image: Path, label: Path) -> tuple[Volume, Volume]:
+    from ssmsam.reading import read_volume
+
+    return read_volume(image), read_volume(label)
 
 
 def _abdomens(count: int) -> Iterator[SampleCase]:
@@ -382,6 +388,7 @@ def fewshot(arguments: argparse.Namespace) -> None:
 
     from ssmsam.cli.progress_bar import ProgressBar
     from ssmsam.models.fewshot_registry import load_target_decoder
+    from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.medsam_lite_encoder import REDUCTION
     from ssmsam.models.reduction import Reduction
     from ssmsam.models.weights import find_weights, weights_digest
@@ -390,7 +397,9 @@ def fewshot(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     volumes = load_volumes(arguments.data, keep=lambda dataset: dataset not in arguments.without)
-    network = begun_with_small(volumes, load_target_decoder("small"), Reduction.from_file(REDUCTION))
+    small = load_target_decoder("small")
+    assert isinstance(small, TargetNetwork)
+    network = begun_with_small(volumes, small, Reduction.from_file(REDUCTION))
     if arguments.start:
         network.load_state_dict({name: part.float() for name, part in load_file(str(arguments.start)).items()})
     config = FewShotTrainingConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=arguments.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ class PromptedModel:
     @property
     def weights_sha256(self) -> str:
         return self.embedder.encoder.weights_sha256
+
+
+@lru_cache(maxsize=1)
+def loaded(choice: ModelChoice) -> PromptedModel:
+    """One model for each process: loading it again for each case would cost more than small cases do."""
+    return PromptedModel.load(choice)
 
 
 class PromptedTarget:
