@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SegmentationTask,
         as_volume,
         read_volume,
+        task_card,
         write_dicom_seg,
         write_volume,
     )
@@ -36,6 +37,7 @@ __all__ = [
     "SegmentationTask",
     "as_volume",
     "read_volume",
+    "task_card",
     "write_dicom_seg",
     "write_volume",
 ]

@@ -57,6 +57,7 @@ __all__ = [
     "SegmentationTask",
     "as_volume",
     "read_volume",
+    "task_card",
     "write_dicom_seg",
     "write_volume",
 ]
@@ -110,7 +111,41 @@ class Segmentation:
         return {label: self.label_map.array == number for label, number in self.numbers.items()}
 
 
-class FewShotSegmenter:
+class _Segmenter:
+    """An encoder with its store."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+
+    @property
+    def encoder(self) -> str:
+        """The encoder's name."""
+        return self.embedder.encoder.spec.name
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the encoder's weights."""
+        return self.embedder.encoder.weights_sha256
+
+    def embed(
+        self,
+        image: Any,
+        *,
+        plane: str | None = None,
+        affine: np.ndarray | None = None,
+        progress: Progress = silent,
+    ) -> int:
+        """Send all slices of an image through the encoder now, so that what is asked of them later is quick.
+
+        Returns how many that were: those in the store or in memory are left out. Finished ones stay when it is stopped.
+        """
+        volume = as_volume(image, affine=affine)
+        before = self.embedder.encoded
+        self.embedder.open(volume, plane=Plane.named(plane, volume.grid)).embed(progress=progress)
+        return self.embedder.encoded - before
+
+
+class FewShotSegmenter(_Segmenter):
     """Learns a target from a few labelled slices and finds it in whole volumes.
 
     Every slice goes through the image encoder once; ``from_pretrained(store=FOLDER)`` keeps that on disk.
@@ -148,7 +183,7 @@ class FewShotSegmenter:
     ) -> None:
         """``decoder`` is the one of ``method`` that belongs to the embedder's encoder, as it came with its weights.
         Most callers want :meth:`from_pretrained`."""
-        self.embedder = embedder
+        super().__init__(embedder)
         self.decoder = decoder
         self.method = method
         self.support_cache = support_cache
@@ -163,7 +198,7 @@ class FewShotSegmenter:
         weights: str | os.PathLike[str] | None = None,
         download: bool = False,
         allow_unverified: bool = False,
-        store: str | os.PathLike[str] | None = None,
+        store: EmbeddingStore | str | os.PathLike[str] | None = None,
         support_cache: str | os.PathLike[str] | None = None,
     ) -> FewShotSegmenter:
         """Load an encoder and the few-shot decoder that belongs to it.
@@ -176,7 +211,8 @@ class FewShotSegmenter:
             weights: a folder to look for weights in first.
             download: fetch weights that are missing. Nothing is fetched otherwise.
             allow_unverified: accept weights of your own.
-            store: a folder for embeddings, of any number of images and processes; without one they stay in memory.
+            store: a folder for embeddings, of any number of images and processes, at most 20 GB; or an EmbeddingStore.
+                Without one they stay in memory.
             support_cache: a folder for the labelled slices of saved tasks; without one a saved task is its file alone.
 
         Raises:
@@ -190,16 +226,6 @@ class FewShotSegmenter:
         embedder = _embedder(name, store, wanted)
         cache = None if support_cache is None else SupportCache(Path(support_cache))
         return cls(embedder, DECODERS[method](name, **wanted), method=method, support_cache=cache)
-
-    @property
-    def encoder(self) -> str:
-        """The encoder's name."""
-        return self.embedder.encoder.spec.name
-
-    @property
-    def weights_sha256(self) -> str:
-        """Of the encoder's weights."""
-        return self.embedder.encoder.weights_sha256
 
     def adapt(
         self,
@@ -231,9 +257,7 @@ class FewShotSegmenter:
             NothingToLearn: a label is on none of its slices.
             ValueError: a slice or a mask does not fit its image, or two masks of one slice contradict each other.
         """
-        support = self._support(examples, plane, affine)
-        for embeddings, indices in _slices_by_volume(support).items():
-            embeddings.embed(sorted(indices), progress=progress)
+        support = support_of(examples, self.embedder, plane=plane, affine=affine, progress=progress)
         config = self._config(steps, budget_s, seed)
         adapted = adapt(support, self.embedder, self.decoder, complete=False, config=config, progress=progress)
         given = dict(numbers or {label: number for number, label in enumerate(examples, 1)})
@@ -250,33 +274,11 @@ class FewShotSegmenter:
         made_by = method_of(read_card(path))
         if made_by != self.method:
             raise UnusableCheckpoint(
-                f"{path.name} is a head of {made_by}, not of {self.method}: load it with method={made_by!r}"
+                f"{path.name} is a task of {made_by}, not of {self.method}: load it with method={made_by!r}"
             )
         cache = self.support_cache or _no_cache(path)
         adapted = read_head(path, base=self.decoder, weights_sha256=self.weights_sha256, cache=cache)
         return SegmentationTask(self, adapted, {})
-
-    def _support(self, examples: Mapping[str, Iterable[Any]], plane: str | None, affine: np.ndarray | None) -> Support:
-        opened: dict[int, VolumeEmbeddings] = {}
-        support: dict[str, dict[tuple[str, int], LabelledSlice]] = {}
-        for label, given in examples.items():
-            slices = support.setdefault(label, {})
-            for example in map(_as_example, given):
-                embeddings = opened.get(id(example.image))
-                if embeddings is None:
-                    volume = as_volume(example.image, affine=_for_array(example.image, affine))
-                    embeddings = self.embedder.open(volume, plane=Plane.named(plane, volume.grid))
-                    opened[id(example.image)] = embeddings
-                one = _labelled_slice(embeddings, example)
-                other = slices.setdefault((one.volume, one.index), one)
-                if not np.array_equal(other.mask, one.mask):
-                    where = f" of {one.image}" if one.image else ""
-                    raise ValueError(
-                        f"two masks draw {label} differently on slice {one.index}{where}: give each slice once"
-                    )
-        if not support:
-            raise NothingToLearn('there are no labelled slices: give a few, as in {"liver": [(ct, 31, mask31)]}')
-        return {label: list(slices.values()) for label, slices in support.items()}
 
     def _config(self, steps: int | None, budget_s: float, seed: int) -> FewShotConfig:
         """A decoder that knows no organ yet says little before it has adapted."""
@@ -412,7 +414,7 @@ class Propagated:
     stops: tuple[Stop, ...] = field(default=())
 
 
-class PromptSegmenter:
+class PromptSegmenter(_Segmenter):
     """Clicks and boxes become masks, of a slice or of the whole volume; in Segment Anything's words.
 
     Example:
@@ -432,7 +434,7 @@ class PromptSegmenter:
 
     def __init__(self, embedder: Embedder, decoder: PromptDecoder) -> None:
         """``decoder`` belongs to the embedder's encoder. Most callers want :meth:`from_pretrained`."""
-        self.embedder = embedder
+        super().__init__(embedder)
         self.decoder = decoder
         self._image: tuple[Volume, VolumeEmbeddings] | None = None
         self._state = SegmentationState()
@@ -446,18 +448,13 @@ class PromptSegmenter:
         weights: str | os.PathLike[str] | None = None,
         download: bool = False,
         allow_unverified: bool = False,
-        store: str | os.PathLike[str] | None = None,
+        store: EmbeddingStore | str | os.PathLike[str] | None = None,
     ) -> PromptSegmenter:
         """Load an encoder and its prompted decoder. Arguments and errors are those of
         :meth:`FewShotSegmenter.from_pretrained`."""
         name, wanted = _choice(encoder, device, weights, download, allow_unverified)
         embedder = _embedder(name, store, wanted)  # before the decoder, which shares SAM's network
         return cls(embedder, load_decoder(name, **wanted))
-
-    @property
-    def encoder(self) -> str:
-        """The encoder's name."""
-        return self.embedder.encoder.spec.name
 
     def set_image(self, image: Any, *, plane: str | None = None, affine: np.ndarray | None = None) -> None:
         """Work on this image from now on; its slices are encoded when they are first prompted.
@@ -542,6 +539,48 @@ class PromptSegmenter:
         return self._image
 
 
+def support_of(
+    examples: Mapping[str, Iterable[Example | tuple[Any, int, Any]]],
+    embedder: Embedder,
+    *,
+    plane: str | None = None,
+    affine: np.ndarray | None = None,
+    progress: Progress = silent,
+) -> Support:
+    """The labelled slices of :meth:`FewShotSegmenter.adapt`, checked and embedded. Arguments and errors are its own."""
+    opened: dict[int, tuple[Any, VolumeEmbeddings]] = {}  # with the image: an id is good only as long as it lives
+    support: dict[str, dict[tuple[str, int], LabelledSlice]] = {}
+    wanted: dict[VolumeEmbeddings, set[int]] = {}
+    for label, given in examples.items():
+        slices = support.setdefault(label, {})
+        for example in map(_as_example, given):
+            image = example.image
+            if id(image) not in opened:
+                volume = as_volume(image, affine=_for_array(image, affine))
+                opened[id(image)] = image, embedder.open(volume, plane=Plane.named(plane, volume.grid))
+            one = _labelled_slice(opened[id(image)][1], example)
+            if not np.array_equal(slices.setdefault((one.volume, one.index), one).mask, one.mask):
+                where = f" of {one.image}" if one.image else ""
+                raise ValueError(
+                    f"two masks draw {label} differently on slice {one.index}{where}: give each slice once"
+                )
+            wanted.setdefault(one.embeddings, set()).add(one.index)
+    if not support:
+        raise NothingToLearn('there are no labelled slices: give a few, as in {"liver": [(ct, 31, mask31)]}')
+    for embeddings, indices in wanted.items():
+        embeddings.embed(sorted(indices), progress=progress)
+    return {label: list(slices.values()) for label, slices in support.items()}
+
+
+def task_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a task's file says of itself, without its tensors: labels, method, encoder, settings, estimates, date.
+
+    Raises UnusableCheckpoint for what is no task checkpoint, and FileNotFoundError.
+    """
+    card = read_card(Path(path))
+    return {**card, "method": method_of(card)}
+
+
 def write_volume(image: Any, path: str | os.PathLike[str], *, affine: np.ndarray | None = None) -> Path:
     """Write an image, or the label map of a :class:`Segmentation`, as .nii, .nii.gz or .nrrd on its own grid.
 
@@ -607,9 +646,10 @@ def _choice(
     return choose_encoder(encoder or default_encoder(), folder=folder), wanted
 
 
-def _embedder(name: str, store: str | os.PathLike[str] | None, wanted: Mapping[str, Any]) -> Embedder:
-    kept = None if store is None else EmbeddingStore(Path(store))
-    return Embedder(encoder=load_encoder(name, **wanted), store=kept)
+def _embedder(name: str, store: EmbeddingStore | str | os.PathLike[str] | None, wanted: Mapping[str, Any]) -> Embedder:
+    if store is not None and not isinstance(store, EmbeddingStore):
+        store = EmbeddingStore(Path(store))
+    return Embedder(encoder=load_encoder(name, **wanted), store=store)
 
 
 def _no_cache(path: Path) -> SupportCache:
@@ -651,14 +691,6 @@ def _slice_of(mask: Any, index: int, embeddings: VolumeEmbeddings) -> np.ndarray
             "give the slice alone as (rows, columns), or resample the mask to the image"
         )
     return embeddings.plane.stack(whole.array)[index]
-
-
-def _slices_by_volume(support: Support) -> dict[VolumeEmbeddings, set[int]]:
-    wanted: dict[VolumeEmbeddings, set[int]] = {}
-    for slices in support.values():
-        for one in slices:
-            wanted.setdefault(one.embeddings, set()).add(one.index)
-    return wanted
 
 
 def _segmentation(found: Prediction, volume: Volume, numbers: Mapping[str, int]) -> Segmentation:

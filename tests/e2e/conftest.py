@@ -9,7 +9,7 @@ from sample_cases import CT, MR, SAMPLES, Truth, copy_of
 from serving import Server, free_port
 
 from ssmsam.cli.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
-from ssmsam.cli.sample_studies import write_sample_studies
+from ssmsam.cli.sample_data import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.geometry import reoriented
 from ssmsam.volume.writing import write_volume

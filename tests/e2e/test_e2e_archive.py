@@ -16,7 +16,7 @@ from serving import Server, free_port
 from stored_segs import read_by_dcmqi, stored_seg
 
 from ssmsam.cli.orthanc import Orthanc, running_orthanc
-from ssmsam.cli.sample_studies import write_sample_studies
+from ssmsam.cli.sample_data import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.geometry import reoriented
 from ssmsam.volume.volume import Volume

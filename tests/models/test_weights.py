@@ -113,7 +113,7 @@ def test_a_missing_file_says_everything(known, tmp_path, monkeypatch, cache):
         str(tmp_path / "elsewhere"),
         str(cache),
         URL,
-        "python apps/doctor.py --download sam_vit_b",
+        "ssmsam doctor --download sam_vit_b",
         "--conf download true",
         "SSMSAM_WEIGHTS",
     ):

@@ -1,91 +1,82 @@
-"""See it work: start the real server on the sample volumes, annotate as a person would, and compare with the truth.
-
-First clicks and boxes become masks. Then five slices of every organ are submitted, and the few-shot model proposes the
-rest of each volume. The server is started by MONAI Label's own command and asked through MONAI Label's own client. The
-truth reaches it only as clicks, boxes and the submitted slices. Nothing outside a temporary folder and the output files
-is written.
-"""
+"""``ssmsam demo``: the real server, a simulated annotator, and what came of it."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 
-from ssmsam.cli.annotator import Click, bounding_box, first_click, next_click
+from ssmsam.cli.annotator import Click, bounding_box, click_params, first_click, next_click
+from ssmsam.cli.command import FAILED, FINE, Program, Several, json_option, path_option
 from ssmsam.cli.live_server import LiveServer, ServerFailed, live_server
+from ssmsam.cli.options import encoder_option
 from ssmsam.cli.pictures import Panel, draw_overlays
+from ssmsam.cli.sample_data import IMAGES, LABELS, SampleCase, sample_cases
+from ssmsam.cli.serve import app_folder
 from ssmsam.reading import read_volume
-from ssmsam.report import Summary, mean_over_labels, run_manifest, summarise, write_result
+from ssmsam.report import Summary, files_digest, mean_over_labels, run_manifest, summarise, write_result
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.cli.options import add_encoder_option
-from ssmsam_research.evaluation.cases import Case, LabelledSet, open_set, read_notes
-from ssmsam_research.evaluation.metrics import dice
-from ssmsam_research.evaluation.placement import with_ends
-from ssmsam_research.evaluation.prompted import click_params
 
-ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = ROOT / "sample-datasets" / "abdomen"
 SLICE_CLICKS, VOLUME_CLICKS, SUBMITTED = 5, 3, 5
 HEADLINE = "sam_2d, 5 clicks"
 LEARNERS = ("fewshot", "ssm_sam")
 """The models that learn from annotated slices."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    notes = read_notes(ROOT / "benchmarks" / "labels.json", SAMPLES.name)
+@click.command(cls=Program)
+@click.option("--volumes", cls=Several, default=("ct_01", "mr_04"), show_default=True, metavar="NAME...")
+@encoder_option
+@path_option("--picture", default=Path("output", "demo.png"), show_default=True, metavar="PNG")
+@json_option
+def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path | None) -> int:
+    """See it work: start the real server on the sample volumes, annotate as a person would, compare with the truth.
+
+    First clicks and boxes become masks. Then five slices of every organ are submitted, and the few-shot model proposes
+    the rest of each volume. The server is started by MONAI Label's own command and asked through MONAI Label's own
+    client. The truth reaches it only as clicks, boxes and the submitted slices. Nothing outside a temporary folder and
+    the output files is written.
+    """
+    cases = sample_cases(volumes)
     try:
-        samples = open_set(SAMPLES, label_names=notes.label_names, only=options.volumes)
-        with studies_of(samples) as (studies, scratch):
-            print(f"starting the server on {len(samples.cases)} sample volumes ...", flush=True)
-            conf = {"store": str(scratch / "store"), "encoder": options.encoder}
-            with live_server(app=ROOT / "ssmsam_app", studies=studies, conf=conf) as server:
-                result, panels = annotate(server, samples, scratch)
+        with studies_of(cases) as (studies, scratch):
+            print(f"starting the server on {len(cases)} sample volumes ...", flush=True)
+            conf = {"store": str(scratch / "store"), "encoder": encoder}
+            with live_server(app=app_folder(), studies=studies, conf=conf) as server:
+                result, panels = annotate(server, cases, scratch)
     except (MONAILabelClientException, requests.RequestException, ServerFailed, ValueError) as error:
         print(f"the demo failed: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     print_result(result)
     title = "filled: answer, dashed: truth, crosses: clicks; right, coronal: sam_3d after 3 clicks, then from slices"
-    columns = len(panels) // len(samples.cases)
-    print(f"\npicture: {draw_overlays(options.picture, panels, columns=columns, title=title)}")
-    if options.json:
-        print(f"result:  {write_result(options.json, result)}")
-    return 0
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--volumes", nargs="+", default=["ct_01", "mr_04"], metavar="NAME", help="default: %(default)s")
-    add_encoder_option(parser)
-    parser.add_argument("--picture", type=Path, default=ROOT / "output" / "demo.png", metavar="PNG")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    return parser.parse_args(arguments)
+    print(f"\npicture: {draw_overlays(picture, panels, columns=len(panels) // len(cases), title=title)}")
+    if record:
+        print(f"result:  {write_result(record, result)}")
+    return FINE
 
 
 @contextmanager
-def studies_of(samples: LabelledSet) -> Iterator[tuple[Path, Path]]:
+def studies_of(cases: Sequence[SampleCase]) -> Iterator[tuple[Path, Path]]:
     """Copies of the images, without their labels, in a folder of their own beside an empty one for everything else."""
     with tempfile.TemporaryDirectory(prefix="ssmsam-demo-") as folder:
         studies, scratch = Path(folder) / "studies", Path(folder) / "scratch"
         studies.mkdir()
         scratch.mkdir()
-        for case in samples.cases:
+        for case in cases:
             shutil.copy(case.image, studies)
         yield studies, scratch
 
@@ -112,7 +103,7 @@ class Annotator:
         return mask
 
 
-def annotate(server: LiveServer, samples: LabelledSet, scratch: Path) -> tuple[dict[str, Any], list[Panel]]:
+def annotate(server: LiveServer, cases: Sequence[SampleCase], scratch: Path) -> tuple[dict[str, Any], list[Panel]]:
     """All organs of all volumes: the result, and a row of panels for each volume."""
     print(f"it answered after {server.start_s:.1f} s at {server.url}", flush=True)
     info = wait_until_warm(server.url)
@@ -122,42 +113,40 @@ def annotate(server: LiveServer, samples: LabelledSet, scratch: Path) -> tuple[d
     panels: list[Panel] = []
     seconds: dict[str, list[float]] = {}
     with polling(f"{server.url}/info/") as seconds["info during inference"]:
-        for case in samples.cases:
+        for case in cases:
             print(f"annotating {case.name} ...", flush=True)
-            found = annotate_case(client, case, samples, seconds, panels)
+            found = annotate_case(client, case, seconds, panels)
             print(f"submitting {SUBMITTED} slices of each organ, and asking for the rest ...", flush=True)
-            records += complete_case(client, case, samples, seconds, panels, scratch, found)
-    headline = by_label(records, HEADLINE)
+            records += complete_case(client, case, seconds, panels, scratch, found)
     headline, weights = by_label(records, HEADLINE), records[0]["weights_sha256"]
+    files = [path for case in cases for path in (case.image, case.labels)]
+    data = {"set": IMAGES, "cases": [case.name for case in cases], "sha256": files_digest(files)}
     result = {
         "protocol": "demo",
         "method": ", ".join(("sam_2d", "sam_3d", *LEARNERS)),
         "encoder": info["encoder"],
         "weights_sha256": weights,
-        "settings": {"headline": HEADLINE, "volumes": [case.name for case in samples.cases]},
+        "settings": {"headline": HEADLINE, "volumes": [case.name for case in cases]},
         "mean_dice": round(mean_over_labels(headline), 3),
         "per_label": {label: summary.as_json() for label, summary in headline.items()},
         "per_case": records,
         "seconds": {"server start": round(server.start_s, 2), **{kind: timed(kept) for kind, kept in seconds.items()}},
         "memory_mb": {name: round(value) for name, value in server.memory_mb().items()},
-        "manifest": run_manifest(
-            protocol="demo", data=samples.manifest(), weights={info["encoder"]: weights}, device=info["device"]
-        ),
+        "manifest": run_manifest(protocol="demo", data=data, weights={info["encoder"]: weights}, device=info["device"]),
     }
     return result, panels
 
 
 def annotate_case(
     client: MONAILabelClient,
-    case: Case,
-    samples: LabelledSet,
+    case: SampleCase,
     seconds: dict[str, list[float]],
     panels: list[Panel],
 ) -> list[dict[str, Any]]:
     """Every organ of one volume, with a click, more clicks and a box, on its widest slice and through the volume."""
     volume, labels = case.read()
     records, whole = [], {}
-    for label, truth in samples.targets(labels):
+    for label, truth in targets_of(labels).items():
         index = int(truth.sum(axis=(1, 2)).argmax())
         annotator = Annotator(client, case.name, label, seconds)
         clicks, mask, scores = click_slice(annotator, truth[index], index)
@@ -182,8 +171,7 @@ def annotate_case(
 
 def complete_case(
     client: MONAILabelClient,
-    case: Case,
-    samples: LabelledSet,
+    case: SampleCase,
     seconds: dict[str, list[float]],
     panels: list[Panel],
     scratch: Path,
@@ -191,8 +179,8 @@ def complete_case(
 ) -> list[dict[str, Any]]:
     """The same records with Dice of the models that learn from slices, on the slices that were not submitted."""
     volume, labels = case.read()
-    targets = dict(samples.targets(labels))
-    slices = {label: sorted(set(with_ends(truth, SUBMITTED))) for label, truth in targets.items()}
+    targets = targets_of(labels)
+    slices = {label: spread(truth, SUBMITTED) for label, truth in targets.items()}
     drawn = np.zeros(volume.shape, dtype=np.uint8)
     for value, (label, truth) in enumerate(targets.items(), 1):
         drawn[slices[label]] = np.where(truth[slices[label]], value, drawn[slices[label]])
@@ -281,6 +269,24 @@ def polling(url: str, every_s: float = 0.1) -> Iterator[list[float]]:
         thread.join()
 
 
+def targets_of(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Organ -> mask (slices, rows, columns) of all that are there, by rising number."""
+    return {LABELS[number]: labels == number for number in map(int, np.unique(labels)) if number}
+
+
+def spread(truth: np.ndarray, k: int) -> list[int]:
+    """The first, the last and equally spaced slices of an organ: ``k`` of them, or all when it has fewer."""
+    present = np.flatnonzero(truth.any(axis=(1, 2)))
+    wanted = np.linspace(present[0], present[-1], k)
+    return sorted({int(present[np.abs(present - place).argmin()]) for place in wanted})
+
+
+def dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """In per cent; 100 where both are empty."""
+    inside = np.count_nonzero(mask) + np.count_nonzero(truth)
+    return 200.0 * np.count_nonzero(mask & truth) / inside if inside else 100.0
+
+
 def slice_panel(
     title: str, volume: Volume, index: int, mask: np.ndarray, truth: np.ndarray, clicks: list[Click]
 ) -> Panel:
@@ -332,7 +338,3 @@ def print_result(result: dict[str, Any]) -> None:
     print(f"{'server start':22}{result['seconds']['server start']:6.2f}")
     print(f"\nencoder {result['encoder']}, memory of the server at its peak: {result['memory_mb']['peak']} MB")
     print("The sample volumes are synthetic: this shows that things work, not how well they work on patients.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,75 +1,54 @@
-"""Say what works on this machine, what does not, and what to do. Ends with 1 when something will not work."""
+"""``ssmsam doctor``: the checks of :mod:`ssmsam.cli.checks`, told."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import click
+
 from ssmsam.cli.checks import FAIL, Place, examine
+from ssmsam.cli.command import FAILED, FINE, Program, json_option
+from ssmsam.cli.options import weights_option
 from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights
 from ssmsam.models.weights import manifest as known_weights
 from ssmsam.report import run_manifest, write_result
 from ssmsam.server.configuration import default_store
 
-ROOT = Path(__file__).resolve().parent.parent
-COLOURS = {"OK": "\033[32m", "WARN": "\033[33m", "FAIL": "\033[31m"}
+COLORS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
+DOWNLOADABLE = [name for name, known in known_weights().items() if known.url]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    if options.download:
-        return download(options.download, options.weights)
+@click.command(cls=Program)
+@click.option("--download", type=click.Choice(DOWNLOADABLE), help="Fetch these weights and check them.")
+@weights_option
+@click.option("--port", type=int, default=8000, show_default=True, help="The port meant for the server.")
+@click.option("--studies", default="", metavar="URL or DIR", help="A DICOMweb store or a folder to look into.")
+@json_option
+def command(*, download: str | None, weights: Path | None, port: int, studies: str, record: Path | None) -> int:
+    """Say what works on this machine, what does not, and what to do. Ends with 1 when something will not work."""
+    if download:
+        return fetch(download, weights)
     findings = []
-    for finding in examine(place_of(options)):
+    for finding in examine(Place(weights=weights, store=default_store(), server_port=port, studies=studies)):
         findings.append(finding)
-        print(f"{coloured(finding.level)}  {finding.subject}: {finding.text}")
+        click.echo(f"{click.style(f'{finding.level:4}', COLORS[finding.level])}  {finding.subject}: {finding.text}")
         if finding.step:
-            print(f"      -> {finding.step}")
+            click.echo(f"      -> {finding.step}")
     failed = sum(finding.level == FAIL for finding in findings)
-    print(f"\n{failed} of {len(findings)} findings will not work." if failed else "\nEverything needed works.")
-    if options.json:
+    click.echo(f"\n{failed} of {len(findings)} findings will not work." if failed else "\nEverything needed works.")
+    if record:
         manifest = run_manifest(protocol="doctor", data={}, weights={})
-        write_result(options.json, {"findings": [asdict(finding) for finding in findings], "manifest": manifest})
-    return 1 if failed else 0
+        write_result(record, {"findings": [asdict(finding) for finding in findings], "manifest": manifest})
+    return FAILED if failed else FINE
 
 
-def place_of(options: argparse.Namespace) -> Place:
-    return Place(
-        root=ROOT,
-        weights=options.weights,
-        store=default_store(),
-        server_port=options.port,
-        studies=options.studies,
-    )
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    downloadable = [name for name, known in known_weights().items() if known.url]
-    parser.add_argument("--download", choices=downloadable, help="fetch these weights and check them")
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="folder to look for weights in first")
-    parser.add_argument("--port", type=int, default=8000, help="the port meant for the server")
-    parser.add_argument("--studies", default="", metavar="URL or DIR", help="a DICOMweb store or a folder to look into")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
-    return parser.parse_args(arguments)
-
-
-def download(name: str, folder: Path | None) -> int:
+def fetch(name: str, folder: Path | None) -> int:
     try:
         path = find_weights(name, folder=folder, download=True)
     except (CorruptWeights, MissingWeights) as error:
-        print(f"{coloured('FAIL')}  {error}", file=sys.stderr)
-        return 1
-    print(f"{coloured('OK')}  {name} is at {path}, checksum right")
-    return 0
-
-
-def coloured(level: str) -> str:
-    text = f"{level:4}"
-    return f"{COLOURS[level]}{text}\033[0m" if sys.stdout.isatty() else text
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        print(f"FAIL  {error}", file=sys.stderr)
+        return FAILED
+    click.echo(f"{click.style('OK', 'green')}    {name} is at {path}, checksum right")
+    return FINE

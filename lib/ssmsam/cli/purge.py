@@ -1,61 +1,58 @@
-"""Remove what is cached of patients' images on this machine: embeddings, support caches, downloaded series, sessions.
-
-    python apps/purge.py          say what would be removed
-    python apps/purge.py --yes    remove it
-
-Annotations, labels, task checkpoints and studies stay. What is needed again is made again.
-"""
+"""``ssmsam purge``: what is cached of patients' images, and its removal."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import click
+
+from ssmsam.cli.command import FAILED, FINE, Program, json_option, path_option
+from ssmsam.report import write_result
 from ssmsam.server.configuration import default_cache_folders
 from ssmsam.server.patient_cache import CacheFolders, cached, purge
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    places = cached(folders_of(options))
+@click.command(cls=Program)
+@click.option("--yes", is_flag=True, help="Remove it, not only say what there is.")
+@path_option("--store", metavar="DIR", help="The server's --conf store, if it has one.")
+@path_option("--heads", metavar="DIR", help="Likewise --conf heads.")
+@path_option("--dicom-folder", metavar="DIR", help="Likewise --conf dicom_folder.")
+@json_option
+def command(
+    *, yes: bool, store: Path | None, heads: Path | None, dicom_folder: Path | None, record: Path | None
+) -> int:
+    """Remove what is cached of patients' images: embeddings, support caches, downloaded series, sessions.
+
+    \b
+    ssmsam purge          say what would be removed
+    ssmsam purge --yes    remove it
+
+    Annotations, labels, task checkpoints and studies stay. What is needed again is made again.
+    """
+    usual = default_cache_folders()
+    folders = replace(
+        usual, store=store or usual.store, heads=(heads,) if heads else usual.heads, dicom=dicom_folder or usual.dicom
+    )
+    return removed(folders, yes=yes, record=record)
+
+
+def removed(folders: CacheFolders, *, yes: bool, record: Path | None) -> int:
+    """Tell what there is; with ``yes`` remove it."""
+    places = cached(folders)
     for place in places:
         found = place.as_json()
         print(f"{found['bytes'] / 1e6:10.1f} MB  {found['files']:7d} files  {place.name}: {place.what}")
-    if not options.yes:
+    there = [place.as_json() for place in places]
+    if not yes:
         print("Nothing was removed: give --yes to remove all of this. Annotations stay.")
-        return 0
-    removed = purge(places)
-    print(f"Removed {sum(one['bytes'] for one in removed) / 1e6:.1f} MB.")
-    left = sum(place.bytes for place in places)
+    gone = purge(places) if yes else []
+    left = sum(place.bytes for place in places) if yes else 0
+    if yes:
+        print(f"Removed {sum(one['bytes'] for one in gone) / 1e6:.1f} MB.")
+    if record:
+        write_result(record, {"found": there, "removed": gone, "left_bytes": left})
     if left:
         print(f"{left / 1e6:.1f} MB could not be removed: is this the user who runs the server?", file=sys.stderr)
-    return 1 if left else 0
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = default_cache_folders()
-    parser.add_argument("--yes", action="store_true", help="remove it, not only say what there is")
-    for name, what, folder in (
-        ("--store", "store", usual.store),
-        ("--heads", "heads", usual.heads[0]),
-        ("--dicom-folder", "dicom_folder", usual.dicom),
-    ):
-        parser.add_argument(name, type=Path, metavar="DIR", help=f"the server's --conf {what}, default: {folder}")
-    return parser.parse_args(arguments)
-
-
-def folders_of(options: argparse.Namespace) -> CacheFolders:
-    usual = default_cache_folders()
-    return replace(
-        usual,
-        store=options.store or usual.store,
-        heads=(options.heads,) if options.heads else usual.heads,
-        dicom=options.dicom_folder or usual.dicom,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return FAILED if left else FINE

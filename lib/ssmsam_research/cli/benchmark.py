@@ -70,7 +70,7 @@ from ssmsam_research.evaluation.speed import SpeedProtocol, measure_model, measu
 from ssmsam_research.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot
 from ssmsam_research.evaluation.supports import SupportPool, support_set
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def main(arguments: list[str] | None = None) -> int:
