@@ -77,16 +77,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         return options.protocol(options)
-    except (MissingWeights, CorruptWeights, ServerFailed, ValueError) as error:
+    except ServerFailed as error:
         print(error, file=sys.stderr)
         return 1
+    except (MissingWeights, CorruptWeights, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; start again with the same arguments to go on", file=sys.stderr)
         return 130
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "ssmsam benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     protocols = parser.add_subparsers(
         required=True,
         metavar="{clicks,complete,crosspatient,active,precision,registration,speed,check,figures,compare}",

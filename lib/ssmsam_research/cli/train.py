@@ -1,24 +1,25 @@
 """Train the small model.
 
-    python apps/pretrain.py pack --data DIR [DIR ...] --out PACK   labelled folders (images/ + labels/) -> pack
-    python apps/pretrain.py train --data PACK --out FILE           train; go on with --resume FILE.ckpt
-    python apps/pretrain.py ssm --data PACK --weights FILE --out FILE   then SSM-SAM's decoder behind that encoder
-    python apps/pretrain.py embed --data DIR [DIR ...] --out CACHE      slices through the encoder medsam_lite, once
-    python apps/pretrain.py lite --data CACHE --out FILE           then its mask decoder, for clicks; see --resume
-    python apps/pretrain.py embed-volumes --data DIR [DIR ...] --out CACHE   slices of volumes, for the next
-    python apps/pretrain.py fewshot --data CACHE --out FILE        its few-shot decoder and online optimiser
-    python apps/pretrain.py volume-head --data DIR [DIR ...] --cache CACHE --out FILE   what judges its proposals
-    python apps/pretrain.py curve FILE.jsonl --out PNG             draw the learning curve
+    ssmsam train pack --data DIR [DIR ...] --out PACK   labelled folders (images/ + labels/) -> pack
+    ssmsam train train --data PACK --out FILE           train; go on with --resume FILE.ckpt
+    ssmsam train ssm --data PACK --weights FILE --out FILE   then SSM-SAM's decoder behind that encoder
+    ssmsam train embed --data DIR [DIR ...] --out CACHE      slices through the encoder medsam_lite, once
+    ssmsam train lite --data CACHE --out FILE           then its mask decoder, for clicks; see --resume
+    ssmsam train embed-volumes --data DIR [DIR ...] --out CACHE   slices of volumes, for the next
+    ssmsam train fewshot --data CACHE --out FILE        its few-shot decoder and online optimiser
+    ssmsam train volume-head --data DIR [DIR ...] --cache CACHE --out FILE   what judges its proposals
+    ssmsam train curve FILE.jsonl --out PNG             draw the learning curve
 
-`train` needs only torch, numpy, scipy, scikit-image and safetensors, so that it also runs on a GPU machine without
-the rest of this project's requirements.
+As `python -m ssmsam_research.cli.train train ...` it needs only torch, numpy, scipy, scikit-image and safetensors, so
+that it also runs on a GPU machine without the rest of this project's requirements.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +33,30 @@ if TYPE_CHECKING:
     from ssmsam_research.training.samples import SampleCase
 
 
-def main() -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one step of training; the exit status."""
+    options = parse(arguments)
+    try:
+        STEPS[options.command](options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; --resume goes on from the last checkpoint, where the step has it", file=sys.stderr)
+        return 130
+    if options.json:
+        from ssmsam.report import run_manifest, write_result
+
+        settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
+        write_result(options.json, {"manifest": run_manifest(protocol="train", data={}, weights={}, settings=settings)})
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "ssmsam train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write there what was asked for, and with what code")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_pack(commands.add_parser("pack", help="prepare labelled folders for training"))
     _add_train(commands.add_parser("train", help="train the small model on a pack"))
@@ -49,19 +71,7 @@ def main() -> None:
     decoder.add_argument("--start", type=Path, help="weights to begin with, default: those of `small`")
     _add_volume_head(commands.add_parser("volume-head", help="train what judges proposals along a volume"))
     _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
-    arguments = parser.parse_args()
-    run = {
-        "pack": pack,
-        "train": train,
-        "ssm": ssm,
-        "embed": embed,
-        "lite": lite,
-        "embed-volumes": embed_volumes,
-        "fewshot": fewshot,
-        "volume-head": volume_head,
-        "curve": curve,
-    }
-    run[arguments.command](arguments)
+    return parser.parse_args(arguments)
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
@@ -506,5 +516,17 @@ def curve(arguments: argparse.Namespace) -> None:
     print(draw_learning_curve(arguments.out, arguments.log))
 
 
+STEPS = {
+    "pack": pack,
+    "train": train,
+    "ssm": ssm,
+    "embed": embed,
+    "lite": lite,
+    "embed-volumes": embed_volumes,
+    "fewshot": fewshot,
+    "volume-head": volume_head,
+    "curve": curve,
+}
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
