@@ -33,10 +33,7 @@ def test_each_command_loads_takes_json_and_has_a_launcher(name: str, capsys: pyt
     command = ssmsam.get_command(None, name)
     if name in ("benchmark", "train"):  # parsed by ssmsam_research
         with pytest.raises(SystemExit):
-            main(
-                [name, "clicks" if name == "benchmark" else "", "--help"][: 3 if name == "benchmark" else 1]
-                + ["--help"]
-            )
+            main([name, *(["clicks"] if name == "benchmark" else []), "--help"])
         assert "--json" in capsys.readouterr().out
     else:
         assert "--json" in {name for option in command.params for name in option.opts}
