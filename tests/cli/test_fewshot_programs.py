@@ -130,7 +130,7 @@ def test_names_may_be_left_out(folder: Path, model: list[str], tmp_path: Path, l
         (["--names", "organ=4"], "no label map holds organ=4; the numbers found are 3, 300"),
         (["--names", "organ"], "NAME=NUMBER"),
         (["--support", "none.nii.gz:none.nii.gz"], "no such file"),
-        (["--weights", "nowhere", "--encoder", "sam_vit_b"], "doctor.py --download sam_vit_b"),
+        (["--weights", "nowhere", "--encoder", "sam_vit_b"], "ssmsam doctor --download sam_vit_b"),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line(

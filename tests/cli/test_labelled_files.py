@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from planted import COLUMNS, ORGAN, OTHER, draw_volume
 
+from fakes import PocketEncoder
 from ssmsam.api import support_of
 from ssmsam.cli.labelled_files import (
     LabelledFile,
@@ -32,6 +33,11 @@ def support_from(
 
 
 LABELS = np.where(ORGAN, 1, np.where(OTHER, 7, 0)).astype(np.uint8)
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    return Embedder(encoder=PocketEncoder())
 
 
 @pytest.fixture
