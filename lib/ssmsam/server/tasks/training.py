@@ -20,10 +20,10 @@ from ssmsam.fewshot.meta_learning import LEAST_SLICES, MetaConfig, MetaTrained, 
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.progress import Progress
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.labelled import Limits
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import Job
+from ssmsam.service.labelled_slices import Limits
 from ssmsam.volume.writing import write_bytes
 
 _EVERY_S = 1.0
