@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from plain_files import PlainFiles
-from pooling_encoder import PoolingEncoder
 
+from fakes import PoolingEncoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models.encoder import Embedding
 from ssmsam.service.background import WAITING, Background

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,7 +31,7 @@ from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encode
 from ssmsam.models.prompt_registry import load_decoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
-from ssmsam.progress import Cancelled
+from ssmsam.progress import Cancelled, Turns
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, InferenceCommand, require_keys
 from ssmsam.server.clients.slicer import with_known_labels
 from ssmsam.server.configuration import (
@@ -103,6 +105,7 @@ class ServerApp(MONAILabelApp):
         """The network, its decoders and the embedding store."""
         configuration = self.configuration
         threads = use_threads(configuration.threads)
+        self.jobs.turns = Turns(max(1, (os.cpu_count() or 1) // threads))
         wanted: dict[str, Any] = {
             "folder": configuration.weights,
             "download": configuration.download,
@@ -299,7 +302,7 @@ class ServerApp(MONAILabelApp):
             brief=True,
         )
         try:
-            with self.background.giving_way(), self.jobs.running(job):
+            with self.background.giving_way(), self.jobs.running(job), self._turn(task):
                 path, details = task(replace(command, progress=job.progress))
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
@@ -313,6 +316,10 @@ class ServerApp(MONAILabelApp):
             info = {"model": command.model, "params": details}
             label = self.datastore().save_label(source.image_id, path, command.tag, info)
         return {"label": label, "tag": command.tag, "file": path, "params": details}
+
+    def _turn(self, task: InferTask) -> AbstractContextManager[None]:
+        """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
+        return self.jobs.turns.brief() if getattr(task, "brief", False) else nullcontext()
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""
