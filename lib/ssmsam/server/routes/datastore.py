@@ -240,7 +240,7 @@ def masks(
     ``models.fewshot.labels`` in ``/info/``; the header ``X-Ssmsam-Labels`` holds them as percent-encoded JSON. It
     counts as shown.
     """
-    offered = app.rooms[FEWSHOT].offered
+    offered = app.services[FEWSHOT].offered
     volume, values = app.datastore().show_again(image, client=reader(client_id, request), order=offered)
     path = write_mask(volume.array, volume, MaskFormat(compress=compress))
     background_tasks.add_task(remove_file, path)
