@@ -85,7 +85,7 @@ def accept_all(monkeypatch: pytest.MonkeyPatch, *, better: bool) -> None:
 
 def test_a_new_start_is_published_and_heads_are_adapted_from_it(service: FewShotService, monkeypatch) -> None:
     initialisations, config = the_starts(service), quick_config(service)
-    old_head, old_name, _ = service.head(support_of(service), config)
+    old_head, old_name, _ = service.task(support_of(service), config)
     assert old_head.card["method"] == SSM_SAM
     assert old_head.card["start"] == ""
     accept_all(monkeypatch, better=True)
@@ -105,11 +105,11 @@ def test_a_new_start_is_published_and_heads_are_adapted_from_it(service: FewShot
     assert card["shipped_estimate"]["liver"]["after"] == 0.5
     assert np.isfinite([card["first_loss"], card["loss"]]).all()
 
-    head, new_name, fresh = service.head(support_of(service), config)
+    head, new_name, fresh = service.task(support_of(service), config)
     assert fresh
     assert new_name != old_name
     assert head.card["start"] == name
-    assert service.head(support_of(service), config)[1:] == (new_name, False), "nothing is learned twice"
+    assert service.task(support_of(service), config)[1:] == (new_name, False), "nothing is learned twice"
     kept = service.kept(old_name)
     assert kept is not None
     assert same(kept.decoder, old_head.decoder), "a head keeps the decoder that it was adapted from"

@@ -107,8 +107,8 @@ class Training(TrainTask):
 class FewShotTraining(Training):
     """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
 
-    The result is put into the registry of heads. It answers from then on if the estimate on held-out slices is not worse
-    than that of the head before it.
+    The result is put into the registry. It answers from then on if the estimate on held-out slices is not worse than
+    that of the task checkpoint before it.
     """
 
     def __init__(self, service: FewShotService) -> None:
@@ -126,16 +126,16 @@ class FewShotTraining(Training):
         service = self._service
         config = self._configured(options)
         decoder, start = service.start
-        head = adapt(service.labelled.support(""), service.embedder, decoder, config=config, progress=progress)
-        better = self._better(head.card, service.registry.state.active)
-        head = replace(head, card={**head.card, "trained": True})
-        name = service.registry.publish(service.signed(head, start), decoder=service.decoder, activate=better)
+        task = adapt(service.labelled.support(""), service.embedder, decoder, config=config, progress=progress)
+        better = self._better(task.card, service.registry.state.active)
+        task = replace(task, card={**task.card, "trained": True})
+        name = service.registry.publish(service.signed(task, start), decoder=service.decoder, activate=better)
         return {
             "head": name,
             "activated": better,
-            "dice_estimate": head.card["dice_estimate"],
-            "learned_from": head.learned_from,
-            "best_metric": mean_estimate(head.card),
+            "dice_estimate": task.card["dice_estimate"],
+            "learned_from": task.learned_from,
+            "best_metric": mean_estimate(task.card),
         }
 
     def _configured(self, options: Mapping[str, Any]) -> FewShotConfig:
@@ -158,7 +158,7 @@ class FewShotTraining(Training):
         return replace(config, adaptation=adaptation)
 
     def _better(self, card: Any, before: str) -> bool:
-        """Whether a new head is estimated to be no worse than the one that answers; without estimates it is."""
+        """Whether a new checkpoint is estimated to be no worse than the one that answers; without estimates it is."""
         if not before:
             return True
         try:
@@ -179,7 +179,7 @@ class MetaTraining(Training):
     """``ssm_sam_meta``: learns from everything that is annotated how to adapt quickly.
 
     The result is a new start of ``ssm_sam``. It is used from then on unless adaptation gets further from the shipped
-    one, on slices that were set aside. Heads that were adapted before stay what they are.
+    one, on slices that were set aside. Task checkpoints that were adapted before stay what they are.
     """
 
     def __init__(self, service: FewShotService) -> None:
