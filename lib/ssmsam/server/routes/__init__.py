@@ -6,7 +6,7 @@ from ssmsam.server.routes import (
     datastore,
     inference,
     jobs,
-    proxied,
+    proxy,
     sessions,
     tasks,
     viewer,
@@ -22,7 +22,7 @@ ROUTERS = (
     datastore.router,
     datastore.slices,
     sessions.router,
-    proxied.router,
+    proxy.router,
     viewer.router,
     viewer.reference,
 )

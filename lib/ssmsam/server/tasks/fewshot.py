@@ -310,9 +310,9 @@ def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, li
     found = {}
     for number, label in enumerate(prediction.labels):
         annotated = {one.index for one in support.get(label, ()) if one.volume == volume}
-        doubt = prediction.uncertainty[number] * ~np.isin(prediction.slices, list(annotated))
-        worst = np.argsort(-doubt, kind="stable")[:HINTS]
-        found[label] = [int(prediction.slices[row]) for row in worst if doubt[row] > 0.02]
+        uncertainty = prediction.uncertainty[number] * ~np.isin(prediction.slices, list(annotated))
+        worst = np.argsort(-uncertainty, kind="stable")[:HINTS]
+        found[label] = [int(prediction.slices[row]) for row in worst if uncertainty[row] > 0.02]
     return found
 
 
