@@ -10,7 +10,6 @@ from scipy import ndimage
 
 from ssmsam.interactive.click_constraints import (
     CorrectionConfig,
-    connected_to,
     enforce_clicks,
     limit_to_box,
     satisfied,
@@ -20,6 +19,7 @@ from ssmsam.interactive.click_constraints import (
     without_islands,
 )
 from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.ops import touching
 
 CONFIG = CorrectionConfig()
 SHAPE = (40, 50)
@@ -122,8 +122,8 @@ def test_crumbs_are_what_little_is_left_of_a_piece() -> None:
 
 
 def test_connected_to_keeps_what_overlaps() -> None:
-    assert np.array_equal(connected_to(disc(12, 20, 8) | disc(36, 20, 6), disc(14, 20, 3)), disc(12, 20, 8))
-    assert not connected_to(disc(36, 20, 6), disc(12, 20, 5)).any()
+    assert np.array_equal(touching(disc(12, 20, 8) | disc(36, 20, 6), disc(14, 20, 3)), disc(12, 20, 8))
+    assert not touching(disc(36, 20, 6), disc(12, 20, 5)).any()
 
 
 def test_carving_follows_the_proposal_only_around_the_click() -> None:

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Truth
+from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, Truth
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
 

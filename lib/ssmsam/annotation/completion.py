@@ -8,7 +8,8 @@ import numpy as np
 
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.log import Served
-from ssmsam.annotation.slice_state import PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 
 

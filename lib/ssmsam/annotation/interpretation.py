@@ -17,12 +17,12 @@ from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
 from ssmsam.annotation.slice_state import (
     STORED_SLICES,
     InvalidSubmission,
-    PackedMask,
     SliceAnnotation,
     SliceKey,
     Source,
     now,
 )
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid, Volume
 

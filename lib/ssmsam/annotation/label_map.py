@@ -9,7 +9,8 @@ import numpy as np
 
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.interpretation import Submission, named_values
-from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source
+from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid, Volume
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 
 from ssmsam.annotation.annotations import pack_slices
-from ssmsam.annotation.slice_state import STORED_SLICES, PackedMask
+from ssmsam.annotation.slice_state import STORED_SLICES
 from ssmsam.annotation.store import (
     SCHEMA,
     CorruptAnnotations,
@@ -26,8 +26,9 @@ from ssmsam.annotation.store import (
     write_json,
     write_masks,
 )
+from ssmsam.files import put_aside
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
-from ssmsam.volume.writing import put_aside
 
 UNNAMED = ""
 """The label of a mask that was asked for without one: some viewers never say which segment is selected."""

@@ -20,11 +20,12 @@ from ssmsam.annotation.interpretation import Context, Submission, interpret, int
 from ssmsam.annotation.labels import negative_of
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, now
 from ssmsam.annotation.store import AnnotationStore, image_folder
+from ssmsam.files import WRITING
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
-from ssmsam.volume.writing import WRITING
 
 _AXES = {0: "", 1: "rows ", 2: "columns "}
 

@@ -19,10 +19,11 @@ import numpy as np
 from filelock import FileLock
 
 from ssmsam.annotation.annotations import Annotations, Revision, Update
-from ssmsam.annotation.slice_state import PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
 from ssmsam.annotation.support import SupportSet
+from ssmsam.files import put_aside, write_bytes
+from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
-from ssmsam.volume.writing import put_aside, write_bytes
 
 
 class CorruptAnnotations(ValueError):

@@ -28,8 +28,8 @@ from ssmsam.dicom.seg_check import check_seg
 from ssmsam.dicom.seg_frames import NUMBER_ELEMENT, NUMBER_GROUP, NUMBER_OWNER
 from ssmsam.dicom.series import DicomSeries, find_series
 from ssmsam.dicom.terminology import PRIVATE_SCHEME, Code, Concept, concept_of
+from ssmsam.files import whole_file
 from ssmsam.volume.volume import Volume
-from ssmsam.volume.writing import whole_file
 
 STORAGE = {"CT": CTImageStorage, "MR": MRImageStorage}
 

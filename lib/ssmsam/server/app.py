@@ -29,6 +29,7 @@ from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
+from ssmsam.files import private_folder
 from ssmsam.interactive.request import PROMPT_KEYS
 from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.models.prompt_registry import load_decoder
@@ -64,7 +65,6 @@ from ssmsam.server.tasks.training import Training
 from ssmsam.server.warmup import WarmUp
 from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.volume.writing import private_folder
 
 logger = logging.getLogger(__name__)
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmsam import ops
+
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     """Dice in per cent of two masks of one shape; any non-zero element is inside.
 
     Both empty is a full agreement, 100; one of them empty is 0. Raises ValueError when the shapes differ.
     """
-    a, b = _masks(prediction, truth)
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 100.0 if total == 0 else 200.0 * int(np.count_nonzero(a & b)) / total
+    return float(ops.dice(*_masks(prediction, truth), scale=100.0))
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:

@@ -21,13 +21,13 @@ from ssmsam.annotation.labels import new_labels
 from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
+from ssmsam.annotation.slice_state import STORED_SLICES, SliceAnnotation, now
 from ssmsam.annotation.store import Overview
 from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
-from ssmsam.reading import UnreadableVolume, read_grid, read_volume
+from ssmsam.reading import UnreadableVolume, read_grid, read_mask, read_volume
 from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.volume.geometry import Plane, axis_codes, reoriented
+from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid, Volume
 from ssmsam.volume.writing import write_volume
 
@@ -113,7 +113,7 @@ class AnnotatedStudies(Datastore):
             if known.annotated or known.reopened:
                 return
             grid, info = self._grid(image_id), self.get_label_info(image_id, FINAL) or {}
-            mask = _read_mask(Path(self.get_label_uri(image_id, FINAL)), grid)
+            mask = read_mask(Path(self.get_label_uri(image_id, FINAL)), grid)
             update, values = whole_label(mask, grid, info.get("label_info"), names)
             merged = self._service.merge(image_id, update)
             if getattr(self, "writable", True):
@@ -230,7 +230,7 @@ class AnnotatedStudies(Datastore):
         Raises InvalidSubmission and UnreadableVolume; nothing is changed then.
         """
         grid = self._grid(image_id)
-        submission = Submission(_read_mask(file, grid), params)
+        submission = Submission(read_mask(file, grid), params)
         with self._one_at_a_time(image_id):
             receipt = self._apply(image_id, params, lambda: self._service.submitted(image_id, submission, grid))
             for served in self._service.on_screen(image_id, submission):
@@ -447,23 +447,3 @@ class AnnotatedStudies(Datastore):
     def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
         """Holds an image: submissions come one after the other, so that label files are never older than they."""
         return self._images_locked.hold(image_id)
-
-
-def _read_mask(file: Path, grid: Grid) -> Volume:
-    """A submitted mask: a volume, or raw bytes (.bin) on the image's grid, the column running fastest."""
-    if file.suffix == ".bin":
-        voxels = np.fromfile(file, dtype=np.uint8)
-        if voxels.size != np.prod(grid.shape):
-            raise InvalidSubmission(
-                f"the label has {voxels.size} bytes, but the image has {np.prod(grid.shape)} voxels: "
-                "send one byte per voxel, or a .nii.gz or .nrrd file"
-            )
-        return Volume(voxels.reshape(grid.shape), grid.affine)
-    try:
-        mask = read_volume(file)
-    except UnreadableVolume as error:
-        raise UnreadableVolume(str(error).replace(str(file), "the label")) from error
-    if mask.grid.matches(grid):
-        return mask
-    turned = reoriented(mask, axis_codes(grid))  # some viewers flip or swap axes when they load and save
-    return turned if turned.grid.matches(grid) else mask

@@ -29,7 +29,7 @@ from ssmsam.dicom.web import (
     StoreUnavailable,
 )
 from ssmsam.progress import Cancelled, Progress, shielded
-from ssmsam.reading import UnreadableVolume, read_volume
+from ssmsam.reading import UnreadableVolume, read_mask
 from ssmsam.server.datastore.annotated import FINAL, AnnotatedStudies, Receipt
 from ssmsam.server.datastore.catalogue import FRESH_S, DicomCatalogue
 from ssmsam.server.datastore.folder import ANNOTATIONS
@@ -38,8 +38,7 @@ from ssmsam.server.datastore.series_cache import IMAGES, SeriesCache
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import is_uid
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.volume.geometry import axis_codes, reoriented
-from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
 logger = logging.getLogger(__name__)
@@ -190,7 +189,7 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
             return self._keep(image_id, label_filename, label_tag, info)
         series = find_series(Path(self.get_image_uri(image_id)))
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
-            mask = _mask_on(series, label_filename)
+            mask = read_mask(Path(label_filename), series.grid)
             file = Path(scratch) / "label.nii.gz"
             write_volume(mask, file)
             if label_tag == FINAL:
@@ -413,22 +412,3 @@ def _names(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
 def _notes(info: dict[str, Any]) -> AlgorithmNotes:
     model = str(info.get("model") or "")[:64]
     return AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, parameters={"model": model} if model else {})
-
-
-def _mask_on(series: DicomSeries, file: str) -> Volume:
-    """A submitted mask on the grid of the series. Axes that a viewer flipped or swapped are put back."""
-    if file.endswith(".bin"):
-        return _raw_voxels(Path(file), series.grid)
-    mask = read_volume(file)
-    if not mask.grid.matches(series.grid):
-        turned = reoriented(mask, axis_codes(series.grid))
-        mask = turned if turned.grid.matches(series.grid) else mask
-    return mask
-
-
-def _raw_voxels(file: Path, grid: Grid) -> Volume:
-    """Voxels of one byte, columns first, as OHIF 2 sends them."""
-    voxels = np.fromfile(file, dtype=np.uint8)
-    if voxels.size != np.prod(grid.shape):
-        raise InvalidRequest(f"the label has {voxels.size} voxels, the image {int(np.prod(grid.shape))}")
-    return Volume(voxels.reshape(grid.shape), grid.affine)
