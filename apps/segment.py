@@ -29,8 +29,8 @@ from ssmsam.progress import Progress
 from ssmsam.progress_bar import ProgressBar
 from ssmsam.reading import read_volume
 from ssmsam.server.configuration import default_store, default_support
-from ssmsam.volume.geometry import Plane, reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.evaluation.figures import Panel, draw_overlays
 from ssmsam_research.evaluation.manifest import files_digest, run_manifest

@@ -62,7 +62,12 @@ def test_a_packed_mask_is_what_was_packed() -> None:
 def test_a_file_that_is_broken_off_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "result.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as partial:
-        partial.write_text("ne")
-        raise KeyboardInterrupt
+
+    def break_off() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
     assert path.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["result.txt"]

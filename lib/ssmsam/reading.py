@@ -9,10 +9,10 @@ import numpy as np
 
 from ssmsam.dicom.series import find_series, read_dicom
 from ssmsam.volume.errors import UnreadableVolume, one_error
-from ssmsam.volume.geometry import axis_codes, reoriented
+from ssmsam.volume.geometry import axis_codes
 from ssmsam.volume.itk import itk_grid, read_itk
 from ssmsam.volume.nifti import nifti_grid, read_nifti
-from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.volume import Grid, Volume, reoriented
 
 __all__ = ["UnreadableVolume", "read_grid", "read_mask", "read_volume"]
 
@@ -31,7 +31,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     with one_error(path):
         if _is_folder(path):
             return read_dicom(path)
-        return read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
+        array, grid = read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
+        return Volume(array, grid.affine)
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:

@@ -20,8 +20,7 @@ from ssmsam.dicom.seg_reader import read_seg
 from ssmsam.dicom.seg_writer import AlgorithmNotes, DicomPatient, EmptySegmentation, write_dicom_series, write_seg
 from ssmsam.dicom.series import find_series
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 
 PATIENT = DicomPatient("Test^Tessa", "T-1", "a few slices")
 NOTES = AlgorithmNotes("sam_3d", "0.1", creator="Müller^Jörg", parameters={"propagate": "yes"})

@@ -10,7 +10,7 @@ from serving import Server, free_port
 
 from ssmsam.dicom.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import reoriented
+from ssmsam.volume.volume import reoriented
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.training.sample_studies import write_sample_studies
 

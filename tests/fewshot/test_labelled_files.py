@@ -19,7 +19,8 @@ from ssmsam.fewshot.labelled_files import (
 )
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.volume.errors import UnreadableVolume
-from ssmsam.volume.geometry import Plane, reoriented
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import reoriented
 from ssmsam.volume.writing import write_volume
 
 LABELS = np.where(ORGAN, 1, np.where(OTHER, 7, 0)).astype(np.uint8)

@@ -30,8 +30,7 @@ from ssmsam.server.datastore import catalogue as dicom_catalogue
 from ssmsam.server.datastore import series_cache
 from ssmsam.server.datastore.dicomweb import UNSENT, DicomWebArchive, DicomWebStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 SHAPE = (5, 12, 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,15 +12,27 @@ import SimpleITK as sitk
 
 from ssmsam.files import whole_file
 from ssmsam.volume.geometry import RAS_LPS
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import ImageLike, Volume, as_volume
 
 
-def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> None:
+def write_volume(volume: ImageLike, path: str | os.PathLike[str], *, affine: Any = None, compress: bool = True) -> None:
     """Write a .nii, .nii.gz or .nrrd file on the volume's own grid, keeping the type of its voxels.
 
-    The file appears whole or not at all. ``compress`` chooses gzip or raw NRRD; NIfTI says it by its suffix.
-    The same volume always makes the same bytes. Raises ValueError for another suffix.
+    The file appears whole or not at all, and the same volume always makes the same bytes.
+
+    Args:
+        volume: A volume, or what :func:`~ssmsam.volume.volume.as_volume` takes with ``affine``.
+        path: Its suffix says the format.
+        affine: (4, 4) for an array, voxel index (column, row, slice) to LPS millimetres.
+        compress: Gzip or raw NRRD; NIfTI says it by its suffix.
+
+    Raises:
+        ValueError: Another suffix, or no volume.
+
+    Example:
+        >>> write_volume(mask, "liver.nii.gz", affine=ct.affine)  # doctest: +SKIP
     """
+    volume = as_volume(volume, affine=affine)
     path = Path(path)
     for suffix in (".nii.gz", ".nii", ".nrrd"):
         if path.name.lower().endswith(suffix):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssmsam.dicom.seg_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import reoriented
+from ssmsam.volume.volume import reoriented
 from ssmsam_research.training.samples import CASES, SampleCase
 
 
