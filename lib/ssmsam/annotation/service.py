@@ -15,8 +15,16 @@ from uuid import uuid4
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.completion import complete, declared_whole, whole
-from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark, named_values, on_screen
+from ssmsam.annotation.interpretation import (
+    Context,
+    Submission,
+    complete,
+    interpret,
+    interpret_mark,
+    named_values,
+    on_screen,
+    whole,
+)
 from ssmsam.annotation.labels import negative_of
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
@@ -239,7 +247,7 @@ class AnnotationService:
             finished,
             entries={**finished.entries, **listed},
             labels=finished.labels | {key.label for key in listed},
-            withdrawn=said.withdrawn | declared_whole(said.reopened, known),
+            withdrawn=said.withdrawn | known.declared_whole(said.reopened),
             reopened=said.reopened & known.complete,
         )
 

@@ -103,8 +103,8 @@ def as_volume(image: ImageLike, *, affine: Any = None) -> Volume:
         The volume, whose numbers are no wider than 4 bytes: integers stay integers, else float32.
 
     Raises:
-        UnreadableVolume: It is not one 3-D grey image on a straight grid, or an affine is missing or one too many.
-        TypeError: Another kind of object.
+        UnreadableVolume: It is not one 3-D grey image on a straight grid, or an array without an affine.
+        ValueError: Another kind of object, or an affine for what has one.
 
     Example:
         >>> ct = as_volume(np.zeros((2, 4, 4), dtype=np.int16), affine=np.diag([0.8, 0.8, 5, 1]))
@@ -112,10 +112,12 @@ def as_volume(image: ImageLike, *, affine: Any = None) -> Volume:
         (5.0, 0.8, 0.8)
     """
     if not isinstance(image, np.ndarray | Volume | sitk.Image | nib.spatialimages.SpatialImage):
-        kind = type(image).__name__
-        raise TypeError(f"a volume is made of an array or an image of nibabel or SimpleITK, not of {kind}")
+        raise ValueError(
+            f"an image is a Volume, an array with affine=, or one of nibabel or SimpleITK, got {type(image).__name__}: "
+            "read files and folders with read_volume first"
+        )
     if affine is not None and not isinstance(image, np.ndarray):
-        raise UnreadableVolume("the image brings its own affine: leave out the argument, or pass the array alone.")
+        raise ValueError(f"affine= is for arrays, and a {type(image).__name__} knows where it is: leave it out")
     if isinstance(image, Volume):
         return image
     source = "the image"
@@ -133,7 +135,10 @@ def as_volume(image: ImageLike, *, affine: Any = None) -> Volume:
 
 def _of_array(array: np.ndarray, affine: Any, source: str) -> Volume:
     if affine is None:
-        raise UnreadableVolume(f"{source}: an array does not say where it is: pass affine=, voxels to LPS millimetres.")
+        raise UnreadableVolume(
+            "an array does not say where it is in the patient: give affine=, a 4x4 matrix from (column, row, slice) to "
+            "LPS millimetres, np.diag([x_mm, y_mm, z_mm, 1]) for instance"
+        )
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind not in "biuf":
         raise UnreadableVolume(

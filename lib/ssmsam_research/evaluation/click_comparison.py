@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ssmsam.progress import Progress, silent
+from ssmsam.report import Summary, run_manifest, summarise
 from ssmsam_research.evaluation.cases import LabelledSet
 from ssmsam_research.evaluation.click_methods import METHODS, ClickMethod, TrainingRecord
 from ssmsam_research.evaluation.click_run import ClickRun
 from ssmsam_research.evaluation.clicks import ClickProtocol
-from ssmsam_research.evaluation.manifest import run_manifest
-from ssmsam_research.evaluation.metrics import Summary, summarise
 from ssmsam_research.evaluation.prompted import ModelChoice
 
 

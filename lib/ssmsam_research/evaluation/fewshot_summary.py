@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmsam.report import mean_over_labels
 from ssmsam_research.evaluation.clicks import Record, agreement, label_summaries
 from ssmsam_research.evaluation.figures import draw_curves, draw_seconds
 from ssmsam_research.evaluation.methods import METHODS
-from ssmsam_research.evaluation.metrics import mean_over_labels
 
 if TYPE_CHECKING:
     from ssmsam_research.evaluation.fewshot_run import FewShotRun

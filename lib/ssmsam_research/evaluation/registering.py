@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
+from ssmsam.report import installed_versions, summarise
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Grid
 from ssmsam_research.evaluation.cases import Case, LabelledSet
-from ssmsam_research.evaluation.manifest import installed_versions
-from ssmsam_research.evaluation.metrics import dice, summarise, summarise_labels
+from ssmsam_research.evaluation.metrics import dice, summarise_labels
 from ssmsam_research.evaluation.registration_methods import METHODS, PACKAGES, Method, available
 from ssmsam_research.evaluation.run import Run
 

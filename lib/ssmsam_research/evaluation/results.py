@@ -1,19 +1,10 @@
-"""Result files: one JSON each, written whole or not at all; and the lines of a run that may be resumed."""
+"""The lines of a run that may be resumed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
-
-from ssmsam.files import whole_file
-
-
-def write_result(path: Path, result: dict[str, Any]) -> Path:
-    """Write a result as JSON, in place of an older one."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(result, indent=2) + "\n")
-    return path
 
 
 class RunLog:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ssmsam.progress import Progress, silent
-from ssmsam_research.evaluation.manifest import run_manifest
+from ssmsam.report import run_manifest
 from ssmsam_research.evaluation.results import RunLog
 
 U = TypeVar("U")

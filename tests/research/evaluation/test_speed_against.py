@@ -8,9 +8,9 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from ssmsam.cli.annotator import Click
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.annotator import Click
 from ssmsam_research.evaluation.cases import open_set
 from ssmsam_research.evaluation.rivals import RIVALS, PredictorModel, open_rival
 from ssmsam_research.evaluation.speed import SpeedProtocol, Timing

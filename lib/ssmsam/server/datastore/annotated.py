@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.interpretation import Submission
-from ssmsam.annotation.label_map import label_map, whole_label
+from ssmsam.annotation.annotations import Annotations, Update, label_map
+from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels
 from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
