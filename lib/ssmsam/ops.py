@@ -1,4 +1,4 @@
-"""Masks and picks: what every room does with them, each in one place."""
+"""Masks and even spacing: what every package needs of them, each in one place."""
 
 from __future__ import annotations
 

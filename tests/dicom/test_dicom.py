@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 from pydicom.fileset import FileSet
 
-from ssmsam.dicom.seg_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.dicom.series import find_series
+from ssmsam.dicom.series_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.reading import UnreadableVolume, read_grid, read_volume
 from ssmsam.volume.volume import Volume, reoriented
 

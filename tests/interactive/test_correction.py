@@ -15,7 +15,7 @@ from ssmsam.interactive.click_constraints import (
     satisfied,
     subtract,
     violates,
-    without_crumbs,
+    without_fragments,
     without_islands,
 )
 from ssmsam.models.prompt_decoder import SlicePrompt
@@ -116,9 +116,9 @@ def test_crumbs_are_what_little_is_left_of_a_piece() -> None:
     organ, small = disc(14, 20, 10), disc(36, 20, 2)
     cut = organ & ~disc(14, 20, 8) & (np.indices(SHAPE)[0] < 12)
     assert cut.any()
-    assert np.array_equal(without_crumbs(cut | small, organ | small, CONFIG), small)
+    assert np.array_equal(without_fragments(cut | small, organ | small, CONFIG), small)
     half = organ & (np.indices(SHAPE)[1] < 14)
-    assert np.array_equal(without_crumbs(half | small, organ | small, CONFIG), half | small)
+    assert np.array_equal(without_fragments(half | small, organ | small, CONFIG), half | small)
 
 
 def test_connected_to_keeps_what_overlaps() -> None:

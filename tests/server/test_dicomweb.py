@@ -16,7 +16,7 @@ from archive import Archive
 from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
 
-from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.dicom.web import (
     DicomStore,
     SeriesRefused,

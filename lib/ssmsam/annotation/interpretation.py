@@ -363,10 +363,10 @@ def whole(label: str, annotations: Annotations, served: Served | None) -> np.nda
     """A label's mask (slices, rows, columns) bool as it is on screen: truth where it is known, else what was served."""
     mask, weight = annotations.target(label)
     if served is not None:
-        shown = np.zeros_like(mask)
+        visible = np.zeros_like(mask)
         for index, part in served.slices.items():
-            Plane(served.axis).stack(shown)[index] = part.array
-        mask = np.where(weight > 0, mask, shown)
+            Plane(served.axis).stack(visible)[index] = part.array
+        mask = np.where(weight > 0, mask, visible)
     return mask
 
 
@@ -380,9 +380,9 @@ def complete(
     entries: dict[SliceKey, SliceAnnotation] = {}
     finished = frozenset(labels)
     for label in finished:
-        shown = served.get(label)
-        plane = Plane(shown.axis if shown else 0)
-        for index, mask in enumerate(plane.stack(whole(label, annotations, shown))):
+        visible = served.get(label)
+        plane = Plane(visible.axis if visible else 0)
+        for index, mask in enumerate(plane.stack(whole(label, annotations, visible))):
             key = SliceKey(label, plane.axis, index)
             known = annotations.slices.get(key)
             if known is None or known.known is not None:

@@ -1,4 +1,4 @@
-"""The words of the room: what is known of a label on a slice, and why."""
+"""States of slices: what is known of a label on a slice, and why."""
 
 from __future__ import annotations
 

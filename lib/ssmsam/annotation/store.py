@@ -351,11 +351,11 @@ def recover(folder: Path, why: CorruptAnnotations) -> IndexRecord | None:
     for index in sound:
         for record in index.revisions if index.image == image and index.grid.matches(grid) else ():
             known.setdefault(record.number, []).append(record)
-    lost: list[str] = []
-    records = [_best(folder, grid, known[number], lost) for number in sorted(known)]
+    damaged: list[str] = []
+    records = [_best(folder, grid, known[number], damaged) for number in sorted(known)]
     index = IndexRecord.of(image, grid, records)
     index = IndexRecord.of(image, grid, records, index.annotations(folder))
-    for name in (INDEX, *lost):
+    for name in (INDEX, *damaged):
         with suppress(FileNotFoundError):
             put_aside(folder / name)
     write_json(folder / INDEX, index.written())
@@ -365,9 +365,9 @@ def recover(folder: Path, why: CorruptAnnotations) -> IndexRecord | None:
     return index
 
 
-def _best(folder: Path, grid: Grid, records: Sequence[RevisionRecord], lost: list[str]) -> RevisionRecord:
+def _best(folder: Path, grid: Grid, records: Sequence[RevisionRecord], damaged: list[str]) -> RevisionRecord:
     """The first of several records of a revision whose masks are whole; else the first without its masks, whose file
-    is added to ``lost``."""
+    is added to ``damaged``."""
     for record in records:
         try:
             record.read(folder, grid)
@@ -375,7 +375,7 @@ def _best(folder: Path, grid: Grid, records: Sequence[RevisionRecord], lost: lis
         except (CorruptAnnotations, OSError) as error:
             damage = error
     record = records[0]
-    lost.append(record.masks)
+    damaged.append(record.masks)
     keys = ", ".join(f"{entry.label} on slice {entry.index}" for entry in record.entries)
     logger.error("%s Revision %s is used without its masks, of %s", damage, record.number, keys)
     note = f"the masks of this revision were damaged on the server's disk and are lost: annotate again {keys}"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ssmsam.dicom.seg_writer import DicomPatient, derived_uid, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume, reoriented
 

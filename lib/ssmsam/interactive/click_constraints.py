@@ -126,8 +126,8 @@ def without_islands(mask: np.ndarray, prompt: SlicePrompt, config: CorrectionCon
     return keep[labels]
 
 
-def without_crumbs(mask: np.ndarray, base: np.ndarray, config: CorrectionConfig) -> np.ndarray:
-    """The mask, cut out of ``base``, without crumbs: fragments that are a tiny part of the piece they were cut from."""
+def without_fragments(mask: np.ndarray, base: np.ndarray, config: CorrectionConfig) -> np.ndarray:
+    """The mask, cut out of ``base``, without fragments that are a tiny part of the piece they were cut from."""
     pieces, areas = components(base)
     fragments, sizes = components(mask)
     keep = np.zeros(len(sizes), dtype=bool)

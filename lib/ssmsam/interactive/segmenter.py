@@ -18,7 +18,7 @@ from ssmsam.interactive.click_constraints import (
     subtract,
     violates,
     without_clicked_pieces,
-    without_crumbs,
+    without_fragments,
     without_islands,
 )
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt, draw_mask, logits_to_pixels, mask_to_logits
@@ -55,7 +55,7 @@ class SliceAnswer:
     mask: np.ndarray
     """(height, width) bool."""
     logits: torch.Tensor | None
-    """(1, 1, S, S) of the chosen candidate, to feed back on the next click; None for a carved mask."""
+    """(1, 1, S, S) of the chosen candidate, to feed back on the next click; None where clicks were subtracted."""
     quality: float
     """Predicted IoU of the chosen candidate in [0, 1]."""
     corrected: bool
@@ -137,7 +137,7 @@ def correct_slice(
     mask = subtract(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
     mask = enforce_clicks(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
     return SliceAnswer(
-        mask=without_crumbs(mask, base, config),
+        mask=without_fragments(mask, base, config),
         logits=None,
         quality=float(candidates.quality[chosen]),
         corrected=True,

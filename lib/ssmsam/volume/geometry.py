@@ -94,7 +94,7 @@ def orthogonal_grid(shape: tuple[int, int, int], affine: np.ndarray, source: Pat
     return grid
 
 
-SHOWN_TOWARDS = np.array([1.0, -1.0, 1.0])
+ENCODER_DIRECTIONS = np.array([1.0, -1.0, 1.0])
 """Patient directions, in LPS, in which encoders see pixels and slices run: to the left, anterior, superior."""
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -155,10 +155,10 @@ class Plane:
         return grid.spacing[self.axis]
 
     def mirrored(self, grid: Grid) -> tuple[bool, bool, bool]:
-        """Along (slice, y, x): whether the index runs against :data:`SHOWN_TOWARDS`, so that what an encoder is shown
+        """Along (slice, y, x): whether the index runs against :data:`ENCODER_DIRECTIONS`, so that what an encoder sees
         does not depend on the order in which voxels happen to be stored."""
         i, j, k = grid.affine[:3, :3].T
-        against = [bool((axis * SHOWN_TOWARDS)[np.abs(axis).argmax()] < 0) for axis in (k, j, i)]
+        against = [bool((axis * ENCODER_DIRECTIONS)[np.abs(axis).argmax()] < 0) for axis in (k, j, i)]
         along = against.pop(self.axis)
         return along, against[0], against[1]
 

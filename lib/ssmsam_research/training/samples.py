@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssmsam.dicom.seg_writer import DicomPatient, derived_uid, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.progress import Progress, silent
 from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume

@@ -78,10 +78,10 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
         self._cache = SeriesCache(folder / IMAGES, quota_bytes=quota_bytes)
         self._registry = threading.RLock()
         self._jobs = jobs or Jobs()
-        logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
+        logger.info("Studies come from %s; local files are in %s", store.access.name, folder)
 
     def name(self) -> str:
-        return self._store.access.shown
+        return self._store.access.name
 
     def knows(self, image_id: str) -> bool:
         """Whether this is the UID of an image series in the store."""
