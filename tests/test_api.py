@@ -273,3 +273,29 @@ def test_importing_the_package_loads_nothing() -> None:
     assert set(ssmsam.__all__) <= set(dir(ssmsam))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ssmsam.nothing
+
+
+def test_the_lines_in_the_readme_work_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    z, y, x = np.indices((60, 32, 32))
+    organ = ((z - 45) / 20) ** 2 + ((y - 16) / 9) ** 2 + ((x - 14) / 8) ** 2 < 1
+    image = np.where(organ, 150, 40).astype(np.int16)
+    said: list[tuple] = []
+    names = {
+        "ct": as_volume(image, affine=AFFINE),
+        "other_ct": as_volume(image[36:52], affine=AFFINE),
+        "mask31": organ[31],
+        "mask58": organ[58],
+        "print": lambda *words: said.append(words),
+    }
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    prediction = names["prediction"]
+    truth = organ[36:52]
+    mask = prediction.mask["liver"]
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.7
+    assert len(prediction.presence["liver"]) == len(prediction.uncertainty["liver"]) == 16
+    assert 0 <= prediction.dice_estimate["liver"] <= 1
+    assert (tmp_path / "liver.safetensors").is_file()
+    assert said

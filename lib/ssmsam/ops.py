@@ -57,14 +57,19 @@ def dice(
     return np.where(total == 0, scale * both_empty, 2 * scale * common / np.maximum(total, 1))
 
 
-def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The connected pieces of a mask; elements that share a corner are connected.
+def components(mask: np.ndarray, *, corners: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The connected pieces of a mask.
+
+    Args:
+        mask: Any number of axes, bool.
+        corners: Whether elements that share no more than a corner are connected.
 
     Returns:
         Labels of the mask's shape, 0 outside and 1, 2, ... for the pieces; and the number of elements of each label,
         0 for label 0.
     """
-    labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    structure = ndimage.generate_binary_structure(mask.ndim, mask.ndim if corners else 1)
+    labels, count = ndimage.label(mask, structure=structure)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     return labels, sizes

@@ -163,6 +163,16 @@ def waited(condition: threading.Condition, predicate: Callable[[], Any]) -> None
         stop_if_cancelled()
 
 
+@contextmanager
+def without_pauses() -> Iterator[None]:
+    """In this block long work does not pause: it holds something that a click may need."""
+    before = _turns.set(None)
+    try:
+        yield
+    finally:
+        _turns.reset(before)
+
+
 def silent(phase: str, done: int, total: int) -> None:
     """A progress callback that tells nobody. The work can be stopped all the same, see :func:`cancellable`."""
     stop_if_cancelled()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
 from ssmsam.dicom.series import find_series, read_dicom
 from ssmsam.volume.errors import UnreadableVolume, one_error
-from ssmsam.volume.geometry import axis_codes
 from ssmsam.volume.itk import itk_grid, read_itk
 from ssmsam.volume.nifti import nifti_grid, read_nifti
-from ssmsam.volume.volume import Grid, Volume, reoriented
+from ssmsam.volume.volume import Grid, Volume
 
-__all__ = ["UnreadableVolume", "read_grid", "read_mask", "read_volume"]
+__all__ = ["UnreadableVolume", "read_grid", "read_volume"]
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -42,31 +39,6 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
         if _is_folder(path):
             return find_series(path).grid
         return nifti_grid(path) if path.name.lower().endswith(NIFTI) else itk_grid(path)
-
-
-def read_mask(path: Path, grid: Grid) -> Volume:
-    """A mask that was submitted for an image with this grid.
-
-    ``.bin`` is what OHIF 2 sends: one byte per voxel, the column running fastest. Axes of other files that a viewer
-    flipped or swapped when it loaded and saved are put back; a mask on yet another grid is returned as it is.
-    Raises UnreadableVolume, which does not name the path.
-    """
-    if path.suffix == ".bin":
-        voxels = np.fromfile(path, dtype=np.uint8)
-        if voxels.size != np.prod(grid.shape):
-            raise UnreadableVolume(
-                f"the label has {voxels.size} bytes, but the image has {np.prod(grid.shape)} voxels: "
-                "send one byte per voxel, or a .nii.gz or .nrrd file"
-            )
-        return Volume(voxels.reshape(grid.shape), grid.affine)
-    try:
-        mask = read_volume(path)
-    except UnreadableVolume as error:
-        raise UnreadableVolume(str(error).replace(str(path), "the label")) from error
-    if mask.grid.matches(grid):
-        return mask
-    turned = reoriented(mask, axis_codes(grid))
-    return turned if turned.grid.matches(grid) else mask
 
 
 def _is_folder(path: Path) -> bool:

@@ -15,8 +15,8 @@ from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card
 from ssmsam.models.encoder_registry import load_encoder
 from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.paths import default_support
 from ssmsam.reading import read_volume
-from ssmsam.server.configuration import default_support
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.evaluation.prompted import ModelChoice

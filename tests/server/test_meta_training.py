@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pocket_room import LABELS, PocketDecoder, annotate, make_room
+from pocket_service import LABELS, PocketDecoder, annotate
+from service_over_folder import make_service
 
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.estimate import Estimate
@@ -20,10 +21,10 @@ from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SPEC
 from ssmsam.progress import Cancelled
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
 from ssmsam.server.tasks import training as meta_training
 from ssmsam.server.tasks.training import MetaTraining
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
 
 QUICK = {"steps": 2, "inner_steps": 1, "views": 0, "estimate_steps": 1, "outer_rate": 1e-3}
 SLICES = {"liver": (2, 3, 5, 6, 7)}
@@ -42,7 +43,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def room(tmp_path: Path) -> FewShotService:
     """The liver annotated on five slices of both volumes."""
-    plain = make_room(tmp_path)
+    plain = make_service(tmp_path)
     torch.manual_seed(1)
     decoder = SelfSamplingDecoder(PocketDecoder(), width=SPEC.channels).eval().requires_grad_(False)
     room = replace(
@@ -89,7 +90,7 @@ def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotSer
     assert old_head.card["start"] == ""
     accept_all(monkeypatch, better=True)
     task = MetaTraining(room)
-    result = task({"model": "ssm_sam_meta", **QUICK}, room.datastore)
+    result = task({"model": "ssm_sam_meta", **QUICK}, room.studies)
     assert result["activated"]
     assert starts.state == RegistryState(result["start"], False, "")
     decoder, name = room.start
@@ -116,7 +117,7 @@ def test_a_new_start_is_published_and_heads_are_adapted_from_it(room: FewShotSer
 
 def test_a_start_that_is_estimated_to_be_worse_is_kept_but_not_used(room: FewShotService, monkeypatch) -> None:
     accept_all(monkeypatch, better=False)
-    result = MetaTraining(room)(QUICK, room.datastore)
+    result = MetaTraining(room)(QUICK, room.studies)
     assert not result["activated"]
     assert room.start == (room.decoder, "")
     assert list(the_starts(room).cards()) == [result["start"]]
@@ -180,7 +181,7 @@ def test_the_estimate_rests_on_slices_that_training_never_saw(room: FewShotServi
     shown: list[Support] = []
     real = meta_training.meta_train
     monkeypatch.setattr(meta_training, "meta_train", lambda given, *a, **k: shown.append(given) or real(given, *a, **k))
-    MetaTraining(room)(QUICK, room.datastore)
+    MetaTraining(room)(QUICK, room.studies)
     assert hidden.isdisjoint((one.volume, one.index) for one in shown[0]["liver"])
 
 
@@ -202,7 +203,7 @@ def test_too_little_is_refused_before_a_process_starts(tmp_path: Path, room: Few
     task = MetaTraining(room)
     task.require({})
     (tmp_path / "other").mkdir()
-    bare = make_room(tmp_path / "other")
+    bare = make_service(tmp_path / "other")
     annotate(bare, "a", {LABELS[0]: (2, 3, 5, 6), LABELS[1]: (4, 5, 6)}, tmp_path)
     with pytest.raises(NothingToLearn, match=r"at least 2 tasks.* 4 or more annotated slices.* there are 1"):
         MetaTraining(bare).require({})

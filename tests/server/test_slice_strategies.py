@@ -7,23 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pocket_room import LABELS, SHAPE, annotate, embed, make_room
+from pocket_service import LABELS, SHAPE, annotate, embed
+from service_over_folder import make_service
 
 from ssmsam.active.acquisition import RULES
 from ssmsam.active.forecast import prompted
 from ssmsam.reading import read_volume
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.outlook import Deadline, VolumeOutlooks
+from ssmsam.server.clients.rest import InferenceCommand, NextSampleCommand
 from ssmsam.server.tasks.strategies import (
     EXHAUSTED,
     FINISHED,
     UNREADABLE,
-    NextSampleRequest,
     SliceStrategy,
     slices_hint,
 )
 from ssmsam.server.tasks.uncertainty import UncertaintyMap
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.mask_files import MaskFormat
+from ssmsam.service.volume_forecasts import Deadline, VolumeOutlooks
 from ssmsam.volume.errors import UnreadableVolume
 
 EVERY = range(SHAPE[0])
@@ -31,12 +33,12 @@ EVERY = range(SHAPE[0])
 
 @pytest.fixture
 def room(tmp_path: Path) -> FewShotService:
-    return make_room(tmp_path)
+    return make_service(tmp_path)
 
 
 def ask(room: FewShotService, rule: str = "next_slices", **request: object) -> dict:
     strategy = SliceStrategy(VolumeOutlooks(room), rule=rule)
-    found = strategy({"strategy": rule, **request}, room.datastore)
+    found = strategy({"strategy": rule, **request}, room.studies)
     assert json.loads(json.dumps(found)) == found
     return found
 
@@ -132,9 +134,9 @@ def test_an_unknown_image_is_refused(room: FewShotService) -> None:
 
 
 def test_what_viewers_send_as_an_option_means_all_annotated_labels() -> None:
-    assert NextSampleRequest.of({"for_label": "all annotated", "k": 3}).labels == ()
-    assert NextSampleRequest.of({"for_label": "liver"}).labels == ("liver",)
-    assert NextSampleRequest.of({"labels": "liver, spleen,liver"}).labels == ("liver", "spleen")
+    assert NextSampleCommand.read({"for_label": "all annotated", "k": 3}).labels == ()
+    assert NextSampleCommand.read({"for_label": "liver"}).labels == ("liver",)
+    assert NextSampleCommand.read({"labels": "liver, spleen,liver"}).labels == ("liver", "spleen")
 
 
 def test_options_have_types_that_viewers_can_show(room: FewShotService) -> None:
@@ -165,24 +167,24 @@ def test_the_map_is_on_the_image_s_grid_and_sure_where_somebody_looked(room: Few
     task = UncertaintyMap(room)
     source = room.images.from_datastore("a")
     with pytest.raises(InvalidRequest, match="annotate a few slices"):
-        task({"image": source})
+        task(InferenceCommand(image=source))
     annotate(room, "a", {"liver": [3, 6]}, tmp_path)
-    path, details = task({"image": source, "result_extension": ".nii.gz"})
+    path, details = task(InferenceCommand(image=source, format=MaskFormat(suffix=".nii.gz")))
     unsure, image = read_volume(path), read_volume(source.path)
     assert unsure.grid.matches(image.grid) and details["labels"] == ["liver"]
     assert unsure.array.min() >= 0 and unsure.array.max() <= 100
     assert not unsure.array[[3, 6]].any()
     assert all(unsure.array[index].any() for index in EVERY if index not in (3, 6))
     assert details["mean"] == pytest.approx(float(np.mean(unsure.array)), abs=0.01)
-    elsewhere, _ = task({"image": room.images.from_datastore("b"), "result_extension": ".nii.gz"})
+    elsewhere, _ = task(InferenceCommand(image=room.images.from_datastore("b")))
     assert all(read_volume(elsewhere).array[index].any() for index in EVERY)
     with pytest.raises(InvalidRequest, match="spleen"):
-        task({"image": source, "label": "spleen"})
+        task(InferenceCommand(image=source, label="spleen"))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_an_image_that_cannot_be_read_stops_nobody(tmp_path: Path, rule: str) -> None:
-    room = make_room(tmp_path, images=[f"bad{n}" for n in range(9)] + ["good"])
+    room = make_service(tmp_path, images=[f"bad{n}" for n in range(9)] + ["good"])
     for path in (tmp_path / "studies").glob("bad*"):
         path.write_bytes(path.read_bytes()[:500])
     for _ in range(2):

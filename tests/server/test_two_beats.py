@@ -10,20 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pocket_room import annotate, make_room
+from pocket_service import annotate
+from service_over_folder import make_service
 
 from ssmsam.fewshot import pipeline as method
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
-from ssmsam.server import fewshot_room
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
+from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.tasks.fewshot import FewShotTask
+from ssmsam.service import fewshot_service
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
 
 
 @pytest.fixture
 def room(tmp_path: Path) -> Iterator[FewShotService]:
-    room = make_room(tmp_path)
+    room = make_service(tmp_path)
     annotate(room, "a", {"liver": (3, 5, 6)}, tmp_path)
     adaptation = room.config.adaptation
     adaptation = replace(adaptation, steps=2, views=replace(adaptation.views, views=0))
@@ -33,8 +35,8 @@ def room(tmp_path: Path) -> Iterator[FewShotService]:
 
 
 def run(room: FewShotService, image: str = "a", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    asked = {"image": room.images.from_datastore(image), "client_id": "reader", "adapt": True, **options}
-    path, told = FewShotTask(room)(asked)
+    asked = {"client_id": "reader", "adapt": True, **options}
+    path, told = FewShotTask(room)(InferenceCommand.read(asked, image=room.images.from_datastore(image)))
     mask = read_volume(path).array
     Path(path).unlink()
     return mask, told
@@ -110,8 +112,8 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.began, self.go_on = threading.Event(), threading.Event()
-        self._adapt = fewshot_room.adapt
-        monkeypatch.setattr(fewshot_room, "adapt", self)
+        self._adapt = fewshot_service.adapt
+        monkeypatch.setattr(fewshot_service, "adapt", self)
 
     def __call__(self, support: Any, *args: Any, config: Any, progress: Any, **more: Any) -> Any:
         while config.adaptation.steps and not self.go_on.wait(0.005):
@@ -152,7 +154,7 @@ def test_a_stopped_adaptation_leaves_the_proposal_and_is_begun_anew(
 
 
 def test_too_few_slices_to_hold_one_out_are_not_adapted_to(tmp_path: Path) -> None:
-    room = make_room(tmp_path)
+    room = make_service(tmp_path)
     annotate(room, "a", {"liver": (3, 6)}, tmp_path)
     _, told = run(room)
     assert (told["job"], told["adapted"]) == (None, False)

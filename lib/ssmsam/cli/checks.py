@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 
 from ssmsam.cli.sample_data import IMAGES, TRUTH, sample_folder
 from ssmsam.dicom.file import looks_like_dicom
-from ssmsam.embeddings.store import default_root
 from ssmsam.models.encoder_registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
 from ssmsam.models.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, entry, find_weights, manifest
+from ssmsam.paths import default_root
 from ssmsam.reading import UnreadableVolume, read_volume
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -258,7 +258,7 @@ def dicom_store(place: Place) -> Iterator[Finding]:
 
 def studies_folder(folder: Path) -> Iterator[Finding]:
     """Every image of a folder of studies, read as the server will read it: what it would set aside, and why."""
-    from ssmsam.server.identifiers import VOLUME_SUFFIXES
+    from ssmsam.service.identifiers import VOLUME_SUFFIXES
 
     if not folder.is_dir():
         yield Finding("studies", FAIL, f"there is no folder {folder}", "look at the path that --studies is to have")

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from ssmsam.cli.command import FAILED, FINE, Program, json_option, path_option
-from ssmsam.report import write_result
-from ssmsam.server.configuration import default_cache_folders
-from ssmsam.server.patient_cache import CacheFolders, cached, purge
+from ssmsam.paths import CacheFolders, default_cache_folders
+from ssmsam.report import run_manifest, write_result
+from ssmsam.service.patient_cache import cached, purge
 
 
 @click.command(cls=Program)
@@ -52,7 +52,8 @@ def removed(folders: CacheFolders, *, yes: bool, record: Path | None) -> int:
     if yes:
         print(f"Removed {sum(one['bytes'] for one in gone) / 1e6:.1f} MB.")
     if record:
-        write_result(record, {"found": there, "removed": gone, "left_bytes": left})
+        manifest = run_manifest(protocol="purge", data={}, weights={})
+        write_result(record, {"found": there, "removed": gone, "left_bytes": left, "manifest": manifest})
     if left:
         print(f"{left / 1e6:.1f} MB could not be removed: is this the user who runs the server?", file=sys.stderr)
     return FAILED if left else FINE

@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.ops import components
@@ -142,8 +141,8 @@ def subtract(base: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) -> np.
 
     A proposal that would take away more than half of the base was not understood, and is not followed.
     """
-    left_out, count = ndimage.label(base & ~proposal)
-    if not count:
+    left_out, areas = components(base & ~proposal, corners=False)
+    if len(areas) < 2:
         return base
     clicked = {int(left_out[pixel_of(point, base.shape)]) for point in prompt.negative} - {0}
     removed = np.isin(left_out, sorted(clicked))

@@ -207,6 +207,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     compare.add_argument("--method", required=True, metavar="NAME")
     compare.add_argument("--over", required=True, metavar="NAME")
     compare.add_argument("--other", type=Path, metavar="FILE", help="the result that holds the other, if not the same")
+    for protocol in (figures, compare):
+        protocol.add_argument("--json", type=Path, metavar="FILE", help="write there what was done")
     figures.add_argument("--data", type=Path, metavar="DIR", help="the queries, for pictures of examples")
     figures.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
     figures.add_argument("--label-names", type=Path, default=ROOT / "benchmarks" / "labels.json", metavar="JSON")
@@ -505,7 +507,16 @@ def run_compare(options: argparse.Namespace) -> int:
     first = read_result(options.result)
     second = read_result(options.other) if options.other else first
     print(f"Dice of {options.method} minus that of {options.over}, in points; * where the interval leaves out 0")
-    print("\n".join(gains_table(gains(first, second, options.method, options.over))))
+    found = gains(first, second, options.method, options.over)
+    print("\n".join(gains_table(found)))
+    if options.json:
+        as_json = {
+            setting: {
+                score: {label: one.as_json() for label, one in labels.items()} for score, labels in scores.items()
+            }
+            for setting, scores in found.items()
+        }
+        write_result(options.json, {"method": options.method, "over": options.over, "gains": as_json})
     return 0
 
 
@@ -652,8 +663,11 @@ def run_figures(options: argparse.Namespace) -> int:
     if options.data:
         names = label_names(options, read_notes(options.label_names, options.data.resolve().name))
         queries = open_set(options.data, label_names=names)
-    for path in draw_recorded(options.figures, result, queries):
+    drawn = draw_recorded(options.figures, result, queries)
+    for path in drawn:
         print(f"figure: {path}")
+    if options.json:
+        write_result(options.json, {"result": options.result.name, "figures": [path.name for path in drawn]})
     return 0
 
 

@@ -6,12 +6,11 @@ from typing import ClassVar
 from monailabel.interfaces.app import MONAILabelApp
 
 from ssmsam.annotation.log import Verdict
-from ssmsam.server import app
 from ssmsam.server.tasks import fewshot, messages, prompted, scoring, strategies, training, uncertainty
-from ssmsam.server.tasks import training as meta_training
+from ssmsam.server.web import WebApp
 
 
-class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
+class SsmsamApp(WebApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
     MODELS: ClassVar = {
         "sam_2d": partial(prompted.PromptedTask, dimension=2),
         "sam_3d": partial(prompted.PromptedTask, dimension=3),
@@ -27,7 +26,7 @@ class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class 
     }
     TRAINERS: ClassVar = {
         "fewshot": {"fewshot_decoder": training.FewShotTraining},
-        "ssm_sam": {"ssm_sam_meta": meta_training.MetaTraining},
+        "ssm_sam": {"ssm_sam_meta": training.MetaTraining},
     }
     STRATEGIES: ClassVar = {
         **{name: partial(strategies.SliceStrategy, rule=name) for name in strategies.RULES},

@@ -15,10 +15,10 @@ from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 
 from ssmsam.dicom.web import StoreSession
+from ssmsam.server.app import ServerApp
 from ssmsam.server.datastore.access import is_dicomweb, store_access
-from ssmsam.server.datastore.dicomweb import DicomWebArchive
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.routes.common import AnyUser, note_opened, the_app
+from ssmsam.server.routes.common import AnyUser, App, note_opened
+from ssmsam.service.errors import InvalidRequest, NotKnown
 
 router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
 
@@ -34,16 +34,16 @@ Body = Annotated[bytes, Depends(_body)]
 
 
 @router.api_route("/wado/{path:path}", methods=["GET", "POST"])
-def wado(user: AnyUser, request: Request, path: str, body: Body) -> Response:
-    _note_opened(request, path)
+def wado(app: App, user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    _note_opened(app, request, path)
     return _forward(request, settings.MONAI_LABEL_WADO_PREFIX, path, body)
 
 
 @router.api_route("/qido/{path:path}", methods=["GET", "POST"])
-def qido(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+def qido(app: App, user: AnyUser, request: Request, path: str, body: Body) -> Response:
     # some viewers ask for metadata among their queries
     metadata = path.endswith("metadata")
-    _note_opened(request, path)
+    _note_opened(app, request, path)
     return _forward(
         request, settings.MONAI_LABEL_WADO_PREFIX if metadata else settings.MONAI_LABEL_QIDO_PREFIX, path, body
     )
@@ -59,12 +59,12 @@ def other(user: AnyUser, request: Request, path: str, body: Body) -> Response:
     return _forward(request, None, path, body)
 
 
-def _note_opened(request: Request, path: str) -> None:
+def _note_opened(app: ServerApp, request: Request, path: str) -> None:
     """A viewer asks for a series' metadata when it opens it, and only then."""
     if series := SERIES_METADATA.search(path):
-        datastore = the_app().datastore()
-        if isinstance(datastore, DicomWebArchive) and datastore.knows(series[1]):
-            note_opened(series[1], request)
+        files = app.datastore().files
+        if files.remote and files.knows(series[1]):
+            note_opened(app, series[1], request)
 
 
 def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Response:

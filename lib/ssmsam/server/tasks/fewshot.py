@@ -24,19 +24,17 @@ from ssmsam.fewshot.initialisations import SSM_SAM
 from ssmsam.fewshot.pipeline import FewShotConfig, segment
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.interactive.request import PromptRequest
-from ssmsam.interactive.wire import read_flag
 from ssmsam.progress import Progress
-from ssmsam.server.clients.ohif import replaces_its_screen
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import ADAPT, FewShotService
-from ssmsam.server.images import OpenImage
-from ssmsam.server.labelled import Limits
-from ssmsam.server.tasks.mask_files import centroids, write_mask
-from ssmsam.server.tasks.prompted import LOGIN, progress_of
+from ssmsam.server.clients.ohif import keep_the_rest
+from ssmsam.server.clients.prompts import read_prompts
+from ssmsam.server.clients.rest import FewShotCommand, InferenceCommand
 from ssmsam.service.answers import Answer
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import ADAPT, FewShotService
+from ssmsam.service.images import OpenImage
 from ssmsam.service.jobs import Job, UnknownJob
+from ssmsam.service.labelled_slices import Limits
+from ssmsam.service.mask_files import centroids, write_mask
 
 HINTS = 3
 """How many uncertain slices of each label the answer names."""
@@ -97,28 +95,26 @@ class FewShotTask(InferTask):
         labels = {label: number for number, label in enumerate(self._room.offered, 1)}
         return {**super().info(), "labels": labels}
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.server.images.Source`.
-
-        Returns the path of the label map and the details. Raises InvalidRequest, UnreadableVolume.
-        """
+    def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
+        """The path of the label map, and the details. Raises InvalidRequest, UnreadableVolume."""
         started = time.perf_counter()
-        room, options = self._room, {**self.config(), **request}
-        asked = self._asked(options)
-        image, progress = asked.image, progress_of(request)
+        room = self._room
+        command = FewShotCommand.read({**self.config(), **request.options}, room.offered)
+        asked = self._asked(request, command)
+        image, progress = asked.image, request.progress
         self._stop_outdated(asked)
         head, name, fresh = room.head(
             asked.support, asked.config, volume=image.embeddings.key.digest, wait=asked.wait, progress=progress
         )
         adapted = time.perf_counter()
-        clicks = self._clicks(options, image, head)
+        clicks = self._clicks(request, image, head)
         found, known = self._answer(asked, head, name, clicks, progress)
         segmented = time.perf_counter()
-        values = self._values(found.labels, options)
+        values = self._values(found.labels, command)
         mask = _with_values(found, values)
-        if replaces_its_screen(options):
-            self._keep_the_rest(image, mask, values, asked.client)
-        path = write_mask(mask, image.volume, options)
+        if command.replaces_screen and image.source.image_id:
+            keep_the_rest(room.studies, image, mask, values, offered=room.offered, client=asked.client)
+        path = write_mask(mask, image.volume, request.format)
         self._serve(image, found, asked.client, clicks)
         beside = self._adapts_beside(asked, name)
         room.background.prefer(image, client=asked.client)
@@ -149,12 +145,11 @@ class FewShotTask(InferTask):
             "encoded_slices": room.embedder.encoded,
         }  # fmt: skip
 
-    def _asked(self, options: Mapping[str, Any]) -> Asked:
-        """Read a request. Raises InvalidRequest, also where no slice is annotated."""
+    def _asked(self, request: InferenceCommand, command: FewShotCommand) -> Asked:
+        """What a request is about. Raises InvalidRequest where no slice is annotated."""
         room = self._room
-        image, labels = room.images.open(options["image"]), self._wanted(options)
-        only_this = read_flag(options["only_this_image"], "only_this_image")
-        support = room.labelled.support(image.source.image_id, labels=labels, only_this=only_this)
+        image = room.images.open(request.image)
+        support = room.labelled.support(image.source.image_id, labels=command.labels, only_this=command.only_this)
         if not support:
             raise InvalidRequest(
                 "no slice is annotated yet: draw an organ on a few slices and submit, or click on it with sam_2d and "
@@ -162,14 +157,14 @@ class FewShotTask(InferTask):
             )
         return Asked(
             image,
-            str(options.get("client_id") or ""),
-            str(options.get(LOGIN) or ""),
-            tuple(labels),
-            only_this,
+            request.client,
+            request.login,
+            command.labels,
+            command.only_this,
             support,
-            self._adaptation(options),
+            self._adaptation(command),
             # a decoder that knows no organ yet says little before it has adapted
-            read_flag(options["wait"], "wait") or not room.start[0].pretrained,
+            command.wait or not room.start[0].pretrained,
         )
 
     def _answer(
@@ -244,28 +239,12 @@ class FewShotTask(InferTask):
         )
         return room.jobs.submit(job, lambda job: room.adapt_beside(job, read, asked.config))
 
-    def _wanted(self, options: Mapping[str, Any]) -> list[str]:
-        """The labels asked for: by name, or by number as viewers with class prompts send them; none means all."""
-        numbers, offered = options.get("label_prompt"), self._room.offered
-        if numbers:
-            if not isinstance(numbers, list) or not all(
-                str(n).isdigit() and 0 < int(n) <= len(offered) for n in numbers
-            ):
-                raise InvalidRequest(f"label_prompt has to be a list of numbers from 1 to {len(offered)}, as in /info/")
-            return [offered[int(n) - 1] for n in numbers]
-        names = options.get("labels")
-        if isinstance(names, str):
-            names = [name.strip() for name in names.split(",") if name.strip()]
-        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise InvalidRequest("labels has to be a list of names, or names separated by commas")
-        return names or []
-
-    def _clicks(self, options: Mapping[str, Any], image: OpenImage, head: AdaptedTask) -> dict[str, Clicks]:
+    def _clicks(self, request: InferenceCommand, image: OpenImage, head: AdaptedTask) -> dict[str, Clicks]:
         """Clicks that mend a proposal: they count only with a ``label``, for viewers leave old ones in requests."""
-        label = str(options.get("label") or "")
+        label = request.label
         if not label:
             return {}
-        prompts = PromptRequest.parse(options, grid=image.volume.grid, plane=image.embeddings.plane, dimension=3)
+        prompts = read_prompts(request.options, grid=image.volume.grid, plane=image.embeddings.plane, dimension=3)
         if prompts.empty:
             return {}
         if label not in head.banks:
@@ -275,58 +254,33 @@ class FewShotTask(InferTask):
             )
         return {label: prompts.slices}
 
-    def _adaptation(self, options: Mapping[str, Any]) -> FewShotConfig:
+    def _adaptation(self, command: FewShotCommand) -> FewShotConfig:
         config = self._room.config
-        try:
-            budget = float(options["budget_s"])
-        except (TypeError, ValueError):
-            raise InvalidRequest(f"budget_s has to be a number of seconds, got {options['budget_s']!r}") from None
-        if not 0 < budget <= 3600:
-            raise InvalidRequest(f"budget_s has to be between 0 and 3600 seconds, got {budget:g}")
-        adaptation = replace(config.adaptation, budget_s=budget)
-        if not read_flag(options["adapt"], "adapt"):
+        adaptation = replace(config.adaptation, budget_s=command.budget_s)
+        if not command.adapt:
             return replace(config, adaptation=replace(adaptation, steps=0), folds=0)
         return replace(config, adaptation=adaptation)
 
-    def _values(self, labels: Sequence[str], options: Mapping[str, Any]) -> dict[str, int]:
+    def _values(self, labels: Sequence[str], command: FewShotCommand) -> dict[str, int]:
         """Label -> value in the answer.
 
         Clients that read the details get the found labels as 1, 2, ...: the others stay untouched on their screen.
-        OHIF never sees the details and maps values by what /info said.
+        One that replaces its screen never sees the details and maps values by what /info said.
         """
-        if replaces_its_screen(options):
+        if command.replaces_screen:
             offered = self._room.offered
             return {label: offered.index(label) + 1 for label in labels}
         return {label: number for number, label in enumerate(labels, 1)}
 
-    def _keep_the_rest(self, image: OpenImage, answer: np.ndarray, values: dict[str, int], client: str) -> None:
-        """Add what else is on the screen of a viewer that is about to replace all of it.
-
-        What it asked for without a label cannot be told apart there, so it goes, and nobody can accept it any more.
-        """
-        datastore = self._room.datastore
-        if not image.source.image_id or not isinstance(datastore, AnnotatedStudies):
-            return
-        found, offered = set(values), self._room.offered
-        for label, mask in datastore.screen(image.source.image_id, client=client).items():
-            if label in found:
-                continue
-            kept = mask & (answer == 0) if label in offered else np.zeros_like(mask)
-            if kept.any():
-                values[label] = offered.index(label) + 1
-                answer[kept] = values[label]
-            if mask.any():
-                datastore.serve(image.source.image_id, kept, label=label, client=client, plane=image.embeddings.plane)
-
     def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
-        datastore = self._room.datastore
-        if not image.source.image_id or not isinstance(datastore, AnnotatedStudies):
+        studies = self._room.studies
+        if not image.source.image_id:
             return
         when = now()
         for number, label in enumerate(found.labels, 1):
             mask = found.mask == number
             plane = image.embeddings.plane
-            datastore.serve(
+            studies.serve(
                 image.source.image_id,
                 mask,
                 label=label,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.annotation.slice_state import now
@@ -18,62 +16,20 @@ from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.ops import PackedMask
-from ssmsam.progress import Progress, silent
-from ssmsam.server.background import Background
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import Images, OpenImage
-from ssmsam.server.tasks.mask_files import centroids, write_mask
+from ssmsam.server.clients.prompts import read_prompts
+from ssmsam.server.clients.rest import InferenceCommand
+from ssmsam.server.clients.slicer import FOR_LABEL, label_choices
+from ssmsam.service.annotated_studies import AnnotatedStudies
+from ssmsam.service.background import Background
+from ssmsam.service.images import Images, OpenImage
+from ssmsam.service.mask_files import centroids, write_mask
 
 UNNAMED = "object"
 """The label of a mask when the request names none: viewers use the segment that is selected."""
 
-FOR_LABEL = "for_label"
-"""An option for viewers that never send which segment is selected."""
-
-AS_SELECTED = "as selected"
-
-LOGIN, PROGRESS = "_login", "_progress"
-"""The account that a request comes from, and what its work tells how far it is. No client can send these."""
-
-AS_SENT = "_label_as_sent"
-"""How the client spells the label, which its viewer finds its segment by."""
-
-
 REMEMBERED = 1024
 """Objects whose prompts are remembered with the time of each: a guess, many more than are worked on at once. Prompts of
 a forgotten one count as sent anew: the next answer says of their slices what the prompts say."""
-
-
-def progress_of(request: Mapping[str, Any]) -> Progress:
-    """What the work for a request calls; see :data:`PROGRESS`."""
-    progress: Progress = request.get(PROGRESS) or silent
-    return progress
-
-
-def label_choices(labels: tuple[str, ...]) -> list[str]:
-    """The values that :data:`FOR_LABEL` offers, the first one when nothing was chosen."""
-    return [AS_SELECTED, *labels]
-
-
-def named(options: dict[str, Any]) -> dict[str, Any]:
-    """A request's options with ``label`` as chosen in :data:`FOR_LABEL`, where something was.
-
-    Raises InvalidRequest where the selected segment is another: an option may be left from before.
-    """
-    chosen, selected = chosen_label(options), str(options.get("label") or "")
-    if chosen and selected and chosen != selected:
-        raise InvalidRequest(
-            f"{selected!r} is selected, but the option {FOR_LABEL} says {chosen!r}: set it to {AS_SELECTED!r}, "
-            "or select the other label"
-        )
-    return {**options, "label": chosen} if chosen else options
-
-
-def chosen_label(options: dict[str, Any]) -> str:
-    """What :data:`FOR_LABEL` says; "" when nothing was chosen there."""
-    chosen = options.get(FOR_LABEL)
-    return chosen if isinstance(chosen, str) and chosen != AS_SELECTED else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +37,7 @@ class Prompting:
     """What these tasks work with. What a user did in one of them, the others know."""
 
     images: Images
-    datastore: Datastore
+    studies: AnnotatedStudies
     embedder: Embedder
     decoder: PromptDecoder
     background: Background
@@ -107,24 +63,24 @@ class Prompting:
 
         Viewers replace all that they show by the answer for a volume, and send all points each time.
         """
-        if not isinstance(self.datastore, AnnotatedStudies) or not (image.source.image_id and prompts.label):
+        if not (image.source.image_id and prompts.label):
             return {}
         since = self.since(image, prompts)
         if prompts.dimension == 2:
             return {}
-        known = self.datastore.annotated_by(
+        known = self.studies.annotated_by(
             client, image.source.image_id, prompts.label, grid=image.volume.grid, plane=image.embeddings.plane
         )
         return {index: entry.mask for index, entry in known.items() if since.get(index, "") < entry.when}
 
     def serve(self, image: OpenImage, prompts: PromptRequest, result: SegmentationResult, client: str) -> None:
         """Remember what a client has on screen now, so that its submission can be compared with it."""
-        if not isinstance(self.datastore, AnnotatedStudies) or not image.source.image_id:
+        if not image.source.image_id:
             return
         flat = prompts.dimension == 2
         if flat and not result.mask.any():
             return  # viewers ignore an empty answer to a click on a slice
-        self.datastore.serve(
+        self.studies.serve(
             image.source.image_id,
             result.mask,
             label=prompts.label,
@@ -158,37 +114,34 @@ class PromptedTask(InferTask):
     def is_valid(self) -> bool:
         return True
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.server.images.Source`.
-
-        Returns the path of the mask and the details. Raises InvalidPrompt, InvalidRequest, UnreadableVolume.
-        """
+    def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
+        """The path of the mask, and the details. Raises InvalidPrompt, InvalidRequest, UnreadableVolume."""
         started = time.perf_counter()
-        options = {**self.config(), **request}
+        options = {**self.config(), **request.options}
         room = self._prompting
-        image = room.images.open(options["image"])
+        image = room.images.open(request.image)
         embeddings = image.embeddings
-        prompts = PromptRequest.parse(options, grid=image.volume.grid, plane=embeddings.plane, dimension=self.dimension)
+        prompts = read_prompts(options, grid=image.volume.grid, plane=embeddings.plane, dimension=self.dimension)
         opened = time.perf_counter()
-        client = str(request.get("client_id") or "")
+        client = request.client
         confirmed = room.confirmed(image, prompts, client)
         gone = {index for index, mask in confirmed.items() if mask.empty}  # a click that only said so is no prompt
         prompts = replace(prompts, slices={k: prompt for k, prompt in prompts.slices.items() if k not in gone})
         state = room.states.open(image.key, prompts.label, prompts.client_id)
         segment = segment_2d if self.dimension == 2 else segment_3d
-        result = segment(prompts, embeddings, room.decoder, state, progress=progress_of(request))
+        result = segment(prompts, embeddings, room.decoder, state, progress=request.progress)
         for index, mask in confirmed.items():
             embeddings.plane.stack(result.mask)[index] = mask.array
         segmented = time.perf_counter()
         room.serve(image, prompts, result, client)
-        path = write_mask(result.mask, image.volume, options)
+        path = write_mask(result.mask, image.volume, request.format)
         written = time.perf_counter()
         room.background.prefer(image, near=prompts.current, client=client)
         seconds = {
             "pre": opened - started, "infer": segmented - opened, "post": 0.0,
             "write": written - segmented, "total": written - started,
         }  # fmt: skip
-        labels = {str(options.get(AS_SENT) or prompts.label or UNNAMED): 1}
+        labels = {request.label_as_sent or UNNAMED: 1}
         return path, {
             **result.details,
             "label_names": labels,

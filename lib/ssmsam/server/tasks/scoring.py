@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from ssmsam.annotation.annotations import Annotations
@@ -16,10 +16,10 @@ from ssmsam.annotation.labels import read_label_info
 from ssmsam.annotation.slice_state import SliceAnnotation
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import UNUSABLE
-from ssmsam.server.outlook import Deadline, VolumeOutlooks
+from ssmsam.server.datastore.studies import StudiesDatastore
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.images import UNUSABLE
+from ssmsam.service.volume_forecasts import Deadline, VolumeOutlooks
 from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,11 @@ class DiceScore(ScoringMethod):
     def __init__(self) -> None:
         super().__init__("Dice of model masks on the slices that were annotated after them, mean over labels")
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Image -> what was stored. ``y_pred`` names the tag of the masks ("original").
 
         Images without a slice to compare are left out. Raises InvalidRequest.
         """
-        if not isinstance(datastore, AnnotatedStudies):
-            raise InvalidRequest("this datastore keeps no annotations slice by slice")
         tag = str(request.get("y_pred") or DefaultLabelTag.ORIGINAL.value)
         found = {}
         for image in datastore.list_images():
@@ -69,7 +67,7 @@ class UncertaintyScore(ScoringMethod):
         super().__init__("Expected loss of Dice on slices that nobody annotated, mean over labels")
         self._outlooks = outlooks
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Image -> what was stored. Raises InvalidRequest."""
         try:
             deadline = Deadline(float(request.get("budget_s") or 3600))
@@ -96,7 +94,7 @@ class UncertaintyScore(ScoringMethod):
         return found
 
 
-def compare(datastore: AnnotatedStudies, image: str, tag: str, known: Annotations) -> dict[str, Any]:
+def compare(datastore: StudiesDatastore, image: str, tag: str, known: Annotations) -> dict[str, Any]:
     """Label -> Dice and slices of a mask that was saved under a tag."""
     label_id = datastore.get_label_by_image_id(image, tag)
     if not label_id:

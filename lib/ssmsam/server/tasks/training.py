@@ -21,10 +21,10 @@ from ssmsam.fewshot.pipeline import FewShotConfig, adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.labelled import Limits
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import Job
+from ssmsam.service.labelled_slices import Limits
 
 _EVERY_S = 1.0
 
