@@ -15,6 +15,7 @@ from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import digest
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Cancelled, Progress, silent
 from ssmsam.service.fewshot_service import FewShotService
 
@@ -92,13 +93,13 @@ class VolumeOutlooks:
         done = np.flatnonzero(embeddings.done)
         if not len(done):
             with suppress(Cancelled):
-                embeddings.embed(_evenly(range(embeddings.count), FEWEST_SLICES), progress=deadline.progress)
+                embeddings.embed(evenly_spaced(embeddings.count, FEWEST_SLICES), progress=deadline.progress)
             done = np.flatnonzero(embeddings.done)
         learnable = set(self.learnable())
         known = [label for label in labels if label in learnable]
         count = int(deadline.seconds / (self._seconds * max(1, len(known))))
         annotated = self.annotated(image)
-        slices = _evenly(done.tolist(), min(MOST_SLICES, max(FEWEST_SLICES, count)))
+        slices = done[evenly_spaced(len(done), min(MOST_SLICES, max(FEWEST_SLICES, count)))].tolist()
         slices = sorted({*slices, *(_around(annotated, known) & set(done.tolist()))})
         expected: dict[str, Forecast] = {}
         if known and slices:
@@ -161,10 +162,3 @@ def _around(annotated: Mapping[str, Mapping[int, bool]], labels: Sequence[str]) 
         shown = [index for index, seen in known.items() if seen]
         found |= set(known) | ({min(shown) - 1, max(shown) + 1} if shown else set())
     return found
-
-
-def _evenly(slices: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, spread evenly, with the first and the last."""
-    if len(slices) <= most:
-        return list(slices)
-    return [slices[round(n * (len(slices) - 1) / (most - 1))] for n in range(most)]

@@ -8,13 +8,14 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from ssmsam.annotation.slice_state import PackedMask, now
+from ssmsam.annotation.slice_state import now
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import StateStore, same
 from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
+from ssmsam.ops import PackedMask
 from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.clients.slicer import FOR_LABEL, label_choices
