@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ssmsam.annotation.support import SupportSet, SupportSlice
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
@@ -16,6 +17,7 @@ from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.volume.geometry import Plane
 
 STORED = Plane(0)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
