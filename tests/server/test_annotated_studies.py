@@ -19,8 +19,7 @@ from ssmsam.server.datastore.folder import FolderFiles
 from ssmsam.server.datastore.studies import StudiesDatastore, StudiesFolder
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.images import Images
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 SHAPE = (6, 20, 24)

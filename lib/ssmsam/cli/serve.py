@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -45,6 +46,8 @@ def command(
         raise ValueError(
             f"there is no folder {studies}: `ssmsam samples --out samples` makes one to try, samples/abdomen"
         )
+    if find_spec("monailabel") is None:
+        raise ModuleNotFoundError("No module named 'monailabel'", name="monailabel")
     url = f"http://{host}:{port}"
     print(f"serving {studies}; stop with Ctrl-C")
     print(f"   3D Slicer, MONAI Label module, server address: {url}")

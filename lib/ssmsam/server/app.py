@@ -161,11 +161,11 @@ class ServerApp(MONAILabelApp):
         try:
             store = DicomStore(access)
         except ValueError as error:
-            refuse_to_start(ConfigurationError(f"--studies {access.shown} is not the address of a server: {error}"))
+            refuse_to_start(ConfigurationError(f"--studies {access.name} is not the address of a server: {error}"))
         return DicomWebStudies(
             store,
             folder=(self.configuration.dicom_folder or default_dicom_folder())
-            / hashlib.sha256(access.shown.encode()).hexdigest()[:16],
+            / hashlib.sha256(access.name.encode()).hexdigest()[:16],
             filters=search_filters(self.configuration.modalities),
             quota_bytes=int(self.configuration.dicom_gb * GB),
             labels=self.configuration.labels,

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.interpretation import Submission
-from ssmsam.annotation.label_map import label_map, whole_label
+from ssmsam.annotation.annotations import Annotations, Update, label_map
+from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
@@ -28,8 +27,8 @@ from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.reading import read_grid, read_volume
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.volume.errors import named
-from ssmsam.volume.geometry import Plane, axis_codes, reoriented
-from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.geometry import Plane, axis_codes
+from ssmsam.volume.volume import Grid, Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 logger = logging.getLogger(__name__)

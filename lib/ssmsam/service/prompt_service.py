@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssmsam.annotation.slice_state import PackedMask, now
+from ssmsam.annotation.slice_state import now
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import StateStore, same
 from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import SegmentationResult
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
+from ssmsam.ops import PackedMask
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.background import Background
 from ssmsam.service.images import Images, OpenImage

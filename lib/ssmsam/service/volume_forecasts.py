@@ -15,9 +15,9 @@ from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import digest
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Cancelled, Progress, silent
 from ssmsam.service.fewshot_service import FewShotService
-from ssmsam.service.labelled_slices import evenly
 
 STORED_AXIS = 0
 MOST_SLICES, FEWEST_SLICES = 96, 12
@@ -93,13 +93,13 @@ class VolumeForecasts:
         done = np.flatnonzero(embeddings.done)
         if not len(done):
             with suppress(Cancelled):
-                embeddings.embed(evenly(range(embeddings.count), FEWEST_SLICES), progress=deadline.progress)
+                embeddings.embed(evenly_spaced(embeddings.count, FEWEST_SLICES), progress=deadline.progress)
             done = np.flatnonzero(embeddings.done)
         learnable = set(self.learnable())
         known = [label for label in labels if label in learnable]
         count = int(deadline.seconds / (self._seconds * max(1, len(known))))
         annotated = self.annotated(image)
-        slices = evenly(done.tolist(), min(MOST_SLICES, max(FEWEST_SLICES, count)))
+        slices = done[evenly_spaced(len(done), min(MOST_SLICES, max(FEWEST_SLICES, count)))].tolist()
         slices = sorted({*slices, *(_around(annotated, known) & set(done.tolist()))})
         expected: dict[str, Forecast] = {}
         if known and slices:
