@@ -19,12 +19,12 @@ from ssmsam.fewshot.estimate import Estimate, mean_estimate
 from ssmsam.fewshot.meta_learning import LEAST_SLICES, MetaConfig, MetaTrained, judged, meta_train, set_aside
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
+from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import Job
 from ssmsam.service.labelled_slices import Limits
-from ssmsam.volume.writing import write_bytes
 
 _EVERY_S = 1.0
 
