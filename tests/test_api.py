@@ -142,6 +142,19 @@ def test_without_a_cache_a_saved_task_is_its_file_alone(model: FewShotSegmenter,
     assert [path.name for path in tmp_path.iterdir()] == ["ball.safetensors"]
 
 
+def test_saving_leaves_other_files_alone(model: FewShotSegmenter, task: SegmentationTask, tmp_path: Path) -> None:
+    image, ball = scan(18, 20)
+    mine, ours = tmp_path / "mine.json", tmp_path / "ours.json"
+    mine.write_text('{"notes": 1}')
+    task.save(tmp_path / "ours.safetensors")
+    assert ours.is_file()
+    alone = FewShotSegmenter(model.embedder, model.decoder).adapt({"ball": [(image, 4, ball[4])]}, affine=AFFINE)
+    alone.save(tmp_path / "mine.safetensors")
+    alone.save(tmp_path / "ours.safetensors")
+    assert mine.is_file()
+    assert not ours.exists(), "it named the slices of the task that was there before"
+
+
 def test_a_task_of_another_method_is_refused(model: FewShotSegmenter, task: SegmentationTask, tmp_path: Path) -> None:
     file = task.save(tmp_path / "ball.safetensors")
     other = FewShotSegmenter(model.embedder, model.decoder, method="ssm_sam")

@@ -56,7 +56,7 @@ def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path
         with studies_of(cases) as (studies, scratch):
             print(f"starting the server on {len(cases)} sample volumes ...", flush=True)
             conf = {"store": str(scratch / "store"), "encoder": encoder}
-            with live_server(app=app_folder(), studies=studies, conf=conf) as server:
+            with live_server(app=app_folder(scratch / "app"), studies=studies, conf=conf) as server:
                 result, panels = annotate(server, cases, scratch)
     except (MONAILabelClientException, requests.RequestException, ServerFailed, ValueError) as error:
         print(f"the demo failed: {error}", file=sys.stderr)
