@@ -25,7 +25,7 @@ from ssmsam import (
     write_volume,
 )
 from ssmsam.dicom.seg_reader import read_seg
-from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.progress import Cancelled
 from ssmsam.volume.geometry import RAS_LPS
 from ssmsam.volume.volume import Volume

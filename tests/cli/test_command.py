@@ -14,7 +14,7 @@ from ssmsam.cli import main
 from ssmsam.cli.command import COMMANDS, FAILED, ssmsam
 from ssmsam.cli.sample_data import LABELS, sample_cases
 from ssmsam.dicom.seg_reader import read_seg
-from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.reading import read_grid
 from ssmsam.volume.volume import Volume
 from ssmsam_research.evaluation.cases import read_notes

@@ -15,12 +15,11 @@ from ssmsam.annotation.slice_state import InvalidSubmission
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.app import ServerApp
-from ssmsam.server.datastore.folder import FolderFiles, SynchronisedFolder
+from ssmsam.server.datastore.folder import FolderFiles
 from ssmsam.server.datastore.studies import StudiesDatastore, StudiesFolder
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.images import Images
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 SHAPE = (6, 20, 24)
@@ -123,14 +122,14 @@ def test_final_with_an_explicit_partial_is_not_finished(studies: StudiesFolder) 
 def test_annotations_are_kept_when_the_final_label_cannot_be(
     studies: StudiesFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = SynchronisedFolder.save_label
+    keep = FolderFiles.save_label
 
     def down(self: StudiesFolder, image_id: str, file: str, tag: str, info: dict[str, object]) -> str:
         if tag == "final":
             raise ConnectionError("the store is down")
         return keep(self, image_id, file, tag, info)
 
-    monkeypatch.setattr(SynchronisedFolder, "save_label", down)
+    monkeypatch.setattr(FolderFiles, "save_label", down)
     with pytest.raises(ConnectionError):
         submit(studies, mask(2, 3), tag="final")
     assert {2, 3} <= set(studies.annotations("a").annotated("Leber é")) and not studies.annotations("a").complete

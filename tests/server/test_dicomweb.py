@@ -17,7 +17,7 @@ from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
 
 from ssmsam.annotation.slice_state import InvalidSubmission
-from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.dicom.web import (
     DicomStore,
     SeriesRefused,
@@ -32,8 +32,7 @@ from ssmsam.server.datastore import series_cache
 from ssmsam.server.datastore.dicomweb import UNSENT, DicomWebArchive
 from ssmsam.server.datastore.studies import DicomWebStudies
 from ssmsam.service.errors import InvalidRequest, NotKnown
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 SHAPE = (5, 12, 10)

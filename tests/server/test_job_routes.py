@@ -33,8 +33,8 @@ def queue() -> Iterator[Jobs]:
 
 @pytest.fixture
 def web(queue: Jobs) -> TestClient:
-    room = SimpleNamespace(method="fewshot")
-    server = SimpleNamespace(jobs=queue, rooms={"fewshot": room}, require_room=lambda name: room)
+    service = SimpleNamespace(method="fewshot")
+    server = SimpleNamespace(jobs=queue, services={"fewshot": service}, require_service=lambda name: service)
     app = FastAPI()
     app.dependency_overrides[the_app] = lambda: server
     app.include_router(routes.router)

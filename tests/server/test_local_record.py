@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.files import WRITING
 from ssmsam.reading import read_volume
 from ssmsam.server.datastore import local_record
 from ssmsam.server.datastore.local_record import DamagedRecord, read_record
 from ssmsam.server.datastore.studies import StudiesFolder
 from ssmsam.service.annotated_studies import PARTIAL
 from ssmsam.service.errors import StudiesNotWritable
-from ssmsam.volume.writing import WRITING, write_volume
+from ssmsam.volume.writing import write_volume
 
 RECORD = "datastore_v2.json"
 INFO = {"label_info": [{"name": "liver", "idx": 1}], "client_id": "reader"}

@@ -54,7 +54,7 @@ def make_service(
         embedder=embedder,
         decoder=PocketDecoder(),
         background=Background(opened, enabled=False),
-        shelf=CheckpointRegistry(folder / "heads"),
+        registry=CheckpointRegistry(folder / "heads"),
         labels=LABELS,
     )
 

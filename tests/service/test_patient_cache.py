@@ -21,7 +21,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheFolders:
     for name in (
         "store/ab/abcd/level0.npy", "store/ab/abcd/meta.json", "store/catalogue/one.json",
         "heads/0123/support/key.safetensors", "heads/0123/ssm_sam/support/key.safetensors",
-        "heads/0123/new.json", "heads/0123/shelf.json", "support/key.safetensors",
+        "heads/0123/new.json", "heads/0123/registry.json", "support/key.safetensors",
         "dicom/0123/images/1.2.3/0.dcm", "dicom/0123/annotations/1.2.3/liver.npz", "dicom/0123/labels/final/1.2.3.nrrd",
         "sessions/abc/image.nii.gz", "tmp/ssmsam-old/mask.nrrd", "tmp/ssmsam-now/mask.nrrd", "tmp/others/file",
     ):  # fmt: skip
@@ -55,7 +55,7 @@ def test_caches_are_listed_and_removed_and_work_stays(folders: CacheFolders, tmp
     told = {one["name"]: one["files"] for one in purge(cached(folders))}
     assert told == counts
     assert files(tmp_path) == {
-        "heads/0123/new.safetensors", "heads/0123/new.json", "heads/0123/shelf.json",
+        "heads/0123/new.safetensors", "heads/0123/new.json", "heads/0123/registry.json",
         "dicom/0123/annotations/1.2.3/liver.npz", "dicom/0123/labels/final/1.2.3.nrrd",
         "tmp/ssmsam-now/mask.nrrd", "tmp/others/file",
     }  # fmt: skip

@@ -14,6 +14,7 @@ from ssmsam.fewshot.adaptation import AdaptationConfig, AdaptationTasks, fit
 from ssmsam.fewshot.episodes import AdaptationTask, tally
 from ssmsam.fewshot.proposals import BATCH
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Progress, silent, stop_if_cancelled
 
 LEAST_GAIN = 0.01
@@ -160,8 +161,7 @@ def check_support(decoder: TargetDecoder, adaptation_task: AdaptationTask) -> Su
     shows = adaptation_task.bank.shows
     if shows.sum() < 2:
         return SupportCheck()
-    count = min(_MOST_SLICES, len(shows))
-    asked = np.unique(np.linspace(0, len(shows) - 1, count).round().astype(int)).tolist()
+    asked = evenly_spaced(len(shows), _MOST_SLICES)
     presence, total = np.zeros(len(asked)), np.zeros(2)
     for start in range(0, len(asked), BATCH):
         stop_if_cancelled()

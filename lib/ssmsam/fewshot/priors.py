@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
+from ssmsam import ops
 from ssmsam.models.prompt_small import closeness
 
 REACH = 20.0
@@ -33,9 +33,7 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     if not mask.any():
         return np.full(mask.shape, -REACH, dtype=np.float32)
     # the border runs between pixels: half a cell on either side of it
-    inside = ndimage.distance_transform_edt(mask) - 0.5
-    outside = ndimage.distance_transform_edt(~mask) - 0.5
-    return np.clip(np.where(mask, inside, -outside), -REACH, REACH).astype(np.float32)
+    return np.clip(ops.signed_distance(mask) - np.where(mask, 0.5, -0.5), -REACH, REACH).astype(np.float32)
 
 
 def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:

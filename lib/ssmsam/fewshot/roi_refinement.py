@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
@@ -15,6 +14,7 @@ from ssmsam.fewshot.proposals import Close, Proposals, propose
 from ssmsam.fewshot.roi_window import window_in
 from ssmsam.models.frame import OUTSIDE, Frame
 from ssmsam.models.prompt_decoder import on_cells
+from ssmsam.ops import touching
 from ssmsam.progress import Progress, silent
 
 
@@ -76,9 +76,3 @@ def redrawn_in(final: Proposals, rows: Sequence[int], seen: np.ndarray, whole: F
     for row in np.flatnonzero(close.drawn):
         cells[row] = on_cells(redrawn.pixels(row, whole)[None], whole, side)[0]
     return replace(redrawn, logits=cells)
-
-
-def touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """The parts of masks (n, S, S) that touch the anchors (n, S, S)."""
-    parts, _ = ndimage.label(masks, structure=np.ones((3, 3, 3)))
-    return masks & np.isin(parts, np.unique(parts[anchors & masks]))

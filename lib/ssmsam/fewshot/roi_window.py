@@ -19,6 +19,7 @@ from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import Window
+from ssmsam.ops import evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _enlarged(slices: Sequence[LabelledSlice], bank: SupportBank, config: RoiCon
         window = window_in(bank, several[0].embeddings, config)
         if window is not None:
             part = several[0].embeddings.within(window)
-            spread = np.unique(np.linspace(0, len(several) - 1, config.slices).round().astype(int))
+            spread = evenly_spaced(len(several), config.slices)
             part.embed([several[n].index for n in spread])
             found += [replace(several[n], embeddings=part) for n in spread]
     return found

@@ -19,8 +19,7 @@ from ssmsam.fewshot.proposals import NOWHERE, Proposals, confidence, expected_lo
 from ssmsam.fewshot.slice_descriptors import Described, Surroundings, described
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.volume_head import VolumeHead
-
-_TOUCHING = np.ones((3, 3))
+from ssmsam.ops import largest_component, touching
 
 
 def objects(masks: np.ndarray, evidence: np.ndarray, anchors: np.ndarray, *, most: int) -> list[np.ndarray]:
@@ -40,7 +39,7 @@ def objects(masks: np.ndarray, evidence: np.ndarray, anchors: np.ndarray, *, mos
     while len(found) < most and len(shown) and shown.max() > 0:
         start = int(shown.argmax())
         one = np.zeros_like(masks)
-        one[start] = _largest_piece(left[start])
+        one[start] = largest_component(left[start])
         one = _followed(masks, one, start)
         found.append(one)
         left &= ~one
@@ -52,11 +51,11 @@ def _grown(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """What hangs together with anchors: between them in both directions, beyond them outwards."""
     found = np.zeros_like(masks)
     for row in np.flatnonzero(anchors.any(axis=(1, 2))):
-        found[row] = anchors[row] | _pieces_on(masks[row], anchors[row])
+        found[row] = anchors[row] | touching(masks[row], anchors[row])
     for order in (range(1, len(masks)), range(len(masks) - 2, -1, -1)):
         step = 1 if order.step > 0 else -1
         for row in order:
-            found[row] |= _pieces_on(masks[row], found[row - step])
+            found[row] |= touching(masks[row], found[row - step])
     return found
 
 
@@ -64,23 +63,10 @@ def _followed(masks: np.ndarray, found: np.ndarray, start: int) -> np.ndarray:
     """An object that begins on one row, on all the others."""
     for outwards, step in ((range(start + 1, len(masks)), 1), (range(start - 1, -1, -1), -1)):
         for row in outwards:
-            found[row] = _pieces_on(masks[row], found[row - step])
+            found[row] = touching(masks[row], found[row - step])
             if not found[row].any():
                 break
     return found
-
-
-def _largest_piece(mask: np.ndarray) -> np.ndarray:
-    pieces, _ = ndimage.label(mask, structure=_TOUCHING)
-    return np.asarray(pieces == np.bincount(pieces[pieces > 0]).argmax())
-
-
-def _pieces_on(mask: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The pieces of a mask (S, S) that overlap with another."""
-    if not (mask & before).any():
-        return np.zeros_like(mask)
-    pieces, _ = ndimage.label(mask, structure=_TOUCHING)
-    return np.isin(pieces, np.unique(pieces[mask & before]))
 
 
 OBJECTS = 4

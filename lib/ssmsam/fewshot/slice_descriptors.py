@@ -17,6 +17,7 @@ from ssmsam.fewshot.estimate import SupportCheck
 from ssmsam.fewshot.priors import interpolated, signed_distance
 from ssmsam.fewshot.proposals import Proposals, shares
 from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.ops import dice
 
 _NEAR_MM = 25.0
 """The unit of closeness along the volume: a guess."""
@@ -149,7 +150,7 @@ def _of_masks(
         _overlap(mask, np.roll(mask, -1, axis=0)) * (np.arange(len(mask)) < len(mask) - 1),
         *_beside_annotated(mask, area, around),
         *_beside_atlas(mask, around),
-        np.zeros(len(mask)) if shapes is None else _dice(mask, shapes),
+        np.zeros(len(mask)) if shapes is None else dice(mask, shapes, axis=(-2, -1), both_empty=0.0),
     ]
     return np.stack(columns, axis=1).astype(np.float64)
 
@@ -186,7 +187,7 @@ def _beside_atlas(mask: np.ndarray, around: Surroundings) -> list[np.ndarray]:
     carried, trust = around.atlas.distances > 0, around.atlas.trust
     size = carried.sum(axis=(1, 2))
     trusted = (trust * carried).sum(axis=(1, 2)) / np.maximum(size, 1)
-    return [_dice(mask, carried), size / max(float(size.max()), 1.0), trusted]
+    return [dice(mask, carried, axis=(-2, -1), both_empty=0.0), size / max(float(size.max()), 1.0), trusted]
 
 
 def _between(around: Surroundings, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -290,12 +291,6 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """IoU over the last two axes, 0 of two empty masks."""
     both, either = (one & other).sum(axis=(-2, -1)), (one | other).sum(axis=(-2, -1))
     return np.asarray(both / np.maximum(either, 1))
-
-
-def _dice(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Dice over the last two axes, 0 of two empty masks."""
-    areas = one.sum(axis=(-2, -1)) + other.sum(axis=(-2, -1))
-    return np.asarray(2 * (one & other).sum(axis=(-2, -1)) / np.maximum(areas, 1))
 
 
 def _odds(probability: np.ndarray | float) -> np.ndarray:

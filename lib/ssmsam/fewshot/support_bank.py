@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.priors import interpolated, nearest, signed_distance
@@ -19,6 +18,7 @@ from ssmsam.models.fewshot_decoder import ATLAS_MAPS, DecoderContext, TargetDeco
 from ssmsam.models.prompt_decoder import draw_mask
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import SupportEncoding, TokenKind, describe
+from ssmsam.ops import components
 
 
 def shown_to(
@@ -343,9 +343,8 @@ class SupportBank:
 
 def _pieces(mask: np.ndarray) -> int:
     """How many pieces a mask (S, S) has, without those much smaller than the largest."""
-    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel())[1:]
-    return int((sizes >= _SMALL_PIECE * sizes.max()).sum())
+    _, sizes = components(mask)
+    return int((sizes[1:] >= _SMALL_PIECE * sizes.max()).sum())
 
 
 def look(images: torch.Tensor) -> torch.Tensor:

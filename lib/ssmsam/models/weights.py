@@ -18,6 +18,8 @@ from typing import Any
 import pooch
 from safetensors import safe_open
 
+from ssmsam.files import whole_file
+
 PACKAGED = Path(__file__).parent / "weights"
 """Folder of the weights that come with this package."""
 
@@ -236,10 +238,8 @@ def _read_digests(remembered: Path) -> dict[str, list]:
 
 
 def _write_digests(remembered: Path) -> None:
-    partial = remembered.with_name(f"{remembered.name}.{os.getpid()}.partial")
     try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(_known_digests))
-        partial.replace(remembered)
+        with whole_file(remembered) as partial:
+            partial.write_text(json.dumps(_known_digests))
     except OSError as error:  # a read-only home only costs time at the next start
         logger.debug("cannot remember weights digests in %s: %s", remembered, error)

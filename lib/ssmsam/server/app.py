@@ -53,7 +53,7 @@ from ssmsam.service.fewshot_service import SEGMENT, FewShotService
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
 from ssmsam.service.machine import choose_device, limit_arenas, use_threads
-from ssmsam.service.volume_forecasts import VolumeOutlooks
+from ssmsam.service.volume_forecasts import VolumeForecasts
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ class ServerApp(MONAILabelApp):
 
     MODELS: ClassVar[Mapping[str, Callable[[Prompting], InferTask]]] = {}
     ADAPTIVE: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], InferTask]]]] = {}
-    """The models that learn from annotated slices, by the method in whose room they work."""
+    """The models that learn from annotated slices, by the method that they belong to."""
     TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], TrainTask]]]] = {}
     """What is trained in processes of its own, by method."""
-    STRATEGIES: ClassVar[Mapping[str, Callable[[VolumeOutlooks], Strategy]]] = {}
-    SCORING: ClassVar[Mapping[str, Callable[[VolumeOutlooks], ScoringMethod]]] = {}
+    STRATEGIES: ClassVar[Mapping[str, Callable[[VolumeForecasts], Strategy]]] = {}
+    SCORING: ClassVar[Mapping[str, Callable[[VolumeForecasts], ScoringMethod]]] = {}
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         limit_arenas()
@@ -161,11 +161,11 @@ class ServerApp(MONAILabelApp):
         try:
             store = DicomStore(access)
         except ValueError as error:
-            refuse_to_start(ConfigurationError(f"--studies {access.shown} is not the address of a server: {error}"))
+            refuse_to_start(ConfigurationError(f"--studies {access.name} is not the address of a server: {error}"))
         return DicomWebStudies(
             store,
             folder=(self.configuration.dicom_folder or default_dicom_folder())
-            / hashlib.sha256(access.shown.encode()).hexdigest()[:16],
+            / hashlib.sha256(access.name.encode()).hexdigest()[:16],
             filters=search_filters(self.configuration.modalities),
             quota_bytes=int(self.configuration.dicom_gb * GB),
             labels=self.configuration.labels,
@@ -184,7 +184,7 @@ class ServerApp(MONAILabelApp):
             enabled=self.configuration.precompute,
             wanted_s=60 * self.configuration.precompute_minutes,
         )
-        room = Prompting(
+        prompting = Prompting(
             images=self.images,
             studies=self.datastore(),
             embedder=self.embedder,
@@ -193,48 +193,50 @@ class ServerApp(MONAILabelApp):
             labels=self.configuration.labels,
         )
         self.answers = AnswerMemory()
-        self.rooms = {method: self._room(method) for method in self.target_decoders}
-        self.outlooks = VolumeOutlooks(self.rooms[FEWSHOT])
-        tasks = {name: make(room) for name, make in self.MODELS.items()}
-        tasks |= self._in_rooms(self.ADAPTIVE)
+        self.services = {method: self._service(method) for method in self.target_decoders}
+        self.forecasts = VolumeForecasts(self.services[FEWSHOT])
+        tasks = {name: make(prompting) for name, make in self.MODELS.items()}
+        tasks |= self._with_services(self.ADAPTIVE)
         return {name: task for name, task in tasks.items() if name in self.configuration.models}
 
-    def _room(self, method: str) -> FewShotService:
-        """The rooms share everything but the decoder and what was learned."""
+    def _service(self, method: str) -> FewShotService:
+        """The services share everything but the decoder and what was learned."""
         decoder, folder = self.target_decoders[method], self.configuration.heads or default_heads(self.studies)
-        starts = None
+        initialisations = None
         if method != FEWSHOT:
             folder = folder / method
-            starts = Initialisations(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
-        shelf = CheckpointRegistry(folder, method=method)
-        shelf.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
+            initialisations = Initialisations(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
+        registry = CheckpointRegistry(folder, method=method)
+        registry.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
         return FewShotService(
             method=method,
             images=self.images,
             studies=self.datastore(),
             embedder=self.embedder,
             decoder=decoder,
-            starts=starts,
+            initialisations=initialisations,
             background=self.background,
-            shelf=shelf,
+            registry=registry,
             labels=self.configuration.labels,
             jobs=self.jobs,
             answers=self.answers,
         )
 
-    def _in_rooms(self, makers: Mapping[str, Mapping[str, Callable[[FewShotService], _Task]]]) -> dict[str, _Task]:
+    def _with_services(self, makers: Mapping[str, Mapping[str, Callable[[FewShotService], _Task]]]) -> dict[str, _Task]:
         return {
-            name: make(room) for method, room in self.rooms.items() for name, make in makers.get(method, {}).items()
+            name: make(service)
+            for method, service in self.services.items()
+            for name, make in makers.get(method, {}).items()
         }
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        return self._in_rooms(self.TRAINERS)
+        return self._with_services(self.TRAINERS)
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return {name: make(self.outlooks) for name, make in self.STRATEGIES.items()}
+        return {name: make(self.forecasts) for name, make in self.STRATEGIES.items()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        return {name: make(self.outlooks) for name, make in self.SCORING.items()}
+        return {name: make(self.forecasts) for name, make in self.SCORING.items()}
 
     def info(self) -> dict[str, Any]:
         """What viewers ask for, with one more key that they do not read; without the UIDs of anybody's images."""
@@ -250,8 +252,8 @@ class ServerApp(MONAILabelApp):
                 "embedding": self.background.status,
                 "set_aside": [*self.images.set_aside(), *self.datastore().unused_labels],
                 "notices": list(self.datastore().files.notices),
-                **self.rooms[FEWSHOT].status,
-                "methods": {method: room.status for method, room in self.rooms.items()},
+                **self.services[FEWSHOT].status,
+                "methods": {method: service.status for method, service in self.services.items()},
             },
         }
         told: dict[str, Any] = without_uids_in(found)
@@ -338,7 +340,7 @@ class ServerApp(MONAILabelApp):
 
     def require_options(self, options: Mapping[str, Any], task: InferTask) -> None:
         """Refuse keys that nobody reads. Raises InvalidRequest."""
-        labels = {*self.rooms[FEWSHOT].offered, BACKGROUND, str(options.get("label"))}
+        labels = {*self.services[FEWSHOT].offered, BACKGROUND, str(options.get("label"))}
         rest = {name: value for name, value in options.items() if name not in labels}
         require_keys(rest, [*INFERENCE, *task.config(), *CONFIRM], where="params")
 
@@ -387,11 +389,11 @@ class ServerApp(MONAILabelApp):
         task: TrainTask = self._trainers[name]
         return task
 
-    def require_room(self, method: str) -> FewShotService:
-        """The room of a method that learns from annotated slices. Raises NotKnown."""
-        if method not in self.rooms:
-            raise NotKnown("method", method, self.rooms)
-        return self.rooms[method]
+    def require_service(self, method: str) -> FewShotService:
+        """The service of a method that learns from annotated slices. Raises NotKnown."""
+        if method not in self.services:
+            raise NotKnown("method", method, self.services)
+        return self.services[method]
 
     def require_strategy(self, name: str) -> Strategy:
         """The strategy of this name. Raises NotKnown."""

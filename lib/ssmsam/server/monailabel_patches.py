@@ -40,7 +40,7 @@ from monailabel.endpoints.user import auth
 from monailabel.utils.sessions import Sessions
 from starlette.middleware.cors import CORSMiddleware
 
-from ssmsam.volume.writing import private_folder
+from ssmsam.files import private_folder
 
 Class = TypeVar("Class", bound=type)
 

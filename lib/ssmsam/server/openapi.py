@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beside what FastAPI knows: keys of JSON texts, parameters, answers."""
+"""What the OpenAPI document says beside what FastAPI knows: keys of JSON sent as text, parameters, answers."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ ANSWERS: dict[tuple[str, str], Answer] = {
          "objects": Key("object", "With output=all: image to its labels.")},
         {"total": 7, "completed": 2},
     ),
-    ("put", "/datastore/image"): Answer("Added", "The image.", {"image": Key("string", "Id")}, {"image": "case07"}),
+    ("put", "/datastore/image"): Answer("Added", "Its id.", {"image": Key("string", "")}, {"image": "case07"}),
     ("get", "/datastore/image"): _file("the image"),
     ("get", "/datastore/label"): _file("the label"),
     ("get", "/datastore/dataset"): _file("a ZIP archive"),
@@ -208,7 +208,7 @@ ANSWERS: dict[tuple[str, str], Answer] = {
     ("get", "/initialisations"): Answer(
         "Initialisations", "All of them.", {**_START, "starts": Key("object", "Name to card.")}, {"active": "shipped"}
     ),
-    **{("post", f"/initialisations/{what}"): Answer("InitialisationState", "The one in use.", _START, {"active": "1"})
+    **{("post", f"/initialisations/{what}"): Answer("InitialisationState", "Which is used.", _START, {"active": "1"})
        for what in ("roll_back", "{name}/activate")},
     ("get", "/cache"): Answer("CachePlaces", "What there is.", {"places": _PLACES}, {"places": []}),
     ("delete", "/cache"): Answer("Purged", "What was removed.", {"removed": _PLACES}, {"removed": []}),
@@ -254,10 +254,8 @@ def _describe_answer(document: dict[str, Any], operation: dict[str, Any], answer
         operation["responses"]["200"] = {"description": answer.about, "content": content}
         return
     document.setdefault("components", {}).setdefault("schemas", {})[answer.name] = answer.schema()
-    content = {
-        "application/json": {"schema": {"$ref": f"#/components/schemas/{answer.name}"}, "example": answer.example}
-    }
-    operation["responses"]["200"] = {"description": answer.about, "content": content}
+    described: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{answer.name}"}, "example": answer.example}
+    operation["responses"]["200"] = {"description": answer.about, "content": {"application/json": described}}
 
 
 def _describe(

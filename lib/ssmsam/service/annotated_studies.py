@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.interpretation import Submission
-from ssmsam.annotation.label_map import label_map, whole_label
+from ssmsam.annotation.annotations import Annotations, Update, label_map
+from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
@@ -25,10 +24,11 @@ from ssmsam.annotation.store import Overview
 from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
-from ssmsam.reading import UnreadableVolume, read_grid, read_volume
+from ssmsam.reading import read_grid, read_volume
 from ssmsam.service.errors import InvalidRequest, NotKnown
-from ssmsam.volume.geometry import Plane, axis_codes, reoriented
-from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.errors import named
+from ssmsam.volume.geometry import Plane, axis_codes
+from ssmsam.volume.volume import Grid, Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 logger = logging.getLogger(__name__)
@@ -246,12 +246,16 @@ class AnnotatedStudies:
 
     # --- what clients do
 
-    def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
+    def submit(self, image_id: str, file: Path, params: Mapping[str, Any], *, tag: str = PARTIAL) -> Receipt:
         """Merge a submitted mask into what is known. ``params`` as clients send them: ``label_info``, ``partial``, ...
+
+        The tag ``final`` declares its labels finished unless ``partial`` says otherwise.
 
         An archive needs names for the labels: by order they could get another organ's, and take it there.
         Raises InvalidSubmission, UnreadableVolume and InvalidRequest; nothing is changed then.
         """
+        if tag == FINAL:
+            params = {"partial": {"complete": True}, **params}
         if self.files.remote:
             params = {**params, "label_info": required_names(params)}
         grid = self._grid(image_id)
@@ -340,14 +344,10 @@ class AnnotatedStudies:
     # --- label files and images
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep a label. ``partial`` and ``final`` are submissions; ``final`` declares them finished unless
-        ``partial`` in ``label_info`` says otherwise."""
+        """Keep a label. ``partial`` and ``final`` are submissions, see :meth:`submit`."""
         if label_tag not in (PARTIAL, FINAL):
             return self.files.save_label(image_id, label_filename, label_tag, label_info)
-        params = dict(label_info or {})
-        if label_tag == FINAL:
-            params.setdefault("partial", {"complete": True})
-        self.submit(image_id, Path(label_filename), params)
+        self.submit(image_id, Path(label_filename), label_info or {}, tag=label_tag)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -476,10 +476,8 @@ class AnnotatedStudies:
     def _grid(self, image_id: str) -> Grid:
         """Raises UnreadableVolume, whose message names the image, not its path."""
         path = self._image_path(image_id)
-        try:
+        with named(path, image_id):
             return read_grid(path)
-        except UnreadableVolume as error:
-            raise UnreadableVolume(str(error).replace(str(path), image_id)) from error
 
     def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
         """Holds an image: submissions come one after the other, so that label files are never older than they."""
@@ -502,11 +500,8 @@ def _read_mask(file: Path, grid: Grid) -> Volume:
     """A submitted mask: a volume, or raw bytes (.bin). Axes that a viewer flipped or swapped are put back."""
     if file.suffix == ".bin":
         return raw_mask(file, grid)
-    try:
-        mask = read_volume(file)
-    except UnreadableVolume as error:
-        raise UnreadableVolume(str(error).replace(str(file), "the label")) from error
-    return turned_to(mask, grid)
+    with named(file, "the label"):
+        return turned_to(read_volume(file), grid)
 
 
 def raw_mask(file: Path, grid: Grid) -> Volume:

@@ -38,7 +38,7 @@ class _EmbeddingRequest:
 class Background:
     """Embeds what will be needed next, in jobs of the kind :data:`EMBED`, one at a time.
 
-    The newest wish goes first and interrupts the one at work, which waits for its next turn. An image is wanted for
+    The newest request goes first and interrupts the one at work, which waits for its next turn. An image is wanted for
     ``wanted_s`` seconds after the last request about it, so that nothing is done for nobody. While a request is
     answered (:meth:`giving_way`) no slice is begun, and the encoder lets a click pass in the middle of one.
     """
@@ -51,7 +51,7 @@ class Background:
         self._enabled = enabled
         self._wanted_s = wanted_s
         self._changed = threading.Condition()
-        self._wishes: dict[str, _EmbeddingRequest] = {}
+        self._by_image: dict[str, _EmbeddingRequest] = {}
         """By the image's name; the newest is the last. At most one more than may wait, see :data:`WAITING`."""
         self._requests = 0
         self._status: dict[str, Any] = {"image": "", "phase": "", "done": 0, "total": 0}
@@ -79,16 +79,16 @@ class Background:
         wanted: str | Source = image if isinstance(image, str) else image.image_id or image
         name = wanted if isinstance(wanted, str) else f"{wanted.path} {wanted.stamp}"
         with self._changed:
-            self._wishes = {key: wish for key, wish in self._wishes.items() if wish.stands}
-            until, known = time.monotonic() + self._wanted_s, self._wishes.pop(name, None)
-            wish = self._wishes[name] = known or _EmbeddingRequest(wanted, near, until, _job(wanted, client))
-            wish.near, wish.until = wish.near if near is None else near, until
-            waiting = [one for one in self._wishes.values() if one is not wish and one.job.state == "queued"]
+            self._by_image = {key: request for key, request in self._by_image.items() if request.stands}
+            until, known = time.monotonic() + self._wanted_s, self._by_image.pop(name, None)
+            request = self._by_image[name] = known or _EmbeddingRequest(wanted, near, until, _job(wanted, client))
+            request.near, request.until = request.near if near is None else near, until
+            waiting = [one for one in self._by_image.values() if one is not request and one.job.state == "queued"]
         if known is None:
             with suppress(RuntimeError):  # the server ends
-                self.jobs.submit(wish.job, lambda job: self._embed(wish), first=True)
+                self.jobs.submit(request.job, lambda job: self._embed(request), first=True)
         else:
-            self.jobs.bring_forward(wish.job)
+            self.jobs.bring_forward(request.job)
         for old in waiting[: max(0, len(waiting) + 1 - WAITING)]:
             self.jobs.cancel(old.job.id)
 
@@ -113,31 +113,31 @@ class Background:
             with suppress(Exception):
                 job.result.result(timeout)
 
-    def _embed(self, wish: _EmbeddingRequest) -> None:
+    def _embed(self, request: _EmbeddingRequest) -> None:
         """The work of a job; called again after each pause."""
-        asked = wish.near
-        self._step(wish, asked)
-        source = self._images.from_datastore(wish.image) if isinstance(wish.image, str) else wish.image
+        asked = request.near
+        self._step(request, asked)
+        source = self._images.from_datastore(request.image) if isinstance(request.image, str) else request.image
         embeddings = self._images.open(source).embeddings
         near = embeddings.count // 2 if asked is None else min(max(asked, 0), embeddings.count - 1)
 
         def progress(phase: str, done: int, total: int) -> None:
             with self._changed:
                 self._status = {"image": source.image_id, "phase": phase, "done": done, "total": total}
-            wish.job.progress(phase, done, total)
+            request.job.progress(phase, done, total)
             if done < total:
-                self._step(wish, asked)
+                self._step(request, asked)
 
         with self._images.reading(source.image_id):
             embeddings.embed(nearest_first(near, embeddings.count), progress=progress)
 
-    def _step(self, wish: _EmbeddingRequest, near: int | None) -> None:
+    def _step(self, request: _EmbeddingRequest, near: int | None) -> None:
         """Wait while requests are answered. Raises Paused where something else goes first, or other slices of this
         image, and Cancelled where nobody wants it any more."""
         while True:
-            if wish.job.cancelled or time.monotonic() > wish.until:
+            if request.job.cancelled or time.monotonic() > request.until:
                 raise Cancelled
-            if wish.near != near or self.jobs.outranked(wish.job):
+            if request.near != near or self.jobs.outranked(request.job):
                 raise Paused
             with self._changed:
                 if self._changed.wait_for(lambda: not self._requests, timeout=POLL_S):

@@ -45,10 +45,10 @@ class FewShotService:
     embedder: Embedder
     decoder: TargetDecoder
     """As it came with the encoder's weights."""
-    starts: Initialisations | None = None
+    initialisations: Initialisations | None = None
     """Other decoders to adapt from; None where the method has no others."""
     background: Background
-    shelf: CheckpointRegistry
+    registry: CheckpointRegistry
     labels: tuple[str, ...]
     """What viewers are offered, in their order."""
     config: FewShotConfig = field(default_factory=FewShotConfig)
@@ -88,13 +88,13 @@ class FewShotService:
     def status(self) -> dict[str, Any]:
         """What runs now and which head answers, as JSON; and the start, where there is more than one."""
         running = [job.step for job in self.jobs.active(model=self.method) if job.state == "running"]
-        found = {"adapting": running[0] if running else {}, "head": vars(self.shelf.state)}
-        return found if self.starts is None else {**found, "start": self.starts.state.active}
+        found = {"adapting": running[0] if running else {}, "head": vars(self.registry.state)}
+        return found if self.initialisations is None else {**found, "start": self.initialisations.state.active}
 
     @property
     def start(self) -> tuple[TargetDecoder, str]:
         """The decoder from which heads are adapted, and its name, "" for the one that came with the weights."""
-        return (self.decoder, "") if self.starts is None else self.starts.current()
+        return (self.decoder, "") if self.initialisations is None else self.initialisations.current()
 
     def head(
         self,
@@ -135,10 +135,10 @@ class FewShotService:
 
     def worth_adapting(self, support: Support, config: FewShotConfig, name: str) -> bool:
         """Whether it is open if adaptation helps: nothing was estimated for this head, and something can be."""
-        if config.adaptation.steps == 0 or config.folds < 2 or self.shelf.state.pinned:
+        if config.adaptation.steps == 0 or config.folds < 2 or self.registry.state.pinned:
             return False
         able = any(sum(one.drawn.any() for one in slices) >= LEAST_SLICES for slices in support.values())
-        return able and not _judged(self.shelf.card(name)) and self._at_hand(support, _judged) is None
+        return able and not _judged(self.registry.card(name)) and self._at_hand(support, _judged) is None
 
     def _adapted(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[AdaptedTask, str, bool]:
         """The head that was judged by an estimate, or is judged now."""
@@ -151,13 +151,13 @@ class FewShotService:
         with self.publishing:
             plain = self._at_hand(support, lambda card: not _judged(card))
             if plain is None:
-                return made, self.shelf.publish(made, decoder=self.decoder), bool(made.card["adapted"])
+                return made, self.registry.publish(made, decoder=self.decoder), bool(made.card["adapted"])
             if not made.card["adapted"]:  # the decoder is as it was: the head that there is now knows that it is best
                 told = {key: made.card[key] for key in ("settings", "dice_estimate")}
                 kept = replace(plain[0], card={**plain[0].card, **told})
-                self.shelf.replace(plain[1], kept, decoder=self.decoder)
+                self.registry.replace(plain[1], kept, decoder=self.decoder)
                 return kept, plain[1], False
-            name, known = self.shelf.publish(made, decoder=self.decoder), plain[0].completed
+            name, known = self.registry.publish(made, decoder=self.decoder), plain[0].completed
         return self._completed(made, name, support, lambda one: _without(known, one.completed), progress), name, True
 
     def _prompted(
@@ -182,18 +182,18 @@ class FewShotService:
             head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
         head = self.signed(head, start)
         with self.publishing:
-            return head, self.shelf.publish(head, decoder=self.decoder)
+            return head, self.registry.publish(head, decoder=self.decoder)
 
     def _pinned(self) -> tuple[AdaptedTask, str] | None:
-        state = self.shelf.state
+        state = self.registry.state
         kept = self.kept(state.active) if state.active and state.pinned else None
         return None if kept is None else (kept, state.active)
 
     def _at_hand(self, support: Support, fits: Callable[[Mapping[str, Any]], bool]) -> tuple[AdaptedTask, str] | None:
-        """The head of this support and start that answers now or, of those on the shelf, the newest, which answers from
-        now on."""
+        """The head of this support and start that answers now or, of those in the registry, the newest, which answers
+        from now on."""
         wanted, start = digest(support), self.start[1]
-        active, cards = self.shelf.state.active, self.shelf.cards()
+        active, cards = self.registry.state.active, self.registry.cards()
         for name in sorted(cards, key=lambda one: (one == active, one), reverse=True):
             card = cards[name]
             same = card.get("support_digest") == wanted and card.get("start", "") == start
@@ -201,7 +201,7 @@ class FewShotService:
                 kept = self.kept(name)
                 if kept is not None:
                     if name != active:
-                        self.shelf.activate(name, pin=False)
+                        self.registry.activate(name, pin=False)
                     return kept, name
         return None
 
@@ -222,7 +222,7 @@ class FewShotService:
             if labels:
                 with self.jobs.turns.long():
                     head = completed(head, support, labels=labels, config=self.config, progress=progress)
-                self.shelf.replace(name, head, decoder=self.decoder)
+                self.registry.replace(name, head, decoder=self.decoder)
         return head
 
     def whole(self, name: str, *, owner: str = "", login: str = "") -> Path:
@@ -230,7 +230,7 @@ class FewShotService:
 
         Raises UnknownCheckpoint, UnusableCheckpoint for what must not leave or is damaged, and Cancelled.
         """
-        path, head = self.shelf.path(name), self.kept(name)
+        path, head = self.registry.path(name), self.kept(name)
         read_card(path)
         if head is not None and head.lacks(""):
             title = f"{self.method}: labelled volumes are completed"
@@ -242,7 +242,7 @@ class FewShotService:
     def take(self, data: bytes, name: str) -> str:
         """Put an exported task checkpoint beside the others; it does not answer yet. Raises UnusableCheckpoint and
         ValueError."""
-        return self.shelf.add_file(data, name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
+        return self.registry.add_file(data, name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
 
     def signed(self, head: AdaptedTask, start: str) -> AdaptedTask:
         """The same with a card that says the method and the start."""
@@ -251,18 +251,18 @@ class FewShotService:
     def kept(self, name: str) -> AdaptedTask | None:
         """The head of that name; None where it cannot be used with these weights, so that another is adapted."""
         try:
-            key = name, self.shelf.path(name).stat().st_mtime_ns
+            key = name, self.registry.path(name).stat().st_mtime_ns
             return self._read.recalled(key, lambda: self._loaded(name))
         except (UnusableCheckpoint, UnknownCheckpoint, FileNotFoundError):
             return None
 
     def _loaded(self, name: str) -> AdaptedTask:
-        head = self.shelf.load(name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
+        head = self.registry.load(name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
         return self._shown_again(name, head) if head.summarised else head
 
     def _shown_again(self, name: str, head: AdaptedTask) -> AdaptedTask:
         """The same head with its labelled slices, where these are annotated here as they were; else as it is."""
-        known = self.shelf.labelled(name)
+        known = self.registry.labelled(name)
         try:
             support = self.labelled.these(known["support"]) if known.get("support") else {}
             if not support or digest(support) != known.get("support_digest"):
@@ -271,7 +271,7 @@ class FewShotService:
         except (InvalidRequest, NothingToLearn, *UNUSABLE):
             return head
         head = replace(head, card={**head.card, **known, "completed": []})
-        self.shelf.remember(name, head)
+        self.registry.remember(name, head)
         return head
 
 

@@ -21,6 +21,7 @@ from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.service.annotated_studies import StudyFiles
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.set_aside import SetAside
+from ssmsam.volume.errors import named
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume
 
@@ -116,7 +117,7 @@ class Images:
         """Those of a datastore image, whose pixels are read only when a slice has to be encoded. Raises NotKnown and
         UnreadableVolume, whose message names the image, not its path."""
         source = self.from_datastore(image_id)
-        with self.reading(image_id), self._by_name(source):
+        with self.reading(image_id), named(source.path, source.name):
             return self._embedder.open_source(source.path, plane=plane)
 
     def from_session(self, path: Path) -> Source:
@@ -133,20 +134,11 @@ class Images:
         return self._open.recalled(key, lambda: self._read(source))
 
     def _read(self, source: Source) -> OpenImage:
-        with self.reading(source.image_id), self._by_name(source):
+        with self.reading(source.image_id), named(source.path, source.name):
             volume = read_volume(source.path)
             image = OpenImage(source, volume, self._embedder.open(volume))
         self._aside.clear(source.image_id)
         return image
-
-    @staticmethod
-    @contextmanager
-    def _by_name(source: Source) -> Iterator[None]:
-        """Errors name the image, not its path."""
-        try:
-            yield
-        except UnreadableVolume as error:
-            raise UnreadableVolume(str(error).replace(str(source.path), source.name)) from error
 
     @staticmethod
     def _told(error: Exception, image_id: str) -> str:

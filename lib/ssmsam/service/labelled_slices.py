@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ssmsam.annotation.support import SupportSet, SupportSlice
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
+from ssmsam.ops import evenly_spaced
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.volume.geometry import Plane
 
 STORED = Plane(0)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,5 @@ def _chosen(known: SupportSet, image_id: str, limits: Limits) -> list[SupportSli
 def _spread(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
     showing = [one for one in slices if not one.annotation.empty]
     empty = [one for one in slices if one.annotation.empty]
-    kept = _evenly(showing, most)
-    return kept + _evenly(empty, most - len(kept))
-
-
-def _evenly(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
-    if len(slices) <= most:
-        return slices
-    return [slices[round(n * (len(slices) - 1) / max(1, most - 1))] for n in range(most)]
+    kept = [showing[n] for n in evenly_spaced(len(showing), most)]
+    return kept + [empty[n] for n in evenly_spaced(len(empty), most - len(kept))]

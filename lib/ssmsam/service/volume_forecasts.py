@@ -15,6 +15,7 @@ from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import digest
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Cancelled, Progress, silent
 from ssmsam.service.fewshot_service import FewShotService
 
@@ -43,7 +44,7 @@ class Deadline:
 
 
 @dataclass(frozen=True, eq=False)
-class VolumeOutlook:
+class VolumeForecast:
     """One image: its embeddings, what is known of its slices, and the head that was asked ("" for none)."""
 
     image: str
@@ -52,37 +53,37 @@ class VolumeOutlook:
     head: str = ""
 
 
-class VolumeOutlooks:
-    """Makes outlooks, without an encoder pass where a volume is embedded. Safe for threads.
+class VolumeForecasts:
+    """Makes forecasts, without an encoder pass where a volume is embedded. Safe for threads.
 
     Forecasts are kept until the head, the annotations or the image change.
     """
 
-    def __init__(self, room: FewShotService) -> None:
-        self.room = room
+    def __init__(self, service: FewShotService) -> None:
+        self.service = service
         self._kept: Cache[tuple[object, ...], dict[str, Forecast]] = Cache(_KEPT)
         self._seconds = 0.1
         """For one label on one slice, as it took the last time."""
 
     def embeddings(self, image: str) -> VolumeEmbeddings:
         """Raises NotKnown and UnreadableVolume."""
-        return self.room.images.embeddings(image)
+        return self.service.images.embeddings(image)
 
     def annotated(self, image: str) -> dict[str, dict[int, bool]]:
         """Label -> annotated stored slice -> whether the label was seen there."""
         found: dict[str, dict[int, bool]] = {}
-        for key, entry in self.room.studies.annotations(image).slices.items():
+        for key, entry in self.service.studies.annotations(image).slices.items():
             if key.axis == STORED_AXIS:
                 found.setdefault(key.label, {})[key.index] = not entry.empty
         return found
 
     def learnable(self) -> list[str]:
         """The labels that some annotated slice shows, in any image."""
-        return list(self.room.studies.support().only(nonempty=True).labels)
+        return list(self.service.studies.support().only(nonempty=True).labels)
 
     def of(
         self, image: str, labels: Sequence[str], *, deadline: Deadline, progress: Progress = silent
-    ) -> VolumeOutlook:
+    ) -> VolumeForecast:
         """An image with forecasts of those of the ``labels`` that were annotated anywhere.
 
         Embeds some slices, as long as the deadline allows, only where none is embedded. Raises NotKnown and
@@ -92,13 +93,13 @@ class VolumeOutlooks:
         done = np.flatnonzero(embeddings.done)
         if not len(done):
             with suppress(Cancelled):
-                embeddings.embed(_evenly(range(embeddings.count), FEWEST_SLICES), progress=deadline.progress)
+                embeddings.embed(evenly_spaced(embeddings.count, FEWEST_SLICES), progress=deadline.progress)
             done = np.flatnonzero(embeddings.done)
         learnable = set(self.learnable())
         known = [label for label in labels if label in learnable]
         count = int(deadline.seconds / (self._seconds * max(1, len(known))))
         annotated = self.annotated(image)
-        slices = _evenly(done.tolist(), min(MOST_SLICES, max(FEWEST_SLICES, count)))
+        slices = done[evenly_spaced(len(done), min(MOST_SLICES, max(FEWEST_SLICES, count)))].tolist()
         slices = sorted({*slices, *(_around(annotated, known) & set(done.tolist()))})
         expected: dict[str, Forecast] = {}
         if known and slices:
@@ -111,41 +112,41 @@ class VolumeOutlooks:
             annotated=annotated,
             forecasts=expected,
         )
-        return VolumeOutlook(image, embeddings, state, self.room.shelf.state.active)
+        return VolumeForecast(image, embeddings, state, self.service.registry.state.active)
 
-    def bare(self, image: str) -> VolumeOutlook:
+    def bare(self, image: str) -> VolumeForecast:
         """An image with its annotations and nothing else, at no cost."""
         embeddings = self.embeddings(image)
         state = VolumeState(embeddings.count, embeddings.slice_mm, annotated=self.annotated(image))
-        return VolumeOutlook(image, embeddings, state)
+        return VolumeForecast(image, embeddings, state)
 
     def head(self, image: str, labels: Sequence[str]) -> tuple[AdaptedTask, str]:
         """The head that answers now, shown what is annotated now, and its name ("" where none was adapted yet).
 
         Only a pinned head is shown nothing new. Raises InvalidRequest for labels that are not annotated.
         """
-        room, state = self.room, self.room.shelf.state
-        active = room.kept(state.active) if state.active else None
+        service, state = self.service, self.service.registry.state
+        active = service.kept(state.active) if state.active else None
         if active is not None and state.pinned:
             return active, state.active
-        support = room.labelled.support(image, labels=labels)
-        decoder = room.start[0] if active is None else active.decoder
-        return prompted(support, room.embedder, decoder), "" if active is None else state.active
+        support = service.labelled.support(image, labels=labels)
+        decoder = service.start[0] if active is None else active.decoder
+        return prompted(support, service.embedder, decoder), "" if active is None else state.active
 
     def _forecasts(
         self, image: str, embeddings: VolumeEmbeddings, slices: list[int], labels: list[str], progress: Progress
     ) -> dict[str, Forecast]:
         """As they were made before, perhaps on fewer slices, or made now."""
-        state = self.room.shelf.state
-        support = self.room.labelled.support(image, labels=labels)
+        state = self.service.registry.state
+        support = self.service.labelled.support(image, labels=labels)
         embedded = int(embeddings.done.sum())
         key = (state.active, state.pinned, digest(support), embeddings.key.digest, embedded)
 
         def made() -> dict[str, Forecast]:
             head, _ = self.head(image, labels)
-            with self.room.jobs.turns.long():
+            with self.service.jobs.turns.long():
                 started = time.monotonic()
-                expected = expect(head, embeddings, slices, config=self.room.config, progress=progress)
+                expected = expect(head, embeddings, slices, config=self.service.config, progress=progress)
             self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
             return {label: one.forecast for label, one in expected.items() if label in labels}
 
@@ -161,10 +162,3 @@ def _around(annotated: Mapping[str, Mapping[int, bool]], labels: Sequence[str]) 
         shown = [index for index, seen in known.items() if seen]
         found |= set(known) | ({min(shown) - 1, max(shown) + 1} if shown else set())
     return found
-
-
-def _evenly(slices: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, spread evenly, with the first and the last."""
-    if len(slices) <= most:
-        return list(slices)
-    return [slices[round(n * (len(slices) - 1) / (most - 1))] for n in range(most)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ssmsam.files import whole_file
 from ssmsam.models.weights import MANIFEST, PACKAGED, WeightsEntry, entry, manifest, sha256_of
 
 
@@ -16,8 +17,7 @@ def record(name: str, *, manifest_file: Path = MANIFEST, packaged: Path = PACKAG
     path = packaged / known.file
     everything = json.loads(manifest_file.read_text())
     everything[name] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-    partial = manifest_file.with_suffix(".partial")
-    partial.write_text(json.dumps(everything, indent=2) + "\n")
-    partial.replace(manifest_file)
+    with whole_file(manifest_file) as partial:
+        partial.write_text(json.dumps(everything, indent=2) + "\n")
     manifest.cache_clear()
     return WeightsEntry(name=name, **everything[name])

@@ -15,9 +15,9 @@ from ssmsam.fewshot.prediction import guides_for
 from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.selection import candidates
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.files import whole_file
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import draw_mask
-from ssmsam.volume.writing import whole_file
 from ssmsam_research.evaluation.cases import Case
 from ssmsam_research.evaluation.placement import in_middles, with_ends, without_ends
 

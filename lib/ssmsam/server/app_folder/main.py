@@ -30,7 +30,7 @@ class SsmsamApp(WebApp, MONAILabelApp):  # MONAI Label looks for a class with th
     }
     STRATEGIES: ClassVar = {
         **{name: partial(strategies.SliceStrategy, rule=name) for name in strategies.RULES},
-        "first": lambda outlooks: strategies.First(outlooks.room.images),
+        "first": lambda forecasts: strategies.First(forecasts.service.images),
     }
     SCORING: ClassVar = {
         "dice": lambda _: scoring.DiceScore(),

@@ -207,8 +207,10 @@ def read_format(request: Mapping[str, Any]) -> MaskFormat:
     dtype = str(request.get("result_dtype") or "uint8")
     if dtype not in DTYPES:
         raise InvalidRequest(f"result_dtype {dtype!r} is not possible; use one of {', '.join(DTYPES)}")
-    wish = request.get("result_compress")
-    return MaskFormat(suffix=suffix, dtype=dtype, compress=True if wish is None else read_flag(wish, "result_compress"))
+    compress = request.get("result_compress")
+    return MaskFormat(
+        suffix=suffix, dtype=dtype, compress=True if compress is None else read_flag(compress, "result_compress")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

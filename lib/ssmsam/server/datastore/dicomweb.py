@@ -81,10 +81,10 @@ class DicomWebArchive(SoundRecord):
         self._jobs = jobs or Jobs()
         self.finished: Callable[[], list[str]] = self.get_labeled_images
         """The images whose final labels are given away as training data."""
-        logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
+        logger.info("Studies come from %s; local files are in %s", store.access.name, folder)
 
     def name(self) -> str:
-        return self._store.access.shown
+        return self._store.access.name
 
     def knows(self, image_id: str) -> bool:
         """Whether this is the UID of an image series in the store."""

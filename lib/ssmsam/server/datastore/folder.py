@@ -18,18 +18,42 @@ from ssmsam.server.datastore.local_record import SoundRecord
 from ssmsam.server.monailabel_patches import synchronised
 from ssmsam.service.identifiers import VOLUME_SUFFIXES
 
+logger = logging.getLogger(__name__)
+
+LABELS = "labels"
+
+SETTLED_S = 60.0
+"""A folder without DICOM files that changed later than this is looked into again each time: files may still be on
+their way into it. *Guess*: longer than one file takes to come over a slow network."""
+
 
 @synchronised(
     "list_images", "get_labeled_images", "get_image_uri", "get_image_info", "get_label_uri", "get_label_info",
     "get_labels_by_image_id", "save_label", "add_image", "update_image_info", "update_label_info", "datalist", "status",
     "json", "_reconcile_datastore", "_init_from_datastore_file",
 )  # fmt: skip
-class SynchronisedFolder(SoundRecord):
-    """The local datastore, with its record read and changed by one thread at a time."""
+class FolderFiles(SoundRecord):
+    """MONAI Label's local datastore, which also sees DICOM series.
 
-    def __init__(self, folder: str | os.PathLike[str], **settings: Any) -> None:
+    Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files, at any depth of it, is an image; its id is
+    its name without the suffix. Labels lie under ``labels/<tag>/``. ``on_change`` is called after the folder was looked
+    through again.
+    """
+
+    remote = False
+    place = "the folder of studies, as the label 'final'"
+
+    def __init__(self, folder: str | os.PathLike[str], *, auto_reload: bool = True, read_only: bool = False) -> None:
+        self._contents: dict[str, _Contents] = {}
+        self._said: set[str] = set()
+        self.on_change: Callable[[], None] = lambda: None
         self.changing = threading.RLock()
-        super().__init__(folder, **settings)
+        super().__init__(
+            folder,
+            extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
+            auto_reload=auto_reload,
+            read_only=read_only,
+        )
         if hasattr(self, "_handler"):  # files that appear in one step come by another name
             self._handler.on_moved = self._on_moved
 
@@ -45,38 +69,6 @@ class SynchronisedFolder(SoundRecord):
             self._init_from_datastore_file()
         else:
             self.refresh()
-
-
-logger = logging.getLogger(__name__)
-
-LABELS = "labels"
-
-SETTLED_S = 60.0
-"""A folder without DICOM files that changed later than this is looked into again each time: files may still be on
-their way into it. *Guess*: longer than one file takes to come over a slow network."""
-
-
-class FolderFiles(SynchronisedFolder):
-    """MONAI Label's local datastore, which also sees DICOM series.
-
-    Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files, at any depth of it, is an image; its id is
-    its name without the suffix. Labels lie under ``labels/<tag>/``. ``on_change`` is called after the folder was looked
-    through again.
-    """
-
-    remote = False
-    place = "the folder of studies, as the label 'final'"
-
-    def __init__(self, folder: str | os.PathLike[str], *, auto_reload: bool = True, read_only: bool = False) -> None:
-        self._contents: dict[str, _Contents] = {}
-        self._said: set[str] = set()
-        self.on_change: Callable[[], None] = lambda: None
-        super().__init__(
-            folder,
-            extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
-            auto_reload=auto_reload,
-            read_only=read_only,
-        )
 
     def knows(self, image_id: str) -> bool:
         return image_id in self.list_images()

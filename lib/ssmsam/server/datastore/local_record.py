@@ -16,8 +16,8 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
 from ssmsam.service.errors import StudiesNotWritable
-from ssmsam.volume.writing import WRITING, put_aside, whole_file, write_bytes
 
 logger = logging.getLogger(__name__)
 

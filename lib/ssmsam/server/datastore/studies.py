@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from ssmsam.service.label_import import LabelImport
 
 ANNOTATIONS = ".annotations"
 """The folder of the annotations, beside that of the labels."""
+
+
+def _of_files(name: str) -> Callable[..., Any]:
+    """A method that the files have under this name."""
+
+    def call(self: StudiesDatastore, *arguments: Any, **options: Any) -> Any:
+        return getattr(self.files, name)(*arguments, **options)
+
+    return call
 
 
 class StudiesDatastore(AnnotatedStudies, Datastore):
@@ -39,66 +48,26 @@ class StudiesDatastore(AnnotatedStudies, Datastore):
         """Images whose final label was put there by hand and cannot be used: ``image``, ``reason``, ``since``."""
         return []
 
-    def name(self) -> str:
-        return self.files.name()
-
-    def set_name(self, name: str) -> None:
-        self.files.set_name(name)
-
-    def description(self) -> str:
-        return str(self.files.description())
-
-    def set_description(self, description: str) -> None:
-        self.files.set_description(description)
-
-    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.files.datalist(full_path)
-        return found
-
-    def list_images(self) -> list[str]:
-        return self.files.list_images()
-
-    def get_image(self, image_id: str, params: Any = None) -> Any:
-        return self.files.get_image(image_id, params)
-
-    def get_image_uri(self, image_id: str) -> str:
-        return self.files.get_image_uri(image_id)
-
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        return self.files.get_image_info(image_id)
-
-    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        self.files.update_image_info(image_id, info)
-
-    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        return self.files.add_image(image_id, image_filename, image_info)
-
-    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
-        return self.files.get_labels_by_image_id(image_id)
-
-    def get_label_by_image_id(self, image_id: str, tag: str) -> str:
-        return self.files.get_labels_by_image_id(image_id).get(tag, "")
-
-    def get_label(self, label_id: str, label_tag: str, params: Any = None) -> Any:
-        return self.files.get_label(label_id, label_tag, params)
-
-    def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        return self.files.get_label_uri(label_id, label_tag)
-
-    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        return self.files.get_label_info(label_id, label_tag)
-
-    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        self.files.update_label_info(label_id, label_tag, info)
-
-    def get_dataset_archive(self, limit_cases: int | None) -> str:
-        return str(self.files.get_dataset_archive(limit_cases))
-
-    def refresh(self) -> None:
-        self.files.refresh()
-
-    def json(self) -> dict[str, Any]:
-        return self.files.json()
+    name = _of_files("name")
+    set_name = _of_files("set_name")
+    description = _of_files("description")
+    set_description = _of_files("set_description")
+    refresh = _of_files("refresh")
+    json = _of_files("json")
+    datalist = _of_files("datalist")
+    get_dataset_archive = _of_files("get_dataset_archive")
+    list_images = _of_files("list_images")
+    add_image = _of_files("add_image")
+    get_image = _of_files("get_image")
+    get_image_uri = _of_files("get_image_uri")
+    get_image_info = _of_files("get_image_info")
+    update_image_info = _of_files("update_image_info")
+    get_labels_by_image_id = _of_files("get_labels_by_image_id")
+    get_label_by_image_id = _of_files("get_label_by_image_id")
+    get_label = _of_files("get_label")
+    get_label_uri = _of_files("get_label_uri")
+    get_label_info = _of_files("get_label_info")
+    update_label_info = _of_files("update_label_info")
 
 
 class StudiesFolder(StudiesDatastore):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,7 +16,7 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckp
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
 from ssmsam.server.app import ServerApp
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, asker, is_mine, watched
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, asker, is_mine, long
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import ADAPT, SEGMENT
 from ssmsam.service.jobs import UnknownJob
@@ -28,25 +27,23 @@ checkpoints = APIRouter(tags=["Task checkpoints"])
 @checkpoints.get("", summary="All task checkpoints, the oldest first")
 @checkpoints.get("/", include_in_schema=False)
 def heads(app: App, user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
-    shelf = _shelf(app, method)
-    return {**vars(shelf.state), "heads": {name: _as_clients_count(card) for name, card in shelf.cards().items()}}
+    registry = _registry(app, method)
+    return {**vars(registry.state), "heads": {name: _as_clients_count(card) for name, card in registry.cards().items()}}
 
 
 @checkpoints.get("/{name}/file", summary="Export a task checkpoint")
-async def export(
+@long
+def export(
     app: App, user: AnyUser, request: Request, name: str, method: str = FEWSHOT, client_id: str = ""
 ) -> FileResponse:
     """A task checkpoint: a few MB without any image, mask or id. It sums up what other volumes need, which may take
     some seconds the first time."""
-
-    def work() -> Path:
-        _known(app, name, method)
-        try:
-            return app.require_room(method).whole(name, **asker(client_id, request, user))
-        except UnusableCheckpoint as error:
-            raise InvalidRequest(str(error)) from error
-
-    return FileResponse(await watched(request, work), filename=f"{name}.safetensors")
+    _known(app, name, method)
+    try:
+        path = app.require_service(method).whole(name, **asker(client_id, request, user))
+    except UnusableCheckpoint as error:
+        raise InvalidRequest(str(error)) from error
+    return FileResponse(path, filename=f"{name}.safetensors")
 
 
 @checkpoints.put("/{name}", summary="Import a task checkpoint; it does not answer until it is activated")
@@ -57,7 +54,7 @@ def import_head(app: App, user: Admin, name: str, file: Upload, method: str = FE
             f"a task checkpoint has at most {LARGEST >> 20} MB: is this an exported one, of this version?"
         )
     try:
-        return {"head": app.require_room(method).take(data, name)}
+        return {"head": app.require_service(method).take(data, name)}
     except (UnusableCheckpoint, ValueError) as error:
         raise InvalidRequest(str(error)) from error
 
@@ -69,7 +66,7 @@ def activate(app: App, user: Annotator, name: str, pin: bool = False, method: st
 
 @checkpoints.post("/unpin", summary="Let newer task checkpoints take over again")
 def unpin(app: App, user: Annotator, method: str = FEWSHOT) -> dict[str, Any]:
-    return vars(_shelf(app, method).unpin())
+    return vars(_registry(app, method).unpin())
 
 
 @checkpoints.delete("/adaptation", summary="Stop the caller's own adaptations and segmentations")
@@ -77,7 +74,7 @@ def cancel(app: App, user: Annotator, request: Request, method: str = "", client
     """Of one method, or of all. What waits is stopped too; ``DELETE /jobs/{id}`` stops a single one. The caller is the
     account where people log in, else ``client_id``, and without one whoever asked without one at the same address.
     """
-    methods = [app.require_room(method).method] if method else list(app.rooms)
+    methods = [app.require_service(method).method] if method else list(app.services)
     mine = [
         job
         for name in methods
@@ -107,18 +104,18 @@ def _as_clients_count(card: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**card, "support": support} if "support" in card else card
 
 
-def _shelf(app: ServerApp, method: str) -> CheckpointRegistry:
-    return app.require_room(method).shelf
+def _registry(app: ServerApp, method: str) -> CheckpointRegistry:
+    return app.require_service(method).registry
 
 
 def _known(app: ServerApp, name: str, method: str) -> CheckpointRegistry:
-    """The shelf, if it has the head. Raises NotKnown."""
-    shelf = _shelf(app, method)
+    """The registry, if it has the head. Raises NotKnown."""
+    registry = _registry(app, method)
     try:
-        shelf.path(name)
+        registry.path(name)
     except UnknownCheckpoint:
-        raise NotKnown("head", name, shelf.names()) from None
-    return shelf
+        raise NotKnown("head", name, registry.names()) from None
+    return registry
 
 
 initialisations = APIRouter(tags=["Initialisations"])
@@ -156,7 +153,7 @@ def _names(starts: Initialisations) -> dict[str, Any]:
 
 
 def _starts(app: ServerApp) -> Initialisations:
-    found = app.require_room(SSM_SAM).starts
+    found = app.require_service(SSM_SAM).initialisations
     assert found is not None
     return found
 

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar
 
@@ -111,6 +112,16 @@ async def watched(request: Request, work: Callable[[], T]) -> T:
         return await to_thread.run_sync(cancellable_work, limiter=_LONG[0])
     finally:
         watch.cancel()
+
+
+def long(work: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:
+    """A route of plain code that may take long, as :func:`watched`. It has to have a parameter ``request``."""
+
+    @wraps(work)
+    async def route(**arguments: Any) -> T:
+        return await watched(arguments["request"], lambda: work(**arguments))
+
+    return route
 
 
 async def _cancel_when_gone(request: Request, token: CancelToken) -> None:

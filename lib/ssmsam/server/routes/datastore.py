@@ -129,10 +129,8 @@ def save_label(
         answer: dict[str, Any] = {"tag": tag}
     else:
         require_keys(said, SUBMISSION, where="params")
-        if tag == FINAL:
-            said.setdefault("partial", {"complete": True})
         said["client_id"] = reader(said.get("client_id"), request)
-        label_id, answer = image, datastore.submit(image, file, said).answer()
+        label_id, answer = image, datastore.submit(image, file, said, tag=tag).answer()
     noted = app.on_save_label(image, label_id) or {}
     return {"image": image, "label": label_id, **answer, **noted}
 
@@ -242,7 +240,7 @@ def masks(
     ``models.fewshot.labels`` in ``/info/``; the header ``X-Ssmsam-Labels`` holds them as percent-encoded JSON. It
     counts as shown.
     """
-    offered = app.rooms[FEWSHOT].offered
+    offered = app.services[FEWSHOT].offered
     volume, values = app.datastore().show_again(image, client=reader(client_id, request), order=offered)
     path = write_mask(volume.array, volume, MaskFormat(compress=compress))
     background_tasks.add_task(remove_file, path)

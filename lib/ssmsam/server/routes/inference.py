@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import Response
 from monailabel.endpoints.infer import ResultType, send_response
-from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
 
 import ssmsam
@@ -26,9 +25,9 @@ from ssmsam.server.routes.common import (
     MaybeUpload,
     Scratch,
     json_object,
+    long,
     reader,
     received,
-    watched,
 )
 from ssmsam.server.routes.sessions import session_image
 from ssmsam.service.errors import InvalidRequest
@@ -40,7 +39,8 @@ router = APIRouter(tags=["Infer"])
 
 
 @router.post("/infer/{model}", summary="Run inference")
-async def infer(
+@long
+def infer(
     app: App,
     background_tasks: BackgroundTasks,
     request: Request,
@@ -60,29 +60,6 @@ async def infer(
     chooses the answer: ``image`` (the mask file), ``json`` (its details), ``dicom_seg``, or both as multipart. The
     work ends when the client hangs up, except that of commands such as ``finish_volume``.
     """
-
-    def work() -> Any:
-        return _infer(
-            app, background_tasks, request, user, scratch, model, image, session_id, params, file, label, output
-        )
-
-    return await watched(request, work)
-
-
-def _infer(
-    app: ServerApp,
-    background_tasks: BackgroundTasks,
-    request: Request,
-    user: User,
-    scratch: Path,
-    model: str,
-    image: str,
-    session_id: str,
-    params: str,
-    file: UploadFile | None,
-    label: UploadFile | None,
-    output: ResultType | None,
-) -> Any:
     options = json_object(params, name="params")
     app.require_options(options, app.require_model(model))
     if output == ResultType.dicom_seg:

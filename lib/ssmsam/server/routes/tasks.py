@@ -18,9 +18,9 @@ from ssmsam.server.routes.common import (
     App,
     CheckedJson,
     asker,
+    long,
     note_opened,
     reader,
-    watched,
 )
 from ssmsam.server.tasks.queue import BATCH, SCORE, TRAIN, ProcessJob, stop, submit
 from ssmsam.server.tasks.strategies import note_offer
@@ -38,16 +38,11 @@ def info(app: App, user: AnyUser) -> dict[str, Any]:
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image and slices to annotate")
-async def next_sample(
+@long
+def next_sample(
     app: App, user: AnyUser, strategy: str, request: Request, params: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Without an ``id`` in the answer nothing is left, and ``message`` says so."""
-    return await watched(request, lambda: _next_sample(app, user, strategy, request, params))
-
-
-def _next_sample(
-    app: ServerApp, user: User, strategy: str, request: Request, params: dict[str, Any] | None
-) -> dict[str, Any]:
     asked = dict(params or {})
     app.require_strategy(strategy)
     require_keys(asked, SAMPLE, where="the request")
@@ -68,7 +63,8 @@ def _next_sample(
 
 
 @router.post("/batch/infer/{model}", tags=["Infer"], summary="Run a model on many images")
-async def batch_infer(
+@long
+def batch_infer(
     app: App,
     user: Admin,
     request: Request,
@@ -80,18 +76,6 @@ async def batch_infer(
     """In a process of its own, which is a job: ``GET /jobs/{id}`` with the ``id`` of the answer says how many images
     are done, and ``DELETE`` ends it. With ``run_sync`` the answer comes when all is done, and who hangs up ends it.
     """
-    return await watched(request, lambda: _batch_infer(app, user, request, model, images, params, run_sync))
-
-
-def _batch_infer(
-    app: ServerApp,
-    user: User,
-    request: Request,
-    model: str,
-    images: BatchInferImageType | None,
-    params: dict[str, Any] | None,
-    run_sync: bool,
-) -> Any:
     app.require_options({} if params is None else params, app.require_model(model))
     # the stock defaults are for GPUs only: without one they divide by the number of GPUs
     options = {"device": app.device, "multi_gpu": False, "max_workers": 1, "save_label": True, **(params or {})}
@@ -112,7 +96,8 @@ def stop_batch(app: App, user: Admin) -> Any:
 
 
 @router.post("/train/{model}", tags=["Train"], summary="Train a model")
-async def train(
+@long
+def train(
     app: App,
     user: Admin,
     request: Request,
@@ -122,18 +107,6 @@ async def train(
     enqueue: bool = False,
 ) -> Any:
     """In a process of its own, which is a job as batches are; ``enqueue`` lets it wait for the one that runs."""
-    return await watched(request, lambda: _train(app, user, request, model, params, run_sync, enqueue))
-
-
-def _train(
-    app: ServerApp,
-    user: User,
-    request: Request,
-    model: str,
-    params: dict[str, Any] | None,
-    run_sync: bool,
-    enqueue: bool,
-) -> Any:
     task = app.require_trainer(model)
     require_keys(params or {}, [*CLIENT, *STOCK, *task.config()], where="the request")
     if isinstance(task, Training):
@@ -142,15 +115,12 @@ def _train(
 
 
 @router.post("/train/", tags=["Train"], summary="Train all models, one after the other", deprecated=True)
-async def train_all(
+@long
+def train_all(
     app: App, user: Admin, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
 ) -> Any:
     """``params`` holds the options of each trainer under its name."""
-    return await watched(request, lambda: _train_all(app, user, request, params or {}, run_sync))
-
-
-def _train_all(app: ServerApp, user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
-    trainers = app.trainers
+    trainers, params = app.trainers, params or {}
     require_keys(params, [*CLIENT, *trainers], where="the request")
     for name, task in trainers.items():
         require_keys(params.get(name) or {}, [*CLIENT, *STOCK, *task.config()], where=name)
@@ -171,19 +141,14 @@ def stop_training(app: App, user: Admin) -> Any:
 
 
 @router.post("/scoring/{method}", tags=["Scoring"], summary="Score labels")
-async def score(
+@long
+def score(
     app: App,
     user: Annotator,
     request: Request,
     method: str,
     params: dict[str, Any] | None = None,
     run_sync: bool = False,
-) -> Any:
-    return await watched(request, lambda: _score(app, user, request, method, params, run_sync))
-
-
-def _score(
-    app: ServerApp, user: User, request: Request, method: str, params: dict[str, Any] | None, run_sync: bool
 ) -> Any:
     known = app.info()["scoring"]
     if method not in known:
@@ -218,14 +183,12 @@ def _run(
 
 
 @router.post("/scoring/", tags=["Scoring"], summary="Score labels by all methods", deprecated=True)
-async def score_all(
+@long
+def score_all(
     app: App, user: Annotator, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
 ) -> Any:
     """``params`` holds the options of each method under its name."""
-    return await watched(request, lambda: _score_all(app, user, request, params or {}, run_sync))
-
-
-def _score_all(app: ServerApp, user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
+    params = params or {}
     wanted = {name: {"method": name, **(params.get(name) or {})} for name in app.info()["scoring"]}
     return {
         name: {"result": _run(app, SCORE, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}

@@ -72,38 +72,38 @@ class Asked:
 class FewShotTask(InferTask):
     """``fewshot`` and ``ssm_sam``: all annotated labels in one image."""
 
-    def __init__(self, room: FewShotService) -> None:
+    def __init__(self, service: FewShotService) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels={label: number for number, label in enumerate(room.labels, 1)},
+            labels={label: number for number, label in enumerate(service.labels, 1)},
             dimension=3,
-            description=DESCRIPTIONS[room.method],
+            description=DESCRIPTIONS[service.method],
             config={
                 # the closed form is enough where a decoder has learned to use it; who asks for gradient steps gets them
-                "adapt": room.method != FEWSHOT or not room.decoder.pretrained,
+                "adapt": service.method != FEWSHOT or not service.decoder.pretrained,
                 "wait": False,
                 "only_this_image": False,
-                "budget_s": room.config.adaptation.budget_s,
+                "budget_s": service.config.adaptation.budget_s,
             },
         )
-        self._room = room
+        self._service = service
 
     def is_valid(self) -> bool:
         return True
 
     def info(self) -> dict[str, Any]:
-        labels = {label: number for number, label in enumerate(self._room.offered, 1)}
+        labels = {label: number for number, label in enumerate(self._service.offered, 1)}
         return {**super().info(), "labels": labels}
 
     def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
         """The path of the label map, and the details. Raises InvalidRequest, UnreadableVolume."""
         started = time.perf_counter()
-        room = self._room
-        command = FewShotCommand.read({**self.config(), **request.options}, room.offered)
+        service = self._service
+        command = FewShotCommand.read({**self.config(), **request.options}, service.offered)
         asked = self._asked(request, command)
         image, progress = asked.image, request.progress
         self._stop_outdated(asked)
-        head, name, fresh = room.head(
+        head, name, fresh = service.head(
             asked.support, asked.config, volume=image.embeddings.key.digest, wait=asked.wait, progress=progress
         )
         adapted = time.perf_counter()
@@ -113,17 +113,17 @@ class FewShotTask(InferTask):
         values = self._values(found.labels, command)
         mask = _with_values(found, values)
         if command.replaces_screen and image.source.image_id:
-            keep_the_rest(room.studies, image, mask, values, offered=room.offered, client=asked.client)
+            keep_the_rest(service.studies, image, mask, values, offered=service.offered, client=asked.client)
         path = write_mask(mask, image.volume, request.format)
         self._serve(image, found, asked.client, clicks)
         beside = self._adapts_beside(asked, name)
-        room.background.prefer(image, client=asked.client)
+        service.background.prefer(image, client=asked.client)
         done = time.perf_counter()
         return path, {
             "label_names": values,
             "centroids": centroids(mask, values),
             "detail": in_words(found, head, fresh=fresh, beside=beside is not None),
-            "method": room.method,
+            "method": service.method,
             "head": name,
             "start": head.card.get("start", ""),
             "adapted": bool(head.card.get("adapted")),
@@ -140,16 +140,16 @@ class FewShotTask(InferTask):
                 "pre": round(adapted - started, 4), "infer": round(segmented - adapted, 4), "post": 0.0,
                 "write": round(done - segmented, 4), "total": round(done - started, 4),
             },
-            "encoder": room.embedder.encoder.spec.name,
-            "encoder_sha256": room.embedder.encoder.weights_sha256,
-            "encoded_slices": room.embedder.encoded,
+            "encoder": service.embedder.encoder.spec.name,
+            "encoder_sha256": service.embedder.encoder.weights_sha256,
+            "encoded_slices": service.embedder.encoded,
         }  # fmt: skip
 
     def _asked(self, request: InferenceCommand, command: FewShotCommand) -> Asked:
         """What a request is about. Raises InvalidRequest where no slice is annotated."""
-        room = self._room
-        image = room.images.open(request.image)
-        support = room.labelled.support(image.source.image_id, labels=command.labels, only_this=command.only_this)
+        service = self._service
+        image = service.images.open(request.image)
+        support = service.labelled.support(image.source.image_id, labels=command.labels, only_this=command.only_this)
         if not support:
             raise InvalidRequest(
                 "no slice is annotated yet: draw an organ on a few slices and submit, or click on it with sam_2d and "
@@ -164,23 +164,23 @@ class FewShotTask(InferTask):
             support,
             self._adaptation(command),
             # a decoder that knows no organ yet says little before it has adapted
-            command.wait or not room.start[0].pretrained,
+            command.wait or not service.start[0].pretrained,
         )
 
     def _answer(
         self, asked: Asked, head: AdaptedTask, name: str, clicks: Mapping[str, Clicks], progress: Progress
     ) -> tuple[Answer, bool]:
         """What the head says of the image, and whether that was known already: kept while nothing changes."""
-        room, embeddings = self._room, asked.image.embeddings
+        service, embeddings = self._service, asked.image.embeddings
         key = (
-            room.method, name, head.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
-            room.config.segmentation,
+            service.method, name, head.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
+            service.config.segmentation,
         )  # fmt: skip
 
         def made() -> Answer:
-            with room.jobs.turns.long():
+            with service.jobs.turns.long():
                 prediction = segment(
-                    embeddings, head, support=asked.support, clicks=clicks, config=room.config, progress=progress
+                    embeddings, head, support=asked.support, clicks=clicks, config=service.config, progress=progress
                 )
             return Answer(
                 prediction.labels,
@@ -190,54 +190,54 @@ class FewShotTask(InferTask):
                 dict(prediction.dice),
             )
 
-        found, known = room.answers.recalled(key, made)
+        found, known = service.answers.recalled(key, made)
         return self._as_annotated(found, asked), known
 
     def _as_annotated(self, found: Answer, asked: Asked) -> Answer:
         """With every annotated slice of this volume as it was annotated: the head was shown a part of them at most."""
-        room, image_id = self._room, asked.image.source.image_id
-        everything = room.labelled.support(image_id, only_this=True, limits=Limits(own=sys.maxsize, others=0))
+        service, image_id = self._service, asked.image.source.image_id
+        everything = service.labelled.support(image_id, only_this=True, limits=Limits(own=sys.maxsize, others=0))
         mask = as_annotated(found.mask, found.labels, asked.image.embeddings, everything)
         return replace(found, mask=mask)
 
     def _stop_outdated(self, asked: Asked) -> None:
         """What adapts beside for this client to other annotations than there are now would be for nothing."""
-        wanted = self._room.subject(asked.support, asked.config)
+        wanted = self._service.subject(asked.support, asked.config)
         for job in self._beside(asked):
             if job.subject is not None and job.subject != wanted:
                 with suppress(UnknownJob):  # it has just ended
-                    self._room.jobs.cancel(job.id)
+                    self._service.jobs.cancel(job.id)
 
     def _beside(self, asked: Asked) -> list[Job]:
         """The adaptations that this client asked for on this image."""
         mine = asked.client, asked.login, asked.image.source.image_id
-        active = self._room.jobs.active(ADAPT, model=self._room.method)
+        active = self._service.jobs.active(ADAPT, model=self._service.method)
         return [job for job in active if (job.owner, job.login, job.image) == mine]
 
     def _adapts_beside(self, asked: Asked, name: str) -> Job | None:
         """This client's job that adapts to these annotations, queued now unless there is one; None where there is no
         need. What another client's job adapts to already is found by this one when its turn comes, and stopping the one
         leaves the other."""
-        room = self._room
-        subject = room.subject(asked.support, asked.config)
+        service = self._service
+        subject = service.subject(asked.support, asked.config)
         running = [job for job in self._beside(asked) if job.subject == subject]
-        if running or asked.wait or not room.worth_adapting(asked.support, asked.config, name):
+        if running or asked.wait or not service.worth_adapting(asked.support, asked.config, name):
             return running[0] if running and asked.adapts else None
         image_id = asked.image.source.image_id
 
         def read() -> Support:
-            return room.labelled.support(image_id, labels=asked.labels, only_this=asked.only_this)
+            return service.labelled.support(image_id, labels=asked.labels, only_this=asked.only_this)
 
         job = Job(
             ADAPT,
-            title=f"{room.method} adapts to {', '.join(asked.support)}",
+            title=f"{service.method} adapts to {', '.join(asked.support)}",
             owner=asked.client,
             login=asked.login,
             image=image_id,
-            model=room.method,
+            model=service.method,
             subject=subject,
         )
-        return room.jobs.submit(job, lambda job: room.adapt_beside(job, read, asked.config))
+        return service.jobs.submit(job, lambda job: service.adapt_beside(job, read, asked.config))
 
     def _clicks(self, request: InferenceCommand, image: OpenImage, head: AdaptedTask) -> dict[str, Clicks]:
         """Clicks that mend a proposal: they count only with a ``label``, for viewers leave old ones in requests."""
@@ -255,7 +255,7 @@ class FewShotTask(InferTask):
         return {label: prompts.slices}
 
     def _adaptation(self, command: FewShotCommand) -> FewShotConfig:
-        config = self._room.config
+        config = self._service.config
         adaptation = replace(config.adaptation, budget_s=command.budget_s)
         if not command.adapt:
             return replace(config, adaptation=replace(adaptation, steps=0), folds=0)
@@ -268,12 +268,12 @@ class FewShotTask(InferTask):
         One that replaces its screen never sees the details and maps values by what /info said.
         """
         if command.replaces_screen:
-            offered = self._room.offered
+            offered = self._service.offered
             return {label: offered.index(label) + 1 for label in labels}
         return {label: number for number, label in enumerate(labels, 1)}
 
     def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
-        studies = self._room.studies
+        studies = self._service.studies
         if not image.source.image_id:
             return
         when = now()

@@ -8,13 +8,14 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from ssmsam.annotation.slice_state import PackedMask, now
+from ssmsam.annotation.slice_state import now
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import StateStore, same
 from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
+from ssmsam.ops import PackedMask
 from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.clients.slicer import FOR_LABEL, label_choices
@@ -117,25 +118,25 @@ class PromptedTask(InferTask):
         """The path of the mask, and the details. Raises InvalidPrompt, InvalidRequest, UnreadableVolume."""
         started = time.perf_counter()
         options = {**self.config(), **request.options}
-        room = self._prompting
-        image = room.images.open(request.image)
+        prompting = self._prompting
+        image = prompting.images.open(request.image)
         embeddings = image.embeddings
         prompts = read_prompts(options, grid=image.volume.grid, plane=embeddings.plane, dimension=self.dimension)
         opened = time.perf_counter()
         client = request.client
-        confirmed = room.confirmed(image, prompts, client)
+        confirmed = prompting.confirmed(image, prompts, client)
         gone = {index for index, mask in confirmed.items() if mask.empty}  # a click that only said so is no prompt
         prompts = replace(prompts, slices={k: prompt for k, prompt in prompts.slices.items() if k not in gone})
-        state = room.states.open(image.key, prompts.label, prompts.client_id)
+        state = prompting.states.open(image.key, prompts.label, prompts.client_id)
         segment = segment_2d if self.dimension == 2 else segment_3d
-        result = segment(prompts, embeddings, room.decoder, state, progress=request.progress)
+        result = segment(prompts, embeddings, prompting.decoder, state, progress=request.progress)
         for index, mask in confirmed.items():
             embeddings.plane.stack(result.mask)[index] = mask.array
         segmented = time.perf_counter()
-        room.serve(image, prompts, result, client)
+        prompting.serve(image, prompts, result, client)
         path = write_mask(result.mask, image.volume, request.format)
         written = time.perf_counter()
-        room.background.prefer(image, near=prompts.current, client=client)
+        prompting.background.prefer(image, near=prompts.current, client=client)
         seconds = {
             "pre": opened - started, "infer": segmented - opened, "post": 0.0,
             "write": written - segmented, "total": written - started,

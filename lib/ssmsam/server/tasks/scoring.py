@@ -19,7 +19,7 @@ from ssmsam.reading import read_volume
 from ssmsam.server.datastore.studies import StudiesDatastore
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.images import UNUSABLE
-from ssmsam.service.volume_forecasts import Deadline, VolumeOutlooks
+from ssmsam.service.volume_forecasts import Deadline, VolumeForecasts
 from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,9 @@ class UncertaintyScore(ScoringMethod):
     through images that are not finished, until ``budget_s`` is over; embeds those that are not.
     """
 
-    def __init__(self, outlooks: VolumeOutlooks) -> None:
+    def __init__(self, forecasts: VolumeForecasts) -> None:
         super().__init__("Expected loss of Dice on slices that nobody annotated, mean over labels")
-        self._outlooks = outlooks
+        self._forecasts = forecasts
 
     def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Image -> what was stored. Raises InvalidRequest."""
@@ -73,23 +73,27 @@ class UncertaintyScore(ScoringMethod):
             deadline = Deadline(float(request.get("budget_s") or 3600))
         except (TypeError, ValueError):
             raise InvalidRequest(f"budget_s has to be a number of seconds, got {request['budget_s']!r}") from None
-        labels = self._outlooks.learnable()
+        labels = self._forecasts.learnable()
         found: dict[str, Any] = {}
-        for image in self._outlooks.room.images.usable(sorted(datastore.get_unlabeled_images())) if labels else ():
+        for image in self._forecasts.service.images.usable(sorted(datastore.get_unlabeled_images())) if labels else ():
             if not deadline.left:
                 break
             try:
-                with self._outlooks.room.images.reading(image):
-                    self._outlooks.embeddings(image).embed(progress=deadline.progress)
-                    outlook = self._outlooks.of(image, labels, deadline=deadline)
+                with self._forecasts.service.images.reading(image):
+                    self._forecasts.embeddings(image).embed(progress=deadline.progress)
+                    volume_forecast = self._forecasts.of(image, labels, deadline=deadline)
             except (*UNUSABLE, Cancelled):
                 continue
             per_label = {
-                label: round(1 - forecast.expected_dice(without=outlook.state.known(label)), 4)
-                for label, forecast in outlook.state.forecasts.items()
+                label: round(1 - forecast.expected_dice(without=volume_forecast.state.known(label)), 4)
+                for label, forecast in volume_forecast.state.forecasts.items()
             }
             mean = round(float(np.mean(list(per_label.values()))), 4)
-            found[image] = {"uncertainty": mean, "uncertainty_per_label": per_label, "uncertainty_head": outlook.head}
+            found[image] = {
+                "uncertainty": mean,
+                "uncertainty_per_label": per_label,
+                "uncertainty_head": volume_forecast.head,
+            }
             datastore.update_image_info(image, found[image])
         return found
 

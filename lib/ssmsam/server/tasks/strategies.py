@@ -18,7 +18,7 @@ from ssmsam.server.clients.slicer import ALL_ANNOTATED, FOR_LABEL, title
 from ssmsam.server.datastore.studies import StudiesDatastore
 from ssmsam.service.errors import InvalidRequest, StudiesNotWritable
 from ssmsam.service.images import UNUSABLE, Images
-from ssmsam.service.volume_forecasts import Deadline, VolumeOutlook, VolumeOutlooks
+from ssmsam.service.volume_forecasts import Deadline, VolumeForecast, VolumeForecasts
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +62,14 @@ class First(Strategy):
 class SliceStrategy(Strategy):
     """Names an image and slices of it, with reasons. ``rule`` is one of :data:`~ssmsam.active.acquisition.RULES`."""
 
-    def __init__(self, outlooks: VolumeOutlooks, *, rule: str) -> None:
+    def __init__(self, forecasts: VolumeForecasts, *, rule: str) -> None:
         super().__init__(DESCRIPTIONS[rule])
-        self._outlooks = outlooks
+        self._forecasts = forecasts
         self._rule = rule
 
     def info(self) -> dict[str, Any]:
         """With ``config``, the options that viewers offer and send."""
-        labels = [ALL_ANNOTATED, *self._outlooks.room.offered]
+        labels = [ALL_ANNOTATED, *self._forecasts.service.offered]
         return {
             **super().info(),
             "config": {"k": NextSampleCommand.k, FOR_LABEL: labels, "budget_s": NextSampleCommand.budget_s},
@@ -84,48 +84,48 @@ class SliceStrategy(Strategy):
         images = self._images(wanted, datastore, request)
         if not images:
             return {"message": FINISHED}
-        usable = images if wanted.image else self._outlooks.room.images.usable(images)
+        usable = images if wanted.image else self._forecasts.service.images.usable(images)
         deadline = Deadline(wanted.budget_s)
-        labels = list(wanted.labels) or self._outlooks.learnable()
-        found: list[tuple[float, VolumeOutlook, list[Choice]]] = []
+        labels = list(wanted.labels) or self._forecasts.learnable()
+        found: list[tuple[float, VolumeForecast, list[Choice]]] = []
         looked_at = 0
         for image in usable:
             if looked_at >= MOST_VOLUMES or (found and not deadline.left):
                 break
             try:
-                outlook = self._outlook(image, labels, deadline)
+                volume_forecast = self._forecast(image, labels, deadline)
             except UNUSABLE:
                 if wanted.image:
                     raise
                 continue  # it is set aside now; another one can be annotated meanwhile
             looked_at += 1
-            choices = RULES[self._rule](outlook.state, wanted.k, labels, np.random.default_rng())
+            choices = RULES[self._rule](volume_forecast.state, wanted.k, labels, np.random.default_rng())
             if choices:
-                found.append((sum(one.gain for one in choices), outlook, choices))
-                if not self._compares(outlook):
+                found.append((sum(one.gain for one in choices), volume_forecast, choices))
+                if not self._compares(volume_forecast):
                     break
         if not found:
             return {"message": EXHAUSTED if looked_at else UNREADABLE.format(len(images))}
-        _, outlook, choices = max(found, key=lambda one: one[0])
-        return answer(outlook, choices)
+        _, volume_forecast, choices = max(found, key=lambda one: one[0])
+        return answer(volume_forecast, choices)
 
-    def _outlook(self, image: str, labels: Sequence[str], deadline: Deadline) -> VolumeOutlook:
+    def _forecast(self, image: str, labels: Sequence[str], deadline: Deadline) -> VolumeForecast:
         """Raises one of UNUSABLE; the image is set aside then."""
-        with self._outlooks.room.images.reading(image):
+        with self._forecasts.service.images.reading(image):
             if self._rule == "random":
-                return self._outlooks.bare(image)
-            return self._outlooks.of(image, labels, deadline=deadline)
+                return self._forecasts.bare(image)
+            return self._forecasts.of(image, labels, deadline=deadline)
 
-    def _compares(self, outlook: VolumeOutlook) -> bool:
+    def _compares(self, volume_forecast: VolumeForecast) -> bool:
         """Whether other images may be better: only expectations of a model can be compared."""
-        return self._rule in ("next_slices", "uncertainty") and bool(outlook.state.forecasts)
+        return self._rule in ("next_slices", "uncertainty") and bool(volume_forecast.state.forecasts)
 
     def _images(self, wanted: NextSampleCommand, datastore: StudiesDatastore, request: Mapping[str, Any]) -> list[str]:
         """Images that are not finished: the one that is being annotated before others, then what was offered long ago.
         By ``random`` in random order."""
         images = sorted(datastore.get_unlabeled_images())
         if wanted.image:
-            self._outlooks.room.images.require(wanted.image)
+            self._forecasts.service.images.require(wanted.image)
             if wanted.image not in images:
                 raise InvalidRequest(f"{wanted.image} is finished: reopen it first, or name no image")
             return [wanted.image]
@@ -135,7 +135,7 @@ class SliceStrategy(Strategy):
         return sorted(images, key=lambda image: (image not in begun, offered(datastore, image, request), image))
 
 
-def answer(outlook: VolumeOutlook, choices: Sequence[Choice]) -> dict[str, Any]:
+def answer(volume_forecast: VolumeForecast, choices: Sequence[Choice]) -> dict[str, Any]:
     """What a client is told: fields that viewers show, and for programs slices by label and reasons by slice."""
     by_label: dict[str, list[int]] = {}
     for one in sorted(choices, key=lambda choice: choice.index):
@@ -144,8 +144,8 @@ def answer(outlook: VolumeOutlook, choices: Sequence[Choice]) -> dict[str, Any]:
     slices = sorted(one.index for one in choices)
     hint = "; ".join([*questions_of(choices), slices_hint(slices, by_label)])
     return {
-        "id": outlook.image,
-        "PatientID": title(outlook.image, hint),
+        "id": volume_forecast.image,
+        "PatientID": title(volume_forecast.image, hint),
         "hint": hint,
         "slices": slices,
         "axis": CLIENT_AXIS,
@@ -157,7 +157,7 @@ def answer(outlook: VolumeOutlook, choices: Sequence[Choice]) -> dict[str, Any]:
             for one in choices
             for label, reason in one.reasons.items()
         ],
-        "head": outlook.head,
+        "head": volume_forecast.head,
     }
 
 

@@ -19,12 +19,12 @@ from ssmsam.fewshot.estimate import Estimate, mean_estimate
 from ssmsam.fewshot.meta_learning import LEAST_SLICES, MetaConfig, MetaTrained, judged, meta_train, set_aside
 from ssmsam.fewshot.pipeline import FewShotConfig, adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
+from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import Job
 from ssmsam.service.labelled_slices import Limits
-from ssmsam.volume.writing import write_bytes
 
 _EVERY_S = 1.0
 
@@ -32,14 +32,14 @@ _EVERY_S = 1.0
 class Training(TrainTask):
     """Training on what is annotated. Notes in a file how far it is: it runs in another process than who asks."""
 
-    def __init__(self, room: FewShotService, description: str) -> None:
+    def __init__(self, service: FewShotService, description: str) -> None:
         super().__init__(description)
-        self._room = room
+        self._service = service
         self._loss: float | None = None
         self._here = False
         """Whether it runs in this process."""
 
-    def hear(self, loss: float) -> None:
+    def note_loss(self, loss: float) -> None:
         """The loss of a step, for the next note."""
         self._loss = round(loss, 4)
 
@@ -98,7 +98,7 @@ class Training(TrainTask):
 
     @property
     def _record(self) -> Path:
-        return self._room.shelf.folder / "training.json"
+        return self._service.registry.folder / "training.json"
 
     def _note(self, **content: Any) -> None:
         write_bytes(self._record, json.dumps(content).encode())
@@ -107,29 +107,29 @@ class Training(TrainTask):
 class FewShotTraining(Training):
     """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
 
-    The result is put on the shelf of heads. It answers from then on if the estimate on held-out slices is not worse
-    than that of the head before it.
+    The result is put into the registry. It answers from then on if the estimate on held-out slices is not worse than
+    that of the task before it.
     """
 
-    def __init__(self, room: FewShotService) -> None:
-        super().__init__(room, "Fits the few-shot model to all annotated slices, thoroughly")
+    def __init__(self, service: FewShotService) -> None:
+        super().__init__(service, "Fits the few-shot model to all annotated slices, thoroughly")
 
     def config(self) -> dict[str, Any]:
         return {"steps": 200, "budget_s": 120.0, "learning_rate": 6e-4, "views": 6, "seed": 0}
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured({**self.config(), **options})
-        if not self._room.labelled.showing():
+        if not self._service.labelled.showing():
             raise NothingToLearn("no annotated slice shows an organ yet: annotate a few slices, then train")
 
     def train(self, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        room = self._room
+        service = self._service
         config = self._configured(options)
-        decoder, start = room.start
-        head = adapt(room.labelled.support(""), room.embedder, decoder, config=config, progress=progress)
-        better = self._better(head.card, room.shelf.state.active)
+        decoder, start = service.start
+        head = adapt(service.labelled.support(""), service.embedder, decoder, config=config, progress=progress)
+        better = self._better(head.card, service.registry.state.active)
         head = replace(head, card={**head.card, "trained": True})
-        name = room.shelf.publish(room.signed(head, start), decoder=room.decoder, activate=better)
+        name = service.registry.publish(service.signed(head, start), decoder=service.decoder, activate=better)
         return {
             "head": name,
             "activated": better,
@@ -146,7 +146,7 @@ class FewShotTraining(Training):
             raise InvalidRequest(f"the training's options have to be numbers: {error}") from error
         if not (0 < steps <= 100_000 and 0 < budget <= 86_400 and 0 < rate < 1 and 0 <= views <= 100):
             raise InvalidRequest("steps, budget_s and learning_rate have to be above 0, views at most 100")
-        config = self._room.config
+        config = self._service.config
         adaptation = replace(
             config.adaptation,
             steps=steps,
@@ -162,7 +162,7 @@ class FewShotTraining(Training):
         if not before:
             return True
         try:
-            old = mean_estimate(self._room.shelf.card(before))
+            old = mean_estimate(self._service.registry.card(before))
         except (LookupError, ValueError, OSError):
             return True
         new = mean_estimate(card)
@@ -182,8 +182,8 @@ class MetaTraining(Training):
     one, on slices that were set aside. Heads that were adapted before stay what they are.
     """
 
-    def __init__(self, room: FewShotService) -> None:
-        super().__init__(room, "Learns a better start of ssm_sam from all annotated labels and images")
+    def __init__(self, service: FewShotService) -> None:
+        super().__init__(service, "Learns a better start of ssm_sam from all annotated labels and images")
 
     def config(self) -> dict[str, Any]:
         return {
@@ -193,7 +193,7 @@ class MetaTraining(Training):
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured({**self.config(), **options})
-        found = sum(count >= LEAST_SLICES for count in self._room.labelled.showing().values())
+        found = sum(count >= LEAST_SLICES for count in self._service.labelled.showing().values())
         if found < LEAST_TASKS:
             raise NothingToLearn(
                 f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {LEAST_SLICES} or more "
@@ -201,19 +201,21 @@ class MetaTraining(Training):
             )
 
     def train(self, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        room = self._room
-        assert room.starts is not None
+        service = self._service
+        assert service.initialisations is not None
         config, steps = self._configured(options)
-        support = room.labelled.support("", limits=Limits(others=MOST_SLICES))
+        support = service.labelled.support("", limits=Limits(others=MOST_SLICES))
         rest, aside = set_aside(support)
-        judging = replace(room.config.adaptation, steps=steps)
-        before = judged(room.decoder, support, aside, room.embedder, config=judging, progress=progress)
-        trained = meta_train(rest, room.embedder, room.decoder, config=config, progress=progress, heard=self.hear)
-        after = judged(trained.decoder, support, aside, room.embedder, config=judging, progress=progress)
+        judging = replace(service.config.adaptation, steps=steps)
+        before = judged(service.decoder, support, aside, service.embedder, config=judging, progress=progress)
+        trained = meta_train(
+            rest, service.embedder, service.decoder, config=config, progress=progress, heard=self.note_loss
+        )
+        after = judged(trained.decoder, support, aside, service.embedder, config=judging, progress=progress)
         better = _mean(after) >= _mean(before)
         card = {
             "support_digest": digest(support),
-            "encoder": room.embedder.encoder.spec.name,
+            "encoder": service.embedder.encoder.spec.name,
             "learned_from": {label: len(slices) for label, slices in rest.items()},
             "settings": asdict(config),
             "dice_estimate": {label: one.as_json() for label, one in after.items()},
@@ -221,7 +223,7 @@ class MetaTraining(Training):
             **_summary(trained),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        name = room.starts.publish(trained.decoder, card, activate=better)
+        name = service.initialisations.publish(trained.decoder, card, activate=better)
         told = ("learned_from", "dice_estimate", "shipped_estimate", "first_loss", "loss", "steps")
         return {
             "start": name,

@@ -13,7 +13,7 @@ from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.mask_files import write_mask
-from ssmsam.service.volume_forecasts import VolumeOutlooks
+from ssmsam.service.volume_forecasts import VolumeForecasts
 
 NOT_YET = (
     "no slice is annotated yet, so nothing can be expected: annotate a few slices, submit them, and run this again"
@@ -26,7 +26,7 @@ class UncertaintyMap(InferTask):
     It holds values, not labels: its type keeps viewers from offering it among the models that draw segments.
     """
 
-    def __init__(self, room: FewShotService) -> None:
+    def __init__(self, service: FewShotService) -> None:
         super().__init__(
             type=InferType.OTHERS,
             labels=[],
@@ -34,8 +34,8 @@ class UncertaintyMap(InferTask):
             description="How unsure the few-shot model is of every voxel, 0 to 100; load it as a volume, not as labels",
             config={"views": 0},
         )
-        self._room = room
-        self._outlooks = VolumeOutlooks(room)
+        self._service = service
+        self._forecasts = VolumeForecasts(service)
 
     def is_valid(self) -> bool:
         return True
@@ -47,24 +47,24 @@ class UncertaintyMap(InferTask):
         Raises InvalidRequest, UnreadableVolume.
         """
         started = time.perf_counter()
-        room = self._room
-        image = room.images.open(request.image)
+        service = self._service
+        image = service.images.open(request.image)
         image_id, label, views = image.source.image_id, request.label, _views(request.options)
-        labels = [label] if label else self._outlooks.learnable()
+        labels = [label] if label else self._forecasts.learnable()
         if not labels:
             raise InvalidRequest(NOT_YET)
-        head, name = self._outlooks.head(image_id, labels)
+        head, name = self._forecasts.head(image_id, labels)
         if label and label not in head.banks:
             raise InvalidRequest(f"the pinned head does not know {label!r}; it knows {', '.join(head.labels)}")
-        support = room.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
-        with room.jobs.turns.long():
+        support = service.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
+        with service.jobs.turns.long():
             unsure = uncertainty_map(
                 head,
                 image.embeddings,
                 labels=labels,
                 support=support,
                 views=views,
-                config=room.config,
+                config=service.config,
                 progress=request.progress,
             )
         path = write_mask(unsure, image.volume, request.format)
@@ -80,7 +80,7 @@ class UncertaintyMap(InferTask):
         }
 
     def _annotated(self, image_id: str) -> bool:
-        return bool(image_id) and bool(self._outlooks.annotated(image_id))
+        return bool(image_id) and bool(self._forecasts.annotated(image_id))
 
 
 def _views(options: Mapping[str, Any]) -> int:
