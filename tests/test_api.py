@@ -114,8 +114,8 @@ def test_what_was_annotated_stays(task: SegmentationTask) -> None:
 @pytest.mark.parametrize("kind", ["nibabel", "SimpleITK"])
 def test_examples_may_be_any_kind_of_image(model: FewShotSegmenter, found: Segmentation, kind: str) -> None:
     image, ball = scan(18, 20)
-    drawn, shown = kinds(ball.astype(np.uint8))[kind], kinds(image)[kind]
-    learned = model.adapt({"ball": [(shown, 3, drawn), (shown, 5, ball[5])]})
+    drawn, scanned = kinds(ball.astype(np.uint8))[kind], kinds(image)[kind]
+    learned = model.adapt({"ball": [(scanned, 3, drawn), (scanned, 5, ball[5])]})
     query = kinds(scan(22, 26)[0])[kind]
     np.testing.assert_array_equal(learned.segment(query).mask["ball"], found.mask["ball"])
 
