@@ -114,8 +114,8 @@ def test_what_was_annotated_stays(task: SegmentationTask) -> None:
 @pytest.mark.parametrize("kind", ["nibabel", "SimpleITK"])
 def test_examples_may_be_any_kind_of_image(model: FewShotSegmenter, found: Segmentation, kind: str) -> None:
     image, ball = scan(18, 20)
-    drawn, shown = kinds(ball.astype(np.uint8))[kind], kinds(image)[kind]
-    learned = model.adapt({"ball": [(shown, 3, drawn), (shown, 5, ball[5])]})
+    drawn, scanned = kinds(ball.astype(np.uint8))[kind], kinds(image)[kind]
+    learned = model.adapt({"ball": [(scanned, 3, drawn), (scanned, 5, ball[5])]})
     query = kinds(scan(22, 26)[0])[kind]
     np.testing.assert_array_equal(learned.segment(query).mask["ball"], found.mask["ball"])
 
@@ -140,6 +140,19 @@ def test_without_a_cache_a_saved_task_is_its_file_alone(model: FewShotSegmenter,
     alone = FewShotSegmenter(model.embedder, model.decoder)
     alone.adapt({"ball": [(image, 4, ball[4])]}, affine=AFFINE).save(tmp_path / "ball.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["ball.safetensors"]
+
+
+def test_saving_leaves_other_files_alone(model: FewShotSegmenter, task: SegmentationTask, tmp_path: Path) -> None:
+    image, ball = scan(18, 20)
+    mine, ours = tmp_path / "mine.json", tmp_path / "ours.json"
+    mine.write_text('{"notes": 1}')
+    task.save(tmp_path / "ours.safetensors")
+    assert ours.is_file()
+    alone = FewShotSegmenter(model.embedder, model.decoder).adapt({"ball": [(image, 4, ball[4])]}, affine=AFFINE)
+    alone.save(tmp_path / "mine.safetensors")
+    alone.save(tmp_path / "ours.safetensors")
+    assert mine.is_file()
+    assert not ours.exists(), "it named the slices of the task that was there before"
 
 
 def test_a_task_of_another_method_is_refused(model: FewShotSegmenter, task: SegmentationTask, tmp_path: Path) -> None:

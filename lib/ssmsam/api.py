@@ -27,7 +27,7 @@ from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.assembly import Prediction
-from ssmsam.fewshot.checkpoint_files import read_head, write_head
+from ssmsam.fewshot.checkpoint_files import read_head, read_local, write_head
 from ssmsam.fewshot.initialisations import DECODERS
 from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt, completed, segment
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
@@ -375,7 +375,8 @@ class SegmentationTask:
         cache, base = self._segmenter.support_cache, self._segmenter.decoder
         if cache is None:
             self._adapted.checkpoint(base).save(path)
-            path.with_suffix(".json").unlink(missing_ok=True)  # of the file that was there before
+            if read_local(path):  # it belongs to the file that was there before
+                path.with_suffix(".json").unlink()
         else:
             write_head(path, self._adapted, base=base, cache=cache)
         return path

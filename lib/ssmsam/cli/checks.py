@@ -160,9 +160,7 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
         return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
     if known.sha256 is None:
-        return Finding(
-            subject, WARN, f"{text}, checksum not recorded", f"python -m ssmsam.models.weights --record {name}"
-        )
+        return Finding(subject, WARN, f"{text}, checksum not recorded", f"ssmsam train record {name}, in a clone")
     return Finding(subject, OK, f"{text}, checksum right, licence: {known.licence}")
 
 
