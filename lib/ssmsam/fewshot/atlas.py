@@ -16,8 +16,7 @@ import torch
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.progress import Progress, silent
-from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
-from ssmsam.registration.register import Registration, register
+from ssmsam.registration.register import CoarseVolume, Registration, indices, places_of, register, sampled
 from ssmsam.volume.volume import Grid
 
 STEPS = 4

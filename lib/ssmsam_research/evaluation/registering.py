@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ssmsam.progress import Progress, silent
-from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
+from ssmsam.registration.register import CoarseVolume, indices, places_of, sampled
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Grid
 from ssmsam_research.evaluation.cases import Case, LabelledSet

@@ -14,8 +14,7 @@ from ssmsam.fewshot.atlas import STEPS, carried_to, distances_on
 from ssmsam.fewshot.priors import signed_distance
 from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, evenly_spread
 from ssmsam.models.prompt_decoder import draw_mask
-from ssmsam.registration.coarse import CoarseVolume
-from ssmsam.registration.register import register
+from ssmsam.registration.register import CoarseVolume, register
 from ssmsam.volume.writing import whole_file
 from ssmsam_research.evaluation.cases import Case
 
