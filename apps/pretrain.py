@@ -443,7 +443,7 @@ def ssm(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.fewshot.meta_learning import MetaConfig
+    from ssmsam.fewshot.config import MetaConfig
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of

@@ -18,11 +18,11 @@ import numpy as np
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import Prediction
 from ssmsam.fewshot.checkpoint_files import read_head
 from ssmsam.fewshot.initialisations import DECODERS
 from ssmsam.fewshot.options import FewShotModel, adapt_to, add_model_options, add_support_options, exit_status
-from ssmsam.fewshot.pipeline import completed, segment
+from ssmsam.fewshot.pipeline import segment, with_pseudo_labels
+from ssmsam.fewshot.prediction import Prediction
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.progress import Progress
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     with ProgressBar() as progress:
         head, support = the_head(options, model, progress)
         query = model.embedder.open(volume, plane=Plane.named(options.plane or head.card.get("plane"), volume.grid))
-        head = completed(head, support, labels=head.lacks(query.key.digest), progress=progress)
+        head = with_pseudo_labels(head, support, labels=head.lacks(query.key.digest), progress=progress)
         prediction = segment(query, head, support=support, progress=progress)
     seconds = time.perf_counter() - started
     if head.summarised:

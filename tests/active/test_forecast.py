@@ -10,8 +10,8 @@ import pytest
 from ssmsam.active.forecast import Expected, expect, looks
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import assembled
 from ssmsam.fewshot.pipeline import segment
+from ssmsam.fewshot.prediction import assembled
 from ssmsam_research.evaluation.prompted import PromptedModel
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_files import read_head, write_head
-from ssmsam.fewshot.episodes import AdaptationTask, ViewConfig, adaptation_tasks
-from ssmsam.fewshot.pipeline import FewShotConfig
+from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig, ViewConfig
+from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.models.encoder import Embedding, Encoder

@@ -27,7 +27,7 @@ from planted import (
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import fit, proposal_loss
-from ssmsam.fewshot.episodes import ViewConfig
+from ssmsam.fewshot.config import ViewConfig
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.progress import Cancelled
 

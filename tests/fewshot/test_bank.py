@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ssmsam.fewshot.config import SupportBankConfig
 from ssmsam.fewshot.priors import interpolated
-from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig, look
+from ssmsam.fewshot.support_bank import Places, SupportBank, slice_descriptors
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import CELLS, KINDS, TokenKind
 
@@ -48,7 +49,7 @@ def shown_slices(bank: SupportBank, tokens: torch.Tensor, kinds: torch.Tensor) -
 
 
 def asked(bank: SupportBank, volume: str, position: float, *, config: SupportBankConfig | None = None, without=()):
-    looks = look(images(1, seed=5))
+    looks = slice_descriptors(images(1, seed=5))
     return bank.shown(volume, [position], looks, HERE, config=config or SupportBankConfig(), without=without)
 
 
@@ -95,12 +96,12 @@ def test_of_many_slices_the_nearest_and_the_most_alike_are_shown() -> None:
     bank = a_bank()
     config = SupportBankConfig(own=1, others=1)
     shown = asked(bank, "a", 24.0, config=config)
-    likeness = look(images(1, seed=5)) @ bank.looks[3:].T
+    likeness = slice_descriptors(images(1, seed=5)) @ bank.looks[3:].T
     assert shown_slices(bank, shown.tokens[0], shown.kinds[0]) == [2, 3 + int(likeness.argmax())]
     prompted_by_one = asked(bank, "a", 24.0, config=SupportBankConfig(own=1, others=0)).trust[0]
     torch.testing.assert_close(prompted_by_one, torch.tensor([0.0, closeness(6)]))
 
 
 def test_a_look_ignores_brightness_and_contrast() -> None:
-    torch.testing.assert_close(look(images() * 3 + 7), look(images()))
-    torch.testing.assert_close(look(images()).norm(dim=1), torch.ones(len(VOLUMES)))
+    torch.testing.assert_close(slice_descriptors(images() * 3 + 7), slice_descriptors(images()))
+    torch.testing.assert_close(slice_descriptors(images()).norm(dim=1), torch.ones(len(VOLUMES)))

@@ -12,11 +12,11 @@ from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volu
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.config import FewShotConfig, RoiConfig
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.prediction import find
 from ssmsam.fewshot.proposals import Proposals
-from ssmsam.fewshot.roi_refinement import redrawn_in, refined_in_rois
-from ssmsam.fewshot.roi_window import RoiConfig, side_mm, window_in
+from ssmsam.fewshot.roi_refinement import redrawn_in, refined_in_roi, side_mm, window_in
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.frame import Frame, Window
@@ -97,7 +97,7 @@ def test_windows_of_other_volumes_are_not_shown(embedder: Embedder, decoder: Poc
     final = find(both, query, range(SLICES), config=FROM_AFAR.segmentation)["organ"].final
     without = replace(both, close=adapt({"organ": first}, embedder, decoder, config=UNADAPTED).close)
     found, expected = (
-        refined_in_rois(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
+        refined_in_roi(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
     )
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
 

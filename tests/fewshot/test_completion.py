@@ -12,11 +12,10 @@ from planted import ORGAN, SLICES, PocketDecoder, draw_volume, kept_and_read, la
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import SegmentationConfig
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, segment
-from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, slices_to_pseudo_label
+from ssmsam.fewshot.config import FewShotConfig, PseudoLabelConfig, SegmentationConfig, SupportBankConfig
+from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
+from ssmsam.fewshot.pseudo_labels import slices_to_pseudo_label
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import SupportBankConfig
 from ssmsam.models.fewshot_decoder import Proposal
 
 EVERY_SLICE = PseudoLabelConfig(slices=SLICES, spacing_mm=5.0)
@@ -71,18 +70,18 @@ def test_what_is_completed_later_is_the_same(embedder: Embedder, decoder: Pocket
     sparse = adapt(support, embedder, decoder, complete=False, config=UNADAPTED)
     assert sparse.lacks(query.key.digest) == ("organ",)
     assert not sparse.lacks(support["organ"][0].volume)
-    later = completed(sparse, support, config=UNADAPTED)
+    later = with_pseudo_labels(sparse, support, config=UNADAPTED)
     assert not later.lacks(query.key.digest)
     np.testing.assert_array_equal(segment(query, later).logits, segment(query, at_once).logits)
-    assert completed(later, support, config=UNADAPTED).banks["organ"] is later.banks["organ"]
+    assert with_pseudo_labels(later, support, config=UNADAPTED).banks["organ"] is later.banks["organ"]
 
 
 def test_a_volume_that_a_head_does_not_know_is_not_completed(embedder: Embedder, decoder: PocketDecoder) -> None:
     first, second = (labelled(embedder, draw_volume(seed), ORGAN, (2, 4, 6)) for seed in (0, 1))
     sparse = adapt({"organ": first}, embedder, decoder, complete=False, config=UNADAPTED)
-    bank = completed(sparse, {"organ": [*first, *second]}, config=UNADAPTED).banks["organ"]
+    bank = with_pseudo_labels(sparse, {"organ": [*first, *second]}, config=UNADAPTED).banks["organ"]
     assert set(bank.volumes) == {first[0].volume}
-    assert not completed(sparse, {}, config=UNADAPTED).banks["organ"].completed.any()
+    assert not with_pseudo_labels(sparse, {}, config=UNADAPTED).banks["organ"].completed.any()
 
 
 def test_queries_are_not_shown_them(embedder: Embedder, decoder: PocketDecoder) -> None:

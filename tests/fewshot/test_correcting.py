@@ -10,9 +10,8 @@ import torch
 from planted import ORGAN, SLICES, PocketDecoder, draw_volume, labelled, quick
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.assembly import corrected
 from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.proposals import Proposals, corrected
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Corrections, Proposal
 from ssmsam.models.prompt_decoder import SlicePrompt

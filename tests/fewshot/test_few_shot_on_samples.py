@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.labelled_files import LabelledFile, read_labelled, support_from
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.priors import interpolated, signed_distance
 from ssmsam.models.encoder_registry import load_encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder

@@ -12,8 +12,9 @@ from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kep
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import SegmentationConfig, assembled
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.config import FewShotConfig, SegmentationConfig
+from ssmsam.fewshot.pipeline import adapt, segment
+from ssmsam.fewshot.prediction import assembled
 from ssmsam.fewshot.proposals import Proposals, expected_loss, propose
 from ssmsam.fewshot.selection import Selected
 from ssmsam.fewshot.support import NothingToLearn

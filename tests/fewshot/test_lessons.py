@@ -10,7 +10,8 @@ import torch
 from planted import ORGAN, QUICK, PocketDecoder, ball, draw_volume, labelled, taught_by, two_labels
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import QueryBatch, ViewConfig, with_truth
+from ssmsam.fewshot.config import ViewConfig
+from ssmsam.fewshot.episodes import QueryBatch, with_truth
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, checked, digest
 
 GARBAGE = ball((4, 8, 40), (9, 6, 6))

@@ -12,8 +12,9 @@ from pocket_ssm import pocket_ssm
 from torch import nn
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig, proposal_loss
-from ssmsam.fewshot.meta_learning import Episode, MetaConfig, MetaLearner, episodes, meta_train, splits
+from ssmsam.fewshot.adaptation import proposal_loss
+from ssmsam.fewshot.config import AdaptationConfig, MetaConfig
+from ssmsam.fewshot.meta_learning import Episode, MetaLearner, episodes, meta_train, splits
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder

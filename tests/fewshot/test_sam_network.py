@@ -12,10 +12,10 @@ from segment_anything.modeling import Sam
 from tiny_sam import tiny_sam
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import ViewConfig, adaptation_tasks
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.config import FewShotConfig, SupportBankConfig, ViewConfig
+from ssmsam.fewshot.episodes import adaptation_tasks
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import SupportBankConfig
 from ssmsam.models.fewshot_sam import SamTargetNetwork
 from ssmsam.models.sam_encoder import SamEncoder
 from ssmsam.volume.volume import Volume

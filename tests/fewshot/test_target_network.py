@@ -9,7 +9,7 @@ import torch
 from planted import PocketDecoder
 
 from ssmsam.fewshot.episodes import padded, picked
-from ssmsam.fewshot.support_bank import shown_to, stacked
+from ssmsam.fewshot.support_bank import gathered_context, stacked
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, Proposal
 from ssmsam.models.prompt_small_network import PointKind
@@ -34,7 +34,7 @@ def shown(queries: int, supports: int, side: int = SIDE) -> DecoderContext:
     near = torch.linspace(0.1, 0.9, queries)[:, None].expand(-1, supports)
     prior = torch.randn(queries, 1, half, half, generator=torch.Generator().manual_seed(2))
     trust = torch.tensor([[1.0, 0.7]]).expand(queries, -1)
-    return shown_to(description, torch.arange(supports).expand(queries, -1), near, prior, trust)
+    return gathered_context(description, torch.arange(supports).expand(queries, -1), near, prior, trust)
 
 
 def rows(one: DecoderContext, index: slice) -> DecoderContext:

@@ -33,7 +33,7 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
 from ssmsam.fewshot.checkpoint_files import read_head, write_head
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
-from ssmsam.fewshot.pipeline import adapt, segment, shown_again
+from ssmsam.fewshot.pipeline import adapt, segment, with_support_again
 from ssmsam.fewshot.support import digest
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache
 from ssmsam.fewshot.target_summary import TargetSummary
@@ -61,7 +61,7 @@ def decoder() -> PocketDecoder:
 
 @pytest.fixture(scope="module")
 def head(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
-    """Adapted, with other volumes completed, of an image whose id must not leave the machine."""
+    """Adapted, with pseudo-labels in other volumes, of an image whose id must not leave the machine."""
     support = {
         label: [replace(one, image=HERE) for one in slices] for label, slices in two_labels(embedder, (0, 2, 4)).items()
     }
@@ -132,7 +132,7 @@ def test_lost_labelled_slices_are_made_again(
     bare = adapt(two_labels(embedder), embedder, decoder, config=quick(), complete=False)
     lost = kept_and_read(bare, tmp_path, decoder, elsewhere=True)
     assert lost.summarised
-    again = replace(shown_again(lost, two_labels(embedder), embedder), card=bare.card)
+    again = replace(with_support_again(lost, two_labels(embedder), embedder), card=bare.card)
     assert not again.summarised
     assert same_answers(bare, again, embedder)
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig, look
+from ssmsam.fewshot.config import SupportBankConfig
+from ssmsam.fewshot.support_bank import Places, SupportBank, slice_descriptors
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import DecoderContext
 from ssmsam.models.fewshot_fused import IMAGE, STAGES, FusedTargetNetwork
@@ -55,7 +56,7 @@ def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, s
         places=places,
         regression=one.regression(take(view, torch.arange(supports)), masks[:supports], known),
     )
-    looks = look(view["image"][supports:])
+    looks = slice_descriptors(view["image"][supports:])
     return bank.shown("volume", [7.0], looks, np.zeros((1, 2)), config=SupportBankConfig())
 
 

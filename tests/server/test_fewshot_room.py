@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from ssmsam.cache import Cache
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import FewShotConfig, segment
+from ssmsam.fewshot.config import FewShotConfig
+from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.server.fewshot_room import FewShotService
 

@@ -14,10 +14,10 @@ import torch
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.options import add_encoder_option
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.adapted_task import AdaptedTask
+from ssmsam.fewshot.config import DEFAULTS, AdaptationConfig, FewShotConfig
 from ssmsam.fewshot.labelled_files import LabelledFile, label_numbers, parse_names, read_labelled, support_from
-from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, method_of, read_card
 from ssmsam.models.encoder_registry import choose_encoder, load_encoder
@@ -121,7 +121,7 @@ def adapt_to(
     numbers = label_numbers(images, parse_names(options.names))
     support = support_from(images, numbers, model.embedder, plane=options.plane, progress=progress)
     config = config_of(options, model)
-    head = adapt(support, model.embedder, model.decoder, complete=complete, config=config, progress=progress)
+    head = adapt(support, model.embedder, model.decoder, pseudo_labels=complete, config=config, progress=progress)
     said = {"method": model.method, "numbers": numbers, "plane": options.plane}
     return replace(head, card={**head.card, **said}), support
 

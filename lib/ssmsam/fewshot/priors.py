@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ssmsam.fewshot.config import PRIOR_REACH
 from ssmsam.models.prompt_small import closeness
-
-REACH = 20.0
-"""Signed distances are cut off here, in cells; a slice known to be empty is this far outside everywhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +27,13 @@ class Prior:
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Cells to the border of a mask (S, S) bool, positive inside, within -REACH and REACH; float32."""
+    """Cells to the border of a mask (S, S) bool, positive inside, within -PRIOR_REACH and PRIOR_REACH; float32."""
     if not mask.any():
-        return np.full(mask.shape, -REACH, dtype=np.float32)
+        return np.full(mask.shape, -PRIOR_REACH, dtype=np.float32)
     # the border runs between pixels: half a cell on either side of it
     inside = ndimage.distance_transform_edt(mask) - 0.5
     outside = ndimage.distance_transform_edt(~mask) - 0.5
-    return np.clip(np.where(mask, inside, -outside), -REACH, REACH).astype(np.float32)
+    return np.clip(np.where(mask, inside, -outside), -PRIOR_REACH, PRIOR_REACH).astype(np.float32)
 
 
 def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
@@ -53,11 +51,3 @@ def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: 
     share = (position - below) / (above - below)
     mixed = (1 - share) * distances[below] + share * distances[above]
     return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)))
-
-
-def nearest(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
-    """The same from the nearest slice alone: the blurred support mask of Zhang et al. (2024)."""
-    if not distances:
-        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0)
-    near = min(distances, key=lambda z: abs(z - position))
-    return Prior(distances[near], 0.0, closeness(near - position))

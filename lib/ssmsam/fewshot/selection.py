@@ -14,10 +14,13 @@ from scipy import ndimage
 from scipy.special import expit
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import AdaptedTask
+from ssmsam.fewshot.config import EVEN, NOWHERE, OBJECTS, SegmentationConfig
 from ssmsam.fewshot.estimate import SupportCheck
-from ssmsam.fewshot.proposals import NOWHERE, Proposals, confidence, expected_loss
+from ssmsam.fewshot.proposals import Proposals, confidence, expected_loss
 from ssmsam.fewshot.slice_descriptors import Described, Surroundings, described
 from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.models.fewshot_registry import load_volume_head
 from ssmsam.models.volume_head import VolumeHead
 
 _TOUCHING = np.ones((3, 3))
@@ -31,20 +34,20 @@ def objects(masks: np.ndarray, evidence: np.ndarray, anchors: np.ndarray, *, mos
     Outwards from where it begins, an object has on every slice the pieces that overlap with it on the slice before.
     """
     found: list[np.ndarray] = []
-    left, shown = masks.copy(), np.where(masks.any(axis=(1, 2)), evidence, 0.0)
+    left, evidence = masks.copy(), np.where(masks.any(axis=(1, 2)), evidence, 0.0)
     anchored = anchors.any(axis=(1, 2))
     if anchored.any():
         found.append(_grown(masks, anchors))
         left &= ~found[0]
-        shown = np.where(left.any(axis=(1, 2)), shown, 0.0)
-    while len(found) < most and len(shown) and shown.max() > 0:
-        start = int(shown.argmax())
+        evidence = np.where(left.any(axis=(1, 2)), evidence, 0.0)
+    while len(found) < most and len(evidence) and evidence.max() > 0:
+        first = int(evidence.argmax())
         one = np.zeros_like(masks)
-        one[start] = _largest_piece(left[start])
-        one = _followed(masks, one, start)
+        one[first] = _largest_piece(left[first])
+        one = _tracked(masks, one, first)
         found.append(one)
         left &= ~one
-        shown = np.where(one.any(axis=(1, 2)) | ~left.any(axis=(1, 2)), 0.0, shown)
+        evidence = np.where(one.any(axis=(1, 2)) | ~left.any(axis=(1, 2)), 0.0, evidence)
     return found
 
 
@@ -60,9 +63,9 @@ def _grown(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     return found
 
 
-def _followed(masks: np.ndarray, found: np.ndarray, start: int) -> np.ndarray:
+def _tracked(masks: np.ndarray, found: np.ndarray, first: int) -> np.ndarray:
     """An object that begins on one row, on all the others."""
-    for outwards, step in ((range(start + 1, len(masks)), 1), (range(start - 1, -1, -1), -1)):
+    for outwards, step in ((range(first + 1, len(masks)), 1), (range(first - 1, -1, -1), -1)):
         for row in outwards:
             found[row] = _pieces_on(masks[row], found[row - step])
             if not found[row].any():
@@ -83,12 +86,6 @@ def _pieces_on(mask: np.ndarray, before: np.ndarray) -> np.ndarray:
     return np.isin(pieces, np.unique(pieces[mask & before]))
 
 
-OBJECTS = 4
-"""So many objects are judged: a guess."""
-EVEN = 0.5
-"""What is more likely the target than not is kept."""
-
-
 @dataclass(frozen=True, eq=False)
 class Selected:
     """``proposals`` with what is not the target ruled out and ``presence`` (n,) by the volume head; the Dice in [0, 1]
@@ -97,6 +94,23 @@ class Selected:
     proposals: Proposals
     dice: np.ndarray
     overall: float
+
+
+def select(
+    proposals: Proposals,
+    task: AdaptedTask,
+    label: str,
+    query: VolumeEmbeddings,
+    config: SegmentationConfig,
+    *,
+    clicked: Collection[int] = (),
+) -> Selected:
+    """What of the proposals for a label is the target. Masks on slices that were ``clicked`` on count as annotated."""
+    bank = task.banks[label]
+    among = candidates(proposals, bank, query, task.support_check(label), clicked=clicked)
+    if not config.volume_head:
+        return everything(proposals, among)
+    return selected(proposals, load_volume_head(), among, several=not bank.in_one_piece, every_slice=config.every_slice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +136,9 @@ def candidates(
     logits = proposals.logits.copy()
     rows = {int(index): row for row, index in enumerate(proposals.slices)}
     annotated: dict[int, np.ndarray] = {}
-    for number in bank.annotated(query.key.digest):
-        row = rows.get(query.index_at(bank.positions[number]))
-        if row is not None:
-            distance = bank.distances[number]
+    for index, number in bank.annotated_slices(query).items():
+        if index in rows:
+            row, distance = rows[index], bank.distances[number]
             logits[row] = np.where(distance == 0, logits[row], distance)
             if (distance > 0).any() or (distance != 0).all():
                 annotated[row] = distance > 0
@@ -150,7 +163,7 @@ def candidates(
 
 
 def selected(
-    proposals: Proposals, head: VolumeHead, among: Candidates, *, several: bool, every_slice: bool = False
+    proposals: Proposals, volume_head: VolumeHead, among: Candidates, *, several: bool, every_slice: bool = False
 ) -> Selected:
     """The target among candidates: the object that is most likely it, and where it may be in ``several`` pieces all
     that are more likely it than not; of each the slices that more likely are the target's than not, or all where it is
@@ -164,8 +177,8 @@ def selected(
         return Selected(
             replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence), np.ones(count), 1.0
         )
-    keep, dice, target, overall = judged(among.described, head)
-    shown = [one.any(axis=(1, 2)) for one in among.objects]
+    keep, dice, target, overall = judged(among.described, volume_head)
+    drawn_on = [one.any(axis=(1, 2)) for one in among.objects]
     best = int(target.argmax())
     chosen = [n for n in range(len(target)) if n == best or (several and target[n] > EVEN)]
     mask, sure, expected = np.zeros(among.logits.shape, dtype=bool), np.zeros(count), np.zeros(count)
@@ -173,10 +186,9 @@ def selected(
     for n in chosen:
         kept = (keep[n] > EVEN) | known | every_slice
         mask |= among.objects[n] & kept[:, None, None]
-        sure = np.maximum(sure, np.where(shown[n], keep[n], 0.0))
-        expected = np.maximum(expected, np.where(shown[n], dice[n], 0.0))
-    drawn_on = np.any([shown[n] for n in chosen], axis=0)
-    presence = np.where(drawn_on & ~known, sure, presence)
+        sure = np.maximum(sure, np.where(drawn_on[n], keep[n], 0.0))
+        expected = np.maximum(expected, np.where(drawn_on[n], dice[n], 0.0))
+    presence = np.where(np.any([drawn_on[n] for n in chosen], axis=0) & ~known, sure, presence)
     for row, drawn in among.around.annotated.items():
         mask[row] = drawn
         expected[row] = 1.0
@@ -187,17 +199,19 @@ def selected(
 
 def everything(proposals: Proposals, among: Candidates) -> Selected:
     """All that was proposed, where nothing judges it."""
-    shown = (among.logits > 0).any(axis=(1, 2))
-    dice = np.where(shown, 1 - expected_loss(among.logits), 1.0)
-    overall = float(dice[shown].mean()) if shown.any() else 1.0
+    drawn = (among.logits > 0).any(axis=(1, 2))
+    dice = np.where(drawn, 1 - expected_loss(among.logits), 1.0)
+    overall = float(dice[drawn].mean()) if drawn.any() else 1.0
     return Selected(replace(proposals, logits=among.logits), dice, overall)
 
 
-def judged(described: Described, head: VolumeHead) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def judged(described: Described, volume_head: VolumeHead) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What the head says as probabilities and Dice in [0, 1]: (K, n), (K, n), (K,) and (K,), in the volume's order."""
     with torch.inference_mode():
-        said = head(*(torch.from_numpy(one).float() for one in (described.slices, described.objects, described.shown)))
-    keep, dice, target, overall = (expit(one.double().numpy()) for one in vars(said).values())
+        answers = volume_head(
+            *(torch.from_numpy(one).float() for one in (described.slices, described.objects, described.drawn))
+        )
+    keep, dice, target, overall = (expit(one.double().numpy()) for one in vars(answers).values())
     return (keep[:, ::-1], dice[:, ::-1], target, overall) if described.backwards else (keep, dice, target, overall)
 
 

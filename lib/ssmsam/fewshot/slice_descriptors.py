@@ -13,26 +13,22 @@ import numpy as np
 from scipy.special import logit
 
 from ssmsam.fewshot.atlas import Guide
+from ssmsam.fewshot.config import MOST_LOG, NEAR_MM
 from ssmsam.fewshot.estimate import SupportCheck
 from ssmsam.fewshot.priors import interpolated, signed_distance
-from ssmsam.fewshot.proposals import Proposals, shares
+from ssmsam.fewshot.proposals import Proposals, cell_probabilities
 from ssmsam.fewshot.support_bank import SupportBank
-
-_NEAR_MM = 25.0
-"""The unit of closeness along the volume: a guess."""
-_MOST = 4.0
-"""Log odds and logarithms of ratios say no more than this: a guess."""
 
 
 @dataclass(frozen=True, eq=False)
 class Described:
     """Of K objects on n slices, in the order of their positions: ``slices`` (K, n, SLICE_DESCRIPTORS), ``objects``
-    (K, OBJECT_DESCRIPTORS) and ``shown`` (K, n), whether the object has a mask. ``backwards``: the volume is stored the
+    (K, OBJECT_DESCRIPTORS) and ``drawn`` (K, n), whether the object has a mask. ``backwards``: the volume is stored the
     other way round."""
 
     slices: np.ndarray
     objects: np.ndarray
-    shown: np.ndarray
+    drawn: np.ndarray
     backwards: bool = False
 
 
@@ -79,11 +75,11 @@ def described(
     backwards = len(around.positions) > 1 and around.positions[0] > around.positions[-1]
     if backwards:
         around, objects = around.turned(), [one[::-1] for one in objects]
-        turned = {name: getattr(proposals, name)[::-1] for name in ("slices", "logits", "presence", "looks")}
+        turned = {name: getattr(proposals, name)[::-1] for name in ("slices", "logits", "presence", "descriptors")}
         proposals = replace(proposals, **turned)
     common, shapes = _of_slices(proposals, bank, around), _between(around, proposals.logits.shape)
     areas = np.stack([one.sum(axis=(1, 2)) for one in objects]) * around.cell_mm**2
-    probable, usual = shares(proposals.logits), _usual_area(bank, around)
+    probable, usual = cell_probabilities(proposals.logits), _usual_area(bank, around)
     slices = np.stack(
         [
             np.concatenate([common, _of_masks(proposals.logits, probable, one, usual, shapes, around)], axis=1)
@@ -96,9 +92,9 @@ def described(
 
 def _of_slices(proposals: Proposals, bank: SupportBank, around: Surroundings) -> np.ndarray:
     """(n, 12) what does not depend on the object."""
-    # what the model completed itself in this volume is not known
-    counted = ~(bank.completed & (np.array(bank.volumes) == around.volume))
-    alike = proposals.looks @ bank.looks.cpu().numpy().T
+    # pseudo-labels in this volume are not known
+    counted = ~(bank.pseudo_labelled & (np.array(bank.volumes) == around.volume))
+    alike = proposals.descriptors @ bank.descriptors.cpu().numpy().T
     like, unlike = (_greatest(alike[:, some & counted]) for some in (bank.shows, ~bank.shows))
     place, rows = around.positions, np.arange(len(around.positions))
     seen, empty = place[around.shows], place[around.empty]
@@ -169,24 +165,24 @@ def _beside_annotated(mask: np.ndarray, area: np.ndarray, around: Surroundings) 
             ratio[row] = _ratio(area[row], float(last.sum()))
         away = abs(around.positions[row] - around.positions[near])
         if (row < seen[0] or row > seen[-1]) and len(seen) > 1:
-            past[row] = away / _NEAR_MM
+            past[row] = away / NEAR_MM
             before = seen[1] if near == seen[0] else seen[-2]
             gap = max(abs(around.positions[near] - around.positions[before]), 0.1)
             radius, wider = np.sqrt(last.sum()), np.sqrt(around.annotated[before].sum())
             slope = (wider - radius) / gap
-            ends = radius / slope if slope > 1e-6 else 100.0  # mm: it is taken to go on far
-            shrinks[row] = _ratio(min(ends, 100.0), max(away, 1e-3))
-    return [overlap, ratio, shrinks, np.minimum(past, _MOST)]
+            end_mm = radius / slope if slope > 1e-6 else 100.0  # mm: it is taken to go on far
+            shrinks[row] = _ratio(min(end_mm, 100.0), max(away, 1e-3))
+    return [overlap, ratio, shrinks, np.minimum(past, MOST_LOG)]
 
 
 def _beside_atlas(mask: np.ndarray, around: Surroundings) -> list[np.ndarray]:
-    """Dice with the carried mask, how large that is, and how far it is trusted."""
+    """Dice with the propagated mask, how large that is, and how far it is trusted."""
     if around.atlas is None:
         return [np.zeros(len(mask)) for _ in range(3)]
-    carried, trust = around.atlas.distances > 0, around.atlas.trust
-    size = carried.sum(axis=(1, 2))
-    trusted = (trust * carried).sum(axis=(1, 2)) / np.maximum(size, 1)
-    return [_dice(mask, carried), size / max(float(size.max()), 1.0), trusted]
+    propagated, trust = around.atlas.distances > 0, around.atlas.trust
+    size = propagated.sum(axis=(1, 2))
+    trusted = (trust * propagated).sum(axis=(1, 2)) / np.maximum(size, 1)
+    return [_dice(mask, propagated), size / max(float(size.max()), 1.0), trusted]
 
 
 def _between(around: Surroundings, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -217,7 +213,9 @@ def _of_object(
     volumes = area.sum() * around.slice_mm
     length = there.sum() * around.slice_mm
     others = [
-        k for k in range(len(bank)) if bank.shows[k] and not (bank.completed[k] and bank.volumes[k] == around.volume)
+        k
+        for k in range(len(bank))
+        if bank.shows[k] and not (bank.pseudo_labelled[k] and bank.volumes[k] == around.volume)
     ]
     spans = [
         np.ptp([bank.positions[k] for k in others if bank.volumes[k] == one])
@@ -226,11 +224,11 @@ def _of_object(
     span = float(np.mean(spans)) if spans else 0.0
     apart, near, likely = 0.0, 0.0, 0.0
     if around.atlas is not None:
-        carried, likely = around.atlas.distances > 0, around.atlas.likelihood
-        near = 2 * float((mask & carried).sum()) / max(1, int(mask.sum() + carried.sum()))
-        if carried.any() and mask.any():
+        propagated, likely = around.atlas.distances > 0, around.atlas.likelihood
+        near = 2 * float((mask & propagated).sum()) / max(1, int(mask.sum() + propagated.sum()))
+        if propagated.any() and mask.any():
             step = np.array([around.slice_mm, around.cell_mm, around.cell_mm])
-            apart = float(np.linalg.norm((np.argwhere(mask).mean(0) - np.argwhere(carried).mean(0)) * step))
+            apart = float(np.linalg.norm((np.argwhere(mask).mean(0) - np.argwhere(propagated).mean(0)) * step))
     check = around.check
     sure = proposals.presence * there
     return np.array(
@@ -248,7 +246,7 @@ def _of_object(
             _ratio(volumes, float(areas.sum(axis=1).max()) * around.slice_mm),
             _ratio(length, span) if span > 0 else 0.0,
             near,
-            min(apart / 50, _MOST),
+            min(apart / 50, MOST_LOG),
             likely,
             float(sure.max()) if len(sure) else 0.0,
             np.log1p(len({bank.volumes[k] for k in others})),
@@ -259,7 +257,7 @@ def _of_object(
 def _usual_area(bank: SupportBank, around: Surroundings) -> float:
     """Mean area in mm2 of the annotated cross-sections, of this volume's where there are any."""
     own = [float(mask.sum()) * around.cell_mm**2 for mask in around.annotated.values() if mask.any()]
-    rows = np.flatnonzero(bank.shows & ~bank.completed)
+    rows = np.flatnonzero(bank.shows & ~bank.pseudo_labelled)
     elsewhere = [(bank.distances[k] > 0).sum() * bank.cell_mm[k] ** 2 for k in rows]
     return float(np.mean(own or elsewhere or [around.cell_mm**2]))
 
@@ -270,7 +268,7 @@ def _closeness(place: np.ndarray, seen: np.ndarray, side: int) -> np.ndarray:
         return np.zeros(len(place))
     away = side * (seen[None] - place[:, None])
     nearest = np.where(away >= 0, away, np.inf).min(axis=1)
-    return np.where(np.isfinite(nearest), np.exp(-nearest / _NEAR_MM), 0.0)
+    return np.where(np.isfinite(nearest), np.exp(-nearest / NEAR_MM), 0.0)
 
 
 def _ended(place: np.ndarray, seen: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -300,9 +298,9 @@ def _dice(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _odds(probability: np.ndarray | float) -> np.ndarray:
     """Log odds, in [-1, 1] for what is more than a guess."""
-    return np.asarray(logit(np.clip(probability, 0.018, 0.982)) / _MOST)
+    return np.asarray(logit(np.clip(probability, 0.018, 0.982)) / MOST_LOG)
 
 
 def _ratio(value: np.ndarray | float, usual: np.ndarray | float) -> np.ndarray:
     """Logarithm of a ratio, bounded."""
-    return np.clip(np.log(np.maximum(value, 1e-3) / np.maximum(usual, 1e-3)), -_MOST, _MOST) / 2
+    return np.clip(np.log(np.maximum(value, 1e-3) / np.maximum(usual, 1e-3)), -MOST_LOG, MOST_LOG) / 2

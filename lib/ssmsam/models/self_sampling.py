@@ -10,10 +10,7 @@ are true negatives, near it and far from it.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +51,7 @@ class Sampled:
     valid: torch.Tensor
 
 
-def sampled(shown: DecoderContext, config: SamplingConfig) -> Sampled:
+def sampled(context: DecoderContext, config: SamplingConfig) -> Sampled:
     """Points spread over all support slices in turn and over each of their areas; the same ones every time.
 
     Everything comes from the support's own masks and images: nothing of the query is at hand here.
@@ -63,20 +60,20 @@ def sampled(shown: DecoderContext, config: SamplingConfig) -> Sampled:
     for kind, ((start, length), wanted) in enumerate(
         zip(_KINDS, (config.target, config.ring, config.far), strict=True)
     ):
-        cells = torch.arange(shown.valid.shape[1], device=shown.valid.device).unflatten(0, (-1, CELLS))
+        cells = torch.arange(context.valid.shape[1], device=context.valid.device).unflatten(0, (-1, CELLS))
         cells = cells[:, start : start + length].T.flatten()  # the first of every slice, then the second of every slice
         turn = torch.arange(len(cells), 0, -1, device=cells.device)
-        usable = shown.valid[:, cells] & ((shown.shares[:, cells] > LEAST_SHARE) | (kind > 0))
+        usable = context.valid[:, cells] & ((context.shares[:, cells] > LEAST_SHARE) | (kind > 0))
         order = (usable * turn).topk(min(wanted, len(cells)), dim=1).indices
         chosen.append(cells[order])
         kinds.append(torch.full_like(order, kind))
     index = torch.cat(chosen, dim=1)
     return Sampled(
-        features=shown.cells.gather(1, index[..., None].expand(-1, -1, shown.cells.shape[2])),
+        features=context.cells.gather(1, index[..., None].expand(-1, -1, context.cells.shape[2])),
         kinds=torch.cat(kinds, dim=1),
-        shares=shown.shares.gather(1, index),
-        near=shown.cells_near.gather(1, index),
-        valid=shown.valid.gather(1, index),
+        shares=context.shares.gather(1, index),
+        near=context.cells_near.gather(1, index),
+        valid=context.valid.gather(1, index),
     )
 
 
@@ -95,9 +92,9 @@ class SelfSampling(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, context: DecoderContext) -> torch.Tensor:
         """The query's map (N, D, h, w) -> what is to be added to it, the same shape."""
-        points = sampled(shown, self.config)
+        points = sampled(context, self.config)
         about = self.about(torch.stack([points.shares, points.near], dim=-1))
         tokens = self.norm(points.features) + self.kind(points.kinds) + about
         queries = self.queries.expand(len(image), -1, -1)
@@ -189,29 +186,29 @@ class SelfSamplingDecoder(TargetDecoder):
     ) -> Regression | None:
         return self.inner.regression(view, masks, known, moments)
 
-    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
-        reading = self.inner.read(embedding, shown)
-        return replace(reading, votes=torch.cat([reading.votes, _match(embedding["image"], shown)], dim=1))
+    def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
+        features = self.inner.cross_attention(embedding, context)
+        return replace(features, votes=torch.cat([features.votes, _match(embedding["image"], context)], dim=1))
 
     def forward(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections | None = None,
-        reading: CrossAttentionFeatures | None = None,
+        features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
-        reading = self.read(embedding, shown) if reading is None else reading
+        features = self.cross_attention(embedding, context) if features is None else features
         image = embedding["image"]
         changed = image
         if self.config.self_sampling:
-            changed = changed + self.sampling(image, shown)
+            changed = changed + self.sampling(image, context)
         if self.config.mask_attention:
-            masks = self._masks(shown, reading.votes[:, -1:])
+            masks = self._masks(context, features.votes[:, -1:])
             changed = changed + self.mask_attention(image, masks)
             if self.levels is not None:
                 changed = changed + self.levels(embedding["levels"], masks, self.mask_attention)
-        inner = replace(reading, votes=reading.votes[:, :-1])
-        return self.inner({"image": changed, "levels": embedding["levels"]}, shown, corrections, inner)
+        inner = replace(features, votes=features.votes[:, :-1])
+        return self.inner({"image": changed, "levels": embedding["levels"]}, context, corrections, inner)
 
     def adaptable(self) -> list[nn.Parameter]:
         return [parameter for group in self.groups().values() for parameter in group]
@@ -229,31 +226,19 @@ class SelfSamplingDecoder(TargetDecoder):
                 found.setdefault("inner." + name.split(".")[0], []).append(parameter)
         return found
 
-    def _masks(self, shown: DecoderContext, matched: torch.Tensor) -> torch.Tensor:
+    def _masks(self, context: DecoderContext, matched: torch.Tensor) -> torch.Tensor:
         """The values of mask attention, (N, VALUES, h, w)."""
         side = matched.shape[-2], matched.shape[-1]
-        trusted = (shown.trust.amax(1) > 0).to(shown.prior)[:, None, None, None]
-        prior = F.adaptive_avg_pool2d((shown.prior / _SOFTNESS).sigmoid() * trusted, side)
-        trust = shown.trust[:, :, None, None].expand(-1, -1, *side)
+        trusted = (context.trust.amax(1) > 0).to(context.prior)[:, None, None, None]
+        prior = F.adaptive_avg_pool2d((context.prior / _SOFTNESS).sigmoid() * trusted, side)
+        trust = context.trust[:, :, None, None].expand(-1, -1, *side)
         return torch.cat([prior, trust, matched if self.config.matched else torch.zeros_like(matched)], dim=1)
 
 
-def without_modules(decoder: TargetDecoder, names: Sequence[str]) -> TargetDecoder:
-    """The same decoder, sharing its weights, with modules of its config switched off; for ablations."""
-    if not names:
-        return decoder
-    if not isinstance(decoder, SelfSamplingDecoder):
-        raise ValueError(f"only SSM-SAM's decoder has modules to switch off, not {type(decoder).__name__}")
-    variant = copy.copy(decoder)
-    switched: dict[str, Any] = dict.fromkeys(names, False)
-    variant.config = replace(decoder.config, **switched)
-    return variant
-
-
-def _match(image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
+def _match(image: torch.Tensor, context: DecoderContext) -> torch.Tensor:
     """The share of the target in the support's cells that each cell of the query looks like: (N, 1, h, w)."""
     cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
-    scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)
-    scores = scores.masked_fill(~shown.valid[:, None], -1e4)
-    vote = scores.softmax(2) @ shown.shares[..., None]
+    scores = _SHARPNESS * cells @ F.normalize(context.cells, dim=2).transpose(1, 2)
+    scores = scores.masked_fill(~context.valid[:, None], -1e4)
+    vote = scores.softmax(2) @ context.shares[..., None]
     return vote.transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))

@@ -55,15 +55,15 @@ class VolumeHead(nn.Module):
         self.each = nn.Sequential(nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, 2))
         self.whole = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, 2))
 
-    def forward(self, slices: torch.Tensor, objects: torch.Tensor, shown: torch.Tensor) -> Judgement:
-        """``slices`` (K, n, D), ``objects`` (K, E), ``shown`` (K, n) 1 where the object has a mask, else 0."""
+    def forward(self, slices: torch.Tensor, objects: torch.Tensor, drawn: torch.Tensor) -> Judgement:
+        """``slices`` (K, n, D), ``objects`` (K, E), ``drawn`` (K, n) 1 where the object has a mask, else 0."""
         x = F.gelu(self.slices(slices) + self.objects(objects)[:, None])
-        weight = shown[..., None] / shown.sum(1).clamp(min=1)[:, None, None]
+        weight = drawn[..., None] / drawn.sum(1).clamp(min=1)[:, None, None]
         for norm, along, mix, mean in zip(self.norms, self.along, self.mixes, self.means, strict=True):
             y = along(norm(x).transpose(1, 2)).transpose(1, 2) + mean((x * weight).sum(1, keepdim=True))
             x = x + mix(self.drop(F.gelu(y)))
         keep, dice = self.each(x).unbind(-1)
-        kept = (keep.sigmoid() * shown)[..., None]
+        kept = (keep.sigmoid() * drawn)[..., None]
         over = (x * kept).sum(1) / kept.sum(1).clamp(min=1e-3)
         target, overall = self.whole(torch.cat([(x * weight).sum(1), over], dim=1)).unbind(-1)
         return Judgement(keep, dice, target, overall)

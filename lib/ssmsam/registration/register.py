@@ -420,7 +420,7 @@ class Registration:
         """Of the arrays."""
         return int(self.places.nbytes + self.error_mm.nbytes)
 
-    def carried(self, values: torch.Tensor) -> torch.Tensor:
+    def propagated(self, values: torch.Tensor) -> torch.Tensor:
         """Values (D', H', W') on the moving volume's cells -> (D, H, W) on those of the fixed one."""
         return sampled(values[None], self.places)[0]
 

@@ -16,9 +16,9 @@ from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
-from ssmsam.fewshot.estimate import LEAST_SLICES
+from ssmsam.fewshot.config import LEAST_SLICES, FewShotConfig
 from ssmsam.fewshot.initialisations import Initialisations
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, shown_again
+from ssmsam.fewshot.pipeline import adapt, with_pseudo_labels, with_support_again
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
@@ -113,8 +113,8 @@ class FewShotService:
         """The head for this support, its name, and whether it was adapted just now.
 
         Without ``wait`` for an adaptation it is the best that there is, or the decoder prompted by the labelled slices.
-        It is ready to segment a ``volume``, any by default: labelled volumes are completed when that is first needed.
-        """
+        It is ready to segment a ``volume``, any by default: labelled volumes get pseudo-labels when that is first
+        needed."""
         adapts = config.adaptation.steps > 0
         if wait and adapts:
             progress("wait", 0, 0)
@@ -151,7 +151,7 @@ class FewShotService:
         if found:
             return *found, False
         decoder, start = self.start
-        made = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
+        made = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
         made = self.signed(made, start)
         with self.publishing:
             plain = self._at_hand(support, lambda card: not _judged(card))
@@ -162,8 +162,12 @@ class FewShotService:
                 kept = replace(plain[0], card={**plain[0].card, **told})
                 self.shelf.replace(plain[1], kept, decoder=self.decoder)
                 return kept, plain[1], False
-            name, known = self.shelf.publish(made, decoder=self.decoder), plain[0].completed
-        return self._completed(made, name, support, lambda one: _without(known, one.completed), progress), name, True
+            name, known = self.shelf.publish(made, decoder=self.decoder), plain[0].pseudo_labelled
+        return (
+            self._completed(made, name, support, lambda one: _without(known, one.pseudo_labelled), progress),
+            name,
+            True,
+        )
 
     def _prompted(
         self, support: Support, config: FewShotConfig, *, either: bool, progress: Progress
@@ -183,7 +187,7 @@ class FewShotService:
         decoder, start = self.start
         views = replace(config.adaptation.views, views=0)
         config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
-        head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
+        head = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
         head = self.signed(head, start)
         with self.publishing:
             return head, self.shelf.publish(head, decoder=self.decoder)
@@ -221,10 +225,10 @@ class FewShotService:
         if not lacking(head):
             return head
         with self._completing.hold(name):
-            head = self.kept(name) or head  # another request may just have completed it
+            head = self.kept(name) or head  # another request may just have done so
             labels = lacking(head)
             if labels:
-                head = completed(head, support, labels=labels, config=self.config, progress=progress)
+                head = with_pseudo_labels(head, support, labels=labels, config=self.config, progress=progress)
                 self.shelf.replace(name, head, decoder=self.decoder)
         return head
 
@@ -270,7 +274,7 @@ class FewShotService:
             support = self.labelled.these(known["support"]) if known.get("support") else {}
             if not support or digest(support) != known.get("support_digest"):
                 return head
-            head = shown_again(head, support, self.embedder, config=self.config)
+            head = with_support_again(head, support, self.embedder, config=self.config)
         except (InvalidRequest, NothingToLearn, *UNUSABLE):
             return head
         head = replace(head, card={**head.card, **known, "completed": []})

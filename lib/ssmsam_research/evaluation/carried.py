@@ -38,7 +38,7 @@ class CarriedShape:
         if support.volume is query:
             return shape.astype(np.float32)
         registration, moving = registered(query, support.volume, progress)
-        carried = registration.carried(resampled(torch.from_numpy(shape).float(), support.volume.grid, moving))
+        carried = registration.propagated(resampled(torch.from_numpy(shape).float(), support.volume.grid, moving))
         return resampled(carried, registration.grid, query.grid).numpy()
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from ssmsam.fewshot.config import HELD_OUT_OF, FewShotConfig, MetaConfig
 from ssmsam.fewshot.estimate import Estimate, mean_estimate
-from ssmsam.fewshot.meta_learning import LEAST_SLICES, MetaConfig, MetaTrained, judged, meta_train, set_aside
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt
+from ssmsam.fewshot.meta_learning import MetaTrained, hold_out, judged, meta_train
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.progress import Progress
 from ssmsam.server.errors import InvalidRequest
@@ -193,10 +194,10 @@ class MetaTraining(Training):
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured({**self.config(), **options})
-        found = sum(count >= LEAST_SLICES for count in self._room.labelled.showing().values())
+        found = sum(count >= HELD_OUT_OF for count in self._room.labelled.showing().values())
         if found < LEAST_TASKS:
             raise NothingToLearn(
-                f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {LEAST_SLICES} or more "
+                f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {HELD_OUT_OF} or more "
                 f"annotated slices that show it, and there are {found}: annotate more slices, or more labels or images"
             )
 
@@ -205,10 +206,10 @@ class MetaTraining(Training):
         assert room.starts is not None
         config, steps = self._configured(options)
         support = room.labelled.support("", limits=Limits(others=MOST_SLICES))
-        rest, aside = set_aside(support)
+        rest, aside = hold_out(support)
         judging = replace(room.config.adaptation, steps=steps)
         before = judged(room.decoder, support, aside, room.embedder, config=judging, progress=progress)
-        trained = meta_train(rest, room.embedder, room.decoder, config=config, progress=progress, heard=self.hear)
+        trained = meta_train(rest, room.embedder, room.decoder, config=config, progress=progress, on_loss=self.hear)
         after = judged(trained.decoder, support, aside, room.embedder, config=judging, progress=progress)
         better = _mean(after) >= _mean(before)
         card = {
