@@ -72,7 +72,7 @@ def test_labelled_volumes_are_completed_once_another_volume_needs_it(room: FewSh
     again, same, fresh = room.head(support, quick(room), volume=other)
     assert (same, fresh) == (name, False)
     assert again.completed == ("liver",)
-    assert again.banks["liver"].completed.any()
+    assert again.banks["liver"].pseudo_labelled.any()
     kept = room.kept(name)
     assert kept is not None
     assert kept.completed == ("liver",), "it was not written down"
