@@ -1,13 +1,13 @@
-"""What of the labelled slices a query is context."""
+"""What of the labelled slices is the context of a query."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from ssmsam.embeddings.embedder import slice_descriptors
 from ssmsam.fewshot.config import SupportBankConfig
-from ssmsam.fewshot.priors import interpolated
-from ssmsam.fewshot.support_bank import Places, SupportBank, slice_descriptors
+from ssmsam.fewshot.support_bank import Places, SupportBank, interpolated
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import CELLS, KINDS, TokenKind
 
@@ -37,7 +37,7 @@ def a_bank() -> SupportBank:
 
 
 def context_slices(bank: SupportBank, tokens: torch.Tensor, kinds: torch.Tensor) -> list[int]:
-    """Which of the bank's slices a query was context, by their tokens."""
+    """Which of the bank's slices are in a query's context, by their tokens."""
     each = tokens.unflatten(0, (-1, len(KINDS)))
     given = (kinds.unflatten(0, (-1, len(KINDS))) != TokenKind.NONE).any(1)
     return [

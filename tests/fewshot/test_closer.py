@@ -136,7 +136,7 @@ def test_the_window_holds_the_target_however_the_volume_is_stored(
     inside = np.zeros_like(mask)
     inside[(..., *window.pixels)] = True
     assert not (mask & ~inside)[list(ANNOTATED)].any()
-    side = side_mm(bank, CONFIG)
+    side = side_mm(bank.annotated_masks(), CONFIG)
     assert side is not None
     assert 72 / CONFIG.most <= side < 72 / CONFIG.least
     assert window.width * 1.5 == pytest.approx(side, abs=1.5)

@@ -11,7 +11,7 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.labelled_files import LabelledFile, read_labelled, support_from
 from ssmsam.fewshot.pipeline import adapt, segment
-from ssmsam.fewshot.priors import interpolated, signed_distance
+from ssmsam.fewshot.support_bank import interpolated, signed_distance
 from ssmsam.models.encoder_registry import load_encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.fewshot_registry import load_target_decoder

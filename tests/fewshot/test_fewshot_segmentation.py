@@ -15,8 +15,8 @@ from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, SegmentationConfig
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.prediction import assembled
-from ssmsam.fewshot.proposals import Proposals, expected_loss, propose
-from ssmsam.fewshot.selection import Selected
+from ssmsam.fewshot.proposals import Proposals, propose
+from ssmsam.fewshot.selection import Selected, expected_loss
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.small_encoder import SPEC

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as shaped
 
 from ssmsam.fewshot.config import PRIOR_REACH
-from ssmsam.fewshot.priors import interpolated, signed_distance
+from ssmsam.fewshot.support_bank import interpolated, signed_distance
 from ssmsam.models.prompt_small import CLOSENESS_MM, closeness
 
 SHAPE = (24, 24)

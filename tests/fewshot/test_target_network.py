@@ -8,8 +8,9 @@ import pytest
 import torch
 from planted import PocketDecoder
 
+from ssmsam.embeddings.embedder import stacked
 from ssmsam.fewshot.episodes import padded, picked
-from ssmsam.fewshot.support_bank import gathered_context, stacked
+from ssmsam.fewshot.support_bank import gathered_context
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, Proposal
 from ssmsam.models.prompt_small_network import PointKind

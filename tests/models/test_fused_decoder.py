@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ssmsam.embeddings.embedder import slice_descriptors
 from ssmsam.fewshot.config import SupportBankConfig
-from ssmsam.fewshot.support_bank import Places, SupportBank, slice_descriptors
+from ssmsam.fewshot.support_bank import Places, SupportBank
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import DecoderContext
 from ssmsam.models.fewshot_fused import IMAGE, STAGES, FusedTargetNetwork

@@ -9,8 +9,7 @@ import pytest
 import torch
 from published_lite import TINY, published_forward, random_checkpoint
 
-from ssmsam.embeddings.embedder import Embedder
-from ssmsam.embeddings.fp16 import half_bytes
+from ssmsam.embeddings.embedder import Embedder, half_bytes
 from ssmsam.embeddings.store import EmbeddingKey
 from ssmsam.models import sam_encoder as sams
 from ssmsam.models import weights

@@ -10,15 +10,15 @@ import torch
 
 from ssmsam.active.extent import presence_given
 from ssmsam.active.volume_state import Forecast
-from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings, slice_descriptors
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
 from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.prediction import Finding, find
-from ssmsam.fewshot.proposals import Proposals, cell_probabilities
-from ssmsam.fewshot.selection import Selected
+from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.selection import Selected, cell_probabilities
 from ssmsam.fewshot.support import Support
-from ssmsam.fewshot.support_bank import SupportBank, slice_descriptors
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, silent
 

@@ -18,7 +18,8 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
 from ssmsam.fewshot.prediction import find
-from ssmsam.fewshot.proposals import Proposals, cell_probabilities
+from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.selection import cell_probabilities
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.frame import logits_to_pixels

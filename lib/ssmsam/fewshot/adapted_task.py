@@ -67,10 +67,6 @@ class AdaptedTask:
         """How the decoder does on the labelled slices of a label; cards that do not say it know nothing."""
         return SupportCheck(**self.card.get("support_check", {}).get(label, {}))
 
-    def only(self, labels: Collection[str]) -> AdaptedTask:
-        """The same for some of its labels."""
-        return replace(self, banks={label: bank for label, bank in self.banks.items() if label in labels})
-
     def without(self, left_out: Mapping[str, Collection[int]]) -> AdaptedTask:
         """The same with some slices less: label -> numbers in its bank. It refines nothing in enlarged windows."""
         banks = {label: bank.without(left_out.get(label, ())) for label, bank in self.banks.items()}

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder, stacked
 from ssmsam.fewshot.config import AdaptationConfig, SupportBankConfig, ViewConfig
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_known, drawn_unknown, stacked
+from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_known, drawn_unknown
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import CrossAttentionFeatures, DecoderContext, TargetDecoder
 from ssmsam.models.frame import draw_mask

@@ -13,7 +13,7 @@ from ssmsam.fewshot.atlas import guides_for
 from ssmsam.fewshot.config import SegmentationConfig
 from ssmsam.fewshot.proposals import Clicks, Proposals, corrected, propose
 from ssmsam.fewshot.roi_refinement import refined_in_roi
-from ssmsam.fewshot.selection import Selected, select
+from ssmsam.fewshot.selection import Selected, select_target
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.progress import Progress, silent
@@ -56,16 +56,17 @@ def find(
         progress: Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two
             batches.
     """
-    task = task if labels is None else task.only(labels)
+    banks = {label: bank for label, bank in task.banks.items() if labels is None or label in labels}
+    task = replace(task, banks=banks)
     side, atlases = task.decoder.logits_side, task.atlases if config.atlases else ()
-    guides = guides_for(atlases, task.banks, query, slices, side, progress=progress)
+    guides = guides_for(atlases, banks, query, slices, side, progress=progress)
     proposed = propose(task, query, slices, config=config, guides=guides, up_to_ends=up_to_ends, progress=progress)
     found = {}
     for label, first in proposed.items():
         clicked = (clicks or {}).get(label, {})
         proposals = corrected(first, clicked, task, label, query, config)
-        kept = select(proposals, task, label, query, config, clicked=clicked)
-        if config.own_slices and not clicked and not task.banks[label].annotated(query.key.digest):
+        kept = select_target(proposals, task, label, query, config, clicked=clicked)
+        if config.own_slices and not clicked and not banks[label].annotated(query.key.digest):
             proposals, kept = _self_supported(proposals, kept, task, label, query, config, progress)
         refined = refined_in_roi(kept.proposals, task, label, query, clicks=clicked, config=config, progress=progress)
         found[label] = Finding(proposals, replace(kept, proposals=refined))
@@ -100,7 +101,7 @@ def _self_supported(
     order = proposals.slices.tolist()
     again = propose(supported, query, order, config=config, guides=guides, progress=progress)[label]
     again = replace(again, presence=proposals.presence)
-    second = select(again, task, label, query, config)
+    second = select_target(again, task, label, query, config)
     return (again, second) if second.overall >= kept.overall else (proposals, kept)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.atlas import Guide
 from ssmsam.fewshot.config import NOT_THERE, NOWHERE, SegmentationConfig
-from ssmsam.fewshot.support_bank import SupportBank, slice_descriptors, stacked
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, TargetDecoder
 from ssmsam.models.frame import Frame, logits_to_pixels
@@ -93,7 +93,7 @@ def propose(
     done = 0
     for rows in _outwards(order, [one.ends for one in targets.values() if one.ends], config.batch):
         progress("segment", done, len(order))
-        embedding = task.decoder.view(stacked([query.slice(order[row]) for row in rows]))
+        embedding = task.decoder.view(query.batch([order[row] for row in rows]))
         described = slice_descriptors(embedding["image"])
         for row, one in zip(rows, described.cpu().numpy(), strict=True):
             descriptors[row] = one
@@ -212,42 +212,17 @@ def corrected(
     and a slice that was only clicked negatively keeps its presence. Slices that are not among the proposals are left
     out."""
     logits, presence = proposals.logits.copy(), proposals.presence.copy()
-    rows = {index: row for row, index in enumerate(proposals.slices.tolist())}
-    for index, prompt in clicks.items():
-        if index not in rows:
+    row_of = {number: row for row, number in enumerate(proposals.slices.tolist())}
+    for clicked, prompt in clicks.items():
+        if clicked not in row_of:
             continue
-        embedding = task.decoder.view(query.slice(index))
-        device = embedding["image"].device
-        context = task.banks[label].context_of(
-            query, [index], slice_descriptors(embedding["image"]), config=config.bank
-        )
+        row, embedding = row_of[clicked], task.decoder.view(query.slice(clicked))
+        device, described = embedding["image"].device, slice_descriptors(embedding["image"])
+        context = task.banks[label].context_of(query, [clicked], described, config=config.bank)
         points, kinds = point_tensors(prompt, query.frame)
-        previous = torch.from_numpy(logits[rows[index]])[None, None].to(device)
+        previous = torch.from_numpy(logits[row])[None, None].to(device)
         corrections = Corrections(points[None].to(device), kinds[None].to(device), previous)
-        logits[rows[index]] = task.decoder(embedding, context, corrections).logits[0].cpu().numpy()
+        logits[row] = task.decoder(embedding, context, corrections).logits[0].cpu().numpy()
         if not prompt.empty:
-            presence[rows[index]] = 1.0
+            presence[row] = 1.0
     return replace(proposals, logits=logits, presence=presence)
-
-
-def cell_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Logits -> the probability of each cell, where the target is on the slice at all."""
-    probability: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
-    return probability
-
-
-def confidence(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
-    """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
-    sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
-    return sure
-
-
-def expected_loss(logits: np.ndarray) -> np.ndarray:
-    """1 - the Dice that a mask expects of itself when every cell is right with its own probability: (n, S, S) -> (n,).
-
-    0 for a slice that is surely empty.
-    """
-    probability = cell_probabilities(logits)
-    chosen = probability > 0.5
-    overlap = 2 * (probability * chosen).sum(axis=(1, 2)) + 1e-6
-    return 1 - overlap / (probability.sum(axis=(1, 2)) + chosen.sum(axis=(1, 2)) + 1e-6)

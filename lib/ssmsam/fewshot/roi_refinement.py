@@ -107,16 +107,15 @@ def touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     return masks & np.isin(parts, np.unique(parts[anchors & masks]))
 
 
-def side_mm(bank: SupportBank, config: RoiConfig) -> float | None:
-    """The side of a label's windows in millimetres; None for targets that fill the slice, or no cell."""
+def side_mm(masks: Mapping[str, tuple[np.ndarray, float]], config: RoiConfig) -> float | None:
+    """The side of a label's windows in millimetres, from its masks by volume and their cells' sides; None for targets
+    that fill the slice, or no cell."""
     extents, fields = [], []
-    for volume in dict.fromkeys(bank.volumes):
-        rows = bank.annotated(volume)
-        box = _box(bank.distances[rows] > 0)
+    for drawn, cell_mm in masks.values():
+        box = _box(drawn)
         if box is not None:
-            cell_mm = float(bank.cell_mm[rows[0]])
             extents.append(max(box[2] - box[0], box[3] - box[1]) * cell_mm)
-            fields.append(bank.distances.shape[-1] * cell_mm)
+            fields.append(drawn.shape[-1] * cell_mm)
     if not extents:  # smaller than a cell on every slice
         return None
     smallest = max(fields) / config.most
@@ -128,7 +127,10 @@ def side_mm(bank: SupportBank, config: RoiConfig) -> float | None:
 def window_in(bank: SupportBank, volume: VolumeEmbeddings, config: RoiConfig) -> Window | None:
     """Where to enlarge a volume, whole slices of which are in the bank: around what is annotated there. None where
     nothing is, too little, or where enlarging shows no more."""
-    side, masks = side_mm(bank, config), bank.distances[bank.annotated(volume.key.digest)] > 0
+    every = bank.annotated_masks()
+    if volume.key.digest not in every:
+        return None
+    side, masks = side_mm(every, config), every[volume.key.digest][0]
     box = _box(masks)
     if side is None or box is None or masks.any(axis=(1, 2)).sum() < config.labelled:
         return None

@@ -2,23 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.config import SMALL_PIECE, SupportBankConfig
-from ssmsam.fewshot.priors import interpolated, signed_distance
+from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors, stacked
+from ssmsam.fewshot.config import PRIOR_REACH, SMALL_PIECE, SupportBankConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.closed_form import Regression, SolvedRegression
-from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import ATLAS_MAPS, DecoderContext, TargetDecoder
 from ssmsam.models.frame import draw_mask
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import SupportEncoding, TokenKind, describe
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The prior of the neighbouring annotated slices: shape interpolation, as one more prompt.
+
+    A generalisation of the blurred support mask that SSM-SAM (Zhang et al., 2024) hands to its decoder: the signed
+    distances of the annotated slices below and above, interpolated, with how far they can be trusted.
+
+    ``distance`` (S, S) signed distance in cells, positive inside; ``between`` 1 when annotated slices are on both
+    sides, else 0; ``closeness`` in (0, 1], 0 when there is no annotated slice in the volume.
+    """
+
+    distance: np.ndarray
+    between: float
+    closeness: float
+
+
+def signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Cells to the border of a mask (S, S) bool, positive inside, within -PRIOR_REACH and PRIOR_REACH; float32."""
+    if not mask.any():
+        return np.full(mask.shape, -PRIOR_REACH, dtype=np.float32)
+    # the border runs between pixels: half a cell on either side of it
+    inside = ndimage.distance_transform_edt(mask) - 0.5
+    outside = ndimage.distance_transform_edt(~mask) - 0.5
+    return np.clip(np.where(mask, inside, -outside), -PRIOR_REACH, PRIOR_REACH).astype(np.float32)
+
+
+def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
+    """The prior at ``position`` from signed distances at other positions, all in millimetres along the volume."""
+    if not distances:
+        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0)
+    below = max((z for z in distances if z <= position), default=None)
+    above = min((z for z in distances if z >= position), default=None)
+    if below is None or above is None:
+        near = below if below is not None else above
+        assert near is not None
+        return Prior(distances[near], 0.0, closeness(near - position))
+    if above == below:
+        return Prior(distances[below], 1.0, 1.0)
+    share = (position - below) / (above - below)
+    mixed = (1 - share) * distances[below] + share * distances[above]
+    return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)))
 
 
 def gathered_context(
@@ -134,6 +175,15 @@ class SupportBank:
     def annotated(self, volume: str) -> list[int]:
         """The slices of one volume that a person labelled."""
         return [k for k in range(len(self)) if self.volumes[k] == volume and not self.pseudo_labelled[k]]
+
+    def annotated_masks(self) -> dict[str, tuple[np.ndarray, float]]:
+        """Volume -> the masks (n, S, S) bool that a person labelled in it, and the side of their cells in mm."""
+        found = {}
+        for volume in dict.fromkeys(self.volumes):
+            rows = self.annotated(volume)
+            if rows:
+                found[volume] = self.distances[rows] > 0, float(self.cell_mm[rows[0]])
+        return found
 
     def annotated_slices(self, query: VolumeEmbeddings) -> dict[int, int]:
         """Slices of a volume that a person labelled -> their numbers in the bank."""
@@ -349,12 +399,6 @@ def _pieces(mask: np.ndarray) -> int:
     return int((sizes >= SMALL_PIECE * sizes.max()).sum())
 
 
-def slice_descriptors(images: torch.Tensor) -> torch.Tensor:
-    """Mean embedding of slices (N, D, h, w), centred by cell and of unit length: (N, D)."""
-    mean = images.mean((2, 3))
-    return torch.nn.functional.normalize(mean - mean.mean(1, keepdim=True), dim=1)
-
-
 def drawn_known(one: LabelledSlice, side: int) -> torch.Tensor:
     """Where the mask is truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
     known = np.ones(one.mask.shape, dtype=bool) if one.known is None else one.known
@@ -365,12 +409,3 @@ def drawn_unknown(one: LabelledSlice, side: int) -> torch.Tensor:
     """Where the slice's mask is no truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
     unknown = np.zeros(one.mask.shape, dtype=bool) if one.known is None else ~one.known
     return draw_mask(unknown, one.embeddings.frame, side)
-
-
-def stacked(embeddings: Sequence[Embedding]) -> Embedding:
-    """Several batches as one."""
-    levels = zip(*(one["levels"] for one in embeddings), strict=True)
-    return {
-        "image": torch.cat([one["image"] for one in embeddings]),
-        "levels": [torch.cat(level) for level in levels],
-    }

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from ssmsam.fewshot.config import PROTOTYPE_CELLS, PROTOTYPES
-from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.fewshot.support_bank import SupportBank, signed_distance
 from ssmsam.models.closed_form import SolvedRegression
 from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, KINDS, PARTS, RING_CELLS, SupportEncoding
 from ssmsam.models.support_encoding import TokenKind as Kind

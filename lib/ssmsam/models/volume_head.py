@@ -1,7 +1,7 @@
 """The volume head: which slices a target is on, which of several objects it is, and how good its mask is.
 
 A decoder answers slice by slice. What it found on all slices of a volume is described by a few numbers for each slice
-and object (:mod:`ssmsam.fewshot.slice_descriptors`), and a small network reads them along the slices. It is trained on
+and object (:mod:`ssmsam.fewshot.selection`), and a small network reads them along the slices. It is trained on
 proposals for training patients and takes the place of thresholds and rules.
 """
 

@@ -14,8 +14,8 @@ import numpy as np
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig
 from ssmsam.fewshot.pipeline import adapt, segment
-from ssmsam.fewshot.priors import Prior
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.fewshot.support_bank import Prior
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.self_sampling import SelfSamplingDecoder

@@ -12,8 +12,8 @@ import torch
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.atlas import distances_on, propagated_to
 from ssmsam.fewshot.config import ATLAS_STEPS, PseudoLabelConfig
-from ssmsam.fewshot.priors import signed_distance
 from ssmsam.fewshot.pseudo_labels import evenly_spread
+from ssmsam.fewshot.support_bank import signed_distance
 from ssmsam.models.frame import draw_mask
 from ssmsam.registration.register import CoarseVolume, register
 from ssmsam.volume.writing import whole_file

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssmsam.embeddings.embedder import slice_descriptors
 from ssmsam.fewshot.adaptation import proposal_loss
 from ssmsam.fewshot.config import SupportBankConfig
-from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.support_bank import SupportBank, slice_descriptors
+from ssmsam.fewshot.support_bank import SupportBank, signed_distance
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import DecoderContext, Proposal
 from ssmsam.models.fewshot_fused import STAGES, FusedTargetNetwork

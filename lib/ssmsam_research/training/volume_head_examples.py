@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +123,8 @@ def examples(
 ) -> Iterator[Example]:
     """What ``task`` proposes in a volume, with the masks ``truth`` (slices, rows, columns) bool of its labels."""
     slices = range(query.count)
-    task, side, config = task.only(truth), task.decoder.logits_side, SegmentationConfig()
+    task = replace(task, banks={label: task.banks[label] for label in truth})
+    side, config = task.decoder.logits_side, SegmentationConfig()
     guides = guides_for(task.atlases, task.banks, query, slices, side)
     proposed = propose(task, query, slices, config=config, guides=guides, up_to_ends=True)
     for label, proposals in proposed.items():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssmsam.fewshot.slice_descriptors import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
+from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
 from ssmsam_research.training.volume_head_examples import Example, read_examples, write_examples
 from ssmsam_research.training.volume_head_training import (
     VolumeHeadConfig,
