@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
@@ -15,6 +16,9 @@ Progress = Callable[[str, int, int], None]
 
 POLL_S = 0.1
 """How often what waits looks whether it was cancelled: a guess, far below the second in which people expect it."""
+
+PATIENCE_S = 1.0
+"""How long long work waits for brief work at one step: a guess, the time of a click on a slice that is not embedded."""
 
 T = TypeVar("T")
 
@@ -49,6 +53,56 @@ class Lock(Protocol):
     def release(self) -> None: ...
 
 
+class Turns:
+    """Whose turn it is to compute: clicks at once, long work in few ``places`` and while nobody waits for a click.
+
+    Long work pauses between its steps (:func:`stop_if_cancelled`) for as long as something brief is at work, but never
+    longer than :data:`PATIENCE_S` at once, so that it comes to its end where many people click.
+    """
+
+    def __init__(self, places: int = 1) -> None:
+        self._places = threading.Semaphore(places)
+        self._changed = threading.Condition()
+        self._brief = 0
+
+    @contextmanager
+    def brief(self) -> Iterator[None]:
+        """In this block somebody waits for an answer that takes a moment."""
+        with self._changed:
+            self._brief += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._brief -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """In this block the thread's work pauses while anything brief is at work."""
+        before = _turns.set(self)
+        try:
+            yield
+        finally:
+            _turns.reset(before)
+
+    @contextmanager
+    def long(self) -> Iterator[None]:
+        """The same in one of the places, the only one of a thread. Raises :class:`Cancelled` while it waits for it."""
+        with holding(self._places), self.pausing():
+            yield
+
+    def pause(self) -> None:
+        """Wait while anything brief is at work. Raises :class:`Cancelled` meanwhile."""
+        end = time.monotonic() + PATIENCE_S
+        with self._changed:
+            while self._brief and time.monotonic() < end:
+                self._changed.wait(POLL_S)
+                if any(token.cancelled for token in _tokens.get()):
+                    raise Cancelled
+
+
+_turns: ContextVar[Turns | None] = ContextVar("ssmsam_turns", default=None)
 _tokens: ContextVar[tuple[CancelToken, ...]] = ContextVar("ssmsam_cancel_tokens", default=())
 
 
@@ -73,9 +127,12 @@ def shielded() -> Iterator[None]:
 
 
 def stop_if_cancelled() -> None:
-    """Raise :class:`Cancelled` where this thread's work was asked to stop."""
+    """Raise :class:`Cancelled` where this thread's work was asked to stop; let clicks go first where it is long."""
     if any(token.cancelled for token in _tokens.get()):
         raise Cancelled
+    turns = _turns.get()
+    if turns is not None:
+        turns.pause()
 
 
 @contextmanager
@@ -104,6 +161,16 @@ def waited(condition: threading.Condition, predicate: Callable[[], Any]) -> None
     """Wait with a condition that is held until something holds. Raises :class:`Cancelled` meanwhile."""
     while not condition.wait_for(predicate, timeout=POLL_S):
         stop_if_cancelled()
+
+
+@contextmanager
+def without_pauses() -> Iterator[None]:
+    """In this block long work does not pause: it holds something that a click may need."""
+    before = _turns.set(None)
+    try:
+        yield
+    finally:
+        _turns.reset(before)
 
 
 def silent(phase: str, done: int, total: int) -> None:

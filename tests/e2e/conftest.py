@@ -8,11 +8,11 @@ import pytest
 from sample_cases import CT, MR, SAMPLES, Truth, copy_of
 from serving import Server, free_port
 
-from ssmsam.dicom.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
+from ssmsam.cli.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
+from ssmsam.cli.sample_data import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.geometry import reoriented
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.training.sample_studies import write_sample_studies
 
 ORIENTATIONS = ("RAS", "LAS", "LPI")
 SERIES = "ct_series"

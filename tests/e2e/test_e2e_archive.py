@@ -15,12 +15,12 @@ from sample_cases import LABELS, SAMPLES, Truth
 from serving import Server, free_port
 from stored_segs import read_by_dcmqi, stored_seg
 
-from ssmsam.dicom.orthanc import Orthanc, running_orthanc
+from ssmsam.cli.orthanc import Orthanc, running_orthanc
+from ssmsam.cli.sample_data import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.geometry import reoriented
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.training.sample_studies import write_sample_studies
 from ssmsam_research.training.samples import CASES
 
 NAMES = [{"name": "Läsion" if name == "lesion" else name, "idx": value} for name, value in LABELS.items()]

@@ -13,7 +13,7 @@ from pydicom.uid import RLELossless
 from sample_cases import SAMPLES
 from serving import free_port
 
-from ssmsam.dicom.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
+from ssmsam.cli.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
 from ssmsam.dicom.web import DicomStore, StoreAccess
 from ssmsam.reading import read_volume
 from ssmsam.server.datastore.dicomweb import DicomWebArchive

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from tiny_encoder import TinyEncoder, a_volume
 
+from fakes import TinyEncoder, a_volume
 from ssmsam.embeddings import embedder as embedders
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.file_catalogue import fingerprint

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_encoder import BlockEncoder, RemakingEncoder, TinyEncoder, a_volume
 
+from fakes import BlockEncoder, RemakingEncoder, TinyEncoder, a_volume
 from ssmsam.embeddings.embedder import Embedder, nearest_first
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.models.encoder import EncoderSpec

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_encoder import TinyEncoder, a_volume
 
 import ssmsam
+from fakes import TinyEncoder, a_volume
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
 
@@ -61,7 +61,7 @@ def flip(path: Path, offset: int) -> None:
 
 def start_child(root: Path, seconds: float) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(Path(ssmsam.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("tiny_encoder.py")
+    script = Path(__file__).parents[1] / "fakes.py"
     return subprocess.Popen(
         [sys.executable, str(script), str(root), str(seconds)], env=environment, stdout=subprocess.PIPE, text=True
     )

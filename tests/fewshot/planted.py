@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fakes import PocketDecoder, PocketEncoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.adapted_task import AdaptedTask
@@ -22,46 +23,14 @@ from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig, ViewConfig
 from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_cache import SupportCache
-from ssmsam.models.encoder import Embedding, Encoder
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.small_encoder import SPEC, SmallEncoder
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume
 
-SIDE = 64
 SLICES, ROWS, COLUMNS = 9, 40, 48
 AFFINE = np.diag([1.5, 1.5, 5.0, 1.0])
 QUICK = AdaptationConfig(steps=3, budget_s=float("inf"), batch=3, views=ViewConfig(views=1))
 ALL = tuple(range(SLICES))
-
-
-class PocketEncoder(Encoder):
-    """The small encoder with random weights, on a smaller input. Counts the slices it was given."""
-
-    spec = replace(SPEC, name="pocket", input_size=SIDE)
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = SmallEncoder()
-        self.weights_sha256 = "pocket"
-        self.seen = 0
-        self.eval().requires_grad_(False)
-
-    def encode(self, slices: torch.Tensor) -> Embedding:
-        self.seen += len(slices)
-        return self.network(slices)
-
-
-class PocketDecoder(TargetNetwork):
-    """The few-shot decoder with random weights, for the pocket encoder."""
-
-    logits_side = SIDE // 2
-
-    def __init__(self, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        super().__init__()
-        self.eval().requires_grad_(False)
 
 
 def ball(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:

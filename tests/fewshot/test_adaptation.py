@@ -94,7 +94,7 @@ def test_two_runs_give_the_same_bits_here_and_in_another_process() -> None:
         torch.set_num_threads(threads)
     import ssmsam
 
-    paths = [str(Path(ssmsam.__path__[0]).parent), str(Path(__file__).parent)]
+    paths = [str(Path(ssmsam.__path__[0]).parent), str(Path(__file__).parent), str(Path(__file__).parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     script = [sys.executable, str(Path(__file__).with_name("planted.py"))]
     there = subprocess.run(script, env=environment, capture_output=True, text=True, check=True, timeout=300)

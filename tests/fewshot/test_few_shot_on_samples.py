@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssmsam.api import support_of
+from ssmsam.cli.labelled_files import LabelledFile, examples_from, read_labelled
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.config import FewShotConfig
-from ssmsam.fewshot.labelled_files import LabelledFile, read_labelled, support_from
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support_bank import interpolated, signed_distance
 from ssmsam.models.encoder_registry import load_encoder
@@ -47,7 +48,7 @@ def test_the_rest_of_a_volume(model: tuple[Embedder, TargetDecoder]) -> None:
     embedder, decoder = model
     image = read_labelled(sample("ct_01", ANNOTATED))
     truth = image.labels == 1
-    support = support_from([image], LIVER, embedder)
+    support = support_of(examples_from([image], LIVER), embedder)
     head = adapt(support, embedder, decoder, config=FewShotConfig(folds=0))
     mask = segment(embedder.open(image.image), head, support=support).mask == 1
     asked = [index for index in range(ANNOTATED[0], ANNOTATED[-1]) if index not in ANNOTATED]
@@ -63,7 +64,7 @@ def test_the_rest_of_a_volume(model: tuple[Embedder, TargetDecoder]) -> None:
 def test_another_patient(model: tuple[Embedder, TargetDecoder]) -> None:
     embedder, decoder = model
     shown, query = read_labelled(sample("ct_01", ANNOTATED)), read_labelled(sample("ct_03"))
-    head = adapt(support_from([shown], LIVER, embedder), embedder, decoder, config=FewShotConfig(folds=0))
+    head = adapt(support_of(examples_from([shown], LIVER), embedder), embedder, decoder, config=FewShotConfig(folds=0))
     found = segment(embedder.open(query.image), head)
     truth = query.labels == 1
     assert dice(found.mask == 1, truth) > 65

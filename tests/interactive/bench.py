@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from region_decoder import SIZE, PixelEncoder, RegionDecoder
 
+from fakes import SIZE, PixelEncoder, RegionDecoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.request import PromptRequest

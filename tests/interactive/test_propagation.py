@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from bench import ORGAN, SLICES, SPACING, Bench
-from region_decoder import SIZE
 
+from fakes import SIZE
 from ssmsam.interactive.propagation import PropagationConfig, propagate
 from ssmsam.interactive.segmenter import SliceMasks
 from ssmsam.models.frame import mask_to_logits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bench import ORGAN, OTHER, SATELLITE, Bench
-from region_decoder import SIZE
 
+from fakes import SIZE
 from ssmsam.interactive.click_constraints import CorrectionConfig, satisfied
 from ssmsam.interactive.segmenter import choose, correct_slice, segment_slice
 from ssmsam.models.prompt_decoder import SlicePrompt

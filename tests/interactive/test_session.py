@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from bench import ORGAN, OTHER, SATELLITE, SLICES, Bench, draw_volume
-from region_decoder import RegionDecoder
 
+from fakes import RegionDecoder
 from ssmsam.interactive.prompt_state import SegmentationState, StateStore
 from ssmsam.interactive.propagation import PropagationConfig
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest

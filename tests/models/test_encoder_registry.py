@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_encoder import a_volume
 
+from fakes import a_volume
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.models.encoder_registry import load_encoder

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_encoder import a_volume
 
+from fakes import a_volume
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models import sam_encoder as attention
 from ssmsam.models.encoder_registry import ENCODERS, load_encoder

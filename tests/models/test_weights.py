@@ -113,7 +113,7 @@ def test_a_missing_file_says_everything(known, tmp_path, monkeypatch, cache):
         str(tmp_path / "elsewhere"),
         str(cache),
         URL,
-        "python apps/doctor.py --download sam_vit_b",
+        "ssmsam doctor --download sam_vit_b",
         "--conf download true",
         "SSMSAM_WEIGHTS",
     ):
@@ -133,7 +133,7 @@ def test_another_file_is_refused_in_words(known, tmp_path, content):
     with pytest.raises(CorruptWeights) as error:
         find_weights("sam_vit_b", folder=tmp_path)
     found = f"{len(content)} bytes" if len(content) != len(CONTENT) else hashlib.sha256(content).hexdigest()
-    for part in (str(path), known.sha256, found, "Delete", "doctor.py --download sam_vit_b"):
+    for part in (str(path), known.sha256, found, "Delete", "ssmsam doctor --download sam_vit_b"):
         assert part in str(error.value)
 
 

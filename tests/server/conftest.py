@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pooling_encoder import PoolingEncoder
 
+from fakes import PoolingEncoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from fakes import PocketDecoder, PocketEncoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
-from ssmsam.models.encoder import Embedding, Encoder
-from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.small_encoder import SPEC, SmallEncoder
 from ssmsam.server.background import Background
 from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.fewshot_room import FewShotService
@@ -23,36 +19,9 @@ from ssmsam.server.images import Images
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
-SIDE, SHAPE = 64, (10, 40, 48)
+SHAPE = (10, 40, 48)
 AFFINE = np.diag([1.5, 1.5, 5.0, 1.0])
 LABELS = ("liver", "spleen")
-
-
-class PocketEncoder(Encoder):
-    """The small encoder, untrained, on a small input."""
-
-    spec = replace(SPEC, name="pocket", input_size=SIDE)
-    weights_sha256 = "pocket"
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = SmallEncoder()
-        self.eval().requires_grad_(False)
-
-    def encode(self, slices: torch.Tensor) -> Embedding:
-        return self.network(slices)
-
-
-class PocketDecoder(TargetNetwork):
-    """The few-shot decoder, untrained, for that input."""
-
-    logits_side = SIDE // 2
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        super().__init__()
-        self.eval().requires_grad_(False)
 
 
 def truth() -> np.ndarray:

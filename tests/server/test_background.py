@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pooling_encoder import PoolingEncoder
 
+from fakes import PoolingEncoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models.encoder import Embedding
 from ssmsam.server.background import WAITING, Background

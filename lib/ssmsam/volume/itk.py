@@ -31,6 +31,12 @@ def read_itk(path: Path) -> Volume:
     return Volume(compact(array.reshape(grid.shape)), grid.affine)
 
 
+def from_itk(image: sitk.Image) -> Volume:
+    """The volume of a SimpleITK image in memory. Raises UnreadableVolume when it is no single 3-D grey image."""
+    grid = header_grid(image, Path("this SimpleITK image"))
+    return Volume(compact(sitk.GetArrayFromImage(image).reshape(grid.shape)), grid.affine)
+
+
 def itk_grid(path: Path) -> Grid:
     """The grid of a file that :func:`read_itk` reads, from its header alone."""
     return header_grid(_open(path), path)
@@ -68,12 +74,17 @@ def _open(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def header_grid(reader: sitk.ImageFileReader, path: Path) -> Grid:
+def header_grid(reader: sitk.ImageFileReader | sitk.Image, path: Path) -> Grid:
     """The grid that an opened header says; ``path`` is for messages."""
     size = reader.GetSize()
-    if reader.GetNumberOfComponents() != 1:
+    values = (
+        reader.GetNumberOfComponents()
+        if isinstance(reader, sitk.ImageFileReader)
+        else reader.GetNumberOfComponentsPerPixel()
+    )
+    if values != 1:
         raise UnreadableVolume(
-            f"{path}: {reader.GetNumberOfComponents()} values per voxel (colour, vectors or several segments); "
+            f"{path}: {values} values per voxel (colour, vectors or several segments); "
             "one grey value is needed. Save the channel you want as a file of its own."
         )
     if len(size) < 2 or any(n != 1 for n in size[3:]):

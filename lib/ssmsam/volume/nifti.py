@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from ssmsam.volume.errors import UnreadableVolume, expect_held
+from ssmsam.volume.errors import UnreadableVolume, expect_held, one_error
 from ssmsam.volume.geometry import RAS_LPS, is_sheared, orthogonal_grid
 from ssmsam.volume.itk import header_grid
 from ssmsam.volume.volume import Grid, Volume, compact, rescaled
@@ -34,9 +34,25 @@ def read_nifti(path: Path) -> Volume:
         stored = np.asanyarray(proxy.get_unscaled())
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UnreadableVolume(f"{path}: the voxels cannot be read ({error}). The file may be cut short.") from error
-    array = rescaled(stored, float(proxy.slope), float(proxy.inter))
-    array = compact(array.T.reshape(grid.shape))  # stored (i, j, k), i fastest -> (slice, row, column)
-    return Volume(array, grid.affine)
+    return _volume(rescaled(stored, float(proxy.slope), float(proxy.inter)), grid)
+
+
+def from_nifti(image: Any) -> Volume:
+    """The volume of a nibabel image in memory. Raises UnreadableVolume when it is no single 3-D NIfTI image."""
+    source = Path(image.get_filename() or "this nibabel image")
+    if not isinstance(image, nib.Nifti1Pair):
+        raise UnreadableVolume(f"{source}: not a NIfTI image but {type(image).__name__}. Convert it to .nii.gz.")
+    with one_error(source):
+        grid = _grid(image, source)
+        proxy: Any = image.dataobj
+        if nib.is_proxy(proxy):
+            return _volume(rescaled(np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)), grid)
+        return _volume(np.asanyarray(proxy), grid)
+
+
+def _volume(array: np.ndarray, grid: Grid) -> Volume:
+    """Stored (i, j, k), i fastest -> (slice, row, column)."""
+    return Volume(compact(array.T.reshape(grid.shape)), grid.affine)
 
 
 def nifti_grid(path: Path) -> Grid:

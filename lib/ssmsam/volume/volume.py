@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -136,3 +137,49 @@ class Volume:
         if array.shape != self.array.shape:
             raise ValueError(f"expected an array of shape {self.array.shape}, got {array.shape}")
         return replace(self, array=array)
+
+
+def as_volume(image: Any, *, affine: np.ndarray | None = None) -> Volume:
+    """The volume of an image that is already in memory.
+
+    Args:
+        image: a :class:`Volume`, which is returned as it is; an array (slices, rows, columns), which needs ``affine``;
+            a nibabel NIfTI image; or a SimpleITK image.
+        affine: (4, 4), from a voxel index [i, j, k] = (column, row, slice) to LPS millimetres. For arrays only: the
+            other kinds know where they are.
+
+    Returns:
+        The voxels as (slices, rows, columns), never reoriented. A nibabel image's data [i, j, k] become [k, j, i].
+
+    Raises:
+        ValueError: for anything else, an array without an affine, and an affine for what has one.
+        UnreadableVolume: for an image that is not one 3-D grey image.
+
+    Example:
+        >>> import numpy as np
+        >>> as_volume(np.zeros((20, 64, 48)), affine=np.diag([0.8, 0.8, 5.0, 1.0])).spacing
+        (5.0, 0.8, 0.8)
+    """
+    if isinstance(image, np.ndarray):
+        if affine is None:
+            raise ValueError(
+                "an array does not say where it is in the patient: give affine=, a 4x4 matrix from (column, row, "
+                "slice) to LPS millimetres, np.diag([x_mm, y_mm, z_mm, 1]) for instance"
+            )
+        if image.dtype.kind not in "biuf" or image.size == 0:
+            raise ValueError(f"an image is an array of numbers, got {image.dtype} of shape {image.shape}")
+        return Volume(compact(image), affine)
+    if affine is not None:
+        raise ValueError(f"affine= is for arrays, and a {type(image).__name__} knows where it is: leave it out")
+    if isinstance(image, Volume):
+        return image
+    from ssmsam.volume.itk import from_itk  # these modules are built on this one
+    from ssmsam.volume.nifti import from_nifti
+
+    kind = type(image).__module__.partition(".")[0]
+    if kind in ("nibabel", "SimpleITK"):
+        return from_nifti(image) if kind == "nibabel" else from_itk(image)
+    raise ValueError(
+        f"an image is a Volume, an array with affine=, a nibabel or a SimpleITK image, got {type(image).__name__}: "
+        "read files and folders with read_volume first"
+    )

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ssmsam.report import mean_over_labels
 from ssmsam_research.evaluation.active import BASELINES, OTHER, WHOLE
 from ssmsam_research.evaluation.clicks import Record, label_summaries
 from ssmsam_research.evaluation.figures import draw_curves, draw_reliability
-from ssmsam_research.evaluation.metrics import mean_over_labels
 
 RESAMPLES = 500
 Table = Mapping[tuple[str, str, str], Mapping[int, float]]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ssmsam.reading import read_volume
+from ssmsam.report import files_digest
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.manifest import files_digest
 
 _ENDINGS = (".nii.gz", ".nii", ".nrrd")
 

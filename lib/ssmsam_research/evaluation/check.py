@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ssmsam.progress import Progress, silent
+from ssmsam.report import run_manifest, write_result
 from ssmsam_research.evaluation.cases import LabelledSet
 from ssmsam_research.evaluation.click_run import ClickRun
 from ssmsam_research.evaluation.clicks import ClickProtocol
 from ssmsam_research.evaluation.complete import CompleteProtocol
 from ssmsam_research.evaluation.fewshot_run import FewShotRun
-from ssmsam_research.evaluation.manifest import run_manifest
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
-from ssmsam_research.evaluation.results import write_result
 from ssmsam_research.evaluation.speed import SpeedProtocol, measure_model
 
 CLICKS = ClickProtocol(slice_clicks=(1, 3, 5), slice_fractions=(0.25, 0.75), volumes=False)

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ssmsam.progress import Progress, silent
+from ssmsam.report import Summary, run_manifest, summarise
 from ssmsam_research.evaluation.cases import LabelledSet
 from ssmsam_research.evaluation.click_methods import METHODS, ClickMethod, TrainingRecord
 from ssmsam_research.evaluation.click_run import ClickRun
 from ssmsam_research.evaluation.clicks import ClickProtocol
-from ssmsam_research.evaluation.manifest import run_manifest
-from ssmsam_research.evaluation.metrics import Summary, summarise
 from ssmsam_research.evaluation.prompted import ModelChoice
-from ssmsam_research.evaluation.results import RunLog
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,8 @@ class ClickComparison:
         total, done = sum(len(run.labelled_set.cases) for run in self.runs.values()), 0
         results = {}
         for (data, method), run in self.runs.items():
-            log = RunLog(log_file, run=run.key) if log_file else None
             before, phase = done, f"{data}, {method}"
-            results[data, method] = run.run(log, progress=lambda _, n, __: progress(phase, before + n, total))  # noqa: B023
+            results[data, method] = run.run(log_file, progress=lambda _, n, __: progress(phase, before + n, total))  # noqa: B023
             done += len(run.labelled_set.cases)
         return self._result(results)
 

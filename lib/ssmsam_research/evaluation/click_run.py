@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssmsam.progress import Progress, silent
 from ssmsam_research.evaluation.cases import Case, LabelledSet
 from ssmsam_research.evaluation.clicks import ClickProtocol, Record, read_slices, run_case, summarise_records
-from ssmsam_research.evaluation.manifest import run_manifest
-from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel, PromptedTarget
-from ssmsam_research.evaluation.results import RunLog
+from ssmsam_research.evaluation.prompted import ModelChoice, PromptedTarget, loaded
+from ssmsam_research.evaluation.run import Run
 
 
 @dataclass(frozen=True)
-class ClickRun:
-    """What is run: a model on a labelled set, ``jobs`` cases at a time with ``threads`` each."""
+class ClickRun(Run[Case]):
+    """A simulated annotator with one model on a labelled set."""
 
     labelled_set: LabelledSet
     model: ModelChoice
     weights_sha256: str
     protocol: ClickProtocol = field(default_factory=ClickProtocol)
-    jobs: int = 1
-    threads: int = 1
 
     @property
-    def key(self) -> str:
-        """Changes with everything that changes the results, so that a resumed run never mixes two."""
-        parts = {
+    def identity(self) -> dict[str, Any]:
+        return {
             "set": self.labelled_set.manifest(),
             "labels": dict(self.labelled_set.label_names),
             "encoder": self.model.encoder,
@@ -46,67 +36,38 @@ class ClickRun:
             "bfloat16": self.model.bfloat16,
             "protocol": self.protocol.as_json(),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def run(self, log: RunLog | None = None, *, progress: Progress = silent) -> dict[str, Any]:
-        """Measure all cases and put the result together. Cases that ``log`` has are not measured again."""
-        finished: dict[str, dict[str, Any]] = log.read() if log else {}
-        cases = self.labelled_set.cases
-        progress("cases", len(finished), len(cases))
-        for name, measured in self._measure(case for case in cases if case.name not in finished):
-            finished[name] = measured
-            if log:
-                log.append(name, measured)
-            progress("cases", len(finished), len(cases))
-        return self._result([{"case": case.name, **finished[case.name]} for case in cases])
+    def units(self) -> Sequence[Case]:
+        return self.labelled_set.cases
 
-    def _measure(self, cases: Iterable[Case]) -> Iterator[tuple[str, dict[str, Any]]]:
-        waiting = list(cases)
-        if self.jobs == 1 or len(waiting) < 2:
-            for case in waiting:
-                yield case.name, measure_case(case, self)
-            return
-        with ProcessPoolExecutor(min(self.jobs, len(waiting)), mp_context=get_context("spawn")) as pool:
-            running = {pool.submit(measure_case, case, self): case.name for case in waiting}
-            for future in as_completed(running):
-                yield running[future], future.result()
+    def measure(self, unit: Case, finished: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        if unit.name not in finished:
+            yield unit.name, measure_case(unit, self)
 
-    def _result(self, measured: list[dict[str, Any]]) -> dict[str, Any]:
-        records = [{"case": one["case"], **record} for one in measured for record in one["records"]]
-        tasks = summarise_records(records, self.protocol)
+    def result(self, pieces: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        measured = [{"case": case.name, **pieces[case.name]} for case in self.labelled_set.cases]
+        tasks = summarise_records(
+            [{"case": one["case"], **record} for one in measured for record in one["records"]], self.protocol
+        )
         task, prompt = self.protocol.headline
-        settings = {"headline": f"{task} / {prompt}", "jobs": self.jobs, "threads": self.threads}
-        data = self.labelled_set.manifest()
-        return {
-            "protocol": "clicks",
-            "method": "sam_2d, sam_3d",
-            "encoder": self.model.encoder,
-            "weights_sha256": self.weights_sha256,
-            "settings": {**self.protocol.as_json(), **settings},
+        return self.record(
+            protocol="clicks",
+            method="sam_2d, sam_3d",
+            settings={**self.protocol.as_json(), "headline": f"{task} / {prompt}"},
+            data=self.labelled_set.manifest(),
+            weights={self.model.encoder: self.weights_sha256} | self.model.digests(),
+            device=self.model.device,
             **tasks[task][prompt],
-            "tasks": tasks,
-            "seconds": _mean_seconds(measured),
-            "per_case": measured,
-            "manifest": run_manifest(
-                protocol="clicks",
-                data=data,
-                weights=self.model.digests(),
-                device=self.model.device,
-                settings=settings,
-            ),
-        }
-
-
-@lru_cache(maxsize=1)
-def _model(choice: ModelChoice) -> PromptedModel:
-    """One model for each process: loading it again for each case would cost more than small cases do."""
-    return PromptedModel.load(choice)
+            tasks=tasks,
+            seconds=_mean_seconds(measured),
+            per_case=measured,
+        )
 
 
 def measure_case(case: Case, run: ClickRun) -> dict[str, Any]:
     """All records of one case, with the time that embedding a slice and answering a prompt took."""
     torch.set_num_threads(run.threads)
-    model = _model(run.model)
+    model = loaded(run.model)
     volume, labels = case.read()
     embeddings = model.embedder.open(volume)
     indices = read_slices(labels, run.labelled_set, run.protocol)

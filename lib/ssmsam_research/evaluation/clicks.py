@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ssmsam.cli.annotator import Click, bounding_box, first_click, next_click
+from ssmsam.report import Summary, mean_over_labels, summarise
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.annotator import Click, bounding_box, first_click, next_click
 from ssmsam_research.evaluation.cases import LabelledSet
-from ssmsam_research.evaluation.metrics import Summary, dice, iou_of_dice, mean_over_labels, summarise, summarise_labels
+from ssmsam_research.evaluation.metrics import dice, iou_of_dice, summarise_labels
 
 Box = tuple[int, int, int, int]
 Record = dict[str, Any]

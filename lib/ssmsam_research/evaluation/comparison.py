@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmsam_research.evaluation.metrics import Summary, summarise
+from ssmsam.report import Summary, summarise
 
 MEAN = "mean over labels"
 

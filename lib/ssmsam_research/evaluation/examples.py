@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssmsam.cli.pictures import Panel, draw_overlays
 from ssmsam.volume.geometry import Plane
 from ssmsam_research.evaluation.click_run import ClickRun
 from ssmsam_research.evaluation.clicks import click_name, click_through
-from ssmsam_research.evaluation.figures import Panel, draw_curves, draw_overlays
+from ssmsam_research.evaluation.figures import draw_curves
 from ssmsam_research.evaluation.metrics import dice
 from ssmsam_research.evaluation.prompted import PromptedModel, PromptedTarget
 

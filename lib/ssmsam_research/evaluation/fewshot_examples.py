@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ssmsam.cli.pictures import Panel, draw_overlays
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import Scale, recipe_for
 from ssmsam.volume.volume import Volume
 from ssmsam_research.evaluation.cases import Case, LabelledSet
 from ssmsam_research.evaluation.clicks import Record
-from ssmsam_research.evaluation.figures import Panel, draw_overlays
 from ssmsam_research.evaluation.kept_slice import kept_mask
 
 PLACES = {"best": 1.0, "median": 0.5, "worst": 0.0}

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssmsam.progress import Progress, silent
 from ssmsam.volume.volume import Volume
 from ssmsam_research.evaluation.cases import Case, LabelledSet
 from ssmsam_research.evaluation.complete import CompleteProtocol
@@ -22,14 +17,14 @@ from ssmsam_research.evaluation.crosspatient import CrossPatientProtocol
 from ssmsam_research.evaluation.episode import Episode
 from ssmsam_research.evaluation.fewshot_summary import Measured, fewshot_result
 from ssmsam_research.evaluation.methods import METHODS
-from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
-from ssmsam_research.evaluation.results import RunLog
+from ssmsam_research.evaluation.prompted import ModelChoice, loaded
+from ssmsam_research.evaluation.run import Run
 from ssmsam_research.evaluation.supports import SupportPool
 
 
 @dataclass(frozen=True)
-class FewShotRun:
-    """What is run: methods on the queries, ``jobs`` cases at a time with ``threads`` each.
+class FewShotRun(Run[Case]):
+    """Methods on the queries of "complete" or "crosspatient".
 
     ``pool`` is for "crosspatient" only. ``weights_sha256`` is None when no method needs an encoder. ``surfaces``
     adds distances in millimetres.
@@ -42,37 +37,28 @@ class FewShotRun:
     weights_sha256: str | None = None
     pool: SupportPool | None = None
     surfaces: bool = False
-    jobs: int = 1
-    threads: int = 1
 
     @property
-    def key(self) -> str:
-        """Changes with everything that changes the results of a method, so that a resumed run never mixes two."""
+    def identity(self) -> dict[str, Any]:
         sets = [self.queries] + ([self.pool.labelled_set] if self.pool else [])
-        parts = {
+        return {
             "protocol": [self.protocol.name, self.protocol.as_json(), self.surfaces],
             "sets": [one.manifest() for one in sets],
             "labels": [dict(one.label_names) for one in sets],
             "encoder": [self.model.encoder, self.weights_sha256],
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def run(self, log: RunLog | None = None, *, progress: Progress = silent) -> dict[str, Any]:
-        """Measure all cases and put the result together. What ``log`` has of a method is not measured again."""
-        finished: dict[str, Measured] = log.read() if log else {}
+    def units(self) -> Sequence[Case]:
+        return self.queries.cases
+
+    def measure(self, unit: Case, finished: Collection[str]) -> Iterator[tuple[str, Measured]]:
+        wanted = [method for method in self.methods if piece(unit, method) not in finished]
+        for method, content in (measure_case(unit, wanted, self) if wanted else {}).items():
+            yield piece(unit, method), content
+
+    def result(self, pieces: Mapping[str, Measured]) -> dict[str, Any]:
         cases = self.queries.cases
-        left = {case: [m for m in self.methods if piece(case, m) not in finished] for case in cases}
-        done = sum(not methods for methods in left.values())
-        progress("cases", done, len(cases))
-        for case, measured in self._measure((case, methods) for case, methods in left.items() if methods):
-            for method, content in measured.items():
-                finished[piece(case, method)] = content
-                if log:
-                    log.append(piece(case, method), content)
-            done += 1
-            progress("cases", done, len(cases))
-        measured_all = {m: {case.name: finished[piece(case, m)] for case in cases} for m in self.methods}
-        return fewshot_result(self, measured_all)
+        return fewshot_result(self, {m: {case.name: pieces[piece(case, m)] for case in cases} for m in self.methods})
 
     def episodes(self, case: Case, volume: Volume, labels: np.ndarray) -> Iterator[Episode]:
         """What the protocol makes of a case."""
@@ -92,26 +78,10 @@ class FewShotRun:
             raise ValueError(f"the protocol {self.protocol.name} needs a pool of supports")
         return self.pool
 
-    def _measure(self, waiting: Iterable[tuple[Case, list[str]]]) -> Iterator[tuple[Case, dict[str, Measured]]]:
-        pieces = list(waiting)
-        if self.jobs == 1 or len(pieces) < 2:
-            for case, methods in pieces:
-                yield case, measure_case(case, methods, self)
-            return
-        with ProcessPoolExecutor(min(self.jobs, len(pieces)), mp_context=get_context("spawn")) as processes:
-            running = {processes.submit(measure_case, case, methods, self): case for case, methods in pieces}
-            for future in as_completed(running):
-                yield running[future], future.result()
-
 
 def piece(case: Case, method: str) -> str:
     """The name in the log of one method on one case: other settings of the method are another piece."""
     return f"{case.name} {method} {json.dumps(dict(METHODS[method].settings), sort_keys=True)}"
-
-
-@lru_cache(maxsize=1)
-def _model(choice: ModelChoice) -> PromptedModel:
-    return PromptedModel.load(choice)
 
 
 def measure_case(case: Case, methods: list[str], run: FewShotRun) -> dict[str, Measured]:
@@ -125,7 +95,7 @@ def measure_case(case: Case, methods: list[str], run: FewShotRun) -> dict[str, M
     measured: dict[str, Measured] = {
         name: {"records": [], "labels_not_run": run.not_run(case, labels)} for name in methods
     }
-    model = _model(run.model) if needs_encoder(methods) else None
+    model = loaded(run.model) if needs_encoder(methods) else None
     if model is not None:
         query = model.embedder.open(volume)
         query.embed()

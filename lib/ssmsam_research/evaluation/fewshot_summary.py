@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmsam.report import mean_over_labels
 from ssmsam_research.evaluation.clicks import Record, agreement, label_summaries
 from ssmsam_research.evaluation.figures import draw_curves, draw_seconds
-from ssmsam_research.evaluation.manifest import run_manifest
 from ssmsam_research.evaluation.methods import METHODS
-from ssmsam_research.evaluation.metrics import mean_over_labels
 
 if TYPE_CHECKING:
     from ssmsam_research.evaluation.fewshot_run import FewShotRun
@@ -37,35 +36,29 @@ def fewshot_result(run: FewShotRun, measured: Mapping[str, Mapping[str, Measured
         for name, cases in measured.items()
     }
     first = methods[run.methods[0]][run.protocol.headline]
-    settings = {
-        **run.protocol.as_json(),
-        "headline": f"{run.methods[0]} / {run.protocol.headline}",
-        "methods": {name: dict(METHODS[name].settings) for name in run.methods},
-        "jobs": run.jobs,
-        "threads": run.threads,
-    }
-    weights = {run.model.encoder: run.weights_sha256} if run.weights_sha256 else {}
     data = {"queries": run.queries.manifest()}
     if run.pool:
         data["supports"] = run.pool.labelled_set.manifest()
-    return {
-        "protocol": run.protocol.name,
-        "method": ", ".join(run.methods),
-        "encoder": run.model.encoder if weights else None,
-        "weights_sha256": run.weights_sha256,
-        "settings": settings,
+    return run.record(
+        protocol=run.protocol.name,
+        method=", ".join(run.methods),
+        settings={
+            **run.protocol.as_json(),
+            "headline": f"{run.methods[0]} / {run.protocol.headline}",
+            "methods": {name: dict(METHODS[name].settings) for name in run.methods},
+        },
+        data=data,
+        weights={run.model.encoder: run.weights_sha256} if run.weights_sha256 else {},
+        device=run.model.device,
         **{name: first[name] for name in ("mean_dice", "per_label", "mean_iou", "iou_per_label")},
-        "methods": methods,
-        "labels_not_run": _not_run(measured),
-        "seconds": {name: _mean_seconds(cases) for name, cases in measured.items()},
-        "per_case": [
+        methods=methods,
+        labels_not_run=_not_run(measured),
+        seconds={name: _mean_seconds(cases) for name, cases in measured.items()},
+        per_case=[
             {"case": case.name, "methods": {name: measured[name][case.name]["records"] for name in run.methods}}
             for case in run.queries.cases
         ],
-        "manifest": run_manifest(
-            protocol=run.protocol.name, data=data, weights=weights, device=run.model.device, settings=settings
-        ),
-    }
+    )
 
 
 def summarise_settings(records: Sequence[Record]) -> dict[str, Any]:

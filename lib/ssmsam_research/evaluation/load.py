@@ -22,11 +22,11 @@ from typing import Any, ClassVar
 import numpy as np
 import requests
 
+from ssmsam.cli.annotator import first_click
+from ssmsam.cli.live_server import LiveServer
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.annotator import first_click
-from ssmsam_research.evaluation.live_server import LiveServer
 
 TIMEOUT_S = 300.0
 """An answer that takes longer counts as an error. A guess, beyond the longest adaptation."""

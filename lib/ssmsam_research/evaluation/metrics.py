@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
+
+from ssmsam.report import Summary
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -37,39 +38,6 @@ def _masks(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nd
     return a != 0, b != 0
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The mean over cases, the 95 % confidence interval of that mean, and the number of cases."""
-
-    mean: float
-    ci95: tuple[float, float]
-    n: int
-
-    def as_json(self) -> dict[str, object]:
-        return {"mean": round(self.mean, 3), "ci95": [round(end, 3) for end in self.ci95], "n": self.n}
-
-
-def bootstrap_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``values``, one value per case.
-
-    The cases are what is drawn again, so give one value per case, never one per slice. With a single case the
-    interval is that value itself: nothing is known of the spread. Raises ValueError for no values.
-    """
-    data = np.asarray(list(values), dtype=np.float64)
-    if data.size == 0:
-        raise ValueError("an interval needs at least one value")
-    picks = np.random.default_rng(seed).integers(0, data.size, size=(resamples, data.size))
-    low, high = np.percentile(data[picks].mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def summarise(values: Iterable[float]) -> Summary:
-    """:class:`Summary` of one value per case. Raises ValueError for no values."""
-    data = [float(value) for value in values]
-    interval = bootstrap_ci(data)
-    return Summary(mean=float(np.mean(data)), ci95=interval, n=len(data))
-
-
 def summarise_labels(scores: Mapping[str, Mapping[str, float]], *, seed: int = 0, resamples: int = 2000) -> Summary:
     """The mean over labels of means over cases, and its 95 % percentile bootstrap interval over cases.
 
@@ -86,8 +54,3 @@ def summarise_labels(scores: Mapping[str, Mapping[str, float]], *, seed: int = 0
     drawn = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0).sum(axis=1) / (counts > 0).sum(axis=1)
     low, high = np.percentile(drawn, (2.5, 97.5))
     return Summary(float(np.nanmean(table, axis=0).mean()), (float(low), float(high)), len(cases))
-
-
-def mean_over_labels(per_label: Mapping[str, Summary]) -> float:
-    """The mean over labels of the mean over cases: a rare organ counts as much as a frequent one."""
-    return float(np.mean([summary.mean for summary in per_label.values()])) if per_label else float("nan")

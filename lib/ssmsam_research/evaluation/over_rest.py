@@ -21,10 +21,12 @@ import numpy as np
 import requests
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 
+from ssmsam.cli.live_server import live_server
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.progress import Progress, silent
 from ssmsam.reading import read_volume
+from ssmsam.report import run_manifest
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.evaluation.cases import Case, LabelledSet
@@ -33,8 +35,6 @@ from ssmsam_research.evaluation.complete import OTHER
 from ssmsam_research.evaluation.fewshot import Support, Task
 from ssmsam_research.evaluation.fewshot_summary import summarise_settings
 from ssmsam_research.evaluation.interpolation import ShapeInterpolation
-from ssmsam_research.evaluation.live_server import live_server
-from ssmsam_research.evaluation.manifest import run_manifest
 from ssmsam_research.evaluation.metrics import dice
 from ssmsam_research.evaluation.placement import with_ends
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel

@@ -7,11 +7,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ssmsam.cli.annotator import Click, next_click
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.progress import Progress, silent
 from ssmsam.volume.geometry import Plane
-from ssmsam_research.evaluation.annotator import Click, next_click
 from ssmsam_research.evaluation.fewshot import Task
 from ssmsam_research.evaluation.prompted import PromptedTarget
 

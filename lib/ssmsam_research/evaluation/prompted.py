@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssmsam.cli.annotator import Click, click_params
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.initialisations import load_ssm_decoder
 from ssmsam.interactive.prompt_state import SegmentationState
@@ -22,7 +24,6 @@ from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.prompt_registry import decoder_weights, load_decoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.weights import weights_digest
-from ssmsam_research.evaluation.annotator import Click
 from ssmsam_research.evaluation.clicks import Box
 
 
@@ -83,6 +84,12 @@ class PromptedModel:
         return self.embedder.encoder.weights_sha256
 
 
+@lru_cache(maxsize=1)
+def loaded(choice: ModelChoice) -> PromptedModel:
+    """One model for each process: loading it again for each case would cost more than small cases do."""
+    return PromptedModel.load(choice)
+
+
 class PromptedTarget:
     """One object of one volume; a :class:`~clicks.Target`. Remembers what the server would."""
 
@@ -122,12 +129,3 @@ class PromptedTarget:
         return PromptRequest.parse(
             params, grid=self._embeddings.grid, plane=self._embeddings.plane, dimension=dimension
         )
-
-
-def click_params(index: int, clicks: Sequence[Click], box: Box | None = None) -> dict[str, object]:
-    """Clicks and a box on stored slice ``index`` as the parameters of an inference request."""
-    points: dict[bool, list[list[int]]] = {True: [], False: []}
-    for click in clicks:
-        points[click.positive].append([click.x, click.y, index])
-    roi = [] if box is None else list(box)
-    return {"foreground": points[True], "background": points[False], "roi": roi, "slice": index}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssmsam.progress import Progress, silent
 from ssmsam.registration.register import CoarseVolume, indices, places_of, sampled
+from ssmsam.report import installed_versions, summarise
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Grid
 from ssmsam_research.evaluation.cases import Case, LabelledSet
-from ssmsam_research.evaluation.manifest import installed_versions, run_manifest
-from ssmsam_research.evaluation.metrics import dice, summarise, summarise_labels
+from ssmsam_research.evaluation.metrics import dice, summarise_labels
 from ssmsam_research.evaluation.registration_methods import METHODS, PACKAGES, Method, available
-from ssmsam_research.evaluation.results import RunLog
+from ssmsam_research.evaluation.run import Run
+
+Pair = tuple[LabelledSet, Case, Case]
+"""A set, and of it the fixed and the moving case."""
 
 
 def pairs_of(cases: Sequence[Case], count: int) -> list[tuple[Case, Case]]:
@@ -35,48 +37,54 @@ def pairs_of(cases: Sequence[Case], count: int) -> list[tuple[Case, Case]]:
 
 
 @dataclass(frozen=True)
-class RegistrationRun:
+class RegistrationRun(Run[Pair]):
     """Registers pairs of cases of every set by every method that is installed, all on the same cells."""
 
     sets: tuple[LabelledSet, ...]
     methods: tuple[str, ...] = tuple(METHODS)
     pairs: int = 6
-    threads: int = 1
-
-    def run(self, log: RunLog | None = None, progress: Progress = silent) -> dict[str, Any]:
-        """The result, ready for JSON; what ``log`` holds is not measured again."""
-        torch.set_num_threads(self.threads)
-        left_out = {name: why for name in self.methods if (why := available(name))}
-        methods = [name for name in self.methods if name not in left_out]
-        wanted = [(one, *pair) for one in self.sets for pair in pairs_of(one.cases, self.pairs)]
-        known, records = log.read() if log else {}, []
-        for done, (one, fixed, moving) in enumerate(wanted):
-            progress("register", done, len(wanted))
-            lacking = [name for name in methods if f"{fixed.name} {moving.name} {name}" not in known]
-            for record in measured(one, fixed, moving, lacking):
-                known[f"{fixed.name} {moving.name} {record['method']}"] = record
-                if log:
-                    log.append(f"{fixed.name} {moving.name} {record['method']}", record)
-            records += [known[f"{fixed.name} {moving.name} {name}"] for name in methods]
-        progress("register", len(wanted), len(wanted))
-        return self._result(records, left_out)
+    unit = "pairs"
 
     @property
-    def key(self) -> str:
-        """What changes with everything that changes a record, but for the code."""
-        return f"registration {[one.manifest()['sha256'] for one in self.sets]} {installed_versions(PACKAGES)}"
+    def left_out(self) -> dict[str, str]:
+        """The methods that cannot be run here, and why."""
+        return {name: why for name in self.methods if (why := available(name))}
 
-    def _result(self, records: list[dict[str, Any]], left_out: Mapping[str, str]) -> dict[str, Any]:
-        settings = {"pairs": self.pairs, "packages": installed_versions(PACKAGES)}
-        data = {one.name: one.manifest() for one in self.sets}
-        return {
-            "protocol": "registration",
-            "settings": settings,
-            "methods": {name: summary(records, name) for name in self.methods if name not in left_out},
-            "left_out": dict(left_out),
-            "per_pair": records,
-            "manifest": run_manifest(protocol="registration", data=data, weights={}, settings=settings),
-        }
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"sets": [one.manifest()["sha256"] for one in self.sets], "packages": installed_versions(PACKAGES)}
+
+    def units(self) -> Sequence[Pair]:
+        return [(one, *pair) for one in self.sets for pair in pairs_of(one.cases, self.pairs)]
+
+    def measure(self, unit: Pair, finished: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        torch.set_num_threads(self.threads)
+        lacking = [name for name in self._installed if piece(unit, name) not in finished]
+        for record in measured(*unit, lacking):
+            yield piece(unit, record["method"]), record
+
+    def result(self, pieces: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        records = [pieces[piece(pair, name)] for pair in self.units() for name in self._installed]
+        return self.record(
+            protocol="registration",
+            method=", ".join(self._installed),
+            settings={"pairs": self.pairs, "packages": installed_versions(PACKAGES)},
+            data={one.name: one.manifest() for one in self.sets},
+            weights={},
+            methods={name: summary(records, name) for name in self._installed},
+            left_out=self.left_out,
+            per_pair=records,
+        )
+
+    @property
+    def _installed(self) -> list[str]:
+        left_out = self.left_out
+        return [name for name in self.methods if name not in left_out]
+
+
+def piece(pair: Pair, method: str) -> str:
+    """The name in the log of one method on one pair."""
+    return f"{pair[1].name} {pair[2].name} {method}"
 
 
 def measured(one: LabelledSet, fixed: Case, moving: Case, methods: Sequence[str]) -> Iterator[dict[str, Any]]:

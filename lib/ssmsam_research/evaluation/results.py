@@ -1,20 +1,10 @@
-"""Result files: one JSON each, written whole or not at all; and the lines of a run that may be resumed."""
+"""The lines of a run that may be resumed."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
-
-
-def write_result(path: Path, result: dict[str, Any]) -> Path:
-    """Write a result as JSON, in place of an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(path)
-    return path
 
 
 class RunLog:

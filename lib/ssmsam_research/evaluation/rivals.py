@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ssmsam.cli.annotator import Click
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.annotator import Click
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel, PromptedTarget
 
 RIVALS = {

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssmsam.cli.annotator import Click
+from ssmsam.cli.live_server import live_server
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models.sam_encoder import build_sam
 from ssmsam.models.weights import entry
 from ssmsam.progress import Progress, silent
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.annotator import Click
-from ssmsam_research.evaluation.live_server import live_server
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel, PromptedTarget
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssmsam.cli.annotator import Click
 from ssmsam.progress import Progress, silent
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.annotator import Click
 from ssmsam_research.evaluation.cases import Case, LabelledSet
 from ssmsam_research.evaluation.complete import CompleteProtocol
 from ssmsam_research.evaluation.methods import METHODS

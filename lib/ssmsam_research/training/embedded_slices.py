@@ -62,7 +62,7 @@ def load_slices(folder: Path, *, keep: Callable[[str], bool] = lambda dataset: T
         if keep(dataset):
             found.append(_read(stem, dataset, name))
     if not found:
-        raise FileNotFoundError(f"no embedded slices in {folder}: make them with `python apps/pretrain.py embed`")
+        raise FileNotFoundError(f"no embedded slices in {folder}: make them with `ssmsam train embed`")
     return found
 
 

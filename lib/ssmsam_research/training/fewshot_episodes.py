@@ -112,9 +112,7 @@ def load_volumes(folder: Path, *, keep: Callable[[str], bool] = lambda dataset: 
     found = [path for path in sorted(folder.glob("*.npz")) if "-from-" not in path.name]
     paths = [path for path in found if keep(path.stem.partition("-")[0])]
     if not paths:
-        raise FileNotFoundError(
-            f"no embedded volumes in {folder}: make them with `python apps/pretrain.py embed-volumes`"
-        )
+        raise FileNotFoundError(f"no embedded volumes in {folder}: make them with `ssmsam train embed-volumes`")
     return [EmbeddedVolume.from_file(path) for path in paths]
 
 

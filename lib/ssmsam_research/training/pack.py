@@ -97,7 +97,7 @@ def load_pack(folder: Path) -> list[PackedVolume]:
     """All volumes of a pack, in the order of their file names. Raises FileNotFoundError for an empty folder."""
     paths = sorted(folder.glob("*.npz"))
     if not paths:
-        raise FileNotFoundError(f"no packed volumes in {folder}: make them with `python apps/pretrain.py pack`")
+        raise FileNotFoundError(f"no packed volumes in {folder}: make them with `ssmsam train pack`")
     return [_load(path) for path in paths]
 
 

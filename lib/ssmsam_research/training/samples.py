@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def write_samples(root: Path, *, cases: tuple[SampleCase, ...] = CASES, progress
             patient = DicomPatient(case.patient, f"SAMPLE-{case.seed}", "Synthetic abdomen, not a real patient")
             write_dicom_series(image, root / "abdomen_dicom" / case.name, patient=patient)
     progress("drawing samples", len(cases), len(cases))
+
+
+def draw_samples(root: Path, *, only: Sequence[str] = (), progress: Progress = silent) -> None:
+    """:func:`write_samples` of the cases that are named, all by default. Raises ValueError for another name."""
+    known = [case.name for case in CASES]
+    if unknown := [name for name in only if name not in known]:
+        raise ValueError(f"there is no sample volume {', '.join(unknown)}; there are {', '.join(known)}")
+    write_samples(root, cases=tuple(case for case in CASES if not only or case.name in only), progress=progress)
 
 
 def majority(labels: np.ndarray, merge: tuple[int, int, int]) -> np.ndarray:

@@ -33,7 +33,7 @@ def train_volume_head(
 ) -> VolumeHead:
     """The same examples and seed give the same head. Raises ValueError without examples."""
     if not several:
-        raise ValueError("no examples: make them with `python apps/pretrain.py volume-head`")
+        raise ValueError("no examples: make them with `ssmsam train volume-head`")
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     head = VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS)

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ssmsam_research.evaluation.annotator import Click, bounding_box, first_click, next_click
+from ssmsam.cli.annotator import Click, bounding_box, first_click, next_click
 
 slices = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 

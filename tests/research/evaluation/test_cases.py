@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from ssmsam.report import files_digest, run_manifest
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.evaluation.cases import open_set, read_notes
-from ssmsam_research.evaluation.manifest import files_digest, run_manifest
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 

@@ -7,6 +7,7 @@ import pytest
 
 from ssmsam.models.weights import PACKAGED, manifest
 from ssmsam.progress import Cancelled
+from ssmsam.report import bootstrap_ci
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.evaluation import click_run
@@ -14,7 +15,6 @@ from ssmsam_research.evaluation.cases import open_set
 from ssmsam_research.evaluation.click_comparison import ClickComparison, comparison_table, over_sets
 from ssmsam_research.evaluation.click_methods import METHODS, ClickMethod, TrainingRecord
 from ssmsam_research.evaluation.clicks import ClickProtocol
-from ssmsam_research.evaluation.metrics import bootstrap_ci
 from ssmsam_research.evaluation.recorded import draw_recorded
 
 RECORD = Path(__file__).resolve().parents[3] / "benchmarks" / "trained_on.json"

@@ -11,7 +11,6 @@ from ssmsam_research.evaluation.cases import open_set
 from ssmsam_research.evaluation.click_run import ClickRun
 from ssmsam_research.evaluation.clicks import ClickProtocol
 from ssmsam_research.evaluation.prompted import PromptedModel
-from ssmsam_research.evaluation.results import RunLog
 
 PROTOCOL = ClickProtocol(slice_clicks=(1, 3, 5), volume_clicks=(1,), slice_fractions=(0.5,))
 
@@ -68,11 +67,11 @@ def test_a_stopped_run_goes_on_where_it_was(run, result, tmp_path, monkeypatch):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        run.run(RunLog(tmp_path / "run.jsonl", run=run.key), progress=stop_after_two)
+        run.run(tmp_path / "run.jsonl", progress=stop_after_two)
     measured = []
     measure = click_run.measure_case
     monkeypatch.setattr(click_run, "measure_case", lambda case, run: measured.append(case.name) or measure(case, run))
-    resumed = run.run(RunLog(tmp_path / "run.jsonl", run=run.key))
+    resumed = run.run(tmp_path / "run.jsonl")
     assert measured == ["c"]
     assert resumed["tasks"] == result["tasks"]
     assert [case["case"] for case in resumed["per_case"]] == ["a", "b", "c"]

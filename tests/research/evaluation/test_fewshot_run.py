@@ -17,7 +17,6 @@ from ssmsam_research.evaluation.fewshot_run import FewShotRun
 from ssmsam_research.evaluation.fewshot_summary import draw_fewshot, fewshot_curves, fewshot_result
 from ssmsam_research.evaluation.methods import checked_methods
 from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
-from ssmsam_research.evaluation.results import RunLog
 from ssmsam_research.evaluation.supports import SupportPool
 
 
@@ -76,17 +75,17 @@ def test_a_stopped_run_goes_on_and_a_new_method_is_measured_alone(run, result, t
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        run.run(RunLog(tmp_path / "log", run=run.key), progress=stop_after_one)
+        run.run(tmp_path / "log", progress=stop_after_one)
     measured, measure = [], fewshot_run.measure_case
     spy = lambda case, methods, run: measured.append((case.name, methods)) or measure(case, methods, run)  # noqa: E731
     monkeypatch.setattr(fewshot_run, "measure_case", spy)
-    resumed = run.run(RunLog(tmp_path / "log", run=run.key))
+    resumed = run.run(tmp_path / "log")
     assert [name for name, _ in measured] == ["b", "c"]
     assert without_seconds(resumed["methods"]) == without_seconds(result["methods"])
 
     measured.clear()
     more = replace(run, methods=("interpolation", "interpolation_beyond"))
-    more.run(RunLog(tmp_path / "log", run=more.key))
+    more.run(tmp_path / "log")
     assert measured == [(name, ["interpolation_beyond"]) for name in "abc"]
 
 

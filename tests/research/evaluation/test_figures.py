@@ -3,8 +3,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from ssmsam_research.evaluation.annotator import Click
-from ssmsam_research.evaluation.figures import MASK, TRUTH, Panel, draw_curves, draw_overlays
+from ssmsam.cli.annotator import Click
+from ssmsam.cli.pictures import MASK, TRUTH, Panel, draw_overlays
+from ssmsam_research.evaluation.figures import draw_curves
 
 
 def _panel(mask: np.ndarray) -> Panel:

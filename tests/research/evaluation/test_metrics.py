@@ -4,15 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ssmsam_research.evaluation.metrics import (
-    bootstrap_ci,
-    dice,
-    iou,
-    iou_of_dice,
-    mean_over_labels,
-    summarise,
-    summarise_labels,
-)
+from ssmsam.report import bootstrap_ci, mean_over_labels, summarise
+from ssmsam_research.evaluation.metrics import dice, iou, iou_of_dice, summarise_labels
 
 masks = hnp.arrays(bool, (4, 5, 6))
 

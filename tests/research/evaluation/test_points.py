@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bench import ORGAN, Bench, draw_volume
 
-from ssmsam_research.evaluation.annotator import Click
+from ssmsam.cli.annotator import Click
 from ssmsam_research.evaluation.episode import Episode
 from ssmsam_research.evaluation.fewshot import Support, Task
 from ssmsam_research.evaluation.metrics import dice

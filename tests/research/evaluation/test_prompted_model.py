@@ -3,11 +3,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from ssmsam.cli.annotator import Click, click_params
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.annotator import Click
 from ssmsam_research.evaluation.cases import LabelledSet
 from ssmsam_research.evaluation.clicks import ClickProtocol, run_case
-from ssmsam_research.evaluation.prompted import PromptedModel, PromptedTarget, click_params
+from ssmsam_research.evaluation.prompted import PromptedModel, PromptedTarget
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from ssmsam.volume.writing import write_volume
 from ssmsam_research.evaluation import registering
 from ssmsam_research.evaluation.cases import Case, LabelledSet, open_set
 from ssmsam_research.evaluation.registering import RegistrationRun, carried_labels, pairs_of
-from ssmsam_research.evaluation.results import RunLog
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 
@@ -63,7 +62,7 @@ def test_methods_are_scored_on_labels_of_both_cases_missing_ones_named_and_nothi
 ) -> None:
     monkeypatch.setattr(registering, "available", lambda name: "not installed" if name == "elastix" else "")
     run = RegistrationRun((bodies,), ("ours", "our start", "elastix"))
-    log = RunLog(tmp_path / "log", run=run.key)
+    log = tmp_path / "log"
     result = run.run(log)
     assert result["left_out"] == {"elastix": "not installed"}
     sets = {name: found["sets"][bodies.name] for name, found in result["methods"].items()}

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from ssmsam_research.evaluation.results import RunLog, write_result
+from ssmsam.report import write_result
+from ssmsam_research.evaluation.results import RunLog
 
 
 def test_a_result_replaces_the_older_one_and_leaves_nothing_else(tmp_path):

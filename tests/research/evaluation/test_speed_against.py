@@ -8,9 +8,9 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from ssmsam.cli.annotator import Click
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.annotator import Click
 from ssmsam_research.evaluation.cases import open_set
 from ssmsam_research.evaluation.rivals import RIVALS, PredictorModel, open_rival
 from ssmsam_research.evaluation.speed import SpeedProtocol, Timing
@@ -39,6 +39,7 @@ def test_a_predictor_of_the_package_answers_on_the_slice_that_was_opened(volume)
     assert not torch.equal(predictor.features, before)
 
 
+@pytest.mark.slow
 def test_contestants_take_turns_and_ratios_are_over_our_later_click(volume, random_small, tmp_path):
     for kind, array in (("images", volume.array), ("labels", (volume.array > 0).astype(np.uint8))):
         (tmp_path / kind).mkdir()

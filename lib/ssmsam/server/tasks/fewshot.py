@@ -185,9 +185,10 @@ class FewShotTask(InferTask):
         )  # fmt: skip
 
         def made() -> Answer:
-            prediction = segment(
-                embeddings, head, support=asked.support, clicks=clicks, config=room.config, progress=progress
-            )
+            with room.jobs.turns.long():
+                prediction = segment(
+                    embeddings, head, support=asked.support, clicks=clicks, config=room.config, progress=progress
+                )
             return Answer(
                 prediction.labels,
                 prediction.mask,

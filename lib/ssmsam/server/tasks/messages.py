@@ -38,6 +38,8 @@ CONFIRM_S = 60
 class MessageTask(InferTask):
     """A command about an image. Subclasses say in :meth:`carry_out` what it does."""
 
+    brief = True
+
     def __init__(self, prompting: Prompting, *, description: str, **options: Any) -> None:
         super().__init__(
             type=InferType.DEEPGROW,

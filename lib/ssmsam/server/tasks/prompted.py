@@ -137,6 +137,9 @@ class Prompting:
 class PromptedTask(InferTask):
     """Clicks and boxes to the mask of one object, on a slice (``dimension`` 2) or through the volume (3)."""
 
+    brief = True
+    """Somebody waits for it with a finger on the mouse: long work pauses."""
+
     def __init__(self, prompting: Prompting, *, dimension: int) -> None:
         options: dict[str, Any] = {"reset_state": False, FOR_LABEL: label_choices(prompting.labels)}
         if dimension == 3:

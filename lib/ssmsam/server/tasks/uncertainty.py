@@ -56,15 +56,16 @@ class UncertaintyMap(InferTask):
         if label and label not in head.banks:
             raise InvalidRequest(f"the pinned head does not know {label!r}; it knows {', '.join(head.labels)}")
         support = room.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
-        unsure = uncertainty_map(
-            head,
-            image.embeddings,
-            labels=labels,
-            support=support,
-            views=views,
-            config=room.config,
-            progress=progress_of(request),
-        )
+        with room.jobs.turns.long():
+            unsure = uncertainty_map(
+                head,
+                image.embeddings,
+                labels=labels,
+                support=support,
+                views=views,
+                config=room.config,
+                progress=progress_of(request),
+            )
         path = write_mask(unsure, image.volume, request)
         return path, {
             "label_names": {},

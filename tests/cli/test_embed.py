@@ -44,5 +44,5 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(studies, tmp_path, 
 
 
 def test_an_empty_folder_says_what_is_expected(tmp_path, load_app, capsys):
-    assert load_app("embed").main([str(tmp_path)]) == 1
+    assert load_app("embed").main([str(tmp_path)]) == 2
     assert "holds no volume: expected .nii.gz" in capsys.readouterr().err

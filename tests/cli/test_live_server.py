@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from ssmsam_research.evaluation.live_server import ServerFailed, live_server
+from ssmsam.cli.live_server import ServerFailed, live_server
 
 ROOT = Path(__file__).resolve().parents[2]
 APP, SAMPLES = ROOT / "ssmsam_app", ROOT / "sample-datasets" / "abdomen"

@@ -1,17 +1,20 @@
-"""What must be known to run a measurement again: the manifest that goes into every result."""
+"""Result files: how sure a mean is, and what must be known to run a measurement again."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ssmsam.models.weights import sha256_of
@@ -92,3 +95,50 @@ def files_digest(paths: Iterable[Path]) -> str:
     for path in sorted(paths):
         sha.update(f"{path.parent.name}/{path.name} {sha256_of(path)}\n".encode())
     return sha.hexdigest()
+
+
+def write_result(path: Path, result: dict[str, Any]) -> Path:
+    """Write a result as JSON, in place of an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.replace(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The mean over cases, the 95 % confidence interval of that mean, and the number of cases."""
+
+    mean: float
+    ci95: tuple[float, float]
+    n: int
+
+    def as_json(self) -> dict[str, object]:
+        return {"mean": round(self.mean, 3), "ci95": [round(end, 3) for end in self.ci95], "n": self.n}
+
+
+def bootstrap_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of ``values``, one value per case.
+
+    The cases are what is drawn again, so give one value per case, never one per slice. With a single case the
+    interval is that value itself: nothing is known of the spread. Raises ValueError for no values.
+    """
+    data = np.asarray(list(values), dtype=np.float64)
+    if data.size == 0:
+        raise ValueError("an interval needs at least one value")
+    picks = np.random.default_rng(seed).integers(0, data.size, size=(resamples, data.size))
+    low, high = np.percentile(data[picks].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def summarise(values: Iterable[float]) -> Summary:
+    """:class:`Summary` of one value per case. Raises ValueError for no values."""
+    data = [float(value) for value in values]
+    interval = bootstrap_ci(data)
+    return Summary(mean=float(np.mean(data)), ci95=interval, n=len(data))
+
+
+def mean_over_labels(per_label: Mapping[str, Summary]) -> float:
+    """The mean over labels of the mean over cases: a rare organ counts as much as a frequent one."""
+    return float(np.mean([summary.mean for summary in per_label.values()])) if per_label else float("nan")

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam import doctor
-from ssmsam.dicom.orthanc import INSTALL, is_installed, running_orthanc
-from ssmsam.doctor import FAIL, OK, WARN, Place, examine, studies_folder
+from ssmsam.cli import checks as doctor
+from ssmsam.cli.checks import FAIL, OK, WARN, Place, examine, studies_folder
+from ssmsam.cli.live_server import free_port
+from ssmsam.cli.orthanc import INSTALL, is_installed, running_orthanc
 from ssmsam.models.weights import entry
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.live_server import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def test_every_finding_that_is_not_fine_says_what_to_do(tmp_path, nowhere):
-    findings = list(examine(Place(root=tmp_path, store=tmp_path)))
+    findings = list(examine(Place(samples=tmp_path, store=tmp_path)))
     assert {finding.level for finding in findings} <= {OK, WARN, FAIL}
     assert all(finding.step for finding in findings if finding.level != OK)
     by_subject = {finding.subject: finding for finding in findings}
@@ -90,10 +90,10 @@ def test_missing_and_wrong_packages_are_told_apart(monkeypatch):
 
 def test_samples_without_labels_are_reported(tmp_path):
     for folder in ("abdomen", "abdomen_labels"):
-        (tmp_path / "sample-datasets" / folder).mkdir(parents=True)
-        (tmp_path / "sample-datasets" / folder / "ct_01.nii.gz").touch()
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "ct_01.nii.gz").touch()
     assert doctor.samples(tmp_path).level == OK
-    (tmp_path / "sample-datasets" / "abdomen" / "ct_02.nii.gz").touch()
+    (tmp_path / "abdomen" / "ct_02.nii.gz").touch()
     finding = doctor.samples(tmp_path)
     assert finding.level == WARN
     assert "ct_02" in finding.text
@@ -119,11 +119,11 @@ def test_the_program_ends_with_1_exactly_when_something_fails(tmp_path, nowhere,
 
 
 def test_a_dicom_store_that_is_down_is_reported(tmp_path):
-    asked = Place(root=tmp_path, studies="http://127.0.0.1:9/dicom-web")
+    asked = Place(studies="http://127.0.0.1:9/dicom-web")
     (down,) = doctor.dicom_store(asked)
     assert down.level == FAIL
     assert "cannot be reached" in down.text
-    assert list(doctor.dicom_store(Place(root=tmp_path, orthanc_port=9))) == [], "nobody asked, and none runs"
+    assert list(doctor.dicom_store(Place(orthanc_port=9))) == [], "nobody asked, and none runs"
 
 
 def test_what_a_dicom_store_holds_is_reported(tmp_path):
@@ -131,7 +131,7 @@ def test_what_a_dicom_store_holds_is_reported(tmp_path):
         pytest.skip(f"Orthanc with its DICOMweb plugin is not installed: {INSTALL}")
     port = free_port()
     with running_orthanc(tmp_path, port=port) as orthanc:
-        place = Place(root=tmp_path, orthanc_port=port)
+        place = Place(orthanc_port=port)
         (empty,) = doctor.dicom_store(place)
         assert empty.level == WARN
         orthanc.upload(sorted((ROOT / "sample-datasets" / "abdomen_dicom" / "ct_01").glob("*.dcm")))

@@ -74,6 +74,17 @@ def bounding_box(truth: np.ndarray) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
+def click_params(
+    index: int, clicks: Sequence[Click], box: tuple[float, float, float, float] | None = None
+) -> dict[str, object]:
+    """Clicks and a box on stored slice ``index`` as the parameters of an inference request."""
+    points: dict[bool, list[list[int]]] = {True: [], False: []}
+    for click in clicks:
+        points[click.positive].append([click.x, click.y, index])
+    roi = [] if box is None else list(box)
+    return {"foreground": points[True], "background": points[False], "roi": roi, "slice": index}
+
+
 def _drawn(places: np.ndarray, size: int) -> tuple[int, int]:
     """First and last place of the target along an axis of ``size`` pixels, two at least."""
     first, last = int(places.min()), int(places.max())

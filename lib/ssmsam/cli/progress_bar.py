@@ -10,10 +10,11 @@ from tqdm import tqdm
 class ProgressBar:
     """A :data:`~ssmsam.progress.Progress` that draws one bar for each phase, one after the other.
 
-    A context manager. Nothing is drawn where the output is not a terminal.
+    A context manager. Nothing is drawn where the output is not a terminal. ``name`` stands before the phase.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self._name = name
         self._bar: tqdm | None = None
         self._at = ("", 0)
 
@@ -21,7 +22,7 @@ class ProgressBar:
         last_phase, last_done = self._at
         if self._bar is None or phase != last_phase or done < last_done:
             self._close()
-            self._bar = tqdm(total=total, desc=phase, disable=None)
+            self._bar = tqdm(total=total, desc=f"{self._name} {phase}".strip(), disable=None)
             last_done = 0
         self._bar.update(done - last_done)
         self._at = phase, done

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
-from ssmsam.progress import Progress, silent
+from ssmsam.api import Example
+from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.reading import read_volume
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume
@@ -139,34 +138,17 @@ def label_numbers(images: Sequence[LabelledImage], names: Mapping[str, int] | No
     return dict(names)
 
 
-def support_from(
-    images: Sequence[LabelledImage],
-    numbers: Mapping[str, int],
-    embedder: Embedder,
-    *,
-    plane: str | None = None,
-    progress: Progress = silent,
-) -> Support:
-    """The labelled slices of several images, embedded. ``numbers`` (label -> number) mean the same in all of them.
-
-    Raises ValueError when two maps contradict each other on a slice.
-    """
-    support: dict[str, dict[tuple[str, int], LabelledSlice]] = {label: {} for label in numbers}
-    wanted: dict[VolumeEmbeddings, set[int]] = {}
+def examples_from(
+    images: Sequence[LabelledImage], numbers: Mapping[str, int], *, plane: str | None = None
+) -> dict[str, list[Example]]:
+    """The labelled slices of several images, by label. ``numbers`` (label -> number) mean the same in all of them."""
+    examples: dict[str, list[Example]] = {label: [] for label in numbers}
     for image in images:
         work = Plane.named(plane, image.image.grid)
-        embeddings = embedder.open(image.image, plane=work)
         stack = work.stack(image.labels)
         for label, number in numbers.items():
-            for index in image.annotated(number, work):
-                mask = np.ascontiguousarray(stack[index] == number)
-                one = LabelledSlice(embeddings, index, mask, image=image.name)
-                other = support[label].setdefault((one.volume, index), one)
-                if not np.array_equal(other.mask, mask):
-                    raise ValueError(
-                        f"two label maps draw {label} differently on slice {index} of {image.name}: list the slice once"
-                    )
-                wanted.setdefault(embeddings, set()).add(index)
-    for embeddings, indices in wanted.items():
-        embeddings.embed(sorted(indices), progress=progress)
-    return {label: list(slices.values()) for label, slices in support.items()}
+            examples[label] += [
+                Example(image.image, index, stack[index] == number, image.name)
+                for index in image.annotated(number, work)
+            ]
+    return examples

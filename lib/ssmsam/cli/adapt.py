@@ -1,0 +1,152 @@
+"""``ssmsam adapt``: labelled slices -> a task checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ssmsam.api import FewShotSegmenter, SegmentationTask
+from ssmsam.cli.command import Program, Reads, Several, json_option, path_option
+from ssmsam.cli.labelled_files import LabelledFile, examples_from, label_numbers, parse_names, read_labelled
+from ssmsam.cli.options import METHODS, PLANES, loaded, model_options, names_option, on_cuda
+from ssmsam.cli.progress_bar import ProgressBar
+from ssmsam.fewshot.config import AdaptationConfig
+from ssmsam.progress import Progress
+from ssmsam.report import files_digest, run_manifest, write_result
+
+
+def support_option(*, required: bool) -> Any:
+    """``--support``: labelled slices."""
+    return click.option(
+        "--support",
+        cls=Several,
+        type=Reads(LabelledFile.parse, "IMAGE:LABEL"),
+        required=required,
+        metavar="IMAGE:LABEL[:SLICES]...",
+        help="An image, a label map on its grid, and the slices that are truth, as in 10,20-40:5 (counted from 0; "
+        "default: every slice that holds a label). An empty slice counts only when it is listed.",
+    )
+
+
+def adaptation_options(command: Any) -> Any:
+    """Names, method, plane, and how long to adapt."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option(
+            "--budget-s",
+            type=float,
+            default=AdaptationConfig.budget_s,
+            show_default=True,
+            help="Most seconds for the steps.",
+        ),
+        click.option("--steps", type=int, help="Gradient steps of adaptation. Default: none for fewshot."),
+        click.option("--plane", type=click.Choice(PLANES), help="Work on slices of this plane. Default: as stored."),
+        click.option("--method", type=click.Choice(METHODS), help="Default: fewshot, or that of the task."),
+        names_option,
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(cls=Program, stopped="no task was written")
+@support_option(required=True)
+@path_option("--out", required=True, metavar="FILE", help="The file to write, .safetensors.")
+@adaptation_options
+@model_options
+@json_option
+def command(
+    *,
+    support: Sequence[LabelledFile],
+    names: Sequence[str],
+    out: Path,
+    method: str | None,
+    plane: str | None,
+    steps: int | None,
+    budget_s: float,
+    seed: int,
+    record: Path | None,
+    **model: Any,
+) -> None:
+    """Learn labels from slices and keep what was learned in a small file, a task checkpoint.
+
+    \b
+    ssmsam adapt --support ct.nii.gz:organs.nii.gz:10,20-40:5 --names liver=1 spleen=2 --out organs.safetensors
+
+    `ssmsam segment --task FILE` then segments any other volume; a server takes the file too. The file holds no
+    image, no mask and no id, and may be given away; what lies beside it (FILE.json) and in the cache is for this
+    machine.
+    """
+    if out.suffix != ".safetensors":
+        raise click.UsageError(f"--out {out.name}: the name of a task's file ends in .safetensors.")
+    if record == out.with_suffix(".json"):
+        raise click.UsageError(f"--json {record.name}: what belongs to the task is written there, choose another name.")
+    segmenter = loaded(method=method or METHODS[0], **model)
+    started = time.perf_counter()
+    with ProgressBar() as progress:
+        task = learned(segmenter, support, names, progress, plane=plane, steps=steps, budget_s=budget_s, seed=seed)
+        task.save(out, progress=progress)
+    seconds = time.perf_counter() - started
+    tell(task)
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB) after {seconds:.1f} s")
+    if record:
+        done = {"head": out.name, "card": dict(task.card), "seconds": round(seconds, 2)}
+        manifest = manifest_of("adapt", segmenter, task, sources(support), device=model["device"], seed=seed)
+        write_result(record, {**done, "manifest": manifest})
+
+
+def learned(
+    segmenter: FewShotSegmenter,
+    support: Sequence[LabelledFile],
+    names: Sequence[str],
+    progress: Progress,
+    *,
+    plane: str | None,
+    **adaptation: Any,
+) -> SegmentationTask:
+    """Read the support and adapt to it."""
+    images = [read_labelled(file, plane=plane) for file in support]
+    numbers = label_numbers(images, parse_names(names))
+    examples = examples_from(images, numbers, plane=plane)
+    return segmenter.adapt(examples, plane=plane, numbers=numbers, progress=progress, **adaptation)
+
+
+def tell(task: SegmentationTask) -> None:
+    """What was learned, and how good it is on slices that were held out."""
+    for label, slices in task.learned_from.items():
+        estimate = task.card["dice_estimate"].get(label)
+        said = "no estimate, for that takes more slices that show it, and adaptation"
+        if estimate:
+            before, after = 100 * estimate["before"], 100 * estimate["after"]
+            said = f"Dice on slices held out {before:.1f} % before adaptation, {after:.1f} % after"
+        print(f"{label}: {slices} slices; {said}")
+    if not task.card["adapted"]:
+        print("the decoder stays as it was: the slices prompt it without adaptation")
+
+
+def sources(support: Sequence[LabelledFile]) -> list[Path]:
+    return [path for file in support for path in (file.image, file.labels)]
+
+
+def manifest_of(
+    protocol: str,
+    segmenter: FewShotSegmenter,
+    task: SegmentationTask,
+    paths: Sequence[Path],
+    *,
+    device: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What must be known to do it again; no path of this machine."""
+    files = [path for path in paths if path.is_file()]
+    return run_manifest(
+        protocol=protocol,
+        data={"files": [path.name for path in files], "sha256": files_digest(files)},
+        weights={segmenter.encoder: segmenter.weights_sha256},
+        device=on_cuda(device),
+        seed=seed,
+        settings=task.card.get("settings"),
+    )

@@ -1,0 +1,340 @@
+"""``ssmsam demo``: the real server, a simulated annotator, and what came of it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import requests
+from monailabel.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClientException
+
+from ssmsam.cli.annotator import Click, bounding_box, click_params, first_click, next_click
+from ssmsam.cli.command import FAILED, FINE, Program, Several, json_option, path_option
+from ssmsam.cli.live_server import LiveServer, ServerFailed, live_server
+from ssmsam.cli.options import encoder_option
+from ssmsam.cli.pictures import Panel, draw_overlays
+from ssmsam.cli.sample_data import IMAGES, LABELS, SampleCase, sample_cases
+from ssmsam.cli.serve import app_folder
+from ssmsam.reading import read_volume
+from ssmsam.report import Summary, files_digest, mean_over_labels, run_manifest, summarise, write_result
+from ssmsam.volume.intensity import recipe_for
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+
+SLICE_CLICKS, VOLUME_CLICKS, SUBMITTED = 5, 3, 5
+HEADLINE = "sam_2d, 5 clicks"
+LEARNERS = ("fewshot", "ssm_sam")
+"""The models that learn from annotated slices."""
+
+
+@click.command(cls=Program)
+@click.option("--volumes", cls=Several, default=("ct_01", "mr_04"), show_default=True, metavar="NAME...")
+@encoder_option
+@path_option("--picture", default=Path("output", "demo.png"), show_default=True, metavar="PNG")
+@json_option
+def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path | None) -> int:
+    """See it work: start the real server on the sample volumes, annotate as a person would, compare with the truth.
+
+    First clicks and boxes become masks. Then five slices of every organ are submitted, and the few-shot model proposes
+    the rest of each volume. The server is started by MONAI Label's own command and asked through MONAI Label's own
+    client. The truth reaches it only as clicks, boxes and the submitted slices. Nothing outside a temporary folder and
+    the output files is written.
+    """
+    cases = sample_cases(volumes)
+    try:
+        with studies_of(cases) as (studies, scratch):
+            print(f"starting the server on {len(cases)} sample volumes ...", flush=True)
+            conf = {"store": str(scratch / "store"), "encoder": encoder}
+            with live_server(app=app_folder(), studies=studies, conf=conf) as server:
+                result, panels = annotate(server, cases, scratch)
+    except (MONAILabelClientException, requests.RequestException, ServerFailed, ValueError) as error:
+        print(f"the demo failed: {error}", file=sys.stderr)
+        return FAILED
+    print_result(result)
+    title = "filled: answer, dashed: truth, crosses: clicks; right, coronal: sam_3d after 3 clicks, then from slices"
+    print(f"\npicture: {draw_overlays(picture, panels, columns=len(panels) // len(cases), title=title)}")
+    if record:
+        print(f"result:  {write_result(record, result)}")
+    return FINE
+
+
+@contextmanager
+def studies_of(cases: Sequence[SampleCase]) -> Iterator[tuple[Path, Path]]:
+    """Copies of the images, without their labels, in a folder of their own beside an empty one for everything else."""
+    with tempfile.TemporaryDirectory(prefix="ssmsam-demo-") as folder:
+        studies, scratch = Path(folder) / "studies", Path(folder) / "scratch"
+        studies.mkdir()
+        scratch.mkdir()
+        for case in cases:
+            shutil.copy(case.image, studies)
+        yield studies, scratch
+
+
+@dataclass
+class Annotator:
+    """Asks the server for masks of one object of one image, and keeps the time that each answer took."""
+
+    client: MONAILabelClient
+    image: str
+    label: str
+    seconds: dict[str, list[float]]
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the server said about its last answer."""
+
+    def ask(self, model: str, kind: str, params: dict[str, object], *, anew: bool) -> np.ndarray:
+        """The mask (slices, rows, columns) that ``model`` answers. ``anew`` forgets what was clicked before."""
+        started = time.perf_counter()
+        request = {**params, "label": self.label, "reset_state": anew, "result_extension": ".nrrd"}
+        file, self.details = self.client.infer(model, self.image, request)
+        self.seconds.setdefault(kind, []).append(time.perf_counter() - started)
+        mask = read_volume(Path(file)).array != 0
+        Path(file).unlink()
+        return mask
+
+
+def annotate(server: LiveServer, cases: Sequence[SampleCase], scratch: Path) -> tuple[dict[str, Any], list[Panel]]:
+    """All organs of all volumes: the result, and a row of panels for each volume."""
+    print(f"it answered after {server.start_s:.1f} s at {server.url}", flush=True)
+    info = wait_until_warm(server.url)
+    # the client keeps answers under the name that the server gave them, which must not be the server's own file
+    client = MONAILabelClient(server.url, tmpdir=str(scratch))
+    records: list[dict[str, Any]] = []
+    panels: list[Panel] = []
+    seconds: dict[str, list[float]] = {}
+    with polling(f"{server.url}/info/") as seconds["info during inference"]:
+        for case in cases:
+            print(f"annotating {case.name} ...", flush=True)
+            found = annotate_case(client, case, seconds, panels)
+            print(f"submitting {SUBMITTED} slices of each organ, and asking for the rest ...", flush=True)
+            records += complete_case(client, case, seconds, panels, scratch, found)
+    headline, weights = by_label(records, HEADLINE), records[0]["weights_sha256"]
+    files = [path for case in cases for path in (case.image, case.labels)]
+    data = {"set": IMAGES, "cases": [case.name for case in cases], "sha256": files_digest(files)}
+    result = {
+        "protocol": "demo",
+        "method": ", ".join(("sam_2d", "sam_3d", *LEARNERS)),
+        "encoder": info["encoder"],
+        "weights_sha256": weights,
+        "settings": {"headline": HEADLINE, "volumes": [case.name for case in cases]},
+        "mean_dice": round(mean_over_labels(headline), 3),
+        "per_label": {label: summary.as_json() for label, summary in headline.items()},
+        "per_case": records,
+        "seconds": {"server start": round(server.start_s, 2), **{kind: timed(kept) for kind, kept in seconds.items()}},
+        "memory_mb": {name: round(value) for name, value in server.memory_mb().items()},
+        "manifest": run_manifest(protocol="demo", data=data, weights={info["encoder"]: weights}, device=info["device"]),
+    }
+    return result, panels
+
+
+def annotate_case(
+    client: MONAILabelClient,
+    case: SampleCase,
+    seconds: dict[str, list[float]],
+    panels: list[Panel],
+) -> list[dict[str, Any]]:
+    """Every organ of one volume, with a click, more clicks and a box, on its widest slice and through the volume."""
+    volume, labels = case.read()
+    records, whole = [], {}
+    for label, truth in targets_of(labels).items():
+        index = int(truth.sum(axis=(1, 2)).argmax())
+        annotator = Annotator(client, case.name, label, seconds)
+        clicks, mask, scores = click_slice(annotator, truth[index], index)
+        box = click_params(index, [], bounding_box(truth[index]))
+        scores["sam_2d, box"] = dice(annotator.ask("sam_2d", "sam_2d, box", box, anew=True)[index], truth[index])
+        whole[label], found = click_volume(annotator, truth, index, clicks)
+        records.append(
+            {
+                "case": case.name,
+                "label": label,
+                "slice": index,
+                "dice": rounded({**scores, **found}),
+                "weights_sha256": annotator.details["encoder_sha256"],
+            }
+        )
+        panels.append(
+            slice_panel(f"{case.name}, {label}: {scores[HEADLINE]:.0f} %", volume, index, mask, truth, clicks)
+        )
+    panels.append(coronal_panel(f"{case.name}, sam_3d", volume, whole, labels))
+    return records
+
+
+def complete_case(
+    client: MONAILabelClient,
+    case: SampleCase,
+    seconds: dict[str, list[float]],
+    panels: list[Panel],
+    scratch: Path,
+    records: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The same records with Dice of the models that learn from slices, on the slices that were not submitted."""
+    volume, labels = case.read()
+    targets = targets_of(labels)
+    slices = {label: spread(truth, SUBMITTED) for label, truth in targets.items()}
+    drawn = np.zeros(volume.shape, dtype=np.uint8)
+    for value, (label, truth) in enumerate(targets.items(), 1):
+        drawn[slices[label]] = np.where(truth[slices[label]], value, drawn[slices[label]])
+    file = scratch / f"{case.name}-slices.nii.gz"
+    write_volume(volume.with_array(drawn), file)
+    said = {
+        "label_info": [{"name": label, "idx": value} for value, label in enumerate(targets, 1)],
+        "partial": {"slices": {label: {"annotated": found} for label, found in slices.items()}},
+    }
+    client.save_label(case.name, str(file), tag="partial", params=said)
+    for model in LEARNERS:
+        for kind in (f"{model}, adapting", f"{model}, again"):
+            started = time.perf_counter()
+            answer, details = client.infer(model, case.name, {"result_extension": ".nrrd", "wait": True})
+            seconds.setdefault(kind, []).append(time.perf_counter() - started)
+            mask = read_volume(Path(answer)).array
+            Path(answer).unlink()
+        for record in records:
+            truth, value = targets[record["label"]], details["label_names"][record["label"]]
+            rest = np.setdiff1d(np.arange(len(truth)), slices[record["label"]])
+            record["dice"][model] = round(dice(mask[rest] == value, truth[rest]), 3)
+        whole = {label: mask == value for label, value in details["label_names"].items()}
+        panels.append(coronal_panel(f"{case.name}, {model}", volume, whole, labels))
+    return records
+
+
+def click_slice(
+    annotator: Annotator, truth: np.ndarray, index: int
+) -> tuple[list[Click], np.ndarray, dict[str, float]]:
+    """Click on one slice until it is right or five clicks are made: the clicks, the mask, and Dice after 1, 3 and 5."""
+    clicks, scores = [first_click(truth)], {}
+    while True:
+        first = len(clicks) == 1
+        kind = "sam_2d, first click" if first else "sam_2d, later click"
+        mask = annotator.ask("sam_2d", kind, click_params(index, clicks), anew=first)[index]
+        scores[len(clicks)] = dice(mask, truth)
+        click = next_click(truth, mask, clicked=clicks)
+        if click is None or len(clicks) == SLICE_CLICKS:
+            break
+        clicks.append(click)
+    last = scores[max(scores)]
+    return clicks, mask, {f"sam_2d, {n} click{'s' * (n > 1)}": scores.get(n, last) for n in (1, 3, 5)}
+
+
+def click_volume(
+    annotator: Annotator, truth: np.ndarray, index: int, clicks: list[Click]
+) -> tuple[np.ndarray, dict[str, float]]:
+    """The same clicks for the whole volume, one after the other: the last mask, and Dice after 1 and 3 of them."""
+    scores, mask = {}, np.zeros(truth.shape, dtype=bool)
+    for n in range(1, min(VOLUME_CLICKS, len(clicks)) + 1):
+        kind = "sam_3d, first click" if n == 1 else "sam_3d, later click"
+        mask = annotator.ask("sam_3d", kind, click_params(index, clicks[:n]), anew=n == 1)
+        scores[n] = dice(mask, truth)
+    return mask, {"sam_3d, 1 click": scores[1], "sam_3d, 3 clicks": scores[max(scores)]}
+
+
+def wait_until_warm(url: str, timeout_s: float = 120.0) -> dict[str, Any]:
+    """What ``/info/`` says of the model, once the server has warmed up."""
+    until = time.monotonic() + timeout_s
+    while True:
+        info = requests.get(f"{url}/info/", timeout=10).json()["ssmsam"]
+        if info["warm"] or time.monotonic() > until:
+            return info
+        time.sleep(0.2)
+
+
+@contextmanager
+def polling(url: str, every_s: float = 0.1) -> Iterator[list[float]]:
+    """Ask ``url`` all the time from another thread; the list fills with the seconds that each answer took."""
+    seconds: list[float] = []
+    stop = threading.Event()
+
+    def poll() -> None:
+        with requests.Session() as session:
+            while not stop.wait(every_s):
+                started = time.perf_counter()
+                session.get(url, timeout=60).raise_for_status()
+                seconds.append(time.perf_counter() - started)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        stop.set()
+        thread.join()
+
+
+def targets_of(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Organ -> mask (slices, rows, columns) of all that are there, by rising number."""
+    return {LABELS[number]: labels == number for number in map(int, np.unique(labels)) if number}
+
+
+def spread(truth: np.ndarray, k: int) -> list[int]:
+    """The first, the last and equally spaced slices of an organ: ``k`` of them, or all when it has fewer."""
+    present = np.flatnonzero(truth.any(axis=(1, 2)))
+    wanted = np.linspace(present[0], present[-1], k)
+    return sorted({int(present[np.abs(present - place).argmin()]) for place in wanted})
+
+
+def dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """In per cent; 100 where both are empty."""
+    inside = np.count_nonzero(mask) + np.count_nonzero(truth)
+    return 200.0 * np.count_nonzero(mask & truth) / inside if inside else 100.0
+
+
+def slice_panel(
+    title: str, volume: Volume, index: int, mask: np.ndarray, truth: np.ndarray, clicks: list[Click]
+) -> Panel:
+    image = recipe_for(volume).scale(volume).apply(volume.array[index])
+    return Panel(title, image, mask, truth=truth[index], clicks=clicks, pixel_mm=volume.spacing[1:])
+
+
+def coronal_panel(title: str, volume: Volume, whole: dict[str, np.ndarray], labels: np.ndarray) -> Panel:
+    """All organs as sam_3d found them, on the coronal slice that shows most of their truth, head up."""
+    row = int((labels > 0).sum(axis=(0, 2)).argmax())
+    up = slice(None, None, -1) if volume.affine[2, 2] > 0 else slice(None)
+    image = recipe_for(volume).scale(volume).apply(volume.array[:, row])
+    first, *others = [mask[up, row] for mask in whole.values()]
+    pixel_mm = (volume.spacing[0], volume.spacing[2])
+    return Panel(title, image[up], first, truth=labels[up, row] > 0, pixel_mm=pixel_mm, others=others)
+
+
+def rounded(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(score, 3) for name, score in scores.items()}
+
+
+def by_label(records: list[dict[str, Any]], prompt: str) -> dict[str, Summary]:
+    """Label -> summary over the volumes."""
+    labels = dict.fromkeys(record["label"] for record in records)
+    return {label: summarise(r["dice"][prompt] for r in records if r["label"] == label) for label in labels}
+
+
+def timed(seconds: list[float]) -> dict[str, float]:
+    median, worst = float(np.median(seconds)), max(seconds)
+    return {"median": round(median, 4), "worst": round(worst, 4), "n": len(seconds)}
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Dice by organ and prompt, then the times."""
+    records = result["per_case"]
+    prompts = list(records[0]["dice"])
+    print(
+        "\nDice against the truth (%)\n" + " " * 22 + "".join(f"{prompt.replace('sam_', ''):>14}" for prompt in prompts)
+    )
+    for record in records:
+        cells = "".join(f"{record['dice'][prompt]:14.1f}" for prompt in prompts)
+        print(f"{record['case']:8}{record['label']:14}{cells}")
+    means = [mean_over_labels(by_label(records, prompt)) for prompt in prompts]
+    print(f"{'mean over organs':22}" + "".join(f"{mean:14.1f}" for mean in means))
+    print("\nSeconds               median   worst  (each with reading the answer)")
+    for kind, kept in result["seconds"].items():
+        if isinstance(kept, dict):
+            print(f"{kind:22}{kept['median']:6.2f}  {kept['worst']:6.2f}  n = {kept['n']}")
+    print(f"{'server start':22}{result['seconds']['server start']:6.2f}")
+    print(f"\nencoder {result['encoder']}, memory of the server at its peak: {result['memory_mb']['peak']} MB")
+    print("The sample volumes are synthetic: this shows that things work, not how well they work on patients.")

@@ -1,0 +1,139 @@
+"""``ssmsam segment``: masks of a volume by labelled slices of it or of other volumes, without a server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ssmsam.api import Segmentation, read_volume, task_card, write_volume
+from ssmsam.cli.adapt import adaptation_options, learned, manifest_of, sources, support_option
+from ssmsam.cli.command import Program, json_option, path_option
+from ssmsam.cli.labelled_files import LabelledFile
+from ssmsam.cli.options import METHODS, loaded, model_options
+from ssmsam.cli.pictures import Panel, draw_overlays
+from ssmsam.cli.progress_bar import ProgressBar
+from ssmsam.report import write_result
+from ssmsam.volume.geometry import Plane, reoriented
+from ssmsam.volume.intensity import recipe_for
+from ssmsam.volume.volume import Volume
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd")
+PANELS = 6
+
+
+@click.command(cls=Program, stopped="no mask was written. Slices that were embedded are kept")
+@support_option(required=False)
+@path_option("--task", "--head", "task_file", metavar="FILE", help="What `ssmsam adapt` wrote, in place of --support.")
+@path_option("--query", required=True, metavar="IMAGE", help="A file or a DICOM folder.")
+@path_option("--out", required=True, metavar="FILE", help="Label map to write.")
+@path_option("--picture", metavar="PNG", help="Draw the masks over some slices.")
+@adaptation_options
+@model_options
+@json_option
+def command(
+    *,
+    support: Sequence[LabelledFile],
+    task_file: Path | None,
+    query: Path,
+    out: Path,
+    picture: Path | None,
+    names: Sequence[str],
+    method: str | None,
+    plane: str | None,
+    steps: int | None,
+    budget_s: float,
+    seed: int,
+    record: Path | None,
+    **model: Any,
+) -> None:
+    """Segment a volume by labelled slices of it or of other volumes.
+
+    \b
+    ssmsam segment --support ct.nii.gz:liver.nii.gz:10,20-40:5 --query ct.nii.gz --out whole_liver.nii.gz
+    ssmsam segment --task organs.safetensors --query other.nii.gz --out other_organs.nii.gz
+
+    What was annotated in the query volume itself stays as it is, voxel by voxel.
+    """
+    if bool(support) == bool(task_file):
+        raise click.UsageError("give either --support or --task.")
+    if task_file and names:
+        raise click.UsageError("--names belongs to --support: a task knows its labels.")
+    if not out.name.lower().endswith(ENDINGS):
+        raise click.UsageError(f"--out {out.name}: the name has to end in {', '.join(ENDINGS)}.")
+    segmenter = loaded(method=method_of(task_file, method), **model)
+    volume = read_volume(query)
+    started = time.perf_counter()
+    with ProgressBar() as progress:
+        if task_file:
+            task = segmenter.load_task(task_file)
+        else:
+            task = learned(segmenter, support, names, progress, plane=plane, steps=steps, budget_s=budget_s, seed=seed)
+        found = task.segment(volume, plane=plane, progress=progress)
+    seconds = time.perf_counter() - started
+    if task_file and not task.exact:
+        print(f"{task_file.name}: its labelled slices are not on this machine; masks are less exact than with them")
+    write_volume(found, out)
+    work = Plane.named(plane or task.card.get("plane"), volume.grid)
+    summaries = {label: summary(found, label, work) for label in found.labels}
+    for label, one in summaries.items():
+        print(f"{label} ({found.numbers[label]}): {one['millilitres']:.1f} ml on {one['slices']} slices")
+    print(f"{out} after {seconds:.1f} s")
+    if picture:
+        print(draw_overlays(picture, panels(found, volume, work), title=", ".join(found.labels)))
+    if record:
+        files = [query, *sources(support), *([task_file] if task_file else [])]
+        done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
+        manifest = manifest_of("segment", segmenter, task, files, device=model["device"], seed=seed)
+        write_result(record, {**done, "manifest": manifest})
+
+
+def method_of(task_file: Path | None, chosen: str | None) -> str:
+    """The method of the options, or that of the task to be used. Raises ValueError when they differ."""
+    if task_file is None:
+        return chosen or METHODS[0]
+    found = task_card(task_file)["method"]
+    if chosen and chosen != found:
+        raise ValueError(f"{task_file.name} is a task of {found}, not of {chosen}: leave --method out")
+    return found
+
+
+def summary(found: Segmentation, label: str, plane: Plane) -> dict[str, Any]:
+    """How much of a label was found, and per slice whether it is there and how uncertain its mask is."""
+    mask = found.mask[label]
+    return {
+        "voxels": int(mask.sum()),
+        "millilitres": round(float(mask.sum() * np.prod(found.label_map.spacing) / 1000), 3),
+        "slices": int(plane.stack(mask).any(axis=(1, 2)).sum()),
+        "presence": found.presence[label].round(3).tolist(),
+        "uncertainty": found.uncertainty[label].round(3).tolist(),
+        "dice_estimate": round(found.dice_estimate[label], 3),
+    }
+
+
+def panels(found: Segmentation, volume: Volume, plane: Plane) -> list[Panel]:
+    """Slices spread evenly over those on which something was found."""
+    scale = recipe_for(volume).scale(volume)
+    drawn = np.flatnonzero(plane.stack(found.label_map.array).any(axis=(1, 2)))
+    chosen = np.unique(drawn[np.linspace(0, len(drawn) - 1, PANELS).round().astype(int)]) if len(drawn) else [0]
+    pictures = []
+    for index in map(int, chosen):
+        image, pixel_mm = as_read(volume.array, volume, plane, index)
+        numbers, _ = as_read(found.label_map.array, volume, plane, index)
+        first, *others = [numbers == number for number in found.numbers.values()]
+        pictures.append(Panel(f"slice {index}", scale.apply(image), first, pixel_mm=pixel_mm, others=others))
+    return pictures
+
+
+def as_read(array: np.ndarray, volume: Volume, plane: Plane, index: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """A slice the way radiologists look at it, front or head up, and its millimetres per pixel along (y, x)."""
+    alone = plane.unstack(plane.stack(array)[index : index + 1])
+    turned = reoriented(Volume(alone, volume.affine), "LPS")
+    axis = int(np.argmin(turned.shape))
+    if axis:
+        turned = reoriented(turned, "LPI")
+    return Plane(axis).stack(turned.array)[0], Plane(axis).pixel_mm(turned.grid)

@@ -1,0 +1,1 @@
+"""The MONAI Label app as a folder, for ``monailabel start_server --app``."""

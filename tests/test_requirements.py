@@ -1,0 +1,71 @@
+"""What is imported is declared, in pyproject.toml, and requirements.txt is the same list."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def declared(lines: list[str]) -> set[str]:
+    """The requirements in one spelling."""
+    return {f"{one.name.lower().replace('_', '-')}{one.specifier}" for one in map(Requirement, lines)}
+
+
+def listed(file: str) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("-")]
+
+
+def imported(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Names of modules from elsewhere, and where they are imported."""
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [one.name for one in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                if name.partition(".")[0] not in (*sys.stdlib_module_names, "ssmsam"):
+                    yield name, path
+
+
+@pytest.mark.parametrize("room", ["library", "server"])
+def test_what_is_imported_is_declared(room: str) -> None:
+    lines = [*PROJECT["dependencies"], *(EXTRAS["server"] if room == "server" else [])]
+    names = {Requirement(line).name.lower().replace("_", "-") for line in lines}
+    known = metadata.packages_distributions()
+    server = ROOT / "lib" / "ssmsam" / "server"
+    missing = {
+        f"{name} in {path.relative_to(ROOT)}"
+        for name, path in imported(ROOT / "lib" / "ssmsam")
+        if (server in path.parents or path.name in ("demo.py",)) == (room == "server")
+        and not {one.lower().replace("_", "-") for one in known.get(name.partition(".")[0], [])} & names
+    }
+    assert not missing
+
+
+def test_the_lists_are_one() -> None:
+    assert declared(listed("requirements.txt")) == declared(
+        [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["pretrained"]]
+    )
+    assert declared(listed("requirements-dev.txt")) == declared(EXTRAS["dev"])
+
+
+def test_exact_versions_are_within_them() -> None:
+    exact = {one.name.lower(): next(iter(one.specifier)).version for one in map(Requirement, listed("constraints.txt"))}
+    for one in map(Requirement, [*listed("requirements.txt"), *listed("requirements-dev.txt")]):
+        if version := exact.get(one.name.lower()):
+            assert one.specifier.contains(version, prereleases=True), f"{one} and {version}"
