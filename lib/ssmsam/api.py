@@ -37,10 +37,9 @@ from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.propagation import Stop
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
 from ssmsam.interactive.session import segment_2d, segment_3d
-from ssmsam.models.encoder_registry import choose_encoder, default_encoder, load_encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import PromptDecoder
-from ssmsam.models.prompt_registry import load_decoder
+from ssmsam.models.registry import choose_encoder, default_encoder, load_decoder, load_encoder
 from ssmsam.progress import Progress, silent
 from ssmsam.reading import read_volume
 from ssmsam.volume import writing

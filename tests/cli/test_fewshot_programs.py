@@ -14,8 +14,7 @@ from ssmsam.fewshot.checkpoint_files import read_task
 from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card
-from ssmsam.models.encoder_registry import load_encoder
-from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.models.registry import load_encoder, load_target_decoder
 from ssmsam.server.configuration import default_support
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume

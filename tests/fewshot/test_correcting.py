@@ -15,7 +15,7 @@ from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.proposals import Proposals, corrected
 from ssmsam.models.fewshot_decoder import Corrections, Proposal
 from ssmsam.models.prompt_decoder import SlicePrompt
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 
 CONFIG = quick()
 INSIDE, OUTSIDE = np.array([[16.0, 18.0]]), np.array([[40.0, 4.0], [3.0, 30.0]])

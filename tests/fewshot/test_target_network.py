@@ -13,7 +13,7 @@ from ssmsam.fewshot.episodes import padded, picked
 from ssmsam.fewshot.support_bank import gathered_context
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, Proposal
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 from ssmsam.models.support_encoding import TokenKind, describe
 
 SIDE, STRIDE = 64, 8

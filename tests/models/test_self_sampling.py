@@ -14,8 +14,7 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.initialisations import begin_with
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support_bank import SupportBank
-from ssmsam.models.mask_attention import VALUES
-from ssmsam.models.self_sampling import SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
+from ssmsam.models.self_sampling import VALUES, SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
 from ssmsam.models.support_encoding import LEAST_SHARE
 
 

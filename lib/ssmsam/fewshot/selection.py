@@ -20,7 +20,7 @@ from ssmsam.fewshot.config import EVEN, MOST_LOG, NEAR_MM, NOWHERE, OBJECTS, Seg
 from ssmsam.fewshot.estimate import SupportCheck
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.support_bank import SupportBank, interpolated, signed_distance
-from ssmsam.models.fewshot_registry import load_volume_head
+from ssmsam.models.registry import load_volume_head
 from ssmsam.models.volume_head import VolumeHead
 
 _TOUCHING = np.ones((3, 3))

@@ -25,7 +25,7 @@ from ssmsam.interactive.click_constraints import connected_to
 from ssmsam.interactive.segmenter import SliceMasks
 from ssmsam.models.frame import draw_mask, logits_to_pixels
 from ssmsam.models.prompt_decoder import Neighbour, PromptDecoder
-from ssmsam.models.prompt_small_network import describe_target
+from ssmsam.models.prompt_small import describe_target
 from ssmsam.progress import Progress, silent
 
 

@@ -17,7 +17,7 @@ from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Corrections, CrossAttentionFeatures, DecoderContext, Proposal
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.prompt_small_network import WIDTH
+from ssmsam.models.prompt_small import WIDTH
 
 STAGES = (64, 8, 160, 40)
 """Channels of the pretrained encoder as it is kept: its output and the stages 2, 3 and 4."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 from ssmsam.models.support_encoding import TokenKind
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from torch import nn
 
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
-from ssmsam.models.layers import TwoWayTransformer
-from ssmsam.models.prompt_small_network import LOGITS_STRIDE, WIDTH, PlaceEncoding, PointKind, draw_prompts
+from ssmsam.models.layers import TwoWayTransformer, doubled
+from ssmsam.models.prompt_small import LOGITS_STRIDE, WIDTH, PlaceEncoding, PointKind, draw_prompts
 from ssmsam.models.small_encoder import SPEC
 from ssmsam.models.support_encoding import TokenKind
 
@@ -212,10 +212,6 @@ class TargetNetwork(TargetDecoder):
         votes: torch.Tensor,
     ) -> torch.Tensor:
         """(N, D, h, w) at stride 8 -> (N, 24, 4h, 4w), with the encoder's fine levels, the maps and the votes."""
-        middle = _double(self.up4(cells) + self.votes4(votes)) + levels[1] + self.dense4(at4)
+        middle = doubled(self.up4(cells) + self.votes4(votes)) + levels[1] + self.dense4(at4)
         middle = middle + self.mix4(middle)
-        return self.mix2(_double(self.up2(middle)) + self.level2(levels[0]) + self.dense2(at2))
-
-
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.mix2(doubled(self.up2(middle)) + self.level2(levels[0]) + self.dense2(at2))

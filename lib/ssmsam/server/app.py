@@ -30,8 +30,7 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.interactive.request import PROMPT_KEYS
-from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
-from ssmsam.models.prompt_registry import load_decoder
+from ssmsam.models.registry import ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Cancelled, Turns
 from ssmsam.server.background import Background

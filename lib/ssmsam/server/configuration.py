@@ -13,7 +13,7 @@ import platformdirs
 
 from ssmsam.dicom.series import NOT_IMAGES
 from ssmsam.embeddings.store import default_root
-from ssmsam.models.encoder_registry import AUTO, ENCODER_VARIABLE, default_encoder
+from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, default_encoder
 from ssmsam.server.patient_cache import CacheFolders
 
 DEFAULT_LABELS = (
