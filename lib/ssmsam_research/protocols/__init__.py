@@ -1,1 +1,1 @@
-"""What is measured: clicks, complete, crosspatient, active, registration, speed, load; in this process and over REST."""
+"""What is measured: clicks, complete, crosspatient, active, registration, speed, load; here and over REST."""
