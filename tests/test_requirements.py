@@ -42,16 +42,16 @@ def imported(folder: Path) -> Iterator[tuple[str, Path]]:
                     yield name, path
 
 
-@pytest.mark.parametrize("room", ["library", "server"])
-def test_what_is_imported_is_declared(room: str) -> None:
-    lines = [*PROJECT["dependencies"], *(EXTRAS["server"] if room == "server" else [])]
+@pytest.mark.parametrize("service", ["library", "server"])
+def test_what_is_imported_is_declared(service: str) -> None:
+    lines = [*PROJECT["dependencies"], *(EXTRAS["server"] if service == "server" else [])]
     names = {Requirement(line).name.lower().replace("_", "-") for line in lines}
     known = metadata.packages_distributions()
     server = ROOT / "lib" / "ssmsam" / "server"
     missing = {
         f"{name} in {path.relative_to(ROOT)}"
         for name, path in imported(ROOT / "lib" / "ssmsam")
-        if (server in path.parents or path.name in ("demo.py",)) == (room == "server")
+        if (server in path.parents or path.name in ("demo.py",)) == (service == "server")
         and not {one.lower().replace("_", "-") for one in known.get(name.partition(".")[0], [])} & names
     }
     assert not missing

@@ -25,7 +25,7 @@ from ssmsam.dicom.series import DicomSeries
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_task, write_task
+from ssmsam.fewshot.checkpoint_files import read_local, read_task, write_task
 from ssmsam.fewshot.config import DEFAULTS, AdaptationConfig, FewShotConfig
 from ssmsam.fewshot.initialisations import DECODERS
 from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
@@ -374,7 +374,8 @@ class SegmentationTask:
         cache, base = self._segmenter.support_cache, self._segmenter.decoder
         if cache is None:
             self._adapted.checkpoint(base).save(path)
-            path.with_suffix(".json").unlink(missing_ok=True)  # of the file that was there before
+            if read_local(path):  # it belongs to the file that was there before
+                path.with_suffix(".json").unlink()
         else:
             write_task(path, self._adapted, base=base, cache=cache)
         return path
@@ -496,8 +497,7 @@ class PromptSegmenter(_Segmenter):
                 nothing found in the box. A ValueError; the message says what to do.
         """
         volume, embeddings = self._opened()
-        params = {**_as_sent(slice, points, labels, box, embeddings.plane), "label": _TARGET}
-        request = PromptRequest.parse(params, grid=volume.grid, plane=embeddings.plane, dimension=2)
+        request = _request(slice, points, labels, box, volume=volume, plane=embeddings.plane)
         answer = segment_2d(request, embeddings, self.decoder, self._state, progress=progress)
         key = str(int(slice))
         return PromptMask(
@@ -525,8 +525,14 @@ class PromptSegmenter(_Segmenter):
             InvalidPrompt: nothing was prompted yet.
         """
         volume, embeddings = self._opened()
-        params = {"z_range": slices, "max_mm": max_mm, "label": _TARGET}
-        request = PromptRequest.parse(params, grid=volume.grid, plane=embeddings.plane, dimension=3)
+        request = PromptRequest.of(
+            grid=volume.grid,
+            plane=embeddings.plane,
+            dimension=3,
+            z_range=slices,
+            max_mm=max_mm or 0.0,
+            label=_TARGET,
+        )
         request = replace(request, slices=dict(self._state.prompts))
         answer = segment_3d(request, embeddings, self.decoder, self._state, progress=progress)
         stops = tuple(Stop(**stop) for stop in answer.details["stops"])
@@ -705,17 +711,23 @@ def _segmentation(found: Prediction, volume: Volume, numbers: Mapping[str, int])
     )
 
 
-def _as_sent(slice: int, points: Any, labels: Any, box: Any, plane: Plane) -> dict[str, Any]:
-    """Prompts on one slice as a viewer sends them, so that they are checked in one place."""
+def _request(slice: int, points: Any, labels: Any, box: Any, *, volume: Volume, plane: Plane) -> PromptRequest:
+    """Prompts on one slice. Raises InvalidPrompt."""
     xy = np.reshape(np.asarray([] if points is None else points, dtype=np.float64), (-1, 2))
     inside = np.ones(len(xy), dtype=bool) if labels is None else np.asarray(labels).reshape(-1).astype(bool)
     if len(inside) != len(xy):
         raise InvalidPrompt(f"{len(xy)} points have {len(inside)} labels: give one for each, 1 inside or 0 outside")
-    voxels = plane.join(np.full(len(xy), slice), xy)
-    sent: dict[str, Any] = {"foreground": voxels[inside].tolist(), "background": voxels[~inside].tolist()}
-    if len(voxels):
-        sent["current_point"] = voxels[-1].tolist()
+    voxels, corners = plane.join(np.full(len(xy), slice), xy), None
     if box is not None:
-        corners = plane.join(np.full(2, slice), np.reshape(np.asarray(box, dtype=np.float64), (2, 2)))
-        sent["roi"] = corners.T.ravel().tolist()
-    return sent
+        both = plane.join(np.full(2, slice), np.reshape(np.asarray(box, dtype=np.float64), (2, 2)))
+        corners = (both.min(axis=0), both.max(axis=0))
+    return PromptRequest.of(
+        grid=volume.grid,
+        plane=plane,
+        dimension=2,
+        positive=voxels[inside],
+        negative=voxels[~inside],
+        newest=voxels[-1:],
+        box=corners,
+        label=_TARGET,
+    )

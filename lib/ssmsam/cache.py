@@ -30,17 +30,17 @@ class SingleFlight(Generic[K, V]):
     """
 
     def __init__(self) -> None:
-        self._flights: dict[K, Future[V]] = {}
+        self._making: dict[K, Future[V]] = {}
         self._lock = threading.Lock()
 
     def run(self, key: K, make: Callable[[], V]) -> V:
         """``make()``, or what another thread makes under this name."""
         while True:
             with self._lock:
-                in_flight = self._flights.get(key)
+                in_flight = self._making.get(key)
                 mine = in_flight is None
                 if in_flight is None:
-                    in_flight = self._flights[key] = Future()
+                    in_flight = self._making[key] = Future()
             if mine:
                 return self._made(key, in_flight, make)
             try:
@@ -53,16 +53,16 @@ class SingleFlight(Generic[K, V]):
         try:
             made = make()
         except BaseException as error:
-            self._land(key)
+            self._done(key)
             in_flight.set_exception(error)
             raise
-        self._land(key)
+        self._done(key)
         in_flight.set_result(made)
         return made
 
-    def _land(self, key: K) -> None:
+    def _done(self, key: K) -> None:
         with self._lock:
-            del self._flights[key]
+            del self._making[key]
 
 
 class Cache(Generic[K, V]):
@@ -75,7 +75,7 @@ class Cache(Generic[K, V]):
     def __init__(self, limit: int, *, size: Callable[[V], int] = one, keep_newest: bool = False) -> None:
         self._size, self._keep_newest = size, keep_newest
         self._values: LRUCache[K, V] = LRUCache(limit, getsizeof=self._weight)
-        self._flights: SingleFlight[K, V] = SingleFlight()
+        self._making: SingleFlight[K, V] = SingleFlight()
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
@@ -95,7 +95,7 @@ class Cache(Generic[K, V]):
     def recalled(self, key: K, make: Callable[[], V]) -> V:
         """The value, made unless it is known; several who ask at once wait for the one who makes it."""
         known = self.get(key)
-        return known if known is not None else self._flights.run(key, lambda: self._known_or_made(key, make))
+        return known if known is not None else self._making.run(key, lambda: self._known_or_made(key, make))
 
     def forget(self, unwanted: Callable[[K], bool] = lambda key: True) -> None:
         """Forget the values whose key is ``unwanted``, or all."""
@@ -119,7 +119,7 @@ class Cache(Generic[K, V]):
             return int(self._values.currsize)
 
     def _known_or_made(self, key: K, make: Callable[[], V]) -> V:
-        known = self.get(key)  # made between the look and the take-off
+        known = self.get(key)  # another thread made it meanwhile
         return known if known is not None else self.put(key, make())
 
     def _weight(self, value: V) -> int:

@@ -28,7 +28,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     with one_error(path):
         if _is_folder(path):
             return read_dicom(path)
-        return read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
+        array, grid = read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
+        return Volume(array, grid.affine)
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:

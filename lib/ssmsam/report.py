@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssmsam.files import whole_file
 from ssmsam.models.weights import sha256_of
 
 _PACKAGES = ("ssmsam", "torch", "numpy", "scipy", "SimpleITK", "monai", "monailabel", "pydicom", "segment-anything")
@@ -99,10 +100,8 @@ def files_digest(paths: Iterable[Path]) -> str:
 
 def write_result(path: Path, result: dict[str, Any]) -> Path:
     """Write a result as JSON, in place of an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(result, indent=2) + "\n")
     return path
 
 

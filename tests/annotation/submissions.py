@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.interpretation import Submission
-from ssmsam.annotation.slice_state import PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
+from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid, Volume
 
 SHAPE = (8, 5, 6)

@@ -15,7 +15,8 @@ from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.labels import is_reserved, known_label, read_label_info
 from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth, now
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, Truth, now
+from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
 
 

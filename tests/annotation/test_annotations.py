@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, empty, updates
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, Truth
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, Truth
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
 

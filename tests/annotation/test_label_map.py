@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from submissions import drawn, empty, submission
 
+from ssmsam.annotation.annotations import label_map
 from ssmsam.annotation.interpretation import Context, interpret
-from ssmsam.annotation.label_map import label_map
 
 
 def known(*submitted):

@@ -218,7 +218,7 @@ def test_mutated_indices(tmp_path: Path, rounds: int) -> None:
                 index = read_index(folder / name)
             except CorruptAnnotations:
                 continue
-            assert index["schema"] == SCHEMA
+            assert index.version == SCHEMA
         (folder / name).write_bytes(whole)
 
 

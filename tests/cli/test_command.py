@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ssmsam.cli import main
 from ssmsam.cli.command import COMMANDS, FAILED, ssmsam
 from ssmsam.cli.sample_data import LABELS, sample_cases
 from ssmsam.dicom.seg_reader import read_seg
-from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.reading import read_grid
 from ssmsam.volume.volume import Volume
 from ssmsam_research.evaluation.cases import read_notes
@@ -71,6 +72,29 @@ def test_what_needs_research_says_how_to_have_it(
     monkeypatch.setattr("ssmsam.cli.research.find_spec", lambda _: None)
     assert main([name, "--help"]) == 2
     assert "clone the repository" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "missing"), [("demo", "monailabel"), ("serve", "monailabel")])
+def test_without_the_server_s_packages_it_says_how_to_have_them(
+    name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, f"ssmsam.cli.{name}", raising=False)
+    monkeypatch.setattr("sys.meta_path", [Without(missing), *sys.meta_path])
+    for module in [one for one in sys.modules if one.partition(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, module)
+    assert main([name, str(tmp_path)][: 2 if name == "serve" else 1]) == 2
+    assert 'pip install "ssmsam[server]"' in capsys.readouterr().err
+
+
+class Without:
+    """Hides a package."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_values_belong_to_their_option_until_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ssmsam.features import read_volume
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.checkpoint_files import read_task
@@ -15,7 +14,8 @@ from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card
 from ssmsam.models.registry import load_encoder, load_target_decoder
-from ssmsam.server.configuration import default_support
+from ssmsam.paths import default_support
+from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.evaluation.prompted import ModelChoice

@@ -22,7 +22,8 @@ from ssmsam.cli.labelled_files import (
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.volume.errors import UnreadableVolume
-from ssmsam.volume.geometry import Plane, reoriented
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import reoriented
 from ssmsam.volume.writing import write_volume
 
 

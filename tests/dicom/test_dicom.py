@@ -11,11 +11,10 @@ import pytest
 import SimpleITK as sitk
 from pydicom.fileset import FileSet
 
-from ssmsam.dicom.seg_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.dicom.series import find_series
+from ssmsam.dicom.series_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.reading import UnreadableVolume, read_grid, read_volume
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 
 PATIENT = DicomPatient("Test^Tessa", "T-1", "five slices")
 JPEG_2000 = Path("../shared/data/totalseg_examples/dicom_ct")

@@ -20,8 +20,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ssmsam.dicom.seg_writer import AlgorithmNotes, DicomPatient, write_dicom_series, write_seg
+from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import find_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.volume.volume import Volume
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from ssmsam.dicom import seg_writer as dicom_seg
 from ssmsam.dicom.seg_check import SegMismatch, check_seg
 from ssmsam.dicom.seg_reader import read_seg
-from ssmsam.dicom.seg_writer import AlgorithmNotes, DicomPatient, EmptySegmentation, write_dicom_series, write_seg
+from ssmsam.dicom.seg_writer import AlgorithmNotes, EmptySegmentation, write_seg
 from ssmsam.dicom.series import find_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 
 PATIENT = DicomPatient("Test^Tessa", "T-1", "a few slices")
 NOTES = AlgorithmNotes("sam_3d", "0.1", creator="Müller^Jörg", parameters={"propagate": "yes"})

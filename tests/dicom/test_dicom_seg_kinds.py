@@ -13,8 +13,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from ssmsam.dicom.seg_reader import SegMask, read_seg, read_segs
-from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
 from ssmsam.dicom.series import find_series
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.reading import UnreadableVolume
 from ssmsam.volume.volume import Volume
 

@@ -11,7 +11,7 @@ from serving import Server, free_port
 from ssmsam.cli.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
 from ssmsam.cli.sample_data import write_sample_studies
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import reoriented
+from ssmsam.volume.volume import reoriented
 from ssmsam.volume.writing import write_volume
 
 ORIENTATIONS = ("RAS", "LAS", "LPI")

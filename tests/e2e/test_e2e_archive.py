@@ -18,8 +18,7 @@ from stored_segs import read_by_dcmqi, stored_seg
 from ssmsam.cli.orthanc import Orthanc, running_orthanc
 from ssmsam.cli.sample_data import write_sample_studies
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.training.samples import CASES
 

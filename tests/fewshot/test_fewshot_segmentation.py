@@ -21,8 +21,8 @@ from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.small_encoder import SPEC
 from ssmsam.progress import Cancelled
-from ssmsam.volume.geometry import Plane, reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam_research.evaluation.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))

@@ -9,6 +9,7 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
+from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.volume.intensity import MrPercentiles
 from ssmsam.volume.volume import Volume
 
@@ -48,7 +49,7 @@ class Bench:
         self.decoder = RegionDecoder()
 
     def parse(self, dimension: int, **params: object) -> PromptRequest:
-        return PromptRequest.parse({"label": "organ", **params}, grid=self.volume.grid, dimension=dimension)
+        return read_prompts({"label": "organ", **params}, grid=self.volume.grid, dimension=dimension)
 
     def two(self, state: SegmentationState, **params: object) -> SegmentationResult:
         return segment_2d(self.parse(2, **params), self.embeddings, self.decoder, state)

@@ -10,16 +10,16 @@ from scipy import ndimage
 
 from ssmsam.interactive.click_constraints import (
     CorrectionConfig,
-    connected_to,
     enforce_clicks,
     limit_to_box,
     satisfied,
     subtract,
     violates,
-    without_crumbs,
+    without_fragments,
     without_islands,
 )
 from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.ops import touching
 
 CONFIG = CorrectionConfig()
 SHAPE = (40, 50)
@@ -116,14 +116,14 @@ def test_crumbs_are_what_little_is_left_of_a_piece() -> None:
     organ, small = disc(14, 20, 10), disc(36, 20, 2)
     cut = organ & ~disc(14, 20, 8) & (np.indices(SHAPE)[0] < 12)
     assert cut.any()
-    assert np.array_equal(without_crumbs(cut | small, organ | small, CONFIG), small)
+    assert np.array_equal(without_fragments(cut | small, organ | small, CONFIG), small)
     half = organ & (np.indices(SHAPE)[1] < 14)
-    assert np.array_equal(without_crumbs(half | small, organ | small, CONFIG), half | small)
+    assert np.array_equal(without_fragments(half | small, organ | small, CONFIG), half | small)
 
 
 def test_connected_to_keeps_what_overlaps() -> None:
-    assert np.array_equal(connected_to(disc(12, 20, 8) | disc(36, 20, 6), disc(14, 20, 3)), disc(12, 20, 8))
-    assert not connected_to(disc(36, 20, 6), disc(12, 20, 5)).any()
+    assert np.array_equal(touching(disc(12, 20, 8) | disc(36, 20, 6), disc(14, 20, 3)), disc(12, 20, 8))
+    assert not touching(disc(36, 20, 6), disc(12, 20, 5)).any()
 
 
 def test_carving_follows_the_proposal_only_around_the_click() -> None:

@@ -14,11 +14,12 @@ from bench import ORGAN, OTHER, SATELLITE, SLICES, Bench, draw_volume
 from fakes import RegionDecoder
 from ssmsam.interactive.prompt_state import SegmentationState, StateStore
 from ssmsam.interactive.propagation import PropagationConfig
-from ssmsam.interactive.request import InvalidPrompt, PromptRequest
+from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
 from ssmsam.models.frame import mask_to_logits
 from ssmsam.models.prompt_decoder import Candidates
 from ssmsam.progress import Cancelled
+from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import MrPercentiles
 from ssmsam.volume.volume import Volume
@@ -432,7 +433,7 @@ def test_another_recipe_or_plane_starts_again(bench: Bench, state: SegmentationS
 def test_any_plane_of_work_gives_the_same_organ(bench: Bench, axis: int) -> None:
     plane = Plane(axis)
     embeddings = bench.embedder.open(bench.volume, recipe=MrPercentiles(), plane=plane)
-    request = PromptRequest.parse({"foreground": [INSIDE]}, grid=bench.volume.grid, plane=plane, dimension=3)
+    request = read_prompts({"foreground": [INSIDE]}, grid=bench.volume.grid, plane=plane, dimension=3)
     result = segment_3d(request, embeddings, bench.decoder, SegmentationState())
     assert result.mask.shape == bench.volume.shape
     assert dice(result.mask, ORGAN | SATELLITE) > 0.85

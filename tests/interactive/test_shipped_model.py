@@ -9,12 +9,12 @@ import pytest
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import SegmentationState
-from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import segment_2d, segment_3d
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.registry import load_decoder, load_encoder
 from ssmsam.models.weights import MissingWeights
 from ssmsam.reading import read_volume
+from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.volume.volume import Volume
 
 SAMPLES = Path(__file__).parents[2] / "sample-datasets"
@@ -54,9 +54,9 @@ def test_a_box_finds_the_organ_and_spreads_both_ways(model: tuple, case: tuple) 
     (embedder, decoder), (volume, truth, k) = model, case
     embeddings, state = embedder.open(volume), SegmentationState()
     params = {"roi": box_round(truth[k], k), "label": "liver"}
-    flat = segment_2d(PromptRequest.parse(params, grid=volume.grid, dimension=2), embeddings, decoder, state)
+    flat = segment_2d(read_prompts(params, grid=volume.grid, dimension=2), embeddings, decoder, state)
     assert dice(flat.mask[k] > 0, truth[k]) > 0.5
-    whole = segment_3d(PromptRequest.parse(params, grid=volume.grid, dimension=3), embeddings, decoder, state)
+    whole = segment_3d(read_prompts(params, grid=volume.grid, dimension=3), embeddings, decoder, state)
     assert whole.mask[k - 1].any()
     assert whole.mask[k + 1].any()
     assert not whole.mask[[k - 2, k + 2]].any()
@@ -67,7 +67,7 @@ def test_corrections_act_and_encode_nothing_again(model: tuple, case: tuple) -> 
     (embedder, decoder), (volume, truth, k) = model, case
     embeddings, state = embedder.open(volume), SegmentationState()
     params = {"roi": box_round(truth[k], k), "label": "liver"}
-    first = segment_3d(PromptRequest.parse(params, grid=volume.grid, dimension=3), embeddings, decoder, state)
+    first = segment_3d(read_prompts(params, grid=volume.grid, dimension=3), embeddings, decoder, state)
     encoded = embedder.encoded
     wrong = [
         [int(x), int(y), index]
@@ -82,7 +82,7 @@ def test_corrections_act_and_encode_nothing_again(model: tuple, case: tuple) -> 
     assert wrong
     assert missed
     params |= {"foreground": missed, "background": wrong}
-    second = segment_3d(PromptRequest.parse(params, grid=volume.grid, dimension=3), embeddings, decoder, state)
+    second = segment_3d(read_prompts(params, grid=volume.grid, dimension=3), embeddings, decoder, state)
     assert all(second.mask[index, y, x] == 0 for x, y, index in wrong)
     assert all(second.mask[index, y, x] == 1 for x, y, index in missed)
     assert embedder.encoded == encoded

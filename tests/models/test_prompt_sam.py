@@ -12,13 +12,13 @@ from tiny_sam import tiny_sam
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import SegmentationState
-from ssmsam.interactive.request import PromptRequest
 from ssmsam.interactive.session import segment_2d, segment_3d
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.frame import Frame, draw_mask
 from ssmsam.models.prompt_decoder import Neighbour, SlicePrompt
 from ssmsam.models.prompt_sam import SamPromptDecoder, interior_points, stability
 from ssmsam.models.sam_encoder import SamEncoder
+from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.volume.intensity import MrPercentiles
 
 
@@ -192,7 +192,7 @@ def test_it_runs_through_slices_and_volumes() -> None:
     assert decoder.logits_size == 32
     params = {"foreground": [[20, 30, 9], [22, 30, 9]], "background": [[50, 34, 9]]}
     for dimension, segment in ((2, segment_2d), (3, segment_3d)):
-        request = PromptRequest.parse(params, grid=volume.grid, dimension=dimension)
+        request = read_prompts(params, grid=volume.grid, dimension=dimension)
         result = segment(request, embeddings, decoder, SegmentationState())
         assert result.mask.shape == volume.shape
         assert result.mask[9, 30, 20] == result.mask[9, 30, 22] == 1

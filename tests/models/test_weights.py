@@ -10,6 +10,7 @@ import pytest
 from ssmsam.models import weights
 from ssmsam.models import weights as manifests
 from ssmsam.models.weights import CorruptWeights, MissingWeights, WeightsEntry, find_weights, manifest, weights_digest
+from ssmsam_research.training.record import record
 
 CONTENT = b"the weights" * 1000
 URL = "https://example.invalid/sam_vit_b_01ec64.pth"
@@ -59,21 +60,19 @@ def test_the_packaged_weights_are_the_ones_of_the_manifest():
     if not path.exists():
         pytest.skip("the small model's weights are not in this checkout")
     assert (known.sha256, known.bytes) == (manifests.sha256_of(path), path.stat().st_size), (
-        "run python -m ssmsam.models.weights --record small"
+        "run ssmsam train record small"
     )
     assert find_weights("small") == path
 
 
-def test_recording_packaged_weights(tmp_path, capsys):
-    copied = shutil.copy(manifests._FILE, tmp_path / "manifest.json")
+def test_recording_packaged_weights(tmp_path):
+    copied = shutil.copy(manifests.MANIFEST, tmp_path / "manifest.json")
     (tmp_path / "small.safetensors").write_bytes(CONTENT)
-    manifests.record("small", manifest_file=copied, packaged=tmp_path)
+    record("small", manifest_file=copied, packaged=tmp_path)
     written = json.loads(copied.read_text())["small"]
     assert (written["sha256"], written["bytes"]) == (hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
     with pytest.raises(ValueError, match="publisher"):
-        manifests.record("sam_vit_b", manifest_file=copied, packaged=tmp_path)
-    manifests.main([])
-    assert "sam_vit_h_4b8939.pth" in capsys.readouterr().out
+        record("sam_vit_b", manifest_file=copied, packaged=tmp_path)
 
 
 def test_an_unknown_name_lists_the_valid_ones():

@@ -15,12 +15,11 @@ from ssmsam.annotation.slice_state import InvalidSubmission
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.app import ServerApp
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.datastore.folder import StudiesFolder, SynchronisedFolder
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.images import Images
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.server.datastore.folder import FolderFiles
+from ssmsam.server.datastore.studies import StudiesDatastore, StudiesFolder
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.images import Images
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 SHAPE = (6, 20, 24)
@@ -75,17 +74,17 @@ def test_what_few_shot_methods_ask_for(studies: StudiesFolder, write: Callable[.
     submit(studies, mask(3), image="b")
     support = studies.support()
     assert [(item.image, item.label, item.index) for item in support] == [("a", "Leber é", 2), ("b", "Leber é", 3)]
-    assert studies.load_volume("a").shape == SHAPE
+    assert studies.annotations("a").grid.shape == SHAPE
     again = StudiesFolder(Path(studies.get_image_uri("a")).parent, auto_reload=False)  # a training process
     assert again.support().digest == support.digest
     Path(studies.get_image_uri("b")).unlink()
     studies.refresh()
     assert studies.support().images == ("a",)
     with pytest.raises(NotKnown, match="'b'"):
-        studies.load_volume("b")
+        studies.annotations("b")
     Path(studies.get_image_uri("a")).write_bytes(b"broken")
     with pytest.raises(UnreadableVolume) as unreadable:
-        studies.load_volume("a")
+        studies.annotations("a")
     assert "studies" not in str(unreadable.value)
 
 
@@ -123,14 +122,14 @@ def test_final_with_an_explicit_partial_is_not_finished(studies: StudiesFolder) 
 def test_annotations_are_kept_when_the_final_label_cannot_be(
     studies: StudiesFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = SynchronisedFolder.save_label
+    keep = FolderFiles.save_label
 
     def down(self: StudiesFolder, image_id: str, file: str, tag: str, info: dict[str, object]) -> str:
         if tag == "final":
             raise ConnectionError("the store is down")
         return keep(self, image_id, file, tag, info)
 
-    monkeypatch.setattr(SynchronisedFolder, "save_label", down)
+    monkeypatch.setattr(FolderFiles, "save_label", down)
     with pytest.raises(ConnectionError):
         submit(studies, mask(2, 3), tag="final")
     assert {2, 3} <= set(studies.annotations("a").annotated("Leber é")) and not studies.annotations("a").complete
@@ -199,7 +198,7 @@ def test_a_refused_submission_changes_nothing(studies: StudiesFolder, tmp_path: 
     assert (studies.json(), studies.support().digest) == before
 
 
-class Archive(SynchronisedFolder):
+class Archive(FolderFiles):
     """A store that keeps its final labels, and may be down."""
 
     down = False
@@ -220,18 +219,13 @@ class Archive(SynchronisedFolder):
         return dict(super().status())
 
 
-class AnnotatedArchive(AnnotatedStudies, Archive):
-    pass
-
-
 def test_an_archive_keeps_its_final_label_while_the_volume_is_open_again(
     tmp_path: Path, write: Callable[..., Path]
 ) -> None:
-    archive = AnnotatedArchive.__new__(AnnotatedArchive)
-    archive.keep_annotations(tmp_path / "work", labels=("spleen",))
     (tmp_path / "store").mkdir()
     write(tmp_path / "store" / "a.nii.gz")
-    Archive.__init__(archive, tmp_path / "store", extensions=["*.nii.gz"])
+    files = Archive(tmp_path / "store", auto_reload=False)
+    archive = StudiesDatastore(files, tmp_path / "work", labels=("spleen",))
     submit(archive, mask(2, 3), tag="final")
     assert archive.get_labeled_images() == ["a"]
     archive.change("a", {"reopen": True})
@@ -239,7 +233,7 @@ def test_an_archive_keeps_its_final_label_while_the_volume_is_open_again(
     archive.mark("a", Mark("Leber é", 2, Verdict.ACCEPTED))
     archive.finish("a")
     assert archive.get_labeled_images() == ["a"]
-    archive.down = True
+    files.down = True
     assert archive.status()["trouble"] == "no answer"
 
 
@@ -265,7 +259,7 @@ def test_slices_that_next_sample_names_are_assigned(studies: StudiesFolder, embe
 
     app = ServerApp.__new__(ServerApp)
     app._datastore, app._strategies = studies, {"two": Two("names two slices")}
-    app.images = Images(datastore=studies, embedder=embedder, memory_bytes=10**9)
+    app.images = Images(files=studies.files, embedder=embedder, memory_bytes=10**9)
     found = app.next_sample({"strategy": "two", "client_id": "one"})
     assert found["slices"] == [1, 4] and found["axis"] == 2 and len(found["assignments"]) == 1
     submit(studies, mask(1, value=2), client_id="one")
@@ -323,7 +317,7 @@ def test_submissions_at_the_same_time(tmp_path: Path, write: Callable[..., Path]
         thread.start()
     for thread in threads:
         thread.join()
-    studies._observer.stop()
+    studies.files._observer.stop()
     assert not failures
     assert set(studies.annotations("a").annotated("Leber é")) == set(range(SHAPE[0]))
     assert np.array_equal(stored(studies, "partial").array, mask(*range(SHAPE[0])))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ssmsam.models.registry import ENCODER_VARIABLE, ENCODERS
-from ssmsam.server.configuration import DEFAULT_LABELS, RESERVED_LABELS, Configuration, ConfigurationError
+from ssmsam.server.configuration import DEFAULT_LABELS, RESERVED_LABELS, Configuration
+from ssmsam.service.errors import ConfigurationError
 
 MODELS = ("sam_2d", "sam_3d")
 

@@ -16,7 +16,8 @@ from archive import Archive
 from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
 
-from ssmsam.dicom.seg_writer import DicomPatient, write_dicom_series
+from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.dicom.web import (
     DicomStore,
     SeriesRefused,
@@ -28,10 +29,10 @@ from ssmsam.dicom.web import (
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.datastore import catalogue as dicom_catalogue
 from ssmsam.server.datastore import series_cache
-from ssmsam.server.datastore.dicomweb import UNSENT, DicomWebArchive, DicomWebStudies
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.server.datastore.dicomweb import UNSENT, DicomWebArchive
+from ssmsam.server.datastore.studies import DicomWebStudies
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 
 SHAPE = (5, 12, 10)
@@ -517,7 +518,7 @@ def test_raw_voxels_of_an_older_viewer(open_studies: Open, add: Callable[..., st
     studies.save_label(uid, str(raw), "final", {"label_info": NAMES})
     assert (read_volume(studies.get_label_uri(uid, "final")).array == mask.array).all()
     raw.write_bytes(b"123")
-    with pytest.raises(InvalidRequest, match="3 voxels"):
+    with pytest.raises(InvalidSubmission, match="3 bytes"):
         studies.save_label(uid, str(raw), "final", {"label_info": NAMES})
 
 

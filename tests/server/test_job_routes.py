@@ -15,8 +15,9 @@ from monailabel.endpoints.user.auth import DEFAULT_USER, User, get_current_user
 
 from ssmsam.progress import stop_if_cancelled
 from ssmsam.server.errors import install_handlers
-from ssmsam.server.routes import heads
+from ssmsam.server.routes import checkpoints
 from ssmsam.server.routes import jobs as routes
+from ssmsam.server.routes.common import the_app
 from ssmsam.service.jobs import Job, Jobs
 
 ANNOTATOR = [settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR]
@@ -31,14 +32,13 @@ def queue() -> Iterator[Jobs]:
 
 
 @pytest.fixture
-def web(queue: Jobs, monkeypatch: pytest.MonkeyPatch) -> TestClient:
-    room = SimpleNamespace(method="fewshot")
-    server = SimpleNamespace(jobs=queue, rooms={"fewshot": room}, require_room=lambda name: room)
-    for module in (routes, heads):
-        monkeypatch.setattr(module, "the_app", lambda: server)
+def web(queue: Jobs) -> TestClient:
+    service = SimpleNamespace(method="fewshot")
+    server = SimpleNamespace(jobs=queue, services={"fewshot": service}, require_service=lambda name: service)
     app = FastAPI()
+    app.dependency_overrides[the_app] = lambda: server
     app.include_router(routes.router)
-    app.include_router(heads.router)
+    app.include_router(checkpoints.router)
     install_handlers(app)
     return TestClient(app, client=("10.0.0.1", 1))
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.files import WRITING
 from ssmsam.reading import read_volume
 from ssmsam.server.datastore import local_record
-from ssmsam.server.datastore.annotated import PARTIAL
-from ssmsam.server.datastore.folder import StudiesFolder
 from ssmsam.server.datastore.local_record import DamagedRecord, read_record
-from ssmsam.server.errors import StudiesNotWritable
-from ssmsam.volume.writing import WRITING, write_volume
+from ssmsam.server.datastore.studies import StudiesFolder
+from ssmsam.service.annotated_studies import PARTIAL
+from ssmsam.service.errors import StudiesNotWritable
+from ssmsam.volume.writing import write_volume
 
 RECORD = "datastore_v2.json"
 INFO = {"label_info": [{"name": "liver", "idx": 1}], "client_id": "reader"}
@@ -57,9 +58,9 @@ def test_a_damaged_record_is_rebuilt_and_kept(folder: Path, tmp_path: Path, cont
     assert studies.get_label_info("a", PARTIAL)["label_info"] == INFO["label_info"]  # from the annotations
     kept = list(folder.glob(f"{RECORD}.damaged-*"))
     assert [path.read_bytes() for path in kept] == [content]
-    assert kept[0].name in caplog.text and kept[0].name in studies.notices[0]
+    assert kept[0].name in caplog.text and kept[0].name in studies.files.notices[0]
     assert sorted(read_record(folder / RECORD).objects) == ["a", "b"]
-    assert opened(folder).notices == []
+    assert opened(folder).files.notices == []
 
 
 def test_a_record_that_is_damaged_while_the_server_runs_costs_nothing(folder: Path, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_names_that_are_no_text_are_left_out(folder: Path, write: Write) -> None
     for _ in range(2):
         studies = opened(folder)
         assert sorted(studies.list_images()) == ["a", "b"]
-        assert "not UTF-8" in studies.notices[0]
+        assert "not UTF-8" in studies.files.notices[0]
 
 
 def test_labels_that_the_server_had_no_time_to_write_are_written_at_its_start(folder: Path, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_folder_that_cannot_be_written_can_be_looked_at(folder: Path, tmp_path
         for change in (lambda s: s.forget("a"), lambda s: s.remove_label("a", PARTIAL), lambda s: s.remove_image("a")):
             with pytest.raises(StudiesNotWritable):
                 change(studies)
-        assert "cannot be written" in studies.notices[0]
+        assert "cannot be written" in studies.files.notices[0]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
@@ -10,11 +11,14 @@ from fastapi.testclient import TestClient
 
 from ssmsam.server.clients.ohif import PAGE, index_with_script, own_file, replaces_its_screen
 from ssmsam.server.routes import viewer
+from ssmsam.server.routes.common import the_app
 
 
 class FolderApp:
-    def datastore(self) -> object:
-        return object()
+    """An app over a folder."""
+
+    def datastore(self) -> SimpleNamespace:
+        return SimpleNamespace(files=SimpleNamespace(remote=False))
 
 
 def test_the_script_is_added_once_and_the_page_stays_as_it_is(tmp_path: Path) -> None:
@@ -44,10 +48,10 @@ def test_everything_that_the_script_imports_is_there() -> None:
     assert "http://" not in text and "https://" not in text, "nothing is loaded from elsewhere"
 
 
-def test_on_a_folder_of_files_the_page_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_folder_of_files_the_page_says_how_to_go_on() -> None:
     app = FastAPI()
     app.include_router(viewer.router)
-    monkeypatch.setattr(viewer, "the_app", FolderApp)
+    app.dependency_overrides[the_app] = FolderApp
     answer = TestClient(app).get("/ohif/")
     assert answer.status_code == 200 and "make serve-dicom" in answer.text and "http://testserver/" in answer.text
     script = TestClient(app).get("/ohif/ssmsam/main.js")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from ssmsam.server.clients.rest import INFERENCE, OPTIONS, SAMPLE, SUBMISSION, require_keys
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.openapi import ASKED, EXAMPLES, SUBMITTED
+from ssmsam.server.openapi import ANSWERS, ASKED, EXAMPLES, SUBMITTED, describe, operations
+from ssmsam.server.routes import ROUTERS
+from ssmsam.service.errors import InvalidRequest
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rest.md").read_text()
 CALLS = re.findall(r"params=(\{.*?\})'[^']*'http[^?]*?/(infer/\w+|datastore/label)\?", TEXT, re.DOTALL)
@@ -38,3 +41,46 @@ def test_the_nearest_key_is_named() -> None:
         require_keys({"foregroud": []}, INFERENCE, where="params")
     with pytest.raises(InvalidRequest, match="known: client_id"):
         require_keys({"qqqq": 1}, ["client_id"], where="params")
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    app = FastAPI()
+    for router in ROUTERS:
+        app.include_router(router)
+    found = app.openapi()
+    describe(found)
+    return found
+
+
+def test_every_call_is_described_with_its_parameters_and_its_answer(document: dict[str, Any]) -> None:
+    calls = list(operations(document))
+    assert len(calls) > 40 and sum(method == "delete" for method, _, _ in calls) >= 10
+    for method, path, operation in calls:
+        assert operation["summary"] and operation["description"], (method, path)
+        for parameter in operation.get("parameters", ()):
+            assert parameter["description"], (method, path, parameter["name"])
+        (content,) = operation["responses"]["200"]["content"].values()
+        reference = content["schema"].get("$ref", "")
+        if reference:
+            model = document["components"]["schemas"][reference.rpartition("/")[2]]
+            assert model["description"], (method, path)
+        else:
+            assert content["schema"] == {"type": "string", "format": "binary"}, (method, path)
+
+
+def test_no_answer_is_described_for_a_call_that_is_not_ours(document: dict[str, Any]) -> None:
+    """But for those of MONAI Label that stay as they are."""
+    ours = {(method, path) for method, path, _ in operations(document)}
+    theirs = {path for _, path in set(ANSWERS) - ours}
+    assert theirs == {"/batch/infer", "/train/", "/scoring/", "/model/{model}", "/model/info/{model}"}
+
+
+def test_examples_have_the_keys_that_are_described() -> None:
+    for answer in ANSWERS.values():
+        if answer.keys:
+            assert set(answer.example) <= set(answer.keys), answer.name
+
+
+def test_checkpoints_are_described_by_one_name(document: dict[str, Any]) -> None:
+    assert not [path for path in document["paths"] if path.startswith(("/heads", "/starts"))]

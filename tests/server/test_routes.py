@@ -15,9 +15,11 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 
 from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.reading import UnreadableVolume
-from ssmsam.server import routes
-from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers
-from ssmsam.server.routes import proxied
+from ssmsam.server import monailabel_patches as patches
+from ssmsam.server.errors import install_handlers
+from ssmsam.server.routes import ROUTERS, proxy
+from ssmsam.server.routes.common import the_app
+from ssmsam.service.errors import InvalidRequest, NotKnown
 
 
 class Remote(BaseHTTPRequestHandler):
@@ -63,7 +65,8 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Remote]]:
 @pytest.fixture
 def web() -> TestClient:
     app = FastAPI()
-    app.include_router(proxied.router)
+    app.include_router(proxy.router)
+    app.dependency_overrides[the_app] = lambda: None  # no series is opened here
     install_handlers(app)
     return TestClient(app, raise_server_exceptions=False)
 
@@ -122,7 +125,7 @@ def test_a_server_that_is_away(web: TestClient, monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_stock_route_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer.router, "routes", [])
     with pytest.raises(RuntimeError, match=r"POST /infer/\{model\}"):
-        routes.install_routes(FastAPI())
+        patches.replace_routes(FastAPI(), ROUTERS)
 
 
 @pytest.mark.parametrize("copied", [True, False])
@@ -139,7 +142,7 @@ def test_the_stock_route_is_gone_wherever_fastapi_keeps_it(copied: bool) -> None
         app.router.routes.extend(stock.router.routes)
     else:
         app.include_router(stock.router)
-    routes._remove(app, routes.Stock(stock, "/thing/{name}", frozenset({"POST"})))  # type: ignore[arg-type]
+    patches._remove(app, patches.Stock(stock, "/thing/{name}", frozenset({"POST"})))  # type: ignore[arg-type]
 
     @app.post("/thing/{name}")
     def new(name: str) -> str:

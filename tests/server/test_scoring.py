@@ -7,28 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pocket_room import AFFINE, annotate, embed, make_room, truth
+from pocket_service import AFFINE, annotate, embed, truth
+from service_over_folder import make_service
 
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.outlook import VolumeOutlooks
 from ssmsam.server.tasks.scoring import DiceScore, UncertaintyScore
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.volume_forecasts import VolumeForecasts
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> FewShotService:
-    return make_room(tmp_path)
+def service(tmp_path: Path) -> FewShotService:
+    return make_service(tmp_path)
 
 
-def save_original(room: FewShotService, image: str, array: np.ndarray, folder: Path) -> None:
+def save_original(service: FewShotService, image: str, array: np.ndarray, folder: Path) -> None:
     """A model's mask, long enough ago."""
     file = folder / "original.nii.gz"
     write_volume(Volume(array, AFFINE), file)
     info = {"model": "fewshot", "params": {"label_names": {"liver": 1, "spleen": 2}}}
-    room.datastore.save_label(image, str(file), "original", info)
-    room.datastore.update_label_info(image, "original", {"ts": int(time.time()) - 60})
+    service.studies.save_label(image, str(file), "original", info)
+    service.studies.update_label_info(image, "original", {"ts": int(time.time()) - 60})
 
 
 def half_right() -> np.ndarray:
@@ -40,52 +41,52 @@ def half_right() -> np.ndarray:
     return array
 
 
-def test_only_annotated_slices_count_label_by_label(room: FewShotService, tmp_path: Path) -> None:
-    save_original(room, "a", half_right(), tmp_path)
-    annotate(room, "a", {"liver": [3, 4], "spleen": [5]}, tmp_path)
-    score = DiceScore()({}, room.datastore)
+def test_only_annotated_slices_count_label_by_label(service: FewShotService, tmp_path: Path) -> None:
+    save_original(service, "a", half_right(), tmp_path)
+    annotate(service, "a", {"liver": [3, 4], "spleen": [5]}, tmp_path)
+    score = DiceScore()({}, service.studies)
     half, whole = 160, 320
     expected = 2 * (half + whole) / (half + whole + 2 * whole)
     assert set(score) == {"a"}
     assert score["a"]["dice_per_label"]["liver"] == {"dice": pytest.approx(expected, abs=1e-4), "slices": 2}
     assert score["a"]["dice_per_label"]["spleen"] == {"dice": 1.0, "slices": 1}
     assert score["a"]["dice"] == pytest.approx((expected + 1) / 2, abs=1e-4)
-    assert room.datastore.get_image_info("a")["dice"] == score["a"]["dice"]
+    assert service.studies.get_image_info("a")["dice"] == score["a"]["dice"]
 
 
-def test_a_slice_known_to_be_empty_counts(room: FewShotService, tmp_path: Path) -> None:
+def test_a_slice_known_to_be_empty_counts(service: FewShotService, tmp_path: Path) -> None:
     flooded = truth()
     flooded[9, 8:28, 6:22] = 1
-    save_original(room, "a", flooded, tmp_path)
-    annotate(room, "a", {"liver": [4, 9]}, tmp_path)
-    assert DiceScore()({}, room.datastore)["a"]["dice"] == pytest.approx(2 * 320 / (3 * 320), abs=1e-4)
+    save_original(service, "a", flooded, tmp_path)
+    annotate(service, "a", {"liver": [4, 9]}, tmp_path)
+    assert DiceScore()({}, service.studies)["a"]["dice"] == pytest.approx(2 * 320 / (3 * 320), abs=1e-4)
 
 
-def test_a_mask_is_not_praised_for_what_it_was_told(room: FewShotService, tmp_path: Path) -> None:
-    annotate(room, "a", {"liver": [3, 4]}, tmp_path)
-    save_original(room, "a", truth(), tmp_path)
-    room.datastore.update_label_info("a", "original", {"ts": int(time.time()) + 60})
-    assert DiceScore()({}, room.datastore) == {}
+def test_a_mask_is_not_praised_for_what_it_was_told(service: FewShotService, tmp_path: Path) -> None:
+    annotate(service, "a", {"liver": [3, 4]}, tmp_path)
+    save_original(service, "a", truth(), tmp_path)
+    service.studies.update_label_info("a", "original", {"ts": int(time.time()) + 60})
+    assert DiceScore()({}, service.studies) == {}
 
 
-def test_masks_of_another_tag_or_without_a_time(room: FewShotService, tmp_path: Path) -> None:
-    save_original(room, "a", truth(), tmp_path)
-    annotate(room, "a", {"liver": [4]}, tmp_path)
-    assert DiceScore()({}, room.datastore)["a"]["dice"] == 1.0
-    assert DiceScore()({"y_pred": "version_1"}, room.datastore) == {}
-    room.datastore.update_label_info("a", "original", {"ts": None})
-    assert DiceScore()({}, room.datastore) == {}
+def test_masks_of_another_tag_or_without_a_time(service: FewShotService, tmp_path: Path) -> None:
+    save_original(service, "a", truth(), tmp_path)
+    annotate(service, "a", {"liver": [4]}, tmp_path)
+    assert DiceScore()({}, service.studies)["a"]["dice"] == 1.0
+    assert DiceScore()({"y_pred": "version_1"}, service.studies) == {}
+    service.studies.update_label_info("a", "original", {"ts": None})
+    assert DiceScore()({}, service.studies) == {}
 
 
-def test_uncertainty_is_kept_with_the_image(room: FewShotService, tmp_path: Path) -> None:
-    score = UncertaintyScore(VolumeOutlooks(room))
-    assert score({}, room.datastore) == {}
-    annotate(room, "a", {"liver": [3, 6]}, tmp_path)
-    embed(room, "a", "b")
-    found = score({}, room.datastore)
+def test_uncertainty_is_kept_with_the_image(service: FewShotService, tmp_path: Path) -> None:
+    score = UncertaintyScore(VolumeForecasts(service))
+    assert score({}, service.studies) == {}
+    annotate(service, "a", {"liver": [3, 6]}, tmp_path)
+    embed(service, "a", "b")
+    found = score({}, service.studies)
     assert set(found) == {"a", "b"}
     for image, one in found.items():
         assert 0 < one["uncertainty"] <= 1 and set(one["uncertainty_per_label"]) == {"liver"}
-        assert room.datastore.get_image_info(image)["uncertainty"] == one["uncertainty"]
+        assert service.studies.get_image_info(image)["uncertainty"] == one["uncertainty"]
     with pytest.raises(InvalidRequest, match="budget_s"):
-        score({"budget_s": "long"}, room.datastore)
+        score({"budget_s": "long"}, service.studies)

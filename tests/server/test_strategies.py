@@ -8,9 +8,9 @@ import pytest
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.reading import read_volume
-from ssmsam.server.datastore.folder import StudiesFolder
-from ssmsam.server.images import Images
+from ssmsam.server.datastore.studies import StudiesFolder
 from ssmsam.server.tasks.strategies import First, by_chance, note_offer, offered
+from ssmsam.service.images import Images
 from ssmsam.volume.writing import write_volume
 
 
@@ -23,7 +23,7 @@ def studies(tmp_path: Path, write: Callable[..., Path]) -> StudiesFolder:
 
 @pytest.fixture
 def first(studies: StudiesFolder, embedder: Embedder) -> First:
-    return First(Images(datastore=studies, embedder=embedder, memory_bytes=10**9))
+    return First(Images(files=studies.files, embedder=embedder, memory_bytes=10**9))
 
 
 def finish(studies: StudiesFolder, image: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ssmsam.reading import read_volume
 from ssmsam.server.datastore import folder as studies_module
-from ssmsam.server.datastore.folder import StudiesFolder
+from ssmsam.server.datastore.studies import StudiesFolder
 
 Write = Callable[..., Path]
 

@@ -7,7 +7,7 @@ import pytest
 from monailabel.config import settings
 from monailabel.endpoints.user import auth
 
-from ssmsam.server.exposure import accept_signed_tokens
+from ssmsam.server.monailabel_patches import accept_signed_tokens
 
 rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")

@@ -10,40 +10,42 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pocket_room import annotate, make_room
+from pocket_service import annotate
+from service_over_folder import make_service
 
 from ssmsam.fewshot import pipeline as method
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
-from ssmsam.server import fewshot_room
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
+from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.tasks.fewshot import FewShotTask
+from ssmsam.service import fewshot_service
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Iterator[FewShotService]:
-    room = make_room(tmp_path)
-    annotate(room, "a", {"liver": (3, 5, 6)}, tmp_path)
-    adaptation = room.config.adaptation
+def service(tmp_path: Path) -> Iterator[FewShotService]:
+    service = make_service(tmp_path)
+    annotate(service, "a", {"liver": (3, 5, 6)}, tmp_path)
+    adaptation = service.config.adaptation
     adaptation = replace(adaptation, steps=2, views=replace(adaptation.views, views=0))
-    room = replace(room, config=replace(room.config, adaptation=adaptation))
-    yield room
-    room.jobs.stop()
+    service = replace(service, config=replace(service.config, adaptation=adaptation))
+    yield service
+    service.jobs.stop()
 
 
-def run(room: FewShotService, image: str = "a", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    asked = {"image": room.images.from_datastore(image), "client_id": "reader", "adapt": True, **options}
-    path, told = FewShotTask(room)(asked)
+def run(service: FewShotService, image: str = "a", **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    asked = {"client_id": "reader", "adapt": True, **options}
+    path, told = FewShotTask(service)(InferenceCommand.read(asked, image=service.images.from_datastore(image)))
     mask = read_volume(path).array
     Path(path).unlink()
     return mask, told
 
 
-def ended(room: FewShotService, job: str) -> Any:
+def ended(service: FewShotService, job: str) -> Any:
     """The job, once it has ended."""
-    room.jobs.get(job).result.exception(timeout=60)
-    return room.jobs.get(job)
+    service.jobs.get(job).result.exception(timeout=60)
+    return service.jobs.get(job)
 
 
 @pytest.fixture(params=[True, False], ids=["better", "no better"])
@@ -52,56 +54,56 @@ def better(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
-def test_the_adapted_head_answers_from_the_next_run_on_if_it_is_better(room: FewShotService, better: bool) -> None:
-    first, told = run(room)
+def test_the_adapted_head_answers_from_the_next_run_on_if_it_is_better(service: FewShotService, better: bool) -> None:
+    first, told = run(service)
     assert (told["adapted"], told["adapted_now"]) == (False, False)
     one = told["dice_estimate"]["liver"]
     assert one["before"] == one["after"], "each annotated slice was answered by the others"
     assert "runs beside" in told["detail"]
-    job = ended(room, told["job"])
+    job = ended(service, told["job"])
     assert (job.state, job.owner, job.image, job.model) == ("done", "reader", "a", "fewshot")
     assert ("does not help" in job.detail) != better
-    _, later = run(room)
+    _, later = run(service)
     assert (later["adapted"], later["adapted_now"], later["job"]) == (better, False, None)
     assert (later["head"] != told["head"]) == better
     assert set(later["dice_estimate"]) == {"liver"}, "the estimate is told whatever came of it"
-    again, last = run(room)
+    again, last = run(service)
     assert last["answered_before"]
     assert last["head"] == later["head"]
     assert better or np.array_equal(again, first)
 
 
-def test_gradient_steps_are_for_who_asks_for_them(room: FewShotService) -> None:
-    assert FewShotTask(room).config()["adapt"] is False
-    assert run(room, adapt=False)[1]["job"] is None
-    assert run(room)[1]["job"] is not None
+def test_gradient_steps_are_for_who_asks_for_them(service: FewShotService) -> None:
+    assert FewShotTask(service).config()["adapt"] is False
+    assert run(service, adapt=False)[1]["job"] is None
+    assert run(service)[1]["job"] is not None
 
 
 def test_nothing_is_computed_twice_until_something_changes(
-    room: FewShotService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: FewShotService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, told = run(room, adapt=False)
+    first, told = run(service, adapt=False)
     assert told["job"] is None
     with monkeypatch.context() as patched:
         patched.setattr("ssmsam.server.tasks.fewshot.segment", None)
-        same, again = run(room, adapt=False)
+        same, again = run(service, adapt=False)
         assert again["answered_before"]
         np.testing.assert_array_equal(first, same)
         assert {key: again[key] for key in ("uncertain_slices", "label_names", "head")} == {
             key: told[key] for key in ("uncertain_slices", "label_names", "head")
         }
-    assert not run(room, "b", adapt=False)[1]["answered_before"], "another volume"
-    clicked = run(room, adapt=False, label="liver", foreground=[[10, 10, 4]])[1]
+    assert not run(service, "b", adapt=False)[1]["answered_before"], "another volume"
+    clicked = run(service, adapt=False, label="liver", foreground=[[10, 10, 4]])[1]
     assert not clicked["answered_before"], "a click"
-    annotate(room, "a", {"liver": (4,)}, tmp_path)
-    assert not run(room, adapt=False)[1]["answered_before"], "a slice was annotated"
+    annotate(service, "a", {"liver": (4,)}, tmp_path)
+    assert not run(service, adapt=False)[1]["answered_before"], "a slice was annotated"
 
 
-def test_who_waits_gets_the_adapted_answer(room: FewShotService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_gets_the_adapted_answer(service: FewShotService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "worth_it", lambda estimates: True)
-    _, told = run(room, wait=True)
+    _, told = run(service, wait=True)
     assert (told["adapted"], told["adapted_now"], told["job"]) == (True, True, None)
-    _, told = run(room, wait=True)
+    _, told = run(service, wait=True)
     assert (told["adapted"], told["adapted_now"], told["answered_before"]) == (True, False, True)
 
 
@@ -110,8 +112,8 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.began, self.go_on = threading.Event(), threading.Event()
-        self._adapt = fewshot_room.adapt
-        monkeypatch.setattr(fewshot_room, "adapt", self)
+        self._adapt = fewshot_service.adapt
+        monkeypatch.setattr(fewshot_service, "adapt", self)
 
     def __call__(self, support: Any, *args: Any, config: Any, progress: Any, **more: Any) -> Any:
         while config.adaptation.steps and not self.go_on.wait(0.005):
@@ -121,43 +123,43 @@ class Slow:
 
 
 def test_an_outdated_adaptation_is_stopped_and_the_same_is_not_doubled(
-    room: FewShotService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: FewShotService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow(monkeypatch)
-    job = run(room)[1]["job"]
+    job = run(service)[1]["job"]
     assert slow.began.wait(30)
-    assert room.status["adapting"]["phase"] == "adapt"
-    assert run(room)[1]["job"] == job, "the answer does not wait, and nothing runs twice"
-    annotate(room, "a", {"liver": (4,)}, tmp_path)
-    newer = run(room)[1]["job"]
+    assert service.status["adapting"]["phase"] == "adapt"
+    assert run(service)[1]["job"] == job, "the answer does not wait, and nothing runs twice"
+    annotate(service, "a", {"liver": (4,)}, tmp_path)
+    newer = run(service)[1]["job"]
     assert newer != job
-    assert ended(room, job).state == "cancelled"
+    assert ended(service, job).state == "cancelled"
     slow.go_on.set()
-    assert ended(room, newer).state == "done"
-    assert room.status["adapting"] == {}
+    assert ended(service, newer).state == "done"
+    assert service.status["adapting"] == {}
 
 
 def test_a_stopped_adaptation_leaves_the_proposal_and_is_begun_anew(
-    room: FewShotService, monkeypatch: pytest.MonkeyPatch
+    service: FewShotService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow(monkeypatch)
-    _, told = run(room)
+    _, told = run(service)
     assert slow.began.wait(30)
-    room.jobs.cancel(told["job"])
+    service.jobs.cancel(told["job"])
     with pytest.raises(Cancelled):
-        room.jobs.get(told["job"]).result.result(timeout=30)
-    _, later = run(room)
+        service.jobs.get(told["job"]).result.result(timeout=30)
+    _, later = run(service)
     assert later["head"] == told["head"]
     assert later["job"] not in (None, told["job"])
 
 
 def test_too_few_slices_to_hold_one_out_are_not_adapted_to(tmp_path: Path) -> None:
-    room = make_room(tmp_path)
-    annotate(room, "a", {"liver": (3, 6)}, tmp_path)
-    _, told = run(room)
+    service = make_service(tmp_path)
+    annotate(service, "a", {"liver": (3, 6)}, tmp_path)
+    _, told = run(service)
     assert (told["job"], told["adapted"]) == (None, False)
 
 
-def test_wrong_options_are_refused(room: FewShotService) -> None:
+def test_wrong_options_are_refused(service: FewShotService) -> None:
     with pytest.raises(InvalidRequest, match="budget_s"):
-        run(room, budget_s="soon")
+        run(service, budget_s="soon")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmsam.volume.geometry import PLANES, Plane, reoriented
-from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.geometry import PLANES, Plane
+from ssmsam.volume.volume import Grid, Volume, reoriented
 
 planes = st.sampled_from([Plane(0), Plane(1), Plane(2)])
 indices = st.lists(st.tuples(*[st.integers(0, 300)] * 3), max_size=6).map(lambda p: np.array(p, float).reshape(-1, 3))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Truth
+from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, Source, Truth
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
 
@@ -146,6 +147,12 @@ class Annotations:
         """Slice number -> annotation of one label, ascending."""
         return {key.index: entry for key, entry in self.slices.items() if (key.label, key.axis) == (label, plane.axis)}
 
+    def declared_whole(self, labels: Collection[str]) -> frozenset[SliceKey]:
+        """Slices that count only because their label was declared finished."""
+        return frozenset(
+            key for key, entry in self.slices.items() if key.label in labels and entry.source is Source.COMPLETE
+        )
+
     def history(self, key: SliceKey) -> Iterator[tuple[int, SliceAnnotation]]:
         """Everything that was ever said about a slice: (revision, annotation), the oldest first."""
         return ((revision.number, revision.entries[key]) for revision in self.revisions if key in revision.entries)
@@ -240,6 +247,29 @@ class Annotations:
                     key.plane.stack(mask)[key.index][known] = entry.mask.array[known]
                     key.plane.stack(weight)[key.index][known] = 1
         return mask, weight
+
+
+def label_map(
+    annotations: Annotations, *, order: Sequence[str] = (), only: Collection[str] | None = None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """All annotated masks as one array (slices, rows, columns), and which value means which label.
+
+    Labels that have an annotated slice get the values 1 to N, first those named in ``order``, then the others by
+    name; ``only`` leaves out all others. uint8, or uint16 for more than 255 labels. Where two labels were drawn on the
+    same voxel, the later revision counts; within one, the higher value. Zero is background only on annotated slices.
+    """
+    named = {key.label for key in annotations.slices if only is None or key.label in only}
+    labels = [*(name for name in order if name in named), *sorted(named - set(order))]
+    values = {name: value for value, name in enumerate(labels, start=1)}
+    array = np.zeros(annotations.grid.shape, np.uint8 if len(values) < 256 else np.uint16)
+    for revision in annotations.revisions:
+        for key, entry in sorted(revision.entries.items(), key=lambda item: values.get(item[0].label, 0)):
+            if key.label in values and annotations.slices.get(key) is entry:
+                area, value = key.plane.stack(array)[key.index], values[key.label]
+                known = entry.weight > 0
+                area[known & ~entry.mask.array & (area == value)] = 0
+                area[known & entry.mask.array] = value
+    return array, values
 
 
 def check_slice(key: SliceKey, grid: Grid) -> SliceKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations, Update, check_slice
-from ssmsam.annotation.completion import declared_whole
 from ssmsam.annotation.labels import NEGATIVE, fold, known_label, negative_of, read_label_info
 from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict
 from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
 from ssmsam.annotation.slice_state import (
     STORED_SLICES,
     InvalidSubmission,
-    PackedMask,
     SliceAnnotation,
     SliceKey,
     Source,
     now,
 )
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid, Volume
 
@@ -196,7 +195,7 @@ def interpret(submission: Submission, context: Context) -> Update:
         entries.update(reader.entries())
         predicted |= reader.evidence.predicted()
     partial = partial or Partial()
-    withdrawn = partial.withdrawn | declared_whole(partial.reopened, context.annotations)
+    withdrawn = partial.withdrawn | context.annotations.declared_whole(partial.reopened)
     return Update(
         context.grid,
         {key: entry for key, entry in entries.items() if key not in withdrawn},
@@ -358,6 +357,78 @@ class _LabelReader:
                 f"{self.label} is missing on {_numbers(left)}, where there was some; that alone does not count as "
                 "empty: mark such slices with empty_slice"
             )
+
+
+def whole(label: str, annotations: Annotations, served: Served | None) -> np.ndarray:
+    """A label's mask (slices, rows, columns) bool as it is on screen: truth where it is known, else what was served."""
+    mask, weight = annotations.target(label)
+    if served is not None:
+        visible = np.zeros_like(mask)
+        for index, part in served.slices.items():
+            Plane(served.axis).stack(visible)[index] = part.array
+        mask = np.where(weight > 0, mask, visible)
+    return mask
+
+
+def complete(
+    labels: Iterable[str], annotations: Annotations, served: Mapping[str, Served], *, client: str, when: str
+) -> Update:
+    """Declare labels finished as they are on screen: annotated slices as annotated, all others as last served.
+
+    What was neither annotated nor served is empty then. Slices that were annotated before keep their annotation.
+    """
+    entries: dict[SliceKey, SliceAnnotation] = {}
+    finished = frozenset(labels)
+    for label in finished:
+        visible = served.get(label)
+        plane = Plane(visible.axis if visible else 0)
+        for index, mask in enumerate(plane.stack(whole(label, annotations, visible))):
+            key = SliceKey(label, plane.axis, index)
+            known = annotations.slices.get(key)
+            if known is None or known.known is not None:
+                entries[key] = SliceAnnotation(PackedMask.of(mask), Source.COMPLETE, client, when)
+    return Update(annotations.grid, entries, complete=finished, labels=finished, client=client, when=when)
+
+
+MOST_LABELS = 255
+"""A file with more values is an image rather than a label; label files hold 8 bits."""
+
+
+def whole_label(mask: Volume, grid: Grid, label_info: Any, names: Sequence[str]) -> tuple[Update, dict[str, int]]:
+    """What a mask (slices, rows, columns) says, and which of its values is which label.
+
+    ``label_info`` names the values, as in submissions; else ``names`` do, from 1, if there are enough; else the labels
+    are ``label_1``, ``label_2`` and so on. Labels without a voxel are left out. Raises InvalidSubmission.
+    """
+    if not mask.grid.matches(grid):
+        raise InvalidSubmission(
+            f"it is on another grid (shape {mask.shape}, the image {grid.shape}, or another place or direction): "
+            "export it with the image as the reference geometry"
+        )
+    submission = Submission(mask)
+    found = sorted(submission.values - {0})
+    if not found:
+        raise InvalidSubmission("it has no voxel of any label: draw something, or remove the file")
+    odd = submission.odd_value
+    if odd is not None or len(found) > MOST_LABELS:
+        what = f"the value {odd:.6g}" if odd is not None else f"{len(found)} different values"
+        raise InvalidSubmission(f"it has {what}, as no label map has: export it as a label map")
+    if label_info:
+        known = named_values(label_info, fallback=(), known=names, values=found)
+        if unnamed := [value for value in found if value not in known.values()]:
+            raise InvalidSubmission(f"its label_info does not name the value {unnamed[0]:g}: add it there")
+    else:
+        enough = found[-1] <= len(names)
+        known = {names[int(value) - 1] if enough else f"label_{value:g}": int(value) for value in found}
+    values = {name: value for name, value in known.items() if value in found}
+    entries = {
+        SliceKey(name, 0, index): SliceAnnotation(PackedMask.of(part), Source.COMPLETE, when=submission.when)
+        for name, value in values.items()
+        for index, part in enumerate(np.asarray(submission.mask_of(value)))
+    }
+    labels = frozenset(values)
+    note = f"read from a label file that was brought along: {', '.join(f'{name} = {n}' for name, n in values.items())}"
+    return Update(grid, entries, complete=labels, labels=labels, when=submission.when, notes=(note,)), values
 
 
 def _read_values(submission: Submission, context: Context) -> dict[str, int]:

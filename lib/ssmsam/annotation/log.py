@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from filelock import FileLock
+from pydantic import Field, StrictInt, StrictStr, model_validator
 
 from ssmsam.annotation.annotations import pack_slices
-from ssmsam.annotation.slice_state import STORED_SLICES, PackedMask
+from ssmsam.annotation.slice_state import STORED_SLICES
 from ssmsam.annotation.store import (
     SCHEMA,
     CorruptAnnotations,
+    MaskFile,
+    Record,
     UnknownSchema,
     image_folder,
     one_error,
@@ -26,8 +29,9 @@ from ssmsam.annotation.store import (
     write_json,
     write_masks,
 )
+from ssmsam.files import put_aside
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
-from ssmsam.volume.writing import put_aside
 
 UNNAMED = ""
 """The label of a mask that was asked for without one: some viewers never say which segment is selected."""
@@ -139,10 +143,70 @@ class Served:
         return replace(self, slices=slices, prompted=self.prompted | still, earlier=sent)
 
 
+class ServedRecord(Record):
+    """What a client has on screen of a label, beside the file of its masks."""
+
+    label: StrictStr
+    client: StrictStr
+    axis: Annotated[StrictInt, Field(ge=0, le=2)]
+    when: StrictStr
+    earlier: dict[int, StrictStr] = Field(default_factory=dict)
+    prompted: tuple[StrictInt, ...]
+    indices: tuple[StrictInt, ...]
+    shapes: tuple[tuple[StrictInt, StrictInt], ...]
+    masks: MaskFile
+    sha256: StrictStr
+
+    @classmethod
+    def write(cls, path: Path, served: Served) -> ServedRecord:
+        """Write the masks; the record of them."""
+        masks = list(served.slices.values())
+        return cls(
+            label=served.label,
+            client=served.client,
+            axis=served.axis,
+            when=served.when,
+            earlier=dict(served.earlier),
+            prompted=tuple(sorted(served.prompted)),
+            indices=tuple(served.slices),
+            shapes=tuple(mask.shape for mask in masks),
+            masks=path.name,
+            sha256=write_masks(path, masks),
+        )
+
+    def read(self, folder: Path) -> Served | None:
+        """None for masks that are damaged: nobody knows any more what that client has on screen."""
+        try:
+            masks = read_masks(folder / self.masks, self.shapes, sha256=self.sha256)
+        except CorruptAnnotations as error:
+            logger.error("What a client was shown is not known any more: %s", error)
+            return None
+        slices = dict(zip(self.indices, masks, strict=True))
+        return Served(self.label, self.client, self.axis, slices, frozenset(self.prompted), self.when, self.earlier)
+
+    @model_validator(mode="after")
+    def _one_mask_for_each_slice(self) -> ServedRecord:
+        if len(self.indices) != len(self.shapes):
+            raise ValueError("slices without a mask")
+        return self
+
+
+class WorkRecord(Record):
+    """The work on one image."""
+
+    version: StrictInt = Field(alias="schema")
+    assignments: list[Assignment] = Field(default_factory=list)
+    marks: list[Mark] = Field(default_factory=list)
+    served: list[ServedRecord] = Field(default_factory=list)
+    opened: dict[StrictStr, StrictStr] = Field(default_factory=dict)
+    """Screen -> when it opened the image last."""
+    last: StrictInt = 0
+    """The number of the last file of masks."""
+
+
 logger = logging.getLogger(__name__)
 
 INDEX = "work.json"
-_EMPTY: dict[str, Any] = {"schema": SCHEMA, "assignments": [], "marks": [], "served": [], "opened": {}, "last": 0}
 _MOST_SCREENS = 256
 """How many screens are remembered to have opened an image; a guess at what a large department needs."""
 
@@ -159,181 +223,89 @@ class WorkLog:
 
     def assign(self, assignment: Assignment) -> None:
         """Remember slices that a client was asked for."""
-        with self._changing(assignment.image) as work:
-            work.content["assignments"].append(asdict(assignment))
+        with self._changing(assignment.image) as (work, _):
+            work.assignments.append(assignment)
 
     def assignments(self, image: str) -> list[Assignment]:
         """Everything that was ever asked for on an image, the oldest first."""
-        return [_read_assignment(written) for written in self._read(image)["assignments"]]
+        return self._read(image).assignments
 
     def mark(self, image: str, mark: Mark) -> None:
         """Remember a verdict; it takes the place of an earlier one of the same client on the same slice."""
-        written = {**asdict(mark), "verdict": mark.verdict.value}
-        with self._changing(image) as work:
-            same = ("label", "axis", "index", "client")
-            marks = [old for old in work.content["marks"] if any(old[name] != written[name] for name in same)]
-            work.content["marks"] = [*marks, written]
+
+        def place(one: Mark) -> tuple[str, int, int, str]:
+            return one.label, one.axis, one.index, one.client
+
+        with self._changing(image) as (work, _):
+            work.marks = [*(old for old in work.marks if place(old) != place(mark)), mark]
 
     def marks(self, image: str, *, client: str) -> list[Mark]:
         """The verdicts of one client on an image."""
-        found = [_read_mark(written) for written in self._read(image)["marks"]]
-        return [mark for mark in found if mark.client == client]
+        return [mark for mark in self._read(image).marks if mark.client == client]
 
     def open(self, image: str, screen: str, when: str) -> None:
         """Remember that an image was opened on a screen, which shows nothing of it yet."""
-        with self._changing(image) as work:
-            opened = {**work.content.get("opened", {}), screen: when}
-            work.content["opened"] = dict(sorted(opened.items(), key=lambda one: one[1])[-_MOST_SCREENS:])
+        with self._changing(image) as (work, _):
+            opened = {**work.opened, screen: when}
+            work.opened = dict(sorted(opened.items(), key=lambda one: one[1])[-_MOST_SCREENS:])
 
     def opened(self, image: str, screen: str) -> str:
         """When a screen opened an image last; "" where that is not known."""
-        return str(self._read(image).get("opened", {}).get(screen, ""))
+        return self._read(image).opened.get(screen, "")
 
     def labels(self, image: str) -> list[str]:
         """The labels that anybody was sent a mask of."""
-        return sorted({str(written["label"]) for written in self._read(image)["served"]} - {UNNAMED})
+        return sorted({record.label for record in self._read(image).served} - {UNNAMED})
 
     def serve(self, image: str, served: Served) -> None:
         """Remember what a client was sent, on top of what it has on screen."""
-        with self._changing(image) as work:
-            known = _find(work.content["served"], served.label, served.client)
-            now = served.after(self._read_served(image, known) if known else None)
-            number = work.content["last"] = work.content["last"] + 1
-            name = f"served-{number:06d}.npz"
-            written = {
-                "label": now.label,
-                "client": now.client,
-                "axis": now.axis,
-                "when": now.when,
-                "earlier": {str(index): when for index, when in now.earlier.items()},
-                "prompted": sorted(now.prompted),
-                "indices": list(now.slices),
-                "shapes": [list(mask.shape) for mask in now.slices.values()],
-                "masks": name,
-                "sha256": write_masks(work.folder / name, list(now.slices.values())),
-            }
-            work.content["served"] = [old for old in work.content["served"] if old is not known] + [written]
-            work.outdated = work.folder / known["masks"] if known else None
+        with self._changing(image) as (work, outdated):
+            folder, whose = self._folder(image), (served.label, served.client)
+            known = next((old for old in work.served if (old.label, old.client) == whose), None)
+            work.last += 1
+            now = served.after(known.read(folder) if known else None)
+            record = ServedRecord.write(folder / f"served-{work.last:06d}.npz", now)
+            work.served = [*(old for old in work.served if old is not known), record]
+            outdated += [folder / known.masks] if known else []
 
     def served(self, image: str, *, client: str) -> dict[str, Served]:
         """Label -> what a client has on screen, or else (client ids prove nothing) what was last sent to anyone."""
-        chosen: dict[str, Mapping[str, Any]] = {}
-        with FileLock(self._folder(image) / "lock"):  # the files of masks are replaced while serving
-            for written in self._read(image)["served"]:
-                if written["client"] == client or chosen.get(written["label"], {}).get("client") != client:
-                    chosen[written["label"]] = written
-            found = {label: self._read_served(image, written) for label, written in chosen.items()}
+        chosen: dict[str, ServedRecord] = {}
+        folder = self._folder(image)
+        with FileLock(folder / "lock"):  # the files of masks are replaced while serving
+            for record in self._read(image).served:
+                if record.client == client or record.label not in chosen or chosen[record.label].client != client:
+                    chosen[record.label] = record
+            found = {label: record.read(folder) for label, record in chosen.items()}
         return {label: served for label, served in found.items() if served is not None}
-
-    def _read_served(self, image: str, written: Mapping[str, Any]) -> Served | None:
-        """None for masks that are damaged: nobody knows any more what that client has on screen."""
-        try:
-            masks = read_masks(self._folder(image) / written["masks"], _shapes(written), sha256=written["sha256"])
-        except CorruptAnnotations as error:
-            logger.error("What a client was shown is not known any more: %s", error)
-            return None
-        return _served(written, masks)
 
     def _folder(self, image: str) -> Path:
         folder = image_folder(self.root, image)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _read(self, image: str) -> dict[str, Any]:
+    def _read(self, image: str) -> WorkRecord:
         path = image_folder(self.root, image) / INDEX
         if path.exists():
             try:
-                return _checked(read_json(path, schema=SCHEMA), path)
+                content = read_json(path, schema=SCHEMA)
+                with one_error(path):
+                    return WorkRecord.model_validate(content)
             except UnknownSchema:
                 raise
             except CorruptAnnotations as error:
                 with suppress(FileNotFoundError):
                     kept = put_aside(path)
                     logger.warning("%s It is kept as %s, and the log of that image begins anew", error, kept)
-        return {key: _copy(value) for key, value in _EMPTY.items()}
+        return WorkRecord(schema=SCHEMA)
 
-    def _changing(self, image: str) -> _Change:
-        return _Change(self, image)
-
-
-class _Change:
-    """Read, change and write an image's records while nobody else does."""
-
-    def __init__(self, log: WorkLog, image: str) -> None:
-        self.folder = log._folder(image)
-        self.outdated: Path | None = None
-        self._read = lambda: log._read(image)
-        self._lock = FileLock(self.folder / "lock")
-
-    def __enter__(self) -> _Change:
-        self._lock.acquire()
-        try:
-            self.content = self._read()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                write_json(self.folder / INDEX, self.content)
-                if self.outdated is not None:
-                    with suppress(FileNotFoundError):
-                        self.outdated.unlink()
-        finally:
-            self._lock.release()
-
-
-def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content of a log, if all of it can be read. Raises ``CorruptAnnotations``."""
-    with one_error(path):
-        for written in content["assignments"]:
-            _read_assignment(written)
-        for written in content["marks"]:
-            _read_mark(written)
-        for written in content["served"]:
-            _served(written, [PackedMask(shape, b"") for shape in _shapes(written)])
-            if not isinstance(written["masks"], str) or not isinstance(written["sha256"], str):
-                raise TypeError("a mask without a file")
-        named = [one for kind in ("assignments", "marks", "served") for one in content[kind]]
-        texts = [one.get(key, "") for one in named for key in ("id", "image", "label", "client", "when")]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a name or a time that is none")
-        if not isinstance(content["last"], int):
-            raise TypeError("no number of the last mask")
-        if not all(isinstance(when, str) for when in content.get("opened", {}).values()):
-            raise TypeError("a time that is none")
-    return content
-
-
-def _read_assignment(written: Mapping[str, Any]) -> Assignment:
-    return Assignment(**{**written, "slices": tuple(written["slices"]), "labels": tuple(written["labels"])})
-
-
-def _read_mark(written: Mapping[str, Any]) -> Mark:
-    return Mark(**{**written, "verdict": Verdict(written["verdict"])})
-
-
-def _shapes(written: Mapping[str, Any]) -> list[tuple[int, int]]:
-    return [(height, width) for height, width in written["shapes"]]
-
-
-def _served(written: Mapping[str, Any], masks: Sequence[PackedMask]) -> Served:
-    return Served(
-        written["label"],
-        written["client"],
-        written["axis"],
-        dict(zip(written["indices"], masks, strict=True)),
-        frozenset(written["prompted"]),
-        written["when"],
-        {int(index): when for index, when in written.get("earlier", {}).items()},
-    )
-
-
-def _copy(value: Any) -> Any:
-    return value.copy() if isinstance(value, (list, dict)) else value
-
-
-def _find(served: list[dict[str, Any]], label: str, client: str) -> dict[str, Any] | None:
-    return next((old for old in served if (old["label"], old["client"]) == (label, client)), None)
+    @contextmanager
+    def _changing(self, image: str) -> Iterator[tuple[WorkRecord, list[Path]]]:
+        """An image's work, which is written at the end, and a list of files to remove then. Nobody else changes it."""
+        folder, outdated = self._folder(image), list[Path]()
+        with FileLock(folder / "lock"):
+            work = self._read(image)
+            yield work, outdated
+            write_json(folder / INDEX, work.model_dump(mode="json", by_alias=True))
+            for path in outdated:
+                path.unlink(missing_ok=True)

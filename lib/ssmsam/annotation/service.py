@@ -15,16 +15,25 @@ from uuid import uuid4
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.completion import complete, declared_whole, whole
-from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark, named_values, on_screen
+from ssmsam.annotation.interpretation import (
+    Context,
+    Submission,
+    complete,
+    interpret,
+    interpret_mark,
+    named_values,
+    on_screen,
+    whole,
+)
 from ssmsam.annotation.labels import negative_of
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, now
 from ssmsam.annotation.store import AnnotationStore, image_folder
+from ssmsam.files import WRITING
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
-from ssmsam.volume.writing import WRITING
 
 _AXES = {0: "", 1: "rows ", 2: "columns "}
 
@@ -205,8 +214,8 @@ class AnnotationService:
         own, when = self._own(image, client), now()
         for label, value in values.items():
             plane = _plane(own.get(label))
-            shown, _ = on_screen(label, client, plane, own.get(label), known)
-            only = sorted({*shown, *known.annotated(label, plane=plane)})
+            visible, _ = on_screen(label, client, plane, own.get(label), known)
+            only = sorted({*visible, *known.annotated(label, plane=plane)})
             sent = Served.of(array == value, label=label, client=client, plane=plane, only=only, when=when)
             self.log.serve(image, sent)
 
@@ -238,7 +247,7 @@ class AnnotationService:
             finished,
             entries={**finished.entries, **listed},
             labels=finished.labels | {key.label for key in listed},
-            withdrawn=said.withdrawn | declared_whole(said.reopened, known),
+            withdrawn=said.withdrawn | known.declared_whole(said.reopened),
             reopened=said.reopened & known.complete,
         )
 
@@ -251,12 +260,12 @@ class AnnotationService:
             if UNNAMED in own:  # it was asked for without a label, which is named now
                 own[label] = replace(own[UNNAMED], label=label)
         opened = self.log.opened(image, client)
-        shown = {label: _shown(label, known, own.get(label), client, opened) for label in own.keys() | known.labels}
+        visible = {label: _visible(label, known, own.get(label), client, opened) for label in own.keys() | known.labels}
         unfinished = {key.label for key in known.slices} - known.complete
-        wanted = (set(labels) or unfinished | {label for label, slices in shown.items() if slices}) - {UNNAMED}
-        if not any(shown.get(label) for label in wanted):
+        wanted = (set(labels) or unfinished | {label for label, slices in visible.items() if slices}) - {UNNAMED}
+        if not any(visible.get(label) for label in wanted):
             raise InvalidSubmission(NOTHING_SHOWN)
-        missing = {label: _why_open(label, known, shown, own.get(label)) for label in sorted(wanted)}
+        missing = {label: _why_open(label, known, visible, own.get(label)) for label in sorted(wanted)}
         notes = tuple(f"{label} stays open: {why}" for label, why in missing.items() if why)
         ready = [label for label, why in missing.items() if not why]
         if not ready:
@@ -275,8 +284,8 @@ class AnnotationService:
         known, own = self.known(image, grid), self._own(image, client)
         under = set()
         for label in {*own, *(key.label for key in known.slices)} - {UNNAMED}:
-            shown, _ = on_screen(label, client, SliceKey(label, axis, index).plane, own.get(label), known)
-            if yx is not None and index in shown and shown[index].array[yx]:
+            visible, _ = on_screen(label, client, SliceKey(label, axis, index).plane, own.get(label), known)
+            if yx is not None and index in visible and visible[index].array[yx]:
                 under.add(label)
         times = {label: served.when for label, served in own.items()}
         last = {label for label, when in times.items() if when == max(times.values())}
@@ -313,12 +322,12 @@ class AnnotationService:
         if empty:
             return PackedMask.of(np.zeros(key.plane.slice_shape(known.grid), dtype=bool))
         served = self._shown_to(image, client, key.label, key.index)
-        shown, _ = on_screen(key.label, client, key.plane, served, known)
-        if key.index not in shown:
+        visible, _ = on_screen(key.label, client, key.plane, served, known)
+        if key.index not in visible:
             raise InvalidSubmission(
                 f"there is no mask of {key.label} on slice {key.index} that could count as annotated: submit one"
             )
-        return shown[key.index]
+        return visible[key.index]
 
     def _own(self, image: str, client: str) -> dict[str, Served]:
         """Label -> what this very client was served."""
@@ -339,7 +348,7 @@ def _plane(served: Served | None) -> Plane:
     return Plane(0 if served is None else served.axis)
 
 
-def _shown(label: str, known: Annotations, served: Served | None, client: str, opened: str) -> frozenset[int]:
+def _visible(label: str, known: Annotations, served: Served | None, client: str, opened: str) -> frozenset[int]:
     """The slices of a label that were on a client's screen since it opened the image; none where all were empty."""
     sent = {} if served is None else {k: mask for k, mask in served.slices.items() if served.sent_at(k) > opened}
     own = {
@@ -351,9 +360,9 @@ def _shown(label: str, known: Annotations, served: Served | None, client: str, o
     return frozenset(masks) if any(not mask.empty for mask in masks.values()) else frozenset()
 
 
-def _why_open(label: str, known: Annotations, shown: Mapping[str, frozenset[int]], served: Served | None) -> str:
+def _why_open(label: str, known: Annotations, visible: Mapping[str, frozenset[int]], served: Served | None) -> str:
     """Why a label cannot be finished; "" where it can."""
-    slices, plane = shown.get(label, frozenset()), _plane(served)
+    slices, plane = visible.get(label, frozenset()), _plane(served)
     if not slices:
         return "it was not shown since you opened the image"
     # checked is a whole slice that shows it, in the plane that is finished

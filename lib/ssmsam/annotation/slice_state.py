@@ -1,15 +1,14 @@
-"""The words of the room: what is known of a label on a slice, and why."""
+"""States of slices: what is known of a label on a slice, and why."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
-from functools import lru_cache
 
 import numpy as np
 
+from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 
 STORED_SLICES = Plane(0)
@@ -66,39 +65,6 @@ class SliceKey:
 
 
 @dataclass(frozen=True)
-class PackedMask:
-    """A mask (height, width) at one bit per pixel."""
-
-    shape: tuple[int, int]
-    bits: bytes
-
-    @classmethod
-    def of(cls, mask: np.ndarray) -> PackedMask:
-        """Pack a mask (height, width): true where it is not zero. Raises ValueError for another number of axes."""
-        if mask.ndim != 2:
-            raise ValueError(f"a slice's mask has two axes (height, width), got shape {mask.shape}")
-        shape = (int(mask.shape[0]), int(mask.shape[1]))
-        return cls(shape, np.packbits(mask != 0).tobytes() if mask.any() else _no_bits(-(-mask.size // 8)))
-
-    @property
-    def array(self) -> np.ndarray:
-        """The mask, (height, width) bool."""
-        count = self.shape[0] * self.shape[1]
-        bits = np.frombuffer(self.bits, dtype=np.uint8)
-        return np.unpackbits(bits, count=count).reshape(self.shape).astype(bool)
-
-    @property
-    def empty(self) -> bool:
-        """Whether no pixel is set."""
-        return not self.bits.strip(b"\0")
-
-    @property
-    def digest(self) -> str:
-        """sha256 over shape and pixels."""
-        return hashlib.sha256(repr(self.shape).encode() + self.bits).hexdigest()
-
-
-@dataclass(frozen=True)
 class SliceAnnotation:
     """What a person said about one label on one slice."""
 
@@ -135,9 +101,3 @@ class SliceAnnotation:
 def now() -> str:
     """The time as annotations note it: ISO 8601, UTC, fine enough that it orders what follows each other closely."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
-
-
-@lru_cache(maxsize=64)
-def _no_bits(count: int) -> bytes:
-    """Zeros, the same object for every empty mask of a size: most slices of a finished volume are empty."""
-    return bytes(count)

@@ -11,18 +11,21 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints
 
 from ssmsam.annotation.annotations import Annotations, Revision, Update
-from ssmsam.annotation.slice_state import PackedMask, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
 from ssmsam.annotation.support import SupportSet
+from ssmsam.files import put_aside, write_bytes
+from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
-from ssmsam.volume.writing import put_aside, write_bytes
 
 
 class CorruptAnnotations(ValueError):
@@ -105,215 +108,8 @@ def one_error(path: Path) -> Iterator[None]:
     except (CorruptAnnotations, OSError):
         raise
     except Exception as error:
-        raise CorruptAnnotations(f"{path} does not hold annotations ({type(error).__name__}: {error})") from error
-
-
-def write_index(
-    image: str, grid: Grid, records: Sequence[Mapping[str, Any]], merged: Annotations | None
-) -> dict[str, Any]:
-    """The index of an image, or of a part of its revisions, for which nothing is ``merged``."""
-    written = {"shape": list(grid.shape), "affine": grid.affine.tolist()}
-    index = {"schema": SCHEMA, "image": image, "grid": written, "revisions": list(records)}
-    return index if merged is None else {**index, "states": _states(merged), "reopened": merged.reopened}
-
-
-def read_index(path: Path) -> dict[str, Any]:
-    """An index, checked as far as possible without masks. Raises ``CorruptAnnotations``."""
-    index = read_json(path, schema=SCHEMA)
-    with one_error(path):
-        if not isinstance(index["image"], str):
-            raise TypeError("its image has no name")
-        grid, numbers = grid_of(index), [record["number"] for record in index["revisions"]]
-        if not 0 < math.prod(grid.shape) <= MOST_VOXELS:
-            raise ValueError("its grid has a size that no image has")
-        if numbers != sorted(set(numbers)) or not all(isinstance(number, int) and number > 0 for number in numbers):
-            raise ValueError("its revisions are not in order")
-        for record in index["revisions"]:
-            if not isinstance(record["masks"], str) or not isinstance(record["sha256"], str):
-                raise TypeError("a revision without a file of masks")
-            _read_update(grid, record, iter(()))
-    return index
-
-
-def grid_of(index: Mapping[str, Any]) -> Grid:
-    return Grid(tuple(index["grid"]["shape"]), index["grid"]["affine"])
-
-
-def _states(annotations: Annotations) -> dict[str, Any]:
-    """What is known now, for :class:`Overview` and for people who read the file."""
-    return {
-        label: {
-            "annotated": [[key.axis, key.index] for key in annotations.slices if key.label == label],
-            "predicted": sorted([key.axis, key.index] for key in annotations.predicted if key.label == label),
-            "complete": label in annotations.complete,
-        }
-        for label in annotations.labels
-    }
-
-
-def write_revision(folder: Path, revision: Revision) -> dict[str, Any]:
-    """Write a revision's masks; what an index says of it."""
-    update, masks, entries = revision.update, [], []
-    for key, entry in sorted(update.entries.items()):
-        masks += [entry.mask] if entry.known is None else [entry.mask, entry.known]
-        entries.append(
-            {
-                **asdict(key),
-                "shape": list(entry.mask.shape),
-                "source": entry.source.value,
-                "client": entry.client,
-                "when": entry.when,
-                "partly": entry.known is not None,
-            }
-        )
-    name = f"revision-{revision.number:06d}.npz"
-    return {
-        "number": revision.number,
-        "client": update.client,
-        "when": update.when,
-        "notes": list(update.notes),
-        "masks": name,
-        "sha256": write_masks(folder / name, masks),
-        "entries": entries,
-        "predicted": [list(astuple(key)) for key in sorted(update.predicted)],
-        "complete": sorted(update.complete),
-        "labels": sorted(update.labels),
-        "withdrawn": [list(astuple(key)) for key in sorted(update.withdrawn)],
-        "reopened": sorted(update.reopened),
-        "undoes": sorted(update.undoes),
-    }
-
-
-def read_revision(folder: Path, grid: Grid, written: Mapping[str, Any]) -> Revision:
-    """A revision with its masks. Raises ``CorruptAnnotations``."""
-    with one_error(folder / str(written.get("masks"))):
-        if not written["entries"]:
-            return Revision(written["number"], _read_update(grid, written, iter(())))
-        shapes: list[tuple[int, int]] = []
-        for entry in written["entries"]:
-            height, width = entry["shape"]
-            shapes += [(height, width)] * (2 if entry["partly"] else 1)
-        masks = read_masks(folder / Path(written["masks"]).name, shapes, sha256=written["sha256"])
-        return Revision(written["number"], _read_update(grid, written, iter(masks)))
-
-
-def _read_update(grid: Grid, written: Mapping[str, Any], masks: Iterator[PackedMask]) -> Update:
-    """What a revision says. Without ``masks`` its slices are empty, which is enough to check it."""
-    entries = {}
-    for entry in written["entries"]:
-        key = _read_key((entry["label"], entry["axis"], entry["index"]))
-        blank = PackedMask((entry["shape"][0], entry["shape"][1]), b"")
-        mask = next(masks, blank)
-        known = next(masks, blank) if entry["partly"] else None
-        entries[key] = SliceAnnotation(mask, Source(entry["source"]), str(entry["client"]), str(entry["when"]), known)
-    return Update(
-        grid,
-        entries,
-        frozenset(map(_read_key, written["predicted"])),
-        _read_names(written["complete"]),
-        _read_names(written["labels"]),
-        str(written["client"]),
-        str(written["when"]),
-        tuple(map(str, written["notes"])),
-        frozenset(map(_read_key, written.get("withdrawn", ()))),
-        _read_names(written.get("reopened", ())),
-        frozenset(written.get("undoes", ())),
-    )
-
-
-def _read_key(written: Sequence[Any]) -> SliceKey:
-    label, axis, index = written
-    if not (isinstance(label, str) and type(axis) is int and type(index) is int):
-        raise TypeError(f"{written} is no slice of a label")
-    return SliceKey(label, axis, index)
-
-
-def _read_names(written: Sequence[Any]) -> frozenset[str]:
-    if not all(isinstance(name, str) for name in written):
-        raise TypeError(f"{written} are no names")
-    return frozenset(written)
-
-
-logger = logging.getLogger(__name__)
-
-INDEX = "annotations.json"
-LOST = "lost"
-
-
-def revision_file(folder: Path, number: int) -> Path:
-    """What a revision says, beside its masks: the same as in the index."""
-    return folder / f"revision-{number:06d}.json"
-
-
-def has_revisions(folder: Path) -> bool:
-    """Whether there are annotations in an image's folder, with or without an index."""
-    return next(folder.glob("revision-*.json"), None) is not None
-
-
-def recover(folder: Path, why: CorruptAnnotations) -> dict[str, Any] | None:
-    """A sound index for an image's folder, None where nothing of it can be read: the folder is put aside then.
-
-    Every revision whose file is whole counts. Masks that are damaged are taken out of theirs, with a note. What is
-    damaged is kept under another name. The caller holds the folder's lock.
-    """
-    sound = list(_sound_indices(folder))
-    if not sound:
-        kept = put_aside(folder)
-        logger.error("%s Nothing of it can be read: it is kept as %s; its image counts as not annotated", why, kept)
-        return None
-    image, grid = sound[0]["image"], grid_of(sound[0])
-    known: dict[int, list[dict[str, Any]]] = {}
-    for index in sound:
-        for record in index["revisions"] if index["image"] == image and grid_of(index).matches(grid) else ():
-            known.setdefault(record["number"], []).append(dict(record))
-    found = [_best(folder, grid, known[number]) for number in sorted(known)]
-    revisions, records = [revision for revision, _ in found], [record for _, record in found]
-    lost = [record["masks"] for record in records if record.pop(LOST, False)]
-    index = write_index(image, grid, records, Annotations(grid, tuple(revisions)))
-    for name in (INDEX, *lost):
-        with suppress(FileNotFoundError):
-            put_aside(folder / Path(name).name)
-    write_json(folder / INDEX, index)
-    logger.warning(
-        "%s It was rebuilt from what was kept of %d revisions; the old file is kept beside it", why, len(revisions)
-    )
-    return index
-
-
-def _best(folder: Path, grid: Grid, records: list[dict[str, Any]]) -> tuple[Revision, dict[str, Any]]:
-    """A revision as the first of several records has it whose masks are whole; else as the first has it without."""
-    for record in records:
-        with suppress(CorruptAnnotations, OSError):
-            return read_revision(folder, grid, record), record
-    try:
-        return read_revision(folder, grid, records[0]), records[0]
-    except (CorruptAnnotations, OSError) as error:
-        _without_masks(records[0], error)
-        return read_revision(folder, grid, records[0]), records[0]
-
-
-def _without_masks(record: dict[str, Any], error: Exception) -> None:
-    keys = ", ".join(f"{entry['label']} on slice {entry['index']}" for entry in record["entries"])
-    logger.error("%s Revision %s is used without its masks, of %s", error, record["number"], keys)
-    lost = f"the masks of this revision were damaged on the server's disk and are lost: annotate again {keys}"
-    record.update(entries=[], complete=[], notes=[*record["notes"], lost], **{LOST: True})
-
-
-def _sound_indices(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """The index, if it can be read, and every revision's own file, which is an index of one revision."""
-    for path in (folder / INDEX, *sorted(folder.glob("revision-*.json"))):
-        with suppress(CorruptAnnotations, OSError):
-            yield read_index(path)
-
-
-Stamp: TypeAlias = tuple[int, int, int]
-"""Inode, time and size of a file, which is never changed in place: a new stamp is a new content."""
-
-
-def image_folder(root: Path, image: str) -> Path:
-    """Where an image's files are. Ids are whatever clients send, so they never become part of a path; damaged records
-    may even hold half a character."""
-    return root / hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise CorruptAnnotations(f"{path} does not hold annotations ({why})") from error
 
 
 @dataclass(frozen=True)
@@ -333,6 +129,274 @@ class Overview:
     def finished(self) -> bool:
         """Whether something is annotated, and all of that is complete."""
         return bool(self.annotated) and self.annotated <= self.complete
+
+
+class Record(BaseModel):
+    """A part of a stored file. Keys that this version does not know stay as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def written(self) -> dict[str, Any]:
+        """The same as JSON holds it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+Key: TypeAlias = tuple[StrictStr, StrictInt, StrictInt]
+"""Label, axis and index of a slice."""
+MaskFile = Annotated[StrictStr, StringConstraints(pattern=r"^[\w-]+\.npz$")]
+
+
+class EntryRecord(Record):
+    """One annotated slice of a revision, without its mask."""
+
+    label: StrictStr
+    axis: StrictInt
+    index: StrictInt
+    shape: tuple[StrictInt, StrictInt]
+    source: Source
+    client: str
+    when: str
+    partly: StrictBool
+    """Whether the mask of what is known follows the mask of the slice."""
+
+
+class RevisionRecord(Record):
+    """What a revision says, beside the file of its masks."""
+
+    number: Annotated[StrictInt, Field(gt=0)]
+    client: str
+    when: str
+    notes: tuple[str, ...]
+    masks: MaskFile
+    sha256: StrictStr
+    entries: tuple[EntryRecord, ...]
+    predicted: tuple[Key, ...]
+    complete: tuple[StrictStr, ...]
+    labels: tuple[StrictStr, ...]
+    withdrawn: tuple[Key, ...] = ()
+    reopened: tuple[StrictStr, ...] = ()
+    undoes: tuple[StrictInt, ...] = ()
+
+    @classmethod
+    def write(cls, folder: Path, revision: Revision) -> RevisionRecord:
+        """Write a revision's masks; the record of it."""
+        update, masks, entries = revision.update, [], []
+        for key, entry in sorted(update.entries.items()):
+            masks += [entry.mask] if entry.known is None else [entry.mask, entry.known]
+            entries.append(
+                EntryRecord(
+                    label=key.label,
+                    axis=key.axis,
+                    index=key.index,
+                    shape=entry.mask.shape,
+                    source=entry.source,
+                    client=entry.client,
+                    when=entry.when,
+                    partly=entry.known is not None,
+                )
+            )
+        name = f"revision-{revision.number:06d}.npz"
+        return cls(
+            number=revision.number,
+            client=update.client,
+            when=update.when,
+            notes=update.notes,
+            masks=name,
+            sha256=write_masks(folder / name, masks),
+            entries=tuple(entries),
+            predicted=tuple(astuple(key) for key in sorted(update.predicted)),
+            complete=tuple(sorted(update.complete)),
+            labels=tuple(sorted(update.labels)),
+            withdrawn=tuple(astuple(key) for key in sorted(update.withdrawn)),
+            reopened=tuple(sorted(update.reopened)),
+            undoes=tuple(sorted(update.undoes)),
+        )
+
+    def read(self, folder: Path, grid: Grid) -> Revision:
+        """The revision with its masks. Raises ``CorruptAnnotations``."""
+        with one_error(folder / self.masks):
+            shapes = [entry.shape for entry in self.entries for _ in range(1 + entry.partly)]
+            masks = read_masks(folder / self.masks, shapes, sha256=self.sha256) if shapes else []
+            return Revision(self.number, self.update(grid, iter(masks)))
+
+    def update(self, grid: Grid, masks: Iterator[PackedMask]) -> Update:
+        """What the revision says. Where ``masks`` end its slices are empty, which is enough to check it."""
+        entries = {}
+        for entry in self.entries:
+            blank = PackedMask(entry.shape, b"")
+            mask, known = next(masks, blank), next(masks, blank) if entry.partly else None
+            key = SliceKey(entry.label, entry.axis, entry.index)
+            entries[key] = SliceAnnotation(mask, entry.source, entry.client, entry.when, known)
+        return Update(
+            grid,
+            entries,
+            frozenset(SliceKey(*key) for key in self.predicted),
+            frozenset(self.complete),
+            frozenset(self.labels),
+            self.client,
+            self.when,
+            self.notes,
+            frozenset(SliceKey(*key) for key in self.withdrawn),
+            frozenset(self.reopened),
+            frozenset(self.undoes),
+        )
+
+
+class GridRecord(Record):
+    """The grid of an image."""
+
+    shape: tuple[StrictInt, StrictInt, StrictInt]
+    affine: list[list[float]]
+
+
+class StateRecord(Record):
+    """What is known of a label now, for :class:`Overview` and for people who read the file."""
+
+    annotated: list[tuple[StrictInt, StrictInt]]
+    predicted: list[tuple[StrictInt, StrictInt]]
+    complete: StrictBool
+
+
+class IndexRecord(Record):
+    """The index of an image, or of a part of its revisions, for which there are no ``states``."""
+
+    version: StrictInt = Field(alias="schema")
+    image: StrictStr
+    written_grid: GridRecord = Field(alias="grid")
+    revisions: tuple[RevisionRecord, ...]
+    states: dict[StrictStr, StateRecord] | None = None
+    reopened: StrictBool = False
+
+    @classmethod
+    def of(
+        cls, image: str, grid: Grid, records: Sequence[RevisionRecord], merged: Annotations | None = None
+    ) -> IndexRecord:
+        """For all of what is ``merged``, or for some revisions."""
+        written = GridRecord(shape=grid.shape, affine=grid.affine.tolist())
+        index = cls(schema=SCHEMA, image=image, grid=written, revisions=tuple(records))
+        if merged is not None:
+            index.states, index.reopened = _states(merged), merged.reopened
+        return index
+
+    @cached_property
+    def grid(self) -> Grid:
+        return Grid(self.written_grid.shape, np.asarray(self.written_grid.affine))
+
+    def annotations(self, folder: Path) -> Annotations:
+        """All of it with its masks. Raises ``CorruptAnnotations``."""
+        return Annotations(self.grid, tuple(record.read(folder, self.grid) for record in self.revisions))
+
+    @property
+    def overview(self) -> Overview:
+        states = (self.states or {}).items()
+        annotated = frozenset(label for label, state in states if state.annotated)
+        complete = frozenset(label for label, state in states if state.complete)
+        return Overview(annotated, complete, self.reopened, self.revisions[-1].number if self.revisions else 0)
+
+
+def read_index(path: Path) -> IndexRecord:
+    """An index, checked as far as possible without masks. Raises ``CorruptAnnotations``."""
+    content = read_json(path, schema=SCHEMA)
+    with one_error(path):
+        index = IndexRecord.model_validate(content)
+        if not 0 < math.prod(index.grid.shape) <= MOST_VOXELS:
+            raise ValueError("its grid has a size that no image has")
+        numbers = [record.number for record in index.revisions]
+        if numbers != sorted(set(numbers)):
+            raise ValueError("its revisions are not in order")
+        for record in index.revisions:
+            record.update(index.grid, iter(()))
+    return index
+
+
+def _states(annotations: Annotations) -> dict[str, StateRecord]:
+    return {
+        label: StateRecord(
+            annotated=[(key.axis, key.index) for key in annotations.slices if key.label == label],
+            predicted=sorted((key.axis, key.index) for key in annotations.predicted if key.label == label),
+            complete=label in annotations.complete,
+        )
+        for label in annotations.labels
+    }
+
+
+logger = logging.getLogger(__name__)
+
+INDEX = "annotations.json"
+
+
+def revision_file(folder: Path, number: int) -> Path:
+    """What a revision says, beside its masks: the same as in the index."""
+    return folder / f"revision-{number:06d}.json"
+
+
+def has_revisions(folder: Path) -> bool:
+    """Whether there are annotations in an image's folder, with or without an index."""
+    return next(folder.glob("revision-*.json"), None) is not None
+
+
+def recover(folder: Path, why: CorruptAnnotations) -> IndexRecord | None:
+    """A sound index for an image's folder, None where nothing of it can be read: the folder is put aside then.
+
+    Every revision whose file is whole counts. Masks that are damaged are taken out of theirs, with a note. What is
+    damaged is kept under another name. The caller holds the folder's lock.
+    """
+    sound = list(_sound_indices(folder))
+    if not sound:
+        kept = put_aside(folder)
+        logger.error("%s Nothing of it can be read: it is kept as %s; its image counts as not annotated", why, kept)
+        return None
+    image, grid = sound[0].image, sound[0].grid
+    known: dict[int, list[RevisionRecord]] = {}
+    for index in sound:
+        for record in index.revisions if index.image == image and index.grid.matches(grid) else ():
+            known.setdefault(record.number, []).append(record)
+    damaged: list[str] = []
+    records = [_best(folder, grid, known[number], damaged) for number in sorted(known)]
+    index = IndexRecord.of(image, grid, records)
+    index = IndexRecord.of(image, grid, records, index.annotations(folder))
+    for name in (INDEX, *damaged):
+        with suppress(FileNotFoundError):
+            put_aside(folder / name)
+    write_json(folder / INDEX, index.written())
+    logger.warning(
+        "%s It was rebuilt from what was kept of %d revisions; the old file is kept beside it", why, len(records)
+    )
+    return index
+
+
+def _best(folder: Path, grid: Grid, records: Sequence[RevisionRecord], damaged: list[str]) -> RevisionRecord:
+    """The first of several records of a revision whose masks are whole; else the first without its masks, whose file
+    is added to ``damaged``."""
+    for record in records:
+        try:
+            record.read(folder, grid)
+            return record
+        except (CorruptAnnotations, OSError) as error:
+            damage = error
+    record = records[0]
+    damaged.append(record.masks)
+    keys = ", ".join(f"{entry.label} on slice {entry.index}" for entry in record.entries)
+    logger.error("%s Revision %s is used without its masks, of %s", damage, record.number, keys)
+    note = f"the masks of this revision were damaged on the server's disk and are lost: annotate again {keys}"
+    return record.model_copy(update={"entries": (), "complete": (), "notes": (*record.notes, note)})
+
+
+def _sound_indices(folder: Path) -> Iterator[IndexRecord]:
+    """The index, if it can be read, and every revision's own file, which is an index of one revision."""
+    for path in (folder / INDEX, *sorted(folder.glob("revision-*.json"))):
+        with suppress(CorruptAnnotations, OSError):
+            yield read_index(path)
+
+
+Stamp: TypeAlias = tuple[int, int, int]
+"""Inode, time and size of a file, which is never changed in place: a new stamp is a new content."""
+
+
+def image_folder(root: Path, image: str) -> Path:
+    """Where an image's files are. Ids are whatever clients send, so they never become part of a path; damaged records
+    may even hold half a character."""
+    return root / hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -384,7 +448,7 @@ class AnnotationStore:
                 self.troubles.pop(path, None)
                 if index is None:
                     continue
-                self._overviews[path] = stamp, index["image"], _overview(index)
+                self._overviews[path] = stamp, index.image, index.overview
             _, image, overview = self._overviews[path]
             found[image] = overview
         return found
@@ -402,13 +466,13 @@ class AnnotationStore:
             merged = known.merge(update)
             if merged is not known:
                 folder.mkdir(parents=True, exist_ok=True)  # a damaged one was put aside
-                old = read_index(folder / INDEX)["revisions"] if known.revisions else []
-                new = [write_revision(folder, revision) for revision in merged.revisions[len(old) :]]
+                old = read_index(folder / INDEX).revisions if known.revisions else ()
+                new = [RevisionRecord.write(folder, revision) for revision in merged.revisions[len(old) :]]
                 for record in (*old, *new):  # what the index says, once more: it can be rebuilt from these
-                    own = revision_file(folder, record["number"])
+                    own = revision_file(folder, record.number)
                     if record in new or not own.exists():
-                        write_json(own, write_index(image, merged.grid, [record], None))
-                write_json(folder / INDEX, write_index(image, merged.grid, [*old, *new], merged))
+                        write_json(own, IndexRecord.of(image, merged.grid, [record]).written())
+                write_json(folder / INDEX, IndexRecord.of(image, merged.grid, [*old, *new], merged).written())
             return merged
 
     def images(self) -> list[str]:
@@ -434,14 +498,14 @@ class AnnotationStore:
     def _load(self, folder: Path, *, lock: bool) -> Annotations | None:
         try:
             index = self._index(folder, lock=lock)
-            return None if index is None else _annotations(folder, index)
+            return None if index is None else index.annotations(folder)
         except UnknownSchema:
             raise
         except CorruptAnnotations as error:  # masks are damaged
             index = self._recovered(folder, error, lock=lock)
-            return None if index is None else _annotations(folder, index)
+            return None if index is None else index.annotations(folder)
 
-    def _index(self, folder: Path, *, lock: bool) -> dict[str, Any] | None:
+    def _index(self, folder: Path, *, lock: bool) -> IndexRecord | None:
         """A sound index; None where there is none."""
         path = folder / INDEX
         try:
@@ -455,12 +519,12 @@ class AnnotationStore:
         except CorruptAnnotations as error:
             return self._recovered(folder, error, lock=lock)
 
-    def _recovered(self, folder: Path, error: CorruptAnnotations, *, lock: bool) -> dict[str, Any] | None:
+    def _recovered(self, folder: Path, error: CorruptAnnotations, *, lock: bool) -> IndexRecord | None:
         with FileLock(folder / "lock") if lock else nullcontext():
             if lock:  # another thread or process may have done it meanwhile
                 with suppress(CorruptAnnotations, OSError):
                     index = _sound_index(folder / INDEX)
-                    _annotations(folder, index)
+                    index.annotations(folder)
                     return index
             return recover(folder, error)
 
@@ -487,21 +551,8 @@ class AnnotationStore:
 _FOLDER = re.compile("[0-9a-f]{32}")
 
 
-def _sound_index(path: Path) -> dict[str, Any]:
+def _sound_index(path: Path) -> IndexRecord:
     index = read_index(path)
-    with one_error(path):
-        _overview(index)
+    if index.states is None:
+        raise CorruptAnnotations(f"{path} does not hold what is known now")
     return index
-
-
-def _annotations(folder: Path, index: dict[str, Any]) -> Annotations:
-    grid = grid_of(index)
-    return Annotations(grid, tuple(read_revision(folder, grid, written) for written in index["revisions"]))
-
-
-def _overview(index: dict[str, Any]) -> Overview:
-    states = index["states"].items()
-    annotated = frozenset(label for label, state in states if state["annotated"])
-    complete = frozenset(label for label, state in states if state["complete"])
-    revision = index["revisions"][-1]["number"] if index["revisions"] else 0
-    return Overview(annotated, complete, bool(index.get("reopened", False)), revision)

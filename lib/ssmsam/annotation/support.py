@@ -66,25 +66,15 @@ class SupportSet:
         )
 
     def only(
-        self,
-        *,
-        label: str | None = None,
-        images: Collection[str] | None = None,
-        plane: Plane | None = None,
-        sources: Collection[Source] | None = None,
-        whole: bool = False,
-        nonempty: bool = False,
+        self, *, label: str | None = None, images: Collection[str] | None = None, nonempty: bool = False
     ) -> SupportSet:
-        """The slices that pass every given filter; ``whole`` drops partly known ones, ``nonempty`` empty masks."""
+        """The slices of a label, of some images, and with ``nonempty`` those whose mask is not empty."""
         return SupportSet(
             tuple(
                 item
                 for item in self.slices
                 if (label is None or item.label == label)
                 and (images is None or item.image in images)
-                and (plane is None or item.plane == plane)
-                and (sources is None or item.source in sources)
-                and not (whole and item.annotation.known is not None)
                 and not (nonempty and item.annotation.empty)
             )
         )

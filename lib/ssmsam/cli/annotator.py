@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-_TOUCHING = np.ones((3, 3), dtype=bool)  # pixels that share a corner belong to one region
+from ssmsam.ops import components
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,8 @@ def _regions(missed: np.ndarray, leaked: np.ndarray) -> Iterator[tuple[np.ndarra
     """Connected regions of both kinds of error, largest first, and whether they were missed."""
     found: list[tuple[int, int, np.ndarray, bool]] = []
     for error, positive in ((missed, True), (leaked, False)):
-        labels, count = ndimage.label(error, structure=_TOUCHING)
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        found += [(int(sizes[number]), number, labels, positive) for number in range(1, count + 1)]
+        labels, sizes = components(error)
+        found += [(int(sizes[number]), number, labels, positive) for number in range(1, len(sizes))]
     found.sort(key=lambda item: -item[0])  # stable: missed regions stay before leaked ones of the same size
     for _, number, labels, positive in found:
         yield labels == number, positive

@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 
 from ssmsam.cli.sample_data import IMAGES, TRUTH, sample_folder
 from ssmsam.dicom.file import looks_like_dicom
-from ssmsam.embeddings.store import default_root
 from ssmsam.models.registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
 from ssmsam.models.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, entry, find_weights, manifest
+from ssmsam.paths import default_root
 from ssmsam.reading import UnreadableVolume, read_volume
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -160,9 +160,7 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
         return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
     if known.sha256 is None:
-        return Finding(
-            subject, WARN, f"{text}, checksum not recorded", f"python -m ssmsam.models.weights --record {name}"
-        )
+        return Finding(subject, WARN, f"{text}, checksum not recorded", f"ssmsam train record {name}, in a clone")
     return Finding(subject, OK, f"{text}, checksum right, licence: {known.licence}")
 
 
@@ -258,7 +256,7 @@ def dicom_store(place: Place) -> Iterator[Finding]:
 
 def studies_folder(folder: Path) -> Iterator[Finding]:
     """Every image of a folder of studies, read as the server will read it: what it would set aside, and why."""
-    from ssmsam.server.identifiers import VOLUME_SUFFIXES
+    from ssmsam.service.identifiers import VOLUME_SUFFIXES
 
     if not folder.is_dir():
         yield Finding("studies", FAIL, f"there is no folder {folder}", "look at the path that --studies is to have")

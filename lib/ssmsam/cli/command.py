@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         return STOPPED
+    except ModuleNotFoundError as error:
+        click.echo(f'ssmsam needs the package {error.name}: pip install "ssmsam[server]", then run it again', err=True)
+        return BAD_INPUT
     return status if isinstance(status, int) else FINE
 
 

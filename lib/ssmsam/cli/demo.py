@@ -26,6 +26,7 @@ from ssmsam.cli.options import encoder_option
 from ssmsam.cli.pictures import Panel, draw_overlays
 from ssmsam.cli.sample_data import IMAGES, LABELS, SampleCase, sample_cases
 from ssmsam.cli.serve import app_folder
+from ssmsam.ops import dice
 from ssmsam.reading import read_volume
 from ssmsam.report import Summary, files_digest, mean_over_labels, run_manifest, summarise, write_result
 from ssmsam.volume.intensity import recipe_for
@@ -56,7 +57,7 @@ def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path
         with studies_of(cases) as (studies, scratch):
             print(f"starting the server on {len(cases)} sample volumes ...", flush=True)
             conf = {"store": str(scratch / "store"), "encoder": encoder}
-            with live_server(app=app_folder(), studies=studies, conf=conf) as server:
+            with live_server(app=app_folder(scratch / "app"), studies=studies, conf=conf) as server:
                 result, panels = annotate(server, cases, scratch)
     except (MONAILabelClientException, requests.RequestException, ServerFailed, ValueError) as error:
         print(f"the demo failed: {error}", file=sys.stderr)
@@ -151,7 +152,7 @@ def annotate_case(
         annotator = Annotator(client, case.name, label, seconds)
         clicks, mask, scores = click_slice(annotator, truth[index], index)
         box = click_params(index, [], bounding_box(truth[index]))
-        scores["sam_2d, box"] = dice(annotator.ask("sam_2d", "sam_2d, box", box, anew=True)[index], truth[index])
+        scores["sam_2d, box"] = percent(annotator.ask("sam_2d", "sam_2d, box", box, anew=True)[index], truth[index])
         whole[label], found = click_volume(annotator, truth, index, clicks)
         records.append(
             {
@@ -201,7 +202,7 @@ def complete_case(
         for record in records:
             truth, value = targets[record["label"]], details["label_names"][record["label"]]
             rest = np.setdiff1d(np.arange(len(truth)), slices[record["label"]])
-            record["dice"][model] = round(dice(mask[rest] == value, truth[rest]), 3)
+            record["dice"][model] = round(percent(mask[rest] == value, truth[rest]), 3)
         whole = {label: mask == value for label, value in details["label_names"].items()}
         panels.append(coronal_panel(f"{case.name}, {model}", volume, whole, labels))
     return records
@@ -216,7 +217,7 @@ def click_slice(
         first = len(clicks) == 1
         kind = "sam_2d, first click" if first else "sam_2d, later click"
         mask = annotator.ask("sam_2d", kind, click_params(index, clicks), anew=first)[index]
-        scores[len(clicks)] = dice(mask, truth)
+        scores[len(clicks)] = percent(mask, truth)
         click = next_click(truth, mask, clicked=clicks)
         if click is None or len(clicks) == SLICE_CLICKS:
             break
@@ -233,7 +234,7 @@ def click_volume(
     for n in range(1, min(VOLUME_CLICKS, len(clicks)) + 1):
         kind = "sam_3d, first click" if n == 1 else "sam_3d, later click"
         mask = annotator.ask("sam_3d", kind, click_params(index, clicks[:n]), anew=n == 1)
-        scores[n] = dice(mask, truth)
+        scores[n] = percent(mask, truth)
     return mask, {"sam_3d, 1 click": scores[1], "sam_3d, 3 clicks": scores[max(scores)]}
 
 
@@ -281,10 +282,9 @@ def spread(truth: np.ndarray, k: int) -> list[int]:
     return sorted({int(present[np.abs(present - place).argmin()]) for place in wanted})
 
 
-def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """In per cent; 100 where both are empty."""
-    inside = np.count_nonzero(mask) + np.count_nonzero(truth)
-    return 200.0 * np.count_nonzero(mask & truth) / inside if inside else 100.0
+def percent(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Dice; 100 where both are empty."""
+    return float(dice(mask, truth, scale=100.0))
 
 
 def slice_panel(

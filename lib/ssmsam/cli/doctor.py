@@ -13,8 +13,8 @@ from ssmsam.cli.command import FAILED, FINE, Program, json_option
 from ssmsam.cli.options import weights_option
 from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights
 from ssmsam.models.weights import manifest as known_weights
+from ssmsam.paths import default_store
 from ssmsam.report import run_manifest, write_result
-from ssmsam.server.configuration import default_store
 
 COLORS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 DOWNLOADABLE = [name for name, known in known_weights().items() if known.url]

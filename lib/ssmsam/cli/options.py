@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from ssmsam.api import FewShotSegmenter
 from ssmsam.cli.command import Several, path_option
 from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, ENCODERS, default_encoder
-from ssmsam.server.configuration import default_store, default_support
+from ssmsam.paths import default_store, default_support
 
 METHODS = ("fewshot", "ssm_sam")
 PLANES = ("axial", "coronal", "sagittal")
@@ -59,7 +58,3 @@ def use_threads(threads: int | None) -> None:
 def on_cuda(device: str | None) -> str:
     """The device that a model is on whose options leave it open."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def threads_wanted() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

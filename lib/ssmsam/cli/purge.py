@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from ssmsam.cli.command import FAILED, FINE, Program, json_option, path_option
+from ssmsam.paths import CacheFolders, default_cache_folders
 from ssmsam.report import run_manifest, write_result
-from ssmsam.server.configuration import default_cache_folders
-from ssmsam.server.patient_cache import CacheFolders, cached, purge
+from ssmsam.service.patient_cache import cached, purge
 
 
 @click.command(cls=Program)

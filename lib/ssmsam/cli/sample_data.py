@@ -10,10 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ssmsam.dicom.seg_writer import DicomPatient, derived_uid, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 
 LABELS = {1: "liver", 2: "spleen", 3: "right kidney", 4: "left kidney", 5: "aorta", 6: "lesion"}
 """What the numbers of the sample volumes' labels mean."""

@@ -18,9 +18,9 @@ from ssmsam.cli.options import METHODS, loaded, model_options
 from ssmsam.cli.pictures import Panel, draw_overlays
 from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.report import write_result
-from ssmsam.volume.geometry import Plane, reoriented
+from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 PANELS = 6

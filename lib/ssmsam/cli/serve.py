@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -45,6 +46,8 @@ def command(
         raise ValueError(
             f"there is no folder {studies}: `ssmsam samples --out samples` makes one to try, samples/abdomen"
         )
+    if find_spec("monailabel") is None:
+        raise ModuleNotFoundError("No module named 'monailabel'", name="monailabel")
     url = f"http://{host}:{port}"
     print(f"serving {studies}; stop with Ctrl-C")
     print(f"   3D Slicer, MONAI Label module, server address: {url}")
@@ -56,9 +59,10 @@ def command(
     return run_monailabel(["start_server", *options])
 
 
-def app_folder() -> Path:
-    """A folder of the user's with the app: MONAI Label writes logs and links beside it, where a package may not be."""
-    folder = platformdirs.user_data_path("ssmsam") / "app"
+def app_folder(folder: Path | None = None) -> Path:
+    """The app copied into a folder, by default one of the user's: MONAI Label writes logs beside it, and packages may
+    be read only."""
+    folder = folder or platformdirs.user_data_path("ssmsam") / "app"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(APP, folder / APP.name)
     return folder

@@ -23,11 +23,11 @@ def distinct_colours(wanted: Sequence[RGB | None]) -> list[RGB]:
     given: dict[int, RGB] = {}
     rgb, lab = _palette()
     gaps = np.full(len(lab), np.inf)  # from every colour of the palette to the nearest one given
-    for index, wish in sorted(enumerate(wanted), key=lambda pair: pair[1] is None):
-        if wish is None or not _is_free(wish, given.values()):
-            wish = _triple(rgb[_nearest_free(wish, lab, gaps)])
-        given[index] = wish
-        np.minimum(gaps, np.linalg.norm(lab - cielab(wish), axis=1), out=gaps)
+    for index, preferred in sorted(enumerate(wanted), key=lambda pair: pair[1] is None):
+        if preferred is None or not _is_free(preferred, given.values()):
+            preferred = _triple(rgb[_nearest_free(preferred, lab, gaps)])
+        given[index] = preferred
+        np.minimum(gaps, np.linalg.norm(lab - cielab(preferred), axis=1), out=gaps)
     return [given[index] for index in range(len(wanted))]
 
 
@@ -46,18 +46,18 @@ def _palette() -> tuple[np.ndarray, np.ndarray]:
     return rgb[clear], lab[clear]
 
 
-def _is_free(wish: RGB, given: Collection[RGB]) -> bool:
+def _is_free(preferred: RGB, given: Collection[RGB]) -> bool:
     if not given:
         return True
-    return bool(np.linalg.norm(cielab(np.array(list(given))) - cielab(wish), axis=1).min() >= APART)
+    return bool(np.linalg.norm(cielab(np.array(list(given))) - cielab(preferred), axis=1).min() >= APART)
 
 
-def _nearest_free(wish: RGB | None, lab: np.ndarray, gaps: np.ndarray) -> int:
-    """Index into the palette: nearest to the wish among the free ones, else the farthest from all given."""
+def _nearest_free(preferred: RGB | None, lab: np.ndarray, gaps: np.ndarray) -> int:
+    """Index into the palette: nearest to the preferred among the free ones, else the farthest from all given."""
     free = np.flatnonzero(gaps >= APART)
-    if wish is None or not len(free):
+    if preferred is None or not len(free):
         return int(gaps.argmax())
-    return int(free[np.linalg.norm(lab[free] - cielab(wish), axis=1).argmin()])
+    return int(free[np.linalg.norm(lab[free] - cielab(preferred), axis=1).argmin()])
 
 
 def _triple(rgb: np.ndarray) -> RGB:

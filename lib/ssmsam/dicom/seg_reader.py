@@ -171,8 +171,10 @@ def _same_names(segments: Sequence[Segment]) -> list[str]:
 def _overlap_note(values: Mapping[str, int], hidden: Mapping[int, int], overlap: int) -> list[str]:
     if not overlap:
         return []
-    lost = ", ".join(f"{hidden[value]} of {name}" for name, value in values.items() if hidden.get(value))
-    return [f"segments overlap in {overlap} voxels; the smaller covers the larger there, which hides voxels: {lost}"]
+    hidden_of = ", ".join(f"{hidden[value]} of {name}" for name, value in values.items() if hidden.get(value))
+    return [
+        f"segments overlap in {overlap} voxels; the smaller covers the larger there, which hides voxels: {hidden_of}"
+    ]
 
 
 def _on_grid(frame: SegmentFrame, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -214,9 +216,9 @@ def _values(segments: Sequence[Segment], known: Mapping[str, int]) -> dict[str, 
     """A value for every name, never one value for two names."""
     values = {segment.name: known[segment.name] for segment in segments if segment.name in known}
     used = set(known.values()) | {0}
-    for wish in (lambda segment: segment.label, lambda segment: segment.number):
+    for preference in (lambda segment: segment.label, lambda segment: segment.number):
         for segment in segments:
-            value = wish(segment)
+            value = preference(segment)
             if segment.name not in values and value is not None and value not in used:
                 values[segment.name] = value
                 used.add(value)

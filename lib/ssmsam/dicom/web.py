@@ -183,7 +183,7 @@ class StoreAccess:
     stow: str | None = None
 
     @property
-    def shown(self) -> str:
+    def name(self) -> str:
         """The address without anything secret, for messages."""
         parts = urlsplit(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -299,17 +299,17 @@ class DicomStore:
         with self._errors(f"of series {series.series_uid}"):
             for header in self._files(series):
                 if str(header.get("SeriesInstanceUID")) != series.series_uid:
-                    raise SeriesRefused(f"{self.access.shown} sent files of another series than {series.series_uid}")
+                    raise SeriesRefused(f"{self.access.name} sent files of another series than {series.series_uid}")
                 seen.add(str(header.SOPInstanceUID))
                 header.save_as(folder / f"{len(seen):05d}.dcm")
         if len(seen) < max(1, series.instances) and len(seen) < (expected := self._count(series)):
             raise SeriesUnavailable(
-                f"{self.access.shown} sent {len(seen)} of the {expected} images of series {series.series_uid}. "
+                f"{self.access.name} sent {len(seen)} of the {expected} images of series {series.series_uid}. "
                 "Try again in a moment; if that does not help, send the series to the store again."
             )
         if not seen:
             raise SeriesRefused(
-                f"{self.access.shown} lists series {series.series_uid} and sends no image of it: "
+                f"{self.access.name} lists series {series.series_uid} and sends no image of it: "
                 "send the series to the store again."
             )
 
@@ -351,7 +351,7 @@ class DicomStore:
             answer = self.client.store_instances([dataset])
         kept = [str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or ()]
         if answer.get("FailedSOPSequence") or (kept and str(dataset.SOPInstanceUID) not in kept):
-            raise StoreRefused(f"{self.access.shown} did not keep the segmentation; its own log says why")
+            raise StoreRefused(f"{self.access.name} did not keep the segmentation; its own log says why")
         header = read_dataset(path, tags=RECORD_TAGS, pixels=False).to_json_dict(suppress_invalid_tags=True)
         return _segmentation_record(header, referenced_series(header)[0])
 
@@ -379,7 +379,7 @@ class DicomStore:
                     raise
                 self.client.search_for_studies(limit=1)
                 logger.info("%s lists the series of one study at a time only: it is asked study by study",
-                            self.access.shown)  # fmt: skip
+                            self.access.name)  # fmt: skip
                 self._relational = False
         return self._relational
 
@@ -396,7 +396,7 @@ class DicomStore:
                 yield {"0020000D": {"vr": "UI", "Value": [study]}, **series}
 
     def _series_of(self, study: str) -> list[dict[str, Any]]:
-        with self._studies:  # what is remembered may grow too old between a look and a look
+        with self._studies:  # what is remembered may grow too old between two calls
             known = self._by_study.get(study)
         if known is None:
             known = self._paged(self._search_series({}, study), "0020000E")
@@ -453,47 +453,47 @@ class DicomStore:
             raise self._refused(_status(error), what) from error
         except requests.exceptions.SSLError as error:
             raise StoreUnavailable(
-                f"the certificate of the DICOMweb store {self.access.shown} is not trusted here. Where it is your own, "
+                f"the certificate of the DICOMweb store {self.access.name} is not trusted here. Where it is your own, "
                 "set REQUESTS_CA_BUNDLE=/path/to/your-authority.pem and start again."
             ) from error
         except requests.RequestException as error:
             if what and not isinstance(error, requests.ConnectionError):  # it was reached, and fell silent
                 raise SeriesUnavailable(
-                    f"the DICOMweb store {self.access.shown} did not send the files {what} to their end "
+                    f"the DICOMweb store {self.access.name} did not send the files {what} to their end "
                     f"({type(error).__name__}). Try again in a moment."
                 ) from error
             raise StoreUnavailable(
-                f"the DICOMweb store {self.access.shown} cannot be reached ({type(error).__name__}). "
+                f"the DICOMweb store {self.access.name} cannot be reached ({type(error).__name__}). "
                 "Check that it runs and that the address is right; nothing is lost, try again then."
             ) from error
         except (ValueError, KeyError, AttributeError, TypeError, pydicom.errors.InvalidDicomError) as error:
             if what:
                 raise SeriesRefused(
-                    f"the DICOMweb store {self.access.shown} sent something for the files {what} that is not DICOMweb "
+                    f"the DICOMweb store {self.access.name} sent something for the files {what} that is not DICOMweb "
                     f"({type(error).__name__}). Send the series to the store again."
                 ) from error
             raise StoreRefused(
-                f"the DICOMweb store {self.access.shown} sent an answer that is not DICOMweb ({type(error).__name__}). "
+                f"the DICOMweb store {self.access.name} sent an answer that is not DICOMweb ({type(error).__name__}). "
                 "Give the address of its DICOMweb root, such as http://127.0.0.1:8042/dicom-web."
             ) from error
 
     def _refused(self, status: int, what: str) -> Exception:
         if status in (401, 403):
             return StoreRefused(
-                f"the DICOMweb store {self.access.shown} refuses the login ({status}). Set "
+                f"the DICOMweb store {self.access.name} refuses the login ({status}). Set "
                 "MONAI_LABEL_DICOMWEB_USERNAME and _PASSWORD, or SSMSAM_DICOMWEB_TOKEN, and start again."
             )
         if status in (408, 429) or status >= 500:
             kind = SeriesUnavailable if what and status != 429 else StoreUnavailable
             asked = f" when it was asked for the files {what}" if what else ""
-            return kind(f"the DICOMweb store {self.access.shown} failed ({status}){asked}. Try again in a moment.")
+            return kind(f"the DICOMweb store {self.access.name} failed ({status}){asked}. Try again in a moment.")
         if what and status in NOT_SO:
             return SeriesRefused(
-                f"the DICOMweb store {self.access.shown} does not send the files {what}, which it lists ({status}): "
+                f"the DICOMweb store {self.access.name} does not send the files {what}, which it lists ({status}): "
                 "they are gone or offline. Send the series to the store again."
             )
         return StoreRefused(
-            f"the DICOMweb store {self.access.shown} refuses the request ({status}). Is this the address of its "
+            f"the DICOMweb store {self.access.name} refuses the request ({status}). Is this the address of its "
             "DICOMweb root, such as http://127.0.0.1:8042/dicom-web?"
         )
 

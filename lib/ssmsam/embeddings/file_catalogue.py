@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ssmsam.files import whole_file
 from ssmsam.volume.intensity import CtWindow, IntensityRecipe, MrPercentiles
 from ssmsam.volume.volume import Grid, Volume
 
@@ -68,11 +68,9 @@ class Catalogue:
             "recipe": recipe.name,
             "settings": asdict(recipe),
         }
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(fields, indent=1))
-            partial.replace(file)
+            with whole_file(file) as partial:
+                partial.write_text(json.dumps(fields, indent=1))
         except OSError as error:  # only costs time
             logger.warning("cannot remember what %s holds in %s: %s", source, self.root, error)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import pooch
 from filelock import FileLock
 
 from ssmsam.embeddings.stored_volume import StoredVolume
@@ -29,11 +28,6 @@ FORMAT = 2
 """Part of every key: raise it when the files, or how encoder inputs are made of slices, change."""
 
 DEFAULT_QUOTA_BYTES = 20 * 2**30
-
-
-def default_root() -> Path:
-    """The store's folder in the user's cache."""
-    return Path(pooch.os_cache("ssmsam")) / "embeddings"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ssmsam.files import whole_file
+
 logger = logging.getLogger(__name__)
 
 Fp16Embedding = dict[str, np.ndarray]
@@ -207,9 +209,8 @@ class StoredVolume:
             np.zeros(self.count, RECORD).tofile(self.folder / "slices.bin")
             (self.folder / "used").touch()
             tensors = {name: (tensor.shape, tensor.offset) for name, tensor in layout.items()}
-            partial = self.folder / "meta.json.partial"
-            partial.write_text(json.dumps({"identity": self._identity, "tensors": tensors}, indent=1))
-            partial.replace(self.folder / "meta.json")
+            with whole_file(self.folder / "meta.json") as partial:
+                partial.write_text(json.dumps({"identity": self._identity, "tensors": tensors}, indent=1))
             self._layout = layout
             return layout
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache, support_key
 from ssmsam.fewshot.task_checkpoint import TaskCheckpoint, UnusableCheckpoint, raw_card
+from ssmsam.files import write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.volume.writing import write_bytes
 
 _KEY = "support_key"
 

@@ -26,8 +26,8 @@ from ssmsam.fewshot.task_checkpoint import (
     method_of,
     read_card,
 )
+from ssmsam.files import private_folder, write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.volume.writing import private_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 

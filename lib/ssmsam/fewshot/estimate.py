@@ -14,6 +14,7 @@ from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.config import BATCH, CHECKED_SLICES, LEAST_GAIN, LEAST_SLICES, STOPS, AdaptationConfig
 from ssmsam.fewshot.episodes import AdaptationTask, AdaptationTasks, tally
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Progress, silent, stop_if_cancelled
 
 
@@ -150,8 +151,7 @@ def check_support(decoder: TargetDecoder, adaptation_task: AdaptationTask) -> Su
     shows = adaptation_task.bank.shows
     if shows.sum() < 2:
         return SupportCheck()
-    count = min(CHECKED_SLICES, len(shows))
-    asked = np.unique(np.linspace(0, len(shows) - 1, count).round().astype(int)).tolist()
+    asked = evenly_spaced(len(shows), CHECKED_SLICES)
     presence, total = np.zeros(len(asked)), np.zeros(2)
     for start in range(0, len(asked), BATCH):
         stop_if_cancelled()

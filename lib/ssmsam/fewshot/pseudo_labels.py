@@ -16,6 +16,7 @@ import numpy as np
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.config import PseudoLabelConfig
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.ops import evenly_spaced
 
 
 def slices_to_pseudo_label(
@@ -37,8 +38,7 @@ def slices_to_pseudo_label(
 def evenly_spread(embeddings: VolumeEmbeddings, config: PseudoLabelConfig) -> list[int]:
     """Slices from the first to the last of a volume, about equally far apart."""
     length = (embeddings.count - 1) * embeddings.slice_mm
-    count = min(config.slices, embeddings.count, int(length / config.spacing_mm) + 1)
-    return sorted({int(index) for index in np.linspace(0, embeddings.count - 1, max(1, count)).round()})
+    return evenly_spaced(embeddings.count, max(1, min(config.slices, int(length / config.spacing_mm) + 1)))
 
 
 def as_labelled(embeddings: VolumeEmbeddings, mask: np.ndarray, slices: Sequence[int]) -> list[LabelledSlice]:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
@@ -23,6 +22,7 @@ from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import OUTSIDE, Frame, Window, on_cells
+from ssmsam.ops import evenly_spaced, touching
 from ssmsam.progress import Progress, silent
 
 
@@ -45,7 +45,7 @@ def _enlarged(slices: Sequence[LabelledSlice], bank: SupportBank, config: RoiCon
         window = window_in(bank, several[0].embeddings, config)
         if window is not None:
             part = several[0].embeddings.within(window)
-            spread = np.unique(np.linspace(0, len(several) - 1, config.slices).round().astype(int))
+            spread = evenly_spaced(len(several), config.slices)
             part.embed([several[n].index for n in spread])
             found += [replace(several[n], embeddings=part) for n in spread]
     return found
@@ -99,12 +99,6 @@ def redrawn_in(final: Proposals, rows: Sequence[int], seen: np.ndarray, whole: F
     for row in np.flatnonzero(roi.drawn):
         cells[row] = on_cells(redrawn.pixels(row, whole)[None], whole, side)[0]
     return replace(redrawn, logits=cells)
-
-
-def touching(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """The parts of masks (n, S, S) that touch the anchors (n, S, S)."""
-    parts, _ = ndimage.label(masks, structure=np.ones((3, 3, 3)))
-    return masks & np.isin(parts, np.unique(parts[anchors & masks]))
 
 
 def side_mm(masks: Mapping[str, tuple[np.ndarray, float]], config: RoiConfig) -> float | None:

@@ -22,8 +22,7 @@ from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.support_bank import SupportBank, interpolated, signed_distance
 from ssmsam.models.registry import load_volume_head
 from ssmsam.models.volume_head import VolumeHead
-
-_TOUCHING = np.ones((3, 3))
+from ssmsam.ops import largest_component, touching
 
 
 def objects(masks: np.ndarray, evidence: np.ndarray, anchors: np.ndarray, *, most: int) -> list[np.ndarray]:
@@ -43,7 +42,7 @@ def objects(masks: np.ndarray, evidence: np.ndarray, anchors: np.ndarray, *, mos
     while len(found) < most and len(evidence) and evidence.max() > 0:
         first = int(evidence.argmax())
         one = np.zeros_like(masks)
-        one[first] = _largest_piece(left[first])
+        one[first] = largest_component(left[first])
         one = _tracked(masks, one, first)
         found.append(one)
         left &= ~one
@@ -55,11 +54,11 @@ def _grown(masks: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """What hangs together with anchors: between them in both directions, beyond them outwards."""
     found = np.zeros_like(masks)
     for row in np.flatnonzero(anchors.any(axis=(1, 2))):
-        found[row] = anchors[row] | _pieces_on(masks[row], anchors[row])
+        found[row] = anchors[row] | touching(masks[row], anchors[row])
     for order in (range(1, len(masks)), range(len(masks) - 2, -1, -1)):
         step = 1 if order.step > 0 else -1
         for row in order:
-            found[row] |= _pieces_on(masks[row], found[row - step])
+            found[row] |= touching(masks[row], found[row - step])
     return found
 
 
@@ -67,23 +66,10 @@ def _tracked(masks: np.ndarray, found: np.ndarray, first: int) -> np.ndarray:
     """An object that begins on one row, on all the others."""
     for outwards, step in ((range(first + 1, len(masks)), 1), (range(first - 1, -1, -1), -1)):
         for row in outwards:
-            found[row] = _pieces_on(masks[row], found[row - step])
+            found[row] = touching(masks[row], found[row - step])
             if not found[row].any():
                 break
     return found
-
-
-def _largest_piece(mask: np.ndarray) -> np.ndarray:
-    pieces, _ = ndimage.label(mask, structure=_TOUCHING)
-    return np.asarray(pieces == np.bincount(pieces[pieces > 0]).argmax())
-
-
-def _pieces_on(mask: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The pieces of a mask (S, S) that overlap with another."""
-    if not (mask & before).any():
-        return np.zeros_like(mask)
-    pieces, _ = ndimage.label(mask, structure=_TOUCHING)
-    return np.isin(pieces, np.unique(pieces[mask & before]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import ndimage
 
+from ssmsam import ops
 from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors, stacked
 from ssmsam.fewshot.config import PRIOR_REACH, SMALL_PIECE, SupportBankConfig
 from ssmsam.fewshot.support import LabelledSlice
@@ -17,6 +17,7 @@ from ssmsam.models.fewshot_decoder import ATLAS_MAPS, DecoderContext, TargetDeco
 from ssmsam.models.frame import draw_mask
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import SupportEncoding, TokenKind, describe
+from ssmsam.ops import components
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +41,8 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     if not mask.any():
         return np.full(mask.shape, -PRIOR_REACH, dtype=np.float32)
     # the border runs between pixels: half a cell on either side of it
-    inside = ndimage.distance_transform_edt(mask) - 0.5
-    outside = ndimage.distance_transform_edt(~mask) - 0.5
-    return np.clip(np.where(mask, inside, -outside), -PRIOR_REACH, PRIOR_REACH).astype(np.float32)
+    distance = ops.signed_distance(mask) - np.where(mask, 0.5, -0.5)
+    return np.clip(distance, -PRIOR_REACH, PRIOR_REACH).astype(np.float32)
 
 
 def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
@@ -394,9 +394,8 @@ class SupportBank:
 
 def _pieces(mask: np.ndarray) -> int:
     """How many pieces a mask (S, S) has, without those much smaller than the largest."""
-    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel())[1:]
-    return int((sizes >= SMALL_PIECE * sizes.max()).sum())
+    _, sizes = components(mask)
+    return int((sizes[1:] >= SMALL_PIECE * sizes.max()).sum())
 
 
 def drawn_known(one: LabelledSlice, side: int) -> torch.Tensor:

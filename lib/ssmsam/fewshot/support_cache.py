@@ -21,11 +21,11 @@ from safetensors.torch import save
 
 from ssmsam.fewshot.atlas import Atlas
 from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.files import private_folder, write_bytes
 from ssmsam.models.closed_form import Regression, SliceSums
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.support_encoding import SupportEncoding
 from ssmsam.volume.volume import Grid
-from ssmsam.volume.writing import private_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 

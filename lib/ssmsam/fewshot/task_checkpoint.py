@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from ssmsam.fewshot.target_summary import TargetSummary
+from ssmsam.files import write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.volume.writing import write_bytes
 
 FORMAT = 6
 LARGEST = 48 * 2**20

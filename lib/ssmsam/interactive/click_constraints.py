@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.ops import components
 
 Box = tuple[float, float, float, float]
 
@@ -90,9 +90,7 @@ def enforce_clicks(mask: np.ndarray, logits: np.ndarray, prompt: SlicePrompt, co
 
 def without_clicked_pieces(mask: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
     """The mask without the pieces that a negative click is in and that were not asked for."""
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    areas[0] = 0
+    labels, areas = components(mask)
     wanted = {int(labels[pixel_of(point, mask.shape)]) for point in prompt.positive} - {0}
     wanted = wanted or {int(areas.argmax())}
     refused = {int(labels[pixel_of(point, mask.shape)]) for point in prompt.negative} - {0}
@@ -116,11 +114,9 @@ def _reached(
 
 def without_islands(mask: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> np.ndarray:
     """The mask without its tiny pieces. Those that hold a positive click always stay."""
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if count < 2:
+    labels, areas = components(mask)
+    if len(areas) < 3:
         return mask
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    areas[0] = 0
     clicked = {int(labels[pixel_of(point, mask.shape)]) for point in prompt.positive} - {0}
     main = max(areas[sorted(clicked)]) if clicked else areas.max()
     keep = areas >= config.tiny_island * main
@@ -129,23 +125,15 @@ def without_islands(mask: np.ndarray, prompt: SlicePrompt, config: CorrectionCon
     return keep[labels]
 
 
-def without_crumbs(mask: np.ndarray, base: np.ndarray, config: CorrectionConfig) -> np.ndarray:
-    """The mask, cut out of ``base``, without crumbs: fragments that are a tiny part of the piece they were cut from."""
-    pieces, count = ndimage.label(base, structure=np.ones((3, 3)))
-    areas = np.bincount(pieces.ravel(), minlength=count + 1)
-    fragments, left = ndimage.label(mask, structure=np.ones((3, 3)))
-    keep = np.zeros(left + 1, dtype=bool)
-    for number in range(1, left + 1):
+def without_fragments(mask: np.ndarray, base: np.ndarray, config: CorrectionConfig) -> np.ndarray:
+    """The mask, cut out of ``base``, without fragments that are a tiny part of the piece they were cut from."""
+    pieces, areas = components(base)
+    fragments, sizes = components(mask)
+    keep = np.zeros(len(sizes), dtype=bool)
+    for number in range(1, len(sizes)):
         inside = fragments == number
-        keep[number] = inside.sum() >= config.tiny_island * areas[pieces[inside][0]]
+        keep[number] = sizes[number] >= config.tiny_island * areas[pieces[inside][0]]
     return keep[fragments]
-
-
-def connected_to(mask: np.ndarray, anchor: np.ndarray) -> np.ndarray:
-    """The pieces of a mask that overlap ``anchor``."""
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    touched = np.unique(labels[anchor & mask])
-    return np.isin(labels, touched[touched > 0])
 
 
 def subtract(base: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
@@ -153,8 +141,8 @@ def subtract(base: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) -> np.
 
     A proposal that would take away more than half of the base was not understood, and is not followed.
     """
-    left_out, count = ndimage.label(base & ~proposal)
-    if not count:
+    left_out, areas = components(base & ~proposal, corners=False)
+    if len(areas) < 2:
         return base
     clicked = {int(left_out[pixel_of(point, base.shape)]) for point in prompt.negative} - {0}
     removed = np.isin(left_out, sorted(clicked))
@@ -163,5 +151,5 @@ def subtract(base: np.ndarray, proposal: np.ndarray, prompt: SlicePrompt) -> np.
 
 def _piece(mask: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
     """The connected piece of a mask that holds a pixel."""
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    labels, _ = components(mask)
     return np.asarray(labels == labels[pixel])

@@ -18,14 +18,13 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.interactive.click_constraints import connected_to
 from ssmsam.interactive.segmenter import SliceMasks
 from ssmsam.models.frame import draw_mask, logits_to_pixels
 from ssmsam.models.prompt_decoder import Neighbour, PromptDecoder
 from ssmsam.models.prompt_small import describe_target
+from ssmsam.ops import signed_distance, touching
 from ssmsam.progress import Progress, silent
 
 
@@ -119,7 +118,7 @@ class Chain:
         embedding = self.embeddings.slice(index)
         candidates = self.decoder.predict(embedding, frame=self.embeddings.frame, neighbour=neighbour)
         pixels = logits_to_pixels(candidates.logits[:1], self.embeddings.frame)[0]
-        mask = connected_to(pixels > 0, self._last)
+        mask = touching(pixels > 0, self._last)
         reason = self._objection(mask, candidates.presence, float(candidates.quality[0]))
         if not reason and self._described(index, mask) @ self._seen < self.decoder.least_likeness:
             reason = "unlike"
@@ -331,16 +330,11 @@ class _Builder:
     def _blend(self, up: Chain, down: Chain, index: int, nearness: float) -> np.ndarray:
         probability = nearness * up.probabilities[index].float() + (1 - nearness) * down.probabilities[index].float()
         mask = logits_to_pixels(probability - 0.5, self.frame)[0] > 0
-        return connected_to(mask, up.masks[index] | down.masks[index])
+        return touching(mask, up.masks[index] | down.masks[index])
 
 
 def _shape_between(lower: np.ndarray, upper: np.ndarray, nearness: float) -> np.ndarray:
     """The mask between two masks by their signed distances, ``nearness`` 1 at ``lower`` and 0 at ``upper``."""
     if not lower.any() or not upper.any():
         return np.zeros_like(lower)
-    return nearness * _signed_distance(lower) + (1 - nearness) * _signed_distance(upper) > 0
-
-
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Pixels to the border, positive inside."""
-    return ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    return nearness * signed_distance(lower) + (1 - nearness) * signed_distance(upper) > 0

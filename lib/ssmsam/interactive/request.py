@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ssmsam.interactive.wire import (
-    InvalidPrompt,
-    read_flag,
-    read_list,
-    read_number,
-    read_points,
-    read_range,
-    read_roi,
-)
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
-
-__all__ = ["ANONYMOUS", "InvalidPrompt", "PromptRequest"]
 
 ANONYMOUS = "anonymous"
 """The client id of clients that send none."""
 
 STORED_SLICES = Plane(0)
 
-PROMPT_KEYS = frozenset(
-    {"foreground", "background", "roi", "slice", "label", "current_point", "z_range", "image", "model"}
-)
-"""Keys of a request that hold something else than the clicks of a label of that name."""
+Box = tuple[np.ndarray, np.ndarray]
+"""The lowest and the highest corner of a box, (3,) each as [i, j, k]; k is NaN where the box does not say it."""
+
+
+class InvalidPrompt(ValueError):
+    """The prompts of a request cannot be used as they are. The message tells the user what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,34 +58,58 @@ class PromptRequest:
         return bool(self.slices) and all(prompt.empty for prompt in self.slices.values())
 
     @classmethod
-    def parse(
-        cls, params: Mapping[str, Any], *, grid: Grid, plane: Plane = STORED_SLICES, dimension: int
+    def of(
+        cls,
+        *,
+        grid: Grid,
+        plane: Plane = STORED_SLICES,
+        dimension: int,
+        positive: npt.ArrayLike = (),
+        negative: npt.ArrayLike = (),
+        newest: npt.ArrayLike = (),
+        box: Box | None = None,
+        slice: int | None = None,
+        unusable_slice: str = "",
+        z_range: tuple[int, int] | None = None,
+        max_mm: float = 0.0,
+        label: str = "",
+        client_id: str = ANONYMOUS,
+        reset_state: bool = False,
+        propagate: bool = True,
     ) -> PromptRequest:
-        """Read the parameters of an inference request.
+        """Sort prompts into the slices of the plane of work.
 
-        Prompts: ``foreground`` and ``background`` (or the key that ``label`` names) as lists of voxel indices
-        [i, j, k] = (column, row, slice of the stored image) or [x, y] with ``slice``; ``roi`` as six or four
-        numbers (see :func:`~ssmsam.interactive.wire.read_roi`). Lists may be null, empty or JSON strings.
-        Options: ``slice``, ``current_point``, ``label``, ``client_id``, ``reset_state``, ``propagate``,
-        ``z_range`` (slices of the plane of work), ``max_mm`` (0 for no limit).
+        Args:
+            grid: the volume's.
+            plane: the plane of work.
+            dimension: 2 for one slice, 3 for the volume.
+            positive, negative: points (N, 3), voxel indices [i, j, k] = (column, row, slice of the stored image).
+            newest: the newest point (3,), where the client says which one it is.
+            box: its lowest and highest corner.
+            slice: the stored slice that the client is on.
+            unusable_slice: what the client said instead of such a number.
+            z_range: first and last slice of the plane of work that propagation may reach.
+            max_mm: how far from a prompted slice propagation may go, in millimetres; 0 for no limit.
 
-        Raises :class:`InvalidPrompt` for prompts outside the volume, malformed or contradictory ones.
+        Raises:
+            InvalidPrompt: for prompts outside the volume, or contradictory ones.
         """
         if dimension not in (2, 3):
             raise ValueError(f"dimension is 2 or 3, got {dimension!r}")
-        prompts = _Prompts.read(params, grid, plane)
-        z_range = _within(read_range(params.get("z_range"), "z_range"), plane.count(grid), "z_range")
-        max_mm = read_number(params.get("max_mm") or 0, "max_mm")
+        prompts = _Prompts.of(
+            _points(positive), _points(negative), _points(newest), box, slice, unusable_slice, grid, plane
+        )
+        z_range = _within(z_range, plane.count(grid), "z_range")
         current = prompts.current_slice()
         return cls(
             dimension=dimension,
             slices=prompts.on_slice(current) if dimension == 2 else prompts.on_all_slices(),
             current=current,
-            label=str(params.get("label") or ""),
-            client_id=str(params.get("client_id") or ANONYMOUS),
-            reset_state=read_flag(params.get("reset_state"), "reset_state"),
+            label=label,
+            client_id=client_id,
+            reset_state=reset_state,
             limits=_intersect(z_range, prompts.depth),
-            propagate=read_flag(params.get("propagate", True), "propagate"),
+            propagate=propagate,
             max_mm=max_mm if max_mm > 0 else None,
         )
 
@@ -118,28 +133,32 @@ class _Prompts:
     """What ``slice`` says, when it cannot be a slice number."""
 
     @classmethod
-    def read(cls, params: Mapping[str, Any], grid: Grid, plane: Plane) -> _Prompts:
-        k, unusable = _stored_slice(params.get("slice"), grid)
-        positive = read_points(params.get("foreground"), "foreground", k=k)
-        positive = np.concatenate([positive, _label_points(params, k)])
-        negative = read_points(params.get("background"), "background", k=k)
-        point = read_list(params.get("current_point"), "current_point")
-        newest = read_points([point] if point else [], "current_point", k=k)
+    def of(
+        cls,
+        positive: np.ndarray,
+        negative: np.ndarray,
+        newest: np.ndarray,
+        corners: Box | None,
+        slice: int | None,
+        unusable_slice: str,
+        grid: Grid,
+        plane: Plane,
+    ) -> _Prompts:
         for name, points in (("foreground", positive), ("background", negative), ("current_point", newest)):
             _check_inside(points, name, grid)
         positive, negative = _distinct(positive), _distinct(negative)
         _check_agree(positive, negative)
-        box, depth = _box(read_roi(params.get("roi")), grid, plane)
+        box, depth = _box(corners, grid, plane)
         return cls(
             positive=plane.split(positive),
             negative=plane.split(negative),
             box=box,
             depth=depth,
             # `slice` numbers stored slices; in another plane of work the points alone say where the user is
-            slice=k if plane.axis == 0 else None,
+            slice=slice if plane.axis == 0 else None,
             newest=int(plane.split(newest)[0][0]) if len(newest) else None,
             count=plane.count(grid),
-            unusable_slice=unusable,
+            unusable_slice=unusable_slice,
         )
 
     def current_slice(self) -> int | None:
@@ -198,23 +217,8 @@ class _Prompts:
         return SlicePrompt(positive=positive, negative=negative, box=self.box if boxed else None)
 
 
-def _stored_slice(value: Any, grid: Grid) -> tuple[int | None, str]:
-    """``slice`` as a number of a stored slice, or None and what was sent instead."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return (0, "") if grid.shape[0] == 1 else (None, "")
-    number = read_number(value, "slice")
-    if number.is_integer() and 0 <= number < grid.shape[0]:
-        return int(number), ""
-    return (0, "") if grid.shape[0] == 1 else (None, f"{number:g}")
-
-
-def _label_points(params: Mapping[str, Any], k: int | None) -> np.ndarray:
-    """The points under the key that ``label`` names: how multi-label clients send positive clicks."""
-    label = params.get("label")
-    value = params.get(label) if isinstance(label, str) and label not in PROMPT_KEYS else None
-    is_text = isinstance(value, str) and value.strip().startswith("[")
-    is_points = isinstance(value, (list, tuple)) and all(isinstance(point, (list, tuple)) for point in value)
-    return read_points(value if is_text or is_points else None, str(label), k=k)
+def _points(points: npt.ArrayLike) -> np.ndarray:
+    return np.asarray(points, dtype=np.float64).reshape(-1, 3)
 
 
 def _check_inside(points: np.ndarray, name: str, grid: Grid) -> None:
@@ -242,7 +246,7 @@ def _check_agree(positive: np.ndarray, negative: np.ndarray) -> None:
 
 
 def _box(
-    roi: tuple[np.ndarray, np.ndarray] | None, grid: Grid, plane: Plane
+    roi: Box | None, grid: Grid, plane: Plane
 ) -> tuple[tuple[float, float, float, float] | None, tuple[int, int] | None]:
     """A box's rectangle in the slices of the plane (x0, y0, x1, y1), and its first and last slice, inside the grid."""
     if roi is None:

@@ -18,28 +18,26 @@ from ssmsam.interactive.click_constraints import (
     subtract,
     violates,
     without_clicked_pieces,
-    without_crumbs,
+    without_fragments,
     without_islands,
 )
 from ssmsam.models.frame import draw_mask, logits_to_pixels, mask_to_logits
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
+from ssmsam.ops import PackedMask
 
 
 class SliceMasks(MutableMapping[int, np.ndarray]):
     """Slice number -> mask (height, width) bool, kept at one bit per pixel. Slices are in ascending order."""
 
     def __init__(self, masks: Mapping[int, np.ndarray] | None = None) -> None:
-        self._packed: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
+        self._packed: dict[int, PackedMask] = {}
         self.update(masks or {})
 
     def __getitem__(self, index: int) -> np.ndarray:
-        shape, bits = self._packed[index]
-        return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+        return self._packed[index].array
 
     def __setitem__(self, index: int, mask: np.ndarray) -> None:
-        if mask.ndim != 2:
-            raise ValueError(f"a slice's mask has two axes (height, width), got shape {mask.shape}")
-        self._packed[int(index)] = (mask.shape[0], mask.shape[1]), np.packbits(mask != 0)
+        self._packed[int(index)] = PackedMask.of(mask)
 
     def __delitem__(self, index: int) -> None:
         del self._packed[index]
@@ -58,7 +56,7 @@ class SliceAnswer:
     mask: np.ndarray
     """(height, width) bool."""
     logits: torch.Tensor | None
-    """(1, 1, S, S) of the chosen candidate, to feed back on the next click; None for a carved mask."""
+    """(1, 1, S, S) of the chosen candidate, to feed back on the next click; None where clicks were subtracted."""
     quality: float
     """Predicted IoU of the chosen candidate in [0, 1]."""
     corrected: bool
@@ -140,7 +138,7 @@ def correct_slice(
     mask = subtract(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
     mask = enforce_clicks(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
     return SliceAnswer(
-        mask=without_crumbs(mask, base, config),
+        mask=without_fragments(mask, base, config),
         logits=None,
         quality=float(candidates.quality[chosen]),
         corrected=True,

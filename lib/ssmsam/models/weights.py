@@ -1,14 +1,10 @@
 """Finding weights files and knowing that they are whole. Nothing is downloaded without being asked.
 
 Which weights exist, where they come from, and how to know that a file is them.
-
-``python -m ssmsam.models.weights`` lists them; ``python -m ssmsam.models.weights --record small`` writes the
-size and sha256 of the weights in this package into the manifest, to be run after every training of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -22,10 +18,12 @@ from typing import Any
 import pooch
 from safetensors import safe_open
 
+from ssmsam.files import whole_file
+
 PACKAGED = Path(__file__).parent / "weights"
 """Folder of the weights that come with this package."""
 
-_FILE = Path(__file__).with_name("manifest.json")
+MANIFEST = Path(__file__).with_name("manifest.json")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class WeightsEntry:
 @cache
 def manifest() -> dict[str, WeightsEntry]:
     """All known weights by encoder name."""
-    return {name: WeightsEntry(name=name, **fields) for name, fields in json.loads(_FILE.read_text()).items()}
+    return {name: WeightsEntry(name=name, **fields) for name, fields in json.loads(MANIFEST.read_text()).items()}
 
 
 def entry(name: str) -> WeightsEntry:
@@ -74,34 +72,6 @@ def sha256_of(path: Path) -> str:
         while piece := stream.read(1 << 20):
             sha.update(piece)
     return sha.hexdigest()
-
-
-def record(name: str, *, manifest_file: Path = _FILE, packaged: Path = PACKAGED) -> WeightsEntry:
-    """Write size and sha256 of the packaged weights ``name`` into the manifest, and return the new entry."""
-    known = entry(name)
-    if not known.packaged:
-        raise ValueError(f"{name} does not come with this package: its sha256 is the publisher's and is not recorded")
-    path = packaged / known.file
-    everything = json.loads(manifest_file.read_text())
-    everything[name] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-    partial = manifest_file.with_suffix(".partial")
-    partial.write_text(json.dumps(everything, indent=2) + "\n")
-    partial.replace(manifest_file)
-    manifest.cache_clear()
-    return WeightsEntry(name=name, **everything[name])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m ssmsam.models.weights", description="The known weights.")
-    parser.add_argument("--record", metavar="NAME", help="take size and sha256 of packaged weights into the manifest")
-    options = parser.parse_args(arguments)
-    for known in [record(options.record)] if options.record else manifest().values():
-        print(f"{known.name}: {known.file}, {known.bytes} bytes, sha256 {known.sha256}, licence {known.licence}")
-
-
-if __name__ == "__main__":
-    main()
 
 
 logger = logging.getLogger(__name__)
@@ -268,10 +238,8 @@ def _read_digests(remembered: Path) -> dict[str, list]:
 
 
 def _write_digests(remembered: Path) -> None:
-    partial = remembered.with_name(f"{remembered.name}.{os.getpid()}.partial")
     try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(_known_digests))
-        partial.replace(remembered)
+        with whole_file(remembered) as partial:
+            partial.write_text(json.dumps(_known_digests))
     except OSError as error:  # a read-only home only costs time at the next start
         logger.debug("cannot remember weights digests in %s: %s", remembered, error)

@@ -2,68 +2,57 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
-from ssmsam.annotation.labels import BACKGROUND, known_label
+from ssmsam.annotation.labels import BACKGROUND
 from ssmsam.dicom.web import DicomStore
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.interactive.request import PROMPT_KEYS
 from ssmsam.models.registry import ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
 from ssmsam.models.weights import CorruptWeights, MissingWeights
+from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
 from ssmsam.progress import Cancelled, Turns
-from ssmsam.server.background import Background
-from ssmsam.server.clients.rest import CONFIRM, INFERENCE, require_keys
+from ssmsam.server.clients.rest import CONFIRM, INFERENCE, InferenceCommand, require_keys
+from ssmsam.server.clients.slicer import with_known_labels
 from ssmsam.server.configuration import (
     UNUSED_KEYS,
     Configuration,
-    ConfigurationError,
-    default_cache_folders,
-    default_dicom_folder,
-    default_heads,
 )
 from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
-from ssmsam.server.datastore.annotated import FINAL, PARTIAL, AnnotatedStudies
-from ssmsam.server.datastore.dicomweb import DicomWebStudies
-from ssmsam.server.datastore.folder import StudiesFolder
-from ssmsam.server.datastore.local_record import made_by_this_process
-from ssmsam.server.errors import InvalidRequest, NotKnown, install_handlers, unforeseen
-from ssmsam.server.exposure import accept_signed_tokens
-from ssmsam.server.fewshot_room import SEGMENT, FewShotService
-from ssmsam.server.identifiers import safe_name
-from ssmsam.server.images import Images, Source
-from ssmsam.server.machine import choose_device, limit_arenas, use_threads
-from ssmsam.server.outlook import VolumeOutlooks
-from ssmsam.server.patient_cache import CacheFolders
+from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, StudiesFolder
+from ssmsam.server.errors import unforeseen
+from ssmsam.server.monailabel_patches import made_by_this_process, refuse_to_start
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
-from ssmsam.server.tasks.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
 from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
-from ssmsam.server.warmup import WarmUp
 from ssmsam.service.answers import AnswerMemory
+from ssmsam.service.background import Background
+from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
+from ssmsam.service.fewshot_service import SEGMENT, FewShotService
+from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.volume.writing import private_folder
+from ssmsam.service.machine import choose_device, limit_arenas, use_threads
+from ssmsam.service.prompt_service import PromptService
+from ssmsam.service.volume_forecasts import VolumeForecasts
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +63,13 @@ _Task = TypeVar("_Task")
 class ServerApp(MONAILabelApp):
     """Everything of a server except which tasks there are: a subclass names them in its class variables."""
 
-    MODELS: ClassVar[Mapping[str, Callable[[Prompting], InferTask]]] = {}
+    MODELS: ClassVar[Mapping[str, Callable[[PromptService], InferTask]]] = {}
     ADAPTIVE: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], InferTask]]]] = {}
-    """The models that learn from annotated slices, by the method in whose room they work."""
+    """The models that learn from annotated slices, by the method that they belong to."""
     TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], TrainTask]]]] = {}
     """What is trained in processes of its own, by method."""
-    STRATEGIES: ClassVar[Mapping[str, Callable[[VolumeOutlooks], Strategy]]] = {}
-    SCORING: ClassVar[Mapping[str, Callable[[VolumeOutlooks], ScoringMethod]]] = {}
+    STRATEGIES: ClassVar[Mapping[str, Callable[[VolumeForecasts], Strategy]]] = {}
+    SCORING: ClassVar[Mapping[str, Callable[[VolumeForecasts], ScoringMethod]]] = {}
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         limit_arenas()
@@ -141,7 +130,11 @@ class ServerApp(MONAILabelApp):
             other_choice(configuration.encoder),
         )  # fmt: skip
 
-    def init_datastore(self) -> Datastore:
+    def datastore(self) -> StudiesDatastore:
+        datastore: StudiesDatastore = self._datastore
+        return datastore
+
+    def init_datastore(self) -> StudiesDatastore:
         if is_dicomweb(self.studies):
             return self._dicom_studies()
         if made_by_this_process(Path(self.studies)):
@@ -161,17 +154,17 @@ class ServerApp(MONAILabelApp):
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
-    def _dicom_studies(self) -> Datastore:
+    def _dicom_studies(self) -> StudiesDatastore:
         """The datastore of a DICOMweb server, with a local folder that belongs to its address."""
         access = store_access(self.studies)
         try:
             store = DicomStore(access)
         except ValueError as error:
-            refuse_to_start(ConfigurationError(f"--studies {access.shown} is not the address of a server: {error}"))
+            refuse_to_start(ConfigurationError(f"--studies {access.name} is not the address of a server: {error}"))
         return DicomWebStudies(
             store,
             folder=(self.configuration.dicom_folder or default_dicom_folder())
-            / hashlib.sha256(access.shown.encode()).hexdigest()[:16],
+            / hashlib.sha256(access.name.encode()).hexdigest()[:16],
             filters=search_filters(self.configuration.modalities),
             quota_bytes=int(self.configuration.dicom_gb * GB),
             labels=self.configuration.labels,
@@ -180,7 +173,7 @@ class ServerApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         self.images = Images(
-            datastore=self.datastore(),
+            files=self.datastore().files,
             embedder=self.embedder,
             memory_bytes=int(self.configuration.memory_gb * GB),
         )
@@ -190,78 +183,59 @@ class ServerApp(MONAILabelApp):
             enabled=self.configuration.precompute,
             wanted_s=60 * self.configuration.precompute_minutes,
         )
-        room = Prompting(
+        prompting = PromptService(
             images=self.images,
-            datastore=self.datastore(),
+            studies=self.datastore(),
             embedder=self.embedder,
             decoder=self.decoder,
             background=self.background,
             labels=self.configuration.labels,
         )
         self.answers = AnswerMemory()
-        self.rooms = {method: self._room(method) for method in self.target_decoders}
-        self.outlooks = VolumeOutlooks(self.rooms[FEWSHOT])
-        tasks = {name: make(room) for name, make in self.MODELS.items()}
-        tasks |= self._in_rooms(self.ADAPTIVE)
+        self.services = {method: self._service(method) for method in self.target_decoders}
+        self.forecasts = VolumeForecasts(self.services[FEWSHOT])
+        tasks = {name: make(prompting) for name, make in self.MODELS.items()}
+        tasks |= self._with_services(self.ADAPTIVE)
         return {name: task for name, task in tasks.items() if name in self.configuration.models}
 
-    def _room(self, method: str) -> FewShotService:
-        """The rooms share everything but the decoder and what was learned."""
+    def _service(self, method: str) -> FewShotService:
+        """The services share everything but the decoder and what was learned."""
         decoder, folder = self.target_decoders[method], self.configuration.heads or default_heads(self.studies)
-        starts = None
+        initialisations = None
         if method != FEWSHOT:
             folder = folder / method
-            starts = Initialisations(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
-        shelf = CheckpointRegistry(folder, method=method)
-        shelf.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
+            initialisations = Initialisations(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
+        registry = CheckpointRegistry(folder, method=method)
+        registry.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
         return FewShotService(
             method=method,
             images=self.images,
-            datastore=self.datastore(),
+            studies=self.datastore(),
             embedder=self.embedder,
             decoder=decoder,
-            starts=starts,
+            initialisations=initialisations,
             background=self.background,
-            shelf=shelf,
+            registry=registry,
             labels=self.configuration.labels,
             jobs=self.jobs,
             answers=self.answers,
         )
 
-    def _in_rooms(self, makers: Mapping[str, Mapping[str, Callable[[FewShotService], _Task]]]) -> dict[str, _Task]:
+    def _with_services(self, makers: Mapping[str, Mapping[str, Callable[[FewShotService], _Task]]]) -> dict[str, _Task]:
         return {
-            name: make(room) for method, room in self.rooms.items() for name, make in makers.get(method, {}).items()
+            name: make(service)
+            for method, service in self.services.items()
+            for name, make in makers.get(method, {}).items()
         }
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        return self._in_rooms(self.TRAINERS)
+        return self._with_services(self.TRAINERS)
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return {name: make(self.outlooks) for name, make in self.STRATEGIES.items()}
+        return {name: make(self.forecasts) for name, make in self.STRATEGIES.items()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        return {name: make(self.outlooks) for name, make in self.SCORING.items()}
-
-    def on_init_complete(self) -> None:
-        """The server is about to answer: mend its routes, and warm up meanwhile."""
-        from monailabel.app import app as server
-
-        from ssmsam.server.exposure import close_to_other_sites, compress_answers
-        from ssmsam.server.openapi import describe_requests
-        from ssmsam.server.routes import install_routes
-
-        super().on_init_complete()
-        if (sessions := self.sessions()) is not None:
-            with suppress(OSError):  # where it cannot be made, the first session says so
-                private_folder(Path(sessions.store_path))
-        install_routes(server)
-        describe_requests(server)
-        compress_answers(server)
-        close_to_other_sites(server)
-        install_handlers(server)
-        accept_signed_tokens()
-        self.warm_up = WarmUp(encoder=self.encoder, decoder=self.decoder)
-        self.warm_up.start()
+        return {name: make(self.forecasts) for name, make in self.SCORING.items()}
 
     def info(self) -> dict[str, Any]:
         """What viewers ask for, with one more key that they do not read; without the UIDs of anybody's images."""
@@ -275,10 +249,10 @@ class ServerApp(MONAILabelApp):
                 "warm": warm.done if warm else False,
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
-                "set_aside": [*self.images.set_aside(), *getattr(self.datastore(), "unused_labels", [])],
-                "notices": list(getattr(self.datastore(), "notices", [])),
-                **self.rooms[FEWSHOT].status,
-                "methods": {method: room.status for method, room in self.rooms.items()},
+                "set_aside": [*self.images.set_aside(), *self.datastore().unused_labels],
+                "notices": list(self.datastore().files.notices),
+                **self.services[FEWSHOT].status,
+                "methods": {method: service.status for method, service in self.services.items()},
             },
         }
         told: dict[str, Any] = without_uids_in(found)
@@ -307,45 +281,42 @@ class ServerApp(MONAILabelApp):
         return {name: found for name, found in stats.items() if found}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Run a task. ``image`` is an id of the datastore, or a :class:`Source`; never a path.
+        """Run a task on an image of the datastore, for MONAI Label's own code. See :meth:`run`."""
+        return self.run(self.command(request, self.images.from_datastore(str(request.get("image") or ""))))
 
-        With ``save_label`` the mask is kept in the datastore under ``label_tag``. It is a job while it runs. Raises
-        what the task raises, and InvalidRequest where the work was stopped.
-        """
-        task = self.require_model(str(request.get("model") or ""))
-        image = request.get("image")
-        source = image if isinstance(image, Source) else self.images.from_datastore(str(image or ""))
-        tag = safe_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), what="a label tag")
-        if request.get("save_label") and tag in (PARTIAL, FINAL):
-            raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
-        options = named(self.with_known_labels(request, source.image_id))
-        client = str(request.get("client_id") or "")
+    def command(self, request: Mapping[str, Any], image: Source) -> InferenceCommand:
+        """What a request for a model asks. Raises NotKnown, InvalidRequest."""
+        self.require_model(str(request.get("model") or ""))
+        return InferenceCommand.read(request, image=image, known=self.datastore().label_names(image.image_id))
+
+    def run(self, command: InferenceCommand) -> dict[str, Any]:
+        """Run a task. It is a job while it runs. Raises what the task raises, and InvalidRequest where the work was
+        stopped."""
+        task, source = self.require_model(command.model), command.image
         job = Job(
             SEGMENT,
-            title=f"{request['model']} on {source.name}",
-            owner=client,
-            login=str(request.get(LOGIN) or ""),
+            title=f"{command.model} on {source.name}",
+            owner=command.client,
+            login=command.login,
             image=source.image_id,
-            model=str(request["model"]),
+            model=command.model,
             brief=True,
         )
-        options |= {"image": source, "description": task.description, PROGRESS: job.progress}
         try:
             with self.background.giving_way(), self.jobs.running(job), self._turn(task):
-                path, details = task(options)
+                path, details = task(replace(command, progress=job.progress))
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
                 raise
             raise InvalidRequest("the work was cancelled: run the model again to start it anew") from None
-        self.background.prefer(source, client=client)
+        self.background.prefer(source, client=command.client)
         label = path
-        if path and request.get("save_label"):
+        if path and command.keep:
             if not source.image_id:
                 raise InvalidRequest("save_label needs an image of the datastore")
-            label = (datastore or self.datastore()).save_label(
-                source.image_id, path, tag, {"model": request["model"], "params": details}
-            )
-        return {"label": label, "tag": tag, "file": path, "params": details}
+            info = {"model": command.model, "params": details}
+            label = self.datastore().save_label(source.image_id, path, command.tag, info)
+        return {"label": label, "tag": command.tag, "file": path, "params": details}
 
     def _turn(self, task: InferTask) -> AbstractContextManager[None]:
         """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
@@ -366,30 +337,9 @@ class ServerApp(MONAILabelApp):
             logger.warning("Batch inference of %s failed: %s", request.get("image"), error, exc_info=hidden)
             return {"error": f"it failed ({type(error).__name__}): see the log" if hidden else str(error)}
 
-    def with_known_labels(self, request: Mapping[str, Any], image_id: str = "") -> dict[str, Any]:
-        """A request with its labels under the names by which they are known, and :data:`AS_SENT`, how it was spelt."""
-        datastore, found = self.datastore(), dict(request)
-        if not isinstance(datastore, AnnotatedStudies):
-            return found
-        known = datastore.label_names(image_id)
-        for name in ("label", FOR_LABEL):
-            sent = found.get(name)
-            if isinstance(sent, str) and sent != AS_SELECTED:
-                found[name] = known_label(sent, known) if sent.strip() else ""
-        sent, label = request.get("label"), found.get("label")
-        if sent and sent != label:
-            found[AS_SENT] = sent
-            if sent in found and sent not in PROMPT_KEYS:  # clicks under the label's own name
-                found[str(label)] = found.pop(str(sent))
-        wanted = found.get("labels")
-        names = wanted.split(",") if isinstance(wanted, str) else wanted
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            found["labels"] = [known_label(name, known) for name in names if name.strip()]
-        return found
-
     def require_options(self, options: Mapping[str, Any], task: InferTask) -> None:
         """Refuse keys that nobody reads. Raises InvalidRequest."""
-        labels = {*self.rooms[FEWSHOT].offered, BACKGROUND, str(options.get("label"))}
+        labels = {*self.services[FEWSHOT].offered, BACKGROUND, str(options.get("label"))}
         rest = {name: value for name, value in options.items() if name not in labels}
         require_keys(rest, [*INFERENCE, *task.config(), *CONFIRM], where="params")
 
@@ -400,12 +350,12 @@ class ServerApp(MONAILabelApp):
         ``slices_by_label``), they are noted as assigned to the client: what it submits then is truth on them, empty
         or not.
         """
-        request = self.with_known_labels(request)
+        request = with_known_labels(request, self.datastore().label_names(""))
         found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
         if not found.get("id"):
             return {name: text for name, text in found.items() if name == "message"}
         found = {**found, "path": str(self.images.from_datastore(found["id"]).path)}
-        if found.get("slices") and isinstance(self.datastore(), AnnotatedStudies):
+        if found.get("slices"):
             found["assignments"] = self._assign(found, client=str(request.get("client_id") or ""))
         return found
 
@@ -414,7 +364,6 @@ class ServerApp(MONAILabelApp):
         axis = 2 - int(found.setdefault("axis", 2))
         wanted = [([label], slices) for label, slices in (found.get("slices_by_label") or {}).items()]
         datastore = self.datastore()
-        assert isinstance(datastore, AnnotatedStudies)
         return [
             datastore.assign(found["id"], slices, axis=axis, labels=labels, client=client).id
             for labels, slices in wanted or [(found.get("labels") or [], found["slices"])]
@@ -439,11 +388,11 @@ class ServerApp(MONAILabelApp):
         task: TrainTask = self._trainers[name]
         return task
 
-    def require_room(self, method: str) -> FewShotService:
-        """The room of a method that learns from annotated slices. Raises NotKnown."""
-        if method not in self.rooms:
-            raise NotKnown("method", method, self.rooms)
-        return self.rooms[method]
+    def require_service(self, method: str) -> FewShotService:
+        """The service of a method that learns from annotated slices. Raises NotKnown."""
+        if method not in self.services:
+            raise NotKnown("method", method, self.services)
+        return self.services[method]
 
     def require_strategy(self, name: str) -> Strategy:
         """The strategy of this name. Raises NotKnown."""
@@ -455,18 +404,3 @@ class ServerApp(MONAILabelApp):
     def model_file(self, model: str, validate: bool = True) -> str:
         self.require_model(model)
         raise NotKnown("file for model", model, step="Weights are chosen at start, with --conf encoder and weights")
-
-
-def refuse_to_start(error: Exception) -> NoReturn:
-    """End the process with a message that a user can act on.
-
-    Inside the server's start an exception would be shown as a long trace and lose its message, so the process ends
-    here. Elsewhere the caller gets the exception.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise error from None
-    print(f"\nssmsam does not start: {error}", file=sys.stderr, flush=True)
-    logging.shutdown()
-    os._exit(2)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from ssmsam.dicom.series import NOT_IMAGES
-from ssmsam.embeddings.store import default_root
 from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, default_encoder
-from ssmsam.server.patient_cache import CacheFolders
+from ssmsam.paths import default_store
+from ssmsam.service.errors import ConfigurationError
 
 DEFAULT_LABELS = (
     "liver", "spleen", "right kidney", "left kidney", "gallbladder", "pancreas", "stomach", "aorta",
@@ -30,10 +26,6 @@ UNUSED_KEYS = frozenset(
     {"preload", "skip_trainers", "skip_strategies", "skip_scoring", "scribbles", "sam2", "bundles", "server_mode"}
 )
 """Keys of MONAI Label and its sample apps that have no effect here. They are accepted so that commands carry over."""
-
-
-class ConfigurationError(ValueError):
-    """``--conf`` holds a key or a value that this app does not know. The message lists the valid ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,41 +93,6 @@ class Configuration:
                 except ValueError as error:
                     raise ConfigurationError(f"--conf {key} {conf[key]}: {error}") from error
         return cls(**values)
-
-
-def default_store() -> Path:
-    """Where embeddings go unless ``--conf store`` says otherwise: in ``SSMSAM_CACHE``, else in the user's cache."""
-    named = os.environ.get("SSMSAM_CACHE")
-    return Path(named).expanduser() / "embeddings" if named else default_root()
-
-
-def default_support() -> Path:
-    """Where programs keep the labelled slices of the task checkpoints that they wrote: beside the embedding store."""
-    return default_store().parent / "support"
-
-
-def default_dicom_folder() -> Path:
-    """Where the local side of DICOMweb stores lives: not in the user's cache, because labels are work."""
-    named = os.environ.get("MONAI_LABEL_DICOMWEB_CACHE_PATH", "").strip()
-    return Path(named).expanduser() if named else platformdirs.user_data_path("ssmsam") / "dicomweb"
-
-
-def default_cache_folders() -> CacheFolders:
-    """Where everything cached lies unless the server was started with other folders."""
-    sessions = os.environ.get("MONAI_LABEL_SESSION_PATH", "").strip()
-    return CacheFolders(
-        store=default_store(),
-        heads=(default_store().parent / "heads",),
-        support=(default_support(),),
-        dicom=default_dicom_folder(),
-        sessions=Path(sessions) if sessions else Path.home() / ".cache" / "monailabel" / "sessions",
-    )
-
-
-def default_heads(studies: str) -> Path:
-    """Where the heads of a studies folder or store go: beside the embedding store, by the digest of its name."""
-    name = studies if "://" in studies else str(Path(studies).resolve())
-    return default_store().parent / "heads" / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callable[[str], Any]]:

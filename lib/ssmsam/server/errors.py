@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -23,41 +23,10 @@ from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.json_text import InvalidJson
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Cancelled
-from ssmsam.server.identifiers import InvalidName, shown
+from ssmsam.service.errors import InvalidName, InvalidRequest, NotConfirmed, NotKnown, NotYours, StudiesNotWritable
 from ssmsam.volume.errors import UnreadableVolume
 
 logger = logging.getLogger(__name__)
-
-
-class NotKnown(LookupError):
-    """The request names something that does not exist."""
-
-    def __init__(self, kind: str, name: str, known: Iterable[str] = (), *, step: str = "") -> None:
-        valid = ", ".join(sorted(known))
-        listed = f"; known: {valid}" if valid else ""
-        super().__init__(f"there is no {kind} {shown(name)}{listed}" + (f". {step}" if step else ""))
-
-
-class InvalidRequest(ValueError):
-    """The request is not what the route expects. The message says what it should be."""
-
-
-class NotYours(PermissionError):
-    """The request is about something that belongs to another client. The message says whose it is."""
-
-
-class NotConfirmed(ValueError):
-    """A command waits for a second word. The message says what it would do and how to confirm it."""
-
-
-class StudiesNotWritable(RuntimeError):
-    """The folder of studies cannot be written. The message says what works all the same."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(
-            f"the folder of studies cannot be written ({why}): images can be looked at and clicked on, but nothing can "
-            "be submitted, saved or uploaded. Let the server's account write there, and start the server again"
-        )
 
 
 CANNOT_STORE = frozenset(
@@ -99,7 +68,6 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(CorruptAnnotations, _damaged)
     app.add_exception_handler(OSError, _not_stored)
     app.add_exception_handler(Exception, _unforeseen)
-    app.middleware_stack = None  # built before the app starts; the next request builds it with these handlers
 
 
 def _answer(status: int) -> Callable[[Request, Exception], JSONResponse]:

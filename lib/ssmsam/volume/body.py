@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
+from ssmsam.ops import components
+
 TISSUE = 0.1
 """Scaled intensities above this may be tissue; air and the image's border are below."""
 _THIN = 2
@@ -25,10 +27,8 @@ def body_box(image: np.ndarray) -> tuple[float, float, float, float]:
 
     The body is the large pieces of tissue, two legs say. All of the image where there is none.
     """
-    pieces, count = ndimage.label(ndimage.binary_opening(image > TISSUE, iterations=_THIN))
-    if count:
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
+    pieces, sizes = components(ndimage.binary_opening(image > TISSUE, iterations=_THIN), corners=False)
+    if len(sizes) > 1:
         body = (sizes >= _PART * sizes.max())[pieces]
         rows, columns = (np.flatnonzero(body.sum(axis=axis) >= _EDGE) for axis in (1, 0))
         if len(rows) and len(columns):

@@ -27,6 +27,15 @@ def expect_held(claimed: float, path: Path, *, compressed: bool = True) -> None:
 
 
 @contextmanager
+def named(path: Path | str, name: str) -> Iterator[None]:
+    """What cannot be read inside is told by a name that people know, not by its path."""
+    try:
+        yield
+    except UnreadableVolume as error:
+        raise UnreadableVolume(str(error).replace(str(path), name)) from error
+
+
+@contextmanager
 def one_error(source: Path | str) -> Iterator[None]:
     """Whatever a reader raises inside becomes :class:`UnreadableVolume`.
 

@@ -1,4 +1,4 @@
-"""The plane of work: which axis of the volume the slices are taken along."""
+"""Where voxels are: the grid of a volume, and the plane of work, which axis of it the slices are taken along."""
 
 from __future__ import annotations
 
@@ -7,16 +7,68 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel import orientations
 
 from ssmsam.volume.errors import UnreadableVolume
-from ssmsam.volume.volume import Grid, Volume
 
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns RAS millimetres into LPS millimetres and back."""
 
 ORTHOGONAL = 1e-3
 """Largest cosine between two axes that still counts as a right angle (0.06 degrees)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels are: a shape and an affine, without the voxels.
+
+    ``shape`` is (slices, rows, columns), the axis order of every array in this library.
+    ``affine`` (4, 4) maps a voxel index **[i, j, k] = (column, row, slice)**, the order that viewers send,
+    to LPS millimetres (x to the patient's left, y to posterior, z to superior).
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"a grid needs three non-empty axes (slices, rows, columns), got shape {self.shape}")
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError(f"a grid needs an invertible 4x4 affine, got {affine.tolist()}")
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between voxel centres along (slice, row, column) axes: the order of the array."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(k), float(j), float(i)
+
+    def to_lps(self, ijk: np.ndarray) -> np.ndarray:
+        """Voxel indices (N, 3) as (column, row, slice) -> LPS millimetres (N, 3)."""
+        return np.asarray(ijk, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_ijk(self, lps: np.ndarray) -> np.ndarray:
+        """LPS millimetres (N, 3) -> fractional voxel indices (N, 3) as (column, row, slice)."""
+        inverse = np.linalg.inv(self.affine)
+        return np.asarray(lps, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def contains(self, ijk: np.ndarray) -> np.ndarray:
+        """Which voxel indices (N, 3) as (column, row, slice) round to a voxel of this grid: (N,) bool."""
+        index = np.rint(np.asarray(ijk, dtype=np.float64))
+        return ((index >= 0) & (index < np.array(self.shape[::-1]))).all(axis=-1)
+
+    def matches(self, other: Grid, *, tolerance_mm: float = 1e-2) -> bool:
+        """Same shape, and every corner within ``tolerance_mm`` of the other's."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape[::-1]])).reshape(3, -1).T
+        return bool(np.abs(self.to_lps(corners) - other.to_lps(corners)).max() <= tolerance_mm)
+
+
+def axis_codes(grid: Grid) -> str:
+    """Where the column, row and slice index grow to, as in "LPS": patient's left, posterior, superior."""
+    return "".join(nib.aff2axcodes(RAS_LPS @ grid.affine))
 
 
 def is_sheared(affine: np.ndarray) -> bool:
@@ -28,7 +80,7 @@ def is_sheared(affine: np.ndarray) -> bool:
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() > ORTHOGONAL)
 
 
-def orthogonal_grid(shape: tuple[int, int, int], affine: np.ndarray, source: Path) -> Grid:
+def orthogonal_grid(shape: tuple[int, int, int], affine: np.ndarray, source: Path | str) -> Grid:
     """The grid of a file: (slices, rows, columns) and the LPS affine. Raises UnreadableVolume when unusable."""
     try:
         grid = Grid(shape, affine)
@@ -42,30 +94,7 @@ def orthogonal_grid(shape: tuple[int, int, int], affine: np.ndarray, source: Pat
     return grid
 
 
-def axis_codes(volume: Volume | Grid) -> str:
-    """Where the column, row and slice index grow to, as in "LPS": patient's left, posterior, superior."""
-    return "".join(nib.aff2axcodes(RAS_LPS @ volume.affine))
-
-
-def reoriented(volume: Volume, codes: str) -> Volume:
-    """The same voxels at the same places, stored so that (column, row, slice) grow towards ``codes``, "RAS" say.
-
-    Axes are flipped and swapped, never resampled. Raises ValueError for codes that are not three directions.
-    """
-    pairs = ("LR", "AP", "SI")
-    if len(codes) != 3 or any(sum(c in pair for c in codes) != 1 for pair in pairs):
-        raise ValueError(f"an orientation names three directions such as LPS or RAS, got {codes!r}")
-    affine = RAS_LPS @ volume.affine
-    change = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(tuple(codes)))
-    ijk = volume.array.T
-    turned = orientations.apply_orientation(ijk, change)
-    moved = RAS_LPS @ affine @ orientations.inv_ornt_aff(change, ijk.shape)
-    return Volume(
-        np.ascontiguousarray(turned.T), moved, volume.modality, volume.series_uid, volume.frame_of_reference_uid
-    )
-
-
-SHOWN_TOWARDS = np.array([1.0, -1.0, 1.0])
+ENCODER_DIRECTIONS = np.array([1.0, -1.0, 1.0])
 """Patient directions, in LPS, in which encoders see pixels and slices run: to the left, anterior, superior."""
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -126,10 +155,10 @@ class Plane:
         return grid.spacing[self.axis]
 
     def mirrored(self, grid: Grid) -> tuple[bool, bool, bool]:
-        """Along (slice, y, x): whether the index runs against :data:`SHOWN_TOWARDS`, so that what an encoder is shown
+        """Along (slice, y, x): whether the index runs against :data:`ENCODER_DIRECTIONS`, so that what an encoder sees
         does not depend on the order in which voxels happen to be stored."""
         i, j, k = grid.affine[:3, :3].T
-        against = [bool((axis * SHOWN_TOWARDS)[np.abs(axis).argmax()] < 0) for axis in (k, j, i)]
+        against = [bool((axis * ENCODER_DIRECTIONS)[np.abs(axis).argmax()] < 0) for axis in (k, j, i)]
         along = against.pop(self.axis)
         return along, against[0], against[1]
 

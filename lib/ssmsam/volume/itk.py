@@ -9,8 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ssmsam.volume.errors import UnreadableVolume, expect_held
-from ssmsam.volume.geometry import orthogonal_grid
-from ssmsam.volume.volume import Grid, Volume, compact
+from ssmsam.volume.geometry import Grid, orthogonal_grid
+from ssmsam.volume.voxels import compact
 
 META_DATA_FILE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:]([^\r\n]*)", re.MULTILINE)
 NRRD_DATA_FILE = re.compile(rb"^[ \t]*data ?file:([^\r\n]*)", re.MULTILINE | re.IGNORECASE)
@@ -18,8 +18,8 @@ MOST_HEADER = 1 << 20
 """Bytes of a file in which its header ends. *Guess*: the headers of segmentations with many segments are a tenth."""
 
 
-def read_itk(path: Path) -> Volume:
-    """Read a .nrrd, .nhdr, .mha or .mhd file."""
+def read_itk(path: Path) -> tuple[np.ndarray, Grid]:
+    """Voxels (slices, rows, columns) and grid of a .nrrd, .nhdr, .mha or .mhd file."""
     reader = _open(path)
     grid = header_grid(reader, path)
     try:
@@ -28,13 +28,13 @@ def read_itk(path: Path) -> Volume:
         array = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise UnreadableVolume(f"{path}: the voxels cannot be read. The file may be cut short. ({error})") from error
-    return Volume(compact(array.reshape(grid.shape)), grid.affine)
+    return compact(array.reshape(grid.shape)), grid
 
 
-def from_itk(image: sitk.Image) -> Volume:
-    """The volume of a SimpleITK image in memory. Raises UnreadableVolume when it is no single 3-D grey image."""
-    grid = header_grid(image, Path("this SimpleITK image"))
-    return Volume(compact(sitk.GetArrayFromImage(image).reshape(grid.shape)), grid.affine)
+def itk_voxels(image: sitk.Image, source: Path | str) -> tuple[np.ndarray, Grid]:
+    """Voxels (slices, rows, columns) and grid of an image; ``source`` is for messages."""
+    grid = header_grid(image, source)
+    return compact(sitk.GetArrayFromImage(image).reshape(grid.shape)), grid
 
 
 def itk_grid(path: Path) -> Grid:
@@ -74,14 +74,13 @@ def _open(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def header_grid(reader: sitk.ImageFileReader | sitk.Image, path: Path) -> Grid:
-    """The grid that an opened header says; ``path`` is for messages."""
+def header_grid(reader: sitk.ImageFileReader | sitk.Image, path: Path | str) -> Grid:
+    """The grid that an opened header or an image says; ``path`` is for messages."""
     size = reader.GetSize()
-    values = (
-        reader.GetNumberOfComponents()
-        if isinstance(reader, sitk.ImageFileReader)
-        else reader.GetNumberOfComponentsPerPixel()
-    )
+    if isinstance(reader, sitk.Image):
+        values = reader.GetNumberOfComponentsPerPixel()
+    else:
+        values = reader.GetNumberOfComponents()
     if values != 1:
         raise UnreadableVolume(
             f"{path}: {values} values per voxel (colour, vectors or several segments); "

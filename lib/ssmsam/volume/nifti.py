@@ -15,44 +15,38 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from ssmsam.volume.errors import UnreadableVolume, expect_held, one_error
-from ssmsam.volume.geometry import RAS_LPS, is_sheared, orthogonal_grid
+from ssmsam.volume.errors import UnreadableVolume, expect_held
+from ssmsam.volume.geometry import RAS_LPS, Grid, is_sheared, orthogonal_grid
 from ssmsam.volume.itk import header_grid
-from ssmsam.volume.volume import Grid, Volume, compact, rescaled
+from ssmsam.volume.voxels import compact, rescaled
 
 logger = logging.getLogger(__name__)
 
 
-def read_nifti(path: Path) -> Volume:
-    """Read a .nii or .nii.gz. Integers stay integers unless the header rescales to fractions; else float32."""
+def read_nifti(path: Path) -> tuple[np.ndarray, Grid]:
+    """Voxels (slices, rows, columns) and grid of a .nii or .nii.gz.
+
+    Integers stay integers unless the header rescales to fractions; else float32.
+    """
     image = _open(path)
-    grid = _grid(image, path)
-    proxy: Any = image.dataobj
+    _grid(image, path)  # refused before the voxels are touched
     claimed = float(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
     expect_held(claimed, path, compressed=path.name.lower().endswith(".gz"))
+    return nifti_voxels(image, path)
+
+
+def nifti_voxels(image: nib.Nifti1Pair, source: Path | str) -> tuple[np.ndarray, Grid]:
+    """The same of an image that nibabel opened or made; ``source`` is for messages."""
+    grid = _grid(image, source)
+    proxy: Any = image.dataobj
     try:
-        stored = np.asanyarray(proxy.get_unscaled())
+        if isinstance(proxy, nib.arrayproxy.ArrayProxy):
+            array = rescaled(np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter))
+        else:
+            array = np.asanyarray(proxy)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UnreadableVolume(f"{path}: the voxels cannot be read ({error}). The file may be cut short.") from error
-    return _volume(rescaled(stored, float(proxy.slope), float(proxy.inter)), grid)
-
-
-def from_nifti(image: Any) -> Volume:
-    """The volume of a nibabel image in memory. Raises UnreadableVolume when it is no single 3-D NIfTI image."""
-    source = Path(image.get_filename() or "this nibabel image")
-    if not isinstance(image, nib.Nifti1Pair):
-        raise UnreadableVolume(f"{source}: not a NIfTI image but {type(image).__name__}. Convert it to .nii.gz.")
-    with one_error(source):
-        grid = _grid(image, source)
-        proxy: Any = image.dataobj
-        if nib.is_proxy(proxy):
-            return _volume(rescaled(np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)), grid)
-        return _volume(np.asanyarray(proxy), grid)
-
-
-def _volume(array: np.ndarray, grid: Grid) -> Volume:
-    """Stored (i, j, k), i fastest -> (slice, row, column)."""
-    return Volume(compact(array.T.reshape(grid.shape)), grid.affine)
+        raise UnreadableVolume(f"{source}: the voxels cannot be read ({error}). The file may be cut short.") from error
+    return compact(array.T.reshape(grid.shape)), grid  # stored (i, j, k), i fastest -> (slice, row, column)
 
 
 def nifti_grid(path: Path) -> Grid:
@@ -70,7 +64,7 @@ def _open(path: Path) -> nib.Nifti1Pair:
     return image
 
 
-def _grid(image: nib.Nifti1Pair, path: Path) -> Grid:
+def _grid(image: nib.Nifti1Pair, path: Path | str) -> Grid:
     dtype = image.get_data_dtype()
     if dtype.fields is not None or dtype.kind not in "biuf":
         raise UnreadableVolume(f"{path}: colour or complex voxels ({dtype}). Convert the image to a single grey value.")
@@ -89,7 +83,7 @@ def _grid(image: nib.Nifti1Pair, path: Path) -> Grid:
     return orthogonal_grid((slices, rows, columns), RAS_LPS @ _nibabel_affine(image, path), path)
 
 
-def _itk_view(image: nib.Nifti1Pair, path: Path) -> Grid | None:
+def _itk_view(image: nib.Nifti1Pair, path: Path | str) -> Grid | None:
     """The grid as ITK reads the header, None where ITK does not take it.
 
     sform and qform may differ, lack their codes or have other units than millimetres; which of them counts, and with
@@ -110,7 +104,7 @@ def _itk_view(image: nib.Nifti1Pair, path: Path) -> Grid | None:
     return header_grid(reader, path)
 
 
-def _nibabel_affine(image: nib.Nifti1Pair, path: Path) -> np.ndarray:
+def _nibabel_affine(image: nib.Nifti1Pair, path: Path | str) -> np.ndarray:
     """The RAS affine: the sform, or the qform when the sform is sheared (as registration tools leave it)."""
     affine = image.affine
     if not is_sheared(affine):

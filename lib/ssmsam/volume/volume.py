@@ -5,89 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
+import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
+from nibabel import orientations
 
+from ssmsam.volume.errors import UnreadableVolume, one_error
+from ssmsam.volume.geometry import RAS_LPS, Grid, orthogonal_grid
+from ssmsam.volume.itk import itk_voxels
+from ssmsam.volume.nifti import nifti_voxels
+from ssmsam.volume.voxels import compact
 
-def rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """``stored * slope + intercept``: integers when both are whole numbers, else float32 (never float64)."""
-    if slope == 1 and intercept == 0:
-        return stored
-    if stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
-        limits = np.iinfo(stored.dtype)
-        ends = [int(end) * int(slope) + int(intercept) for end in (limits.min, limits.max)]
-        if np.iinfo(np.int32).min <= min(ends) and max(ends) <= np.iinfo(np.int32).max:
-            return stored.astype(np.int32) * np.int32(slope) + np.int32(intercept)
-    values = stored.astype(np.float32)
-    values *= np.float32(slope)
-    values += np.float32(intercept)
-    return values
-
-
-def compact(array: np.ndarray) -> np.ndarray:
-    """Native byte order, no type wider than 4 bytes, integers as int16 where they fit, as uint32 where they must."""
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype.kind == "f":
-        return array.astype(np.float32, copy=False)
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8)
-    if array.dtype.itemsize <= 2:
-        return array
-    low, high = int(array.min()), int(array.max())
-    for smaller in (np.int16, np.int32, np.uint32):
-        if np.iinfo(smaller).min <= low and high <= np.iinfo(smaller).max:
-            return array.astype(smaller, copy=False)
-    return array.astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Where voxels are: a shape and an affine, without the voxels.
-
-    ``shape`` is (slices, rows, columns), the axis order of every array in this library.
-    ``affine`` (4, 4) maps a voxel index **[i, j, k] = (column, row, slice)**, the order that viewers send,
-    to LPS millimetres (x to the patient's left, y to posterior, z to superior).
-    """
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-
-    def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"a grid needs three non-empty axes (slices, rows, columns), got shape {self.shape}")
-        affine = np.asarray(self.affine, dtype=np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-            raise ValueError(f"a grid needs an invertible 4x4 affine, got {affine.tolist()}")
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "affine", affine)
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between voxel centres along (slice, row, column) axes: the order of the array."""
-        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(k), float(j), float(i)
-
-    def to_lps(self, ijk: np.ndarray) -> np.ndarray:
-        """Voxel indices (N, 3) as (column, row, slice) -> LPS millimetres (N, 3)."""
-        return np.asarray(ijk, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
-
-    def to_ijk(self, lps: np.ndarray) -> np.ndarray:
-        """LPS millimetres (N, 3) -> fractional voxel indices (N, 3) as (column, row, slice)."""
-        inverse = np.linalg.inv(self.affine)
-        return np.asarray(lps, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
-
-    def contains(self, ijk: np.ndarray) -> np.ndarray:
-        """Which voxel indices (N, 3) as (column, row, slice) round to a voxel of this grid: (N,) bool."""
-        index = np.rint(np.asarray(ijk, dtype=np.float64))
-        return ((index >= 0) & (index < np.array(self.shape[::-1]))).all(axis=-1)
-
-    def matches(self, other: Grid, *, tolerance_mm: float = 1e-2) -> bool:
-        """Same shape, and every corner within ``tolerance_mm`` of the other's."""
-        if self.shape != other.shape:
-            return False
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape[::-1]])).reshape(3, -1).T
-        return bool(np.abs(self.to_lps(corners) - other.to_lps(corners)).max() <= tolerance_mm)
+__all__ = ["Grid", "ImageLike", "Volume", "as_volume", "reoriented"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,47 +70,79 @@ class Volume:
         return replace(self, array=array)
 
 
-def as_volume(image: Any, *, affine: np.ndarray | None = None) -> Volume:
-    """The volume of an image that is already in memory.
+def reoriented(volume: Volume, codes: str) -> Volume:
+    """The same voxels at the same places, stored so that (column, row, slice) grow towards ``codes``, "RAS" say.
+
+    Axes are flipped and swapped, never resampled. Raises ValueError for codes that are not three directions.
+    """
+    pairs = ("LR", "AP", "SI")
+    if len(codes) != 3 or any(sum(c in pair for c in codes) != 1 for pair in pairs):
+        raise ValueError(f"an orientation names three directions such as LPS or RAS, got {codes!r}")
+    affine = RAS_LPS @ volume.affine
+    change = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(tuple(codes)))
+    ijk = volume.array.T
+    turned = orientations.apply_orientation(ijk, change)
+    moved = RAS_LPS @ affine @ orientations.inv_ornt_aff(change, ijk.shape)
+    return replace(volume, array=np.ascontiguousarray(turned.T), affine=moved)
+
+
+ImageLike: TypeAlias = "Volume | np.ndarray | nib.spatialimages.SpatialImage | sitk.Image"
+"""What :func:`as_volume` takes."""
+
+
+def as_volume(image: ImageLike, *, affine: Any = None) -> Volume:
+    """A volume from what other libraries hold, on the image's own grid: nothing is turned or resampled.
 
     Args:
-        image: a :class:`Volume`, which is returned as it is; an array (slices, rows, columns), which needs ``affine``;
-            a nibabel NIfTI image; or a SimpleITK image.
-        affine: (4, 4), from a voxel index [i, j, k] = (column, row, slice) to LPS millimetres. For arrays only: the
-            other kinds know where they are.
+        image: A volume, a nibabel or SimpleITK image, or an array with axes (slices, rows, columns); two axes make
+            one slice. Colours and time points are refused.
+        affine: (4, 4), needed for an array and only there: voxel index [i, j, k] = (column, row, slice) to LPS
+            millimetres. nibabel's affines lead to RAS: ``numpy.diag([-1, -1, 1, 1]) @ image.affine``.
 
     Returns:
-        The voxels as (slices, rows, columns), never reoriented. A nibabel image's data [i, j, k] become [k, j, i].
+        The volume, whose numbers are no wider than 4 bytes: integers stay integers, else float32.
 
     Raises:
-        ValueError: for anything else, an array without an affine, and an affine for what has one.
-        UnreadableVolume: for an image that is not one 3-D grey image.
+        UnreadableVolume: It is not one 3-D grey image on a straight grid, or an array without an affine.
+        ValueError: Another kind of object, or an affine for what has one.
 
     Example:
-        >>> import numpy as np
-        >>> as_volume(np.zeros((20, 64, 48)), affine=np.diag([0.8, 0.8, 5.0, 1.0])).spacing
+        >>> ct = as_volume(np.zeros((2, 4, 4), dtype=np.int16), affine=np.diag([0.8, 0.8, 5, 1]))
+        >>> ct.spacing
         (5.0, 0.8, 0.8)
     """
-    if isinstance(image, np.ndarray):
-        if affine is None:
-            raise ValueError(
-                "an array does not say where it is in the patient: give affine=, a 4x4 matrix from (column, row, "
-                "slice) to LPS millimetres, np.diag([x_mm, y_mm, z_mm, 1]) for instance"
-            )
-        if image.dtype.kind not in "biuf" or image.size == 0:
-            raise ValueError(f"an image is an array of numbers, got {image.dtype} of shape {image.shape}")
-        return Volume(compact(image), affine)
-    if affine is not None:
+    if not isinstance(image, np.ndarray | Volume | sitk.Image | nib.spatialimages.SpatialImage):
+        raise ValueError(
+            f"an image is a Volume, an array with affine=, or one of nibabel or SimpleITK, got {type(image).__name__}: "
+            "read files and folders with read_volume first"
+        )
+    if affine is not None and not isinstance(image, np.ndarray):
         raise ValueError(f"affine= is for arrays, and a {type(image).__name__} knows where it is: leave it out")
     if isinstance(image, Volume):
         return image
-    from ssmsam.volume.itk import from_itk  # these modules are built on this one
-    from ssmsam.volume.nifti import from_nifti
+    source = "the image"
+    with one_error(source):
+        if isinstance(image, np.ndarray):
+            return _of_array(image, affine, source)
+        if isinstance(image, sitk.Image):
+            array, grid = itk_voxels(image, source)
+        elif isinstance(image, nib.Nifti1Pair):
+            array, grid = nifti_voxels(image, source)
+        else:
+            return _of_array(np.asanyarray(image.dataobj).T, RAS_LPS @ image.affine, source)
+        return Volume(array, grid.affine)
 
-    kind = type(image).__module__.partition(".")[0]
-    if kind in ("nibabel", "SimpleITK"):
-        return from_nifti(image) if kind == "nibabel" else from_itk(image)
-    raise ValueError(
-        f"an image is a Volume, an array with affine=, a nibabel or a SimpleITK image, got {type(image).__name__}: "
-        "read files and folders with read_volume first"
-    )
+
+def _of_array(array: np.ndarray, affine: Any, source: str) -> Volume:
+    if affine is None:
+        raise UnreadableVolume(
+            "an array does not say where it is in the patient: give affine=, a 4x4 matrix from (column, row, slice) to "
+            "LPS millimetres, np.diag([x_mm, y_mm, z_mm, 1]) for instance"
+        )
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.dtype.kind not in "biuf":
+        raise UnreadableVolume(
+            f"{source}: shape {array.shape} of {array.dtype}; one 3-D grey image (slices, rows, columns) is needed."
+        )
+    slices, rows, columns = array.shape
+    return Volume(compact(array), orthogonal_grid((slices, rows, columns), np.asarray(affine), source).affine)

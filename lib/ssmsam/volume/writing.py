@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from ssmsam.files import whole_file
 from ssmsam.volume.geometry import RAS_LPS
-from ssmsam.volume.volume import Volume
-
-WRITING = ".writing-"
-"""How the names of files and folders begin that are being written."""
-DAMAGED = ".damaged-"
-"""What the names of files and folders hold that were put aside."""
+from ssmsam.volume.volume import ImageLike, Volume, as_volume
 
 
-def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> None:
+def write_volume(volume: ImageLike, path: str | os.PathLike[str], *, affine: Any = None, compress: bool = True) -> None:
     """Write a .nii, .nii.gz or .nrrd file on the volume's own grid, keeping the type of its voxels.
 
-    The file appears whole or not at all. ``compress`` chooses gzip or raw NRRD; NIfTI says it by its suffix.
-    The same volume always makes the same bytes. Raises ValueError for another suffix.
+    The file appears whole or not at all, and the same volume always makes the same bytes.
+
+    Args:
+        volume: A volume, or what :func:`~ssmsam.volume.volume.as_volume` takes with ``affine``.
+        path: Its suffix says the format.
+        affine: (4, 4) for an array, voxel index (column, row, slice) to LPS millimetres.
+        compress: Gzip or raw NRRD; NIfTI says it by its suffix.
+
+    Raises:
+        ValueError: Another suffix, or no volume.
+
+    Example:
+        >>> write_volume(mask, "liver.nii.gz", affine=ct.affine)  # doctest: +SKIP
     """
+    volume = as_volume(volume, affine=affine)
     path = Path(path)
     for suffix in (".nii.gz", ".nii", ".nrrd"):
         if path.name.lower().endswith(suffix):
@@ -39,46 +44,6 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool
             sitk.WriteImage(_itk_image(volume), str(partial), compress, compressionLevel=1)
         else:
             nib.save(_nifti_image(volume), partial)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one. Only its owner may read it (mode 0600)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = NamedTemporaryFile(dir=path.parent, prefix=WRITING, delete=False)  # noqa: SIM115
-    partial = Path(file.name)
-    try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)  # closed by now: Windows renames no open file
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def private_folder(path: Path) -> Path:
-    """A folder that only its owner may look into (mode 0700), made where it is missing: for what shows patients."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.stat().st_mode & 0o077:
-        path.chmod(0o700)
-    return path
-
-
-def put_aside(path: Path) -> str:
-    """Give a damaged file or folder another name beside it, so that it is kept; the new name. Raises OSError."""
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
-    return path.rename(path.with_name(f"{path.name}{DAMAGED}{stamp}")).name
-
-
-@contextmanager
-def whole_file(path: Path, suffix: str) -> Iterator[Path]:
-    """A place to write that becomes ``path`` in one step at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=WRITING, dir=path.parent) as folder:
-        partial = Path(folder) / f"whole{suffix}"
-        yield partial
-        os.replace(partial, path)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

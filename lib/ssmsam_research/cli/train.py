@@ -8,6 +8,7 @@
     ssmsam train embed-volumes --data DIR [DIR ...] --out CACHE   slices of volumes, for the next
     ssmsam train fewshot --data CACHE --out FILE        its few-shot decoder and online optimiser
     ssmsam train volume-head --data DIR [DIR ...] --cache CACHE --out FILE   what judges its proposals
+    ssmsam train record NAME                            the new weights' sha256 into the manifest
     ssmsam train curve FILE.jsonl --out PNG             draw the learning curve
 
 As `python -m ssmsam_research.cli.train train ...` it needs only torch, numpy, scipy, scikit-image and safetensors, so
@@ -70,6 +71,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_lite(decoder)
     decoder.add_argument("--start", type=Path, help="weights to begin with, default: those of `small`")
     _add_volume_head(commands.add_parser("volume-head", help="train what judges proposals along a volume"))
+    recorded = commands.add_parser("record", help="write size and sha256 of packaged weights into the manifest")
+    recorded.add_argument("name", help="of the weights, such as small")
     _add_curve(commands.add_parser("curve", help="draw the learning curve of a training log"))
     return parser.parse_args(arguments)
 
@@ -514,6 +517,14 @@ def curve(arguments: argparse.Namespace) -> None:
     print(draw_learning_curve(arguments.out, arguments.log))
 
 
+def record(arguments: argparse.Namespace) -> None:
+    """Tell what was written."""
+    from ssmsam_research.training import record as recording
+
+    known = recording.record(arguments.name)
+    print(f"{known.name}: {known.file}, {known.bytes} bytes, sha256 {known.sha256}")
+
+
 STEPS = {
     "pack": pack,
     "train": train,
@@ -524,6 +535,7 @@ STEPS = {
     "fewshot": fewshot,
     "volume-head": volume_head,
     "curve": curve,
+    "record": record,
 }
 
 if __name__ == "__main__":

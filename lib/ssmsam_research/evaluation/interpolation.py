@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy import ndimage
 
+from ssmsam.ops import signed_distance
 from ssmsam.progress import Progress, silent
 from ssmsam.volume.geometry import Plane
 from ssmsam_research.evaluation.fewshot import Task
@@ -27,7 +27,7 @@ class ShapeInterpolation:
         masks = task.annotated
         filled = carried_on(masks, task, beyond=self.beyond)
         pixel_mm = Plane(0).pixel_mm(task.query.grid)
-        distances = {index: signed_distance(mask, pixel_mm) for index, mask in masks.items()}
+        distances = {index: signed_distance(mask, spacing=pixel_mm) for index, mask in masks.items()}
         for lower, upper in pairwise(sorted(masks)):
             for index in range(lower + 1, upper):
                 if masks[lower].any() and masks[upper].any():
@@ -63,9 +63,3 @@ def carried_on(masks: Mapping[int, np.ndarray], task: Task, *, beyond: float) ->
     filled[max(0, order[0] - reach) : order[0]] = masks[order[0]]
     filled[order[-1] + 1 : order[-1] + 1 + reach] = masks[order[-1]]
     return filled
-
-
-def signed_distance(mask: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
-    """Millimetres to the nearest pixel on the other side of the border (height, width), positive inside."""
-    inside = ndimage.distance_transform_edt(mask, sampling=pixel_mm)
-    return inside - ndimage.distance_transform_edt(~mask, sampling=pixel_mm)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ssmsam import ops
 from ssmsam.report import Summary
 
 
@@ -14,9 +15,7 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 
     Both empty is a full agreement, 100; one of them empty is 0. Raises ValueError when the shapes differ.
     """
-    a, b = _masks(prediction, truth)
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 100.0 if total == 0 else 200.0 * int(np.count_nonzero(a & b)) / total
+    return float(ops.dice(*_masks(prediction, truth), scale=100.0))
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:

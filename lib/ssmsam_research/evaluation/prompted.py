@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmsam.cli.annotator import Click, click_params
+from ssmsam.cli.annotator import Click
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.initialisations import load_ssm_decoder
 from ssmsam.interactive.prompt_state import SegmentationState
@@ -130,7 +130,19 @@ class PromptedTarget:
     def _request(
         self, index: int, clicks: Sequence[Click], box: Box | None, *, dimension: int, propagate: bool = True
     ) -> PromptRequest:
-        params = {"propagate": propagate, **click_params(index, clicks, box)}
-        return PromptRequest.parse(
-            params, grid=self._embeddings.grid, plane=self._embeddings.plane, dimension=dimension
+        points: dict[bool, list[list[int]]] = {True: [], False: []}
+        for click in clicks:
+            points[click.positive].append([click.x, click.y, index])
+        corners = None
+        if box is not None:
+            corners = np.array([box[0], box[1], np.nan]), np.array([box[2], box[3], np.nan])
+        return PromptRequest.of(
+            grid=self._embeddings.grid,
+            plane=self._embeddings.plane,
+            dimension=dimension,
+            positive=points[True],
+            negative=points[False],
+            box=corners,
+            slice=index,
+            propagate=propagate,
         )

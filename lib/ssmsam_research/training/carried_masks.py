@@ -14,9 +14,9 @@ from ssmsam.fewshot.atlas import distances_on, propagated_to
 from ssmsam.fewshot.config import ATLAS_STEPS, PseudoLabelConfig
 from ssmsam.fewshot.pseudo_labels import evenly_spread
 from ssmsam.fewshot.support_bank import signed_distance
+from ssmsam.files import whole_file
 from ssmsam.models.frame import draw_mask
 from ssmsam.registration.register import CoarseVolume, register
-from ssmsam.volume.writing import whole_file
 from ssmsam_research.evaluation.cases import Case
 
 SIDE = 64

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+from ssmsam.files import whole_file
 
 
 def write_checkpoint(
@@ -22,9 +23,8 @@ def write_checkpoint(
         "step": step,
         "seconds": seconds,
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        torch.save(state, partial)
 
 
 def read_checkpoint(
@@ -60,6 +60,5 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[
     broken = [name for name, t in kept.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
         raise ValueError(f"these weights are infinite or not a number and were not written: {', '.join(broken)}")
-    partial = path.with_suffix(".partial")
-    save_file(kept, str(partial), metadata)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file(kept, str(partial), metadata)

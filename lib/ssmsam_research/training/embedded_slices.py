@@ -6,7 +6,6 @@ the side of the encoder's input. The second is written last: without it a case i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ssmsam.files import whole_file
 from ssmsam.models.encoder import Encoder
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
@@ -100,11 +100,8 @@ def _label_file(stem: Path) -> Path:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    partial.replace(path)
+    with whole_file(path, ".npy") as partial:
+        np.save(partial, array, allow_pickle=False)
 
 
 def _read(stem: Path, dataset: str, name: str) -> EmbeddedSlices:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.atlas import averaged, drawn_maps
+from ssmsam.files import whole_file
 from ssmsam.models.encoder import Embedding
-from ssmsam.volume.writing import whole_file
 from ssmsam_research.evaluation.cases import Case
 from ssmsam_research.training.carried_masks import CarriedMasks, read_carried
 from ssmsam_research.training.embedded_slices import draw, spread

@@ -6,7 +6,6 @@ A pack is a folder of ``.npz`` files, written once where the readers are install
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ssmsam.files import whole_file
 from ssmsam.models.frame import Frame
 from ssmsam.volume.body import body_centres
 from ssmsam.volume.geometry import Plane
@@ -78,18 +78,15 @@ def pack_info(image: Volume, *, dataset: str, name: str, labels: dict[str, int])
 
 def save_packed(packed: PackedVolume, folder: Path) -> Path:
     """Write one volume of a pack."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{packed.info.dataset}-{packed.info.name}.npz"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with whole_file(path, ".npz") as partial:
         np.savez_compressed(
-            file,
+            partial,
             image=packed.image,
             label=packed.label,
             regions=packed.regions,
             info=np.frombuffer(json.dumps(asdict(packed.info)).encode(), dtype=np.uint8),
         )
-    os.replace(partial, path)
     return path
 
 

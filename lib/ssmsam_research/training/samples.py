@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ssmsam.dicom.seg_writer import DicomPatient, derived_uid, write_dicom_series
+from ssmsam.dicom.series_writer import DicomPatient, derived_uid, write_dicom_series
 from ssmsam.progress import Progress, silent
-from ssmsam.volume.geometry import reoriented
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.training.anatomy import draw_anatomy, labels_of
 from ssmsam_research.training.rendering import Scan, render_ct, render_mr

@@ -16,9 +16,9 @@ from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.selection import candidates
 from ssmsam.fewshot.support import LabelledSlice
+from ssmsam.files import whole_file
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import draw_mask
-from ssmsam.volume.writing import whole_file
 from ssmsam_research.evaluation.cases import Case
 from ssmsam_research.evaluation.placement import in_middles, with_ends, without_ends
 

@@ -28,8 +28,8 @@ from ssmsam_research.training.fewshot_episodes import (
 from ssmsam_research.training.fewshot_training import (
     FewShotTrainer,
     FewShotTrainingConfig,
-    adapted_from_small,
     answer,
+    begun_with_small,
     train_fewshot,
 )
 
@@ -168,7 +168,7 @@ def test_a_volume_is_embedded_once_with_slices_beyond_its_labels(tmp_path: Path)
     assert len(set(np.diff(found.position)) - {0}) >= 1 and (np.diff(found.position) > 0).all()
     some = found.slices(np.array([0, 2]))
     assert some["image"].shape == (2, STAGES[0], 64, 64) and len(some["levels"]) == 6
-    network = adapted_from_small([found], TargetNetwork(), tiny_reduction())
+    network = begun_with_small([found], TargetNetwork(), tiny_reduction())
     standard = network.features(found.slices(np.arange(len(found.label))))
     assert float(standard.mean().abs()) < 1.0
     with pytest.raises(FileNotFoundError, match="embed-volumes"):

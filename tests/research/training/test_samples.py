@@ -46,7 +46,7 @@ def test_images_and_labels_share_a_grid_in_the_declared_orientation(case: Sample
     image = read_volume(SAMPLES / "abdomen" / f"{case.name}.nii.gz")
     labels = read_volume(SAMPLES / "abdomen_labels" / f"{case.name}.nii.gz")
     assert image.grid.matches(labels.grid)
-    assert axis_codes(image) == case.orientation
+    assert axis_codes(image.grid) == case.orientation
     assert image.spacing == pytest.approx(case.spacing_mm, abs=1e-3)
     assert image.array.dtype == np.int16
     assert labels.array.dtype == np.uint8

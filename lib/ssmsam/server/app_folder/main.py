@@ -6,15 +6,14 @@ from typing import ClassVar
 from monailabel.interfaces.app import MONAILabelApp
 
 from ssmsam.annotation.log import Verdict
-from ssmsam.server import app
-from ssmsam.server.tasks import fewshot, messages, prompted, scoring, strategies, training, uncertainty
-from ssmsam.server.tasks import training as meta_training
+from ssmsam.server.tasks import fewshot, messages, prompts, scoring, strategies, training, uncertainty
+from ssmsam.server.web import WebApp
 
 
-class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
+class SsmsamApp(WebApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
     MODELS: ClassVar = {
-        "sam_2d": partial(prompted.PromptedTask, dimension=2),
-        "sam_3d": partial(prompted.PromptedTask, dimension=3),
+        "sam_2d": partial(prompts.PromptTask, dimension=2),
+        "sam_3d": partial(prompts.PromptTask, dimension=3),
         "accept_slice": partial(messages.SliceVerdict, verdict=Verdict.ACCEPTED),
         "empty_slice": partial(messages.SliceVerdict, verdict=Verdict.EMPTY),
         "withdraw_slice": messages.WithdrawSlice,
@@ -27,11 +26,11 @@ class SsmsamApp(app.ServerApp, MONAILabelApp):  # MONAI Label looks for a class 
     }
     TRAINERS: ClassVar = {
         "fewshot": {"fewshot_decoder": training.FewShotTraining},
-        "ssm_sam": {"ssm_sam_meta": meta_training.MetaTraining},
+        "ssm_sam": {"ssm_sam_meta": training.MetaTraining},
     }
     STRATEGIES: ClassVar = {
         **{name: partial(strategies.SliceStrategy, rule=name) for name in strategies.RULES},
-        "first": lambda outlooks: strategies.First(outlooks.room.images),
+        "first": lambda forecasts: strategies.First(forecasts.service.images),
     }
     SCORING: ClassVar = {
         "dice": lambda _: scoring.DiceScore(),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssmsam.annotation.log import name_of
+from ssmsam.service.annotated_studies import AnnotatedStudies
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.images import OpenImage
 
 PAGE = Path(__file__).parent / "ohif_page"
 """The script and its style, served below ``/ohif/ssmsam/``."""
@@ -26,6 +31,46 @@ def replaces_its_screen(options: Mapping[str, Any]) -> bool:
     return "restore_label_idx" in options and (
         options.get("viewer") == "ohif" or not name_of(str(options.get("client_id") or ""))
     )
+
+
+def labels_by_number(options: Mapping[str, Any], offered: Sequence[str]) -> list[str]:
+    """The labels whose numbers a viewer with class prompts sends; none where it sends none. Raises InvalidRequest."""
+    numbers = options.get("label_prompt")
+    if not numbers:
+        return []
+    if not isinstance(numbers, list) or not all(str(n).isdigit() and 0 < int(n) <= len(offered) for n in numbers):
+        raise InvalidRequest(f"label_prompt has to be a list of numbers from 1 to {len(offered)}, as in /info/")
+    return [offered[int(n) - 1] for n in numbers]
+
+
+def keep_the_rest(
+    studies: AnnotatedStudies,
+    image: OpenImage,
+    answer: np.ndarray,
+    values: dict[str, int],
+    *,
+    offered: Sequence[str],
+    client: str,
+) -> None:
+    """Add what else is on the screen of a viewer that is about to replace all of it.
+
+    What it asked for without a label cannot be told apart there, so it goes, and nobody can accept it any more.
+
+    Args:
+        answer: the label map (slices, rows, columns) that is sent; changed in place.
+        values: label -> value in it; changed in place.
+        offered: the labels as /info/ counts them.
+    """
+    found = set(values)
+    for label, mask in studies.screen(image.source.image_id, client=client).items():
+        if label in found:
+            continue
+        kept = mask & (answer == 0) if label in offered else np.zeros_like(mask)
+        if kept.any():
+            values[label] = offered.index(label) + 1
+            answer[kept] = values[label]
+        if mask.any():
+            studies.serve(image.source.image_id, kept, label=label, client=client, plane=image.embeddings.plane)
 
 
 def own_file(path: str) -> Path | None:

@@ -1,13 +1,28 @@
-"""The keys of requests: what clients may send, described once, checked, and published in the OpenAPI document."""
+"""Requests of all clients: their keys, described once, checked and published, and the commands that they become."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import quote
 
-from ssmsam.server.errors import InvalidRequest
+from ssmsam.progress import Progress, silent
+from ssmsam.server.clients.ohif import labels_by_number, replaces_its_screen
+from ssmsam.server.clients.prompts import read_flag
+from ssmsam.server.clients.slicer import ALL_ANNOTATED, FOR_LABEL, with_chosen_label, with_known_labels
+from ssmsam.service.annotated_studies import FINAL, PARTIAL
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.identifiers import VOLUME_SUFFIXES, safe_name
+from ssmsam.service.images import Source
+from ssmsam.service.mask_files import DEFAULT_FORMAT, DTYPES, MaskFormat
+
+LOGIN = "_login"
+"""The account that a request comes from. No client can send this."""
+ORIGINAL = "original"
+"""The tag of masks that a model made."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ def require_keys(sent: Mapping[str, Any], valid: Iterable[str], *, where: str) -
     Example:
         >>> require_keys({"adept": False}, ["adapt", "labels"], where="params")
         Traceback (most recent call last):
-        ssmsam.server.errors.InvalidRequest: params has the key 'adept', which is not known; did you mean 'adapt'?
+        ssmsam.service.errors.InvalidRequest: params has the key 'adept', which is not known; did you mean 'adapt'?
     """
     known = sorted(set(valid))
     for name in sent:
@@ -127,6 +142,140 @@ def require_keys(sent: Mapping[str, Any], valid: Iterable[str], *, where: str) -
             near = get_close_matches(str(name), known, n=1, cutoff=0.5)
             step = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise InvalidRequest(f"{where} has the key {str(name)[:40]!r}, which is not known; {step}")
+
+
+LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
+"""What an answer that is only a file says beside it: which value means which label, and a sentence for people."""
+
+
+def in_header(value: Any) -> str:
+    """A value as a header holds it: percent-encoded JSON."""
+    return quote(json.dumps(value))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InferenceCommand:
+    """A model is to be run on an image."""
+
+    image: Source
+    model: str = ""
+    client: str = ""
+    login: str = ""
+    """The account that is logged in; one for all where nobody has to."""
+    label: str = ""
+    """The label that it is about, by the name under which it is known; "" where nothing says it."""
+    label_as_sent: str = ""
+    """How the client spells that label, by which its viewer finds its segment."""
+    format: MaskFormat = DEFAULT_FORMAT
+    tag: str = ORIGINAL
+    """The tag of the mask, under which it is kept in the datastore where ``keep`` says so."""
+    keep: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Prompts and the model's own options, as the client sent them."""
+    progress: Progress = silent
+
+    @classmethod
+    def read(cls, request: Mapping[str, Any], *, image: Source, known: Sequence[str] = ()) -> InferenceCommand:
+        """Read a request. ``known`` are the names of labels. Raises InvalidRequest, InvalidName and InvalidPrompt."""
+        tag = safe_name(str(request.get("label_tag") or ORIGINAL), what="a label tag")
+        keep = bool(request.get("save_label"))
+        if keep and tag in (PARTIAL, FINAL):
+            raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
+        options = with_chosen_label(with_known_labels(request, known))
+        label = str(options.get("label") or "")
+        return cls(
+            image=image,
+            model=str(request.get("model") or ""),
+            client=str(request.get("client_id") or ""),
+            login=str(request.get(LOGIN) or ""),
+            label=label,
+            label_as_sent=str(request.get("label") or label),
+            format=read_format(request),
+            tag=tag,
+            keep=keep,
+            options=options,
+        )
+
+
+def read_format(request: Mapping[str, Any]) -> MaskFormat:
+    """The file that a client wants: ``result_extension`` (.nrrd, .nii.gz, .nii), ``result_dtype`` and
+    ``result_compress``. Raises InvalidRequest and InvalidPrompt."""
+    suffix = str(request.get("result_extension") or ".nrrd").lower()
+    suffix = suffix if suffix.startswith(".") else f".{suffix}"
+    if suffix not in VOLUME_SUFFIXES:
+        raise InvalidRequest(f"result_extension {suffix!r} is not possible; use one of {', '.join(VOLUME_SUFFIXES)}")
+    dtype = str(request.get("result_dtype") or "uint8")
+    if dtype not in DTYPES:
+        raise InvalidRequest(f"result_dtype {dtype!r} is not possible; use one of {', '.join(DTYPES)}")
+    compress = request.get("result_compress")
+    return MaskFormat(
+        suffix=suffix, dtype=dtype, compress=True if compress is None else read_flag(compress, "result_compress")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotCommand:
+    """What a client asks of a model that learns from annotated slices."""
+
+    labels: tuple[str, ...]
+    """None for all that are annotated."""
+    only_this: bool
+    """Learn from this image alone."""
+    wait: bool
+    """Adapt first and answer then."""
+    adapt: bool
+    budget_s: float
+    replaces_screen: bool
+    """Whether the viewer drops every segment that the answer leaves out."""
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any], offered: Sequence[str]) -> FewShotCommand:
+        """Read the options of a request; ``offered`` are the labels as /info/ counts them. Raises InvalidRequest."""
+        try:
+            budget = float(options["budget_s"])
+        except (TypeError, ValueError):
+            raise InvalidRequest(f"budget_s has to be a number of seconds, got {options['budget_s']!r}") from None
+        if not 0 < budget <= 3600:
+            raise InvalidRequest(f"budget_s has to be between 0 and 3600 seconds, got {budget:g}")
+        return cls(
+            labels=tuple(labels_by_number(options, offered) or read_names(options.get("labels"))),
+            only_this=read_flag(options["only_this_image"], "only_this_image"),
+            wait=read_flag(options["wait"], "wait"),
+            adapt=read_flag(options["adapt"], "adapt"),
+            budget_s=budget,
+            replaces_screen=replaces_its_screen(options),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextSampleCommand:
+    """What a client asks of a strategy."""
+
+    k: int = 3
+    labels: tuple[str, ...] = ()
+    image: str = ""
+    budget_s: float = 10.0
+
+    @classmethod
+    def read(cls, request: Mapping[str, Any]) -> NextSampleCommand:
+        """Read a request. Raises InvalidRequest."""
+        try:
+            k, budget = int(request.get("k") or cls.k), float(request.get("budget_s") or cls.budget_s)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"k has to be a number of slices and budget_s one of seconds: {error}") from None
+        if not 1 <= k <= 100 or not 0 < budget <= 600:
+            raise InvalidRequest("k has to be between 1 and 100 slices, budget_s between 0 and 600 seconds")
+        names = read_names(request.get("labels") or request.get(FOR_LABEL))
+        labels = dict.fromkeys(name for name in names if name != ALL_ANNOTATED)
+        return cls(k=k, labels=tuple(labels), image=str(request.get("image") or ""), budget_s=budget)
+
+
+def read_names(value: Any) -> list[str]:
+    """Names in a list, or separated by commas; none at all is an empty list. Raises InvalidRequest."""
+    names = value.split(",") if isinstance(value, str) else value or []
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InvalidRequest("labels has to be a list of names, or names separated by commas")
+    return [name.strip() for name in names if name.strip()]
 
 
 def object_schema(keys: Mapping[str, Key]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The DICOMweb store of studies as a MONAI Label datastore."""
+"""The images and label files of a DICOMweb store, with a part of them in a folder here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 
 import ssmsam
@@ -28,18 +27,17 @@ from ssmsam.dicom.web import (
     StoreRefused,
     StoreUnavailable,
 )
+from ssmsam.paths import SERIES
 from ssmsam.progress import Cancelled, Progress, shielded
 from ssmsam.reading import UnreadableVolume, read_volume
-from ssmsam.server.datastore.annotated import FINAL, AnnotatedStudies, Receipt
 from ssmsam.server.datastore.catalogue import FRESH_S, DicomCatalogue
-from ssmsam.server.datastore.folder import ANNOTATIONS
 from ssmsam.server.datastore.local_record import SoundRecord
-from ssmsam.server.datastore.series_cache import IMAGES, SeriesCache
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.identifiers import is_uid
+from ssmsam.server.datastore.series_cache import SeriesCache
+from ssmsam.service.annotated_studies import FINAL, raw_mask, required_names, turned_to
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.identifiers import is_uid
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.volume.geometry import axis_codes, reoriented
-from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
 logger = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ UNSENT = "unsent"
 """The tag of a final label that the store could not take."""
 
 
-class DicomWebArchive(SoundRecord, DICOMWebDatastore):
+class DicomWebArchive(SoundRecord):
     """CT and MR series of a DICOMweb store are the images, by series UID; a final label becomes a DICOM SEG there.
 
     ``folder`` keeps downloaded series (within ``quota_bytes``, the least recently used go first) and every label
@@ -59,6 +57,9 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
 
     Raises StoreUnavailable and StoreRefused wherever the store is asked; NotKnown for other images.
     """
+
+    remote = True
+    place = "the archive, as DICOM SEG"
 
     def __init__(
         self,
@@ -70,19 +71,20 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
         fresh_s: float = FRESH_S,
         jobs: Jobs | None = None,
     ) -> None:
-        # not DICOMWebDatastore's own start: it watches its folder and mistakes files that come and go for images
-        SoundRecord.__init__(self, folder, images_dir=IMAGES, auto_reload=False, read_only=True)
+        # not as a DICOMWebDatastore: it watches its folder and mistakes files that come and go for images
+        SoundRecord.__init__(self, folder, images_dir=SERIES, auto_reload=False, read_only=True)
         folder.chmod(0o700)  # what lies here shows patients
-        self._client = store.client
         self._store = store
         self._catalogue = DicomCatalogue(store, filters=filters, fresh_s=fresh_s)
-        self._cache = SeriesCache(folder / IMAGES, quota_bytes=quota_bytes)
+        self._cache = SeriesCache(folder / SERIES, quota_bytes=quota_bytes)
         self._registry = threading.RLock()
         self._jobs = jobs or Jobs()
-        logger.info("Studies come from %s; local files are in %s", store.access.shown, folder)
+        self.finished: Callable[[], list[str]] = self.get_labeled_images
+        """The images whose final labels are given away as training data."""
+        logger.info("Studies come from %s; local files are in %s", store.access.name, folder)
 
     def name(self) -> str:
-        return self._store.access.shown
+        return self._store.access.name
 
     def knows(self, image_id: str) -> bool:
         """Whether this is the UID of an image series in the store."""
@@ -190,7 +192,8 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
             return self._keep(image_id, label_filename, label_tag, info)
         series = find_series(Path(self.get_image_uri(image_id)))
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
-            mask = _mask_on(series, label_filename)
+            file = Path(label_filename)
+            mask = raw_mask(file, series.grid) if file.suffix == ".bin" else turned_to(read_volume(file), series.grid)
             file = Path(scratch) / "label.nii.gz"
             write_volume(mask, file)
             if label_tag == FINAL:
@@ -208,7 +211,7 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Image and final label of everything that is finished, downloaded. What cannot be read is left out."""
         pairs = []
-        for image in self.get_labeled_images():
+        for image in self.finished():
             try:
                 pairs.append({"image": self.get_image_uri(image), "label": self.get_label_uri(image, FINAL)})
             except (StoreUnavailable, StoreRefused, UnreadableVolume, InvalidRequest) as error:
@@ -309,34 +312,6 @@ class DicomWebArchive(SoundRecord, DICOMWebDatastore):
         self._update_datastore_file()
 
 
-class DicomWebStudies(AnnotatedStudies, DicomWebArchive):
-    """The same, with annotations slice by slice. They stay here until a volume is declared finished."""
-
-    finished_labels_go_to = "the archive, as DICOM SEG"
-    MENDS_FINAL = False  # an archive is not sent a label again that it has
-
-    def __init__(self, store: DicomStore, *, folder: Path, labels: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(store, folder=folder, **options)
-        self.keep_annotations(self.place_for(folder / ANNOTATIONS), labels=labels)
-
-    def submit(self, image_id: str, file: Path, params: Mapping[str, Any]) -> Receipt:
-        """As for a folder of studies, but the labels have to be named: by order they could get another organ's name,
-        and take it to the archive. Raises InvalidRequest when they are not."""
-        return super().submit(image_id, file, {**params, "label_info": _named(params)})
-
-    def status(self) -> dict[str, Any]:
-        try:
-            return super().status()
-        except (StoreUnavailable, StoreRefused):
-            return DicomWebArchive.status(self)
-
-    def remove_label(self, label_id: str, label_tag: str) -> None:
-        """As for a folder of studies: a volume that was finished here is open again. A SEG stays in the store."""
-        if label_tag == FINAL and not self._service.store.overview(label_id).finished:
-            raise InvalidRequest(f"this final label is a DICOM SEG in {self.name()}: remove its series there")
-        super().remove_label(label_id, label_tag)
-
-
 def _count(listed: Callable[[], list[str]]) -> int:
     try:
         return len(listed())
@@ -393,42 +368,11 @@ def _renamed(message: str, called: Mapping[str, str]) -> str:
     return message
 
 
-def _named(info: Mapping[str, Any]) -> Any:
-    """What a viewer sent as ``label_info``, or the names among the details of an inference. Raises InvalidRequest."""
-    details = info.get("params")
-    given = info.get("label_info") or (details.get("label_names") if isinstance(details, dict) else None)
-    if not given or not read_label_info(given):
-        raise InvalidRequest(
-            "nothing says which label the values of the mask are, and an archive must not get another organ's name: "
-            'send params with {"label_info": [{"name": "liver", "idx": 1}, ...]}'
-        )
-    return given
-
-
 def _names(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
     """Label -> value in a mask."""
-    return read_label_info(_named(info), values=np.unique(mask.array).tolist())
+    return read_label_info(required_names(info), values=np.unique(mask.array).tolist())
 
 
 def _notes(info: dict[str, Any]) -> AlgorithmNotes:
     model = str(info.get("model") or "")[:64]
     return AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, parameters={"model": model} if model else {})
-
-
-def _mask_on(series: DicomSeries, file: str) -> Volume:
-    """A submitted mask on the grid of the series. Axes that a viewer flipped or swapped are put back."""
-    if file.endswith(".bin"):
-        return _raw_voxels(Path(file), series.grid)
-    mask = read_volume(file)
-    if not mask.grid.matches(series.grid):
-        turned = reoriented(mask, axis_codes(series.grid))
-        mask = turned if turned.grid.matches(series.grid) else mask
-    return mask
-
-
-def _raw_voxels(file: Path, grid: Grid) -> Volume:
-    """Voxels of one byte, columns first, as OHIF 2 sends them."""
-    voxels = np.fromfile(file, dtype=np.uint8)
-    if voxels.size != np.prod(grid.shape):
-        raise InvalidRequest(f"the label has {voxels.size} voxels, the image {int(np.prod(grid.shape))}")
-    return Volume(voxels.reshape(grid.shape), grid.affine)

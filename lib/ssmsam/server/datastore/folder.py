@@ -1,4 +1,4 @@
-"""The folder of studies as a MONAI Label datastore."""
+"""A folder with images and label files, as MONAI Label keeps one."""
 
 from __future__ import annotations
 
@@ -6,49 +6,59 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel
 
-from ssmsam.annotation.slice_state import InvalidSubmission
-from ssmsam.annotation.support import SupportSet
 from ssmsam.dicom.file import looks_like_dicom
-from ssmsam.server.datastore.annotated import FINAL, AnnotatedStudies
 from ssmsam.server.datastore.local_record import SoundRecord
-from ssmsam.server.identifiers import VOLUME_SUFFIXES
-from ssmsam.service.set_aside import SetAside
-from ssmsam.volume.errors import UnreadableVolume
+from ssmsam.server.monailabel_patches import synchronised
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+LABELS = "labels"
+
+SETTLED_S = 60.0
+"""A folder without DICOM files that changed later than this is looked into again each time: files may still be on
+their way into it. *Guess*: longer than one file takes to come over a slow network."""
 
 
-def _synchronised(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def call(self: SynchronisedFolder, *args: Any, **kwargs: Any) -> Any:
-        with self._changing:
-            return method(self, *args, **kwargs)
+@synchronised(
+    "list_images", "get_labeled_images", "get_image_uri", "get_image_info", "get_label_uri", "get_label_info",
+    "get_labels_by_image_id", "save_label", "add_image", "update_image_info", "update_label_info", "datalist", "status",
+    "json", "_reconcile_datastore", "_init_from_datastore_file",
+)  # fmt: skip
+class FolderFiles(SoundRecord):
+    """MONAI Label's local datastore, which also sees DICOM series.
 
-    return call
-
-
-class SynchronisedFolder(SoundRecord):
-    """The local datastore, with its record read and changed by one thread at a time.
-
-    The watcher of the folder empties the record for a moment while it looks again, and may exchange it for what
-    another process wrote. A request that comes in between would find no image, or lose the label that it saves.
+    Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files, at any depth of it, is an image; its id is
+    its name without the suffix. Labels lie under ``labels/<tag>/``. ``on_change`` is called after the folder was looked
+    through again.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], **settings: Any) -> None:
-        self._changing = threading.RLock()
-        super().__init__(folder, **settings)
+    remote = False
+    place = "the folder of studies, as the label 'final'"
+
+    def __init__(self, folder: str | os.PathLike[str], *, auto_reload: bool = True, read_only: bool = False) -> None:
+        self._contents: dict[str, _Contents] = {}
+        self._said: set[str] = set()
+        self.on_change: Callable[[], None] = lambda: None
+        self.changing = threading.RLock()
+        super().__init__(
+            folder,
+            extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
+            auto_reload=auto_reload,
+            read_only=read_only,
+        )
         if hasattr(self, "_handler"):  # files that appear in one step come by another name
             self._handler.on_moved = self._on_moved
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        with self._changing:
+        with self.changing:
             super().remove_label(label_id, label_tag)
             known = self._datastore.objects.get(label_id)
             if known is not None and known.labels.pop(label_tag, None) is not None:  # the watcher would come later
@@ -60,84 +70,12 @@ class SynchronisedFolder(SoundRecord):
         else:
             self.refresh()
 
-    list_images = _synchronised(LocalDatastore.list_images)
-    get_labeled_images = _synchronised(LocalDatastore.get_labeled_images)
-    get_image_uri = _synchronised(LocalDatastore.get_image_uri)
-    get_image_info = _synchronised(LocalDatastore.get_image_info)
-    get_label_uri = _synchronised(LocalDatastore.get_label_uri)
-    get_label_info = _synchronised(LocalDatastore.get_label_info)
-    get_labels_by_image_id = _synchronised(LocalDatastore.get_labels_by_image_id)
-    save_label = _synchronised(SoundRecord.save_label)
-    add_image = _synchronised(SoundRecord.add_image)
-    update_image_info = _synchronised(SoundRecord.update_image_info)
-    update_label_info = _synchronised(SoundRecord.update_label_info)
-    datalist = _synchronised(LocalDatastore.datalist)
-    status = _synchronised(LocalDatastore.status)
-    json = _synchronised(LocalDatastore.json)
-    _reconcile_datastore = _synchronised(LocalDatastore._reconcile_datastore)
-    _init_from_datastore_file = _synchronised(SoundRecord._init_from_datastore_file)
-
-
-logger = logging.getLogger(__name__)
-
-ANNOTATIONS = ".annotations"
-LABELS = "labels"
-
-SETTLED_S = 60.0
-"""A folder without DICOM files that changed later than this is looked into again each time: files may still be on
-their way into it. *Guess*: longer than one file takes to come over a slow network."""
-
-
-class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
-    """MONAI Label's local datastore, which also sees DICOM series and keeps annotations slice by slice.
-
-    Every .nii.gz, .nii or .nrrd file and every sub-folder with DICOM files, at any depth of it, is an image; its id is
-    its name without the suffix. Labels lie under ``labels/<tag>/``, annotations in a hidden folder beside them. A final
-    label that was put there by hand counts as annotated on all slices; ``named`` are the labels of its values from 1
-    where its info does not name them.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        labels: Sequence[str] = (),
-        named: Sequence[str] = (),
-        auto_reload: bool = True,
-        read_only: bool = False,
-    ) -> None:
-        self._contents: dict[str, _Contents] = {}
-        self._said: set[str] = set()
-        super().__init__(
-            folder,
-            extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
-            auto_reload=auto_reload,
-            read_only=read_only,
-        )
-        self.keep_annotations(self.place_for(Path(folder) / ANNOTATIONS), labels=labels)
-        if self.writable:
-            self.mend_labels()
-        self._brought = BroughtLabels(self, named)
-        self._brought.look()
-
-    @property
-    def unused_labels(self) -> list[dict[str, Any]]:
-        """Images whose final label was put there by hand and cannot be used: ``image``, ``reason``, ``since``."""
-        return self._brought.aside.as_json()
-
-    def support(self) -> SupportSet:
-        self._brought.wait()
-        return super().support()
-
-    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """The finished images. A label that was put there by hand counts once it was read."""
-        annotated = self._service.store.overviews()
-        return [image for image in super().get_labeled_images(label_tag, labels) if image in annotated]
+    def knows(self, image_id: str) -> bool:
+        return image_id in self.list_images()
 
     def refresh(self) -> None:
         super().refresh()
-        if hasattr(self, "_brought"):  # the folder may be looked through before it is
-            self._brought.look()
+        self.on_change()
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         info: dict[str, Any] = super().get_image_info(image_id)
@@ -241,50 +179,3 @@ def _changed(folder: str) -> float:
         return os.stat(folder).st_mtime
     except OSError:
         return 0.0
-
-
-class BroughtLabels:
-    """Reads the final labels of images without annotations, one after the other in a thread of its own.
-
-    ``names`` are the labels of the values from 1 where a label's info does not say. ``aside`` holds those that cannot
-    be used; each is tried again when its file or its image changes.
-    """
-
-    def __init__(self, studies: StudiesFolder, names: Sequence[str]) -> None:
-        self._studies, self._names = studies, tuple(names)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="brought-labels")
-        self._last: Future[None] | None = None
-        self.aside = SetAside(self._state)
-
-    def look(self) -> None:
-        """Look for labels that were not read yet."""
-        self._last = self._thread.submit(self._read_all)
-
-    def wait(self) -> None:
-        """Until all that there were when :meth:`look` was called last are read."""
-        if self._last is not None:
-            self._last.result()
-
-    def _read_all(self) -> None:
-        for image in self._studies.list_images():
-            if FINAL in self._studies.get_labels_by_image_id(image) and not self.aside.reason(image):
-                try:
-                    self._studies.bring(image, self._names)
-                    self.aside.clear(image)
-                except (InvalidSubmission, UnreadableVolume) as error:
-                    self._put_aside(image, str(error))
-                except Exception as error:  # one bad file stops no other
-                    logger.exception("The final label of %s cannot be used", image)
-                    self._put_aside(image, f"it cannot be used ({type(error).__name__}); the server's log says more")
-
-    def _put_aside(self, image: str, reason: str) -> None:
-        told = f"{image}: its label in labels/final is not used: {reason}"
-        logger.warning("%s", told)
-        self.aside.note(image, told)
-
-    def _state(self, image: str) -> Hashable:
-        try:
-            files = (self._studies.get_label_uri(image, FINAL), self._studies.get_image_uri(image))
-            return tuple((os.stat(file).st_mtime_ns, os.stat(file).st_size) for file in files)
-        except OSError:
-            return ()

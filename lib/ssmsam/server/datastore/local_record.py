@@ -12,13 +12,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
-import psutil
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from ssmsam.server.errors import StudiesNotWritable
-from ssmsam.volume.writing import WRITING, put_aside, whole_file, write_bytes
+from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
+from ssmsam.service.errors import StudiesNotWritable
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class SoundRecord(LocalDatastore):
 
     A damaged record is put aside under another name and made again from the images and labels in the folder. Where the
     folder cannot be written, the record is in memory only, and what would change a file raises
-    :class:`~ssmsam.server.errors.StudiesNotWritable`.
+    :class:`~ssmsam.service.errors.StudiesNotWritable`.
     """
 
     _config_ts: float
@@ -253,40 +252,3 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-_SLACK_S = 1.5
-"""How far the start of a process may be off: the system counts its own start in whole seconds."""
-
-
-def made_by_this_process(folder: Path) -> bool:
-    """Whether an empty folder was made since this process began; it is removed then, with parents made alike.
-
-    MONAI Label's command makes a missing folder before any app is asked, so that a typing error looks like an empty
-    folder of studies.
-    """
-    found = _new(folder)
-    while _new(folder):
-        folder.rmdir()
-        folder = folder.parent
-    return found
-
-
-def _new(folder: Path) -> bool:
-    try:
-        status = folder.stat()
-        if any(folder.iterdir()):
-            return False
-    except OSError:
-        return False
-    return status.st_ctime - _began() > 0 and status.st_mtime - _began() > 0
-
-
-def _began() -> float:
-    """When this process began, in seconds since 1970."""
-    process = psutil.Process()
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / 100) + 0.1
-    except (OSError, ValueError, AttributeError):  # not Linux
-        return process.create_time() + _SLACK_S

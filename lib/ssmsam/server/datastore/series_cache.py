@@ -13,9 +13,6 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-IMAGES = "images"
-"""The folder of downloaded series within that of a store: a cache. Everything beside it is the users' work."""
-
 PARTIAL = ".partial-"
 """How folders begin that are still being written."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
-from urllib.parse import quote
+from typing import Annotated, Any, TypedDict, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, File, Form, HTTPException, Request, Response, UploadFile
@@ -21,13 +20,10 @@ from monailabel.interfaces.utils.app import app_instance
 from ssmsam.annotation.log import SHARED_IDS, reader_of
 from ssmsam.json_text import InvalidJson, read_json_text, require_storable
 from ssmsam.progress import POLL_S, CancelToken, cancellable, stop_if_cancelled
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.identifiers import volume_suffix
+from ssmsam.server.app import ServerApp
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.identifiers import volume_suffix
 from ssmsam.service.jobs import Job
-
-if TYPE_CHECKING:
-    from ssmsam.server.app import ServerApp
 
 AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
@@ -43,18 +39,15 @@ LONG_THREADS = 40
 """Requests that may be at long work at a time: a guess, as many as for short ones."""
 LONGEST_ID = 128
 """Characters of a client's id: a guess, enough for an address."""
-LABELS_HEADER, DETAIL_HEADER = "X-Ssmsam-Labels", "X-Ssmsam-Detail"
-"""What an answer that is only a file says beside it: which value means which label, and a sentence for people."""
 
 
-def in_header(value: Any) -> str:
-    """A value as a header holds it: percent-encoded JSON."""
-    return quote(json.dumps(value))
-
-
-def the_app() -> ServerApp:
+async def the_app() -> ServerApp:
     """The app of this server."""
-    return cast("ServerApp", app_instance())
+    app: ServerApp = app_instance()
+    return app
+
+
+App = Annotated[ServerApp, Depends(the_app)]
 
 
 def path_prefix(request: Request) -> str:
@@ -121,22 +114,30 @@ async def watched(request: Request, work: Callable[[], T]) -> T:
         watch.cancel()
 
 
+def long(work: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:
+    """A route of plain code that may take long, as :func:`watched`. It has to have a parameter ``request``."""
+
+    @wraps(work)
+    async def route(**arguments: Any) -> T:
+        return await watched(arguments["request"], lambda: work(**arguments))
+
+    return route
+
+
 async def _cancel_when_gone(request: Request, token: CancelToken) -> None:
     while not await request.is_disconnected():
         await asyncio.sleep(POLL_S)
     token.cancel()
 
 
-def note_opened(image: str, request: Request, client_id: str = "") -> None:
+def note_opened(app: ServerApp, image: str, request: Request, client_id: str = "") -> None:
     """Note that somebody opened an image; until it is shown something, its screen is empty. Its slices are embedded.
 
     Where the request does not say who, it is whoever works at that address without a name.
     """
-    the_app().background.prefer(image, client=reader(client_id, request) if client_id else "")
-    datastore = the_app().datastore()
-    if isinstance(datastore, AnnotatedStudies):
-        for name in [client_id] if client_id else sorted(SHARED_IDS):
-            datastore.opened(image, client=reader(name, request))
+    app.background.prefer(image, client=reader(client_id, request) if client_id else "")
+    for name in [client_id] if client_id else sorted(SHARED_IDS):
+        app.datastore().opened(image, client=reader(name, request))
 
 
 class CheckedJson(APIRoute):
@@ -159,14 +160,14 @@ class _CheckedRequest(Request):
             raise HTTPException(422, str(error)) from None
 
 
-def known_image(image: str) -> str:
+def known_image(app: App, image: str) -> str:
     """The query parameter ``image``, which the datastore has."""
-    return the_app().images.require(image)
+    return app.images.require(image)
 
 
-def known_id(id: str) -> str:
+def known_id(app: App, id: str) -> str:
     """The same where the parameter is called ``id``."""
-    return the_app().images.require(id)
+    return app.images.require(id)
 
 
 def scratch_folder() -> Iterator[Path]:
@@ -180,9 +181,8 @@ KnownImage = Annotated[str, Depends(known_image)]
 KnownId = Annotated[str, Depends(known_id)]
 
 
-def require_label(label: str, tag: str) -> None:
+def require_label(app: ServerApp, label: str, tag: str) -> None:
     """Raise NotKnown unless the datastore has a label for image ``label`` under ``tag``."""
-    app = the_app()
     app.images.require(label)
     tags = app.datastore().get_labels_by_image_id(label)
     if tag not in tags:

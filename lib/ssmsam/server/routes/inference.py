@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,40 +10,38 @@ from typing import Any
 from fastapi import APIRouter, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import Response
-from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.endpoints.infer import ResultType, send_response
-from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
 
 import ssmsam
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.reading import read_volume
-from ssmsam.server.datastore.dicomweb import DicomWebArchive
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.identifiers import VOLUME_SUFFIXES
-from ssmsam.server.images import Source
+from ssmsam.server.app import ServerApp
+from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, LOGIN, in_header
 from ssmsam.server.routes.common import (
-    DETAIL_HEADER,
-    LABELS_HEADER,
     AnyUser,
+    App,
     JsonText,
     MaybeUpload,
     Scratch,
-    in_header,
     json_object,
+    long,
     reader,
     received,
-    the_app,
-    watched,
 )
-from ssmsam.server.tasks.prompted import LOGIN
+from ssmsam.server.routes.sessions import session_image
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
+from ssmsam.service.images import Source
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["Infer"])
 
 
 @router.post("/infer/{model}", summary="Run inference")
-async def infer(
+@long
+def infer(
+    app: App,
     background_tasks: BackgroundTasks,
     request: Request,
     user: AnyUser,
@@ -63,38 +60,17 @@ async def infer(
     chooses the answer: ``image`` (the mask file), ``json`` (its details), ``dicom_seg``, or both as multipart. The
     work ends when the client hangs up, except that of commands such as ``finish_volume``.
     """
-
-    def work() -> Any:
-        return _infer(background_tasks, request, user, scratch, model, image, session_id, params, file, label, output)
-
-    return await watched(request, work)
-
-
-def _infer(
-    background_tasks: BackgroundTasks,
-    request: Request,
-    user: User,
-    scratch: Path,
-    model: str,
-    image: str,
-    session_id: str,
-    params: str,
-    file: UploadFile | None,
-    label: UploadFile | None,
-    output: ResultType | None,
-) -> Any:
-    app = the_app()
     options = json_object(params, name="params")
     app.require_options(options, app.require_model(model))
     if output == ResultType.dicom_seg:
-        _require_dicom_store()
-    source = _source(image, session_id, file, scratch)
+        _require_dicom_store(app)
+    source = _source(app, image, session_id, file, scratch)
     client = reader(options.get("client_id"), request)
-    asked = {**options, "model": model, "image": source, "client_id": client, LOGIN: user.username}
     if label:
-        asked["label_file"] = str(_label_file(label, source, scratch))
+        received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))  # as scribbles send one; no model reads it
+    asked = {**options, "model": model, "client_id": client, LOGIN: user.username}
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
-    result = app.infer(asked)
+    result = app.run(app.command(asked, source))
     if output == ResultType.dicom_seg:
         result["dicom_seg"] = _dicom_seg(source, result)
         background_tasks.add_task(remove_file, result["dicom_seg"])
@@ -106,26 +82,17 @@ def _infer(
     return answer
 
 
-def _source(image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:
+def _source(app: ServerApp, image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:
     """The image to work on. As in MONAI Label, a session is preferred to a file, and a file to an id."""
-    app = the_app()
     if session_id:
-        return app.images.from_session(app.sessions(), session_id)
+        return app.images.from_session(session_image(app.sessions(), session_id))
     if file:
         return app.images.from_upload(received(file, scratch))
     return app.images.from_datastore(image)
 
 
-def _label_file(label: UploadFile, source: Source, scratch: Path) -> Path:
-    path = received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))
-    if path.suffix != ".bin":
-        return path
-    converted = Path(binary_to_image(str(source.path), str(path)))  # raw voxels on the image's grid
-    return Path(shutil.move(converted, scratch / f"label-{converted.name}"))
-
-
-def _require_dicom_store() -> None:
-    if not isinstance(the_app().datastore(), DicomWebArchive):
+def _require_dicom_store(app: ServerApp) -> None:
+    if not app.datastore().files.remote:
         raise InvalidRequest("output=dicom_seg needs studies from a DICOMweb server; ask for output=image")
 
 

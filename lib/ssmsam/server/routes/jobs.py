@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ssmsam.server.errors import NotKnown, NotYours
-from ssmsam.server.routes.common import Annotator, AnyUser, may_stop, the_app
+from ssmsam.server.app import ServerApp
+from ssmsam.server.routes.common import Annotator, AnyUser, App, may_stop
+from ssmsam.service.errors import NotKnown, NotYours
 from ssmsam.service.jobs import Job, State, UnknownJob
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
@@ -41,32 +42,32 @@ class JobList(BaseModel):
 
 @router.get("", summary="What runs, what waits, and what ended lately; trainings too")
 @router.get("/", include_in_schema=False)
-def jobs(user: AnyUser) -> JobList:
-    return JobList(jobs=[JobModel.of(job) for job in the_app().jobs.listed()])
+def jobs(app: App, user: AnyUser) -> JobList:
+    return JobList(jobs=[JobModel.of(job) for job in app.jobs.listed()])
 
 
 @router.get("/{name}", summary="One job: its phase, how much of it is done, and the seconds that it will still take")
-def one(user: AnyUser, name: str) -> JobModel:
-    return JobModel.of(_known(name))
+def one(app: App, user: AnyUser, name: str) -> JobModel:
+    return JobModel.of(_known(app, name))
 
 
 @router.delete("/{name}", summary="Stop a job, and no other; one that ended stays as it is")
-def stop(user: Annotator, name: str) -> JobModel:
+def stop(app: App, user: Annotator, name: str) -> JobModel:
     """Where people log in, the account that started a job and administrators may stop it. Without logins the server
     believes whoever asks, as MONAI Label does."""
-    job = _known(name)
+    job = _known(app, name)
     if not may_stop(job, user):
         whose = job.owner or "nobody in particular"
         raise NotYours(f"the job {job.title!r} belongs to {whose}: ask them, or an administrator, to stop it")
     try:
-        return JobModel.of(the_app().jobs.cancel(job.id))
+        return JobModel.of(app.jobs.cancel(job.id))
     except UnknownJob:  # it has just ended and was forgotten
         return JobModel.of(job)
 
 
-def _known(name: str) -> Job:
+def _known(app: ServerApp, name: str) -> Job:
     """Raises NotKnown."""
-    queue = the_app().jobs
+    queue = app.jobs
     try:
         return queue.get(name)
     except UnknownJob:

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, HTTPException, UploadFile
 from monailabel.endpoints import session as stock
-from monailabel.utils.sessions import SessionInfo, Sessions
+from monailabel.utils.sessions import Sessions
 
-from ssmsam.server.errors import InvalidRequest, NotKnown
-from ssmsam.server.identifiers import is_session_id, safe_name
-from ssmsam.server.routes.common import AnyUser, Scratch, the_app
+from ssmsam.server.app import ServerApp
+from ssmsam.server.routes.common import AnyUser, App, Scratch
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.identifiers import is_session_id, safe_name
 
 router = APIRouter(prefix="/session", tags=["Session"])
 
@@ -29,15 +30,16 @@ MOST_FILES = 20_000
 
 
 @router.get("/{session_id}", summary="Whether a session exists")
-def get_session(user: AnyUser, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
-    _require(session_id)
-    if image and Path(_known(session_id).image).is_dir():
+def get_session(app: App, user: AnyUser, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
+    _require(app, session_id)
+    if image and session_image(_sessions(app), session_id).is_dir():
         raise InvalidRequest("the image is a folder of DICOM files, which cannot be sent back as one file")
     return stock.get_session(session_id, update_ts, image)
 
 
 @router.put("/", summary="Send an image for a while")
 def create_session(
+    app: App,
     user: AnyUser,
     scratch: Scratch,
     files: Annotated[list[UploadFile], File()],
@@ -51,39 +53,38 @@ def create_session(
     image = received[0] if len(received) == 1 else folder
     if uncompress:
         image = _unpack(received[0], scratch / "unpacked")
-    sessions = _sessions()
+    sessions = _sessions(app)
     session_id, session = sessions.add_session(str(image), expiry)
-    app = the_app()
-    app.background.prefer(app.images.from_session(sessions, session_id))
+    app.background.prefer(app.images.from_session(session_image(sessions, session_id)))
     return {"session_id": session_id, "session_info": session.to_json()}
 
 
 @router.delete("/{session_id}", summary="End a session")
-def remove_session(user: AnyUser, session_id: str) -> Any:
-    _require(session_id)
+def remove_session(app: App, user: AnyUser, session_id: str) -> Any:
+    _require(app, session_id)
     return stock.remove_session(session_id)
 
 
-def _sessions() -> Sessions:
-    sessions = the_app().sessions()
+def _sessions(app: ServerApp) -> Sessions:
+    sessions = app.sessions()
     if sessions is None:
         raise HTTPException(406, "sessions are switched off on this server (MONAI_LABEL_SESSIONS)")
     return sessions
 
 
-def _require(session_id: str) -> None:
+def _require(app: ServerApp, session_id: str) -> None:
     """Anything else than one of our ids could lead to another folder."""
-    _sessions()
+    _sessions(app)
     if not is_session_id(session_id):
         raise NotKnown("session", session_id)
 
 
-def _known(session_id: str) -> SessionInfo:
-    """Raises NotKnown for a session that has expired, or whose image is gone."""
-    found = _sessions().get_session(session_id)
-    if found is None or not Path(found.image).exists():
+def session_image(sessions: Sessions | None, session_id: str) -> Path:
+    """The file or folder that was sent. Raises NotKnown for a session that has expired, or whose image is gone."""
+    session = sessions.get_session(session_id) if sessions is not None and is_session_id(session_id) else None
+    if session is None or not Path(session.image).exists():
         raise NotKnown("session", session_id, step="It may have expired: send the image again")
-    return found
+    return Path(session.image)
 
 
 def _receive(file: UploadFile, folder: Path) -> Path:

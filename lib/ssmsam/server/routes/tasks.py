@@ -8,44 +8,42 @@ from fastapi import APIRouter, HTTPException, Request
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 
-from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
-from ssmsam.server.errors import NotKnown
-from ssmsam.server.identifiers import safe_name
+from ssmsam.server.app import ServerApp
+from ssmsam.server.clients.rest import CLIENT, LOGIN, SAMPLE, STOCK, require_keys
+from ssmsam.server.clients.slicer import title
 from ssmsam.server.routes.common import (
     Admin,
     Annotator,
     AnyUser,
+    App,
     CheckedJson,
     asker,
+    long,
     note_opened,
     reader,
-    the_app,
-    watched,
 )
-from ssmsam.server.tasks.prompted import LOGIN
 from ssmsam.server.tasks.queue import BATCH, SCORE, TRAIN, ProcessJob, stop, submit
 from ssmsam.server.tasks.strategies import note_offer
 from ssmsam.server.tasks.training import Training
+from ssmsam.service.errors import NotKnown
+from ssmsam.service.identifiers import safe_name
 from ssmsam.service.jobs import Job
 
 router = APIRouter(route_class=CheckedJson)
 
 
 @router.get("/info/", tags=["App"], summary="What this app offers")
-def info(user: AnyUser) -> dict[str, Any]:
-    return the_app().info()
+def info(app: App, user: AnyUser) -> dict[str, Any]:
+    return app.info()
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image and slices to annotate")
-async def next_sample(
-    user: AnyUser, strategy: str, request: Request, params: dict[str, Any] | None = None
+@long
+def next_sample(
+    app: App, user: AnyUser, strategy: str, request: Request, params: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Without an ``id`` in the answer nothing is left, and ``message`` says so."""
-    return await watched(request, lambda: _next_sample(user, strategy, request, params))
-
-
-def _next_sample(user: User, strategy: str, request: Request, params: dict[str, Any] | None) -> dict[str, Any]:
-    app, asked = the_app(), dict(params or {})
+    asked = dict(params or {})
     app.require_strategy(strategy)
     require_keys(asked, SAMPLE, where="the request")
     name = asked.get("client_id") or user.username
@@ -54,18 +52,20 @@ def _next_sample(user: User, strategy: str, request: Request, params: dict[str, 
     if not found.get("id"):
         return found
     if not asked.get("image"):  # a viewer opens what it is offered; one that names an image has it open
-        note_opened(found["id"], request, name or "")
+        note_opened(app, found["id"], request, name or "")
     info = note_offer(app.datastore(), found["id"], strategy, client=client)
     slices = found.get("slices") if found.get("axis", 2) == 2 else None  # those that are embedded
     app.background.prefer(found["id"], near=slices[0] if slices else None, client=client)
     shown = {**found, **info}
     if found.get("hint") and info.get("PatientID"):  # a viewer shows this as the volume's name
-        shown["PatientID"] = f"{info['PatientID']} | {found['hint']}"
+        shown["PatientID"] = title(info["PatientID"], found["hint"])
     return shown
 
 
 @router.post("/batch/infer/{model}", tags=["Infer"], summary="Run a model on many images")
-async def batch_infer(
+@long
+def batch_infer(
+    app: App,
     user: Admin,
     request: Request,
     model: str,
@@ -76,18 +76,6 @@ async def batch_infer(
     """In a process of its own, which is a job: ``GET /jobs/{id}`` with the ``id`` of the answer says how many images
     are done, and ``DELETE`` ends it. With ``run_sync`` the answer comes when all is done, and who hangs up ends it.
     """
-    return await watched(request, lambda: _batch_infer(user, request, model, images, params, run_sync))
-
-
-def _batch_infer(
-    user: User,
-    request: Request,
-    model: str,
-    images: BatchInferImageType | None,
-    params: dict[str, Any] | None,
-    run_sync: bool,
-) -> Any:
-    app = the_app()
     app.require_options({} if params is None else params, app.require_model(model))
     # the stock defaults are for GPUs only: without one they divide by the number of GPUs
     options = {"device": app.device, "multi_gpu": False, "max_workers": 1, "save_label": True, **(params or {})}
@@ -97,18 +85,20 @@ def _batch_infer(
     if "label_tag" in options:
         safe_name(str(options["label_tag"]), what="a label tag")
     wanted = {"model": model, "images": images or BatchInferImageType.IMAGES_ALL, **options}
-    return _run(BATCH, wanted, request, user, run_sync=run_sync)
+    return _run(app, BATCH, wanted, request, user, run_sync=run_sync)
 
 
 @router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch inference, and those that wait")
-def stop_batch(user: Admin) -> Any:
+def stop_batch(app: App, user: Admin) -> Any:
     """The stopped task, the running one if any."""
-    stopped = stop(the_app().jobs, BATCH)
+    stopped = stop(app.jobs, BATCH)
     return stopped[0] if stopped else None
 
 
 @router.post("/train/{model}", tags=["Train"], summary="Train a model")
-async def train(
+@long
+def train(
+    app: App,
     user: Admin,
     request: Request,
     model: str,
@@ -117,68 +107,69 @@ async def train(
     enqueue: bool = False,
 ) -> Any:
     """In a process of its own, which is a job as batches are; ``enqueue`` lets it wait for the one that runs."""
-    return await watched(request, lambda: _train(user, request, model, params, run_sync, enqueue))
-
-
-def _train(
-    user: User, request: Request, model: str, params: dict[str, Any] | None, run_sync: bool, enqueue: bool
-) -> Any:
-    task = the_app().require_trainer(model)
+    task = app.require_trainer(model)
     require_keys(params or {}, [*CLIENT, *STOCK, *task.config()], where="the request")
     if isinstance(task, Training):
         task.require(params or {})  # its process could only end with an error that nobody reads
-    return _run(TRAIN, {"model": model, **(params or {})}, request, user, run_sync=run_sync, enqueue=enqueue)
+    return _run(app, TRAIN, {"model": model, **(params or {})}, request, user, run_sync=run_sync, enqueue=enqueue)
 
 
 @router.post("/train/", tags=["Train"], summary="Train all models, one after the other", deprecated=True)
-async def train_all(user: Admin, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
+@long
+def train_all(
+    app: App, user: Admin, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
+) -> Any:
     """``params`` holds the options of each trainer under its name."""
-    return await watched(request, lambda: _train_all(user, request, params or {}, run_sync))
-
-
-def _train_all(user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
-    trainers = the_app().trainers
+    trainers, params = app.trainers, params or {}
     require_keys(params, [*CLIENT, *trainers], where="the request")
     for name, task in trainers.items():
         require_keys(params.get(name) or {}, [*CLIENT, *STOCK, *task.config()], where=name)
     common = {name: value for name, value in params.items() if name in CLIENT}
     wanted = {name: {"model": name, **common, **(params.get(name) or {})} for name in trainers}
     return {
-        name: {"result": _run(TRAIN, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(app, TRAIN, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }
 
 
 @router.delete("/train/", tags=["Train"], summary="Stop training, and what waits to be trained")
-def stop_training(user: Admin) -> Any:
+def stop_training(app: App, user: Admin) -> Any:
     """The stopped task, the running one if any; ``queued`` says how many were taken from the queue."""
-    stopped = stop(the_app().jobs, TRAIN)
+    stopped = stop(app.jobs, TRAIN)
     ran = [task for task in stopped if "details" in task]
     return {**stopped[0], "queued": len(stopped) - 1} if ran else (stopped[0] if stopped else None)
 
 
 @router.post("/scoring/{method}", tags=["Scoring"], summary="Score labels")
-async def score(
-    user: Annotator, request: Request, method: str, params: dict[str, Any] | None = None, run_sync: bool = False
+@long
+def score(
+    app: App,
+    user: Annotator,
+    request: Request,
+    method: str,
+    params: dict[str, Any] | None = None,
+    run_sync: bool = False,
 ) -> Any:
-    return await watched(request, lambda: _score(user, request, method, params, run_sync))
-
-
-def _score(user: User, request: Request, method: str, params: dict[str, Any] | None, run_sync: bool) -> Any:
-    known = the_app().info()["scoring"]
+    known = app.info()["scoring"]
     if method not in known:
         raise NotKnown("scoring method", method, known)
-    return _run(SCORE, {"method": method, **(params or {})}, request, user, run_sync=run_sync)
+    return _run(app, SCORE, {"method": method, **(params or {})}, request, user, run_sync=run_sync)
 
 
 def _run(
-    kind: str, wanted: dict[str, Any], request: Request, user: User, *, run_sync: bool = False, enqueue: bool = False
+    app: ServerApp,
+    kind: str,
+    wanted: dict[str, Any],
+    request: Request,
+    user: User,
+    *,
+    run_sync: bool = False,
+    enqueue: bool = False,
 ) -> Any:
     """Work that MONAI Label does in a process of its own, or with ``run_sync`` here; its task, or what came of it.
 
     As in MONAI Label one that runs already is 429, unless it is to be queued.
     """
-    app = the_app()
     if app.jobs.active(kind) and not enqueue:
         raise HTTPException(429, f"a task of this kind ({kind}) is already running: wait for it, or see GET /jobs")
     mine = asker(wanted.get("client_id"), request, user)
@@ -192,16 +183,14 @@ def _run(
 
 
 @router.post("/scoring/", tags=["Scoring"], summary="Score labels by all methods", deprecated=True)
-async def score_all(
-    user: Annotator, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
+@long
+def score_all(
+    app: App, user: Annotator, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
 ) -> Any:
     """``params`` holds the options of each method under its name."""
-    return await watched(request, lambda: _score_all(user, request, params or {}, run_sync))
-
-
-def _score_all(user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
-    wanted = {name: {"method": name, **(params.get(name) or {})} for name in the_app().info()["scoring"]}
+    params = params or {}
+    wanted = {name: {"method": name, **(params.get(name) or {})} for name in app.info()["scoring"]}
     return {
-        name: {"result": _run(SCORE, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(app, SCORE, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }

@@ -19,13 +19,15 @@ from ssmsam.annotation.log import Mark, Verdict
 from ssmsam.annotation.service import describe_finished
 from ssmsam.annotation.slice_state import SliceKey, now
 from ssmsam.interactive.request import PromptRequest
-from ssmsam.interactive.wire import read_flag
 from ssmsam.progress import shielded
-from ssmsam.server.datastore.annotated import AnnotatedStudies, Receipt
-from ssmsam.server.errors import InvalidRequest, NotConfirmed
-from ssmsam.server.images import OpenImage
-from ssmsam.server.tasks.mask_files import write_mask
-from ssmsam.server.tasks.prompted import FOR_LABEL, Prompting, chosen_label, label_choices
+from ssmsam.server.clients.prompts import read_flag, read_prompts
+from ssmsam.server.clients.rest import InferenceCommand
+from ssmsam.server.clients.slicer import FOR_LABEL, chosen_label, label_choices
+from ssmsam.service.annotated_studies import AnnotatedStudies, Receipt
+from ssmsam.service.errors import InvalidRequest, NotConfirmed
+from ssmsam.service.images import OpenImage
+from ssmsam.service.mask_files import write_mask
+from ssmsam.service.prompt_service import PromptService
 
 CLICK_FIRST = (
     "it is not known which slice this is about: place a point on it, and run the model again, or send its number as "
@@ -40,7 +42,7 @@ class MessageTask(InferTask):
 
     brief = True
 
-    def __init__(self, prompting: Prompting, *, description: str, **options: Any) -> None:
+    def __init__(self, prompting: PromptService, *, description: str, **options: Any) -> None:
         super().__init__(
             type=InferType.DEEPGROW,
             labels=[],
@@ -53,18 +55,15 @@ class MessageTask(InferTask):
     def is_valid(self) -> bool:
         return True
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds the viewer's parameters and ``image``, a :class:`~ssmsam.server.images.Source`.
-
-        Returns the path of an empty mask, and what was done. Raises InvalidPrompt, InvalidRequest, InvalidSubmission.
-        """
+    def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
+        """The path of an empty mask, and what was done. Raises InvalidPrompt, InvalidRequest, InvalidSubmission."""
         started = time.perf_counter()
-        image = self._prompting.images.open(request["image"])
-        if not image.source.image_id or not isinstance(self._prompting.datastore, AnnotatedStudies):
+        image = self._prompting.images.open(request.image)
+        if not image.source.image_id:
             raise InvalidRequest("annotations are only kept for images of the datastore: upload the image first")
         with shielded():  # what a person said is kept, whether or not they wait for the answer
-            done = self.carry_out(request, image, self._prompting.datastore)
-        path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, request)
+            done = self.carry_out(request, image, self._prompting.studies)
+        path = write_mask(np.zeros(image.volume.shape, np.uint8), image.volume, request.format)
         seconds = round(time.perf_counter() - started, 4)
         return path, {
             **done,
@@ -74,7 +73,7 @@ class MessageTask(InferTask):
             "latencies": {"pre": 0.0, "infer": 0.0, "post": 0.0, "write": 0.0, "total": seconds},
         }
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+    def carry_out(self, request: InferenceCommand, image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
         """Do it; what the client is told."""
         raise NotImplementedError
 
@@ -82,24 +81,24 @@ class MessageTask(InferTask):
 class SliceMessage(MessageTask):
     """A message about one label on one slice: the clicked one, or the one that ``slice`` names with a ``label``."""
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+    def carry_out(self, request: InferenceCommand, image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
         plane = image.embeddings.plane
-        prompts = PromptRequest.parse(options, grid=image.volume.grid, plane=plane, dimension=2)
+        prompts = read_prompts(request.options, grid=image.volume.grid, plane=plane, dimension=2)
         index = prompts.current
         if index is None:
             raise InvalidRequest(CLICK_FIRST)
         if prompts.label and is_reserved(prompts.label):
             raise InvalidRequest(f"{prompts.label!r} is no label that a slice can be about: choose an organ")
-        client = str(options.get("client_id") or "")
-        label = prompts.label or datastore.clicked_label(
+        client = request.client
+        label = prompts.label or studies.clicked_label(
             image.source.image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
         )
         self._prompting.since(image, replace(prompts, label=label))  # this click is older than what it says
-        receipt = self.say(datastore, image.source.image_id, SliceKey(label, plane.axis, index), client)
+        receipt = self.say(studies, image.source.image_id, SliceKey(label, plane.axis, index), client)
         said = [self.done(label, index), *receipt.update.notes, *receipt.new_label_lines]
         return {**receipt.answer(), "label": label, "slice": index, "detail": "; ".join(said)}
 
-    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
         raise NotImplementedError
 
     def done(self, label: str, index: int) -> str:
@@ -110,7 +109,7 @@ class SliceMessage(MessageTask):
 class SliceVerdict(SliceMessage):
     """``accept_slice`` and ``empty_slice``: the slice counts as annotated."""
 
-    def __init__(self, prompting: Prompting, *, verdict: Verdict) -> None:
+    def __init__(self, prompting: PromptService, *, verdict: Verdict) -> None:
         said = {
             Verdict.ACCEPTED: "Counts the mask of this slice as right: click on the organ, then run this",
             Verdict.EMPTY: "Counts this slice as one without the organ: click on the slice, then run this",
@@ -118,8 +117,8 @@ class SliceVerdict(SliceMessage):
         super().__init__(prompting, description=said[verdict])
         self._verdict = verdict
 
-    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
-        return datastore.mark(image_id, Mark(key.label, key.index, self._verdict, key.axis, client, now()))
+    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        return studies.mark(image_id, Mark(key.label, key.index, self._verdict, key.axis, client, now()))
 
     def done(self, label: str, index: int) -> str:
         if self._verdict is Verdict.EMPTY:
@@ -130,16 +129,16 @@ class SliceVerdict(SliceMessage):
 class WithdrawSlice(SliceMessage):
     """``withdraw_slice``: the slice does not count as annotated any longer."""
 
-    def __init__(self, prompting: Prompting) -> None:
+    def __init__(self, prompting: PromptService) -> None:
         super().__init__(
             prompting, description="Takes back what was said of this slice: click on the organ, then run this"
         )
 
-    def say(self, datastore: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
-        if key not in datastore.annotations(image_id).slices:
+    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+        if key not in studies.annotations(image_id).slices:
             raise InvalidRequest(f"slice {key.index} does not count as annotated for {key.label}: nothing to take back")
         partial = {"axis": 2 - key.axis, "slices": {key.label: {"withdraw": [key.index]}}}
-        return datastore.change(image_id, partial, client=client)
+        return studies.change(image_id, partial, client=client)
 
     def done(self, label: str, index: int) -> str:
         return f"slice {index} does not count as annotated for {label} any longer"
@@ -148,13 +147,13 @@ class WithdrawSlice(SliceMessage):
 class Undo(MessageTask):
     """``undo``: takes back what this client did last to the annotations of the image."""
 
-    def __init__(self, prompting: Prompting) -> None:
+    def __init__(self, prompting: PromptService) -> None:
         super().__init__(
             prompting, description="Takes back your last annotation of this volume: click anywhere, then run this"
         )
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
-        receipt = datastore.undo(image.source.image_id, client=str(options.get("client_id") or ""))
+    def carry_out(self, request: InferenceCommand, image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
+        receipt = studies.undo(image.source.image_id, client=request.client)
         update = receipt.update
         keys = sorted(update.withdrawn | update.entries.keys())
         slices = [f"slice {key.index} of {key.label}" for key in keys[:8]] + ["..."] * (len(keys) > 8)
@@ -173,7 +172,7 @@ class FinishVolume(MessageTask):
     again within :data:`CONFIRM_S` and would do the same still.
     """
 
-    def __init__(self, prompting: Prompting) -> None:
+    def __init__(self, prompting: PromptService) -> None:
         super().__init__(
             prompting,
             description="Declares the volume finished as it is on screen: click anywhere, run this, and run it again "
@@ -183,17 +182,17 @@ class FinishVolume(MessageTask):
         self._asked: TTLCache[tuple[str, str], str] = TTLCache(maxsize=1024, ttl=CONFIRM_S)
         self._lock = threading.Lock()
 
-    def carry_out(self, options: dict[str, Any], image: OpenImage, datastore: AnnotatedStudies) -> dict[str, Any]:
+    def carry_out(self, request: InferenceCommand, image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
         image_id = image.source.image_id
-        client = str(options.get("client_id") or "")
+        client = request.client
         # viewers send the selected segment on every click, but this is about the volume: only a choice counts
-        chosen = chosen_label(options)
+        chosen = chosen_label(request.options)
         about: dict[str, Any] = {"client": client, "labels": [chosen] if chosen else ()}
-        if not read_flag(options.get("confirm"), "confirm"):
-            self._require_second_run(client, image_id, datastore.finishing(image_id, **about))
-        receipt = datastore.finish(image_id, **about)
+        if not read_flag(request.options.get("confirm"), "confirm"):
+            self._require_second_run(client, image_id, studies.finishing(image_id, **about))
+        receipt = studies.finish(image_id, **about)
         held, answer = receipt.finished(), receipt.answer()
-        where = datastore.finished_labels_go_to if receipt.annotations.finished else "the annotations of this server"
+        where = studies.files.place if receipt.annotations.finished else "the annotations of this server"
         said = [f"finished: {describe_finished(held)}", *receipt.update.notes, f"kept in {where}"]
         return {
             **answer,

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from ssmsam.annotation.annotations import Annotations
@@ -16,10 +16,10 @@ from ssmsam.annotation.labels import read_label_info
 from ssmsam.annotation.slice_state import SliceAnnotation
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.images import UNUSABLE
-from ssmsam.server.outlook import Deadline, VolumeOutlooks
+from ssmsam.server.datastore.studies import StudiesDatastore
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.images import UNUSABLE
+from ssmsam.service.volume_forecasts import Deadline, VolumeForecasts
 from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,11 @@ class DiceScore(ScoringMethod):
     def __init__(self) -> None:
         super().__init__("Dice of model masks on the slices that were annotated after them, mean over labels")
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Image -> what was stored. ``y_pred`` names the tag of the masks ("original").
 
         Images without a slice to compare are left out. Raises InvalidRequest.
         """
-        if not isinstance(datastore, AnnotatedStudies):
-            raise InvalidRequest("this datastore keeps no annotations slice by slice")
         tag = str(request.get("y_pred") or DefaultLabelTag.ORIGINAL.value)
         found = {}
         for image in datastore.list_images():
@@ -65,38 +63,42 @@ class UncertaintyScore(ScoringMethod):
     through images that are not finished, until ``budget_s`` is over; embeds those that are not.
     """
 
-    def __init__(self, outlooks: VolumeOutlooks) -> None:
+    def __init__(self, forecasts: VolumeForecasts) -> None:
         super().__init__("Expected loss of Dice on slices that nobody annotated, mean over labels")
-        self._outlooks = outlooks
+        self._forecasts = forecasts
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Image -> what was stored. Raises InvalidRequest."""
         try:
             deadline = Deadline(float(request.get("budget_s") or 3600))
         except (TypeError, ValueError):
             raise InvalidRequest(f"budget_s has to be a number of seconds, got {request['budget_s']!r}") from None
-        labels = self._outlooks.learnable()
+        labels = self._forecasts.learnable()
         found: dict[str, Any] = {}
-        for image in self._outlooks.room.images.usable(sorted(datastore.get_unlabeled_images())) if labels else ():
+        for image in self._forecasts.service.images.usable(sorted(datastore.get_unlabeled_images())) if labels else ():
             if not deadline.left:
                 break
             try:
-                with self._outlooks.room.images.reading(image):
-                    self._outlooks.embeddings(image).embed(progress=deadline.progress)
-                    outlook = self._outlooks.of(image, labels, deadline=deadline)
+                with self._forecasts.service.images.reading(image):
+                    self._forecasts.embeddings(image).embed(progress=deadline.progress)
+                    volume_forecast = self._forecasts.of(image, labels, deadline=deadline)
             except (*UNUSABLE, Cancelled):
                 continue
             per_label = {
-                label: round(1 - forecast.expected_dice(without=outlook.state.known(label)), 4)
-                for label, forecast in outlook.state.forecasts.items()
+                label: round(1 - forecast.expected_dice(without=volume_forecast.state.known(label)), 4)
+                for label, forecast in volume_forecast.state.forecasts.items()
             }
             mean = round(float(np.mean(list(per_label.values()))), 4)
-            found[image] = {"uncertainty": mean, "uncertainty_per_label": per_label, "uncertainty_head": outlook.head}
+            found[image] = {
+                "uncertainty": mean,
+                "uncertainty_per_label": per_label,
+                "uncertainty_head": volume_forecast.checkpoint,
+            }
             datastore.update_image_info(image, found[image])
         return found
 
 
-def compare(datastore: AnnotatedStudies, image: str, tag: str, known: Annotations) -> dict[str, Any]:
+def compare(datastore: StudiesDatastore, image: str, tag: str, known: Annotations) -> dict[str, Any]:
     """Label -> Dice and slices of a mask that was saved under a tag."""
     label_id = datastore.get_label_by_image_id(image, tag)
     if not label_id:

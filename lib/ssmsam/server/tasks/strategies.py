@@ -6,25 +6,24 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from ssmsam.active.acquisition import RULES
 from ssmsam.active.volume_state import Choice
-from ssmsam.server.datastore.annotated import AnnotatedStudies
-from ssmsam.server.errors import InvalidRequest, StudiesNotWritable
-from ssmsam.server.images import UNUSABLE, Images
-from ssmsam.server.outlook import Deadline, VolumeOutlook, VolumeOutlooks
+from ssmsam.server.clients.rest import NextSampleCommand
+from ssmsam.server.clients.slicer import ALL_ANNOTATED, FOR_LABEL, title
+from ssmsam.server.datastore.studies import StudiesDatastore
+from ssmsam.service.errors import InvalidRequest, StudiesNotWritable
+from ssmsam.service.images import UNUSABLE, Images
+from ssmsam.service.volume_forecasts import Deadline, VolumeForecast, VolumeForecasts
 
 logger = logging.getLogger(__name__)
 
 CLIENT_AXIS = 2
 """Of the stored slices in a client's [i, j, k]."""
-ALL_ANNOTATED = "all annotated"
 MOST_VOLUMES = 8
 """Images that are compared for one choice, at most."""
 UNREADABLE = "nothing is left to annotate: the {} images that are not finished cannot be read; GET /info/ says why"
@@ -49,7 +48,7 @@ class First(Strategy):
         super().__init__("The first image, by name, that has no finished label")
         self._images = images
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any] | None:
         unfinished = sorted(datastore.get_unlabeled_images())
         for image in self._images.usable(unfinished):
             try:
@@ -60,109 +59,83 @@ class First(Strategy):
         return {"message": UNREADABLE.format(len(unfinished))} if unfinished else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class NextSampleRequest:
-    """What a client asks of a strategy."""
-
-    k: int = 3
-    labels: tuple[str, ...] = ()
-    image: str = ""
-    budget_s: float = 10.0
-
-    @classmethod
-    def of(cls, request: Mapping[str, Any]) -> NextSampleRequest:
-        """Read a request. Raises InvalidRequest."""
-        try:
-            k, budget = int(request.get("k") or cls.k), float(request.get("budget_s") or cls.budget_s)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"k has to be a number of slices and budget_s one of seconds: {error}") from None
-        if not 1 <= k <= 100 or not 0 < budget <= 600:
-            raise InvalidRequest("k has to be between 1 and 100 slices, budget_s between 0 and 600 seconds")
-        named = request.get("labels") or request.get("for_label") or ()
-        names = named.split(",") if isinstance(named, str) else named
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise InvalidRequest("labels has to be a list of names, or names separated by commas")
-        labels = [name.strip() for name in names if name.strip() and name.strip() != ALL_ANNOTATED]
-        return cls(k=k, labels=tuple(dict.fromkeys(labels)), image=str(request.get("image") or ""), budget_s=budget)
-
-
 class SliceStrategy(Strategy):
     """Names an image and slices of it, with reasons. ``rule`` is one of :data:`~ssmsam.active.acquisition.RULES`."""
 
-    def __init__(self, outlooks: VolumeOutlooks, *, rule: str) -> None:
+    def __init__(self, forecasts: VolumeForecasts, *, rule: str) -> None:
         super().__init__(DESCRIPTIONS[rule])
-        self._outlooks = outlooks
+        self._forecasts = forecasts
         self._rule = rule
 
     def info(self) -> dict[str, Any]:
         """With ``config``, the options that viewers offer and send."""
-        labels = [ALL_ANNOTATED, *self._outlooks.room.offered]
+        labels = [ALL_ANNOTATED, *self._forecasts.service.offered]
         return {
             **super().info(),
-            "config": {"k": NextSampleRequest.k, "for_label": labels, "budget_s": NextSampleRequest.budget_s},
+            "config": {"k": NextSampleCommand.k, FOR_LABEL: labels, "budget_s": NextSampleCommand.budget_s},
         }
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """``k`` slices for ``labels`` (by default all that are annotated), in ``image`` (by default any).
 
         ``{"message": ...}`` when nothing is left. Raises InvalidRequest and NotKnown.
         """
-        wish = NextSampleRequest.of(request)
-        images = self._images(wish, datastore, request)
+        wanted = NextSampleCommand.read(request)
+        images = self._images(wanted, datastore, request)
         if not images:
             return {"message": FINISHED}
-        usable = images if wish.image else self._outlooks.room.images.usable(images)
-        deadline = Deadline(wish.budget_s)
-        labels = list(wish.labels) or self._outlooks.learnable()
-        found: list[tuple[float, VolumeOutlook, list[Choice]]] = []
+        usable = images if wanted.image else self._forecasts.service.images.usable(images)
+        deadline = Deadline(wanted.budget_s)
+        labels = list(wanted.labels) or self._forecasts.learnable()
+        found: list[tuple[float, VolumeForecast, list[Choice]]] = []
         looked_at = 0
         for image in usable:
             if looked_at >= MOST_VOLUMES or (found and not deadline.left):
                 break
             try:
-                outlook = self._outlook(image, labels, deadline)
+                volume_forecast = self._forecast(image, labels, deadline)
             except UNUSABLE:
-                if wish.image:
+                if wanted.image:
                     raise
                 continue  # it is set aside now; another one can be annotated meanwhile
             looked_at += 1
-            choices = RULES[self._rule](outlook.state, wish.k, labels, np.random.default_rng())
+            choices = RULES[self._rule](volume_forecast.state, wanted.k, labels, np.random.default_rng())
             if choices:
-                found.append((sum(one.gain for one in choices), outlook, choices))
-                if not self._compares(outlook):
+                found.append((sum(one.gain for one in choices), volume_forecast, choices))
+                if not self._compares(volume_forecast):
                     break
         if not found:
             return {"message": EXHAUSTED if looked_at else UNREADABLE.format(len(images))}
-        _, outlook, choices = max(found, key=lambda one: one[0])
-        return answer(outlook, choices)
+        _, volume_forecast, choices = max(found, key=lambda one: one[0])
+        return answer(volume_forecast, choices)
 
-    def _outlook(self, image: str, labels: Sequence[str], deadline: Deadline) -> VolumeOutlook:
+    def _forecast(self, image: str, labels: Sequence[str], deadline: Deadline) -> VolumeForecast:
         """Raises one of UNUSABLE; the image is set aside then."""
-        with self._outlooks.room.images.reading(image):
+        with self._forecasts.service.images.reading(image):
             if self._rule == "random":
-                return self._outlooks.bare(image)
-            return self._outlooks.of(image, labels, deadline=deadline)
+                return self._forecasts.bare(image)
+            return self._forecasts.of(image, labels, deadline=deadline)
 
-    def _compares(self, outlook: VolumeOutlook) -> bool:
+    def _compares(self, volume_forecast: VolumeForecast) -> bool:
         """Whether other images may be better: only expectations of a model can be compared."""
-        return self._rule in ("next_slices", "uncertainty") and bool(outlook.state.forecasts)
+        return self._rule in ("next_slices", "uncertainty") and bool(volume_forecast.state.forecasts)
 
-    def _images(self, wish: NextSampleRequest, datastore: Datastore, request: Mapping[str, Any]) -> list[str]:
+    def _images(self, wanted: NextSampleCommand, datastore: StudiesDatastore, request: Mapping[str, Any]) -> list[str]:
         """Images that are not finished: the one that is being annotated before others, then what was offered long ago.
         By ``random`` in random order."""
         images = sorted(datastore.get_unlabeled_images())
-        if wish.image:
-            self._outlooks.room.images.require(wish.image)
-            if wish.image not in images:
-                raise InvalidRequest(f"{wish.image} is finished: reopen it first, or name no image")
-            return [wish.image]
+        if wanted.image:
+            self._forecasts.service.images.require(wanted.image)
+            if wanted.image not in images:
+                raise InvalidRequest(f"{wanted.image} is finished: reopen it first, or name no image")
+            return [wanted.image]
         if self._rule == "random":
             return by_chance(images, datastore, request)
-        begun = set(datastore.support().images) if isinstance(datastore, AnnotatedStudies) else set()
+        begun = set(datastore.support().images)
         return sorted(images, key=lambda image: (image not in begun, offered(datastore, image, request), image))
 
 
-def answer(outlook: VolumeOutlook, choices: Sequence[Choice]) -> dict[str, Any]:
+def answer(volume_forecast: VolumeForecast, choices: Sequence[Choice]) -> dict[str, Any]:
     """What a client is told: fields that viewers show, and for programs slices by label and reasons by slice."""
     by_label: dict[str, list[int]] = {}
     for one in sorted(choices, key=lambda choice: choice.index):
@@ -171,8 +144,8 @@ def answer(outlook: VolumeOutlook, choices: Sequence[Choice]) -> dict[str, Any]:
     slices = sorted(one.index for one in choices)
     hint = "; ".join([*questions_of(choices), slices_hint(slices, by_label)])
     return {
-        "id": outlook.image,
-        "PatientID": f"{outlook.image} | {hint}",
+        "id": volume_forecast.image,
+        "PatientID": title(volume_forecast.image, hint),
         "hint": hint,
         "slices": slices,
         "axis": CLIENT_AXIS,
@@ -184,7 +157,7 @@ def answer(outlook: VolumeOutlook, choices: Sequence[Choice]) -> dict[str, Any]:
             for one in choices
             for label, reason in one.reasons.items()
         ],
-        "head": outlook.head,
+        "head": volume_forecast.checkpoint,
     }
 
 
@@ -201,7 +174,7 @@ def slices_hint(slices: Sequence[int], by_label: Mapping[str, Sequence[int]]) ->
     return "; ".join(f"{label} {','.join(map(str, wanted))}" for label, wanted in by_label.items())
 
 
-def by_chance(images: Sequence[str], datastore: Datastore, request: Mapping[str, Any]) -> list[str]:
+def by_chance(images: Sequence[str], datastore: StudiesDatastore, request: Mapping[str, Any]) -> list[str]:
     """All images in random order, with those rather in front that were not offered for long."""
     now = time.time()
     # at least one second, so that images which were all offered just now can still be drawn
@@ -209,14 +182,14 @@ def by_chance(images: Sequence[str], datastore: Datastore, request: Mapping[str,
     return sorted(images, key=lambda image: random.expovariate(waited[image]))
 
 
-def offered(datastore: Datastore, image: str, request: Mapping[str, Any]) -> float:
+def offered(datastore: StudiesDatastore, image: str, request: Mapping[str, Any]) -> float:
     """When this strategy offered the image last, in seconds since 1970."""
     offers = datastore.get_image_info(image).get("strategy")
     last = offers.get(request.get("strategy")) if isinstance(offers, dict) else None
     return float(last.get("ts", 0)) if isinstance(last, dict) else 0.0
 
 
-def note_offer(datastore: Datastore, image: str, strategy: str, *, client: str) -> dict[str, Any]:
+def note_offer(datastore: StudiesDatastore, image: str, strategy: str, *, client: str) -> dict[str, Any]:
     """Remember when a strategy offered an image and to whom; what the datastore says of the image."""
     info: dict[str, Any] = datastore.get_image_info(image)
     offers = info.get("strategy")

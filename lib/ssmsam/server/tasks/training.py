@@ -20,12 +20,12 @@ from ssmsam.fewshot.estimate import Estimate, mean_estimate
 from ssmsam.fewshot.meta_learning import MetaTrained, hold_out, judged, meta_train
 from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
+from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.labelled import Limits
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import Job
-from ssmsam.volume.writing import write_bytes
+from ssmsam.service.labelled_slices import Limits
 
 _EVERY_S = 1.0
 
@@ -33,14 +33,14 @@ _EVERY_S = 1.0
 class Training(TrainTask):
     """Training on what is annotated. Notes in a file how far it is: it runs in another process than who asks."""
 
-    def __init__(self, room: FewShotService, description: str) -> None:
+    def __init__(self, service: FewShotService, description: str) -> None:
         super().__init__(description)
-        self._room = room
+        self._service = service
         self._loss: float | None = None
         self._here = False
         """Whether it runs in this process."""
 
-    def hear(self, loss: float) -> None:
+    def note_loss(self, loss: float) -> None:
         """The loss of a step, for the next note."""
         self._loss = round(loss, 4)
 
@@ -99,7 +99,7 @@ class Training(TrainTask):
 
     @property
     def _record(self) -> Path:
-        return self._room.shelf.folder / "training.json"
+        return self._service.registry.folder / "training.json"
 
     def _note(self, **content: Any) -> None:
         write_bytes(self._record, json.dumps(content).encode())
@@ -108,35 +108,35 @@ class Training(TrainTask):
 class FewShotTraining(Training):
     """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
 
-    The result is put on the shelf of heads. It answers from then on if the estimate on held-out slices is not worse
-    than that of the head before it.
+    The result is put into the registry. It answers from then on if the estimate on held-out slices is not worse than
+    that of the task checkpoint before it.
     """
 
-    def __init__(self, room: FewShotService) -> None:
-        super().__init__(room, "Fits the few-shot model to all annotated slices, thoroughly")
+    def __init__(self, service: FewShotService) -> None:
+        super().__init__(service, "Fits the few-shot model to all annotated slices, thoroughly")
 
     def config(self) -> dict[str, Any]:
         return {"steps": 200, "budget_s": 120.0, "learning_rate": 6e-4, "views": 6, "seed": 0}
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured({**self.config(), **options})
-        if not self._room.labelled.showing():
+        if not self._service.labelled.showing():
             raise NothingToLearn("no annotated slice shows an organ yet: annotate a few slices, then train")
 
     def train(self, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        room = self._room
+        service = self._service
         config = self._configured(options)
-        decoder, start = room.start
-        head = adapt(room.labelled.support(""), room.embedder, decoder, config=config, progress=progress)
-        better = self._better(head.card, room.shelf.state.active)
-        head = replace(head, card={**head.card, "trained": True})
-        name = room.shelf.publish(room.signed(head, start), decoder=room.decoder, activate=better)
+        decoder, start = service.start
+        task = adapt(service.labelled.support(""), service.embedder, decoder, config=config, progress=progress)
+        better = self._better(task.card, service.registry.state.active)
+        task = replace(task, card={**task.card, "trained": True})
+        name = service.registry.publish(service.signed(task, start), decoder=service.decoder, activate=better)
         return {
             "head": name,
             "activated": better,
-            "dice_estimate": head.card["dice_estimate"],
-            "learned_from": head.learned_from,
-            "best_metric": mean_estimate(head.card),
+            "dice_estimate": task.card["dice_estimate"],
+            "learned_from": task.learned_from,
+            "best_metric": mean_estimate(task.card),
         }
 
     def _configured(self, options: Mapping[str, Any]) -> FewShotConfig:
@@ -147,7 +147,7 @@ class FewShotTraining(Training):
             raise InvalidRequest(f"the training's options have to be numbers: {error}") from error
         if not (0 < steps <= 100_000 and 0 < budget <= 86_400 and 0 < rate < 1 and 0 <= views <= 100):
             raise InvalidRequest("steps, budget_s and learning_rate have to be above 0, views at most 100")
-        config = self._room.config
+        config = self._service.config
         adaptation = replace(
             config.adaptation,
             steps=steps,
@@ -159,11 +159,11 @@ class FewShotTraining(Training):
         return replace(config, adaptation=adaptation)
 
     def _better(self, card: Any, before: str) -> bool:
-        """Whether a new head is estimated to be no worse than the one that answers; without estimates it is."""
+        """Whether a new checkpoint is estimated to be no worse than the one that answers; without estimates it is."""
         if not before:
             return True
         try:
-            old = mean_estimate(self._room.shelf.card(before))
+            old = mean_estimate(self._service.registry.card(before))
         except (LookupError, ValueError, OSError):
             return True
         new = mean_estimate(card)
@@ -180,11 +180,11 @@ class MetaTraining(Training):
     """``ssm_sam_meta``: learns from everything that is annotated how to adapt quickly.
 
     The result is a new start of ``ssm_sam``. It is used from then on unless adaptation gets further from the shipped
-    one, on slices that were set aside. Heads that were adapted before stay what they are.
+    one, on slices that were set aside. Task checkpoints that were adapted before stay what they are.
     """
 
-    def __init__(self, room: FewShotService) -> None:
-        super().__init__(room, "Learns a better start of ssm_sam from all annotated labels and images")
+    def __init__(self, service: FewShotService) -> None:
+        super().__init__(service, "Learns a better start of ssm_sam from all annotated labels and images")
 
     def config(self) -> dict[str, Any]:
         return {
@@ -194,7 +194,7 @@ class MetaTraining(Training):
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured({**self.config(), **options})
-        found = sum(count >= HELD_OUT_OF for count in self._room.labelled.showing().values())
+        found = sum(count >= HELD_OUT_OF for count in self._service.labelled.showing().values())
         if found < LEAST_TASKS:
             raise NothingToLearn(
                 f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {HELD_OUT_OF} or more "
@@ -202,19 +202,21 @@ class MetaTraining(Training):
             )
 
     def train(self, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        room = self._room
-        assert room.starts is not None
+        service = self._service
+        assert service.initialisations is not None
         config, steps = self._configured(options)
-        support = room.labelled.support("", limits=Limits(others=MOST_SLICES))
+        support = service.labelled.support("", limits=Limits(others=MOST_SLICES))
         rest, aside = hold_out(support)
-        judging = replace(room.config.adaptation, steps=steps)
-        before = judged(room.decoder, support, aside, room.embedder, config=judging, progress=progress)
-        trained = meta_train(rest, room.embedder, room.decoder, config=config, progress=progress, on_loss=self.hear)
-        after = judged(trained.decoder, support, aside, room.embedder, config=judging, progress=progress)
+        judging = replace(service.config.adaptation, steps=steps)
+        before = judged(service.decoder, support, aside, service.embedder, config=judging, progress=progress)
+        trained = meta_train(
+            rest, service.embedder, service.decoder, config=config, progress=progress, on_loss=self.note_loss
+        )
+        after = judged(trained.decoder, support, aside, service.embedder, config=judging, progress=progress)
         better = _mean(after) >= _mean(before)
         card = {
             "support_digest": digest(support),
-            "encoder": room.embedder.encoder.spec.name,
+            "encoder": service.embedder.encoder.spec.name,
             "learned_from": {label: len(slices) for label, slices in rest.items()},
             "settings": asdict(config),
             "dice_estimate": {label: one.as_json() for label, one in after.items()},
@@ -222,7 +224,7 @@ class MetaTraining(Training):
             **_summary(trained),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        name = room.starts.publish(trained.decoder, card, activate=better)
+        name = service.initialisations.publish(trained.decoder, card, activate=better)
         told = ("learned_from", "dice_estimate", "shipped_estimate", "first_loss", "loss", "steps")
         return {
             "start": name,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.active.uncertainty import MOST_VIEWS, uncertainty_map
-from ssmsam.server.errors import InvalidRequest
-from ssmsam.server.fewshot_room import FewShotService
-from ssmsam.server.outlook import VolumeOutlooks
-from ssmsam.server.tasks.mask_files import write_mask
-from ssmsam.server.tasks.prompted import progress_of
+from ssmsam.server.clients.rest import InferenceCommand
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.mask_files import write_mask
+from ssmsam.service.volume_forecasts import VolumeForecasts
 
 NOT_YET = (
     "no slice is annotated yet, so nothing can be expected: annotate a few slices, submit them, and run this again"
@@ -25,7 +26,7 @@ class UncertaintyMap(InferTask):
     It holds values, not labels: its type keeps viewers from offering it among the models that draw segments.
     """
 
-    def __init__(self, room: FewShotService) -> None:
+    def __init__(self, service: FewShotService) -> None:
         super().__init__(
             type=InferType.OTHERS,
             labels=[],
@@ -33,40 +34,42 @@ class UncertaintyMap(InferTask):
             description="How unsure the few-shot model is of every voxel, 0 to 100; load it as a volume, not as labels",
             config={"views": 0},
         )
-        self._room = room
-        self._outlooks = VolumeOutlooks(room)
+        self._service = service
+        self._forecasts = VolumeForecasts(service)
 
     def is_valid(self) -> bool:
         return True
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """``request`` holds ``image``, a :class:`~ssmsam.server.images.Source`, and perhaps ``label``, a name, and
-        ``views``, how often to ask again without a part of the annotated slices.
+    def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
+        """The path of the volume, and the details. Of the options ``label`` names the one label that it is about, and
+        ``views`` says how often to ask again without a part of the annotated slices.
 
-        Returns the path of the volume and the details. Raises InvalidRequest, UnreadableVolume.
+        Raises InvalidRequest, UnreadableVolume.
         """
         started = time.perf_counter()
-        room = self._room
-        image = room.images.open(request["image"])
-        image_id, label, views = image.source.image_id, str(request.get("label") or ""), _views(request)
-        labels = [label] if label else self._outlooks.learnable()
+        service = self._service
+        image = service.images.open(request.image)
+        image_id, label, views = image.source.image_id, request.label, _views(request.options)
+        labels = [label] if label else self._forecasts.learnable()
         if not labels:
             raise InvalidRequest(NOT_YET)
-        head, name = self._outlooks.head(image_id, labels)
-        if label and label not in head.banks:
-            raise InvalidRequest(f"the pinned head does not know {label!r}; it knows {', '.join(head.labels)}")
-        support = room.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
-        with room.jobs.turns.long():
+        task, name = self._forecasts.task(image_id, labels)
+        if label and label not in task.banks:
+            raise InvalidRequest(
+                f"the pinned task checkpoint does not know {label!r}; it knows {', '.join(task.labels)}"
+            )
+        support = service.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
+        with service.jobs.turns.long():
             unsure = uncertainty_map(
-                head,
+                task,
                 image.embeddings,
                 labels=labels,
                 support=support,
                 views=views,
-                config=room.config,
-                progress=progress_of(request),
+                config=service.config,
+                progress=request.progress,
             )
-        path = write_mask(unsure, image.volume, request)
+        path = write_mask(unsure, image.volume, request.format)
         return path, {
             "label_names": {},
             "centroids": {},
@@ -79,11 +82,11 @@ class UncertaintyMap(InferTask):
         }
 
     def _annotated(self, image_id: str) -> bool:
-        return bool(image_id) and bool(self._outlooks.annotated(image_id))
+        return bool(image_id) and bool(self._forecasts.annotated(image_id))
 
 
-def _views(request: dict[str, Any]) -> int:
-    asked = request.get("views") or 0
+def _views(options: Mapping[str, Any]) -> int:
+    asked = options.get("views") or 0
     try:
         views = int(asked)
     except (TypeError, ValueError):

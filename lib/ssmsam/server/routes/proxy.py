@@ -1,0 +1,118 @@
+"""The DICOMweb server behind ``/proxy/dicom``: with the query string, a timeout, and without blocking anybody."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Annotated
+from urllib.parse import quote, unquote
+
+import requests
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import Response, StreamingResponse
+from monailabel.config import settings
+
+from ssmsam.dicom.web import StoreSession
+from ssmsam.server.app import ServerApp
+from ssmsam.server.datastore.access import is_dicomweb, store_access
+from ssmsam.server.routes.common import AnyUser, App, note_opened
+from ssmsam.service.errors import InvalidRequest, NotKnown
+
+router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
+
+PIECE = 1 << 20
+SERIES_METADATA = re.compile(r"studies/[\d.]+/series/([\d.]+)/metadata$")
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+Body = Annotated[bytes, Depends(_body)]
+
+
+@router.api_route("/wado/{path:path}", methods=["GET", "POST"])
+def wado(app: App, user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    _note_opened(app, request, path)
+    return _forward(request, settings.MONAI_LABEL_WADO_PREFIX, path, body)
+
+
+@router.api_route("/qido/{path:path}", methods=["GET", "POST"])
+def qido(app: App, user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    # some viewers ask for metadata among their queries
+    metadata = path.endswith("metadata")
+    _note_opened(app, request, path)
+    return _forward(
+        request, settings.MONAI_LABEL_WADO_PREFIX if metadata else settings.MONAI_LABEL_QIDO_PREFIX, path, body
+    )
+
+
+@router.api_route("/stow/{path:path}", methods=["GET", "POST"])
+def stow(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    return _forward(request, settings.MONAI_LABEL_STOW_PREFIX, path, body)
+
+
+@router.api_route("/{path:path}", methods=["GET", "POST"])
+def other(user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    return _forward(request, None, path, body)
+
+
+def _note_opened(app: ServerApp, request: Request, path: str) -> None:
+    """A viewer asks for a series' metadata when it opens it, and only then."""
+    if series := SERIES_METADATA.search(path):
+        files = app.datastore().files
+        if files.remote and files.knows(series[1]):
+            note_opened(app, series[1], request)
+
+
+def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Response:
+    try:
+        url, query = _url(prefix, path), request.url.query  # as it came: Orthanc does not read an encoded asterisk
+        answer = _session(settings.MONAI_LABEL_STUDIES).request(
+            request.method,
+            f"{url}?{query}" if query else url,
+            headers=_headers(request),
+            data=body or None,
+            stream=True,
+            allow_redirects=False,  # it must not be sent to other hosts
+        )
+    except requests.Timeout as error:
+        raise HTTPException(504, "the DICOMweb server did not answer in time") from error
+    except requests.RequestException as error:
+        raise HTTPException(502, "the DICOMweb server cannot be reached") from error
+    kept = {name: answer.headers[name] for name in ("ETag", "Last-Modified", "Warning") if name in answer.headers}
+    return StreamingResponse(
+        _pieces(answer), answer.status_code, headers=kept, media_type=answer.headers.get("Content-Type")
+    )
+
+
+def _url(prefix: str | None, path: str) -> str:
+    """The address on the DICOMweb server. Nothing outside its DICOMweb root can be reached."""
+    if not is_dicomweb(settings.MONAI_LABEL_STUDIES):
+        raise NotKnown("DICOMweb server", "proxy", step="The studies of this server are a folder")
+    if any(part in (".", "..") for part in unquote(path).replace("\\", "/").split("/")):
+        raise InvalidRequest("the path must not contain '.' or '..'")
+    parts = [
+        settings.MONAI_LABEL_STUDIES.rstrip("/"),
+        (prefix or "").strip("/"),
+        quote(path.lstrip("/"), safe="/:,;=@&+$!*()~"),
+    ]
+    return "/".join(part for part in parts if part)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """What the viewer wants and sends; its cookies and tokens are for this server, not for the other."""
+    return {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
+
+
+@cache
+def _session(url: str) -> requests.Session:
+    """One session for all: connections stay open, and the login is the datastore's own."""
+    return StoreSession(replace(store_access(url), retries=0))  # the viewer asks again by itself
+
+
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    with answer:
+        yield from answer.iter_content(PIECE)

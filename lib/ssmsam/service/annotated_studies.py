@@ -1,0 +1,524 @@
+"""Studies in which a few annotated slices of an image count as such, in front of what keeps images and label files."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ssmsam.annotation.annotations import Annotations, Update, label_map
+from ssmsam.annotation.interpretation import Submission, whole_label
+from ssmsam.annotation.labels import new_labels, read_label_info
+from ssmsam.annotation.log import Assignment, Mark, Served
+from ssmsam.annotation.partial import write_partial
+from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
+from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
+from ssmsam.annotation.store import Overview
+from ssmsam.annotation.support import SupportSet
+from ssmsam.cache import KeyedLocks
+from ssmsam.dicom.web import StoreRefused, StoreUnavailable
+from ssmsam.reading import read_grid, read_volume
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.volume.errors import named
+from ssmsam.volume.geometry import Plane, axis_codes
+from ssmsam.volume.volume import Grid, Volume, reoriented
+from ssmsam.volume.writing import write_volume
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+REVISION = "revision"
+"""The key of a label's info that says of which revision of the annotations it is."""
+PARTIAL = "partial"
+"""The tag of what is annotated so far. ``final`` is for volumes that were declared finished."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a submission."""
+
+    update: Update
+    annotations: Annotations
+    known: tuple[str, ...] = ()
+    """The labels that were offered or annotated before."""
+    since: str = ""
+    """When the client opened the image."""
+
+    @property
+    def tag(self) -> str:
+        return FINAL if self.annotations.finished else PARTIAL
+
+    @property
+    def new_labels(self) -> list[str]:
+        """The labels that were not known before, in any spelling."""
+        return new_labels(self.update.labels, self.known)
+
+    @property
+    def new_label_lines(self) -> list[str]:
+        """A line for each of them."""
+        return [f"new label: {name}" for name in self.new_labels]
+
+    def answer(self) -> dict[str, Any]:
+        """As JSON for the client: first what a person reads, then what is known in all, for programs."""
+        counted = summarise(self.update).splitlines() + self.new_label_lines
+        return {
+            "counted": counted,
+            "detail": "; ".join(counted),
+            "new_labels": self.new_labels,
+            "tag": self.tag,
+            "revision": self.annotations.revision,
+            "partial": write_partial(self.annotations),
+        }
+
+    def finished(self) -> dict[str, FinishedLabel]:
+        """What the labels hold that it declared finished."""
+        return finished_labels(self.annotations, self.update.complete)
+
+
+class StudyFiles(Protocol):
+    """Where images and label files lie: a folder, or an archive of which a part is kept here.
+
+    Ids of labels are those of their images. What is not there is :class:`~ssmsam.service.errors.NotKnown`, an empty
+    text or an empty dictionary; what cannot be stored is StudiesNotWritable, InvalidRequest, or an error of the store.
+    """
+
+    remote: bool
+    """Whether it is an archive: images are fetched when they are opened, and final labels go there, under names that
+    have to be said. They are not sent again when they are there, and not removed from there."""
+    writable: bool
+    place: str
+    """Where finished labels go, as people are told."""
+    notices: list[str]
+    """What the one who runs the server should know, as sentences without paths."""
+
+    def name(self) -> str: ...
+    def list_images(self) -> list[str]: ...
+    def knows(self, image_id: str) -> bool: ...
+    def get_image_uri(self, image_id: str) -> str: ...
+    def get_labeled_images(self) -> list[str]: ...
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]: ...
+    def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str: ...
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None: ...
+    def remove_label(self, label_id: str, label_tag: str) -> None: ...
+    def remove_image(self, image_id: str) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+    def require_writable(self) -> None: ...
+
+
+class AnnotatedStudies:
+    """Images with what is annotated on their slices. Safe for threads.
+
+    Labels with other tags than ``partial`` and ``final`` are files like any other. :meth:`mend_labels` has to be
+    called once before anything else where label files can be written.
+
+    Args:
+        files: images and label files.
+        root: the folder of the annotations.
+        labels: what clients are offered, in their order.
+    """
+
+    def __init__(self, files: StudyFiles, root: Path, *, labels: Sequence[str] = ()) -> None:
+        self.files = files
+        self._service = AnnotationService(root, tuple(labels))
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
+        self._images_locked = KeyedLocks()
+
+    def bring(self, image_id: str, names: Sequence[str]) -> None:
+        """Count the final label of an image, a file that was not made here, as annotated on all slices.
+
+        ``names`` are the labels of its values from 1 where its info does not say. Nothing is changed where the image
+        has annotations. Raises InvalidSubmission and UnreadableVolume, whose messages name no path.
+        """
+        with self._one_at_a_time(image_id):
+            known = self._service.store.overview(image_id)
+            if known.annotated or known.reopened:
+                return
+            grid, info = self._grid(image_id), self.files.get_label_info(image_id, FINAL) or {}
+            mask = _read_mask(Path(self.files.get_label_uri(image_id, FINAL)), grid)
+            update, values = whole_label(mask, grid, info.get("label_info"), names)
+            merged = self._service.merge(image_id, update)
+            if self.files.writable:
+                self._keep_label(image_id, PARTIAL, merged, {})
+                listed = [{"name": name, "idx": value} for name, value in values.items()]
+                self.files.update_label_info(image_id, FINAL, {"label_info": listed})
+
+    def mend_labels(self) -> None:
+        """Write label files again that are not what is annotated: the server ended before it came to that, or the
+        record of labels was lost."""
+        for image_id, known in self._service.store.overviews().items():
+            if image_id not in self.files.list_images() or not known.annotated:
+                continue
+            try:
+                with self._one_at_a_time(image_id):
+                    self._mend(image_id, known)
+            except Exception:  # one bad image stops no server
+                logger.exception("The labels of %s could not be written again", image_id)
+
+    def _mend(self, image_id: str, known: Overview) -> None:
+        partial, final = (self._own_label_info(image_id, tag) for tag in (PARTIAL, FINAL))
+        stale = {PARTIAL: partial} if partial.get(REVISION) != known.revision else {}
+        brought = "label_info" in final and REVISION not in final
+        if not self.files.remote and known.finished and not brought and final.get(REVISION) != known.revision:
+            stale[FINAL] = final
+        annotations = self._service.store.load(image_id) if stale else None
+        if annotations is not None:
+            for tag, info in stale.items():
+                logger.warning("The label %r of %s is not what is annotated: it is written again", tag, image_id)
+                self._keep_label(image_id, tag, annotations, info)
+        if not self.files.remote and not known.finished and final.get(REVISION):  # it was not declared finished in time
+            self._drop_final(image_id)
+
+    def _own_label_info(self, image_id: str, tag: str) -> dict[str, Any]:
+        """What is noted of a label here; nothing where there is none."""
+        if tag not in self.files.get_labels_by_image_id(image_id) or (tag == FINAL and self.files.remote):
+            return {}
+        return dict(self.files.get_label_info(image_id, tag) or {})
+
+    # --- for the methods that learn from annotations
+
+    def annotations(self, image_id: str) -> Annotations:
+        """What is known of every label and slice of an image; without revisions where nothing was submitted."""
+        return self._service.known(image_id, self._grid(image_id))
+
+    def annotated_by(
+        self, client: str, image_id: str, label: str, *, grid: Grid, plane: Plane = STORED_SLICES
+    ) -> dict[int, SliceAnnotation]:
+        """The slices of a label that a client annotated itself, as a whole. ``grid`` is the image's."""
+        known = self._service.known(image_id, grid).annotated(label, plane=plane)
+        return {index: entry for index, entry in known.items() if entry.client == client and entry.known is None}
+
+    def support(self) -> SupportSet:
+        """Every annotated slice of every image that there is."""
+        images = set(self.files.list_images())
+        return SupportSet(tuple(item for item in self._service.store.support() if item.image in images))
+
+    # --- what the server did, so that submissions can be compared with it
+
+    def serve(
+        self,
+        image_id: str,
+        mask: np.ndarray,
+        *,
+        label: str,
+        client: str,
+        plane: Plane = STORED_SLICES,
+        only: Iterable[int] | None = None,
+        prompted: Iterable[int] = (),
+        when: str = "",
+    ) -> None:
+        """Remember a mask (slices, rows, columns) of one label that a client was sent. It is written in the background.
+
+        ``only`` are the slices that it takes over (None for all), ``prompted`` those it clicked on. Give the masks
+        of one answer with many labels the same ``when``.
+        """
+        served = Served.of(
+            mask, label=label, client=client, plane=plane, only=only, prompted=prompted, when=when or now()
+        )
+        self._writer.submit(self._write_served, image_id, served)  # nobody waits for the disk between two clicks
+
+    def screen(self, image_id: str, *, client: str) -> dict[str, np.ndarray]:
+        """Label -> mask (slices, rows, columns) bool of what a client was sent, as it is on its screen.
+
+        The label is "" for what it asked for without one.
+        """
+        grid = self._grid(image_id)
+        self._written()
+        return self._service.screen(image_id, grid, client=client)
+
+    def assign(
+        self, image_id: str, slices: Sequence[int], *, axis: int = 0, labels: Sequence[str] = (), client: str = ""
+    ) -> Assignment:
+        """Remember slices that a client was asked to annotate. ``axis`` is the array's."""
+        when = now()
+        name = f"{when}-{len(self._service.log.assignments(image_id))}"
+        assignment = Assignment(name, image_id, tuple(map(int, slices)), axis, tuple(labels), client, when)
+        self._service.log.assign(assignment)
+        return assignment
+
+    # --- what clients do
+
+    def submit(self, image_id: str, file: Path, params: Mapping[str, Any], *, tag: str = PARTIAL) -> Receipt:
+        """Merge a submitted mask into what is known. ``params`` as clients send them: ``label_info``, ``partial``, ...
+
+        The tag ``final`` declares its labels finished unless ``partial`` says otherwise.
+
+        An archive needs names for the labels: by order they could get another organ's, and take it there.
+        Raises InvalidSubmission, UnreadableVolume and InvalidRequest; nothing is changed then.
+        """
+        if tag == FINAL:
+            params = {"partial": {"complete": True}, **params}
+        if self.files.remote:
+            params = {**params, "label_info": required_names(params)}
+        grid = self._grid(image_id)
+        submission = Submission(_read_mask(file, grid), params)
+        with self._one_at_a_time(image_id):
+            receipt = self._apply(image_id, params, lambda: self._service.submitted(image_id, submission, grid))
+            for served in self._service.on_screen(image_id, submission):
+                self._writer.submit(self._write_served, image_id, served)
+        return receipt
+
+    def change(self, image_id: str, partial: Any, *, client: str = "") -> Receipt:
+        """Apply ``partial`` without a mask: withdraw slices, reopen, accept what is on screen, declare complete."""
+        grid = self._grid(image_id)
+        return self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
+
+    def mark(self, image_id: str, mark: Mark) -> Receipt:
+        """Count one slice as annotated, by a client's verdict on what it has on screen."""
+        grid = self._grid(image_id)
+        return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
+
+    def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
+        """Declare labels finished as the client sees them: those that it was shown since it opened the image and of
+        which a slice was checked, of ``labels`` or of all. Raises InvalidSubmission where there are none."""
+        return self._apply(image_id, {}, lambda: self._finished(image_id, client, labels))
+
+    def finishing(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
+        """What :meth:`finish` would do. Nothing is changed."""
+        with self._one_at_a_time(image_id):
+            self._written()
+            update = self._finished(image_id, client, labels)
+            merged = self._service.known(image_id, update.grid).merge(update)
+            return Receipt(update, merged, since=self._service.log.opened(image_id, client))
+
+    def _finished(self, image_id: str, client: str, labels: Collection[str]) -> Update:
+        grid = self._grid(image_id)
+        return self._service.finished(image_id, grid, client=client, labels=labels)
+
+    def undo(self, image_id: str, *, client: str = "") -> Receipt:
+        """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
+        grid = self._grid(image_id)
+        return self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
+
+    def opened(self, image_id: str, *, client: str = "") -> None:
+        """Note that a client opened an image: its screen shows nothing of it yet. It is written in the background."""
+        self._writer.submit(self._note, self._service.opened, image_id, client=client)
+
+    def label_names(self, image_id: str) -> tuple[str, ...]:
+        """Every label that is known by now: offered, annotated on any image, or drawn on this one."""
+        return self._service.names(image_id)
+
+    def show_again(self, image_id: str, *, client: str, order: Sequence[str]) -> tuple[Volume, dict[str, int]]:
+        """All masks of an image as this client has them or would get them: annotated slices, else what it was sent
+        last. A label map (slices, rows, columns), and which value means which label; ``order`` names the first ones.
+        It counts as shown.
+        """
+        grid = self._grid(image_id)
+        self._written()
+        known, screen = self.annotations(image_id), self._service.screen(image_id, grid, client=client)
+        for label in {key.label for key in known.slices} - screen.keys():
+            screen[label] = known.target(label)[0]
+        labels = [label for label in dict.fromkeys((*order, *sorted(screen))) if label in screen and label]
+        values = {label: order.index(label) + 1 if label in order else 0 for label in labels}
+        free = iter(n for n in range(1, 256) if n not in values.values() and n > len(order))
+        values = {label: value or next(free) for label, value in values.items()}
+        array = np.zeros(grid.shape, np.uint8)
+        for label in sorted(labels, key=lambda one: -int(screen[one].sum())):  # what lies inside another stays visible
+            array[screen[label]] = values[label]
+        self._service.shown_again(image_id, array, values, known, client=client)
+        return Volume(array, grid.affine), values
+
+    def forget(self, image_id: str) -> None:
+        """Remove all that is known of an image's slices, and what was noted of the work on it. ``final`` stays."""
+        self.require_writable()
+        with self._one_at_a_time(image_id):
+            self._written()
+            self._service.forget(image_id)
+            if PARTIAL in self.files.get_labels_by_image_id(image_id):
+                self.files.remove_label(image_id, PARTIAL)
+
+    def clicked_label(self, image_id: str, *, client: str, axis: int, index: int, yx: tuple[int, int] | None) -> str:
+        """Which label a click on a slice means when the client does not say. Raises InvalidSubmission."""
+        grid = self._grid(image_id)
+        self._written()
+        return self._service.clicked_label(image_id, grid, client=client, axis=axis, index=index, yx=yx)
+
+    # --- label files and images
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label. ``partial`` and ``final`` are submissions, see :meth:`submit`."""
+        if label_tag not in (PARTIAL, FINAL):
+            return self.files.save_label(image_id, label_filename, label_tag, label_info)
+        self.submit(image_id, Path(label_filename), label_info or {}, tag=label_tag)
+        return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Without ``final`` a volume is open again; without ``partial`` nothing is known of it but its ``final``.
+
+        Raises InvalidRequest for a final label that an archive has and nobody declared here.
+        """
+        if label_tag == FINAL and self._service.store.overview(label_id).finished:
+            self.change(label_id, {"reopen": True})
+            return
+        if label_tag == FINAL and self.files.remote:
+            raise InvalidRequest(f"this final label is a DICOM SEG in {self.files.name()}: remove its series there")
+        if label_tag == PARTIAL:
+            self.forget(label_id)
+            return
+        with self._one_at_a_time(label_id):
+            self.files.remove_label(label_id, label_tag)
+
+    def remove_image(self, image_id: str) -> None:
+        if not self.files.remote:  # an archive refuses
+            self.forget(image_id)
+        self.files.remove_image(image_id)
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The finished images: those declared so, and those whose final label was not made here."""
+        final, states = set(self.files.get_labeled_images()), self._service.store.overviews()
+        judged = {image: state.finished for image, state in states.items() if state.annotated or state.reopened}
+        return [image for image in self.files.list_images() if judged.get(image, image in final)]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The images that are not finished, with or without annotated slices."""
+        finished = set(self.get_labeled_images(label_tag, labels))
+        return [image for image in self.files.list_images() if image not in finished]
+
+    def status(self) -> dict[str, Any]:
+        """As viewers read it: ``completed`` counts images to learn from, and more than 0 allows training.
+
+        ``finished`` and ``partial`` say how many of them are finished, and how many are not.
+        """
+        status = self.files.status()
+        if status.get("trouble"):  # a store that does not answer cannot be asked for its images
+            return {**status, "finished": 0, "partial": 0}
+        try:
+            finished = set(self.get_labeled_images())
+        except (StoreUnavailable, StoreRefused):
+            return status
+        states = self._service.store.overviews()
+        begun = {image for image in self.files.list_images() if image in states and states[image].annotated}
+        counts = {"completed": len(finished | begun), "finished": len(finished), "partial": len(begun - finished)}
+        return {**status, **counts}
+
+    # --- inside
+
+    def require_writable(self) -> None:
+        """Raises StudiesNotWritable where nothing can be stored."""
+        self.files.require_writable()
+
+    def _apply(self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update]) -> Receipt:
+        """Merge what ``read`` finds, and keep the label files in step.
+
+        Slices are kept before their label is declared finished, for that fails where a store of final labels is down.
+        """
+        self.require_writable()
+        with self._one_at_a_time(image_id):
+            self._written()
+            names, before, update = self._service.annotated_names, self._service.store.load(image_id), read()
+            merged = self._service.merge(image_id, replace(update, complete=frozenset()))
+            declared = Update(merged.grid, complete=update.complete, client=update.client, when=update.when)
+            finished = merged.merge(declared)
+            written = self._own_label_info(image_id, PARTIAL).get(REVISION)  # another one where the disk was full
+            changed = before is None or finished.revision > before.revision or written != before.revision
+            try:
+                if changed and finished.finished:
+                    self._keep_label(image_id, FINAL, finished, params)
+                elif changed and before is not None and before.finished:
+                    self._drop_final(image_id)
+                merged = self._service.merge(image_id, declared)
+            finally:
+                if changed:
+                    self._keep_label(image_id, PARTIAL, merged, params)
+            return Receipt(update, merged, names)
+
+    def _write_served(self, image_id: str, served: Served) -> None:
+        self._note(self._service.log.serve, image_id, served)
+
+    def _note(self, write: Callable[..., None], *arguments: Any, **more: Any) -> None:
+        try:
+            write(*arguments, **more)
+        except Exception:  # a click was answered already; a damaged record is refused when it is read
+            logger.exception("What a client was shown could not be noted")
+
+    def _written(self) -> None:
+        """Wait until everything that was served is noted."""
+        self._writer.submit(int).result()
+
+    def _keep_label(self, image_id: str, tag: str, annotations: Annotations, params: Mapping[str, Any]) -> None:
+        """Write what is annotated as a label file with its names."""
+        array, values = label_map(annotations, order=self._service.labels)
+        if not values:
+            if tag in self.files.get_labels_by_image_id(image_id):
+                self.files.remove_label(image_id, tag)
+            return
+        info = {
+            **params,
+            "label_info": [{"name": name, "idx": value} for name, value in values.items()],
+            "partial": write_partial(annotations),
+            REVISION: annotations.revision,
+        }
+        with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
+            file = Path(folder) / "label.nii.gz"
+            write_volume(Volume(array, annotations.grid.affine), file)
+            self.files.save_label(image_id, str(file), tag, info)
+
+    def _drop_final(self, image_id: str) -> None:
+        try:
+            self.files.remove_label(image_id, FINAL)
+        except InvalidRequest as error:  # an archive keeps what it has; the next final label will be the newer one
+            logger.info("The final label of a volume that is open again stays where it is: %s", error)
+
+    def _image_path(self, image_id: str) -> Path:
+        uri = self.files.get_image_uri(image_id)
+        if not uri or not Path(uri).exists():
+            raise NotKnown("image", image_id, step="its file was removed from the datastore")
+        return Path(uri)
+
+    def _grid(self, image_id: str) -> Grid:
+        """Raises UnreadableVolume, whose message names the image, not its path."""
+        path = self._image_path(image_id)
+        with named(path, image_id):
+            return read_grid(path)
+
+    def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
+        """Holds an image: submissions come one after the other, so that label files are never older than they."""
+        return self._images_locked.hold(image_id)
+
+
+def required_names(info: Mapping[str, Any]) -> Any:
+    """What a viewer sent as ``label_info``, or the names among the details of an inference. Raises InvalidRequest."""
+    details = info.get("params")
+    given = info.get("label_info") or (details.get("label_names") if isinstance(details, dict) else None)
+    if not given or not read_label_info(given):
+        raise InvalidRequest(
+            "nothing says which label the values of the mask are, and an archive must not get another organ's name: "
+            'send params with {"label_info": [{"name": "liver", "idx": 1}, ...]}'
+        )
+    return given
+
+
+def _read_mask(file: Path, grid: Grid) -> Volume:
+    """A submitted mask: a volume, or raw bytes (.bin). Axes that a viewer flipped or swapped are put back."""
+    if file.suffix == ".bin":
+        return raw_mask(file, grid)
+    with named(file, "the label"):
+        return turned_to(read_volume(file), grid)
+
+
+def raw_mask(file: Path, grid: Grid) -> Volume:
+    """A mask of one byte for each voxel of the image's grid, the column running fastest, as OHIF 2 sends it. Raises
+    InvalidSubmission."""
+    voxels = np.fromfile(file, dtype=np.uint8)
+    if voxels.size != np.prod(grid.shape):
+        raise InvalidSubmission(
+            f"the label has {voxels.size} bytes, but the image has {np.prod(grid.shape)} voxels: "
+            "send one byte per voxel, or a .nii.gz or .nrrd file"
+        )
+    return Volume(voxels.reshape(grid.shape), grid.affine)
+
+
+def turned_to(mask: Volume, grid: Grid) -> Volume:
+    """The mask with its axes as the grid has them, where that makes it fit; else as it is."""
+    if mask.grid.matches(grid):
+        return mask
+    turned = reoriented(mask, axis_codes(grid))
+    return turned if turned.grid.matches(grid) else mask

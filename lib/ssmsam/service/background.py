@@ -1,0 +1,149 @@
+"""Embedding in the background: the image that somebody turned to last first, nearest slices first."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ssmsam.embeddings.embedder import nearest_first
+from ssmsam.progress import POLL_S, Cancelled
+from ssmsam.service.images import Images, OpenImage, Source
+from ssmsam.service.jobs import Job, Jobs, Paused
+
+EMBED = "embed"
+"""The kind of these jobs."""
+WAITING = 4
+"""Images that may wait at most; the ones wished for first are forgotten first."""
+WANTED_S = 600.0
+"""How long an image is wanted after the last request about it: a guess."""
+
+
+@dataclass(eq=False)
+class _EmbeddingRequest:
+    image: str | Source
+    near: int | None
+    until: float
+    """When nobody wants it any more, in seconds of the monotonic clock."""
+    job: Job
+
+    @property
+    def stands(self) -> bool:
+        return not (self.job.cancelled or self.job.ended)
+
+
+class Background:
+    """Embeds what will be needed next, in jobs of the kind :data:`EMBED`, one at a time.
+
+    The newest request goes first and interrupts the one at work, which waits for its next turn. An image is wanted for
+    ``wanted_s`` seconds after the last request about it, so that nothing is done for nobody. While a request is
+    answered (:meth:`giving_way`) no slice is begun, and the encoder lets a click pass in the middle of one.
+    """
+
+    def __init__(
+        self, images: Images, *, jobs: Jobs | None = None, enabled: bool = True, wanted_s: float = WANTED_S
+    ) -> None:
+        self.jobs = jobs or Jobs()
+        self._images = images
+        self._enabled = enabled
+        self._wanted_s = wanted_s
+        self._changed = threading.Condition()
+        self._by_image: dict[str, _EmbeddingRequest] = {}
+        """By the image's name; the newest is the last. At most one more than may wait, see :data:`WAITING`."""
+        self._requests = 0
+        self._status: dict[str, Any] = {"image": "", "phase": "", "done": 0, "total": 0}
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What was embedded last: image id, phase ("embed", or "" when nothing is), slices done, slices in all, images
+        that wait."""
+        active = self.jobs.active(EMBED)
+        working = any(job.state == "running" for job in active)
+        with self._changed:
+            return {
+                **self._status,
+                "phase": self._status["phase"] if working else "",
+                "waiting": len(active) - working,
+            }
+
+    def prefer(self, image: str | Source | OpenImage, near: int | None = None, *, client: str = "") -> None:
+        """Embed this image next (an id, or what it was opened from), for a client. Slice ``near`` comes first, else
+        the one that was said last, else the middle."""
+        if not self._enabled:
+            return
+        if isinstance(image, OpenImage):
+            image = image.source  # a waiting one holds no volume in memory
+        wanted: str | Source = image if isinstance(image, str) else image.image_id or image
+        name = wanted if isinstance(wanted, str) else f"{wanted.path} {wanted.stamp}"
+        with self._changed:
+            self._by_image = {key: request for key, request in self._by_image.items() if request.stands}
+            until, known = time.monotonic() + self._wanted_s, self._by_image.pop(name, None)
+            request = self._by_image[name] = known or _EmbeddingRequest(wanted, near, until, _job(wanted, client))
+            request.near, request.until = request.near if near is None else near, until
+            waiting = [one for one in self._by_image.values() if one is not request and one.job.state == "queued"]
+        if known is None:
+            with suppress(RuntimeError):  # the server ends
+                self.jobs.submit(request.job, lambda job: self._embed(request), first=True)
+        else:
+            self.jobs.bring_forward(request.job)
+        for old in waiting[: max(0, len(waiting) + 1 - WAITING)]:
+            self.jobs.cancel(old.job.id)
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Begin no slice in this block: somebody waits for what is done in it."""
+        with self._changed:
+            self._requests += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._requests -= 1
+                self._changed.notify_all()
+
+    def stop(self, *, timeout: float = 10.0) -> None:
+        """End what is embedded between two batches, and begin nothing more. Embedded slices stay."""
+        self._enabled = False
+        for job in self.jobs.active(EMBED):
+            with suppress(LookupError):  # it has just ended
+                self.jobs.cancel(job.id)
+            with suppress(Exception):
+                job.result.result(timeout)
+
+    def _embed(self, request: _EmbeddingRequest) -> None:
+        """The work of a job; called again after each pause."""
+        asked = request.near
+        self._step(request, asked)
+        source = self._images.from_datastore(request.image) if isinstance(request.image, str) else request.image
+        embeddings = self._images.open(source).embeddings
+        near = embeddings.count // 2 if asked is None else min(max(asked, 0), embeddings.count - 1)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            with self._changed:
+                self._status = {"image": source.image_id, "phase": phase, "done": done, "total": total}
+            request.job.progress(phase, done, total)
+            if done < total:
+                self._step(request, asked)
+
+        with self._images.reading(source.image_id):
+            embeddings.embed(nearest_first(near, embeddings.count), progress=progress)
+
+    def _step(self, request: _EmbeddingRequest, near: int | None) -> None:
+        """Wait while requests are answered. Raises Paused where something else goes first, or other slices of this
+        image, and Cancelled where nobody wants it any more."""
+        while True:
+            if request.job.cancelled or time.monotonic() > request.until:
+                raise Cancelled
+            if request.near != near or self.jobs.outranked(request.job):
+                raise Paused
+            with self._changed:
+                if self._changed.wait_for(lambda: not self._requests, timeout=POLL_S):
+                    return
+
+
+def _job(image: str | Source, client: str) -> Job:
+    called, image_id = (image, image) if isinstance(image, str) else (image.name, image.image_id)
+    return Job(EMBED, title=f"slices of {called} are made ready", owner=client, image=image_id, brief=True)

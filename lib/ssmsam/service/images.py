@@ -1,0 +1,175 @@
+"""From what a request names to an opened volume. The only way from an id to a file."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssmsam.annotation.slice_state import STORED_SLICES
+from ssmsam.annotation.store import CorruptAnnotations
+from ssmsam.cache import Cache, SingleFlight
+from ssmsam.dicom.web import SeriesRefused, SeriesUnavailable
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.models.weights import sha256_of
+from ssmsam.reading import UnreadableVolume, read_volume
+from ssmsam.service.annotated_studies import StudyFiles
+from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.set_aside import SetAside
+from ssmsam.volume.errors import named
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+UNUSABLE = (NotKnown, UnreadableVolume, CorruptAnnotations, SeriesRefused, SeriesUnavailable, OSError)
+"""What is raised when one image cannot be used. It says nothing of the others: who works on many images goes on. An
+archive that is down is another matter."""
+_OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the system that say nothing of an image: what is kept beside it could not be written."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or folder that a request is allowed to use as its image."""
+
+    name: str
+    """What the user calls it: an image id, or a word for an upload."""
+    path: Path
+    stamp: tuple[int, ...] | str
+    """Changes when the content does: time and size, or a digest."""
+    image_id: str = ""
+    """Its id in the datastore; empty for sessions and uploads."""
+
+
+@dataclass(frozen=True, eq=False)
+class OpenImage:
+    """An image that is being worked on."""
+
+    source: Source
+    volume: Volume
+    embeddings: VolumeEmbeddings
+
+    @property
+    def key(self) -> str:
+        """What click state belongs to: another image under the same name is another key."""
+        return f"{self.source.image_id}@{self.volume.digest}"
+
+
+class Images:
+    """Finds, reads and keeps open what requests name, within a limit of bytes. Safe for threads."""
+
+    def __init__(self, *, files: StudyFiles, embedder: Embedder, memory_bytes: int) -> None:
+        self._files = files
+        self._embedder = embedder
+        self._open: Cache[tuple[Path, tuple[int, ...] | str], OpenImage] = Cache(
+            memory_bytes, size=lambda image: image.volume.array.nbytes, keep_newest=True
+        )
+        self._fetching: SingleFlight[str, str] = SingleFlight()
+        self._aside = SetAside(self._state)
+
+    def usable(self, images: Iterable[str]) -> list[str]:
+        """Those that are not set aside: as far as is known they can be read."""
+        return [image for image in images if not self._aside.reason(image)]
+
+    def set_aside(self) -> list[dict[str, Any]]:
+        """The images that could not be read and have not changed since: ``image``, ``reason``, ``since``."""
+        return self._aside.as_json()
+
+    @contextmanager
+    def reading(self, image_id: str) -> Iterator[None]:
+        """What is raised inside because the image cannot be read sets it aside, until it changes."""
+        try:
+            yield
+        except NotKnown:  # it was removed
+            raise
+        except UNUSABLE as error:
+            ours = isinstance(error, OSError) and error.errno in _OF_OURS
+            if image_id and not ours and not self._aside.reason(image_id):
+                logger.warning("Image %s is set aside: %s", image_id, error)
+                self._aside.note(image_id, self._told(error, image_id))
+            raise
+
+    def require(self, image_id: str) -> str:
+        """``image_id`` if the datastore has it, else :class:`NotKnown`."""
+        if not image_id:
+            raise InvalidRequest("the request names no image: give image=ID, a session_id, or send a file")
+        if not self._knows(image_id):
+            raise NotKnown("image", image_id, step="GET /datastore/?output=all lists what there is")
+        return image_id
+
+    def from_datastore(self, image_id: str) -> Source:
+        """The source of a datastore image. A remote store fetches it first. Raises NotKnown."""
+        self.require(image_id)
+        with self.reading(image_id):
+            uri = self._fetching.run(image_id, lambda: str(self._files.get_image_uri(image_id) or ""))
+            path = Path(uri) if uri else None
+            if path is None or not path.exists():
+                raise NotKnown("image", image_id, step="its file was removed from the datastore")
+            return Source(image_id, path, _stamp(path), image_id)
+
+    def embeddings(self, image_id: str, *, plane: Plane = STORED_SLICES) -> VolumeEmbeddings:
+        """Those of a datastore image, whose pixels are read only when a slice has to be encoded. Raises NotKnown and
+        UnreadableVolume, whose message names the image, not its path."""
+        source = self.from_datastore(image_id)
+        with self.reading(image_id), named(source.path, source.name):
+            return self._embedder.open_source(source.path, plane=plane)
+
+    def from_session(self, path: Path) -> Source:
+        """The source of an image that was sent for a while."""
+        return Source("the uploaded image", path, _stamp(path))
+
+    def from_upload(self, path: Path) -> Source:
+        """The source of a file that came with the request: the same bytes are the same image."""
+        return Source("the uploaded image", path, sha256_of(path))
+
+    def open(self, source: Source) -> OpenImage:
+        """Read and embed-on-demand. Raises UnreadableVolume, whose message names the image, not its path."""
+        key = (Path() if isinstance(source.stamp, str) else source.path, source.stamp)
+        return self._open.recalled(key, lambda: self._read(source))
+
+    def _read(self, source: Source) -> OpenImage:
+        with self.reading(source.image_id), named(source.path, source.name):
+            volume = read_volume(source.path)
+            image = OpenImage(source, volume, self._embedder.open(volume))
+        self._aside.clear(source.image_id)
+        return image
+
+    @staticmethod
+    def _told(error: Exception, image_id: str) -> str:
+        """What people are told: a message of the system would hold paths."""
+        if isinstance(error, OSError):
+            why = error.strerror or type(error).__name__
+            return f"{image_id}: its file cannot be read ({why}): the server's account needs the right to read it."
+        if isinstance(error, CorruptAnnotations):
+            return f"{image_id}: its stored annotations are damaged; the server's log names the file and what to do."
+        return str(error)
+
+    def _state(self, image_id: str) -> tuple[int, ...] | None:
+        """Of an image's file, for :class:`SetAside`; None of one that would have to be fetched."""
+        if self._files.remote:
+            return None
+        try:
+            return _stamp(Path(self._files.get_image_uri(image_id)))
+        except Exception:  # it was removed, or cannot be looked at: that is a state too
+            return ()
+
+    def _knows(self, image_id: str) -> bool:
+        known = self._files.knows(image_id)
+        if known or self._files.remote:
+            return known
+        time.sleep(0.05)  # a file that came just now is listed a moment later
+        return self._files.knows(image_id)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    if path.is_dir():
+        files = [entry.stat() for entry in path.rglob("*") if entry.is_file()]
+        return len(files), sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino

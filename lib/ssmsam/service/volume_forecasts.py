@@ -1,0 +1,164 @@
+"""What is known of images slice by slice, gathered for whoever chooses the next ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssmsam.active.forecast import descriptors, expect, prompted
+from ssmsam.active.volume_state import Forecast, VolumeState
+from ssmsam.cache import Cache
+from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.adapted_task import AdaptedTask
+from ssmsam.fewshot.support import digest
+from ssmsam.ops import evenly_spaced
+from ssmsam.progress import Cancelled, Progress, silent
+from ssmsam.service.fewshot_service import FewShotService
+
+STORED_AXIS = 0
+MOST_SLICES, FEWEST_SLICES = 96, 12
+"""How many slices of a volume are looked at, at most and at least, however many it has."""
+_KEPT = 64
+"""Forecasts of as many images and states of annotation: a guess. They are sums by slice, not masks."""
+
+
+class Deadline:
+    """A stretch of time that work may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """A :data:`~ssmsam.progress.Progress` that stops the work in time."""
+        if not self.left:
+            raise Cancelled
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeForecast:
+    """One image: its embeddings, what is known of its slices, and the checkpoint that was asked ("" for none)."""
+
+    image: str
+    embeddings: VolumeEmbeddings
+    state: VolumeState
+    checkpoint: str = ""
+
+
+class VolumeForecasts:
+    """Makes forecasts, without an encoder pass where a volume is embedded. Safe for threads.
+
+    Forecasts are kept until the task checkpoint, the annotations or the image change.
+    """
+
+    def __init__(self, service: FewShotService) -> None:
+        self.service = service
+        self._kept: Cache[tuple[object, ...], dict[str, Forecast]] = Cache(_KEPT)
+        self._seconds = 0.1
+        """For one label on one slice, as it took the last time."""
+
+    def embeddings(self, image: str) -> VolumeEmbeddings:
+        """Raises NotKnown and UnreadableVolume."""
+        return self.service.images.embeddings(image)
+
+    def annotated(self, image: str) -> dict[str, dict[int, bool]]:
+        """Label -> annotated stored slice -> whether the label was seen there."""
+        found: dict[str, dict[int, bool]] = {}
+        for key, entry in self.service.studies.annotations(image).slices.items():
+            if key.axis == STORED_AXIS:
+                found.setdefault(key.label, {})[key.index] = not entry.empty
+        return found
+
+    def learnable(self) -> list[str]:
+        """The labels that some annotated slice shows, in any image."""
+        return list(self.service.studies.support().only(nonempty=True).labels)
+
+    def of(
+        self, image: str, labels: Sequence[str], *, deadline: Deadline, progress: Progress = silent
+    ) -> VolumeForecast:
+        """An image with forecasts of those of the ``labels`` that were annotated anywhere.
+
+        Embeds some slices, as long as the deadline allows, only where none is embedded. Raises NotKnown and
+        UnreadableVolume.
+        """
+        embeddings = self.embeddings(image)
+        done = np.flatnonzero(embeddings.done)
+        if not len(done):
+            with suppress(Cancelled):
+                embeddings.embed(evenly_spaced(embeddings.count, FEWEST_SLICES), progress=deadline.progress)
+            done = np.flatnonzero(embeddings.done)
+        learnable = set(self.learnable())
+        known = [label for label in labels if label in learnable]
+        count = int(deadline.seconds / (self._seconds * max(1, len(known))))
+        annotated = self.annotated(image)
+        slices = done[evenly_spaced(len(done), min(MOST_SLICES, max(FEWEST_SLICES, count)))].tolist()
+        slices = sorted({*slices, *(_around(annotated, known) & set(done.tolist()))})
+        expected: dict[str, Forecast] = {}
+        if known and slices:
+            expected = self._forecasts(image, embeddings, slices, known, progress)
+            slices = next((one.slices.tolist() for one in expected.values()), slices)
+        state = VolumeState(
+            count=embeddings.count,
+            slice_mm=embeddings.slice_mm,
+            descriptors=descriptors(embeddings, slices),
+            annotated=annotated,
+            forecasts=expected,
+        )
+        return VolumeForecast(image, embeddings, state, self.service.registry.state.active)
+
+    def bare(self, image: str) -> VolumeForecast:
+        """An image with its annotations and nothing else, at no cost."""
+        embeddings = self.embeddings(image)
+        state = VolumeState(embeddings.count, embeddings.slice_mm, annotated=self.annotated(image))
+        return VolumeForecast(image, embeddings, state)
+
+    def task(self, image: str, labels: Sequence[str]) -> tuple[AdaptedTask, str]:
+        """The checkpoint that answers now, shown what is annotated now, and its name ("" where none was adapted yet).
+
+        Only a pinned task checkpoint is shown nothing new. Raises InvalidRequest for labels that are not annotated.
+        """
+        service, state = self.service, self.service.registry.state
+        active = service.kept(state.active) if state.active else None
+        if active is not None and state.pinned:
+            return active, state.active
+        support = service.labelled.support(image, labels=labels)
+        decoder = service.start[0] if active is None else active.decoder
+        return prompted(support, service.embedder, decoder), "" if active is None else state.active
+
+    def _forecasts(
+        self, image: str, embeddings: VolumeEmbeddings, slices: list[int], labels: list[str], progress: Progress
+    ) -> dict[str, Forecast]:
+        """As they were made before, perhaps on fewer slices, or made now."""
+        state = self.service.registry.state
+        support = self.service.labelled.support(image, labels=labels)
+        embedded = int(embeddings.done.sum())
+        key = (state.active, state.pinned, digest(support), embeddings.key.digest, embedded)
+
+        def made() -> dict[str, Forecast]:
+            task, _ = self.task(image, labels)
+            with self.service.jobs.turns.long():
+                started = time.monotonic()
+                expected = expect(task, embeddings, slices, config=self.service.config, progress=progress)
+            self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
+            return {label: one.forecast for label, one in expected.items() if label in labels}
+
+        return self._kept.recalled(key, made)
+
+
+def _around(annotated: Mapping[str, Mapping[int, bool]], labels: Sequence[str]) -> set[int]:
+    """The annotated slices of the labels, and those just past the outermost that show them: without these it is not
+    known there what was annotated."""
+    found: set[int] = set()
+    for label in labels:
+        known = annotated.get(label, {})
+        shown = [index for index, seen in known.items() if seen]
+        found |= set(known) | ({min(shown) - 1, max(shown) + 1} if shown else set())
+    return found
