@@ -11,7 +11,7 @@ from planted import ALL, ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labell
 from pocket_ssm import pocket_ssm
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.initialisations import begin_with
+from ssmsam.fewshot.initialisations import initialise
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.self_sampling import VALUES, SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
@@ -44,7 +44,7 @@ def test_each_module_changes_the_answer_and_can_be_left_out(embedder: Embedder, 
 def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Embedder) -> None:
     channels = embedder.encoder.spec.level_channels[-1:]
     plain, levelled = pocket_ssm(), pocket_ssm(config=SelfSamplingDecoderConfig(levels=channels))
-    begin_with(levelled, plain.state_dict())
+    initialise(levelled, plain.state_dict())
     query_batch = query_batch_of(embedder, plain)
 
     def answer(decoder: SelfSamplingDecoder) -> torch.Tensor:

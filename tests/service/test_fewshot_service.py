@@ -68,14 +68,14 @@ def test_labelled_volumes_are_completed_once_another_volume_needs_it(service: Fe
     labelled, other = (service.images.open(service.images.from_datastore(name)).embeddings.key.digest for name in "ab")
     support = service.labelled.support("")
     head, name, _ = service.task(support, quick(service), volume=labelled)
-    assert not head.completed
+    assert not head.pseudo_labelled
     again, same, fresh = service.task(support, quick(service), volume=other)
     assert (same, fresh) == (name, False)
-    assert again.completed == ("liver",)
+    assert again.pseudo_labelled == ("liver",)
     assert again.banks["liver"].pseudo_labelled.any()
     kept = service.kept(name)
     assert kept is not None
-    assert kept.completed == ("liver",), "it was not written down"
+    assert kept.pseudo_labelled == ("liver",), "it was not written down"
     assert not kept.lacks(other)
 
 

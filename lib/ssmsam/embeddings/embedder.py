@@ -72,8 +72,8 @@ class VolumeEmbeddings:
         self._load = load
         store = None if part else embedder.store
         self._stored = store.open(key, grid=grid, count=self.count) if store else None
-        self._flights: dict[int, Future[Fp16Embedding | None]] = {}
-        self._flights_lock = threading.Lock()
+        self._in_flight: dict[int, Future[Fp16Embedding | None]] = {}
+        self._in_flight_lock = threading.Lock()
 
     @property
     def slice_mm(self) -> float:
@@ -142,14 +142,14 @@ class VolumeEmbeddings:
         index = self._checked(index)
         half = self._embedder.memory.get(self.key.digest, index)
         while half is None:
-            in_flight, mine = self._board(index)
+            in_flight, mine = self._acquire(index)
             if not mine:
                 half = result_of(in_flight)  # None when the other thread failed: then it is this one's turn
                 continue
             try:
                 half = self._make(index)
             finally:
-                self._land(index, half)
+                self._complete(index, half)
         return half
 
     def embed(self, indices: Iterable[int] | None = None, *, progress: Progress = silent) -> None:
@@ -213,22 +213,22 @@ class VolumeEmbeddings:
         if half is None and self._stored:
             half = self._stored.read(index)
             if half is not None:
-                half = self._embedder.completed(half, lambda: self.inputs([index]))
+                half = self._embedder.restored(half, lambda: self.inputs([index]))
                 self._embedder.memory.put(self.key.digest, index, half)
         return half
 
     # many slices, in the background
 
     def _take(self, pending: list[int]) -> list[int]:
-        """The next slices to make that neither another thread nor another process is making; to be landed."""
+        """The next slices to make that neither another thread nor another process is making; to be completed."""
         taken: list[int] = []
         for index in pending:
             if len(taken) == self._embedder.batch_size:
                 break
-            if not self._board(index)[1]:
+            if not self._acquire(index)[1]:
                 continue
             if self._stored and not self._stored.claim(index):
-                self._land(index, None)
+                self._complete(index, None)
             else:
                 taken.append(index)
         return taken
@@ -246,7 +246,7 @@ class VolumeEmbeddings:
             for index in batch:
                 if self._stored:
                     self._stored.release(index)
-                self._land(index, halves.get(index))
+                self._complete(index, halves.get(index))
 
     def _keep(self, indices: list[int], halves: list[Fp16Embedding]) -> None:
         if self._stored:
@@ -256,18 +256,18 @@ class VolumeEmbeddings:
 
     # which slices this process is making right now
 
-    def _board(self, index: int) -> tuple[Future[Fp16Embedding | None], bool]:
-        """The making of a slice, and whether it falls to the caller, who then must :meth:`_land` it."""
-        with self._flights_lock:
-            in_flight = self._flights.get(index)
+    def _acquire(self, index: int) -> tuple[Future[Fp16Embedding | None], bool]:
+        """The making of a slice, and whether it falls to the caller, who then must :meth:`_complete` it."""
+        with self._in_flight_lock:
+            in_flight = self._in_flight.get(index)
             if in_flight is not None:
                 return in_flight, False
-            in_flight = self._flights[index] = Future()
+            in_flight = self._in_flight[index] = Future()
             return in_flight, True
 
-    def _land(self, index: int, half: Fp16Embedding | None) -> None:
-        with self._flights_lock:
-            in_flight = self._flights.pop(index)
+    def _complete(self, index: int, half: Fp16Embedding | None) -> None:
+        with self._in_flight_lock:
+            in_flight = self._in_flight.pop(index)
         in_flight.set_result(half)
 
     def _checked(self, index: int) -> int:
@@ -450,7 +450,7 @@ class Embedder:
         """What of a slice is kept on disk."""
         return without_last(half, self.encoder.spec.remade)
 
-    def completed(self, stored: Fp16Embedding, inputs: Callable[[], torch.Tensor]) -> Fp16Embedding:
+    def restored(self, stored: Fp16Embedding, inputs: Callable[[], torch.Tensor]) -> Fp16Embedding:
         """A slice again from what :meth:`storable` left of it; ``inputs()`` gives what the encoder sees of it."""
         if not self.encoder.spec.remade:
             return stored

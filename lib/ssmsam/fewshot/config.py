@@ -1,4 +1,4 @@
-"""Everything that few-shot segmentation is told beforehand: its settings, and each constant that decides something.
+"""The configuration of few-shot segmentation: its settings, and each constant that decides something.
 
 A constant's docstring says where it comes from: *fitted on* some data, *chosen on* them, or a *guess*.
 """
@@ -27,7 +27,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class SupportBankConfig:
-    """How many labelled slices a query is shown: the nearest of its own volume and the most alike of others.
+    """How many labelled slices are a query's context: the nearest of its own volume and the most alike of others.
 
     A *guess*, which bounds the time of a query; the decoders were trained with as many.
     """
@@ -117,7 +117,7 @@ class SegmentationConfig:
 
 @dataclass(frozen=True)
 class FewShotConfig:
-    """Everything that :func:`~ssmsam.fewshot.pipeline.adapt` and :func:`~ssmsam.fewshot.pipeline.segment` can be told.
+    """All settings of :func:`~ssmsam.fewshot.pipeline.adapt` and :func:`~ssmsam.fewshot.pipeline.segment`.
 
     ``folds`` cross-validate adaptation by gradient steps, where there is any (0: it is trusted).
     """

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint
-from ssmsam.models.fewshot_decoder import TargetDecoder, same_start
+from ssmsam.models.fewshot_decoder import TargetDecoder, same_initial_state
 from ssmsam.models.registry import load_target_decoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
 from ssmsam.models.weights import find_made_for, find_weights, weights_digest
 
 logger = logging.getLogger(__name__)
 
-STARTS = {"small": "small_ssm"}
-"""The meta-learned starts in the manifest, by encoder."""
+META_LEARNED = {"small": "small_ssm"}
+"""The meta-learned initialisations in the manifest, by encoder."""
 
 
 def load_ssm_decoder(
@@ -35,69 +35,67 @@ def load_ssm_decoder(
 ) -> SelfSamplingDecoder:
     """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, frozen, in evaluation mode.
 
-    It begins with the packaged start that was meta-learned for the very weights of the encoder; for others, which is
-    logged, with the target decoder of :func:`load_target_decoder`, whose arguments and errors
-    these are.
-    """
+    It begins with the packaged initialisation that was meta-learned for the very weights of the encoder; for others,
+    which is logged, with the target decoder of :func:`load_target_decoder`, whose arguments and errors these are."""
     wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
     inner = load_target_decoder(encoder_name, device=device, **wanted)
     weights = weights_digest(find_weights(encoder_name, **wanted))
-    with same_start():
+    with same_initial_state():
         decoder = SelfSamplingDecoder(inner, width=inner.width, config=config)
-    start = _start(encoder_name, weights, **wanted)
-    if start is not None:
-        begin_with(decoder, load_file(str(start)))
+    path = _packaged(encoder_name, weights, **wanted)
+    if path is not None:
+        initialise(decoder, load_file(str(path)))
     return decoder.to(device).eval().requires_grad_(False)
 
 
-def begin_with(decoder: SelfSamplingDecoder, start: Mapping[str, torch.Tensor]) -> None:
-    """Give a decoder the weights of a start. What it reads of further levels begins without effect where the start
+def initialise(decoder: SelfSamplingDecoder, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give a decoder the weights of an initialisation. What it reads of further levels begins without effect where that
     knows nothing of them. Raises RuntimeError when they do not fit."""
     own = {name: tensor for name, tensor in decoder.state_dict().items() if name.startswith("levels.")}
-    decoder.load_state_dict({**own, **{name: tensor.float() for name, tensor in start.items()}})
+    decoder.load_state_dict({**own, **{name: tensor.float() for name, tensor in weights.items()}})
 
 
-def _start(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
-    """The file of the start for these weights of the encoder, or None."""
-    path = find_made_for(STARTS[encoder_name], weights, **wanted) if encoder_name in STARTS else None
+def _packaged(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
+    """The file of the initialisation for these weights of the encoder, or None."""
+    path = find_made_for(META_LEARNED[encoder_name], weights, **wanted) if encoder_name in META_LEARNED else None
     if path is None:
-        logger.info("no meta-learned start for these weights of %s: ssm_sam begins like fewshot", encoder_name)
+        logger.info("no meta-learned initialisation for these weights of %s: ssm_sam begins like fewshot", encoder_name)
     return path
 
 
 SHIPPED = "shipped"
-"""How the start that came with the weights is asked for. Its name is "" wherever names are kept."""
+"""How the initialisation that came with the weights is asked for. Its name is "" wherever names are kept."""
 KEPT = 5
-"""How many of the newest starts stay."""
+"""How many of the newest initialisations stay."""
 
 
 class Initialisations:
-    """The starts for one encoder's weights. Several processes may use them: a training publishes, a server reads.
+    """The initialisations for one encoder's weights. Several processes may use them: a training publishes, a server
+    reads.
 
-    A start is kept like a head that knows no label. Heads hold all that differs from the shipped decoder, so that they
-    stay what they are whichever start is used.
-    """
+    One is kept like a task checkpoint without labels. Task checkpoints hold all that differs from the shipped decoder,
+    so that they stay what they are whichever initialisation is used."""
 
     def __init__(self, folder: Path, shipped: TargetDecoder, *, weights_sha256: str) -> None:
         self.folder = folder
         self.shipped = shipped
         self._weights_sha256 = weights_sha256
-        self._shelf = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
-        self._shelf.migrate(shipped, weights_sha256=weights_sha256)
+        self._registry = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
+        self._registry.migrate(shipped, weights_sha256=weights_sha256)
         self._asked = ""
         self._loaded: tuple[TargetDecoder, str] = shipped, ""
 
     @property
     def state(self) -> RegistryState:
         """As it is on disk now; ``active`` and ``previous`` are "" for the shipped one."""
-        return self._shelf.state
+        return self._registry.state
 
     def cards(self) -> dict[str, Mapping[str, Any]]:
-        """Name -> card of every start that was trained here, the oldest first."""
-        return self._shelf.cards()
+        """Name -> card of every initialisation that was trained here, the oldest first."""
+        return self._registry.cards()
 
     def current(self) -> tuple[TargetDecoder, str]:
-        """The start that is used, and its name. The shipped one where another cannot be read."""
+        """The initialisation that is used, and its name. The shipped one where another cannot be read."""
         asked = self.state.active
         if asked != self._asked:
             self._loaded = self._load(asked) if asked else (self.shipped, "")
@@ -105,25 +103,26 @@ class Initialisations:
         return self._loaded
 
     def publish(self, decoder: TargetDecoder, card: Mapping[str, Any], *, activate: bool) -> str:
-        """Keep a new start under a name of its own, and use it from now on if so told. In one step for readers."""
+        """Keep a new initialisation under a name of its own, and use it from now on if so told. In one step for
+        readers."""
         card = {**card, "method": SSM_SAM, "weights_sha256": self._weights_sha256}
-        return self._shelf.publish(AdaptedTask(decoder, {}, card), decoder=self.shipped, activate=activate)
+        return self._registry.publish(AdaptedTask(decoder, {}, card), decoder=self.shipped, activate=activate)
 
     def activate(self, name: str) -> RegistryState:
-        """Use a start from now on. Raises UnknownCheckpoint."""
+        """Use an initialisation from now on. Raises UnknownCheckpoint."""
         if name == SHIPPED:
-            return self._shelf.deactivate()
-        return self._shelf.activate(name, pin=False)
+            return self._registry.deactivate()
+        return self._registry.activate(name, pin=False)
 
     def roll_back(self) -> RegistryState:
         """Use the one that was used before."""
-        return self._shelf.roll_back()
+        return self._registry.roll_back()
 
     def _load(self, name: str) -> tuple[TargetDecoder, str]:
         try:
-            return self._shelf.load(name, self.shipped, weights_sha256=self._weights_sha256).decoder, name
+            return self._registry.load(name, self.shipped, weights_sha256=self._weights_sha256).decoder, name
         except (UnusableCheckpoint, UnknownCheckpoint, FileNotFoundError):
-            logger.exception("The start %s cannot be read; adapting from the shipped one", name)
+            logger.exception("The initialisation %s cannot be read; adapting from the shipped one", name)
             return self.shipped, ""
 
 

@@ -74,17 +74,18 @@ def adapt(
     estimates: dict[str, Estimate] = {}
     if adaptation.steps and config.folds > 1:
         estimates = cross_validated(decoder, tasks, adaptation, folds=config.folds, progress=progress)
-    fitted, told = copy.deepcopy(decoder), {"adapted": False, "steps": 0, "seconds": 0.0}
+    fitted, fitting = copy.deepcopy(decoder), {"adapted": False, "steps": 0, "seconds": 0.0}
     if adaptation.steps and worth_it(estimates):
         share = min((one.share for one in estimates.values()), default=1.0)
         adapted = fit(decoder, tasks, adaptation, share=share, progress=progress)
         fitted = adapted.decoder
-        told = {"adapted": True, "steps": len(adapted.losses), "seconds": round(adapted.seconds, 2)}
+        fitting = {"adapted": True, "steps": len(adapted.losses), "seconds": round(adapted.seconds, 2)}
     stop_if_cancelled()
     # a fitted decoder would be too sure of slices that it was fitted to
     judge = decoder if decoder.pretrained else fitted
     checks = {label: check_support(judge, views[0]) for label, views in tasks.items()}
-    card = {**support_card(support, embedder), "settings": config.as_json(), **told, **estimate_card(checks, estimates)}
+    known = support_card(support, embedder)
+    card = {**known, "settings": config.as_json(), **fitting, **estimate_card(checks, estimates)}
     banks = {label: views[0].bank for label, views in tasks.items()}
     task = AdaptedTask(fitted, banks, card, roi_banks=_roi_banks(banks, support, fitted, config)).adapted_from(decoder)
     return with_pseudo_labels(task, support, config=config, progress=progress) if pseudo_labels else task

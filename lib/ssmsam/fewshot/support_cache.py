@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Part of every key: raise it when the files, or how banks are made, change."""
 QUOTA_BYTES = 2 * 2**30
-"""A guess: some hundred heads of a few annotated slices."""
+"""A guess: some hundred tasks of a few annotated slices."""
 _ARRAYS = {name: name for name in ("positions", "distances", "centres", "cell_mm")} | {"pseudo_labelled": "completed"}
 """Arrays of a bank, and how files call them."""
 _SUMS, _NAMES = "sums", "told"

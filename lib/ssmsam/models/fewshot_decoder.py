@@ -45,7 +45,7 @@ class DecoderContext:
 
 
 @contextmanager
-def same_start() -> Iterator[None]:
+def same_initial_state() -> Iterator[None]:
     """What a decoder has beside the weights in its file begins with the same numbers in every process: task checkpoints
     say what differs from them."""
     with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 The token-query decoder of ``fewshot_small`` works on the pyramid of the small encoder, which is fine and
 knows abdomens. Here the features of the pretrained medical encoder join it, cell by cell, and the logits of the online
 optimiser come in as one more map with its own trust: how well it does on labelled slices outside the support. So do
-the masks of other volumes that registration carries over. New parts start from zero, so that before any training the
+the masks of other volumes that registration propagates. New parts start from zero, so that before any training the
 decoder is the one that it was made from.
 """
 
@@ -128,8 +128,8 @@ class FusedTargetNetwork(TargetNetwork):
         pull = self.follow(features.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
         logits = proposal.logits + pull * _to(features.fitted[:, :1], context.prior.shape[-2:])[:, 0]
         distance, trust, likely = context.atlas.unbind(1)
-        carried = self.carry(torch.stack([trust, trust * likely], dim=-1))[..., 0]
-        return Proposal(logits + carried * distance, proposal.presence)
+        weight = self.carry(torch.stack([trust, trust * likely], dim=-1))[..., 0]
+        return Proposal(logits + weight * distance, proposal.presence)
 
     def adaptable(self) -> list[nn.Parameter]:
         fixed = (self.optimiser, self.join8, self.join4, *self._of_atlases)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file
 
 from ssmsam.models.encoder import Encoder
-from ssmsam.models.fewshot_decoder import TargetDecoder, same_start
+from ssmsam.models.fewshot_decoder import TargetDecoder, same_initial_state
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.small_encoder import part_of
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, VolumeHead
@@ -200,7 +200,7 @@ def load_target_decoder(
     from ssmsam.models.sam_encoder import load_sam
 
     sam = load_sam(encoder_name, path, device=device)
-    with same_start():
+    with same_initial_state():
         return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
 
 

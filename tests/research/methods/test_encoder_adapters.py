@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, OTHER, draw_volume, labelled
+from planted import ORGAN, OTHER, PocketEncoder, draw_volume, labelled
 from published_lite import TINY
 from tiny_sam import tiny_sam
 
@@ -24,6 +24,11 @@ from ssmsam.progress import Cancelled
 from ssmsam_research.methods.encoder_adapters import AdaptedEncoder, adapt_online, adapted_encoder, high_pass
 
 SHORT = AdaptationConfig(steps=2, budget_s=float("inf"), batch=2, views=ViewConfig(views=0))
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    return Embedder(encoder=PocketEncoder())
 
 
 def small() -> SmallEncoder:
