@@ -15,7 +15,7 @@ from service_over_folder import make_service
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.estimate import Estimate
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
-from ssmsam.fewshot.meta_learning import judged, set_aside
+from ssmsam.fewshot.meta_learning import hold_out, judged
 from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
@@ -175,7 +175,7 @@ def test_stopping_leaves_the_start_that_was_used(service: FewShotService, monkey
 
 def test_the_estimate_rests_on_slices_that_training_never_saw(service: FewShotService, monkeypatch) -> None:
     support = support_of(service)
-    rest, aside = set_aside(support)
+    rest, aside = hold_out(support)
     assert len(support["liver"]) == 10
     assert len(aside["liver"]) == 2
     slices = sorted(support["liver"], key=lambda one: (one.volume, one.index))
@@ -194,7 +194,7 @@ def test_what_is_set_aside_decides_the_estimate(service: FewShotService) -> None
     """Other masks on these slices change the Dice; it is not one of the slices that are shown."""
     config = replace(service.config.adaptation, steps=0)
     support = support_of(service)
-    _, aside = set_aside(support)
+    _, aside = hold_out(support)
     before = judged(service.decoder, support, aside, service.embedder, config=config)["liver"]
     slices = sorted(support["liver"], key=lambda one: (one.volume, one.index))
     for number in aside["liver"]:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from ssmsam.cache import Cache
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import FewShotConfig, segment
+from ssmsam.fewshot.config import FewShotConfig
+from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.service.fewshot_service import FewShotService
 
@@ -71,7 +72,7 @@ def test_labelled_volumes_are_completed_once_another_volume_needs_it(service: Fe
     again, same, fresh = service.task(support, quick(service), volume=other)
     assert (same, fresh) == (name, False)
     assert again.completed == ("liver",)
-    assert again.banks["liver"].completed.any()
+    assert again.banks["liver"].pseudo_labelled.any()
     kept = service.kept(name)
     assert kept is not None
     assert kept.completed == ("liver",), "it was not written down"

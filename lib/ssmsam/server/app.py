@@ -27,8 +27,7 @@ from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
-from ssmsam.models.prompt_registry import load_decoder
+from ssmsam.models.registry import ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
 from ssmsam.progress import Cancelled, Turns

@@ -14,9 +14,9 @@ from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
-from ssmsam.fewshot.estimate import LEAST_SLICES
+from ssmsam.fewshot.config import LEAST_SLICES, FewShotConfig
 from ssmsam.fewshot.initialisations import Initialisations
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, shown_again
+from ssmsam.fewshot.pipeline import adapt, with_pseudo_labels, with_support_again
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
@@ -108,8 +108,8 @@ class FewShotService:
         """The task checkpoint for this support, its name, and whether it was adapted just now.
 
         Without ``wait`` for an adaptation it is the best that there is, or the decoder prompted by the labelled slices.
-        It is ready to segment a ``volume``, any by default: labelled volumes are completed when that is first needed.
-        """
+        It is ready to segment a ``volume``, any by default: labelled volumes get pseudo-labels when that is first
+        needed."""
         adapts = config.adaptation.steps > 0
         if wait and adapts:
             progress("wait", 0, 0)
@@ -146,7 +146,7 @@ class FewShotService:
         if found:
             return *found, False
         decoder, start = self.start
-        made = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
+        made = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
         made = self.signed(made, start)
         with self.publishing:
             plain = self._at_hand(support, lambda card: not _judged(card))
@@ -159,8 +159,9 @@ class FewShotService:
                 kept = replace(plain[0], card={**plain[0].card, **told})
                 self.registry.replace(plain[1], kept, decoder=self.decoder)
                 return kept, plain[1], False
-            name, known = self.registry.publish(made, decoder=self.decoder), plain[0].completed
-        return self._completed(made, name, support, lambda one: _without(known, one.completed), progress), name, True
+            name, known = self.registry.publish(made, decoder=self.decoder), plain[0].pseudo_labelled
+        made = self._completed(made, name, support, lambda one: _without(known, one.pseudo_labelled), progress)
+        return made, name, True
 
     def _prompted(
         self, support: Support, config: FewShotConfig, *, either: bool, progress: Progress
@@ -181,7 +182,7 @@ class FewShotService:
         views = replace(config.adaptation.views, views=0)
         config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
         with self.jobs.turns.long():
-            task = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
+            task = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
         task = self.signed(task, start)
         with self.publishing:
             return task, self.registry.publish(task, decoder=self.decoder)
@@ -219,11 +220,11 @@ class FewShotService:
         if not lacking(task):
             return task
         with self._completing.hold(name):
-            task = self.kept(name) or task  # another request may just have completed it
+            task = self.kept(name) or task  # another request may just have done so
             labels = lacking(task)
             if labels:
                 with self.jobs.turns.long():
-                    task = completed(task, support, labels=labels, config=self.config, progress=progress)
+                    task = with_pseudo_labels(task, support, labels=labels, config=self.config, progress=progress)
                 self.registry.replace(name, task, decoder=self.decoder)
         return task
 
@@ -269,7 +270,7 @@ class FewShotService:
             support = self.labelled.these(known["support"]) if known.get("support") else {}
             if not support or digest(support) != known.get("support_digest"):
                 return task
-            task = shown_again(task, support, self.embedder, config=self.config)
+            task = with_support_again(task, support, self.embedder, config=self.config)
         except (InvalidRequest, NothingToLearn, *UNUSABLE):
             return task
         task = replace(task, card={**task.card, **known, "completed": []})

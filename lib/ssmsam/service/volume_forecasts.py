@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmsam.active.forecast import expect, looks, prompted
+from ssmsam.active.forecast import descriptors, expect, prompted
 from ssmsam.active.volume_state import Forecast, VolumeState
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import VolumeEmbeddings
@@ -108,7 +108,7 @@ class VolumeForecasts:
         state = VolumeState(
             count=embeddings.count,
             slice_mm=embeddings.slice_mm,
-            looks=looks(embeddings, slices),
+            descriptors=descriptors(embeddings, slices),
             annotated=annotated,
             forecasts=expected,
         )

@@ -19,9 +19,11 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ssmsam.active.volume_state import end_question
 from ssmsam.annotation.slice_state import now
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import Clicks, Prediction, as_annotated
+from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.initialisations import SSM_SAM
-from ssmsam.fewshot.pipeline import FewShotConfig, segment
+from ssmsam.fewshot.pipeline import segment
+from ssmsam.fewshot.prediction import Prediction, as_annotated
+from ssmsam.fewshot.proposals import Clicks
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.progress import Progress

@@ -15,9 +15,10 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from ssmsam.fewshot.config import HELD_OUT_OF, FewShotConfig, MetaConfig
 from ssmsam.fewshot.estimate import Estimate, mean_estimate
-from ssmsam.fewshot.meta_learning import LEAST_SLICES, MetaConfig, MetaTrained, judged, meta_train, set_aside
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt
+from ssmsam.fewshot.meta_learning import MetaTrained, hold_out, judged, meta_train
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
@@ -193,10 +194,10 @@ class MetaTraining(Training):
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured({**self.config(), **options})
-        found = sum(count >= LEAST_SLICES for count in self._service.labelled.showing().values())
+        found = sum(count >= HELD_OUT_OF for count in self._service.labelled.showing().values())
         if found < LEAST_TASKS:
             raise NothingToLearn(
-                f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {LEAST_SLICES} or more "
+                f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {HELD_OUT_OF} or more "
                 f"annotated slices that show it, and there are {found}: annotate more slices, or more labels or images"
             )
 
@@ -205,11 +206,11 @@ class MetaTraining(Training):
         assert service.initialisations is not None
         config, steps = self._configured(options)
         support = service.labelled.support("", limits=Limits(others=MOST_SLICES))
-        rest, aside = set_aside(support)
+        rest, aside = hold_out(support)
         judging = replace(service.config.adaptation, steps=steps)
         before = judged(service.decoder, support, aside, service.embedder, config=judging, progress=progress)
         trained = meta_train(
-            rest, service.embedder, service.decoder, config=config, progress=progress, heard=self.note_loss
+            rest, service.embedder, service.decoder, config=config, progress=progress, on_loss=self.note_loss
         )
         after = judged(trained.decoder, support, aside, service.embedder, config=judging, progress=progress)
         better = _mean(after) >= _mean(before)
