@@ -54,11 +54,6 @@ class AnswerMemory:
         """Forget all answers."""
         self._kept.forget()
 
-    def get(self, key: Hashable) -> Answer | None:
-        """The answer, whose mask cannot be written to."""
-        found = self._kept.get(key)
-        return None if found is None else found.opened()
-
     def recalled(self, key: Hashable, make: Callable[[], Answer]) -> tuple[Answer, bool]:
         """The answer, and whether it was known; several who ask at once wait for the one who makes it."""
         made: list[Answer] = []
@@ -69,9 +64,6 @@ class AnswerMemory:
 
         found = self._kept.recalled(key, packed)
         return (made[0], False) if made else (found.opened(), True)
-
-    def put(self, key: Hashable, answer: Answer) -> None:
-        self._kept.put(key, _packed(answer))
 
 
 def _packed(answer: Answer) -> _Packed:

@@ -16,7 +16,6 @@ from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.volume.geometry import Plane
 
-STORED = Plane(0)
 T = TypeVar("T")
 
 
