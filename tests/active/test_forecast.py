@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssmsam.active.forecast import Expected, expect, looks
+from ssmsam.active.forecast import Expected, descriptors, expect
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import assembled
 from ssmsam.fewshot.pipeline import segment
+from ssmsam.fewshot.prediction import assembled
 from ssmsam_research.evaluation.prompted import PromptedModel
 
 
@@ -49,7 +49,7 @@ def test_what_is_expected_of_a_volume_is_of_the_mask_that_it_would_be_given(
     array = (60 + np.random.default_rng(1).normal(0, 30, query.grid.shape)).astype(np.float32)
     other = model.embedder.open(query.volume.with_array(array))
     bank = head.banks["organ"]
-    more = replace(head, banks={"organ": bank.with_completed(bank)})
+    more = replace(head, banks={"organ": bank.with_pseudo_labels(bank)})
     for volume in (query, other):
         volume.embed()
         served = segment(volume, more).mask == 1
@@ -60,12 +60,12 @@ def test_what_is_expected_of_a_volume_is_of_the_mask_that_it_would_be_given(
 def test_slices_that_the_model_completed_are_not_known(head: AdaptedTask, query: VolumeEmbeddings) -> None:
     bank = head.banks["organ"]
     empty = replace(bank, positions=bank.positions - 5.0, distances=np.full_like(bank.distances, -20.0))
-    more = replace(head, banks={"organ": bank.with_completed(empty)})
+    more = replace(head, banks={"organ": bank.with_pseudo_labels(empty)})
     plain, found = (expect(one, query, range(query.count))["organ"].forecast for one in (head, more))
     np.testing.assert_allclose(found.presence, plain.presence, rtol=1e-5)
 
 
 def test_looks_are_unit_vectors_of_embedded_slices(query: VolumeEmbeddings) -> None:
-    found = looks(query, [0, 3])
+    found = descriptors(query, [0, 3])
     assert set(found) == {0, 3}
     assert [float(np.linalg.norm(vector)) for vector in found.values()] == pytest.approx([1, 1], abs=1e-5)

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssmsam.active.acquisition import RULES, doubt, expected_slices, next_slices, representative, spaced, uncertainty
+from ssmsam.active.acquisition import (
+    RULES,
+    expected_slices,
+    next_slices,
+    representative,
+    slice_uncertainty,
+    spaced,
+    uncertainty,
+)
 from ssmsam.active.expected_gain import GainConfig, Gains, ends_of, main_run, outlines
 from ssmsam.active.volume_state import ANY, Forecast, VolumeState
 
@@ -121,7 +129,9 @@ def test_a_slice_that_helps_two_labels_is_asked_for_both() -> None:
 
 
 def test_a_label_that_nobody_annotated_gets_representative_slices_beside_the_others() -> None:
-    known = state(looks=looks_of(40), annotated={"liver": {20: True}}, forecasts={"liver": forecast(40, range(10, 30))})
+    known = state(
+        descriptors=looks_of(40), annotated={"liver": {20: True}}, forecasts={"liver": forecast(40, range(10, 30))}
+    )
     chosen = next_slices(known, 4, ["liver", "spleen"], rng())
     asked = [label for one in chosen for label in one.labels]
     assert asked.count("spleen") == 2 and asked.count("liver") == 2
@@ -129,19 +139,19 @@ def test_a_label_that_nobody_annotated_gets_representative_slices_beside_the_oth
 
 def test_at_the_beginning_every_kind_of_slice_is_shown_once() -> None:
     for rule in ("next_slices", "uncertainty", "representative"):
-        chosen = RULES[rule](state(looks=looks_of(40)), 4, [], rng())
+        chosen = RULES[rule](state(descriptors=looks_of(40)), 4, [], rng())
         assert {one.index * 4 // 40 for one in chosen} == {0, 1, 2, 3}
         assert all(one.labels == () and one.reasons[ANY].sentence for one in chosen)
 
 
 def test_what_is_annotated_counts_as_shown() -> None:
-    known = state(looks=looks_of(40), annotated={"liver": {5: True, 15: True}})
+    known = state(descriptors=looks_of(40), annotated={"liver": {5: True, 15: True}})
     assert {one.index * 4 // 40 for one in representative(known, 2, ["liver"], rng())} == {2, 3}
 
 
 def test_without_embeddings_slices_are_spread_evenly() -> None:
     assert [one.index for one in representative(state(count=9), 3, [], rng())] == [1, 4, 7]
-    some = state(count=40, looks={3: np.array([1.0, 0.0])})
+    some = state(count=40, descriptors={3: np.array([1.0, 0.0])})
     assert [one.index for one in representative(some, 2, [], rng())] == [9, 29]
     taken = state(count=9, annotated={"liver": {4: True}})
     assert [one.index for one in spaced(taken, 3, ["liver"])] == [1, 3, 7]
@@ -150,7 +160,7 @@ def test_without_embeddings_slices_are_spread_evenly() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_nothing_is_left_when_all_is_annotated_for_these_labels(rule: str) -> None:
     full = {index: 10 <= index < 30 for index in range(40)}
-    known = state(looks=looks_of(40), annotated={"liver": full}, forecasts={"liver": forecast(40, range(10, 30))})
+    known = state(descriptors=looks_of(40), annotated={"liver": full}, forecasts={"liver": forecast(40, range(10, 30))})
     assert RULES[rule](known, 3, ["liver"], rng()) == []
     assert RULES[rule](known, 3, [], rng()) == []
     assert RULES[rule](known, 3, ["liver", "spleen"], rng()) != []  # nobody looked for the spleen yet
@@ -161,7 +171,7 @@ def test_no_rule_names_an_annotated_slice_or_one_twice(rule: str) -> None:
     for seed in range(8):
         annotated = {int(index): 10 <= index < 30 for index in rng(seed).permutation(40)[: 4 * seed + 1]}
         known = state(
-            looks=looks_of(40),
+            descriptors=looks_of(40),
             annotated={"liver": annotated},
             forecasts={"liver": forecast(40, range(10, 30), error=50.0)},
         )
@@ -182,7 +192,7 @@ def test_doubt_is_about_being_there_where_nothing_is_drawn() -> None:
     inside, outside = np.array([0.0, 0, 7]), np.array([2.0, 100, 4])
     found = Forecast(np.arange(3), presence, area, inside, outside)
     assert found.loss == pytest.approx([1.0, 1.0, 0.3])
-    assert doubt(found) == pytest.approx([1.0, 0.02, 0.3])
+    assert slice_uncertainty(found) == pytest.approx([1.0, 0.02, 0.3])
     assert found.expected_dice() == pytest.approx(1 - 8 / 22)
     assert found.expected_dice(without=[0, 1]) == pytest.approx(0.7)
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.checkpoint_files import read_head
+from ssmsam.fewshot.checkpoint_files import read_task
 from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card
-from ssmsam.models.encoder_registry import load_encoder
-from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.models.registry import load_encoder, load_target_decoder
 from ssmsam.paths import default_support
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume
@@ -76,7 +75,7 @@ def test_a_head_is_made_and_used(
     choice = {"folder": random_small.weights, "allow_unverified": True}
     embedder, decoder = Embedder(encoder=load_encoder("small", **choice)), load_target_decoder("small", **choice)
     cache, sha256 = SupportCache(default_support()), embedder.encoder.weights_sha256
-    loaded = read_head(head, base=decoder, weights_sha256=sha256, cache=cache)
+    loaded = read_task(head, base=decoder, weights_sha256=sha256, cache=cache)
     assert not loaded.summarised
     expected = segment(embedder.open(read_volume(query)), loaded)
     np.testing.assert_array_equal(found.array, np.array([0, 3, 300])[expected.mask])

@@ -20,10 +20,10 @@ from serving import ROOT, Server
 from viewers import TIMEOUT, slicer
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.pipeline import DEFAULTS, adapt, segment
+from ssmsam.fewshot.config import DEFAULTS
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.models.encoder_registry import load_encoder
-from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.models.registry import load_encoder, load_target_decoder
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume

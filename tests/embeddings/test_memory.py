@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmsam.embeddings.fp16 import SliceCache
+from ssmsam.embeddings.embedder import SliceCache
 
 
 def a_half(size: int) -> dict[str, np.ndarray]:

@@ -16,11 +16,11 @@ import torch
 
 from fakes import PocketDecoder, PocketEncoder
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig, fit
+from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_head, write_head
-from ssmsam.fewshot.episodes import AdaptationTask, ViewConfig, adaptation_tasks
-from ssmsam.fewshot.pipeline import FewShotConfig
+from ssmsam.fewshot.checkpoint_files import read_task, write_task
+from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig, ViewConfig
+from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.models.fewshot_small import TargetNetwork
@@ -72,10 +72,10 @@ def two_labels(embedder: Embedder, indices: Sequence[int] = (2, 4, 6)) -> Suppor
     return {"organ": labelled(embedder, volume, ORGAN, indices), "other": labelled(embedder, volume, OTHER, indices)}
 
 
-def taught_by(
+def tasks_of(
     support: Support, embedder: Embedder, decoder: TargetNetwork, config: AdaptationConfig = QUICK
 ) -> dict[str, list[AdaptationTask]]:
-    return dict(adaptation_tasks(support, embedder, decoder, config=config.views, bank=config.bank, seed=config.seed))
+    return dict(adaptation_tasks(support, embedder, decoder, config=config))
 
 
 def quick(**changes: object) -> FewShotConfig:
@@ -83,13 +83,13 @@ def quick(**changes: object) -> FewShotConfig:
     return replace(FewShotConfig(adaptation=QUICK, folds=0), **changes)
 
 
-def kept_and_read(head: AdaptedTask, folder: Path, decoder: TargetNetwork, *, elsewhere: bool = False) -> AdaptedTask:
-    """A head after it was written and read again; ``elsewhere`` with its checkpoint alone, as on another machine."""
-    path, cache = folder / "head.safetensors", SupportCache(folder / "support")
-    write_head(path, head, base=decoder, cache=cache)
+def kept_and_read(task: AdaptedTask, folder: Path, decoder: TargetNetwork, *, elsewhere: bool = False) -> AdaptedTask:
+    """A task after it was written and read again; ``elsewhere`` with its checkpoint alone, as on another machine."""
+    path, cache = folder / "task.safetensors", SupportCache(folder / "support")
+    write_task(path, task, base=decoder, cache=cache)
     if elsewhere:
         path = path.replace(folder / "exported.safetensors")
-    return read_head(path, base=decoder, weights_sha256="pocket", cache=cache)
+    return read_task(path, base=decoder, weights_sha256="pocket", cache=cache)
 
 
 def state_digest(decoder: torch.nn.Module) -> str:
@@ -104,7 +104,7 @@ def adapted_digest() -> str:
     """The weights after a short adaptation, from nothing."""
     torch.set_num_threads(1)
     embedder, decoder = Embedder(encoder=PocketEncoder()), PocketDecoder()
-    return state_digest(fit(decoder, taught_by(two_labels(embedder), embedder, decoder), QUICK).decoder)
+    return state_digest(fit(decoder, tasks_of(two_labels(embedder), embedder, decoder), QUICK).decoder)
 
 
 if __name__ == "__main__":

@@ -21,19 +21,19 @@ from planted import (
     draw_volume,
     labelled,
     state_digest,
-    taught_by,
+    tasks_of,
     two_labels,
 )
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import fit, proposal_loss
-from ssmsam.fewshot.episodes import ViewConfig
+from ssmsam.fewshot.config import ViewConfig
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.progress import Cancelled
 
 
 def test_the_encoder_does_not_run(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by(two_labels(embedder), embedder, decoder)
+    tasks = tasks_of(two_labels(embedder), embedder, decoder)
     before = embedder.encoder.seen
     assert before > 0
     assert len(fit(decoder, tasks, QUICK).losses) == QUICK.steps
@@ -41,14 +41,14 @@ def test_the_encoder_does_not_run(embedder: Embedder, decoder: PocketDecoder) ->
 
 
 def test_the_loss_falls_on_a_planted_object(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by(two_labels(embedder), embedder, decoder)
+    tasks = tasks_of(two_labels(embedder), embedder, decoder)
     losses = fit(decoder, tasks, replace(QUICK, steps=30, batch=6)).losses
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
 
 
 def test_only_a_copy_changes_and_only_what_adapts(embedder: Embedder, decoder: PocketDecoder) -> None:
     before = state_digest(decoder)
-    fitted = fit(decoder, taught_by(two_labels(embedder), embedder, decoder), QUICK).decoder
+    fitted = fit(decoder, tasks_of(two_labels(embedder), embedder, decoder), QUICK).decoder
     assert state_digest(decoder) == before
     adaptable = {id(parameter) for parameter in fitted.adaptable()}
     old = dict(decoder.named_parameters())
@@ -62,7 +62,7 @@ def test_only_a_copy_changes_and_only_what_adapts(embedder: Embedder, decoder: P
 
 @pytest.mark.parametrize("last", [0, 2])
 def test_cancelling_leaves_the_decoder_as_it_was(embedder: Embedder, decoder: PocketDecoder, last: int) -> None:
-    tasks, before = taught_by(two_labels(embedder), embedder, decoder), state_digest(decoder)
+    tasks, before = tasks_of(two_labels(embedder), embedder, decoder), state_digest(decoder)
     seen = []
 
     def stop(phase: str, done: int, total: int) -> None:
@@ -78,7 +78,7 @@ def test_cancelling_leaves_the_decoder_as_it_was(embedder: Embedder, decoder: Po
 
 
 def test_the_time_budget_is_kept(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by(two_labels(embedder), embedder, decoder)
+    tasks = tasks_of(two_labels(embedder), embedder, decoder)
     assert fit(decoder, tasks, replace(QUICK, budget_s=0.0)).losses == ()
     fitted = fit(decoder, tasks, replace(QUICK, steps=10**6, budget_s=0.5))
     assert 0 < len(fitted.losses) < 10**6
@@ -102,7 +102,7 @@ def test_two_runs_give_the_same_bits_here_and_in_another_process() -> None:
 
 
 def test_another_seed_is_another_run(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by(two_labels(embedder), embedder, decoder)
+    tasks = tasks_of(two_labels(embedder), embedder, decoder)
     one, other = (fit(decoder, tasks, replace(QUICK, seed=seed)).decoder for seed in (0, 1))
     assert state_digest(one) != state_digest(other)
 
@@ -110,13 +110,13 @@ def test_another_seed_is_another_run(embedder: Embedder, decoder: PocketDecoder)
 @pytest.mark.parametrize("views", [0, 2])
 def test_a_single_slice_is_enough(embedder: Embedder, decoder: PocketDecoder, views: int) -> None:
     config = replace(QUICK, steps=20, views=ViewConfig(views=views))
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
     losses = fit(decoder, tasks, config).losses
     assert losses[-1] < losses[0]
 
 
 def test_one_slice_with_the_label_among_empty_ones(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (0, 4, 8))}, embedder, decoder)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (0, 4, 8))}, embedder, decoder)
     assert np.isfinite(fit(decoder, tasks, QUICK).losses).all()
 
 
@@ -125,7 +125,7 @@ def test_slices_of_two_volumes_and_planes(embedder: Embedder, decoder: PocketDec
 
     slices = labelled(embedder, draw_volume(), ORGAN, (3, 5)) + labelled(embedder, draw_volume(1), ORGAN, (4,))
     slices += labelled(embedder, draw_volume(), ORGAN, (16,), plane=Plane(2))
-    tasks = taught_by({"organ": slices}, embedder, decoder)
+    tasks = tasks_of({"organ": slices}, embedder, decoder)
     assert len(set(tasks["organ"][0].bank.volumes)) == 3
     assert np.isfinite(fit(decoder, tasks, QUICK).losses).all()
 
@@ -138,7 +138,7 @@ def test_held_out_slices_leave_no_trace(embedder: Embedder, decoder: PocketDecod
         for number in held_out:
             garbage[number] = replace(slices[number], mask=ball((4, 8, 40), (9, 6, 6))[slices[number].index])
         fitted = [
-            fit(decoder, taught_by({"organ": one}, embedder, decoder), QUICK, held_out={"organ": held_out}).decoder
+            fit(decoder, tasks_of({"organ": one}, embedder, decoder), QUICK, held_out={"organ": held_out}).decoder
             for one in (slices, garbage)
         ]
         assert state_digest(fitted[0]) == state_digest(fitted[1])
@@ -150,7 +150,7 @@ def test_a_slice_alone_is_shown_in_another_view_than_its_own(
     from ssmsam.fewshot.episodes import AdaptationTask
 
     config = replace(QUICK, steps=12, views=ViewConfig(views=2))
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
     asked = []
     plain = AdaptationTask.query_batch_from
 
@@ -179,5 +179,5 @@ def test_unknown_pixels_carry_no_gradient() -> None:
 
 
 def test_every_slice_of_a_volume_may_be_labelled(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, ALL)}, embedder, decoder)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, ALL)}, embedder, decoder)
     assert np.isfinite(fit(decoder, tasks, replace(QUICK, batch=12)).losses).all()

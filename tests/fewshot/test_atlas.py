@@ -105,7 +105,7 @@ class Registered:
     def __init__(self, grid: Grid, error_mm: float) -> None:
         self.grid, self.error_mm = grid, torch.full(grid.shape, error_mm)
 
-    def carried(self, values: torch.Tensor) -> torch.Tensor:
+    def propagated(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
 

@@ -12,11 +12,11 @@ from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volu
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.config import FewShotConfig, RoiConfig
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.prediction import find
 from ssmsam.fewshot.proposals import Proposals
-from ssmsam.fewshot.roi_refinement import redrawn_in, refined_in_rois
-from ssmsam.fewshot.roi_window import RoiConfig, side_mm, window_in
+from ssmsam.fewshot.roi_refinement import redrawn_in, refined_in_roi, side_mm, window_in
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.frame import Frame, Window
@@ -26,7 +26,7 @@ from ssmsam_research.evaluation.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 UNADAPTED = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, volume_head=False, own_slices=0))
-FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, closer=None))
+FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, roi=None))
 CONFIG = RoiConfig()
 ANNOTATED = (1, 3, 4, 6, 7)
 LARGE = ball((4, 20, 24), (3.3, 19, 22))
@@ -39,10 +39,10 @@ class Echo(PocketDecoder):
         super().__init__()
         self.clicked: list[np.ndarray] = []
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
         if corrections is not None:
             self.clicked.append(corrections.points[0].numpy())
-        return Proposal(shown.prior[:, 0] + 0.01, torch.full((len(shown.prior),), 4.0))
+        return Proposal(context.prior[:, 0] + 0.01, torch.full((len(context.prior),), 4.0))
 
 
 def head_of(
@@ -76,8 +76,8 @@ def test_it_decides_nothing_but_outlines(embedder: Embedder, query: VolumeEmbedd
     np.testing.assert_array_equal(close.final.presence, afar.final.presence)
     shows = [(one.final.logits > 0).any(axis=(1, 2)) for one in (close, afar)]
     np.testing.assert_array_equal(*shows)
-    assert close.final.close is not None
-    drawn = np.flatnonzero(close.final.close.drawn)
+    assert close.final.roi is not None
+    drawn = np.flatnonzero(close.final.roi.drawn)
     assert len(drawn)
     assert not set(drawn) & set(ANNOTATED)
     np.testing.assert_array_equal(close.final.logits[list(ANNOTATED)], afar.final.logits[list(ANNOTATED)])
@@ -92,20 +92,20 @@ def test_volumes_without_annotations_are_seen_from_afar_only(embedder: Embedder)
 def test_windows_of_other_volumes_are_not_shown(embedder: Embedder, decoder: PocketDecoder) -> None:
     first, second = (labelled(embedder, draw_volume(seed), ORGAN, ANNOTATED) for seed in (0, 3))
     both = adapt({"organ": [*first, *second]}, embedder, decoder, config=UNADAPTED)
-    assert len(set(both.close["organ"].volumes)) == 2
+    assert len(set(both.roi_banks["organ"].volumes)) == 2
     query = first[0].embeddings
     final = find(both, query, range(SLICES), config=FROM_AFAR.segmentation)["organ"].final
-    without = replace(both, close=adapt({"organ": first}, embedder, decoder, config=UNADAPTED).close)
+    without = replace(both, roi_banks=adapt({"organ": first}, embedder, decoder, config=UNADAPTED).roi_banks)
     found, expected = (
-        refined_in_rois(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
+        refined_in_roi(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
     )
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
 
 
 def test_targets_that_fill_the_slice_are_large_enough(embedder: Embedder, query: VolumeEmbeddings) -> None:
-    assert not head_of(embedder, LARGE).close
-    assert head_of(embedder, ORGAN).close
-    assert not head_of(embedder, ORGAN, config=FROM_AFAR).close
+    assert not head_of(embedder, LARGE).roi_banks
+    assert head_of(embedder, ORGAN).roi_banks
+    assert not head_of(embedder, ORGAN, config=FROM_AFAR).roi_banks
 
 
 def test_few_labelled_slices_are_seen_from_afar_only(embedder: Embedder) -> None:
@@ -119,7 +119,7 @@ def test_a_decoder_that_never_saw_enlarged_slices_is_spared_them(embedder: Embed
     class Stiff(Echo):
         enlarges = False
 
-    assert not head_of(embedder, ORGAN, Stiff()).close
+    assert not head_of(embedder, ORGAN, Stiff()).roi_banks
 
 
 @pytest.mark.parametrize("flips", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
@@ -136,7 +136,7 @@ def test_the_window_holds_the_target_however_the_volume_is_stored(
     inside = np.zeros_like(mask)
     inside[(..., *window.pixels)] = True
     assert not (mask & ~inside)[list(ANNOTATED)].any()
-    side = side_mm(bank, CONFIG)
+    side = side_mm(bank.annotated_masks(), CONFIG)
     assert side is not None
     assert 72 / CONFIG.most <= side < 72 / CONFIG.least
     assert window.width * 1.5 == pytest.approx(side, abs=1.5)
@@ -177,11 +177,11 @@ def test_clicks_are_heard_in_the_window(embedder: Embedder, query: VolumeEmbeddi
     assert not window.holds(outside)
     clicks = {"organ": {2: SlicePrompt(positive=inside), 5: SlicePrompt(negative=outside)}}
     found = find(head, query, range(SLICES), clicks=clicks, config=UNADAPTED.segmentation)["organ"].final
-    assert found.close is not None
-    assert found.close.drawn[2]
-    assert not found.close.drawn[5], "who clicks outside the window wants what is there changed"
+    assert found.roi is not None
+    assert found.roi.drawn[2]
+    assert not found.roi.drawn[5], "who clicks outside the window wants what is there changed"
     expected = [query.frame.points_to_input(inside), query.frame.points_to_input(outside)]
-    expected.append(found.close.frame.points_to_input(inside))
+    expected.append(found.roi.frame.points_to_input(inside))
     assert len(head.decoder.clicked) == 3
     for heard, point in zip(head.decoder.clicked, expected, strict=True):
         np.testing.assert_allclose(heard, point, atol=1e-4)

@@ -12,27 +12,26 @@ from planted import ORGAN, SLICES, PocketDecoder, draw_volume, kept_and_read, la
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import SegmentationConfig
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, segment
-from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, slices_to_pseudo_label
+from ssmsam.fewshot.config import FewShotConfig, PseudoLabelConfig, SegmentationConfig, SupportBankConfig
+from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
+from ssmsam.fewshot.pseudo_labels import slices_to_pseudo_label
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import SupportBankConfig
 from ssmsam.models.fewshot_decoder import Proposal
 
 EVERY_SLICE = PseudoLabelConfig(slices=SLICES, spacing_mm=5.0)
 UNADAPTED = quick(
     adaptation=replace(quick().adaptation, steps=0),
-    completion=EVERY_SLICE,
+    pseudo_labels=EVERY_SLICE,
     segmentation=SegmentationConfig(volume_head=False, own_slices=0),
 )
-SPARSE = replace(UNADAPTED, completion=PseudoLabelConfig(slices=0))
+SPARSE = replace(UNADAPTED, pseudo_labels=PseudoLabelConfig(slices=0))
 
 
 class Echo(PocketDecoder):
     """Answers with its prior."""
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
-        return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
+        return Proposal(context.prior[:, 0], torch.ones(len(context.prior)))
 
 
 def head(
@@ -50,7 +49,7 @@ def test_other_slices_of_the_labelled_volume_join_the_bank_as_they_were_found(em
     sparse, dense = (head(embedder, Echo(), config, (0, 2, 4, 6, 8)) for config in (SPARSE, UNADAPTED))
     bank = dense.banks["organ"]
     found = segment(query, sparse, config=UNADAPTED).mask == 1
-    assert bank.completed.tolist() == [False] * 5 + [True] * 4
+    assert bank.pseudo_labelled.tolist() == [False] * 5 + [True] * 4
     assert [round(float(mm) / query.slice_mm) for mm in bank.positions[5:]] == [1, 3, 5, 7]
     assert bank.shows[5:].tolist() == [bool(found[index].any()) for index in (1, 3, 5, 7)]
     assert bank.shows[5:].any() and not bank.shows[5:].all()
@@ -68,29 +67,29 @@ def test_what_is_completed_later_is_the_same(embedder: Embedder, decoder: Pocket
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
     query = embedder.open(draw_volume(seed=3))
     at_once = adapt(support, embedder, decoder, config=UNADAPTED)
-    sparse = adapt(support, embedder, decoder, complete=False, config=UNADAPTED)
+    sparse = adapt(support, embedder, decoder, pseudo_labels=False, config=UNADAPTED)
     assert sparse.lacks(query.key.digest) == ("organ",)
     assert not sparse.lacks(support["organ"][0].volume)
-    later = completed(sparse, support, config=UNADAPTED)
+    later = with_pseudo_labels(sparse, support, config=UNADAPTED)
     assert not later.lacks(query.key.digest)
     np.testing.assert_array_equal(segment(query, later).logits, segment(query, at_once).logits)
-    assert completed(later, support, config=UNADAPTED).banks["organ"] is later.banks["organ"]
+    assert with_pseudo_labels(later, support, config=UNADAPTED).banks["organ"] is later.banks["organ"]
 
 
 def test_a_volume_that_a_head_does_not_know_is_not_completed(embedder: Embedder, decoder: PocketDecoder) -> None:
     first, second = (labelled(embedder, draw_volume(seed), ORGAN, (2, 4, 6)) for seed in (0, 1))
-    sparse = adapt({"organ": first}, embedder, decoder, complete=False, config=UNADAPTED)
-    bank = completed(sparse, {"organ": [*first, *second]}, config=UNADAPTED).banks["organ"]
+    sparse = adapt({"organ": first}, embedder, decoder, pseudo_labels=False, config=UNADAPTED)
+    bank = with_pseudo_labels(sparse, {"organ": [*first, *second]}, config=UNADAPTED).banks["organ"]
     assert set(bank.volumes) == {first[0].volume}
-    assert not completed(sparse, {}, config=UNADAPTED).banks["organ"].completed.any()
+    assert not with_pseudo_labels(sparse, {}, config=UNADAPTED).banks["organ"].pseudo_labelled.any()
 
 
 def test_queries_are_not_shown_them(embedder: Embedder, decoder: PocketDecoder) -> None:
     bank = head(embedder, decoder, UNADAPTED).banks["organ"]
-    alike = bank.looks[int(np.flatnonzero(bank.completed)[0])][None]
+    alike = bank.descriptors[int(np.flatnonzero(bank.pseudo_labelled)[0])][None]
     for volume in ("another", bank.volumes[0]):
-        shown = bank.shown(volume, [0.0], alike, np.zeros((1, 2)), config=SupportBankConfig())
-        assert shown.tokens.shape[1] == 3 * bank.description.tokens.shape[1]
+        context = bank.context_at(volume, [0.0], alike, np.zeros((1, 2)), config=SupportBankConfig())
+        assert context.tokens.shape[1] == 3 * bank.encoding.tokens.shape[1]
 
 
 def test_a_head_remembers_which_slices_nobody_labelled(
@@ -99,7 +98,7 @@ def test_a_head_remembers_which_slices_nobody_labelled(
     made = head(embedder, decoder, UNADAPTED)
     read = kept_and_read(made, tmp_path, decoder)
     query = embedder.open(draw_volume(seed=3))
-    assert read.banks["organ"].completed.tolist() == made.banks["organ"].completed.tolist()
+    assert read.banks["organ"].pseudo_labelled.tolist() == made.banks["organ"].pseudo_labelled.tolist()
     np.testing.assert_array_equal(segment(query, read).logits, segment(query, made).logits)
 
 
@@ -112,5 +111,4 @@ def test_what_is_completed_is_bounded(embedder: Embedder) -> None:
     assert all(0 < len(slices) <= 4 and not set(slices) & set(many) for _, slices in chosen)
     far_apart = [slices for _, slices in slices_to_pseudo_label(several, PseudoLabelConfig(spacing_mm=20.0))]
     assert all((np.diff(slices) * 5.0 >= 15.0).all() for slices in far_apart)
-    assert not list(slices_to_pseudo_label(slices_of(embedder, 0, few), replace(EVERY_SLICE, labelled=3)))
     assert not list(slices_to_pseudo_label(slices_of(embedder, 0, every), EVERY_SLICE))

@@ -10,13 +10,12 @@ import torch
 from planted import ORGAN, SLICES, PocketDecoder, draw_volume, labelled, quick
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.assembly import corrected
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.proposals import Proposals
-from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.fewshot.proposals import Proposals, corrected
 from ssmsam.models.fewshot_decoder import Corrections, Proposal
 from ssmsam.models.prompt_decoder import SlicePrompt
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 
 CONFIG = quick()
 INSIDE, OUTSIDE = np.array([[16.0, 18.0]]), np.array([[40.0, 4.0], [3.0, 30.0]])
@@ -29,9 +28,9 @@ class Listening(PocketDecoder):
         super().__init__()
         self.heard: list[Corrections] = []
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
         self.heard.append(replace(corrections, previous=corrections.previous.clone()))
-        return Proposal(torch.full_like(shown.prior[:, 0], 7.0), torch.full((len(shown.prior),), -9.0))
+        return Proposal(torch.full_like(context.prior[:, 0], 7.0), torch.full((len(context.prior),), -9.0))
 
 
 @pytest.fixture
@@ -42,9 +41,9 @@ def query(embedder: Embedder) -> VolumeEmbeddings:
 
 
 @pytest.fixture
-def bank(embedder: Embedder, decoder: PocketDecoder) -> SupportBank:
+def task(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 6))}
-    return adapt(support, embedder, decoder, config=CONFIG).banks["organ"]
+    return adapt(support, embedder, decoder, config=CONFIG)
 
 
 @pytest.fixture
@@ -53,11 +52,11 @@ def proposals() -> Proposals:
     return Proposals(np.array([1, 3, 4, 7]), logits, np.array([0.1, 0.2, 0.3, 0.4]), np.eye(4))
 
 
-def test_only_clicked_slices_change(query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals) -> None:
+def test_only_clicked_slices_change(query: VolumeEmbeddings, task: AdaptedTask, proposals: Proposals) -> None:
     before = proposals.logits.copy()
     clicks = {3: SlicePrompt(positive=INSIDE), 7: SlicePrompt(negative=OUTSIDE), 8: SlicePrompt(positive=INSIDE)}
     decoder = Listening()
-    found = corrected(proposals, clicks, decoder, bank, query, CONFIG.segmentation.bank)
+    found = corrected(proposals, clicks, replace(task, decoder=decoder), "organ", query, CONFIG.segmentation)
     assert len(decoder.heard) == 2, "slice 8 was not proposed"
     assert (found.logits[[1, 3]] == 7).all()
     np.testing.assert_array_equal(found.logits[[0, 2]], before[[0, 2]])
@@ -66,21 +65,21 @@ def test_only_clicked_slices_change(query: VolumeEmbeddings, bank: SupportBank, 
 
 
 def test_a_positive_click_makes_the_target_present_a_negative_one_does_not_decide(
-    query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals
+    query: VolumeEmbeddings, task: AdaptedTask, proposals: Proposals
 ) -> None:
     boxed = SlicePrompt(box=(8.0, 10.0, 24.0, 26.0))
     clicks = {1: SlicePrompt(positive=INSIDE), 3: SlicePrompt(negative=OUTSIDE), 4: boxed}
-    found = corrected(proposals, clicks, Listening(), bank, query, CONFIG.segmentation.bank)
+    found = corrected(proposals, clicks, replace(task, decoder=Listening()), "organ", query, CONFIG.segmentation)
     assert found.presence.tolist() == [1.0, 0.2, 1.0, 0.4]
     assert proposals.presence.tolist() == [0.1, 0.2, 0.3, 0.4]
 
 
 def test_the_decoder_hears_the_clicks_and_its_own_proposal(
-    query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals
+    query: VolumeEmbeddings, task: AdaptedTask, proposals: Proposals
 ) -> None:
     decoder = Listening()
     clicks = {4: SlicePrompt(positive=INSIDE, negative=OUTSIDE)}
-    corrected(proposals, clicks, decoder, bank, query, CONFIG.segmentation.bank)
+    corrected(proposals, clicks, replace(task, decoder=decoder), "organ", query, CONFIG.segmentation)
     (heard,) = decoder.heard
     np.testing.assert_array_equal(heard.previous[0, 0].numpy(), proposals.logits[2])
     kinds = heard.kinds[0].tolist()
@@ -90,12 +89,10 @@ def test_the_decoder_hears_the_clicks_and_its_own_proposal(
     np.testing.assert_allclose(placed[[kind == PointKind.POSITIVE for kind in kinds]], expected, atol=1e-4)
 
 
-def test_clicks_move_what_a_real_decoder_says(
-    query: VolumeEmbeddings, bank: SupportBank, proposals: Proposals, decoder: PocketDecoder
-) -> None:
+def test_clicks_move_what_a_real_decoder_says(query: VolumeEmbeddings, task: AdaptedTask, proposals: Proposals) -> None:
     """One positive point is answered otherwise than the same point as a negative one."""
     answers = [
-        corrected(proposals, {4: prompt}, decoder, bank, query, CONFIG.segmentation.bank).logits[2]
+        corrected(proposals, {4: prompt}, task, "organ", query, CONFIG.segmentation).logits[2]
         for prompt in (SlicePrompt(positive=INSIDE), SlicePrompt(negative=INSIDE))
     ]
     assert np.abs(answers[0] - answers[1]).max() > 1e-4

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, state_digest, taught_by
+from planted import ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, state_digest, tasks_of
 
 import ssmsam.fewshot.estimate as estimating
 from ssmsam.embeddings.embedder import Embedder
@@ -20,15 +20,15 @@ from ssmsam.progress import Cancelled
 class Echo(PocketDecoder):
     """Answers with its prior."""
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
-        return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
+        return Proposal(context.prior[:, 0], torch.ones(len(context.prior)))
 
 
 def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
     embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = labelled(embedder, draw_volume(), ORGAN, (0, 2, 3, 4, 5, 8))
-    tasks = taught_by({"organ": slices}, embedder, decoder)
+    tasks = tasks_of({"organ": slices}, embedder, decoder)
     held, judged = [], []
     fit, plain = estimating.fit, estimating.overlap
 
@@ -56,7 +56,7 @@ def test_each_slice_is_held_out_once_and_neither_learned_from_nor_shown(
 def test_without_steps_nothing_is_fitted_and_the_estimate_is_of_the_decoder_as_it_is(
     embedder: Embedder, decoder: PocketDecoder
 ) -> None:
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
     found = cross_validated(decoder, tasks, replace(QUICK, steps=0), folds=2)["organ"]
     assert found.before == found.after == cross_validated(decoder, tasks, QUICK, folds=2)["organ"].before
     assert found.slices == 3
@@ -64,9 +64,9 @@ def test_without_steps_nothing_is_fitted_and_the_estimate_is_of_the_decoder_as_i
 
 def test_overlap_is_counted_against_what_the_others_say(embedder: Embedder) -> None:
     echo = Echo()
-    adaptation_task = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)[
-        "organ"
-    ][0]
+    adaptation_task = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["organ"][
+        0
+    ]
     masks = adaptation_task.masks[:, 0].numpy() > 0.5
     between = (adaptation_task.bank.distances[0] + adaptation_task.bank.distances[2]) / 2 > 0
     twice, sums = overlap(echo, adaptation_task, [1])
@@ -78,9 +78,9 @@ def test_overlap_is_counted_against_what_the_others_say(embedder: Embedder) -> N
 def test_labels_on_too_few_slices_get_no_estimate(embedder: Embedder, decoder: PocketDecoder) -> None:
     many = labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))
     few = labelled(embedder, draw_volume(), OTHER, (4, 5))
-    found = cross_validated(decoder, taught_by({"a": many, "b": few}, embedder, decoder), QUICK, folds=2)
+    found = cross_validated(decoder, tasks_of({"a": many, "b": few}, embedder, decoder), QUICK, folds=2)
     assert set(found) == {"a"}
-    assert cross_validated(decoder, taught_by({"b": few}, embedder, decoder), QUICK, folds=2) == {}
+    assert cross_validated(decoder, tasks_of({"b": few}, embedder, decoder), QUICK, folds=2) == {}
 
 
 def test_estimates_decide() -> None:
@@ -93,15 +93,15 @@ def test_unknown_pixels_are_not_judged(embedder: Embedder) -> None:
     known = np.zeros(ORGAN.shape, bool)
     known[:, :, :16] = True
     echo = Echo()
-    adaptation_task = taught_by(
-        {"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5), known=known)}, embedder, echo
-    )["a"][0]
-    whole = taught_by({"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["a"][0]
+    adaptation_task = tasks_of({"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5), known=known)}, embedder, echo)[
+        "a"
+    ][0]
+    whole = tasks_of({"a": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, echo)["a"][0]
     assert 0 < overlap(echo, adaptation_task, [1])[1] < overlap(echo, whole, [1])[1]
 
 
 def test_cancelling_stops_between_steps(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (3, 4, 5))}, embedder, decoder)
 
     def stop(phase: str, done: int, total: int) -> None:
         raise Cancelled
@@ -113,7 +113,7 @@ def test_cancelling_stops_between_steps(embedder: Embedder, decoder: PocketDecod
 def test_adaptation_stops_where_held_out_slices_were_judged_best(
     embedder: Embedder, decoder: PocketDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
     config = replace(QUICK, steps=12)
     unadapted = state_digest(decoder)
     halfway = {
@@ -129,7 +129,7 @@ def test_adaptation_stops_where_held_out_slices_were_judged_best(
 
 
 def test_without_time_no_stop_looks_better_than_it_is(embedder: Embedder, decoder: PocketDecoder) -> None:
-    tasks = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
+    tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 3, 4, 5))}, embedder, decoder)
     found = cross_validated(decoder, tasks, replace(QUICK, steps=12, budget_s=0.0), folds=2)["organ"]
     assert found.after == found.before
     assert found.share == 1.0

@@ -10,11 +10,11 @@ import pytest
 from ssmsam.api import support_of
 from ssmsam.cli.labelled_files import LabelledFile, examples_from, read_labelled
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
-from ssmsam.fewshot.priors import interpolated, signed_distance
-from ssmsam.models.encoder_registry import load_encoder
+from ssmsam.fewshot.config import FewShotConfig
+from ssmsam.fewshot.pipeline import adapt, segment
+from ssmsam.fewshot.support_bank import interpolated, signed_distance
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.models.registry import load_encoder, load_target_decoder
 from ssmsam.models.weights import MissingWeights
 from ssmsam_research.evaluation.metrics import dice
 

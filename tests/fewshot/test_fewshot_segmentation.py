@@ -12,10 +12,11 @@ from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kep
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import SegmentationConfig, assembled
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
-from ssmsam.fewshot.proposals import Proposals, expected_loss, propose
-from ssmsam.fewshot.selection import Selected
+from ssmsam.fewshot.config import FewShotConfig, SegmentationConfig
+from ssmsam.fewshot.pipeline import adapt, segment
+from ssmsam.fewshot.prediction import assembled
+from ssmsam.fewshot.proposals import Proposals, propose
+from ssmsam.fewshot.selection import Selected, expected_loss
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.small_encoder import SPEC
@@ -30,8 +31,8 @@ UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 class Echo(PocketDecoder):
     """Answers with its prior."""
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
-        return Proposal(shown.prior[:, 0], torch.ones(len(shown.prior)))
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
+        return Proposal(context.prior[:, 0], torch.ones(len(context.prior)))
 
 
 UNJUDGED = SegmentationConfig(volume_head=False, own_slices=0)
@@ -41,8 +42,8 @@ UNJUDGED = SegmentationConfig(volume_head=False, own_slices=0)
 class Everywhere(PocketDecoder):
     """Answers that the target is everywhere."""
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
-        return Proposal(torch.full_like(shown.prior[:, 0], 5.0), torch.ones(len(shown.prior)))
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
+        return Proposal(torch.full_like(context.prior[:, 0], 5.0), torch.ones(len(context.prior)))
 
 
 EVERYTHING = replace(UNADAPTED, segmentation=UNJUDGED)
@@ -243,19 +244,19 @@ class Constant(PocketDecoder):
         super().__init__()
         self.logit = logit
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
-        return Proposal(torch.full_like(shown.prior[:, 0], self.logit), torch.full((len(shown.prior),), self.logit))
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
+        return Proposal(torch.full_like(context.prior[:, 0], self.logit), torch.full((len(context.prior),), self.logit))
 
 
 def test_past_the_annotated_slices_the_unadapted_decoder_answers(embedder: Embedder) -> None:
     head = head_of(embedder, PocketDecoder(), {"organ": labelled(embedder, draw_volume(), ORGAN, (3, 5))})
-    adapted, start = Constant(2.0), Constant(-1.0)
+    task, config = replace(head, decoder=Constant(2.0), initial=Constant(-1.0)), SegmentationConfig()
     query, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
-    found = propose(adapted, head.banks, query, range(SLICES), beyond=start)["organ"]
+    found = propose(task, query, range(SLICES), config=config)["organ"]
     expected = np.where(np.isin(np.arange(SLICES), (3, 4, 5)), 2.0, -1.0)
     np.testing.assert_array_equal(found.logits.max(axis=(1, 2)), expected)
     np.testing.assert_allclose(found.presence, 1 / (1 + np.exp(-expected)), rtol=1e-5)
-    elsewhere = propose(adapted, head.banks, other, range(SLICES), beyond=start)["organ"]
+    elsewhere = propose(task, other, range(SLICES), config=config)["organ"]
     assert (elsewhere.logits == 2.0).all()  # nothing is annotated there: nothing is past it
 
 
@@ -269,4 +270,4 @@ def test_a_head_knows_its_start_where_it_was_adapted_from_one_that_knows_somethi
     made = adapt(support, embedder, decoder, config=replace(UNADAPTED, adaptation=replace(QUICK, steps=steps)))
     read = kept_and_read(made, tmp_path, decoder)
     for head in (made, read):
-        assert head.start is (decoder if steps and pretrained else None)
+        assert head.initial is (decoder if steps and pretrained else None)

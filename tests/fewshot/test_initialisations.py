@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ssmsam.fewshot.initialisations import load_ssm_decoder
-from ssmsam.models.encoder_registry import ENCODERS, load_encoder
-from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.models.registry import ENCODERS, load_encoder, load_target_decoder
 from ssmsam.models.weights import PACKAGED, entry, made_for, sha256_of
 from ssmsam_research.evaluation.prompted import ModelChoice
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, QUICK, PocketDecoder, ball, draw_volume, labelled, taught_by, two_labels
+from planted import ORGAN, QUICK, PocketDecoder, ball, draw_volume, labelled, tasks_of, two_labels
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import QueryBatch, ViewConfig, with_truth
+from ssmsam.fewshot.config import ViewConfig
+from ssmsam.fewshot.episodes import QueryBatch, with_truth
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, checked, digest
 
 GARBAGE = ball((4, 8, 40), (9, 6, 6))
@@ -26,8 +27,8 @@ def with_garbage(slices: list[LabelledSlice], *numbers: int) -> list[LabelledSli
 
 def same(one: QueryBatch, other: QueryBatch) -> bool:
     """Whether two queries are shown and have read the same, bit by bit."""
-    pairs = [*zip(vars(one.shown).values(), vars(other.shown).values(), strict=True)]
-    pairs += zip(vars(one.reading).values(), vars(other.reading).values(), strict=True)
+    pairs = [*zip(vars(one.context).values(), vars(other.context).values(), strict=True)]
+    pairs += zip(vars(one.features).values(), vars(other.features).values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -37,9 +38,9 @@ def slices(embedder: Embedder) -> list[LabelledSlice]:
 
 
 def test_a_slice_is_not_shown_its_own_mask(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
-    honest = taught_by({"organ": slices}, embedder, decoder)["organ"]
+    honest = tasks_of({"organ": slices}, embedder, decoder)["organ"]
     for number in range(len(INDICES)):
-        other = taught_by({"organ": with_garbage(slices, number)}, embedder, decoder)["organ"]
+        other = tasks_of({"organ": with_garbage(slices, number)}, embedder, decoder)["organ"]
         for view, changed in zip(honest, other, strict=True):
             assert same(view.query_batch([number]), changed.query_batch([number]))
             assert not torch.equal(view.query_batch([number]).masks, changed.query_batch([number]).masks)
@@ -52,71 +53,71 @@ def test_a_slice_is_not_shown_its_own_mask(embedder: Embedder, decoder: PocketDe
 def test_where_encoding_takes_long_there_are_no_further_views(
     embedder: Embedder, decoder: PocketDecoder, slices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(taught_by({"organ": slices}, embedder, decoder)["organ"]) > 1
+    assert len(tasks_of({"organ": slices}, embedder, decoder)["organ"]) > 1
     before = embedder.encoded
     monkeypatch.setattr(decoder, "varies", False)
-    assert len(taught_by({"organ": slices}, embedder, decoder)["organ"]) == 1
+    assert len(tasks_of({"organ": slices}, embedder, decoder)["organ"]) == 1
     assert embedder.encoded == before
 
 
 def test_hidden_slices_are_not_shown(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
-    honest = taught_by({"organ": slices}, embedder, decoder)["organ"][0]
-    other = taught_by({"organ": with_garbage(slices, 0, 3)}, embedder, decoder)["organ"][0]
+    honest = tasks_of({"organ": slices}, embedder, decoder)["organ"][0]
+    other = tasks_of({"organ": with_garbage(slices, 0, 3)}, embedder, decoder)["organ"][0]
     assert same(honest.query_batch([1, 2], hidden=(0, 3)), other.query_batch([1, 2], hidden=(0, 3)))
     assert not same(honest.query_batch([1, 2], hidden=(0,)), other.query_batch([1, 2], hidden=(0,)))
 
 
 def test_hidden_slices_are_not_shown_in_another_view_either(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
     """When one slice is left, it is shown itself in another view, but still nothing that is hidden."""
-    honest = taught_by({"organ": slices}, embedder, decoder)["organ"]
-    other = taught_by({"organ": with_garbage(slices, 0, 2, 3)}, embedder, decoder)["organ"]
+    honest = tasks_of({"organ": slices}, embedder, decoder)["organ"]
+    other = tasks_of({"organ": with_garbage(slices, 0, 2, 3)}, embedder, decoder)["organ"]
     hidden = (0, 2, 3)
     query_batches = [views[0].query_batch_from([1], views[1], hidden=hidden) for views in (honest, other)]
     assert same(*query_batches)
-    assert not query_batches[0].shown.trust.any()
-    assert not query_batches[0].shown.prior.any()
+    assert not query_batches[0].context.trust.any()
+    assert not query_batches[0].context.prior.any()
 
 
 def test_exercises_are_put_together_as_they_are_alone(embedder: Embedder, decoder: PocketDecoder) -> None:
     near, far = draw_volume(), draw_volume(seed=9)
     slices = labelled(embedder, near, ORGAN, INDICES) + labelled(embedder, far, ORGAN, (4,))
-    adaptation_task = taught_by({"organ": slices}, embedder, decoder)["organ"][0]
+    adaptation_task = tasks_of({"organ": slices}, embedder, decoder)["organ"][0]
     numbers = [3, 0, 4]
     together = adaptation_task.query_batch(numbers)
     for row, number in enumerate(numbers):
         alone = adaptation_task.query_batch([number])
-        for name, value in vars(alone.shown).items():
-            assert torch.equal(getattr(together.shown, name)[row : row + 1, : value.shape[1]], value), name
+        for name, value in vars(alone.context).items():
+            assert torch.equal(getattr(together.context, name)[row : row + 1, : value.shape[1]], value), name
         assert torch.equal(together.embedding["image"][row], alone.embedding["image"][0])
         assert torch.equal(together.masks[row], alone.masks[0])
 
 
 def test_the_truth_enters_only_a_prior_that_there_is(embedder: Embedder, decoder: PocketDecoder, slices) -> None:
     alone = labelled(embedder, draw_volume(seed=9), ORGAN, (4,))
-    adaptation_task = taught_by({"organ": slices + alone}, embedder, decoder)["organ"][0]
+    adaptation_task = tasks_of({"organ": slices + alone}, embedder, decoder)["organ"][0]
     single = adaptation_task.bank.volumes.index(alone[0].volume)
     company = 0 if single else 1
     query_batch = adaptation_task.query_batch([company, single])
     mixed = with_truth(query_batch, adaptation_task.bank, [company, single], [0.5, 0.5])
-    half = (query_batch.shown.prior[0, 0] + torch.from_numpy(adaptation_task.bank.distances[company])) / 2
-    torch.testing.assert_close(mixed.shown.prior[0, 0], half)
-    assert not mixed.shown.prior[1].any()
+    half = (query_batch.context.prior[0, 0] + torch.from_numpy(adaptation_task.bank.distances[company])) / 2
+    torch.testing.assert_close(mixed.context.prior[0, 0], half)
+    assert not mixed.context.prior[1].any()
 
 
 def test_what_was_drawn_where_nothing_is_known_is_not_shown(embedder: Embedder, decoder: PocketDecoder) -> None:
     known = np.zeros(ORGAN.shape, bool)
     known[:, :, :24] = True
     tasks = [
-        taught_by({"organ": labelled(embedder, draw_volume(), mask, INDICES, known=known)}, embedder, decoder)["organ"]
+        tasks_of({"organ": labelled(embedder, draw_volume(), mask, INDICES, known=known)}, embedder, decoder)["organ"]
         for mask in (ORGAN & known, ORGAN | ~known)
     ]
     for one, other in zip(*tasks, strict=True):
         assert all(same(one.query_batch([n]), other.query_batch([n])) for n in range(len(INDICES)))
         assert torch.equal(one.masks, other.masks)
-    whole = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, INDICES)}, embedder, decoder)["organ"][0]
-    prior, unknown = tasks[0][0].query_batch([1]).shown.prior[0, 0], tasks[0][0].bank.distances[0] == 0
+    whole = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, INDICES)}, embedder, decoder)["organ"][0]
+    prior, unknown = tasks[0][0].query_batch([1]).context.prior[0, 0], tasks[0][0].bank.distances[0] == 0
     assert not prior[torch.from_numpy(unknown)].any(), "neither inside nor outside"
-    assert whole.query_batch([1]).shown.prior[0, 0][torch.from_numpy(unknown)].all()
+    assert whole.query_batch([1]).context.prior[0, 0][torch.from_numpy(unknown)].all()
     assert 0.2 < unknown.mean() < 0.5
 
 
@@ -124,7 +125,7 @@ def test_masks_move_with_their_slices(embedder: Embedder, decoder: PocketDecoder
     """In a moved view the bright organ is still under its mask."""
     slices = labelled(embedder, draw_volume(), ORGAN, (4,))
     wild = replace(QUICK, views=ViewConfig(views=4, rotation_deg=60, scale=0.3, shift=0.2, gamma=0))
-    views = taught_by({"organ": slices}, embedder, decoder, wild)["organ"]
+    views = tasks_of({"organ": slices}, embedder, decoder, wild)["organ"]
     plain = views[0].masks
     levels = [view.embedding["levels"][0][0] for view in views]
     inside = [level[:, view.masks[0, 0] > 0.9].mean(1) for level, view in zip(levels, views, strict=True)]
@@ -139,7 +140,7 @@ def test_labels_share_the_embeddings_of_their_slices(embedder: Embedder, decoder
     for slices in support.values():
         slices[0].embeddings.embed()
     before = embedder.encoder.seen
-    taught_by(support, embedder, decoder)
+    tasks_of(support, embedder, decoder)
     assert embedder.encoder.seen - before == 3, "three slices in one other view, once for both labels"
 
 

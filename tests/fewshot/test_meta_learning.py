@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted import ORGAN, QUICK, draw_volume, labelled, state_digest, taught_by, two_labels
+from planted import ORGAN, QUICK, draw_volume, labelled, state_digest, tasks_of, two_labels
 from pocket_ssm import pocket_ssm
 from torch import nn
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig, proposal_loss
-from ssmsam.fewshot.meta_learning import Episode, MetaConfig, MetaLearner, episodes, meta_train, splits
+from ssmsam.fewshot.adaptation import proposal_loss
+from ssmsam.fewshot.config import AdaptationConfig, MetaConfig
+from ssmsam.fewshot.meta_learning import Episode, MetaLearner, episodes, meta_train, splits
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
@@ -35,7 +36,7 @@ class OneNumber(TargetDecoder):
         super().__init__()
         self.logit = nn.Parameter(torch.tensor(logit), requires_grad=False)
 
-    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
+    def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
         count, _, height, width = embedding["image"].shape
         return CrossAttentionFeatures(
             torch.zeros(count, height * width, 1), torch.zeros(count, 1, height, width), torch.zeros(count, 0, 1, 1)
@@ -44,9 +45,9 @@ class OneNumber(TargetDecoder):
     def forward(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections | None = None,
-        reading: CrossAttentionFeatures | None = None,
+        features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
         count = len(embedding["image"])
         return Proposal(self.logit.expand(count, 32, 32), torch.zeros(count))
@@ -69,7 +70,7 @@ def slope_at(logit: float, masks: torch.Tensor, known: torch.Tensor) -> float:
 
 def test_the_gradient_is_that_of_the_adapted_weights(embedder: Embedder) -> None:
     decoder = OneNumber(-0.3)
-    views = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder)["organ"]
+    views = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder)["organ"]
     adaptation_task = views[0]
     episode = Episode("organ", [adaptation_task], (1,))
     learner = MetaLearner(decoder, config=MetaConfig(inner=PLAIN, tasks=1, clip_norm=1e9))
@@ -82,7 +83,7 @@ def test_the_gradient_is_that_of_the_adapted_weights(embedder: Embedder) -> None
 
 def test_episodes_share_the_gradient_evenly(embedder: Embedder) -> None:
     decoder = OneNumber(0.2)
-    adaptation_task = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder)[
+    adaptation_task = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}, embedder, decoder)[
         "organ"
     ][0]
     gradients = []
@@ -98,7 +99,7 @@ def test_learning_rates_follow_the_slope_of_the_query_loss(embedder: Embedder) -
     """A rate grows where the inner step and the query's descent agree; the rule is checked against the loss itself."""
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (1, 2, 4, 6))}
     decoder = pocket_ssm()
-    adaptation_task = taught_by(support, embedder, decoder)["organ"][0]
+    adaptation_task = tasks_of(support, embedder, decoder)["organ"][0]
     episode = Episode("organ", [adaptation_task], (1,))
     config = MetaConfig(
         inner=replace(PLAIN, learning_rate=0.01), tasks=1, learn_rates=True, outer_rate=0.0, weight_decay=0
@@ -151,24 +152,24 @@ def test_queries_are_never_shown(embedder: Embedder) -> None:
     first, second = draw_volume(), draw_volume(seed=4)
     slices = [*labelled(embedder, first, ORGAN, (2, 3, 4, 6)), *labelled(embedder, second, ORGAN, (2, 4, 5))]
     decoder = pocket_ssm()
-    tasks = taught_by({"organ": slices}, embedder, decoder)
+    tasks = tasks_of({"organ": slices}, embedder, decoder)
     rng, kinds = np.random.default_rng(0), set()
     stream = episodes(tasks, rng)
     for _ in range(30):
         episode = next(stream)
         bank = episode.views[0].bank
         kinds.add(frozenset(bank.volumes[n] for n in episode.query))
-        shown = episode.query_batch(most=10).shown
-        hidden = bank.description[torch.tensor(episode.query)].tokens.flatten(0, 1)
-        given = shown.tokens[shown.kinds > 0]
-        told = hidden[bank.description.kinds[list(episode.query)].flatten() > 0]
+        context = episode.query_batch(most=10).context
+        hidden = bank.encoding[torch.tensor(episode.query)].tokens.flatten(0, 1)
+        given = context.tokens[context.kinds > 0]
+        told = hidden[bank.encoding.kinds[list(episode.query)].flatten() > 0]
         assert torch.cdist(given, told).min() > 1e-6
     assert {len(kind) for kind in kinds} == {1, 2}, "some queries are another patient, some are between the support"
 
 
 def test_a_split_leaves_enough_to_learn_from(embedder: Embedder) -> None:
     decoder = pocket_ssm()
-    bank = taught_by({"organ": labelled(embedder, draw_volume(), ORGAN, (0, 3, 4, 5))}, embedder, decoder)["organ"][
+    bank = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (0, 3, 4, 5))}, embedder, decoder)["organ"][
         0
     ].bank
     rng = np.random.default_rng(0)

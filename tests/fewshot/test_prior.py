@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as shaped
 
-from ssmsam.fewshot.priors import REACH, interpolated, signed_distance
+from ssmsam.fewshot.config import PRIOR_REACH
+from ssmsam.fewshot.support_bank import interpolated, signed_distance
 from ssmsam.models.prompt_small import CLOSENESS_MM, closeness
 
 SHAPE = (24, 24)
@@ -26,7 +27,7 @@ def disc(radius: float, centre: tuple[float, float] = (12, 12)) -> np.ndarray:
 def test_distances_are_positive_inside_and_bounded(mask: np.ndarray) -> None:
     distance = signed_distance(mask)
     np.testing.assert_array_equal(distance > 0, mask)
-    assert np.abs(distance).max() <= REACH
+    assert np.abs(distance).max() <= PRIOR_REACH
     if mask.any() and not mask.all():
         assert np.abs(distance).min() == 0.5, "the border runs between pixels"
 

@@ -12,10 +12,10 @@ from segment_anything.modeling import Sam
 from tiny_sam import tiny_sam
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import ViewConfig, adaptation_tasks
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig, ViewConfig
+from ssmsam.fewshot.episodes import adaptation_tasks
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import SupportBankConfig
 from ssmsam.models.fewshot_sam import SamTargetNetwork
 from ssmsam.models.sam_encoder import SamEncoder
 from ssmsam.volume.volume import Volume
@@ -46,7 +46,7 @@ def patient() -> tuple[Volume, np.ndarray]:
     return Volume((100.0 * ball + noise).astype(np.float32), np.diag([2.0, 2.0, 5.0, 1.0]), modality="MR"), ball
 
 
-def shown(embedder: Embedder, volume: Volume, ball: np.ndarray, *slices: int) -> list[LabelledSlice]:
+def labelled_slices(embedder: Embedder, volume: Volume, ball: np.ndarray, *slices: int) -> list[LabelledSlice]:
     embeddings = embedder.open(volume)
     return [LabelledSlice(embeddings, index, ball[index]) for index in slices]
 
@@ -62,7 +62,7 @@ def test_adaptation_learns_and_leaves_the_given_decoder_alone(
 ) -> None:
     volume, ball = patient
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    support = {"ball": shown(embedder, volume, ball, 2, 4, 6)}
+    support = {"ball": labelled_slices(embedder, volume, ball, 2, 4, 6)}
     head = adapt(support, embedder, decoder, config=quick(30))
     for name, tensor in decoder.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -72,20 +72,20 @@ def test_adaptation_learns_and_leaves_the_given_decoder_alone(
     assert overlap > 0.7
 
 
-def test_every_adaptable_parameter_gets_a_gradient_and_reading_needs_none_of_them(
+def test_every_adaptable_parameter_gets_a_gradient_and_cross_attention_needs_none_of_them(
     embedder: Embedder, decoder: SamTargetNetwork, patient: tuple[Volume, np.ndarray]
 ) -> None:
     volume, ball = patient
     network = copy.deepcopy(decoder)
+    config = AdaptationConfig(views=ViewConfig(views=0))
     tasks = adaptation_tasks(
-        {"ball": shown(embedder, volume, ball, 2, 4, 6)}, embedder, network, config=ViewConfig(views=0),
-        bank=SupportBankConfig(), seed=0,
-    )  # fmt: skip
+        {"ball": labelled_slices(embedder, volume, ball, 2, 4, 6)}, embedder, network, config=config
+    )
     query_batch = tasks["ball"][0].query_batch([0, 1])
     learned = [parameter.requires_grad_(True) for parameter in network.adaptable()]
-    reading = network.read(query_batch.embedding, query_batch.shown)
-    assert not reading.votes.requires_grad
-    proposal = network(query_batch.embedding, query_batch.shown, reading=reading)
+    features = network.cross_attention(query_batch.embedding, query_batch.context)
+    assert not features.votes.requires_grad
+    proposal = network(query_batch.embedding, query_batch.context, features=features)
     (proposal.logits.mean() + proposal.presence.mean()).backward()
     without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
@@ -96,7 +96,7 @@ def test_the_answer_to_a_slice_does_not_depend_on_its_batch(
     embedder: Embedder, decoder: SamTargetNetwork, patient: tuple[Volume, np.ndarray]
 ) -> None:
     volume, ball = patient
-    support = {"ball": shown(embedder, volume, ball, 2, 6)}
+    support = {"ball": labelled_slices(embedder, volume, ball, 2, 6)}
     head = adapt(support, embedder, decoder, config=quick(0))
     alone = replace(quick(0), segmentation=replace(quick(0).segmentation, batch=1))
     together = segment(embedder.open(volume), head, config=quick(0)).logits

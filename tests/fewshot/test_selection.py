@@ -39,7 +39,7 @@ class Told(nn.Module):
 def head_of(embedder: Embedder, mask: np.ndarray, slices: tuple[int, ...], seed: int = 0) -> AdaptedTask:
     support = {"a": labelled(embedder, draw_volume(seed), mask, slices)}
     config = quick(adaptation=replace(quick().adaptation, steps=0))
-    return adapt(support, embedder, PocketDecoder(), complete=False, config=config)
+    return adapt(support, embedder, PocketDecoder(), pseudo_labels=False, config=config)
 
 
 def two_pieces() -> Proposals:

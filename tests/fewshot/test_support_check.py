@@ -16,8 +16,8 @@ from ssmsam.models.fewshot_decoder import Proposal
 class Echo(PocketDecoder):
     """Answers with its prior; says that the target is where the prior does."""
 
-    def forward(self, embedding, shown, corrections=None, reading=None) -> Proposal:
-        return Proposal(shown.prior[:, 0], shown.prior.amax((1, 2, 3)))
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
+        return Proposal(context.prior[:, 0], context.prior.amax((1, 2, 3)))
 
 
 def adaptation_task(
@@ -25,7 +25,7 @@ def adaptation_task(
 ) -> AdaptationTask:
     config = quick().adaptation
     support = {"organ": labelled(embedder, draw_volume(), mask, slices)}
-    return adaptation_tasks(support, embedder, decoder, config=config.views, bank=config.bank, seed=0)["organ"][0]
+    return adaptation_tasks(support, embedder, decoder, config=config)["organ"][0]
 
 
 def test_with_one_slice_nothing_is_known(embedder: Embedder) -> None:

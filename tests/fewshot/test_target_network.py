@@ -1,4 +1,4 @@
-"""The token-query decoder as a function of what it is shown."""
+"""The token-query decoder as a function of its context."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 from planted import PocketDecoder
 
+from ssmsam.embeddings.embedder import stacked
 from ssmsam.fewshot.episodes import padded, picked
-from ssmsam.fewshot.support_bank import shown_to, stacked
+from ssmsam.fewshot.support_bank import gathered_context
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, Proposal
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 from ssmsam.models.support_encoding import TokenKind, describe
 
 SIDE, STRIDE = 64, 8
@@ -25,8 +26,8 @@ def embedding(count: int, seed: int = 0, side: int = SIDE) -> Embedding:
     return {"image": image, "levels": levels}
 
 
-def shown(queries: int, supports: int, side: int = SIDE) -> DecoderContext:
-    """Every query is shown the same slices, at different distances."""
+def context(queries: int, supports: int, side: int = SIDE) -> DecoderContext:
+    """Every query has the same slices as context, at different distances."""
     half = side // 2
     masks = torch.zeros(supports, 1, half, half)
     masks[..., half // 4 : half // 2, half // 4 : half // 2] = 1
@@ -34,7 +35,7 @@ def shown(queries: int, supports: int, side: int = SIDE) -> DecoderContext:
     near = torch.linspace(0.1, 0.9, queries)[:, None].expand(-1, supports)
     prior = torch.randn(queries, 1, half, half, generator=torch.Generator().manual_seed(2))
     trust = torch.tensor([[1.0, 0.7]]).expand(queries, -1)
-    return shown_to(description, torch.arange(supports).expand(queries, -1), near, prior, trust)
+    return gathered_context(description, torch.arange(supports).expand(queries, -1), near, prior, trust)
 
 
 def rows(one: DecoderContext, index: slice) -> DecoderContext:
@@ -48,7 +49,7 @@ def agree(one: Proposal, other: Proposal, atol: float = 1e-4) -> None:
 
 @torch.no_grad()
 def test_a_query_is_answered_the_same_alone_and_in_a_batch(decoder: PocketDecoder) -> None:
-    several, asked = embedding(4), shown(4, 3)
+    several, asked = embedding(4), context(4, 3)
     together = decoder(several, asked)
     assert together.logits.shape == (4, SIDE // 2, SIDE // 2)
     for number in range(4):
@@ -61,18 +62,18 @@ def test_a_query_is_answered_the_same_alone_and_in_a_batch(decoder: PocketDecode
 @torch.no_grad()
 def test_missing_cells_are_not_read(decoder: PocketDecoder) -> None:
     query = embedding(1)
-    alone = shown(1, 2)
-    beside = padded([alone, shown(1, 5)])
+    alone = context(1, 2)
+    beside = padded([alone, context(1, 5)])
     beside = rows(replace(beside, cells=beside.cells + 50.0 * ~beside.valid[..., None]), slice(0, 1))
     assert beside.valid.shape[1] > alone.valid.shape[1]
-    one, same = decoder.read(query, alone), decoder.read(query, beside)
+    one, same = decoder.cross_attention(query, alone), decoder.cross_attention(query, beside)
     torch.testing.assert_close(one.cells, same.cells, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(one.votes, same.votes, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_what_a_missing_token_holds_does_not_matter(decoder: PocketDecoder) -> None:
-    beside = rows(padded([shown(1, 2), shown(1, 5)]), slice(0, 1))
+    beside = rows(padded([context(1, 2), context(1, 5)]), slice(0, 1))
     missing = (beside.kinds == TokenKind.NONE)[..., None]
     assert missing.any()
     noise = torch.randn(beside.tokens.shape, generator=torch.Generator().manual_seed(3))
@@ -82,16 +83,16 @@ def test_what_a_missing_token_holds_does_not_matter(decoder: PocketDecoder) -> N
 
 @torch.no_grad()
 def test_a_reading_that_was_kept_gives_the_same_answer(decoder: PocketDecoder) -> None:
-    query, asked = embedding(2), shown(2, 3)
-    reading = decoder.read(query, asked)
-    agree(decoder(query, asked), decoder(query, asked, reading=reading), atol=1e-6)
-    other = decoder(query, asked, reading=replace(reading, votes=reading.votes * 0))
+    query, asked = embedding(2), context(2, 3)
+    features = decoder.cross_attention(query, asked)
+    agree(decoder(query, asked), decoder(query, asked, features=features), atol=1e-6)
+    other = decoder(query, asked, features=replace(features, votes=features.votes * 0))
     assert not torch.allclose(decoder(query, asked).logits, other.logits)
 
 
 @torch.no_grad()
 def test_a_prior_without_trust_is_not_looked_at(decoder: PocketDecoder) -> None:
-    asked = replace(shown(1, 2), trust=torch.zeros(1, 2))
+    asked = replace(context(1, 2), trust=torch.zeros(1, 2))
     other = replace(asked, prior=asked.prior * -30)
     agree(decoder(embedding(1), asked), decoder(embedding(1), other), atol=0)
     trusted = replace(asked, trust=torch.ones(1, 2))
@@ -100,17 +101,17 @@ def test_a_prior_without_trust_is_not_looked_at(decoder: PocketDecoder) -> None:
 
 @torch.no_grad()
 def test_votes_are_shares_of_what_was_read(decoder: PocketDecoder) -> None:
-    asked = shown(2, 3)
+    asked = context(2, 3)
     every = replace(asked, shares=torch.ones_like(asked.shares))
-    votes = decoder.read(embedding(2), asked).votes[:, 2:]
+    votes = decoder.cross_attention(embedding(2), asked).votes[:, 2:]
     assert votes.min() >= 0 and votes.max() <= 1
-    torch.testing.assert_close(decoder.read(embedding(2), every).votes[:, 2:], torch.ones_like(votes))
+    torch.testing.assert_close(decoder.cross_attention(embedding(2), every).votes[:, 2:], torch.ones_like(votes))
 
 
 @pytest.mark.parametrize("side", [32, 96])
 @torch.no_grad()
 def test_any_input_size_will_do(decoder: PocketDecoder, side: int) -> None:
-    found = decoder(embedding(1, side=side), shown(1, 2, side=side))
+    found = decoder(embedding(1, side=side), context(1, 2, side=side))
     assert found.logits.shape == (1, side // 2, side // 2)
     assert found.logits.isfinite().all()
 
@@ -119,7 +120,7 @@ def test_gradients_reach_what_adapts_and_nothing_else(decoder: PocketDecoder) ->
     kinds = torch.tensor([[int(kind) for kind in PointKind]]).expand(2, -1)
     points = torch.rand(2, kinds.shape[1], 2, generator=torch.Generator().manual_seed(4)) * SIDE
     corrections = Corrections(points, kinds, torch.randn(2, 1, SIDE // 2, SIDE // 2))
-    asked = shown(2, 3)
+    asked = context(2, 3)
     asked = replace(asked, kinds=asked.kinds.clone())
     asked.kinds[:, -1] = TokenKind.NONE  # every kind of token is met
     for parameter in decoder.adaptable():
@@ -135,11 +136,11 @@ def test_gradients_reach_what_adapts_and_nothing_else(decoder: PocketDecoder) ->
 
 
 def test_what_is_read_does_not_depend_on_what_adapts(decoder: PocketDecoder) -> None:
-    before = decoder.read(embedding(1), shown(1, 2))
+    before = decoder.cross_attention(embedding(1), context(1, 2))
     with torch.no_grad():
         for parameter in decoder.adaptable():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6)))
-    after = decoder.read(embedding(1), shown(1, 2))
+    after = decoder.cross_attention(embedding(1), context(1, 2))
     assert torch.equal(before.cells, after.cells)
     assert torch.equal(before.votes, after.votes)
 

@@ -31,9 +31,9 @@ from safetensors.torch import load, load_file, save, save_file
 import ssmsam
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_head, write_head
+from ssmsam.fewshot.checkpoint_files import read_task, write_task
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
-from ssmsam.fewshot.pipeline import adapt, segment, shown_again
+from ssmsam.fewshot.pipeline import adapt, segment, with_support_again
 from ssmsam.fewshot.support import digest
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache
 from ssmsam.fewshot.target_summary import TargetSummary
@@ -61,7 +61,7 @@ def decoder() -> PocketDecoder:
 
 @pytest.fixture(scope="module")
 def head(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
-    """Adapted, with other volumes completed, of an image whose id must not leave the machine."""
+    """Adapted, with pseudo-labels in other volumes, of an image whose id must not leave the machine."""
     support = {
         label: [replace(one, image=HERE) for one in slices] for label, slices in two_labels(embedder, (0, 2, 4)).items()
     }
@@ -129,10 +129,10 @@ def test_where_it_was_made_it_gives_the_same_bits(
 def test_lost_labelled_slices_are_made_again(
     head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
-    bare = adapt(two_labels(embedder), embedder, decoder, config=quick(), complete=False)
+    bare = adapt(two_labels(embedder), embedder, decoder, config=quick(), pseudo_labels=False)
     lost = kept_and_read(bare, tmp_path, decoder, elsewhere=True)
     assert lost.summarised
-    again = replace(shown_again(lost, two_labels(embedder), embedder), card=bare.card)
+    again = replace(with_support_again(lost, two_labels(embedder), embedder), card=bare.card)
     assert not again.summarised
     assert same_answers(bare, again, embedder)
 
@@ -144,7 +144,7 @@ def test_elsewhere_it_answers_from_the_summary(
     assert loaded.summarised
     assert loaded.labels == head.labels
     assert loaded.learned_from == {"organ": 3, "other": 3}
-    assert not loaded.close and not loaded.atlases
+    assert not loaded.roi_banks and not loaded.atlases
     assert not set(loaded.card) & set(LOCAL)
     assert not loaded.lacks("any volume")
     for volume in two_volumes():
@@ -160,22 +160,22 @@ def test_a_summary_says_what_the_labelled_slices_say_of_other_volumes(
 ) -> None:
     bank = head.banks["organ"]
     there = TargetSummary.of(bank).bank(decoder.logits_side)
-    labelled, shows = ~bank.completed, bank.shows
+    labelled, shows = ~bank.pseudo_labelled, bank.shows
     areas = (bank.distances[labelled & shows] > 0).sum(axis=(1, 2)) * bank.cell_mm[labelled & shows] ** 2
-    standing = ~there.completed & there.shows
+    standing = ~there.pseudo_labelled & there.shows
     area = (there.distances[standing] > 0).sum() * there.cell_mm[0] ** 2
     assert area == pytest.approx(areas.mean())
     assert there.in_one_piece == bank.in_one_piece
     assert np.ptp(there.positions[there.shows]) == pytest.approx(np.ptp(bank.positions[shows]))
     assert there.annotated("summary 0") == [0, 1], "an empty slice was annotated too"
-    inside = bank.description.cells[torch.from_numpy(labelled & shows)]
-    assert there.description.cells[0].norm(dim=1).max() <= inside.norm(dim=2).max()
+    inside = bank.encoding.cells[torch.from_numpy(labelled & shows)]
+    assert there.encoding.cells[0].norm(dim=1).max() <= inside.norm(dim=2).max()
 
 
 def test_a_target_of_one_pixel_is_kept_too(embedder: Embedder, decoder: PocketDecoder) -> None:
     mask = np.zeros_like(ORGAN)
     mask[4, 20, 20] = True
-    made = adapt({"dot": labelled(embedder, draw_volume(), mask, (4,))}, embedder, decoder, complete=False)
+    made = adapt({"dot": labelled(embedder, draw_volume(), mask, (4,))}, embedder, decoder, pseudo_labels=False)
     found = read(made.checkpoint(decoder).to_bytes(), decoder)
     assert segment(embedder.open(draw_volume(seed=3)), found).labels == ("dot",)
 
@@ -188,7 +188,7 @@ def test_it_holds_what_adaptation_changed_and_no_more(
     assert set(delta) == {name for name in now if not torch.equal(now[name], before[name])}
     assert 0 < len(delta) < len(now), "what adaptation leaves alone is not written"
     unadapted = quick(adaptation=replace(quick().adaptation, steps=0))
-    plain = adapt(two_labels(embedder), embedder, decoder, config=unadapted, complete=False)
+    plain = adapt(two_labels(embedder), embedder, decoder, config=unadapted, pseudo_labels=False)
     assert not TaskCheckpoint.from_bytes(plain.checkpoint(decoder).to_bytes(), "it").delta
     assert len(plain.checkpoint(decoder).to_bytes()) < 300_000
 
@@ -200,8 +200,8 @@ def test_it_is_small_and_shows_no_patient(head: AdaptedTask, data: bytes, embedd
     secrets += [bytes.fromhex(name) for name in set(bank.volumes)]
     stored = two_labels(embedder)["organ"][0].embeddings.slice(2)["image"].numpy()
     secrets += [stored[0, :, row, column].tobytes() for row in range(8) for column in range(8)]
-    secrets += [cell.numpy().tobytes() for cell in bank.description.cells[1][bank.description.valid[1]]]
-    secrets += [bank.distances[1].tobytes(), bank.distances[1][20].tobytes(), bank.looks[0].numpy().tobytes()]
+    secrets += [cell.numpy().tobytes() for cell in bank.encoding.cells[1][bank.encoding.valid[1]]]
+    secrets += [bank.distances[1].tobytes(), bank.distances[1][20].tobytes(), bank.descriptors[0].numpy().tobytes()]
     voxels = draw_volume().array
     secrets += [voxels[4, row].tobytes() for row in range(4)] + [ORGAN[4].tobytes(), np.packbits(ORGAN[4]).tobytes()]
     assert [one[:20] for one in secrets if one in data] == []
@@ -297,7 +297,7 @@ def test_cards_that_make_no_sense_are_refused(
     [
         ("target0.tokens", None, "lacks parts"),
         ("target1.valid", None, "lacks parts"),
-        ("target1.looks", torch.zeros(2, 3), "looks is"),
+        ("target1.looks", torch.zeros(2, 3), "descriptors is"),
         ("target0.cells", torch.full((2, 40, 128), float("nan")), "no number"),
         ("target0.kinds", torch.full((2, 6), 99), "out of range"),
         ("target7.tokens", torch.zeros(1), "more than a task checkpoint"),
@@ -465,11 +465,11 @@ def test_many_damaged_files_raise_one_error(data: bytes, decoder: PocketDecoder)
 
 def test_written_files_are_whole_or_not_there(head: AdaptedTask, decoder: PocketDecoder, tmp_path: Path) -> None:
     path = tmp_path / "it.safetensors"
-    write_head(path, head, base=decoder, cache=SupportCache(tmp_path / "support"))
+    write_task(path, head, base=decoder, cache=SupportCache(tmp_path / "support"))
     assert [one.name for one in tmp_path.rglob("*") if one.name.startswith(".")] == []
     local = json.loads(path.with_suffix(".json").read_text())
     assert local["support_digest"] == head.card["support_digest"]
     path.with_suffix(".json").write_text("{")
-    loaded = read_head(path, base=decoder, weights_sha256="pocket", cache=SupportCache(tmp_path / "support"))
+    loaded = read_task(path, base=decoder, weights_sha256="pocket", cache=SupportCache(tmp_path / "support"))
     assert loaded.summarised
     assert digest({}) != local["support_digest"]

@@ -12,7 +12,8 @@ from bench import ORGAN, SLICES, SPACING, Bench
 from fakes import SIZE
 from ssmsam.interactive.propagation import PropagationConfig, propagate
 from ssmsam.interactive.segmenter import SliceMasks
-from ssmsam.models.prompt_decoder import Candidates, mask_to_logits
+from ssmsam.models.frame import mask_to_logits
+from ssmsam.models.prompt_decoder import Candidates
 from ssmsam.progress import Cancelled
 
 EXTENT = [index for index in range(SLICES) if ORGAN[index].any()]

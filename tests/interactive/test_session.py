@@ -16,7 +16,8 @@ from ssmsam.interactive.prompt_state import SegmentationState, StateStore
 from ssmsam.interactive.propagation import PropagationConfig
 from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
-from ssmsam.models.prompt_decoder import Candidates, mask_to_logits
+from ssmsam.models.frame import mask_to_logits
+from ssmsam.models.prompt_decoder import Candidates
 from ssmsam.progress import Cancelled
 from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.volume.geometry import Plane

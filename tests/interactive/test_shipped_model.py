@@ -10,9 +10,8 @@ import pytest
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.session import segment_2d, segment_3d
-from ssmsam.models.encoder_registry import load_encoder
 from ssmsam.models.prompt_decoder import PromptDecoder
-from ssmsam.models.prompt_registry import load_decoder
+from ssmsam.models.registry import load_decoder, load_encoder
 from ssmsam.models.weights import MissingWeights
 from ssmsam.reading import read_volume
 from ssmsam.server.clients.prompts import read_prompts

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig, look
+from ssmsam.embeddings.embedder import slice_descriptors
+from ssmsam.fewshot.config import SupportBankConfig
+from ssmsam.fewshot.support_bank import Places, SupportBank
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import DecoderContext
 from ssmsam.models.fewshot_fused import IMAGE, STAGES, FusedTargetNetwork
@@ -39,7 +41,7 @@ def network(seed: int = 0) -> FusedTargetNetwork:
     return FusedTargetNetwork().eval().requires_grad_(False)
 
 
-def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, supports: int = 4) -> DecoderContext:
+def context_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, supports: int = 4) -> DecoderContext:
     places = Places(
         volumes=("volume",) * supports,
         positions=np.arange(supports) * 5.0,
@@ -55,8 +57,8 @@ def shown_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *, s
         places=places,
         regression=one.regression(take(view, torch.arange(supports)), masks[:supports], known),
     )
-    looks = look(view["image"][supports:])
-    return bank.shown("volume", [7.0], looks, np.zeros((1, 2)), config=SupportBankConfig())
+    looks = slice_descriptors(view["image"][supports:])
+    return bank.context_at("volume", [7.0], looks, np.zeros((1, 2)), config=SupportBankConfig())
 
 
 def test_before_training_it_is_the_decoder_that_it_was_made_from() -> None:
@@ -65,11 +67,11 @@ def test_before_training_it_is_the_decoder_that_it_was_made_from() -> None:
     plain.load_state_dict({name: tensor for name, tensor in fused.state_dict().items() if name in plain.state_dict()})
     found = embedding()
     view, masks = fused.view(found), masks_of(found)
-    shown = shown_of(fused, view, masks)
+    context = context_of(fused, view, masks)
     query = take(view, torch.tensor([4]))
     torch.testing.assert_close(view["image"], found["levels"][5])
-    expected = plain({"image": query["image"], "levels": query["levels"][:2]}, shown)
-    answer = fused(query, shown)
+    expected = plain({"image": query["image"], "levels": query["levels"][:2]}, context)
+    answer = fused(query, context)
     torch.testing.assert_close(answer.logits, expected.logits)
     torch.testing.assert_close(answer.presence, expected.presence)
 
@@ -78,25 +80,29 @@ def test_the_online_optimiser_finds_what_pretrained_features_show_and_is_followe
     fused = network()
     found = embedding()
     view, masks = fused.view(found), masks_of(found)
-    shown = shown_of(fused, view, masks)
+    context = context_of(fused, view, masks)
     query = take(view, torch.tensor([4]))
-    fitted = fused.read(query, shown).fitted
+    fitted = fused.cross_attention(query, context).fitted
     truth = masks[4, 0, ::2, ::2] > 0.5
     assert ((fitted[0, 0] > 0) == truth).float().mean() > 0.85
     fused.follow.bias.fill_(5.0)
-    followed = fused(query, shown).logits[0, ::2, ::2] > 0
+    followed = fused(query, context).logits[0, ::2, ::2] > 0
     assert (followed == truth).float().mean() > 0.8
-    unheard = fused(query, replace(shown, weights=torch.zeros_like(shown.weights), fit=torch.zeros_like(shown.fit)))
-    assert ((unheard.logits[0, ::2, ::2] > 0) == truth).float().mean() < 0.8
+    unweighted = fused(
+        query, replace(context, weights=torch.zeros_like(context.weights), fit=torch.zeros_like(context.fit))
+    )
+    assert ((unweighted.logits[0, ::2, ::2] > 0) == truth).float().mean() < 0.8
 
 
 def test_a_kept_reading_gives_the_same_answer() -> None:
     fused = network()
     found = embedding()
     view = fused.view(found)
-    shown = shown_of(fused, view, masks_of(found))
+    context = context_of(fused, view, masks_of(found))
     query = take(view, torch.tensor([4]))
-    torch.testing.assert_close(fused(query, shown, reading=fused.read(query, shown)).logits, fused(query, shown).logits)
+    torch.testing.assert_close(
+        fused(query, context, features=fused.cross_attention(query, context)).logits, fused(query, context).logits
+    )
 
 
 def test_an_output_handed_out_whole_is_what_was_kept() -> None:
@@ -116,11 +122,11 @@ def test_adaptation_leaves_what_readings_were_made_with() -> None:
     fused = network()
     found = embedding()
     view = fused.view(found)
-    shown = shown_of(fused, view, masks_of(found))
+    context = context_of(fused, view, masks_of(found))
     query = take(view, torch.tensor([4]))
-    before = fused.read(query, shown)
+    before = fused.cross_attention(query, context)
     for parameter in fused.adaptable():
         parameter.add_(0.1)
-    after = fused.read(fused.view(take(found, torch.tensor([4]))), shown)
+    after = fused.cross_attention(fused.view(take(found, torch.tensor([4]))), context)
     torch.testing.assert_close(after.fitted, before.fitted)
     torch.testing.assert_close(after.cells, before.cells)

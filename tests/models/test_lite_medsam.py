@@ -9,16 +9,22 @@ import pytest
 import torch
 from published_lite import TINY, published_forward, random_checkpoint
 
-from ssmsam.embeddings.embedder import Embedder
-from ssmsam.embeddings.fp16 import half_bytes
+from ssmsam.embeddings.embedder import Embedder, half_bytes
 from ssmsam.embeddings.store import EmbeddingKey
 from ssmsam.models import sam_encoder as sams
 from ssmsam.models import weights
-from ssmsam.models.encoder_registry import AUTO, choose_encoder, load_encoder
 from ssmsam.models.fewshot_sam import SamTargetNetwork
-from ssmsam.models.medsam_lite_encoder import LEVELS, LiteMedSamEncoder, build_lite_medsam, stretched, take_published
+from ssmsam.models.medsam_lite_encoder import (
+    LEVELS,
+    LiteMedSamEncoder,
+    Projection,
+    Reduction,
+    build_lite_medsam,
+    stretched,
+    take_published,
+)
 from ssmsam.models.prompt_sam import SamPromptDecoder
-from ssmsam.models.reduction import Projection, Reduction
+from ssmsam.models.registry import AUTO, choose_encoder, load_encoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights, manifest
 from ssmsam.volume.geometry import Plane
 

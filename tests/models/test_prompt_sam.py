@@ -14,8 +14,8 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.session import segment_2d, segment_3d
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.frame import Frame
-from ssmsam.models.prompt_decoder import Neighbour, SlicePrompt, draw_mask
+from ssmsam.models.frame import Frame, draw_mask
+from ssmsam.models.prompt_decoder import Neighbour, SlicePrompt
 from ssmsam.models.prompt_sam import SamPromptDecoder, interior_points, stability
 from ssmsam.models.sam_encoder import SamEncoder
 from ssmsam.server.clients.prompts import read_prompts

@@ -6,8 +6,16 @@ import torch
 
 from ssmsam.models.frame import Frame
 from ssmsam.models.prompt_decoder import Neighbour, SlicePrompt
-from ssmsam.models.prompt_small import SmallPromptDecoder, closeness, point_tensors, size_and_stability
-from ssmsam.models.prompt_small_network import PointKind, SmallPromptNetwork, describe_target, draw_prompts
+from ssmsam.models.prompt_small import (
+    PointKind,
+    SmallPromptDecoder,
+    SmallPromptNetwork,
+    closeness,
+    describe_target,
+    draw_prompts,
+    point_tensors,
+    size_and_stability,
+)
 from ssmsam.models.small_encoder import SmallEncoder
 
 FRAME = Frame(128, 100, 256)

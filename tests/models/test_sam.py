@@ -10,7 +10,7 @@ import torch
 from fakes import a_volume
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models import sam_encoder as attention
-from ssmsam.models.encoder_registry import ENCODERS, load_encoder
+from ssmsam.models.registry import ENCODERS, load_encoder
 from ssmsam.models.sam_encoder import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -242,7 +242,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
 
 def test_importing_the_encoders_is_cheap():
-    modules = "ssmsam.models.encoder_registry, ssmsam.embeddings.embedder, ssmsam.models.sam_encoder"
+    modules = "ssmsam.models.registry, ssmsam.embeddings.embedder, ssmsam.models.sam_encoder"
     code = f"import {modules}, sys; print([*sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "'torch'" in found

@@ -7,48 +7,48 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted import ALL, ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, quick, taught_by, two_labels
+from planted import ALL, ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labelled, quick, tasks_of, two_labels
 from pocket_ssm import pocket_ssm
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.initialisations import begin_with
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support_bank import SupportBank
-from ssmsam.models.mask_attention import VALUES
-from ssmsam.models.self_sampling import SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
+from ssmsam.models.self_sampling import VALUES, SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
 from ssmsam.models.support_encoding import LEAST_SHARE
 
 
-def exercise_of(embedder: Embedder, decoder: SelfSamplingDecoder, numbers: tuple[int, ...] = (0, 1)):
-    return taught_by(two_labels(embedder), embedder, decoder)["organ"][0].query_batch(numbers)
+def query_batch_of(embedder: Embedder, decoder: SelfSamplingDecoder, numbers: tuple[int, ...] = (0, 1)):
+    return tasks_of(two_labels(embedder), embedder, decoder)["organ"][0].query_batch(numbers)
 
 
 def test_it_begins_with_the_answer_of_the_decoder_inside(embedder: Embedder) -> None:
     inner = PocketDecoder()
     outer = SelfSamplingDecoder(inner, width=128).eval()
-    query_batch = exercise_of(embedder, inner)
+    query_batch = query_batch_of(embedder, inner)
     assert torch.equal(
-        outer(query_batch.embedding, query_batch.shown).logits, inner(query_batch.embedding, query_batch.shown).logits
+        outer(query_batch.embedding, query_batch.context).logits,
+        inner(query_batch.embedding, query_batch.context).logits,
     )
 
 
 @pytest.mark.parametrize("module", ["self_sampling", "mask_attention"])
 def test_each_module_changes_the_answer_and_can_be_left_out(embedder: Embedder, module: str) -> None:
     decoder = pocket_ssm()
-    query_batch = exercise_of(embedder, decoder)
-    whole = decoder(query_batch.embedding, query_batch.shown).logits
+    query_batch = query_batch_of(embedder, decoder)
+    whole = decoder(query_batch.embedding, query_batch.context).logits
     decoder.config = replace(decoder.config, **{module: False})
-    assert not torch.allclose(decoder(query_batch.embedding, query_batch.shown).logits, whole, atol=1e-3)
+    assert not torch.allclose(decoder(query_batch.embedding, query_batch.context).logits, whole, atol=1e-3)
 
 
 def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Embedder) -> None:
     channels = embedder.encoder.spec.level_channels[-1:]
     plain, levelled = pocket_ssm(), pocket_ssm(config=SelfSamplingDecoderConfig(levels=channels))
     begin_with(levelled, plain.state_dict())
-    query_batch = exercise_of(embedder, plain)
+    query_batch = query_batch_of(embedder, plain)
 
     def answer(decoder: SelfSamplingDecoder) -> torch.Tensor:
-        return decoder(query_batch.embedding, query_batch.shown).logits
+        return decoder(query_batch.embedding, query_batch.context).logits
 
     assert torch.equal(answer(levelled), answer(plain)), "a start that knows nothing of levels begins as it was"
     assert levelled.levels is not None
@@ -64,23 +64,23 @@ def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Em
 
 def test_levels_that_an_encoder_does_not_give_are_missed(embedder: Embedder) -> None:
     decoder = pocket_ssm(config=SelfSamplingDecoderConfig(levels=(16, 48)))
-    query_batch = exercise_of(embedder, decoder)
+    query_batch = query_batch_of(embedder, decoder)
     with pytest.raises(ValueError, match="load the encoder with its levels"):
-        decoder({"image": query_batch.embedding["image"], "levels": []}, query_batch.shown)
+        decoder({"image": query_batch.embedding["image"], "levels": []}, query_batch.context)
 
 
 def test_a_kept_reading_gives_the_same_answer(embedder: Embedder) -> None:
     decoder = pocket_ssm()
-    query_batch = exercise_of(embedder, decoder)
-    kept = decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading).logits
-    assert torch.allclose(kept, decoder(query_batch.embedding, query_batch.shown).logits, atol=1e-4)
+    query_batch = query_batch_of(embedder, decoder)
+    kept = decoder(query_batch.embedding, query_batch.context, features=query_batch.features).logits
+    assert torch.allclose(kept, decoder(query_batch.embedding, query_batch.context).logits, atol=1e-4)
 
 
 def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder: Embedder) -> None:
     slices = labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))
     bank = SupportBank.of(slices, PocketDecoder())
-    shown = bank.shown("elsewhere", [0.0], bank.looks[:1], bank.centres[:1], config=QUICK.bank)
-    points = sampled(shown, SamplingConfig(target=9, ring=6, far=6))
+    context = bank.context_at("elsewhere", [0.0], bank.descriptors[:1], bank.centres[:1], config=QUICK.bank)
+    points = sampled(context, SamplingConfig(target=9, ring=6, far=6))
     assert points.features.shape == (1, 21, 128)
     assert points.valid.all()
     assert (points.shares[points.kinds == 0] > LEAST_SHARE).all()
@@ -94,13 +94,13 @@ def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder:
 
 def test_more_points_than_the_support_has_are_marked(embedder: Embedder) -> None:
     decoder = pocket_ssm(config=SelfSamplingDecoderConfig(sampling=SamplingConfig(target=64, ring=64, far=200)))
-    query_batch = exercise_of(embedder, decoder)
-    points = sampled(query_batch.shown, decoder.config.sampling)
+    query_batch = query_batch_of(embedder, decoder)
+    points = sampled(query_batch.context, decoder.config.sampling)
     assert not points.valid.all()
-    before = decoder(query_batch.embedding, query_batch.shown).logits
-    cells = torch.where(query_batch.shown.valid[..., None], query_batch.shown.cells, 100.0)
-    noisy = decoder.sampling(query_batch.embedding["image"], replace(query_batch.shown, cells=cells))
-    assert torch.allclose(noisy, decoder.sampling(query_batch.embedding["image"], query_batch.shown), atol=1e-4)
+    before = decoder(query_batch.embedding, query_batch.context).logits
+    cells = torch.where(query_batch.context.valid[..., None], query_batch.context.cells, 100.0)
+    noisy = decoder.sampling(query_batch.embedding["image"], replace(query_batch.context, cells=cells))
+    assert torch.allclose(noisy, decoder.sampling(query_batch.embedding["image"], query_batch.context), atol=1e-4)
     assert before.isfinite().all()
 
 

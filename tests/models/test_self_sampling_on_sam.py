@@ -34,7 +34,7 @@ def decoder() -> SelfSamplingDecoder:
 def test_it_adapts_on_cached_embeddings_and_segments(embedder: Embedder, decoder: SelfSamplingDecoder) -> None:
     volume = draw_volume()
     support = {"organ": labelled(embedder, volume, ORGAN, (2, 4, 6))}
-    config = quick(adaptation=replace(QUICK, steps=2), completion=replace(quick().completion, slices=0))
+    config = quick(adaptation=replace(QUICK, steps=2), pseudo_labels=replace(quick().pseudo_labels, slices=0))
     head = adapt(support, embedder, decoder, config=config)
     embedder.open(volume).embed()
     before = embedder.encoded
@@ -51,7 +51,7 @@ def test_mask_attention_reads_blocks_of_sam_from_cached_embeddings() -> None:
     config = SelfSamplingDecoderConfig(levels=encoder.spec.level_channels)
     decoder = SelfSamplingDecoder(SamTargetNetwork.from_sam(tiny_sam()), width=256, config=config)
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
-    tasks = adaptation_tasks(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
+    tasks = adaptation_tasks(support, embedder, decoder, config=QUICK)
     before = embedder.encoded
     fitted = fit(decoder, tasks, replace(QUICK, steps=6)).decoder
     assert embedder.encoded == before
@@ -62,7 +62,7 @@ def test_mask_attention_reads_blocks_of_sam_from_cached_embeddings() -> None:
 def test_all_its_parts_learn_and_nothing_else(embedder: Embedder, decoder: SelfSamplingDecoder) -> None:
     volume = draw_volume()
     support = {"organ": labelled(embedder, volume, ORGAN, (2, 4, 6))}
-    tasks = adaptation_tasks(support, embedder, decoder, config=QUICK.views, bank=QUICK.bank, seed=0)
+    tasks = adaptation_tasks(support, embedder, decoder, config=QUICK)
     fitted = fit(decoder, tasks, replace(QUICK, steps=2)).decoder
     moved = {
         name.split(".")[0]

@@ -10,7 +10,7 @@ import torch
 from published_lite import TINY, published_forward, random_encoder
 
 from ssmsam.models import tiny_vit
-from ssmsam.models.encoder_registry import load_encoder
+from ssmsam.models.registry import load_encoder
 from ssmsam.models.tiny_vit import TinyVit, for_inference
 from ssmsam.models.weights import MissingWeights
 

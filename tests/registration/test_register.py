@@ -8,9 +8,7 @@ import torch
 from scipy import ndimage
 
 from ssmsam.progress import Cancelled
-from ssmsam.registration.coarse import CoarseVolume
-from ssmsam.registration.field import Field
-from ssmsam.registration.register import one_way, register
+from ssmsam.registration.register import CoarseVolume, Field, one_way, register
 from ssmsam.volume.intensity import Scale
 from ssmsam.volume.volume import Volume
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmsam.models.encoder_registry import ENCODER_VARIABLE, ENCODERS
+from ssmsam.models.registry import ENCODER_VARIABLE, ENCODERS
 from ssmsam.server.configuration import DEFAULT_LABELS, RESERVED_LABELS, Configuration
 from ssmsam.service.errors import ConfigurationError
 

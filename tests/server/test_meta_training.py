@@ -15,7 +15,7 @@ from service_over_folder import make_service
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.estimate import Estimate
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
-from ssmsam.fewshot.meta_learning import judged, set_aside
+from ssmsam.fewshot.meta_learning import hold_out, judged
 from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
@@ -85,7 +85,7 @@ def accept_all(monkeypatch: pytest.MonkeyPatch, *, better: bool) -> None:
 
 def test_a_new_start_is_published_and_heads_are_adapted_from_it(service: FewShotService, monkeypatch) -> None:
     initialisations, config = the_starts(service), quick_config(service)
-    old_head, old_name, _ = service.head(support_of(service), config)
+    old_head, old_name, _ = service.task(support_of(service), config)
     assert old_head.card["method"] == SSM_SAM
     assert old_head.card["start"] == ""
     accept_all(monkeypatch, better=True)
@@ -105,11 +105,11 @@ def test_a_new_start_is_published_and_heads_are_adapted_from_it(service: FewShot
     assert card["shipped_estimate"]["liver"]["after"] == 0.5
     assert np.isfinite([card["first_loss"], card["loss"]]).all()
 
-    head, new_name, fresh = service.head(support_of(service), config)
+    head, new_name, fresh = service.task(support_of(service), config)
     assert fresh
     assert new_name != old_name
     assert head.card["start"] == name
-    assert service.head(support_of(service), config)[1:] == (new_name, False), "nothing is learned twice"
+    assert service.task(support_of(service), config)[1:] == (new_name, False), "nothing is learned twice"
     kept = service.kept(old_name)
     assert kept is not None
     assert same(kept.decoder, old_head.decoder), "a head keeps the decoder that it was adapted from"
@@ -175,7 +175,7 @@ def test_stopping_leaves_the_start_that_was_used(service: FewShotService, monkey
 
 def test_the_estimate_rests_on_slices_that_training_never_saw(service: FewShotService, monkeypatch) -> None:
     support = support_of(service)
-    rest, aside = set_aside(support)
+    rest, aside = hold_out(support)
     assert len(support["liver"]) == 10
     assert len(aside["liver"]) == 2
     slices = sorted(support["liver"], key=lambda one: (one.volume, one.index))
@@ -194,7 +194,7 @@ def test_what_is_set_aside_decides_the_estimate(service: FewShotService) -> None
     """Other masks on these slices change the Dice; it is not one of the slices that are shown."""
     config = replace(service.config.adaptation, steps=0)
     support = support_of(service)
-    _, aside = set_aside(support)
+    _, aside = hold_out(support)
     before = judged(service.decoder, support, aside, service.embedder, config=config)["liver"]
     slices = sorted(support["liver"], key=lambda one: (one.volume, one.index))
     for number in aside["liver"]:

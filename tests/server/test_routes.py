@@ -17,7 +17,7 @@ from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.reading import UnreadableVolume
 from ssmsam.server import monailabel_patches as patches
 from ssmsam.server.errors import install_handlers
-from ssmsam.server.routes import ROUTERS, proxied
+from ssmsam.server.routes import ROUTERS, proxy
 from ssmsam.server.routes.common import the_app
 from ssmsam.service.errors import InvalidRequest, NotKnown
 
@@ -65,7 +65,7 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Remote]]:
 @pytest.fixture
 def web() -> TestClient:
     app = FastAPI()
-    app.include_router(proxied.router)
+    app.include_router(proxy.router)
     app.dependency_overrides[the_app] = lambda: None  # no series is opened here
     install_handlers(app)
     return TestClient(app, raise_server_exceptions=False)

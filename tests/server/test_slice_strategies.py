@@ -93,7 +93,7 @@ def test_forecasts_are_made_anew_only_when_something_has_changed(service: FewSho
     support = service.labelled.support("a")
     name = service.registry.publish(prompted(support, service.embedder, service.decoder), decoder=service.decoder)
     asked = forecasts.of("a", ["liver"], deadline=Deadline(10))
-    assert asked.head == name and asked.state.forecasts["liver"] is not after
+    assert asked.checkpoint == name and asked.state.forecasts["liver"] is not after
 
 
 def test_volumes_are_compared_where_a_model_can_tell(service: FewShotService, tmp_path: Path) -> None:
@@ -159,10 +159,10 @@ def test_a_pinned_head_is_asked_as_it_is(service: FewShotService, tmp_path: Path
     )
     service.registry.activate(name, pin=True)
     annotate(service, "a", {"liver": [4, 5]}, tmp_path)
-    head, used = VolumeForecasts(service).head("a", ["liver"])
+    head, used = VolumeForecasts(service).task("a", ["liver"])
     assert used == name and len(head.banks["liver"]) == 1
     service.registry.unpin()
-    assert len(VolumeForecasts(service).head("a", ["liver"])[0].banks["liver"]) == 3
+    assert len(VolumeForecasts(service).task("a", ["liver"])[0].banks["liver"]) == 3
 
 
 def test_the_map_is_on_the_image_s_grid_and_sure_where_somebody_looked(service: FewShotService, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from ssmsam.cache import Cache
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import FewShotConfig, segment
+from ssmsam.fewshot.config import FewShotConfig
+from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.service.fewshot_service import FewShotService
 
@@ -34,12 +35,12 @@ def quick(service: FewShotService, *, steps: int = 1) -> FewShotConfig:
 
 def test_nothing_is_learned_twice_and_new_slices_are(service: FewShotService, tmp_path: Path) -> None:
     support = service.labelled.support("")
-    head, name, fresh = service.head(support, quick(service))
+    head, name, fresh = service.task(support, quick(service))
     assert fresh
     assert (head.card["method"], head.card["start"]) == ("fewshot", "")
-    assert service.head(support, quick(service))[1:] == (name, False)
+    assert service.task(support, quick(service))[1:] == (name, False)
     annotate(service, "a", {"liver": (4,)}, tmp_path)
-    other, later, fresh = service.head(service.labelled.support(""), quick(service))
+    other, later, fresh = service.task(service.labelled.support(""), quick(service))
     assert fresh
     assert later > name
     assert len(other.card["support"]["liver"]) == 3
@@ -47,31 +48,31 @@ def test_nothing_is_learned_twice_and_new_slices_are(service: FewShotService, tm
 
 def test_an_unadapted_head_is_no_answer_to_who_wants_it_adapted(service: FewShotService) -> None:
     support = service.labelled.support("")
-    plain, name, _ = service.head(support, quick(service, steps=0))
+    plain, name, _ = service.task(support, quick(service, steps=0))
     assert not plain.card["adapted"]
-    assert service.head(support, quick(service, steps=0))[1:] == (name, False)
-    adapted, _, fresh = service.head(support, quick(service))
+    assert service.task(support, quick(service, steps=0))[1:] == (name, False)
+    adapted, _, fresh = service.task(support, quick(service))
     assert fresh
     assert adapted.card["adapted"]
-    assert not service.head(support, quick(service, steps=0))[0].card["adapted"]
+    assert not service.task(support, quick(service, steps=0))[0].card["adapted"]
 
 
 def test_a_pinned_head_answers_whatever_is_asked(service: FewShotService, tmp_path: Path) -> None:
-    _, name, _ = service.head(service.labelled.support(""), quick(service))
+    _, name, _ = service.task(service.labelled.support(""), quick(service))
     service.registry.activate(name, pin=True)
     annotate(service, "a", {"liver": (4,)}, tmp_path)
-    assert service.head(service.labelled.support(""), quick(service, steps=0))[1:] == (name, False)
+    assert service.task(service.labelled.support(""), quick(service, steps=0))[1:] == (name, False)
 
 
 def test_labelled_volumes_are_completed_once_another_volume_needs_it(service: FewShotService) -> None:
     labelled, other = (service.images.open(service.images.from_datastore(name)).embeddings.key.digest for name in "ab")
     support = service.labelled.support("")
-    head, name, _ = service.head(support, quick(service), volume=labelled)
+    head, name, _ = service.task(support, quick(service), volume=labelled)
     assert not head.completed
-    again, same, fresh = service.head(support, quick(service), volume=other)
+    again, same, fresh = service.task(support, quick(service), volume=other)
     assert (same, fresh) == (name, False)
     assert again.completed == ("liver",)
-    assert again.banks["liver"].completed.any()
+    assert again.banks["liver"].pseudo_labelled.any()
     kept = service.kept(name)
     assert kept is not None
     assert kept.completed == ("liver",), "it was not written down"
@@ -80,7 +81,7 @@ def test_labelled_volumes_are_completed_once_another_volume_needs_it(service: Fe
 
 def test_an_exported_head_lacks_nothing(service: FewShotService) -> None:
     labelled = service.images.open(service.images.from_datastore("a")).embeddings.key.digest
-    _, name, _ = service.head(service.labelled.support(""), quick(service), volume=labelled)
+    _, name, _ = service.task(service.labelled.support(""), quick(service), volume=labelled)
     assert not service.registry.card(name)["completed"]
     path = service.whole(name)
     assert service.registry.card(name)["completed"] == ["liver"]
@@ -100,11 +101,11 @@ def forgetful(service: FewShotService) -> FewShotService:
 
 def test_a_lost_support_cache_is_made_again_of_the_annotations(service: FewShotService) -> None:
     support = service.labelled.support("")
-    head, name, _ = service.head(support, quick(service))
+    head, name, _ = service.task(support, quick(service))
     checkpoint = service.registry.path(name).read_bytes()
     assert service.registry.cache.clear() > 0
     later = forgetful(service)
-    again, same, fresh = later.head(support, quick(service))
+    again, same, fresh = later.task(support, quick(service))
     assert (same, fresh) == (name, False)
     assert not again.summarised
     assert same_masks(service, head, again)
@@ -116,27 +117,27 @@ def test_a_lost_support_cache_is_made_again_of_the_annotations(service: FewShotS
 def test_without_the_slices_that_it_was_adapted_to_a_head_answers_from_its_summary(
     service: FewShotService, tmp_path: Path
 ) -> None:
-    _, name, _ = service.head(service.labelled.support(""), quick(service))
+    _, name, _ = service.task(service.labelled.support(""), quick(service))
     service.registry.activate(name, pin=True)
     service.registry.cache.clear()
     annotate(service, "a", {"spleen": (5,)}, tmp_path)
     later = forgetful(service)
-    assert not later.head(service.labelled.support(""), quick(service))[0].summarised, "the liver is as it was"
+    assert not later.task(service.labelled.support(""), quick(service))[0].summarised, "the liver is as it was"
     service.registry.cache.clear()
     (tmp_path / "studies" / "a.nii.gz").unlink()
-    head, same, _ = forgetful(service).head({}, quick(service))
+    head, same, _ = forgetful(service).task({}, quick(service))
     assert (same, head.summarised) == (name, True)
 
 
 def test_a_checkpoint_answers_in_another_room(service: FewShotService, tmp_path: Path) -> None:
-    _, name, _ = service.head(service.labelled.support(""), quick(service))
+    _, name, _ = service.task(service.labelled.support(""), quick(service))
     data = service.whole(name).read_bytes()
     assert len(data) < 4_000_000
     (tmp_path / "elsewhere").mkdir()
     other = make_service(tmp_path / "elsewhere", images=("c",))
     assert other.take(data, "imported") == "imported"
     other.registry.activate("imported", pin=True)
-    head, used, _ = other.head({}, quick(other))
+    head, used, _ = other.task({}, quick(other))
     assert (used, head.summarised, head.learned_from) == ("imported", True, {"liver": 2})
     assert segment(other.images.open(other.images.from_datastore("c")).embeddings, head).labels == ("liver",)
     assert other.whole("imported").read_bytes() == data

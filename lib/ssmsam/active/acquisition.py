@@ -19,7 +19,7 @@ def random(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Gen
     """Any slice that is not annotated."""
     left = state.left(labels)
     drawn = rng.permutation(left)[:k].tolist() if left else []
-    return [_for_all(state, index, labels, Reason(f"slice {index} was drawn by lot")) for index in drawn]
+    return [_for_all(state, index, labels, Reason(f"slice {index} was drawn at random")) for index in drawn]
 
 
 def foreground_random(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
@@ -27,7 +27,7 @@ def foreground_random(state: VolumeState, k: int, labels: Sequence[str], rng: np
     queues = {}
     for label in labels:
         drawn = rng.permutation([i for i in expected_slices(state, label) if i not in state.known(label)]).tolist()
-        sentence = "slice {} was drawn by lot from those that seem to show {}"
+        sentence = "slice {} was drawn at random from those that seem to show {}"
         queues[label] = [Choice(i, {label: Reason(sentence.format(i, label))}) for i in drawn]
         queues[label] = queues[label] or random(state, k, [label], rng)
     return _in_turn(queues, k) if labels else random(state, k, labels, rng)
@@ -36,11 +36,11 @@ def foreground_random(state: VolumeState, k: int, labels: Sequence[str], rng: np
 def representative(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
     """k-centre greedy: the slice that looks least like those annotated or chosen so far, beginning with the most
     typical one. Slices that are not embedded are left out; evenly spaced ones are chosen where too few are."""
-    left = [index for index in state.left(labels) if index in state.looks]
+    left = [index for index in state.left(labels) if index in state.descriptors]
     if len(left) <= k:
         return spaced(state, k, labels)
-    vectors = np.stack([state.looks[index] for index in left])
-    centres = [state.looks[index] for index in _annotated(state, labels) if index in state.looks]
+    vectors = np.stack([state.descriptors[index] for index in left])
+    centres = [state.descriptors[index] for index in _annotated(state, labels) if index in state.descriptors]
     chosen: list[Choice] = []
     if not centres:
         typical = int((vectors @ vectors.mean(axis=0)).argmax())
@@ -155,10 +155,10 @@ def expected_slices(state: VolumeState, label: str) -> list[int]:
     if label in state.forecasts:
         forecast = state.forecasts[label]
         found |= set(forecast.slices[forecast.area > 0].tolist())
-    return sorted(found - {index for index, shown in state.annotated.get(label, {}).items() if not shown})
+    return sorted(found - {index for index, seen in state.annotated.get(label, {}).items() if not seen})
 
 
-def doubt(forecast: Forecast) -> np.ndarray:
+def slice_uncertainty(forecast: Forecast) -> np.ndarray:
     """(n,) in [0, 1]: whether the label is there at all, or where something is drawn, how wrong it is expected."""
     unclear = 1 - np.abs(2 * forecast.presence - 1)
     return np.maximum(unclear, np.where(forecast.area > 0, forecast.loss, 0.0))
@@ -167,7 +167,7 @@ def doubt(forecast: Forecast) -> np.ndarray:
 def _least_sure(state: VolumeState, label: str) -> list[Choice]:
     """The slices that are not annotated, the least sure first."""
     forecast, known = state.forecasts[label], state.known(label)
-    scores = doubt(forecast)
+    scores = slice_uncertainty(forecast)
     found = []
     for row in np.argsort(-scores, kind="stable").tolist():
         index = int(forecast.slices[row])

@@ -10,29 +10,30 @@ import torch
 
 from ssmsam.active.extent import presence_given
 from ssmsam.active.volume_state import Forecast
-from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings, slice_descriptors
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig, adapt
+from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.prediction import Finding, find
-from ssmsam.fewshot.proposals import Proposals, shares
-from ssmsam.fewshot.selection import Selected
+from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.selection import Selected, cell_probabilities
 from ssmsam.fewshot.support import Support
-from ssmsam.fewshot.support_bank import SupportBank, look
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, silent
 
 
 def prompted(support: Support, embedder: Embedder, decoder: TargetDecoder) -> AdaptedTask:
-    """A head that is shown all labelled slices, with the decoder as it is: no adaptation, no other views of them,
-    nothing completed, and no closer look.
+    """A task of all labelled slices with the decoder as it is: no adaptation, no other views of them,
+    no pseudo-labels, and no refinement in enlarged windows.
 
     The encoder runs only for labelled slices without an embedding. Raises NothingToLearn.
     """
     views = replace(DEFAULTS.adaptation.views, views=0)
     adaptation = replace(DEFAULTS.adaptation, steps=0, views=views)
-    segmentation = replace(DEFAULTS.segmentation, closer=None)
+    segmentation = replace(DEFAULTS.segmentation, roi=None)
     config = replace(DEFAULTS, adaptation=adaptation, segmentation=segmentation, folds=0)
-    return adapt(support, embedder, decoder, complete=False, config=config)
+    return adapt(support, embedder, decoder, pseudo_labels=False, config=config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,28 +49,28 @@ class Expected:
 
 
 def expect(
-    head: AdaptedTask,
+    task: AdaptedTask,
     query: VolumeEmbeddings,
     slices: Sequence[int],
     *,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> dict[str, Expected]:
-    """Label -> what the head proposes and expects on some slices of a volume, which should be embedded.
+    """Label -> what a task proposes and expects on some slices of a volume, which should be embedded.
 
     Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two batches.
     """
     expected = {}
-    for label, found in find(head, query, slices, config=config.segmentation, progress=progress).items():
-        likely = calibrated(found, head.banks[label], query)
+    for label, found in find(task, query, slices, config=config.segmentation, progress=progress).items():
+        likely = calibrated(found, task.banks[label], query)
         expected[label] = Expected(found.selected, _foreseen(likely, found.final, query))
     return expected
 
 
-def looks(query: VolumeEmbeddings, slices: Sequence[int]) -> dict[int, np.ndarray]:
+def descriptors(query: VolumeEmbeddings, slices: Sequence[int]) -> dict[int, np.ndarray]:
     """How some slices look: slice -> unit vector (D,) float32."""
     with torch.inference_mode():
-        return {index: look(query.slice(index)["image"])[0].cpu().numpy() for index in slices}
+        return {index: slice_descriptors(query.slice(index)["image"])[0].cpu().numpy() for index in slices}
 
 
 def calibrated(found: Finding, bank: SupportBank, query: VolumeEmbeddings) -> Proposals:
@@ -87,7 +88,7 @@ def calibrated(found: Finding, bank: SupportBank, query: VolumeEmbeddings) -> Pr
 def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -> Forecast:
     """Areas by the probabilities of cells, inside the final mask and outside."""
     cell_mm2 = (query.frame.input_mm * query.frame.size / proposals.logits.shape[-1]) ** 2
-    cells = shares(proposals.logits)
+    cells = cell_probabilities(proposals.logits)
     mask = final.logits > 0
     area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
     return Forecast(proposals.slices, proposals.presence, area, inside, outside, final.asked)

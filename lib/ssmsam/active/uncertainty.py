@@ -1,6 +1,6 @@
 """How unsure a few-shot model is of every voxel.
 
-A decoder's own probabilities say how sure it is given all that it was shown. What it would have said without some of
+A decoder's own probabilities say how sure it is given its whole support. What it would have said without some of
 the annotated slices says how much hangs on these: the model is asked again without each part of them, and the entropy
 is that of the mean answer (a deep ensemble's predictive entropy; here the members differ in their support, as in a
 jackknife, which costs no encoder pass and no training).
@@ -16,19 +16,20 @@ import torch
 from ssmsam.active.forecast import calibrated
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import DEFAULTS, FewShotConfig
+from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
 from ssmsam.fewshot.prediction import find
-from ssmsam.fewshot.proposals import Proposals, shares
+from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.selection import cell_probabilities
 from ssmsam.fewshot.support import Support
 from ssmsam.fewshot.support_bank import SupportBank
-from ssmsam.models.prompt_decoder import logits_to_pixels
+from ssmsam.models.frame import logits_to_pixels
 from ssmsam.progress import Progress, silent
 
 MOST_VIEWS = 8
 
 
 def uncertainty_map(
-    head: AdaptedTask,
+    task: AdaptedTask,
     query: VolumeEmbeddings,
     *,
     labels: Sequence[str] = (),
@@ -37,7 +38,7 @@ def uncertainty_map(
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """How unsure a head is of every voxel: (slices, rows, columns) uint8 on the volume's grid, in per cent of one bit.
+    """How unsure a model is of every voxel: (slices, rows, columns) uint8 on the volume's grid, in per cent of one bit.
 
     0 is sure, 100 as good as a guess; of several labels the least sure counts. Pixels that ``support`` knows of this
     volume are sure. ``views`` as in :func:`probabilities`. Embeds the slices that are not.
@@ -45,7 +46,7 @@ def uncertainty_map(
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)
     for label, cells in probabilities(
-        head, query, labels=labels, views=views, config=config, progress=progress
+        task, query, labels=labels, views=views, config=config, progress=progress
     ).items():
         known = {one.index: one for one in (support or {}).get(label, ()) if one.volume == query.key.digest}
         for index, drawn in enumerate(cells):
@@ -59,7 +60,7 @@ def uncertainty_map(
 
 
 def probabilities(
-    head: AdaptedTask,
+    task: AdaptedTask,
     query: VolumeEmbeddings,
     *,
     labels: Sequence[str] = (),
@@ -69,16 +70,16 @@ def probabilities(
 ) -> dict[str, np.ndarray]:
     """Label -> probability (slices, S, S) float32 that the target is in each cell of the encoder's frame.
 
-    With ``views``, the mean of what the head says and of what it would say without each of so many parts of the
+    With ``views``, the mean of what the task says and of what it would say without each of so many parts of the
     annotated slices; labels with fewer slices have fewer views. Embeds the slices that are not. Raises ValueError for
     more views than MOST_VIEWS, and less than none.
     """
     if not 0 <= views <= MOST_VIEWS:
         raise ValueError(f"views must be from 0 to {MOST_VIEWS}, got {views}")
     query.embed(progress=progress)
-    wanted = list(labels or head.labels)
+    wanted = list(labels or task.labels)
     found: dict[str, list[np.ndarray]] = {label: [] for label in wanted}
-    for one, able in _heads(head, wanted, views):
+    for one, able in _tasks(task, wanted, views):
         for label, finding in find(
             one, query, range(query.count), labels=able, config=config.segmentation, progress=progress
         ).items():
@@ -86,21 +87,21 @@ def probabilities(
     return {label: np.mean(several, axis=0) for label, several in found.items()}
 
 
-def _heads(head: AdaptedTask, labels: Sequence[str], views: int) -> list[tuple[AdaptedTask, list[str]]]:
-    """The head and, for each view, the head without a part of each label's annotated slices; each with the labels that
+def _tasks(task: AdaptedTask, labels: Sequence[str], views: int) -> list[tuple[AdaptedTask, list[str]]]:
+    """The task and, for each view, the task without a part of each label's annotated slices; each with the labels that
     it still knows something of."""
-    parts = {label: _parts(head.banks[label], views) for label in labels}
-    heads = [(head, list(labels))]
+    parts = {label: _parts(task.banks[label], views) for label in labels}
+    tasks = [(task, list(labels))]
     for view in range(views):
         able = [label for label in labels if view < len(parts[label])]
         if able:
-            heads.append((head.without({label: parts[label][view] for label in able}), able))
-    return heads
+            tasks.append((task.without({label: parts[label][view] for label in able}), able))
+    return tasks
 
 
 def _parts(bank: SupportBank, views: int) -> list[list[int]]:
     """Every so many-th annotated slice along each volume, in turn; no part without which nothing would be known."""
-    drawn = [k for k in range(len(bank)) if not bank.completed[k]]
+    drawn = [k for k in range(len(bank)) if not bank.pseudo_labelled[k]]
     drawn.sort(key=lambda k: (bank.volumes[k], bank.positions[k]))
     parts = [drawn[view::views] for view in range(min(views, len(drawn)))] if len(drawn) > 1 else []
     return [part for part in parts if any(bank.shows[k] for k in drawn if k not in part)]
@@ -108,7 +109,7 @@ def _parts(bank: SupportBank, views: int) -> list[list[int]]:
 
 def probability(proposals: Proposals) -> np.ndarray:
     """The probability (n, S, S) that the target is in each cell: there at all, and then there."""
-    probable: np.ndarray = (proposals.presence[:, None, None] * shares(proposals.logits)).astype(np.float32)
+    probable: np.ndarray = (proposals.presence[:, None, None] * cell_probabilities(proposals.logits)).astype(np.float32)
     return probable
 
 

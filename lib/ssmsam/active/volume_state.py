@@ -67,13 +67,12 @@ class Forecast:
 class VolumeState:
     """What is known of one volume's slices.
 
-    ``looks`` has a unit vector (D,) for every slice that is embedded. ``annotated`` maps label -> slice -> whether a
-    person saw the label there. ``forecasts`` are of the labels that a model knows.
-    """
+    ``descriptors`` has a unit vector (D,) for every slice that is embedded. ``annotated`` maps label -> slice ->
+    whether a person saw the label there. ``forecasts`` are of the labels that a model knows."""
 
     count: int
     slice_mm: float
-    looks: Mapping[int, np.ndarray] = field(default_factory=dict)
+    descriptors: Mapping[int, np.ndarray] = field(default_factory=dict)
     annotated: Mapping[str, Mapping[int, bool]] = field(default_factory=dict)
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
 

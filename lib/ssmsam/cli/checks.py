@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from ssmsam.cli.sample_data import IMAGES, TRUTH, sample_folder
 from ssmsam.dicom.file import looks_like_dicom
-from ssmsam.models.encoder_registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
+from ssmsam.models.registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
 from ssmsam.models.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, entry, find_weights, manifest
 from ssmsam.paths import default_root
 from ssmsam.reading import UnreadableVolume, read_volume

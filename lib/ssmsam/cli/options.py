@@ -11,7 +11,7 @@ import torch
 
 from ssmsam.api import FewShotSegmenter
 from ssmsam.cli.command import Several, path_option
-from ssmsam.models.encoder_registry import AUTO, ENCODER_VARIABLE, ENCODERS, default_encoder
+from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, ENCODERS, default_encoder
 from ssmsam.paths import default_store, default_support
 
 METHODS = ("fewshot", "ssm_sam")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -19,9 +20,9 @@ from torch import nn
 
 from ssmsam.cache import Cache
 from ssmsam.embeddings.file_catalogue import Catalogue, fingerprint
-from ssmsam.embeddings.fp16 import Fp16Embedding, SliceCache, to_embedding, to_halves, with_more, without_last
 from ssmsam.embeddings.priority_lock import PriorityLock
 from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
+from ssmsam.embeddings.stored_volume import Fp16Embedding
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
 from ssmsam.progress import Progress, result_of, silent, stop_if_cancelled
@@ -31,6 +32,8 @@ from ssmsam.volume.errors import UnreadableVolume
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import IntensityRecipe, Scale, recipe_for
 from ssmsam.volume.volume import Grid, Volume
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 
@@ -129,6 +132,10 @@ class VolumeEmbeddings:
         Raises ValueError for an index outside the volume.
         """
         return self._embedder.embedding_of(self.half(index))
+
+    def batch(self, indices: Iterable[int]) -> Embedding:
+        """Several slices as one batch."""
+        return stacked([self.slice(index) for index in indices])
 
     def half(self, index: int) -> Fp16Embedding:
         """The same as it is kept: float16, on the CPU."""
@@ -454,6 +461,90 @@ class Embedder:
         """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""
         with torch.no_grad():
             return self.encoder.expand(to_embedding(half, self.device))
+
+
+def slice_descriptors(images: torch.Tensor) -> torch.Tensor:
+    """Mean embedding of slices (N, D, h, w), centred by cell and of unit length: (N, D)."""
+    mean = images.mean((2, 3))
+    return torch.nn.functional.normalize(mean - mean.mean(1, keepdim=True), dim=1)
+
+
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+def to_halves(embedding: Embedding) -> list[Fp16Embedding]:
+    """A batch of B -> B slices.
+
+    Values beyond +-65504, the range of float16, are cut to it with a warning: no encoder here comes near. Raises
+    ValueError for infinities and not-a-number, which mean that weights or input are broken.
+    """
+    tensors = {"image": embedding["image"]} | {f"level{i}": level for i, level in enumerate(embedding["levels"])}
+    arrays = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
+    # copies, for a view would keep the whole batch in memory
+    return [{name: array[i].copy() for name, array in arrays.items()} for i in range(len(embedding["image"]))]
+
+
+def to_embedding(half: Fp16Embedding, device: torch.device) -> Embedding:
+    """One slice -> a batch of 1, float32, on ``device``."""
+    tensors = [torch.from_numpy(array).to(device, torch.float32)[None] for array in _in_order(half)]
+    return {"image": tensors[0], "levels": tensors[1:]}
+
+
+def without_last(half: Fp16Embedding, count: int) -> Fp16Embedding:
+    """A slice without the last ``count`` of its levels."""
+    levels = len(half) - 1
+    return {"image": half["image"]} | {f"level{i}": half[f"level{i}"] for i in range(levels - count)}
+
+
+def with_more(half: Fp16Embedding, levels: list[torch.Tensor]) -> Fp16Embedding:
+    """A slice with further levels, each a batch of 1."""
+    first = len(half) - 1
+    return half | {f"level{first + i}": _to_half(f"level{first + i}", one)[0] for i, one in enumerate(levels)}
+
+
+def half_bytes(half: Fp16Embedding) -> int:
+    """Bytes that a slice takes."""
+    return sum(array.nbytes for array in half.values())
+
+
+def _in_order(half: Fp16Embedding) -> list[np.ndarray]:
+    return [half["image"], *(half[f"level{i}"] for i in range(len(half) - 1))]
+
+
+def _to_half(name: str, tensor: torch.Tensor) -> np.ndarray:
+    largest = float(tensor.abs().max())
+    if not np.isfinite(largest):
+        raise ValueError(f"the encoder gave infinite or not-a-number values in {name}: are its weights whole?")
+    if largest > LARGEST_HALF:
+        logger.warning("embedding %s reaches %g: cut to the float16 range of %g", name, largest, LARGEST_HALF)
+        tensor = tensor.clamp(-LARGEST_HALF, LARGEST_HALF)
+    return tensor.to("cpu", torch.float16).contiguous().numpy()
+
+
+class SliceCache:
+    """Embeddings of slices by (volume's key digest, slice index), the least recently used forgotten first."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._halves: Cache[tuple[str, int], Fp16Embedding] = Cache(limit_bytes, size=half_bytes)
+
+    def get(self, digest: str, index: int) -> Fp16Embedding | None:
+        return self._halves.get((digest, index))
+
+    def put(self, digest: str, index: int, half: Fp16Embedding) -> None:
+        self._halves.put((digest, index), half)
+
+    def holds(self, digest: str, index: int) -> bool:
+        """Whether the slice is there; does not count as a use."""
+        return (digest, index) in self._halves
+
+
+def stacked(embeddings: Sequence[Embedding]) -> Embedding:
+    """Several batches as one."""
+    levels = zip(*(one["levels"] for one in embeddings), strict=True)
+    return {
+        "image": torch.cat([one["image"] for one in embeddings]),
+        "levels": [torch.cat(level) for level in levels],
+    }
 
 
 def _read_again(source: Path, digest: str) -> Volume:

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ssmsam.embeddings.fp16 import Fp16Embedding
 from ssmsam.files import whole_file
 
 logger = logging.getLogger(__name__)
+
+Fp16Embedding = dict[str, np.ndarray]
+"""Of one slice: "image" (c, h, w) and "level0", "level1", ... (c_l, h_l, w_l), all float16."""
 
 RECORD = np.dtype([("done", "<u4"), ("checksum", "<u4")])
 DONE = 0x646F6E65  # the letters "done": neither zeros nor noise mean it

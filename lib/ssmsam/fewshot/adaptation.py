@@ -7,16 +7,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssmsam.fewshot.episodes import AdaptationTask, QueryBatch, ViewConfig, with_truth
-from ssmsam.fewshot.support_bank import SupportBank, SupportBankConfig
+from ssmsam.fewshot.config import AdaptationConfig
+from ssmsam.fewshot.episodes import AdaptationTasks, QueryBatch, with_truth
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Proposal, TargetDecoder
 from ssmsam.progress import Progress, silent, stop_if_cancelled
 
@@ -42,31 +42,8 @@ def proposal_loss(
     return total.mean()
 
 
-@dataclass(frozen=True)
-class AdaptationConfig:
-    """How the decoder is fitted. ``budget_s`` bounds the time of the steps; fewer steps are then made."""
-
-    steps: int = 30
-    budget_s: float = 30.0
-    batch: int = 4
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 6e-4
-    warm_up: int = 6
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    prior_truth: float = 0.5
-    """A query's own signed distance is mixed into its prior by up to this share: leaving a slice out doubles the gap
-    that the prior must bridge, so that an honest prior would be worse than the one met later."""
-    views: ViewConfig = field(default_factory=ViewConfig)
-    bank: SupportBankConfig = field(default_factory=SupportBankConfig)
-    seed: int = 0
-
-
 Watch = Callable[[int, TargetDecoder], None]
 """``watch(steps made, decoder so far)``."""
-
-AdaptationTasks = Mapping[str, Sequence[AdaptationTask]]
-"""Label -> its lessons, one for each view."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +65,10 @@ def fit(
     watch: Watch | None = None,
     progress: Progress = silent,
 ) -> Adapted:
-    """A copy of the decoder after gradient steps on the lessons. The embeddings are fixed: no encoder is at hand.
+    """A copy of the decoder after gradient steps on the tasks. The embeddings are fixed: no encoder is at hand.
 
-    Every slice is a query in its turn and is shown the others. ``held_out`` slices (label -> numbers) are neither
-    asked for nor shown. Only a ``share`` of the steps is made, where more are known to do harm. ``watch`` sees the
+    Every slice is a query in its turn, with the others as context. ``held_out`` slices (label -> numbers) are neither
+    queries nor context. Only a ``share`` of the steps is made, where more are known to do harm. ``watch`` sees the
     decoder after every step. Raising :class:`~ssmsam.progress.Cancelled` in ``progress("adapt", done, total)`` stops
     between two steps.
     """
@@ -132,12 +109,12 @@ def _step(
     query_batches: list[tuple[QueryBatch, float]],
     config: AdaptationConfig,
 ) -> float:
-    """One step of the optimiser over the exercises of several labels and their shares of the loss."""
+    """One step of the optimiser over the query batches of several labels and their shares of the loss."""
     optimiser.zero_grad(set_to_none=True)
     total = 0.0
     for query_batch, share in query_batches:
         with _interruptible():
-            proposal = decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading)
+            proposal = decoder(query_batch.embedding, query_batch.context, features=query_batch.features)
             # with the target on every slice, presence would learn to say yes to everything
             loss = (
                 proposal_loss(proposal, query_batch.masks, query_batch.known, judge_presence=query_batch.judged) * share
@@ -183,7 +160,7 @@ def _query_batches(
             numbers = [number for name, number in picked if name == label]
             adaptation_task = tasks[label][view]
             if _alone(adaptation_task.bank, hidden[label]):
-                # in another view than its own where there is one: the same would be no exercise
+                # in another view than its own where there is one: in the same there is nothing to learn
                 other = (view + int(rng.integers(1, max(2, views)))) % views
                 query_batch = adaptation_task.query_batch_from(numbers, tasks[label][other], hidden=hidden[label])
             else:

@@ -1,4 +1,4 @@
-"""What answers after adaptation: a decoder, what it is shown, and a card that tells its story."""
+"""What answers after adaptation: a decoder, its support, and a card that tells its story."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ LOCAL = ("support", "support_digest", "completed")
 
 @dataclass(frozen=True, eq=False)
 class AdaptedTask:
-    """An adapted decoder with the banks of its labels. ``card`` is plain JSON: labels, support, settings, estimates.
+    """A decoder that was adapted to labelled slices. Made by :func:`~ssmsam.fewshot.pipeline.adapt`.
 
-    ``start`` is the decoder before adaptation, which no file holds. It answers past the outermost annotated slices:
-    what was learned between them makes a mask run on into a neighbour there. None where it would know nothing.
-    ``close`` are the labelled slices of small targets in enlarged windows, by label. ``atlases`` are the volumes that
-    were completed; they say where the labels are in other volumes. ``summarised``: the labelled slices are not on this
-    machine, and the banks stand for them.
+    Attributes:
+        decoder: Answers for all labels.
+        banks: The labelled slices by label.
+        card: Plain JSON: labels, support, settings, estimates.
+        initial: The decoder before adaptation, which no file holds. It answers past the outermost annotated slices:
+            what was learned between them makes a mask run on into a neighbour there. None where it would know nothing.
+        roi_banks: The labelled slices of small targets in enlarged windows, by label.
+        atlases: The labelled volumes with pseudo-labels; they say where the labels are in other volumes.
+        summarised: The labelled slices are not on this machine, and the banks stand for them.
     """
 
     decoder: TargetDecoder
     banks: Mapping[str, SupportBank]
     card: Mapping[str, Any]
-    start: TargetDecoder | None = None
-    close: Mapping[str, SupportBank] = field(default_factory=dict)
+    initial: TargetDecoder | None = None
+    roi_banks: Mapping[str, SupportBank] = field(default_factory=dict)
     atlases: tuple[Atlas, ...] = ()
     summarised: bool = False
 
@@ -47,41 +51,40 @@ class AdaptedTask:
         return dict(self.card.get("learned_from", {}))
 
     @property
-    def completed(self) -> tuple[str, ...]:
-        """The labels whose labelled volumes were completed; cards that do not say it are of heads that were."""
+    def pseudo_labelled(self) -> tuple[str, ...]:
+        """The labels whose labelled volumes got pseudo-labels; so did those of cards that do not say it."""
         return tuple(self.card.get("completed", self.labels))
 
     def lacks(self, volume: str) -> tuple[str, ...]:
-        """The labels that have to be completed before they are looked for in a volume: it has no slice of them."""
+        """The labels that need pseudo-labels before they are looked for in a volume: it has no slice of them."""
         return tuple(
-            label for label, bank in self.banks.items() if label not in self.completed and not bank.annotated(volume)
+            label
+            for label, bank in self.banks.items()
+            if label not in self.pseudo_labelled and not bank.annotated(volume)
         )
 
-    def check(self, label: str) -> SupportCheck:
+    def support_check(self, label: str) -> SupportCheck:
         """How the decoder does on the labelled slices of a label; cards that do not say it know nothing."""
         return SupportCheck(**self.card.get("support_check", {}).get(label, {}))
 
     def without(self, left_out: Mapping[str, Collection[int]]) -> AdaptedTask:
-        """The same head, shown some slices less: label -> numbers in its bank. It takes no closer look."""
-        return replace(
-            self, banks={label: bank.without(left_out.get(label, ())) for label, bank in self.banks.items()}, close={}
-        )
+        """The same with some slices less: label -> numbers in its bank. It refines nothing in enlarged windows."""
+        banks = {label: bank.without(left_out.get(label, ())) for label, bank in self.banks.items()}
+        return replace(self, banks=banks, roi_banks={})
 
-    def begun_with(self, decoder: TargetDecoder) -> AdaptedTask:
-        """The same, with ``start`` where there is one: the decoder that it was adapted from."""
-        return replace(self, start=decoder if self.card.get("adapted") and decoder.pretrained else None)
+    def adapted_from(self, decoder: TargetDecoder) -> AdaptedTask:
+        """The same, with ``initial`` where there is one: the decoder that it was adapted from."""
+        return replace(self, initial=decoder if self.card.get("adapted") and decoder.pretrained else None)
 
     @property
     def support(self) -> SupportBanks:
-        """What it is shown, which stays on this machine."""
-        return SupportBanks(self.banks, self.close, self.atlases)
+        """Its support, which stays on this machine."""
+        return SupportBanks(self.banks, self.roi_banks, self.atlases)
 
-    def showing(self, support: SupportBanks, local: Mapping[str, Any]) -> AdaptedTask:
-        """The same shown the labelled slices themselves, with what the card says of them on this machine only."""
+    def with_support(self, support: SupportBanks, local: Mapping[str, Any]) -> AdaptedTask:
+        """The same with the labelled slices themselves, and what the card says of them on this machine only."""
         card = {**self.card, **{name: local[name] for name in LOCAL if name in local}}
-        return replace(
-            self, banks=support.banks, close=support.close, atlases=support.atlases, card=card, summarised=False
-        )
+        return replace(self, **vars(support), card=card, summarised=False)
 
     def checkpoint(self, base: TargetDecoder) -> TaskCheckpoint:
         """What may leave the machine. ``base`` is the decoder as it came with the encoder's weights."""
@@ -91,8 +94,8 @@ class AdaptedTask:
 
     @classmethod
     def of(cls, checkpoint: TaskCheckpoint, base: TargetDecoder, name: str) -> AdaptedTask:
-        """The head of a task checkpoint alone, without the labelled slices. Raises UnusableCheckpoint."""
+        """That of a task checkpoint alone, without the labelled slices. Raises UnusableCheckpoint."""
         decoder = checkpoint.adapted(base, name)
         side = base.logits_side
         banks = {label: target.bank(side) for label, target in checkpoint.targets.items()}
-        return cls(decoder, banks, checkpoint.card, summarised=bool(banks)).begun_with(base)
+        return cls(decoder, banks, checkpoint.card, summarised=bool(banks)).adapted_from(base)

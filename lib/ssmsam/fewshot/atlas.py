@@ -1,8 +1,8 @@
 """Labelled volumes as atlases: registered with another volume, they say where in it the target is.
 
 The mask of another patient's slice in the same place misleads a decoder (see SSM-SAM's mask attention, which is for
-neighbours). Carried over by registration of the whole volumes it lies where the target is, if not on its outline. How
-far registration there and back contradicts itself goes with it; what that means the decoder has learned. Ours.
+neighbours). Propagated by registration of the whole volumes it lies where the target is, if not on its outline. How
+far the registration is from inverse consistent goes with it; what that means the decoder has learned. Ours.
 """
 
 from __future__ import annotations
@@ -14,28 +14,25 @@ import numpy as np
 import torch
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.config import ATLAS_ERROR_CELLS, ATLAS_REACH, ATLAS_STEPS
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.progress import Progress, silent
-from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
-from ssmsam.registration.register import Registration, register
+from ssmsam.registration.register import CoarseVolume, Registration, indices, places_of, register, sampled
 from ssmsam.volume.volume import Grid
-
-STEPS = 4
-"""Distances are kept in so many parts of a cell."""
 
 
 @dataclass(frozen=True, eq=False)
 class Guide:
     """What atlases say of a label on n slices: ``distances`` (n, S, S) in cells of the atlases, positive inside the
-    carried mask, ``trust`` (n, S, S) in each cell and ``likelihood``, how well the whole mask was carried; the last two
-    in [0, 1]."""
+    propagated mask, ``trust`` (n, S, S) in each cell and ``likelihood``, how well the whole mask was propagated; the
+    last two in [0, 1]."""
 
     distances: np.ndarray
     trust: np.ndarray
     likelihood: float
 
     def maps(self, rows: Sequence[int]) -> torch.Tensor:
-        """What a decoder is shown of some of the slices: see :func:`drawn_maps`."""
+        """What a decoder is told of some of the slices: see :func:`drawn_maps`."""
         return drawn_maps(self.distances[rows], self.trust[rows], self.likelihood)
 
 
@@ -60,7 +57,7 @@ class Atlas:
         rows = [k for k in range(len(bank)) if bank.volumes[k] == source.key.digest]
         known = bank.distances[rows] * bank.cell_mm[rows, None, None]
         cells = distances_on(self.grid, known, bank.positions[rows], source) / self.grid.spacing[0]
-        kept = (cells * STEPS).round().clamp(-127, 127).to(torch.int8)
+        kept = (cells * ATLAS_STEPS).round().clamp(-127, 127).to(torch.int8)
         return replace(self, distances={**self.distances, label: kept})
 
     @property
@@ -101,51 +98,61 @@ def guide_for(
 
     Several are averaged, see :func:`averaged`. Every pair of volumes is registered once and kept in memory for a while.
     """
-    told = []
+    found = []
     for atlas in atlases:
         if label in atlas.distances and atlas.volume != query.key.digest:
             registration = registered(atlas, query, progress=progress)
-            told.append(carried_to(query, slices, side, registration, atlas.distances[label].float() / STEPS))
-    return Guide(*averaged(told)) if told else None
+            found.append(propagated_to(query, slices, side, registration, atlas.distances[label].float() / ATLAS_STEPS))
+    return Guide(*averaged(found)) if found else None
 
 
-def carried_to(
+def guides_for(
+    atlases: Sequence[Atlas],
+    banks: Mapping[str, SupportBank],
+    query: VolumeEmbeddings,
+    slices: Sequence[int],
+    side: int,
+    *,
+    progress: Progress = silent,
+) -> dict[str, Guide]:
+    """What atlases say of the labels of which no slice is annotated in this volume: see :func:`guide_for`."""
+    order = sorted(slices)
+    wanted = [label for label, bank in banks.items() if not bank.annotated(query.key.digest)]
+    found = {label: guide_for(atlases, label, query, order, side, progress=progress) for label in wanted}
+    return {label: guide for label, guide in found.items() if guide is not None}
+
+
+def propagated_to(
     query: VolumeEmbeddings, slices: Sequence[int], side: int, registration: Registration, distances: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """What ``distances`` (D', H', W') in cells of the moving volume say of a query's slices: distances in cells and
-    trust (n, side, side), and how well the whole mask was carried."""
-    inside = registration.carried(distances)
+    trust (n, side, side), and how well the whole mask was propagated."""
+    inside = registration.propagated(distances)
     error = registration.error_mm / registration.grid.spacing[0]
-    trust = torch.exp(-0.5 * (error / _ERROR_CELLS) ** 2)
+    trust = torch.exp(-0.5 * (error / ATLAS_ERROR_CELLS) ** 2)
     cells = cells_of(torch.stack([inside, trust]), registration.grid, query, slices, side)
     return cells[0], cells[1], _quality(inside, error)
 
 
-_ERROR_CELLS = 4.5
-"""Cells that registration there and back may be off to be trusted by 0.6: a unit, the decoder learns what it means."""
-_REACH = 8.0
-"""Cells from the border of a carried mask beyond which it is not said with more certainty: a guess."""
-
-
 def _quality(inside: torch.Tensor, error: torch.Tensor) -> float:
-    """How well a whole mask was carried, in [0, 1]: the median error within it beside its inner radius. ``inside`` and
-    ``error`` (D, H, W) are in cells; small targets are missed more easily."""
+    """How well a whole mask was propagated, in [0, 1]: the median error within it beside its inner radius. ``inside``
+    and ``error`` (D, H, W) are in cells; small targets are missed more easily."""
     mask = inside > 0
     return float(torch.exp(-error[mask].median() / inside.max())) if mask.any() else 0.0
 
 
-def averaged(told: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray, float]:
+def averaged(guides: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray, float]:
     """What several volumes say, each with distances and trust (n, S, S) and how likely it is right, as one: distances
     are averaged in each cell by how far they are trusted there."""
-    trusts = np.stack([trust * (1e-3 + likely) for _, trust, likely in told])
-    distance = (trusts * np.stack([one[0] for one in told])).sum(0) / np.maximum(trusts.sum(0), 1e-6)
-    return distance, np.max([one[1] for one in told], axis=0), max(one[2] for one in told)
+    trusts = np.stack([trust * (1e-3 + likely) for _, trust, likely in guides])
+    distance = (trusts * np.stack([one[0] for one in guides])).sum(0) / np.maximum(trusts.sum(0), 1e-6)
+    return distance, np.max([one[1] for one in guides], axis=0), max(one[2] for one in guides)
 
 
 def drawn_maps(distance: np.ndarray, trust: np.ndarray, likely: float) -> torch.Tensor:
-    """What a decoder is shown of carried masks on n slices, from ``distance`` (n, S, S) in cells and ``trust``
+    """What a decoder is told of propagated masks on n slices, from ``distance`` (n, S, S) in cells and ``trust``
     (n, S, S): (n, 3, S, S) in [-1, 1]."""
-    maps = [np.clip(distance, -_REACH, _REACH) / _REACH, trust, np.full_like(trust, likely)]
+    maps = [np.clip(distance, -ATLAS_REACH, ATLAS_REACH) / ATLAS_REACH, trust, np.full_like(trust, likely)]
     return torch.from_numpy(np.stack(maps, axis=1).astype(np.float32))
 
 

@@ -22,33 +22,33 @@ from ssmsam.models.fewshot_decoder import TargetDecoder
 _KEY = "support_key"
 
 
-def write_head(path: Path, head: AdaptedTask, *, base: TargetDecoder, cache: SupportCache) -> None:
-    """Write the checkpoint of a head, and unless it is from elsewhere what stays here of it.
+def write_task(path: Path, task: AdaptedTask, *, base: TargetDecoder, cache: SupportCache) -> None:
+    """Write the checkpoint of a task, and unless it is from elsewhere what stays here of it.
 
     ``base`` is the decoder that came with the encoder's weights. Readers see the old files or the new ones.
     """
-    data = head.checkpoint(base).to_bytes()
-    if not head.summarised:
-        _write_support(path, head, hashlib.sha256(data).hexdigest(), cache)
+    data = task.checkpoint(base).to_bytes()
+    if not task.summarised:
+        _write_support(path, task, hashlib.sha256(data).hexdigest(), cache)
     write_bytes(path, data)
 
 
-def write_support(path: Path, head: AdaptedTask, *, cache: SupportCache) -> None:
-    """Keep the labelled slices of a head that were made again. Its checkpoint stays as it is."""
-    _write_support(path, head, hashlib.sha256(path.read_bytes()).hexdigest(), cache)
+def write_support(path: Path, task: AdaptedTask, *, cache: SupportCache) -> None:
+    """Keep the labelled slices of a task that were made again. Its checkpoint stays as it is."""
+    _write_support(path, task, hashlib.sha256(path.read_bytes()).hexdigest(), cache)
 
 
-def read_head(path: Path, *, base: TargetDecoder, weights_sha256: str, cache: SupportCache) -> AdaptedTask:
-    """The head of a checkpoint with the labelled slices that it was adapted to where these are in the cache,
+def read_task(path: Path, *, base: TargetDecoder, weights_sha256: str, cache: SupportCache) -> AdaptedTask:
+    """The task of a checkpoint with the labelled slices that it was adapted to where these are in the cache,
     ``summarised`` where not. ``base`` stays as it is.
 
     Raises :class:`~ssmsam.fewshot.task_checkpoint.UnusableCheckpoint`, and FileNotFoundError.
     """
     checkpoint = TaskCheckpoint.load(path)
     checkpoint.require_made_with(base, weights_sha256, path.name)
-    head, local = AdaptedTask.of(checkpoint, base, path.name), read_local(path)
-    support = cache.find(str(local[_KEY]), head.decoder) if local else None
-    return head if support is None else head.showing(support, local)
+    task, local = AdaptedTask.of(checkpoint, base, path.name), read_local(path)
+    support = cache.find(str(local[_KEY]), task.decoder) if local else None
+    return task if support is None else task.with_support(support, local)
 
 
 def read_local(path: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def read_local(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and found.get(_KEY) else {}
 
 
-def remove_head(path: Path, *, cache: SupportCache) -> None:
+def remove_task(path: Path, *, cache: SupportCache) -> None:
     """Remove a checkpoint and all that belongs to it."""
     if local := read_local(path):
         cache.remove(str(local[_KEY]))
@@ -68,11 +68,11 @@ def remove_head(path: Path, *, cache: SupportCache) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _write_support(path: Path, head: AdaptedTask, digest: str, cache: SupportCache) -> None:
-    before, key = read_local(path).get(_KEY), support_key(head.card, digest)
-    if head.banks:
-        cache.put(key, head.support)
-    local = {**{name: head.card[name] for name in LOCAL if name in head.card}, _KEY: key}
+def _write_support(path: Path, task: AdaptedTask, digest: str, cache: SupportCache) -> None:
+    before, key = read_local(path).get(_KEY), support_key(task.card, digest)
+    if task.banks:
+        cache.put(key, task.support)
+    local = {**{name: task.card[name] for name in LOCAL if name in task.card}, _KEY: key}
     write_bytes(path.with_suffix(".json"), json.dumps(local, indent=1).encode())
     if before and before != key:
         cache.remove(str(before))
@@ -82,8 +82,8 @@ READABLE = (4, 5)
 """Files of format 4 have no atlases."""
 
 
-def read_old_head(path: Path, base: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
-    """The head of a file of an earlier version. Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
+def read_old_task(path: Path, base: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
+    """The task of a file of an earlier version. Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
     card = raw_card(path)
     if card.get("format") not in READABLE:
         raise UnusableCheckpoint(f"{path.name} has format {card.get('format')!r} and cannot be read: adapt again")
@@ -99,13 +99,11 @@ def read_old_head(path: Path, base: TargetDecoder, *, weights_sha256: str) -> Ad
         decoder.load_state_dict(
             {name.removeprefix("decoder."): one for name, one in tensors.items() if name.startswith("decoder.")}
         )
-        shown = SupportBanks.from_parts(tensors, card, decoder)
+        support = SupportBanks.from_parts(tensors, card, decoder)
         counts = {label: len(slices) for label, slices in card.get("support", {}).items()}
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UnusableCheckpoint(f"{path.name} lacks parts of a head: adapt again. {error}") from error
+        raise UnusableCheckpoint(f"{path.name} lacks parts of a task: adapt again. {error}") from error
     kept = {name: value for name, value in card.items() if name not in ("format", "volumes", "atlases")}
     kept = {"learned_from": counts, **kept}
-    head = AdaptedTask(
-        decoder.eval().requires_grad_(False), shown.banks, kept, close=shown.close, atlases=shown.atlases
-    )
-    return head.begun_with(base)
+    task = AdaptedTask(decoder.eval().requires_grad_(False), card=kept, **vars(support))
+    return task.adapted_from(base)

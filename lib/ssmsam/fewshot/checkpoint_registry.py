@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_head, read_local, read_old_head, remove_head, write_head, write_support
+from ssmsam.fewshot.checkpoint_files import read_local, read_old_task, read_task, remove_task, write_support, write_task
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import (
     FEWSHOT,
@@ -45,7 +45,7 @@ class UnknownCheckpoint(LookupError):
 
 @dataclass(frozen=True)
 class RegistryState:
-    """``active`` is the head that answers, "" for none yet; a ``pinned`` one answers whatever is annotated later.
+    """``active`` is the checkpoint that answers, "" for none yet; a ``pinned`` one answers whatever is annotated later.
 
     ``previous`` answered before it, "" for none.
     """
@@ -109,7 +109,7 @@ class CheckpointRegistry:
         return self._path(name)
 
     def load(self, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
-        """A head with the labelled slices that it was adapted to where these are in the cache, ``summarised`` where
+        """A task with the labelled slices that it was adapted to where these are in the cache, ``summarised`` where
         not. ``decoder`` is the one that came with the encoder's weights, and stays as it is. A file of an earlier
         version is replaced by a task checkpoint.
 
@@ -117,7 +117,7 @@ class CheckpointRegistry:
         """
         path = self.path(name)
         try:
-            return read_head(path, base=decoder, weights_sha256=weights_sha256, cache=self.cache)
+            return read_task(path, base=decoder, weights_sha256=weights_sha256, cache=self.cache)
         except OldCheckpoint:
             return self._migrated(name, decoder, weights_sha256)
 
@@ -126,31 +126,31 @@ class CheckpointRegistry:
         known here."""
         return {key: value for key, value in read_local(self._path(name)).items() if key in LOCAL}
 
-    def publish(self, head: AdaptedTask, *, decoder: TargetDecoder, activate: bool = True) -> str:
-        """Put a new head's checkpoint here; its name. It becomes the active one unless another is pinned.
+    def publish(self, task: AdaptedTask, *, decoder: TargetDecoder, activate: bool = True) -> str:
+        """Put a new task's checkpoint here; its name. It becomes the active one unless another is pinned.
 
         ``decoder`` is the one that came with the encoder's weights.
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
         name = f"{stamp}-{secrets.token_hex(4)}"
         with self._lock():
-            write_head(self._path(name), head, base=decoder, cache=self.cache)
+            write_task(self._path(name), task, base=decoder, cache=self.cache)
             if activate and not self.state.pinned:
                 self._answer(name)
             self._tidy()
         return name
 
-    def replace(self, name: str, head: AdaptedTask, *, decoder: TargetDecoder) -> None:
-        """Put a head that knows more in the place of the one of that name. One that was removed meanwhile stays so."""
+    def replace(self, name: str, task: AdaptedTask, *, decoder: TargetDecoder) -> None:
+        """Put a task that knows more in the place of the one of that name. One that was removed meanwhile stays so."""
         with self._lock():
             if self._path(name).is_file():
-                write_head(self._path(name), head, base=decoder, cache=self.cache)
+                write_task(self._path(name), task, base=decoder, cache=self.cache)
 
-    def remember(self, name: str, head: AdaptedTask) -> None:
-        """Keep the labelled slices of a head that were made again. Its checkpoint stays as it is."""
+    def remember(self, name: str, task: AdaptedTask) -> None:
+        """Keep the labelled slices of a task that were made again. Its checkpoint stays as it is."""
         with self._lock():
             if self._path(name).is_file():
-                write_support(self._path(name), head, cache=self.cache)
+                write_support(self._path(name), task, cache=self.cache)
 
     def migrate(self, decoder: TargetDecoder, *, weights_sha256: str) -> None:
         """Turn the files of earlier versions into task checkpoints; others are not offered."""
@@ -182,32 +182,32 @@ class CheckpointRegistry:
         return name
 
     def activate(self, name: str, *, pin: bool) -> RegistryState:
-        """Let a head answer: for going back to an earlier one, and with ``pin`` until :meth:`unpin`."""
+        """Let a checkpoint answer: for going back to an earlier one, and with ``pin`` until :meth:`unpin`."""
         self.path(name)
         with self._lock():
             self._answer(name, pin=pin)
         return self.state
 
     def deactivate(self) -> RegistryState:
-        """Let no head answer."""
+        """Let no checkpoint answer."""
         with self._lock():
             self._answer("")
         return self.state
 
     def roll_back(self) -> RegistryState:
-        """Let what answered before the active head answer again, which may be none: then ``active`` is ""."""
+        """Let what answered before the active one answer again, which may be none: then ``active`` is ""."""
         with self._lock():
             self._answer(self.state.previous)
         return self.state
 
     def unpin(self) -> RegistryState:
-        """Let newer heads take over again."""
+        """Let newer ones take over again."""
         with self._lock():
             self._write(replace(self.state, pinned=False))
         return self.state
 
     def remove(self, name: str) -> None:
-        """Raises :class:`UnknownCheckpoint`, and ValueError for the active head."""
+        """Raises :class:`UnknownCheckpoint`, and ValueError for the active one."""
         self.path(name)
         with self._lock():
             if self.state.active == name:
@@ -223,11 +223,11 @@ class CheckpointRegistry:
         return {**read_card(self._path(name)), **self.labelled(name)}
 
     def _migrated(self, name: str, decoder: TargetDecoder, weights_sha256: str) -> AdaptedTask:
-        """The head of an old file, whose place a task checkpoint and the cache take."""
-        head = read_old_head(self._path(name), decoder, weights_sha256=weights_sha256)
-        self.replace(name, head, decoder=decoder)
+        """The task of an old file, whose place a task checkpoint and the cache take."""
+        task = read_old_task(self._path(name), decoder, weights_sha256=weights_sha256)
+        self.replace(name, task, decoder=decoder)
         logger.info("the head %s of an earlier version was turned into a task checkpoint", name)
-        return head
+        return task
 
     def _lock(self) -> FileLock:
         private_folder(self.folder)
@@ -253,4 +253,4 @@ class CheckpointRegistry:
                 self._unlink(name)
 
     def _unlink(self, name: str) -> None:
-        remove_head(self._path(name), cache=self.cache)
+        remove_task(self._path(name), cache=self.cache)

@@ -1,4 +1,4 @@
-"""What the decoder learns from: labelled slices as queries, each shown the others and never itself."""
+"""What the decoder learns from: labelled slices as queries, each with the others as context and never itself."""
 
 from __future__ import annotations
 
@@ -10,33 +10,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder, stacked
+from ssmsam.fewshot.config import AdaptationConfig, SupportBankConfig, ViewConfig
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig, drawn_known, drawn_unknown, stacked
+from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_known, drawn_unknown
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import CrossAttentionFeatures, DecoderContext, TargetDecoder
-from ssmsam.models.prompt_decoder import draw_mask
+from ssmsam.models.frame import draw_mask
 from ssmsam.progress import Progress, silent
 
 _BATCH = 8
 
 
-@dataclass(frozen=True)
-class ViewConfig:
-    """How labelled slices are varied, all of them alike in one view. Ranges are symmetric around no change."""
-
-    views: int = 3
-    """Besides the slices as they are."""
-    rotation_deg: float = 12.0
-    scale: float = 0.15
-    shift: float = 0.08
-    """Of the input's side."""
-    gamma: float = 0.3
-
-
 @dataclass(frozen=True, eq=False)
 class View:
-    """Slices in one look: their embeddings, and how they were moved, None for not at all."""
+    """Slices in one view: their embeddings, and how they were moved, None for not at all."""
 
     embedding: Embedding
     matrix: torch.Tensor | None = None
@@ -63,9 +51,9 @@ def embedded_views(
     for number in range(config.views):
         progress("views", number, config.views)
         matrix = _matrix(rng, config)
-        looks = _moved(inputs, matrix).clamp(0, 1) ** _gamma(rng, config)
+        varied = _moved(inputs, matrix).clamp(0, 1) ** _gamma(rng, config)
         encoded = []
-        for batch in looks.split(_BATCH):
+        for batch in varied.split(_BATCH):
             encoded += [embedder.embedding_of(half) for half in embedder.encode(batch, urgent=True)]
         made.append(View(stacked(encoded), matrix))
     progress("views", config.views, config.views)
@@ -73,7 +61,7 @@ def embedded_views(
 
 
 def random_move(rng: np.random.Generator, config: ViewConfig) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
-    """One random look: how images (N, C, h, w) are moved, and the gamma of their contrast."""
+    """One random view: how images (N, C, h, w) are moved, and the gamma of their contrast."""
     return partial(_moved, matrix=_matrix(rng, config)), _gamma(rng, config)
 
 
@@ -101,11 +89,11 @@ _ELSEWHERE = ""
 
 @dataclass(frozen=True, eq=False)
 class QueryBatch:
-    """N queries with what they are shown and have read, their masks and where those are truth (N, 1, S, S)."""
+    """N queries with their context and what they read of it, their masks and where those are truth (N, 1, S, S)."""
 
     embedding: Embedding
-    shown: DecoderContext
-    reading: CrossAttentionFeatures
+    context: DecoderContext
+    features: CrossAttentionFeatures
     masks: torch.Tensor
     known: torch.Tensor
     judged: bool = False
@@ -122,36 +110,39 @@ class AdaptationTask:
     known: torch.Tensor
     decoder: TargetDecoder
     config: SupportBankConfig
-    _asked: dict[tuple, tuple[DecoderContext, CrossAttentionFeatures]] = field(default_factory=dict)
+    _contexts: dict[tuple, tuple[DecoderContext, CrossAttentionFeatures]] = field(default_factory=dict)
 
     def query_batch(self, numbers: Sequence[int], *, hidden: Sequence[int] = ()) -> QueryBatch:
-        """Some slices as queries, each shown all the others but the ``hidden``."""
-        return self._query_batch(numbers, [self._shown(number, (number, *hidden)) for number in numbers])
+        """Some slices as queries, each with all the others but the ``hidden`` as context."""
+        return self._query_batch(numbers, [self._context(number, (number, *hidden)) for number in numbers])
 
     def query_batch_from(
         self, numbers: Sequence[int], other: AdaptationTask, *, hidden: Sequence[int] = ()
     ) -> QueryBatch:
-        """The same slices shown in ``other`` view, as if they were of another volume: for a single slice."""
-        return self._query_batch(numbers, [self._shown_elsewhere(number, other, hidden) for number in numbers])
+        """The same slices with their context in ``other`` view, as if that were of another volume: for a single
+        slice."""
+        return self._query_batch(numbers, [self._context_elsewhere(number, other, hidden) for number in numbers])
 
-    def _shown(self, number: int, without: tuple[int, ...]) -> tuple[DecoderContext, CrossAttentionFeatures]:
-        if (number, without) not in self._asked:
+    def _context(self, number: int, without: tuple[int, ...]) -> tuple[DecoderContext, CrossAttentionFeatures]:
+        if (number, without) not in self._contexts:
             volume, position = self.bank.volumes[number], float(self.bank.positions[number])
-            looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
-            shown = self.bank.shown(volume, [position], looks, centres, config=self.config, without=without)
-            self._asked[number, without] = shown, self._read(number, shown)
-        return self._asked[number, without]
+            descriptors, centres = self.bank.descriptors[number][None], self.bank.centres[number][None]
+            context = self.bank.context_at(
+                volume, [position], descriptors, centres, config=self.config, without=without
+            )
+            self._contexts[number, without] = context, self._read(number, context)
+        return self._contexts[number, without]
 
-    def _shown_elsewhere(
+    def _context_elsewhere(
         self, number: int, other: AdaptationTask, hidden: Sequence[int]
     ) -> tuple[DecoderContext, CrossAttentionFeatures]:
-        looks, centres = self.bank.looks[number][None], self.bank.centres[number][None]
-        shown = other.bank.shown(_ELSEWHERE, [0.0], looks, centres, config=self.config, without=hidden)
-        return shown, self._read(number, shown)
+        descriptors, centres = self.bank.descriptors[number][None], self.bank.centres[number][None]
+        context = other.bank.context_at(_ELSEWHERE, [0.0], descriptors, centres, config=self.config, without=hidden)
+        return context, self._read(number, context)
 
     @torch.no_grad()
-    def _read(self, number: int, shown: DecoderContext) -> CrossAttentionFeatures:
-        return self.decoder.read(picked(self.embedding, [number]), shown)
+    def _read(self, number: int, context: DecoderContext) -> CrossAttentionFeatures:
+        return self.decoder.cross_attention(picked(self.embedding, [number]), context)
 
     def _query_batch(
         self, numbers: Sequence[int], parts: list[tuple[DecoderContext, CrossAttentionFeatures]]
@@ -159,12 +150,16 @@ class AdaptationTask:
         index = torch.tensor(list(numbers), device=self.masks.device)
         return QueryBatch(
             picked(self.embedding, numbers),
-            padded([shown for shown, _ in parts]),
-            CrossAttentionFeatures.cat([read for _, read in parts]),
+            padded([context for context, _ in parts]),
+            CrossAttentionFeatures.cat([features for _, features in parts]),
             self.masks[index],
             self.known[index],
             judged=not self.bank.shows.all(),
         )
+
+
+AdaptationTasks = Mapping[str, Sequence[AdaptationTask]]
+"""Label -> its task in every view, the slices as they are first."""
 
 
 def picked(embedding: Embedding, numbers: Sequence[int]) -> Embedding:
@@ -183,11 +178,11 @@ def with_truth(
     query_batch: QueryBatch, bank: SupportBank, numbers: Sequence[int], shares: Sequence[float]
 ) -> QueryBatch:
     """The same with a share of each query's own signed distance in its prior, where it has one."""
-    shown = query_batch.shown
-    truth = torch.from_numpy(bank.distances[list(numbers)])[:, None].to(shown.prior)
-    share = torch.tensor(shares, device=shown.prior.device, dtype=shown.prior.dtype) * (shown.trust.amax(1) > 0)
+    context = query_batch.context
+    truth = torch.from_numpy(bank.distances[list(numbers)])[:, None].to(context.prior)
+    share = torch.tensor(shares, device=context.prior.device, dtype=context.prior.dtype) * (context.trust.amax(1) > 0)
     share = share[:, None, None, None]
-    return replace(query_batch, shown=replace(shown, prior=(1 - share) * shown.prior + share * truth))
+    return replace(query_batch, context=replace(context, prior=(1 - share) * context.prior + share * truth))
 
 
 def adaptation_tasks(
@@ -195,29 +190,27 @@ def adaptation_tasks(
     embedder: Embedder,
     decoder: TargetDecoder,
     *,
-    config: ViewConfig,
-    bank: SupportBankConfig,
-    seed: int,
+    config: AdaptationConfig,
     progress: Progress = silent,
-) -> Mapping[str, list[AdaptationTask]]:
+) -> AdaptationTasks:
     """Label -> its labelled slices in every view, as they are first. The encoder runs for the views and not after."""
     support = checked(support)
     unique: dict[tuple[str, int], LabelledSlice] = {}
     for slices in support.values():
         unique |= {(one.volume, one.index): one for one in slices}
-    config = config if decoder.varies else replace(config, views=0)
-    views = embedded_views(list(unique.values()), embedder, config=config, seed=seed, progress=progress)
+    varied = config.views if decoder.varies else replace(config.views, views=0)
+    views = embedded_views(list(unique.values()), embedder, config=varied, seed=config.seed, progress=progress)
     rows = {key: row for row, key in enumerate(unique)}
-    seen = [_Seen.of(list(unique.values()), view, decoder) for view in views]
+    encoded = [_EncodedView.of(list(unique.values()), view, decoder) for view in views]
     made: dict[str, list[AdaptationTask]] = {}
     for label, slices in support.items():
         numbers = [rows[one.volume, one.index] for one in slices]
-        made[label] = [_adaptation_task(slices, one, numbers, decoder, bank) for one in seen]
+        made[label] = [_adaptation_task(slices, one, numbers, decoder, config.bank) for one in encoded]
     return made
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _EncodedView:
     """All labelled slices in one view as a decoder reads them, and the moments of those that are known as a whole."""
 
     view: View
@@ -226,23 +219,27 @@ class _Seen:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, slices: Sequence[LabelledSlice], view: View, decoder: TargetDecoder) -> _Seen:
+    def of(cls, slices: Sequence[LabelledSlice], view: View, decoder: TargetDecoder) -> _EncodedView:
         embedding = _channels_last(decoder.view(view.embedding))
         whole = torch.cat([drawn_known(replace(one, known=None), decoder.logits_side) for one in slices])
         return cls(view, embedding, decoder.moments(embedding, view.moved(whole.to(embedding["image"].device))))
 
 
 def _adaptation_task(
-    slices: Sequence[LabelledSlice], seen: _Seen, rows: Sequence[int], decoder: TargetDecoder, config: SupportBankConfig
+    slices: Sequence[LabelledSlice],
+    encoded: _EncodedView,
+    rows: Sequence[int],
+    decoder: TargetDecoder,
+    config: SupportBankConfig,
 ) -> AdaptationTask:
     side = decoder.logits_side
-    view, device = seen.view, seen.embedding["image"].device
+    view, device = encoded.view, encoded.embedding["image"].device
     masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
     known = torch.cat([drawn_known(one, side).to(device) for one in slices])
     unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
-    embedding = picked(seen.embedding, rows)
-    whole = seen.moments is not None and all(one.known is None for one in slices)
-    moments = seen.moments[list(rows)] if whole and seen.moments is not None else None
+    embedding = picked(encoded.embedding, rows)
+    whole = encoded.moments is not None and all(one.known is None for one in slices)
+    moments = encoded.moments[list(rows)] if whole and encoded.moments is not None else None
     masks, known = view.moved(masks), view.moved(known)
     bank = SupportBank.from_tensors(
         embedding["image"],
@@ -265,7 +262,7 @@ def _channels_last(embedding: Embedding) -> Embedding:
 
 
 def padded(several: Sequence[DecoderContext]) -> DecoderContext:
-    """What several queries are shown as one batch; missing tokens and cells count as not given."""
+    """The contexts of several queries as one batch; missing tokens and cells count as not given."""
     fields = {name: [getattr(one, name) for one in several] for name in vars(several[0])}
     return DecoderContext(**{name: torch.cat(_of_one_length(tensors)) for name, tensors in fields.items()})
 

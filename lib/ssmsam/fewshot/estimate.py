@@ -10,19 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmsam.fewshot.adaptation import AdaptationConfig, AdaptationTasks, fit
-from ssmsam.fewshot.episodes import AdaptationTask, tally
-from ssmsam.fewshot.proposals import BATCH
+from ssmsam.fewshot.adaptation import fit
+from ssmsam.fewshot.config import BATCH, CHECKED_SLICES, LEAST_GAIN, LEAST_SLICES, STOPS, AdaptationConfig
+from ssmsam.fewshot.episodes import AdaptationTask, AdaptationTasks, tally
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Progress, silent, stop_if_cancelled
-
-LEAST_GAIN = 0.01
-"""By how much Dice has to rise on held-out slices for an adapted decoder to be kept."""
-STOPS = (1.0, 2 / 3, 1 / 3)
-"""Shares of the steps after which held-out slices are judged; of equally good ones the first is taken."""
-LEAST_SLICES = 3
-"""With fewer slices that show a label, nothing can be held out and still be learned from."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def cross_validated(
     folds: int,
     progress: Progress = silent,
 ) -> dict[str, Estimate]:
-    """Label -> estimate, for the labels with enough slices. Each fold's slices are neither learned from nor shown.
+    """Label -> estimate, for the labels with enough slices. Each fold's slices are neither learned from nor context.
 
     Folds get a share of the steps, so that all of them together take as long as one adaptation. Without any step
     ``after`` is ``before``.
@@ -118,12 +111,13 @@ def _held_out(adaptation_task: AdaptationTask, fold: int, folds: int) -> tuple[i
 
 @torch.inference_mode()
 def overlap(decoder: TargetDecoder, adaptation_task: AdaptationTask, held_out: Sequence[int]) -> np.ndarray:
-    """Twice the overlap and the sum of both areas, in cells, over slices shown only what is not held out: (2,)."""
+    """Twice the overlap and the sum of both areas, in cells, over slices whose context is only what is not held out:
+    (2,)."""
     total = np.zeros(2)
     for number in held_out:
         query_batch = adaptation_task.query_batch([number], hidden=tuple(held_out))
         total += tally(
-            decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading).logits > 0, query_batch
+            decoder(query_batch.embedding, query_batch.context, features=query_batch.features).logits > 0, query_batch
         )
     return total
 
@@ -133,14 +127,10 @@ def _dice(tally: np.ndarray) -> float:
 
 
 def mean_estimate(card: Mapping[str, Any]) -> float | None:
-    """The mean over labels of what a head's card estimates; None where nothing could be held out."""
+    """The mean over labels of what a task's card estimates; None where nothing could be held out."""
     name = "after" if card.get("adapted") else "before"
     found = [one[name] for one in card.get("dice_estimate", {}).values()]
     return float(np.mean(found)) if found else None
-
-
-_MOST_SLICES = 16
-"""Of more labelled slices so many are asked for, evenly spread: a guess, which bounds the time."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +151,13 @@ def check_support(decoder: TargetDecoder, adaptation_task: AdaptationTask) -> Su
     shows = adaptation_task.bank.shows
     if shows.sum() < 2:
         return SupportCheck()
-    asked = evenly_spaced(len(shows), _MOST_SLICES)
+    asked = evenly_spaced(len(shows), CHECKED_SLICES)
     presence, total = np.zeros(len(asked)), np.zeros(2)
     for start in range(0, len(asked), BATCH):
         stop_if_cancelled()
         numbers = asked[start : start + BATCH]
         query_batch = adaptation_task.query_batch(numbers)
-        proposal = decoder(query_batch.embedding, query_batch.shown, reading=query_batch.reading)
+        proposal = decoder(query_batch.embedding, query_batch.context, features=query_batch.features)
         presence[start : start + len(numbers)] = proposal.presence.sigmoid().cpu().numpy()
         # whether a mask is kept where the target is not, is for the volume head to say
         drawn = torch.from_numpy(shows[numbers]).to(proposal.logits.device)[:, None, None]

@@ -14,7 +14,7 @@ from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_start
-from ssmsam.models.fewshot_registry import load_target_decoder
+from ssmsam.models.registry import load_target_decoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
 from ssmsam.models.weights import find_made_for, find_weights, weights_digest
 
@@ -130,4 +130,4 @@ class Initialisations:
 SSM_SAM = "ssm_sam"
 
 DECODERS: Mapping[str, Callable[..., TargetDecoder]] = {FEWSHOT: load_target_decoder, SSM_SAM: load_ssm_decoder}
-"""Method -> what loads its decoder, with the arguments of :func:`ssmsam.models.encoder_registry.load_encoder`."""
+"""Method -> what loads its decoder, with the arguments of :func:`ssmsam.models.registry.load_encoder`."""

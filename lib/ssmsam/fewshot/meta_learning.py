@@ -1,11 +1,10 @@
-"""The meta-learner: a start from which a few gradient steps on labelled slices go far.
+"""The meta-learner: an initialisation from which a few gradient steps on labelled slices go far.
 
 First-order MAML (Finn et al., 2017) as Zhang et al. (WACV 2024) use it: a copy of the decoder is adapted to the support
-of an episode, and the gradient of the query's loss at the *adapted* weights is applied to the start. The inner loop is
-the online optimiser itself, :func:`ssmsam.fewshot.adaptation.fit`. Its learning rates can be learned too, one for each
-group of parameters: with theta' = theta - exp(r) u, to first order dL/dr is the product of dL/dtheta' with
-theta' - theta.
-"""
+of an episode, and the gradient of the query's loss at the *adapted* weights is applied to the initialisation. The inner
+loop is the online optimiser itself, :func:`ssmsam.fewshot.adaptation.fit`. Its learning rates can be learned too, one
+for each group of parameters: with theta' = theta - exp(r) u, to first order dL/dr is the product of dL/dtheta' with
+theta' - theta."""
 
 from __future__ import annotations
 
@@ -19,8 +18,9 @@ import torch
 from torch import nn
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig, AdaptationTasks, fit, proposal_loss
-from ssmsam.fewshot.episodes import AdaptationTask, QueryBatch, adaptation_tasks
+from ssmsam.fewshot.adaptation import fit, proposal_loss
+from ssmsam.fewshot.config import HELD_OUT_OF, LEAST_SUPPORT, AdaptationConfig, MetaConfig
+from ssmsam.fewshot.episodes import AdaptationTask, AdaptationTasks, QueryBatch, adaptation_tasks
 from ssmsam.fewshot.estimate import Estimate, overlap
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support, checked
 from ssmsam.fewshot.support_bank import SupportBank
@@ -28,13 +28,11 @@ from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.progress import Progress, silent
 
-LEAST_SUPPORT = 2
-"""Slices of the support that must show the target, so that each can be asked for while another shows it."""
-
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """``views`` are one label's lessons, and ``query`` the numbers of the slices that adaptation never sees."""
+    """``views`` are one label's adaptation tasks, and ``query`` the numbers of the slices that adaptation never
+    sees."""
 
     label: str
     views: Sequence[AdaptationTask]
@@ -49,7 +47,7 @@ class Episode:
         return {self.label: self.query}
 
     def query_batch(self, *, most: int) -> QueryBatch:
-        """The query slices as they are, at most so many, each shown the support and no other query slice."""
+        """The query slices as they are, at most so many, with the support as context and no other query slice."""
         return self.views[0].query_batch(self.query[:most], hidden=self.query)
 
 
@@ -83,31 +81,9 @@ def episodes(tasks: AdaptationTasks, rng: np.random.Generator) -> Iterator[Episo
             yield Episode(label, tasks[label], query)
 
 
-_INNER = AdaptationConfig(steps=3, budget_s=float("inf"), warm_up=1)
-
-
-@dataclass(frozen=True)
-class MetaConfig:
-    """``steps`` of the outer AdamW, each over ``tasks`` episodes; ``budget_s`` bounds their time."""
-
-    steps: int = 100
-    budget_s: float = 600.0
-    tasks: int = 3
-    outer_rate: float = 2e-4
-    rates_rate: float = 0.05
-    """Step of the logarithms of the learning rates, where ``learn_rates``."""
-    learn_rates: bool = False
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    queries: int = 6
-    """At most this many query slices of an episode."""
-    inner: AdaptationConfig = _INNER
-    seed: int = 0
-
-
 @dataclass(frozen=True, eq=False)
 class MetaTrained:
-    """The new start, the mean query loss after adaptation of each outer step, and the seconds of all."""
+    """The new initialisation, the mean query loss after adaptation of each outer step, and the seconds of all."""
 
     decoder: TargetDecoder
     losses: tuple[float, ...]
@@ -115,7 +91,7 @@ class MetaTrained:
 
 
 class MetaLearner:
-    """Owns the start and its outer optimiser. ``decoder`` itself is changed, in place."""
+    """Owns the initialisation and its outer optimiser. ``decoder`` itself is changed, in place."""
 
     def __init__(self, decoder: TargetDecoder, *, config: MetaConfig) -> None:
         self.decoder = decoder
@@ -126,12 +102,12 @@ class MetaLearner:
             weight_decay=config.weight_decay,
         )
 
-    def step(self, tasks: Sequence[Episode], *, seed: int) -> float:
+    def step(self, episodes: Sequence[Episode], *, seed: int) -> float:
         """One outer step over some episodes: the mean loss on their queries after adaptation."""
         self._outer.zero_grad(set_to_none=True)
         losses, slopes = [], []
-        for number, task in enumerate(tasks):
-            loss, slope = self._through(task, seed + number, len(tasks))
+        for number, episode in enumerate(episodes):
+            loss, slope = self._through(episode, seed + number, len(episodes))
             losses.append(loss)
             slopes.append(slope)
         nn.utils.clip_grad_norm_(self.decoder.adaptable(), self.config.clip_norm)
@@ -140,21 +116,22 @@ class MetaLearner:
             self._learn_rates(self.decoder, np.mean(slopes, axis=0))
         return float(np.mean(losses))
 
-    def _through(self, task: Episode, seed: int, tasks: int) -> tuple[float, list[float]]:
-        """Adapt a copy to one episode, judge it on the query, and give the start the gradient.
+    def _through(self, episode: Episode, seed: int, episodes: int) -> tuple[float, list[float]]:
+        """Adapt a copy to one episode, judge it on the query, and give the initialisation the gradient.
 
         Also the slope of the loss over the logarithm of each group's learning rate.
         """
         inner = replace(self.config.inner, seed=seed)
-        fitted = fit(self.decoder, task.tasks, inner, held_out=task.held_out).decoder
+        fitted = fit(self.decoder, episode.tasks, inner, held_out=episode.held_out).decoder
         learned = [parameter.requires_grad_(True) for parameter in fitted.adaptable()]
-        query_batch = task.query_batch(most=self.config.queries)
-        proposal = fitted(query_batch.embedding, query_batch.shown, reading=query_batch.reading)
+        query_batch = episode.query_batch(most=self.config.queries)
+        proposal = fitted(query_batch.embedding, query_batch.context, features=query_batch.features)
         loss = proposal_loss(proposal, query_batch.masks, query_batch.known, judge_presence=query_batch.judged)
         gradients = torch.autograd.grad(loss, learned, allow_unused=True)
-        for start, gradient in zip(self.decoder.adaptable(), gradients, strict=True):
+        for initial, gradient in zip(self.decoder.adaptable(), gradients, strict=True):
             if gradient is not None:
-                start.grad = gradient / tasks if start.grad is None else start.grad + gradient / tasks
+                share = gradient / episodes
+                initial.grad = share if initial.grad is None else initial.grad + share
         return float(loss.detach()), self._slopes(fitted, dict(zip(map(id, learned), gradients, strict=True)))
 
     def _slopes(self, fitted: TargetDecoder, gradients: dict[int, torch.Tensor | None]) -> list[float]:
@@ -182,20 +159,21 @@ def meta_train(
     *,
     config: MetaConfig,
     progress: Progress = silent,
-    heard: Callable[[float], None] | None = None,
+    on_loss: Callable[[float], None] | None = None,
 ) -> MetaTrained:
-    """A new start from everything that is annotated; ``decoder`` stays as it is. ``heard`` is told each step's loss.
+    """A new initialisation from everything that is annotated; ``decoder`` stays as it is. ``on_loss`` gets each step's
+    loss.
 
     Raises :class:`~ssmsam.fewshot.support.NothingToLearn`. Raising :class:`~ssmsam.progress.Cancelled` in
     ``progress("meta", done, total)`` stops between two outer steps.
     """
 
-    start = copy.deepcopy(decoder).requires_grad_(False)
+    initial = copy.deepcopy(decoder).requires_grad_(False)
     tasks = adaptation_tasks(
-        support, embedder, start, config=config.inner.views, bank=config.inner.bank, seed=config.seed, progress=progress
+        support, embedder, initial, config=replace(config.inner, seed=config.seed), progress=progress
     )
     stream = episodes(tasks, np.random.default_rng(config.seed))
-    return trained(MetaLearner(start, config=config), stream, progress=progress, heard=heard)
+    return trained(MetaLearner(initial, config=config), stream, progress=progress, on_loss=on_loss)
 
 
 def trained(
@@ -203,7 +181,7 @@ def trained(
     stream: Iterator[Episode],
     *,
     progress: Progress = silent,
-    heard: Callable[[float], None] | None = None,
+    on_loss: Callable[[float], None] | None = None,
 ) -> MetaTrained:
     """Outer steps until their number or their time is used up."""
     config = learner.config
@@ -214,69 +192,64 @@ def trained(
         if time.perf_counter() - began > config.budget_s:
             break
         losses.append(learner.step([next(stream) for _ in range(config.tasks)], seed=config.seed + step * config.tasks))
-        if heard is not None:
-            heard(losses[-1])
+        if on_loss is not None:
+            on_loss(losses[-1])
     progress("meta", config.steps, config.steps)
     finished = learner.decoder.eval().requires_grad_(False)
     return MetaTrained(finished, tuple(losses), time.perf_counter() - began)
 
 
-LEAST_SLICES = 4
-"""So many slices of a volume have to show a label before one of them is set aside."""
-
-Aside = Mapping[str, tuple[int, ...]]
-"""Label -> which of its slices are set aside, as lessons number them."""
+HeldOut = Mapping[str, tuple[int, ...]]
+"""Label -> which of its slices are held out, as adaptation tasks number them."""
 
 
-def set_aside(support: Support) -> tuple[Support, Aside]:
+def hold_out(support: Support) -> tuple[Support, HeldOut]:
     """The slices to train on, and which are not: of each label and volume every fourth that shows the label.
 
     Raises :class:`~ssmsam.fewshot.support.NothingToLearn`.
     """
     rest: dict[str, list[LabelledSlice]] = {}
-    aside: dict[str, tuple[int, ...]] = {}
+    held_out: dict[str, tuple[int, ...]] = {}
     for label, slices in checked(support).items():
         chosen: list[int] = []
         for volume in dict.fromkeys(one.volume for one in slices):
             showing = [n for n, one in enumerate(slices) if one.volume == volume and one.drawn.any()]
-            if len(showing) >= LEAST_SLICES:
-                chosen += showing[1::LEAST_SLICES]
+            if len(showing) >= HELD_OUT_OF:
+                chosen += showing[1::HELD_OUT_OF]
         rest[label] = [one for n, one in enumerate(slices) if n not in chosen]
         if chosen:
-            aside[label] = tuple(chosen)
-    return rest, aside
+            held_out[label] = tuple(chosen)
+    return rest, held_out
 
 
 def judged(
     decoder: TargetDecoder,
     support: Support,
-    aside: Aside,
+    held_out: HeldOut,
     embedder: Embedder,
     *,
     config: AdaptationConfig,
     progress: Progress = silent,
 ) -> dict[str, Estimate]:
-    """Label -> Dice on what was set aside, from ``decoder`` as it is and after adapting it to all other slices."""
+    """Label -> Dice on what was held out, from ``decoder`` as it is and after adapting it to all other slices."""
 
     def judging(_: str, done: int, total: int) -> None:
         progress("estimate", done, total)
 
     plain = replace(config, views=replace(config.views, views=0))
     tasks = adaptation_tasks(
-        {label: support[label] for label in aside},
+        {label: support[label] for label in held_out},
         embedder,
         decoder,
-        config=plain.views,
-        bank=plain.bank,
-        seed=plain.seed,
+        config=plain,
         progress=judging,
     )
-    fitted = fit(decoder, tasks, plain, held_out=aside, progress=judging).decoder
+    fitted = fit(decoder, tasks, plain, held_out=held_out, progress=judging).decoder
     return {
         label: Estimate(
-            before=_dice(decoder, views[0], aside[label]),
-            after=_dice(fitted, views[0], aside[label]),
-            slices=len(aside[label]),
+            before=_dice(decoder, views[0], held_out[label]),
+            after=_dice(fitted, views[0], held_out[label]),
+            slices=len(held_out[label]),
         )
         for label, views in tasks.items()
     }

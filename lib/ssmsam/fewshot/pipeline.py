@@ -1,45 +1,31 @@
-"""Few-shot segmentation from beginning to end: labelled slices -> head -> masks of any volume.
+"""Few-shot segmentation from beginning to end: labelled slices -> adapted task -> masks of any volume.
 
-The server's task, the command line and notebooks call these two functions.
+The server's task, the command line and notebooks call :func:`adapt` and :func:`segment`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.adaptation import AdaptationConfig, AdaptationTasks, fit
+from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import Clicks, Prediction, SegmentationConfig, assembled, with_annotations
 from ssmsam.fewshot.atlas import Atlas
+from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
 from ssmsam.fewshot.episodes import adaptation_tasks
 from ssmsam.fewshot.estimate import Estimate, SupportCheck, check_support, cross_validated, worth_it
-from ssmsam.fewshot.prediction import find
-from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, as_labelled, slices_to_pseudo_label
-from ssmsam.fewshot.roi_window import roi_banks
+from ssmsam.fewshot.prediction import Prediction, as_annotated, assembled, find
+from ssmsam.fewshot.proposals import Clicks
+from ssmsam.fewshot.pseudo_labels import as_labelled, slices_to_pseudo_label
+from ssmsam.fewshot.roi_refinement import roi_banks
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.progress import Progress, silent, stop_if_cancelled
-
-
-@dataclass(frozen=True)
-class FewShotConfig:
-    """``folds`` cross-validate adaptation by gradient steps, where there is any (0: it is trusted)."""
-
-    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
-    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
-    completion: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
-    folds: int = 2
-
-
-DEFAULTS = FewShotConfig(adaptation=AdaptationConfig(steps=0))
-"""The closed form only. Gradient steps on top gained 0.4 points (0.1 to 0.6) on organs never seen and cost tens of
-seconds: those are for who asks for them."""
 
 
 def adapt(
@@ -47,78 +33,67 @@ def adapt(
     embedder: Embedder,
     decoder: TargetDecoder,
     *,
-    complete: bool = True,
+    pseudo_labels: bool = True,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> AdaptedTask:
-    """Describe the labelled slices, solve the online optimiser's regression on them and ask for each by the others.
+    """Adapt a decoder to a few labelled slices.
 
-    With ``config.adaptation.steps`` a copy of ``decoder`` is also fitted to them by gradient steps; where the estimate
-    on held-out slices says that this does harm, the head keeps the decoder as it was. Only other volumes need what is
-    completed: without ``complete`` it is left to a later call of :func:`completed`. Raises
-    :class:`~ssmsam.fewshot.support.NothingToLearn`.
+    They are encoded, the online optimiser's regression is solved on them, and each is asked for by the others. With
+    ``config.adaptation.steps`` a copy of the decoder is also fitted to them by gradient steps; where the estimate on
+    held-out slices says that this does harm, the decoder stays as it was.
+
+    Args:
+        support: Labelled slices by label.
+        embedder: Of the encoder that the decoder belongs to.
+        decoder: Stays as it is.
+        pseudo_labels: Whether the labelled volumes get pseudo-labels, which only other volumes need. Without, that is
+            left to a later call of :func:`with_pseudo_labels`.
+        config: Settings of all steps.
+        progress: ``progress("views" | "adapt" | ..., done, total)``; raising
+            :class:`~ssmsam.progress.Cancelled` in it stops.
+
+    Returns:
+        The task for :func:`segment`.
+
+    Raises:
+        ~ssmsam.fewshot.support.NothingToLearn: A label has no slice that shows it.
+
+    Example:
+        >>> task = adapt({"liver": slices}, embedder, load_target_decoder("small"))  # doctest: +SKIP
+        >>> mask = segment(embedder.open(volume), task).mask == 1  # doctest: +SKIP
     """
-    steps = config.adaptation.steps
+    adaptation = config.adaptation
     tasks = adaptation_tasks(
         support,
         embedder,
         decoder,
-        config=config.adaptation.views if steps else replace(config.adaptation.views, views=0),
-        bank=config.adaptation.bank,
-        seed=config.adaptation.seed,
+        config=adaptation if adaptation.steps else _without_views(config).adaptation,
         progress=progress,
     )
     estimates: dict[str, Estimate] = {}
-    if steps and config.folds > 1:
-        estimates = cross_validated(decoder, tasks, config.adaptation, folds=config.folds, progress=progress)
-    useful = steps > 0 and worth_it(estimates)
-    seconds, steps, fitted = 0.0, 0, copy.deepcopy(decoder)
-    if useful:
+    if adaptation.steps and config.folds > 1:
+        estimates = cross_validated(decoder, tasks, adaptation, folds=config.folds, progress=progress)
+    fitted, told = copy.deepcopy(decoder), {"adapted": False, "steps": 0, "seconds": 0.0}
+    if adaptation.steps and worth_it(estimates):
         share = min((one.share for one in estimates.values()), default=1.0)
-        adapted = fit(decoder, tasks, config.adaptation, share=share, progress=progress)
-        seconds, steps, fitted = adapted.seconds, len(adapted.losses), adapted.decoder
-    head = made_head(
-        fitted,
-        tasks,
-        support,
-        embedder,
-        config,
-        adapted=useful,
-        steps=steps,
-        seconds=seconds,
-        estimates=estimates,
-        judge=decoder if decoder.pretrained else fitted,
-    )
-    head = head.begun_with(decoder)
-    closer = config.segmentation.closer
-    if closer and decoder.enlarges:
-        head = replace(head, close=roi_banks(head.banks, support, decoder, closer))
-    return completed(head, support, config=config, progress=progress) if complete else head
-
-
-def made_head(
-    decoder: TargetDecoder,
-    tasks: AdaptationTasks,
-    support: Support,
-    embedder: Embedder,
-    settings: Any,
-    *,
-    adapted: bool,
-    steps: int,
-    seconds: float,
-    estimates: Mapping[str, Estimate],
-    judge: TargetDecoder | None = None,
-) -> AdaptedTask:
-    """The head of a decoder that was fitted to the labelled slices, with its card. ``settings`` are a dataclass.
-
-    ``judge`` is the decoder that is asked for each labelled slice by the others: a fitted one would be too sure of
-    slices that it was fitted to.
-    """
+        adapted = fit(decoder, tasks, adaptation, share=share, progress=progress)
+        fitted = adapted.decoder
+        told = {"adapted": True, "steps": len(adapted.losses), "seconds": round(adapted.seconds, 2)}
     stop_if_cancelled()
-    checks = {label: check_support(judge or decoder, views[0]) for label, views in tasks.items()}
-    estimates = {label: _left_out(check) for label, check in checks.items() if check.dice is not None} | dict(estimates)
-    card = {
-        "labels": list(tasks),
+    # a fitted decoder would be too sure of slices that it was fitted to
+    judge = decoder if decoder.pretrained else fitted
+    checks = {label: check_support(judge, views[0]) for label, views in tasks.items()}
+    card = {**support_card(support, embedder), "settings": config.as_json(), **told, **estimate_card(checks, estimates)}
+    banks = {label: views[0].bank for label, views in tasks.items()}
+    task = AdaptedTask(fitted, banks, card, roi_banks=_roi_banks(banks, support, fitted, config)).adapted_from(decoder)
+    return with_pseudo_labels(task, support, config=config, progress=progress) if pseudo_labels else task
+
+
+def support_card(support: Support, embedder: Embedder) -> dict[str, Any]:
+    """What a card says of the support and the encoder."""
+    return {
+        "labels": sorted(support),
         "support_digest": digest(support),
         "learned_from": {label: len(slices) for label, slices in sorted(support.items())},
         "support": {
@@ -127,92 +102,105 @@ def made_head(
         },
         "encoder": embedder.encoder.spec.name,
         "weights_sha256": embedder.encoder.weights_sha256,
-        "settings": asdict(settings),
-        "adapted": adapted,
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "support_check": {label: asdict(check) for label, check in checks.items()},
-        "dice_estimate": {label: one.as_json() for label, one in estimates.items()},
         "completed": [],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    return AdaptedTask(decoder, {label: views[0].bank for label, views in tasks.items()}, card)
 
 
-def _left_out(check: SupportCheck) -> Estimate:
-    """What is estimated where nothing is adapted."""
-    dice = check.dice or 0.0
-    return Estimate(before=dice, after=dice, slices=check.slices)
+def estimate_card(checks: Mapping[str, SupportCheck], estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """What a card says of quality: of each label the check, and the estimate, which is the check where nothing was
+    held out."""
+    known = {
+        label: Estimate(before=check.dice, after=check.dice, slices=check.slices)
+        for label, check in checks.items()
+        if check.dice is not None
+    }
+    return {
+        "support_check": {label: asdict(check) for label, check in checks.items()},
+        "dice_estimate": {label: one.as_json() for label, one in {**known, **estimates}.items()},
+    }
 
 
-def shown_again(
-    head: AdaptedTask,
+def with_support_again(
+    task: AdaptedTask,
     support: Support,
     embedder: Embedder,
     *,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> AdaptedTask:
-    """The same head with banks made anew of the labelled slices that it was adapted to: what it says with them is what
-    it said before. Nothing is adapted. What was completed has to be completed again.
+    """The same task with banks made anew of the labelled slices that it was adapted to: what it says with them is what
+    it said before. Nothing is adapted. Pseudo-labels have to be made again.
     """
-    tasks = adaptation_tasks(
-        support,
-        embedder,
-        head.decoder,
-        config=replace(config.adaptation.views, views=0),
-        bank=config.adaptation.bank,
-        seed=config.adaptation.seed,
-        progress=progress,
-    )
-    banks = {label: several[0].bank for label, several in tasks.items()}
-    closer = config.segmentation.closer
-    close = roi_banks(banks, support, head.decoder, closer) if closer and head.decoder.enlarges else {}
-    return replace(head, banks=banks, close=close, atlases=(), summarised=False)
+    config = _without_views(config)
+    tasks = adaptation_tasks(support, embedder, task.decoder, config=config.adaptation, progress=progress)
+    banks = {label: views[0].bank for label, views in tasks.items()}
+    enlarged = _roi_banks(banks, support, task.decoder, config)
+    return replace(task, banks=banks, roi_banks=enlarged, atlases=(), summarised=False)
 
 
-def completed(
-    head: AdaptedTask,
+def _roi_banks(
+    banks: Mapping[str, SupportBank], support: Support, decoder: TargetDecoder, config: FewShotConfig
+) -> Mapping[str, SupportBank]:
+    roi = config.segmentation.roi
+    return roi_banks(banks, support, decoder, roi) if roi and decoder.enlarges else {}
+
+
+def _without_views(config: FewShotConfig) -> FewShotConfig:
+    """For where nothing is learned from further views."""
+    adaptation = config.adaptation
+    return replace(config, adaptation=replace(adaptation, views=replace(adaptation.views, views=0)))
+
+
+def with_pseudo_labels(
+    task: AdaptedTask,
     support: Support,
     *,
     labels: Collection[str] | None = None,
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> AdaptedTask:
-    """The same head after it has completed the labelled volumes: it shows other volumes more of them, and the labelled
-    volumes themselves nothing new. Embeds the slices that it looks at.
+    """The same task with pseudo-labels in the labelled volumes.
 
-    Only for ``labels``, all by default, that were not completed before. A head that knows fewer volumes than
-    ``support`` completes those that it knows.
+    They tell other volumes more of the target, and the labelled volumes themselves nothing new. Embeds the slices that
+    it looks at. A task that knows fewer volumes than ``support`` labels those that it knows.
+
+    Args:
+        task: Of :func:`adapt`.
+        support: What it was adapted to.
+        labels: By default all. Those that have pseudo-labels are left as they are.
+        config: Settings of all steps.
+        progress: ``progress("embed" | "segment", done, total)``.
     """
     # where the target is matters here, not its outline
-    config = replace(config, segmentation=replace(config.segmentation, closer=None))
-    wanted = [label for label in head.labels if label not in head.completed and (labels is None or label in labels)]
-    banks, atlases = dict(head.banks), {one.volume: one for one in head.atlases}
+    config = replace(config, segmentation=replace(config.segmentation, roi=None))
+    wanted = [
+        label for label in task.labels if label not in task.pseudo_labelled and (labels is None or label in labels)
+    ]
+    banks, atlases = dict(task.banks), {one.volume: one for one in task.atlases}
     for label in wanted:
-        bank = head.banks[label]
+        bank = task.banks[label]
         known = [one for one in support.get(label, ()) if one.volume in bank.volumes]
-        for volume, slices in slices_to_pseudo_label(known, config.completion):
+        for volume, slices in slices_to_pseudo_label(known, config.pseudo_labels):
             here = [one for one in known if one.volume == volume.key.digest]
             looked_at = sorted({*slices, *(one.index for one in here)})
             mask = segment(
-                volume, head, labels=[label], slices=looked_at, support={label: here}, config=config, progress=progress
+                volume, task, labels=[label], slices=looked_at, support={label: here}, config=config, progress=progress
             ).mask
             stop_if_cancelled()
-            more = SupportBank.of(as_labelled(volume, mask == 1, slices), head.decoder)
-            bank = bank.with_completed(more)
+            bank = bank.with_pseudo_labels(SupportBank.of(as_labelled(volume, mask == 1, slices), task.decoder))
             if config.segmentation.atlases:
                 stop_if_cancelled()
                 atlas = atlases.get(volume.key.digest) or Atlas.of(volume)
                 atlases[atlas.volume] = atlas.with_label(label, bank, volume)
         banks[label] = bank
-    card = {**head.card, "completed": [*head.completed, *wanted]}
-    return replace(head, banks=banks, card=card, atlases=tuple(atlases.values()))
+    card = {**task.card, "completed": [*task.pseudo_labelled, *wanted]}
+    return replace(task, banks=banks, card=card, atlases=tuple(atlases.values()))
 
 
 def segment(
     query: VolumeEmbeddings,
-    head: AdaptedTask,
+    task: AdaptedTask,
     *,
     labels: Collection[str] | None = None,
     slices: Sequence[int] | None = None,
@@ -221,15 +209,32 @@ def segment(
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> Prediction:
-    """Masks of the head's ``labels`` on some slices of a volume, by default all of both.
+    """Segment a volume.
 
-    What ``support`` says of slices of this volume stays as it is, pixel by pixel. ``clicks`` (label -> slice -> what
-    was clicked) mend the proposals of single slices.
+    Args:
+        query: The volume's embeddings, of :meth:`~ssmsam.embeddings.embedder.Embedder.open`; slices that are not
+            embedded yet are.
+        task: Of :func:`adapt`.
+        labels: Those of the task that are wanted, by default all.
+        slices: Numbers of slices, by default all.
+        support: What it says of slices of this volume stays as it is, pixel by pixel.
+        clicks: Label -> slice -> what was clicked there, to correct the proposals of single slices.
+        config: Settings of all steps.
+        progress: ``progress("embed" | "segment", done, total)``; raising :class:`~ssmsam.progress.Cancelled` in it
+            stops between two batches.
+
+    Returns:
+        Masks on the volume's own grid, presence and uncertainty.
+
+    Example:
+        >>> prediction = segment(embedder.open(volume), task, labels=["liver"])  # doctest: +SKIP
+        >>> prediction.mask.shape == volume.shape  # doctest: +SKIP
+        True
     """
     wanted = range(query.count) if slices is None else slices
     query.embed(wanted, progress=progress)
     found = find(
-        head,
+        task,
         query,
         wanted,
         labels=labels,
@@ -238,5 +243,5 @@ def segment(
         up_to_ends=not clicks,
         progress=progress,
     )
-    masks = assembled({label: one.selected for label, one in found.items()}, query)
-    return with_annotations(masks, query, support or {})
+    prediction = assembled({label: one.selected for label, one in found.items()}, query)
+    return replace(prediction, mask=as_annotated(prediction.mask, prediction.labels, query, support or {}))

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors
+from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.atlas import Guide
-from ssmsam.fewshot.support_bank import SupportBank, SupportBankConfig, look, stacked
+from ssmsam.fewshot.config import NOT_THERE, NOWHERE, SegmentationConfig
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.encoder import Embedding, take
-from ssmsam.models.fewshot_decoder import DecoderContext, TargetDecoder
-from ssmsam.models.frame import Frame
-from ssmsam.models.prompt_decoder import logits_to_pixels
+from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, TargetDecoder
+from ssmsam.models.frame import Frame, logits_to_pixels
+from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.models.prompt_small import point_tensors
 from ssmsam.progress import Progress, silent
 
-NOWHERE = -30.0
-"""Logits of cells of which nothing was proposed, or that were ruled out."""
-NOT_THERE = 0.03
-"""Presence below which the decoder sees nothing of a target: a guess, which saves time and decides nothing else."""
-BATCH = 6
-"""Slices that are answered at once: a guess, which decides about time alone."""
-DEFAULT_BANK = SupportBankConfig()
+Clicks = Mapping[int, SlicePrompt]
+"""Slice -> what was clicked on it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Close:
+class Roi:
     """Slices in an enlarged window: its ``frame`` and ``logits`` (n, S, S) there; ``drawn`` (n,) bool are the slices
     whose masks are taken from there."""
 
@@ -39,124 +37,149 @@ class Close:
 @dataclass(frozen=True, eq=False)
 class Proposals:
     """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
-    probabilities; ``slices`` (n,) their numbers, ascending; ``looks`` (n, D) as in a bank. ``close`` is what a closer
-    look at some of them showed, which the logits follow as well as their cells can. ``guide`` is what volumes that were
-    registered with this one say. ``asked`` are slices just past annotated ends of which it should be asked whether the
-    target is still there: something was proposed on them, and left out."""
+    probabilities; ``slices`` (n,) their numbers, ascending; ``descriptors`` (n, D) as in a bank. ``roi`` holds what was
+    drawn anew in an enlarged window, which the logits follow as well as their cells can. ``guide`` is what volumes that
+    were registered with this one say. ``asked`` are slices just past annotated ends of which it should be asked whether
+    the target is still there: something was proposed on them, and left out."""
 
     slices: np.ndarray
     logits: np.ndarray
     presence: np.ndarray
-    looks: np.ndarray
-    close: Close | None = None
+    descriptors: np.ndarray
+    roi: Roi | None = None
     guide: Guide | None = None
     asked: tuple[int, ...] = ()
 
     def pixels(self, row: int, frame: Frame) -> np.ndarray:
         """The logits of one slice (height, width)."""
         pixels: np.ndarray = logits_to_pixels(torch.from_numpy(self.logits[row : row + 1]), frame)[0]
-        if self.close is not None and self.close.drawn[row]:
-            inside = self.close.frame.shown.pixels
-            pixels[inside] = logits_to_pixels(torch.from_numpy(self.close.logits[row : row + 1]), self.close.frame)[0][
-                inside
-            ]
+        if self.roi is not None and self.roi.drawn[row]:
+            inside = self.roi.frame.shown.pixels
+            enlarged = logits_to_pixels(torch.from_numpy(self.roi.logits[row : row + 1]), self.roi.frame)[0]
+            pixels[inside] = enlarged[inside]
         return pixels
 
 
 @torch.inference_mode()
 def propose(
-    decoder: TargetDecoder,
-    banks: Mapping[str, SupportBank],
+    task: AdaptedTask,
     query: VolumeEmbeddings,
     slices: Sequence[int],
     *,
-    batch: int = BATCH,
-    bank: SupportBankConfig = DEFAULT_BANK,
-    beyond: TargetDecoder | None = None,
+    config: SegmentationConfig,
     guides: Mapping[str, Guide] | None = None,
     up_to_ends: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
-    """Proposals for all labels on some slices of a volume. Raising :class:`~ssmsam.progress.Cancelled` in
-    ``progress("segment", done, total)`` stops between two batches.
+    """Proposals for all labels of a task on some slices of a volume.
 
-    ``beyond`` answers past the outermost annotated slices in ``decoder``'s stead. ``guides`` (label -> guide) are what
-    registered volumes say of the same slices in ascending order. ``up_to_ends``: nothing is proposed past a slice,
-    outwards from the annotated ones, where the decoder sees nothing of the target.
+    Args:
+        task: Its initial decoder, where it has one, answers past the outermost annotated slices.
+        query: The volume.
+        slices: Numbers of slices, which should be embedded.
+        config: How many slices at once, and how many labelled ones for each.
+        guides: What registered volumes say of the same slices in ascending order, by label.
+        up_to_ends: Nothing is proposed past a slice, outwards from the annotated ones, where the decoder sees nothing
+            of the target; that saves time.
+        progress: Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two
+            batches.
     """
-    guides = guides or {}
     order = sorted(slices)
-    found = {label: _nothing(len(order), decoder.logits_side) for label in banks}
-    open_ = {label: _Extent.of(one, query, known=up_to_ends) for label, one in banks.items()}
-    looks: list[np.ndarray] = [np.empty(0)] * len(order)
+    targets = {
+        label: _Target.of(task, label, query, order, guide=(guides or {}).get(label), up_to_ends=up_to_ends)
+        for label in task.labels
+    }
+    descriptors: list[np.ndarray] = [np.empty(0)] * len(order)
     done = 0
-    for rows in _outwards(order, [one for one in open_.values() if one.known], batch):
+    for rows in _outwards(order, [one.ends for one in targets.values() if one.ends], config.batch):
         progress("segment", done, len(order))
-        embedding = decoder.view(stacked([query.slice(order[row]) for row in rows]))
-        seen = look(embedding["image"])
-        for row, one in zip(rows, seen.cpu().numpy(), strict=True):
-            looks[row] = one
-        for label, labelled in banks.items():
-            inside = [n for n, row in enumerate(rows) if open_[label].may_hold(order[row])]
-            if not inside:
-                continue
-            wanted, index = [order[rows[n]] for n in inside], torch.tensor(inside, device=seen.device)
-            part = embedding if len(inside) == len(rows) else take(embedding, index)
-            atlas = guides[label].maps([rows[n] for n in inside]).to(seen.device) if label in guides else None
-            shown = labelled.shown_to(query, wanted, seen[index], config=bank, atlas=atlas)
-            past = _past_the_annotated(labelled, query, wanted) if beyond else np.zeros(len(wanted), dtype=bool)
-            said = _proposed(part, shown, [(decoder, ~past), (beyond, past)])
-            for whole, some in zip(found[label], said, strict=True):
-                whole[[rows[n] for n in inside]] = some
-            open_[label].hear(wanted, *said)
+        embedding = task.decoder.view(query.batch([order[row] for row in rows]))
+        described = slice_descriptors(embedding["image"])
+        for row, one in zip(rows, described.cpu().numpy(), strict=True):
+            descriptors[row] = one
+        for target in targets.values():
+            target.propose(rows, embedding, described, config)
         done += len(rows)
     progress("segment", len(order), len(order))
-    where, stack = np.array(order), np.stack(looks)
-    return {label: Proposals(where, *answer, stack, guide=guides.get(label)) for label, answer in found.items()}
+    where, stack = np.array(order), np.stack(descriptors)
+    return {label: Proposals(where, one.logits, one.presence, stack, guide=one.guide) for label, one in targets.items()}
 
 
-def _nothing(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (n, S, S) and presence (n,) of a target that is nowhere."""
-    return np.full((count, side, side), NOWHERE, dtype=np.float32), np.zeros(count, dtype=np.float32)
+@dataclass(eq=False)
+class _Target:
+    """What is proposed of one label, batch by batch: ``logits`` (n, S, S) and ``presence`` (n,) of all slices of the
+    ``order``. ``ends`` are the outermost annotated slices that show it, if it is followed outwards from these, and
+    ``low`` and ``high`` the nearest slices past them that end it."""
 
-
-@dataclass
-class _Extent:
-    """Between which slices a target may be in a volume, as far as is known: ``known`` are the outermost annotated
-    slices that show it, if any, and ``low`` and ``high`` the nearest slices past these that end it."""
-
-    known: tuple[int, ...] = ()
+    task: AdaptedTask
+    bank: SupportBank
+    query: VolumeEmbeddings
+    order: Sequence[int]
+    logits: np.ndarray
+    presence: np.ndarray
+    guide: Guide | None
+    annotated: Sequence[int]
+    ends: tuple[int, int] | None
     low: float = -np.inf
     high: float = np.inf
 
     @classmethod
-    def of(cls, bank: SupportBank, query: VolumeEmbeddings, *, known: bool) -> _Extent:
-        """If it is not to be ``known``, and where no slice of the volume shows the target, it may be anywhere."""
-        if not known:
-            return cls()
-        shows = bank.shows
-        on = [query.index_at(bank.positions[n]) for n in bank.annotated(query.key.digest) if shows[n]]
-        return cls((min(on), max(on)) if on else ())
+    def of(
+        cls,
+        task: AdaptedTask,
+        label: str,
+        query: VolumeEmbeddings,
+        order: Sequence[int],
+        *,
+        guide: Guide | None,
+        up_to_ends: bool,
+    ) -> _Target:
+        """Of which nothing is proposed yet. Where no slice of the volume shows it, it may be anywhere."""
+        bank, side = task.banks[label], task.decoder.logits_side
+        logits = np.full((len(order), side, side), NOWHERE, dtype=np.float32)
+        annotated = bank.annotated_slices(query)
+        on = [index for index, number in annotated.items() if bank.shows[number]] if up_to_ends else []
+        ends = (min(on), max(on)) if on else None
+        presence = np.zeros(len(order), dtype=np.float32)
+        return cls(task, bank, query, order, logits, presence, guide, list(annotated), ends)
 
-    def may_hold(self, index: int) -> bool:
-        return self.low <= index <= self.high
-
-    def hear(self, slices: Sequence[int], logits: np.ndarray, presence: np.ndarray) -> None:
-        """Learn from what was proposed on some slices."""
-        if not self.known:
+    def propose(
+        self, batch: Sequence[int], embedding: Embedding, descriptors: torch.Tensor, config: SegmentationConfig
+    ) -> None:
+        """Ask the decoders about those slices of a batch of rows on which the target may be."""
+        kept = [n for n, row in enumerate(batch) if self.low <= self.order[row] <= self.high]
+        if not kept:
             return
-        there = (logits > 0).any(axis=(1, 2)) & (presence >= NOT_THERE)
-        for index in (one for one, shown in zip(slices, there, strict=True) if not shown):
-            if index < self.known[0]:
-                self.low = max(self.low, index)
-            elif index > self.known[1]:
-                self.high = min(self.high, index)
+        rows, device = [batch[n] for n in kept], descriptors.device
+        slices, index = [self.order[row] for row in rows], torch.tensor(kept, device=device)
+        atlas = self.guide.maps(rows).to(device) if self.guide else None
+        context = self.bank.context_of(self.query, slices, descriptors[index], config=config.bank, atlas=atlas)
+        part = embedding if len(kept) == len(batch) else take(embedding, index)
+        past = np.zeros(len(slices), dtype=bool)
+        if self.task.initial and self.annotated:
+            past = (np.array(slices) < min(self.annotated)) | (np.array(slices) > max(self.annotated))
+        for decoder, some in ((self.task.decoder, ~past), (self.task.initial, past)):
+            if decoder is not None and some.any():
+                answered = _answered(decoder, part, context, some)
+                self.logits[np.array(rows)[some]], self.presence[np.array(rows)[some]] = answered
+        self._find_ends(rows)
+
+    def _find_ends(self, rows: Sequence[int]) -> None:
+        """Learn from what was proposed on some slices where the target ends."""
+        if self.ends is None:
+            return
+        for row in rows:
+            if not (self.logits[row] > 0).any() or self.presence[row] < NOT_THERE:
+                if self.order[row] < self.ends[0]:
+                    self.low = max(self.low, self.order[row])
+                elif self.order[row] > self.ends[1]:
+                    self.high = min(self.high, self.order[row])
 
 
-def _outwards(order: Sequence[int], extents: Sequence[_Extent], batch: int) -> list[list[int]]:
+def _outwards(order: Sequence[int], ends: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
     """All rows of ascending slices in batches: those between the annotated ends first, then up, then down."""
-    low = min((one.known[0] for one in extents), default=-1)
-    high = max((one.known[1] for one in extents), default=np.inf)
+    low = min((first for first, _ in ends), default=-1)
+    high = max((last for _, last in ends), default=np.inf)
     below = [row for row, index in enumerate(order) if index < low][::-1]
     between = [row for row, index in enumerate(order) if low <= index <= high]
     above = [row for row, index in enumerate(order) if index > high]
@@ -164,51 +187,42 @@ def _outwards(order: Sequence[int], extents: Sequence[_Extent], batch: int) -> l
     return [sorted(part) for part in parts]
 
 
-def _past_the_annotated(bank: SupportBank, query: VolumeEmbeddings, slices: Sequence[int]) -> np.ndarray:
-    """(n,) bool: slices outside those between which the volume is annotated; none in a volume without any."""
-    annotated = [query.index_at(bank.positions[number]) for number in bank.annotated(query.key.digest)]
-    if not annotated:
-        return np.zeros(len(slices), dtype=bool)
-    return (np.array(slices) < min(annotated)) | (np.array(slices) > max(annotated))
-
-
-def _proposed(
-    embedding: Embedding, shown: DecoderContext, decoders: Sequence[tuple[TargetDecoder | None, np.ndarray]]
+def _answered(
+    decoder: TargetDecoder, embedding: Embedding, context: DecoderContext, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (n, S, S) and presence (n,), of each decoder on its rows (n,) bool."""
-    logits = np.empty(shown.prior.shape[:1] + shown.prior.shape[-2:], dtype=np.float32)
-    presence = np.empty(len(logits), dtype=np.float32)
-    for decoder, rows in decoders:
-        if decoder is not None and rows.any():
-            part, told = embedding, shown
-            if not rows.all():
-                index = torch.from_numpy(np.flatnonzero(rows)).to(shown.prior.device)
-                part = take(embedding, index)
-                told = DecoderContext(**{name: value[index] for name, value in vars(shown).items()})
-            proposal = decoder(part, told)
-            logits[rows] = proposal.logits.cpu().numpy()
-            presence[rows] = proposal.presence.sigmoid().cpu().numpy()
-    return logits, presence
+    """A decoder's logits (m, S, S) and presence (m,) on the m rows (n,) bool of a batch that are its own."""
+    if not rows.all():
+        index = torch.from_numpy(np.flatnonzero(rows)).to(context.prior.device)
+        embedding = take(embedding, index)
+        context = DecoderContext(**{name: value[index] for name, value in vars(context).items()})
+    proposal = decoder(embedding, context)
+    return proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()
 
 
-def confidence(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
-    """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
-    sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
-    return sure
-
-
-def shares(logits: np.ndarray) -> np.ndarray:
-    """Logits -> the probability of each cell, where the target is on the slice at all."""
-    probability: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
-    return probability
-
-
-def expected_loss(logits: np.ndarray) -> np.ndarray:
-    """1 - the Dice that a mask expects of itself when every cell is right with its own probability: (n, S, S) -> (n,).
-
-    0 for a slice that is surely empty.
-    """
-    probability = shares(logits)
-    chosen = probability > 0.5
-    overlap = 2 * (probability * chosen).sum(axis=(1, 2)) + 1e-6
-    return 1 - overlap / (probability.sum(axis=(1, 2)) + chosen.sum(axis=(1, 2)) + 1e-6)
+@torch.inference_mode()
+def corrected(
+    proposals: Proposals,
+    clicks: Clicks,
+    task: AdaptedTask,
+    label: str,
+    query: VolumeEmbeddings,
+    config: SegmentationConfig,
+) -> Proposals:
+    """The same with the clicked slices proposed again. The target is there wherever something was clicked positively,
+    and a slice that was only clicked negatively keeps its presence. Slices that are not among the proposals are left
+    out."""
+    logits, presence = proposals.logits.copy(), proposals.presence.copy()
+    row_of = {number: row for row, number in enumerate(proposals.slices.tolist())}
+    for clicked, prompt in clicks.items():
+        if clicked not in row_of:
+            continue
+        row, embedding = row_of[clicked], task.decoder.view(query.slice(clicked))
+        device, described = embedding["image"].device, slice_descriptors(embedding["image"])
+        context = task.banks[label].context_of(query, [clicked], described, config=config.bank)
+        points, kinds = point_tensors(prompt, query.frame)
+        previous = torch.from_numpy(logits[row])[None, None].to(device)
+        corrections = Corrections(points[None].to(device), kinds[None].to(device), previous)
+        logits[row] = task.decoder(embedding, context, corrections).logits[0].cpu().numpy()
+        if not prompt.empty:
+            presence[row] = 1.0
+    return replace(proposals, logits=logits, presence=presence)

@@ -1,8 +1,8 @@
-"""Labelled volumes, completed by the model itself before it turns to other patients.
+"""Pseudo-labels: labelled volumes, segmented by the model itself before it turns to other patients.
 
 A person labels slices that show the target. What else looks like it, and where it ends, is on the slices in between and
 beyond, which nobody labelled. Within a labelled volume the model finds the target well, for the annotated slices hold
-it: so it first completes these volumes. Their slices, those without the target too, then say on which slices of other
+it: so it first segments these volumes. Their slices, those without the target too, then say on which slices of other
 volumes the target is. Ours.
 """
 
@@ -10,37 +10,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
+from ssmsam.fewshot.config import PseudoLabelConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.ops import evenly_spaced
-
-
-@dataclass(frozen=True)
-class PseudoLabelConfig:
-    """Which slices of labelled volumes are completed: up to ``slices`` of each volume, ``spacing_mm`` or more apart, in
-    the ``volumes`` with most labelled slices. Fewer than ``labelled`` slices say too little of a volume. With
-    ``slices`` 0 nothing is completed."""
-
-    slices: int = 24
-    spacing_mm: float = 8.0
-    volumes: int = 3
-    labelled: int = 1
 
 
 def slices_to_pseudo_label(
     slices: Sequence[LabelledSlice], config: PseudoLabelConfig
 ) -> Iterator[tuple[VolumeEmbeddings, list[int]]]:
-    """Volumes of one label's labelled slices, each with the slices to complete, ascending."""
+    """Volumes of one label's labelled slices, each with the slices to give pseudo-labels to, ascending."""
     if config.slices == 0:
         return
     counts = Counter(one.volume for one in slices)
-    for volume, count in counts.most_common(config.volumes):
-        if count < config.labelled:
-            return
+    for volume, _ in counts.most_common(config.volumes):
         labelled = [one for one in slices if one.volume == volume]
         taken = {one.index for one in labelled}
         embeddings = labelled[0].embeddings

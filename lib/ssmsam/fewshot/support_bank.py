@@ -1,28 +1,69 @@
-"""What is kept of the labelled slices of one label, and what of it a query is shown."""
+"""What is kept of the labelled slices of one label, and what of it a query gets as context."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 
-from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.priors import interpolated, nearest, signed_distance
+from ssmsam import ops
+from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors, stacked
+from ssmsam.fewshot.config import PRIOR_REACH, SMALL_PIECE, SupportBankConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.closed_form import Regression, SolvedRegression
-from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import ATLAS_MAPS, DecoderContext, TargetDecoder
-from ssmsam.models.prompt_decoder import draw_mask
+from ssmsam.models.frame import draw_mask
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import SupportEncoding, TokenKind, describe
 from ssmsam.ops import components
 
 
-def shown_to(
-    description: SupportEncoding,
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The prior of the neighbouring annotated slices: shape interpolation, as one more prompt.
+
+    A generalisation of the blurred support mask that SSM-SAM (Zhang et al., 2024) hands to its decoder: the signed
+    distances of the annotated slices below and above, interpolated, with how far they can be trusted.
+
+    ``distance`` (S, S) signed distance in cells, positive inside; ``between`` 1 when annotated slices are on both
+    sides, else 0; ``closeness`` in (0, 1], 0 when there is no annotated slice in the volume.
+    """
+
+    distance: np.ndarray
+    between: float
+    closeness: float
+
+
+def signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Cells to the border of a mask (S, S) bool, positive inside, within -PRIOR_REACH and PRIOR_REACH; float32."""
+    if not mask.any():
+        return np.full(mask.shape, -PRIOR_REACH, dtype=np.float32)
+    # the border runs between pixels: half a cell on either side of it
+    distance = ops.signed_distance(mask) - np.where(mask, 0.5, -0.5)
+    return np.clip(distance, -PRIOR_REACH, PRIOR_REACH).astype(np.float32)
+
+
+def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
+    """The prior at ``position`` from signed distances at other positions, all in millimetres along the volume."""
+    if not distances:
+        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0)
+    below = max((z for z in distances if z <= position), default=None)
+    above = min((z for z in distances if z >= position), default=None)
+    if below is None or above is None:
+        near = below if below is not None else above
+        assert near is not None
+        return Prior(distances[near], 0.0, closeness(near - position))
+    if above == below:
+        return Prior(distances[below], 1.0, 1.0)
+    share = (position - below) / (above - below)
+    mixed = (1 - share) * distances[below] + share * distances[above]
+    return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)))
+
+
+def gathered_context(
+    encoding: SupportEncoding,
     supports: torch.Tensor,
     near: torch.Tensor,
     prior: torch.Tensor,
@@ -33,7 +74,7 @@ def shown_to(
     fit: torch.Tensor | None = None,
     atlas: torch.Tensor | None = None,
 ) -> DecoderContext:
-    """Gather for N queries what each is shown of K described slices.
+    """Gather the contexts of N queries from K encoded slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
     ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in DecoderContext. ``moves`` (N, S, 2) are added to the places of
@@ -41,7 +82,7 @@ def shown_to(
     maps of registered volumes.
     """
     given = supports >= 0
-    gathered = description[supports.clamp(min=0).flatten()]
+    gathered = encoding[supports.clamp(min=0).flatten()]
     count, several = supports.shape
 
     def per_query(x: torch.Tensor) -> torch.Tensor:
@@ -71,21 +112,6 @@ def shown_to(
     )
 
 
-_SMALL_PIECE = 0.2
-"""Of the largest piece's size: smaller pieces on a slice are details of the drawing."""
-
-
-@dataclass(frozen=True)
-class SupportBankConfig:
-    """Which of many labelled slices a query is shown: the nearest of its own volume and the most alike of others."""
-
-    own: int = 8
-    others: int = 8
-    prior: Literal["interpolated", "nearest"] = "interpolated"
-    """What the annotated slices of the query's own volume say between them: their interpolated shape, or the nearest
-    one's mask as SSM-SAM was published."""
-
-
 @dataclass(frozen=True, eq=False)
 class Places:
     """Where K labelled slices are: the names of their ``volumes``, ``positions`` (K,) along them in mm, the body's
@@ -110,21 +136,27 @@ class Places:
 
 @dataclass(frozen=True, eq=False)
 class SupportBank:
-    """K labelled slices: how they look (``description``), where they are (as in :class:`Places`), the target's signed
-    distances ``distances`` (K, S, S) in cells, 0 where it is unknown, and a mean embedding of each slice, ``looks``
-    (K, D) of unit length. ``completed`` (K,) bool are slices that no person labelled: other volumes are shown them,
-    their own never."""
+    """K labelled slices.
 
-    description: SupportEncoding
+    Attributes:
+        encoding: What a decoder reads of them.
+        volumes, positions, centres, cell_mm: Where they are, as in :class:`Places`.
+        distances: The target's signed distances (K, S, S) in cells, positive inside, 0 where it is unknown.
+        descriptors: A mean embedding of each slice, (K, D) of unit length.
+        pseudo_labelled: (K,) bool: slices that no person labelled. They are never context: they say how slices with
+            and without the target look.
+        regression: What the slices that a person labelled tell the online optimiser, in their order.
+    """
+
+    encoding: SupportEncoding
     volumes: tuple[str, ...]
     positions: np.ndarray
     distances: np.ndarray
-    looks: torch.Tensor
+    descriptors: torch.Tensor
     centres: np.ndarray
     cell_mm: np.ndarray
-    completed: np.ndarray
+    pseudo_labelled: np.ndarray
     regression: Regression | SolvedRegression | None = None
-    """What the slices that a person labelled tell the online optimiser, in their order."""
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -137,45 +169,58 @@ class SupportBank:
     @property
     def in_one_piece(self) -> bool:
         """Whether most labelled slices that show the target show it in one piece."""
-        pieces = [_pieces(distance > 0) for distance in self.distances[self.shows & ~self.completed]]
+        pieces = [_pieces(distance > 0) for distance in self.distances[self.shows & ~self.pseudo_labelled]]
         return sum(count == 1 for count in pieces) > len(pieces) / 2
 
     def annotated(self, volume: str) -> list[int]:
         """The slices of one volume that a person labelled."""
-        return [k for k in range(len(self)) if self.volumes[k] == volume and not self.completed[k]]
+        return [k for k in range(len(self)) if self.volumes[k] == volume and not self.pseudo_labelled[k]]
+
+    def annotated_masks(self) -> dict[str, tuple[np.ndarray, float]]:
+        """Volume -> the masks (n, S, S) bool that a person labelled in it, and the side of their cells in mm."""
+        found = {}
+        for volume in dict.fromkeys(self.volumes):
+            rows = self.annotated(volume)
+            if rows:
+                found[volume] = self.distances[rows] > 0, float(self.cell_mm[rows[0]])
+        return found
+
+    def annotated_slices(self, query: VolumeEmbeddings) -> dict[int, int]:
+        """Slices of a volume that a person labelled -> their numbers in the bank."""
+        return {query.index_at(self.positions[k]): k for k in self.annotated(query.key.digest)}
 
     def without(self, numbers: Collection[int]) -> SupportBank:
         """The same without some of its slices."""
         kept = [k for k in range(len(self)) if k not in numbers]
-        labelled = np.cumsum(~self.completed) - 1
-        rows = torch.tensor([int(labelled[k]) for k in kept if not self.completed[k]], dtype=torch.long)
+        labelled = np.cumsum(~self.pseudo_labelled) - 1
+        rows = torch.tensor([int(labelled[k]) for k in kept if not self.pseudo_labelled[k]], dtype=torch.long)
         return SupportBank(
             regression=self.regression[rows] if self.regression else None,
-            description=self.description[torch.tensor(kept, dtype=torch.long)],
+            encoding=self.encoding[torch.tensor(kept, dtype=torch.long)],
             volumes=tuple(self.volumes[k] for k in kept),
             positions=self.positions[kept],
             distances=self.distances[kept],
-            looks=self.looks[kept],
+            descriptors=self.descriptors[kept],
             centres=self.centres[kept],
             cell_mm=self.cell_mm[kept],
-            completed=self.completed[kept],
+            pseudo_labelled=self.pseudo_labelled[kept],
         )
 
-    def with_completed(self, other: SupportBank) -> SupportBank:
+    def with_pseudo_labels(self, other: SupportBank) -> SupportBank:
         """The same and after it the slices of ``other``, as slices that no person labelled."""
-        return self.joined(replace(other, completed=np.ones(len(other), dtype=bool), regression=None))
+        return self.joined(replace(other, pseudo_labelled=np.ones(len(other), dtype=bool), regression=None))
 
     def joined(self, other: SupportBank) -> SupportBank:
         """The same and after it the slices of ``other``."""
         return SupportBank(
-            SupportEncoding.cat([self.description, other.description]),
+            SupportEncoding.cat([self.encoding, other.encoding]),
             self.volumes + other.volumes,
             np.concatenate([self.positions, other.positions]),
             np.concatenate([self.distances, other.distances]),
-            torch.cat([self.looks, other.looks]),
+            torch.cat([self.descriptors, other.descriptors]),
             np.concatenate([self.centres, other.centres]),
             np.concatenate([self.cell_mm, other.cell_mm]),
-            np.concatenate([self.completed, other.completed]),
+            np.concatenate([self.pseudo_labelled, other.pseudo_labelled]),
             self._with_regression_of(other),
         )
 
@@ -224,59 +269,65 @@ class SupportBank:
         if unknown is not None:
             distances[(unknown[:, 0] > 0.5).cpu().numpy()] = 0
         return cls(
-            description=describe(images, masks, known, stride),
+            encoding=describe(images, masks, known, stride),
             distances=distances,
-            looks=look(images),
-            completed=np.zeros(len(images), dtype=bool),
+            descriptors=slice_descriptors(images),
+            pseudo_labelled=np.zeros(len(images), dtype=bool),
             regression=regression,
             **vars(places),
         )
 
-    def shown_to(
+    def context_of(
         self,
         query: VolumeEmbeddings,
         slices: Sequence[int],
-        looks: torch.Tensor,
+        descriptors: torch.Tensor,
         *,
         config: SupportBankConfig,
         atlas: torch.Tensor | None = None,
     ) -> DecoderContext:
-        """What some slices of a volume are shown; ``looks`` (N, D) are theirs, ``atlas`` (N, 3, S, S) the maps of
-        registered volumes."""
+        """What a decoder is told of the target on some slices of a volume.
+
+        Args:
+            query: The volume.
+            slices: N numbers of slices.
+            descriptors: Theirs, (N, D) of unit length.
+            config: How many labelled slices are chosen.
+            atlas: (N, 3, S, S) the maps of registered volumes.
+        """
         digest = query.key.digest
         crossing = any(volume != digest for volume in self.volumes)
-        # the voxels are not read for a volume that is only shown its own slices
+        # the voxels are not read for a volume whose context are its own slices
         centres = query.body_centres[list(slices)] if crossing else np.zeros((len(slices), 2))
         positions = [query.position_mm(index) for index in slices]
-        return self.shown(digest, positions, looks, centres, config=config, atlas=atlas)
+        return self.context_at(digest, positions, descriptors, centres, config=config, atlas=atlas)
 
-    def shown(
+    def context_at(
         self,
         volume: str,
         positions: Sequence[float],
-        looks: torch.Tensor,
+        descriptors: torch.Tensor,
         centres: np.ndarray,
         *,
         config: SupportBankConfig,
         without: Sequence[int] = (),
         atlas: torch.Tensor | None = None,
     ) -> DecoderContext:
-        """What queries of one volume are shown, at ``positions`` (N) in mm with ``looks`` (N, D) and the body's
-        ``centres`` (N, 2). Cells of other volumes are shown where they would be in the query's body.
+        """The context of queries of one volume, at ``positions`` (N) in mm with ``descriptors`` (N, D) and the body's
+        ``centres`` (N, 2). Cells of other volumes are moved to where they would be in the query's body.
 
-        ``without`` are labelled slices that they must not be shown: themselves.
+        ``without`` are numbers of labelled slices that must not be part of it: the queries themselves.
         """
-        likeness = (looks @ self.looks.T).cpu().numpy()
+        likeness = (descriptors @ self.descriptors.T).cpu().numpy()
         chosen = [
             self._chosen(volume, position, like, without, config)
             for position, like in zip(positions, likeness, strict=True)
         ]
         longest = max(1, *(len(one) for one in chosen))
-        device = self.looks.device
+        device = self.descriptors.device
         near = [[self._near(k, volume, position) for k in one] for position, one in zip(positions, chosen, strict=True)]
-        between = interpolated if config.prior == "interpolated" else nearest
         priors = [
-            between(
+            interpolated(
                 {float(self.positions[k]): self.distances[k] for k in one if self.volumes[k] == volume},
                 position,
                 (self.distances.shape[1], self.distances.shape[2]),
@@ -289,8 +340,8 @@ class SupportBank:
                 if self.volumes[k] != volume:
                     moves[row, column] = centres[row] - self.centres[k]
         weights, fit = self._fitted(volume, without, len(chosen))
-        return shown_to(
-            self.description,
+        return gathered_context(
+            self.encoding,
             torch.tensor([one + [-1] * (longest - len(one)) for one in chosen], device=device),
             torch.tensor([one + [0.0] * (longest - len(one)) for one in near], device=device),
             torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
@@ -306,7 +357,7 @@ class SupportBank:
         None where the decoder has none."""
         if self.regression is None:
             return None
-        everything = torch.ones(1, int((~self.completed).sum()), dtype=torch.bool)
+        everything = torch.ones(1, int((~self.pseudo_labelled).sum()), dtype=torch.bool)
         weights, fit = self.regression.solved(everything, torch.ones(1))
         return weights[0], fit[0]
 
@@ -317,7 +368,7 @@ class SupportBank:
         two of them show the target, else from all."""
         if self.regression is None:
             return None, None
-        labelled = [k for k in range(len(self)) if not self.completed[k]]
+        labelled = [k for k in range(len(self)) if not self.pseudo_labelled[k]]
         allowed = [k not in without for k in labelled]
         own = [ok and self.volumes[k] == volume for ok, k in zip(allowed, labelled, strict=True)]
         shows = self.shows
@@ -334,8 +385,8 @@ class SupportBank:
         self, volume: str, position: float, likeness: np.ndarray, without: Sequence[int], config: SupportBankConfig
     ) -> list[int]:
         allowed = [k for k in range(len(self)) if k not in without]
-        own = [k for k in allowed if self.volumes[k] == volume and not self.completed[k]]
-        others = [k for k in allowed if self.volumes[k] != volume and not self.completed[k]]
+        own = [k for k in allowed if self.volumes[k] == volume and not self.pseudo_labelled[k]]
+        others = [k for k in allowed if self.volumes[k] != volume and not self.pseudo_labelled[k]]
         own = sorted(own, key=lambda k: abs(self.positions[k] - position))[: config.own]
         others = sorted(others, key=lambda k: -likeness[k])[: config.others]
         return sorted(own + others)
@@ -344,13 +395,7 @@ class SupportBank:
 def _pieces(mask: np.ndarray) -> int:
     """How many pieces a mask (S, S) has, without those much smaller than the largest."""
     _, sizes = components(mask)
-    return int((sizes[1:] >= _SMALL_PIECE * sizes.max()).sum())
-
-
-def look(images: torch.Tensor) -> torch.Tensor:
-    """Mean embedding of slices (N, D, h, w), centred by cell and of unit length: (N, D)."""
-    mean = images.mean((2, 3))
-    return torch.nn.functional.normalize(mean - mean.mean(1, keepdim=True), dim=1)
+    return int((sizes[1:] >= SMALL_PIECE * sizes.max()).sum())
 
 
 def drawn_known(one: LabelledSlice, side: int) -> torch.Tensor:
@@ -363,12 +408,3 @@ def drawn_unknown(one: LabelledSlice, side: int) -> torch.Tensor:
     """Where the slice's mask is no truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
     unknown = np.zeros(one.mask.shape, dtype=bool) if one.known is None else ~one.known
     return draw_mask(unknown, one.embeddings.frame, side)
-
-
-def stacked(embeddings: Sequence[Embedding]) -> Embedding:
-    """Several batches as one."""
-    levels = zip(*(one["levels"] for one in embeddings), strict=True)
-    return {
-        "image": torch.cat([one["image"] for one in embeddings]),
-        "levels": [torch.cat(level) for level in levels],
-    }

@@ -33,22 +33,23 @@ FORMAT = 1
 """Part of every key: raise it when the files, or how banks are made, change."""
 QUOTA_BYTES = 2 * 2**30
 """A guess: some hundred heads of a few annotated slices."""
-_ARRAYS = ("positions", "distances", "centres", "cell_mm", "completed")
-_SUMS = "sums"
+_ARRAYS = {name: name for name in ("positions", "distances", "centres", "cell_mm")} | {"pseudo_labelled": "completed"}
+"""Arrays of a bank, and how files call them."""
+_SUMS, _NAMES = "sums", "told"
 
 
 @dataclass(frozen=True, eq=False)
 class SupportBanks:
-    """What a decoder is shown: the banks of all labels, of small targets in enlarged windows too (``close``), and the
-    completed volumes as ``atlases``."""
+    """The support of a task: the banks of all labels, of small targets in enlarged windows too (``roi_banks``), and the
+    labelled volumes with pseudo-labels as ``atlases``."""
 
     banks: Mapping[str, SupportBank]
-    close: Mapping[str, SupportBank] = field(default_factory=dict)
+    roi_banks: Mapping[str, SupportBank] = field(default_factory=dict)
     atlases: tuple[Atlas, ...] = ()
 
     @property
     def _kinds(self) -> dict[str, Mapping[str, SupportBank]]:
-        return {"bank": self.banks, "close": self.close}
+        return {"bank": self.banks, "close": self.roi_banks}
 
     def to_bytes(self) -> bytes:
         """One safetensors file; its metadata names labels and volumes."""
@@ -67,25 +68,25 @@ class SupportBanks:
             {"volume": one.volume, "affine": one.grid.affine.tolist(), "labels": list(one.distances)}
             for one in self.atlases
         ]
-        told = {"volumes": volumes, "atlases": atlases}
-        return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"told": json.dumps(told)})
+        names = {"volumes": volumes, "atlases": atlases}
+        return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {_NAMES: json.dumps(names)})
 
     @classmethod
     def from_parts(
-        cls, tensors: Mapping[str, torch.Tensor], told: Mapping[str, Any], decoder: TargetDecoder
+        cls, tensors: Mapping[str, torch.Tensor], names: Mapping[str, Any], decoder: TargetDecoder
     ) -> SupportBanks:
         """What a file held. Raises LookupError, TypeError, ValueError, RuntimeError or AttributeError for damage."""
-        banks, close = (
+        banks, enlarged = (
             {
                 label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes), decoder)
-                for number, (label, volumes) in enumerate(told["volumes"][kind].items())
+                for number, (label, volumes) in enumerate(names["volumes"][kind].items())
             }
             for kind in ("bank", "close")
         )
         atlases = tuple(
-            _atlas(_part(tensors, f"atlas{number}"), **one) for number, one in enumerate(told.get("atlases", ()))
+            _atlas(_part(tensors, f"atlas{number}"), **one) for number, one in enumerate(names.get("atlases", ()))
         )
-        return cls(banks, close, atlases)
+        return cls(banks, enlarged, atlases)
 
 
 class SupportCache:
@@ -103,9 +104,9 @@ class SupportCache:
         path = self._path(key)
         try:
             with safe_open(str(path), framework="pt") as file:
-                told = json.loads(file.metadata()["told"])
+                names = json.loads(file.metadata()[_NAMES])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = SupportBanks.from_parts(tensors, told, decoder)
+            found = SupportBanks.from_parts(tensors, names, decoder)
             os.utime(path)
             return found
         except FileNotFoundError:
@@ -116,7 +117,7 @@ class SupportCache:
             return None
 
     def put(self, key: str, banks: SupportBanks) -> None:
-        """Keep what is shown under a key, if it fits. Losing it is no harm: a full disk is only said."""
+        """Keep a support under a key, if it fits. Losing it is no harm: a full disk is only said."""
         try:
             private_folder(self.folder)
             data = banks.to_bytes()
@@ -175,8 +176,8 @@ def _bytes(path: Path) -> int:
 
 
 def _of_bank(bank: SupportBank) -> dict[str, torch.Tensor]:
-    fields = {**vars(bank.description), "looks": bank.looks}
-    fields |= {name: torch.from_numpy(getattr(bank, name)) for name in _ARRAYS}
+    fields = {**vars(bank.encoding), "looks": bank.descriptors}
+    fields |= {key: torch.from_numpy(getattr(bank, name)) for name, key in _ARRAYS.items()}
     if isinstance(bank.regression, Regression):
         fields |= {f"{_SUMS}.{name}": tensor for name, tensor in vars(bank.regression.sums).items()}
     return fields
@@ -191,10 +192,10 @@ def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...], decoder: T
     sums, optimiser = _part(tensors, _SUMS), decoder.online_optimiser()
     regression = Regression(optimiser, SliceSums(**sums)) if optimiser is not None else None
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{_SUMS}.")}
-    arrays = {name: np.asarray(tensors.pop(name).numpy()) for name in _ARRAYS}
-    looks = tensors.pop("looks")
+    arrays = {name: np.asarray(tensors.pop(key).numpy()) for name, key in _ARRAYS.items()}
+    descriptors = tensors.pop("looks")
     return SupportBank(
-        description=SupportEncoding(**tensors), volumes=volumes, looks=looks, regression=regression, **arrays
+        encoding=SupportEncoding(**tensors), volumes=volumes, descriptors=descriptors, regression=regression, **arrays
     )
 
 

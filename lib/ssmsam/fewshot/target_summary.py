@@ -15,18 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.fewshot.config import PROTOTYPE_CELLS, PROTOTYPES
+from ssmsam.fewshot.support_bank import SupportBank, signed_distance
 from ssmsam.models.closed_form import SolvedRegression
 from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, KINDS, PARTS, RING_CELLS, SupportEncoding
 from ssmsam.models.support_encoding import TokenKind as Kind
 
-PROTOTYPES = (16, 8, 16)
-"""Most prototypes of the target's cells, of the ring around it, and of the rest: a guess."""
-LEAST_CELLS = 8
-"""No prototype is a mean of fewer cells, where there are as many: a guess."""
 _ITERATIONS = 5
-_SHOWN, _ABSENT = 0, 1
+_PRESENT, _ABSENT = 0, 1
+_DESCRIPTORS = "looks"
+"""How files call the descriptors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +33,7 @@ class TargetSummary:
 
     ``tokens`` (2, T, D) and ``kinds`` (2, T) as in SupportEncoding; ``cells`` (2, P, D), ``places`` (2, P, 2) as
     (x, y) in input pixels from the body's centre, ``shares`` (2, P) and ``valid`` (2, P) of P prototypes;
-    ``looks`` (2, D) of unit length, zeros without any slice; ``weights`` (d + 1,) and ``fit`` () of the online
+    ``descriptors`` (2, D) of unit length, zeros without any slice; ``weights`` (d + 1,) and ``fit`` () of the online
     optimiser, empty for decoders without one.
     """
 
@@ -45,7 +43,7 @@ class TargetSummary:
     places: torch.Tensor
     shares: torch.Tensor
     valid: torch.Tensor
-    looks: torch.Tensor
+    descriptors: torch.Tensor
     weights: torch.Tensor
     fit: torch.Tensor
     area_mm2: float
@@ -63,20 +61,20 @@ class TargetSummary:
     @torch.no_grad()
     def of(cls, bank: SupportBank) -> TargetSummary:
         """Summarise the labelled slices of a bank; of a target that is smaller than a cell little is said."""
-        labelled, shows = ~bank.completed, bank.shows
+        labelled, shows = ~bank.pseudo_labelled, bank.shows
         both = [labelled & shows, labelled & ~shows]
         encodings = [_encoded(bank, np.flatnonzero(rows)) for rows in both]
         solution = bank.solution()
-        empty = bank.looks.new_zeros(0)
+        empty = bank.descriptors.new_zeros(0)
         areas = np.maximum((bank.distances > 0).sum(axis=(1, 2)), 1) * bank.cell_mm**2
         volumes = sorted({bank.volumes[n] for n in np.flatnonzero(shows)})
         spans = [np.ptp(bank.positions[shows & (np.array(bank.volumes) == volume)]) for volume in volumes]
         return cls(
             **{name: torch.stack([one[name] for one in encodings]) for name in encodings[0]},
-            looks=torch.stack([_mean_look(bank.looks, rows) for rows in (shows, ~shows)]),
+            descriptors=torch.stack([_mean_descriptor(bank.descriptors, rows) for rows in (shows, ~shows)]),
             weights=empty if solution is None else solution[0],
             fit=empty if solution is None else solution[1],
-            area_mm2=float(areas[both[_SHOWN]].mean() if both[_SHOWN].any() else areas.min()),
+            area_mm2=float(areas[both[_PRESENT]].mean() if both[_PRESENT].any() else areas.min()),
             span_mm=float(np.mean(spans)) if spans else 0.0,
             volumes=max(1, len(volumes)),
             one_piece=bank.in_one_piece,
@@ -86,7 +84,8 @@ class TargetSummary:
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a file keeps as tensors."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return {_DESCRIPTORS if name == "descriptors" else name: value for name, value in tensors.items()}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -97,7 +96,7 @@ class TargetSummary:
     def from_parts(cls, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> TargetSummary:
         """What a file kept. Raises ValueError and TypeError for what no summary can hold."""
         fields: dict[str, Any] = {**tensors, **facts}
-        found = cls(**fields)
+        found = cls(descriptors=fields.pop(_DESCRIPTORS, None), **fields)
         found._require_sound()
         return found
 
@@ -105,7 +104,7 @@ class TargetSummary:
         width, count = self.tokens.shape[-1], self.cells.shape[1] if self.cells.dim() == 3 else -1
         shapes = {
             "tokens": (2, len(KINDS), width), "kinds": (2, len(KINDS)), "cells": (2, count, width),
-            "places": (2, count, 2), "shares": (2, count), "valid": (2, count), "looks": (2, width),
+            "places": (2, count, 2), "shares": (2, count), "valid": (2, count), "descriptors": (2, width),
             "weights": (self.weights.numel(),), "fit": () if self.weights.numel() else (0,),
         }  # fmt: skip
         types = {"kinds": torch.int64, "valid": torch.bool}
@@ -129,31 +128,30 @@ class TargetSummary:
     def bank(self, side: int) -> SupportBank:
         """A bank of a few slices that stand for those of which this is the summary, on masks of a ``side``.
 
-        The first is shown to a decoder, and the second where slices without the target were labelled. The others only
-        say how the slices look, how far the target extends, and in how many volumes it was seen.
-        """
-        rows = [_SHOWN] + [_ABSENT] * self.absent
+        The first is context for a decoder, and the second where slices without the target were labelled. The others
+        only say how the slices look, how far the target extends, and in how many volumes it was seen."""
+        rows = [_PRESENT] + [_ABSENT] * self.absent
         volumes, positions = ["0"] * len(rows), [0.0] * len(rows)
         labelled = len(rows)
         for number in range(min(self.volumes, _MOST_VOLUMES)):
-            rows += [_SHOWN, _SHOWN]
+            rows += [_PRESENT, _PRESENT]
             volumes += [str(number)] * 2
             positions += [0.0, self.span_mm]
-        if not self.absent and bool(self.looks[_ABSENT].any()):
+        if not self.absent and bool(self.descriptors[_ABSENT].any()):
             rows, volumes, positions = [*rows, _ABSENT], [*volumes, "0"], [*positions, 0.0]
         mask, cell_mm = _stand_in(side, self.area_mm2, pieces=1 if self.one_piece else 2)
         distances = [signed_distance(mask), signed_distance(np.zeros_like(mask))]
         padded = _padded(SupportEncoding(self.tokens, self.kinds, self.cells, self.places, self.shares, self.valid))
         solved = SolvedRegression(self.weights, self.fit, labelled) if self.weights.numel() else None
         return SupportBank(
-            description=padded[torch.tensor(rows)],
+            encoding=padded[torch.tensor(rows)],
             volumes=tuple(f"summary {name}" for name in volumes),
             positions=np.array(positions),
             distances=np.stack([distances[row] for row in rows]),
-            looks=self.looks[rows],
+            descriptors=self.descriptors[rows],
             centres=np.zeros((len(rows), 2)),
             cell_mm=np.full(len(rows), cell_mm),
-            completed=np.arange(len(rows)) >= labelled,
+            pseudo_labelled=np.arange(len(rows)) >= labelled,
             regression=solved,
         )
 
@@ -163,7 +161,7 @@ _MOST_VOLUMES = 100
 
 def _encoded(bank: SupportBank, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """Tokens and prototypes of some slices of a bank."""
-    some = bank.description[torch.from_numpy(rows)]
+    some = bank.encoding[torch.from_numpy(rows)]
     centres = torch.from_numpy(bank.centres[rows]).to(some.places)
     places = some.places - centres[:, None]
     groups, start = [], 0
@@ -183,9 +181,11 @@ def _prototypes(
     cells: torch.Tensor, places: torch.Tensor, shares: torch.Tensor, most: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Means of clusters of cells (n, D), padded to ``most``, and which of them there are."""
-    member = _clustered(cells, max(1, min(most, len(cells) // LEAST_CELLS))) if len(cells) else cells.new_zeros(0, 1)
+    member = (
+        _clustered(cells, max(1, min(most, len(cells) // PROTOTYPE_CELLS))) if len(cells) else cells.new_zeros(0, 1)
+    )
     counts = member.sum(0)
-    kept = counts >= min(LEAST_CELLS, len(cells)) if len(cells) else counts > 0
+    kept = counts >= min(PROTOTYPE_CELLS, len(cells)) if len(cells) else counts > 0
     member, counts = member[:, kept], counts[kept]
     found = [member.T @ value / counts[:, None] for value in (cells, places, shares[:, None])]
     missing = most - len(counts)
@@ -225,13 +225,13 @@ def _tokens(some: SupportEncoding) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, kinds
 
 
-def _mean_look(looks: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+def _mean_descriptor(descriptors: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
     """Of unit length; zeros without any slice."""
-    return torch.nn.functional.normalize(looks[torch.from_numpy(rows)].sum(0), dim=0)
+    return torch.nn.functional.normalize(descriptors[torch.from_numpy(rows)].sum(0), dim=0)
 
 
 def _padded(one: SupportEncoding) -> SupportEncoding:
-    """With as many cells as a slice's own description has."""
+    """With as many cells as a slice's own encoding has."""
     missing = CELLS - one.cells.shape[1]
     wider = {
         name: torch.nn.functional.pad(getattr(one, name), (0, 0) * (getattr(one, name).dim() - 2) + (0, missing))

@@ -27,7 +27,7 @@ FORMAT = 6
 LARGEST = 48 * 2**20
 """Bytes that a file may have: the decoder of a large SAM, adapted as a whole, has 16 MB in single precision."""
 FEWSHOT = "fewshot"
-"""The method whose decoder :func:`ssmsam.models.fewshot_registry.load_target_decoder` loads."""
+"""The method whose decoder :func:`ssmsam.models.registry.load_target_decoder` loads."""
 _TEXT, _NUMBER = (str,), (int, float)
 PUBLIC: Mapping[str, tuple[type, ...]] = {
     "labels": (list,), "learned_from": (dict,), "numbers": (dict, type(None)), "plane": (str, type(None)),

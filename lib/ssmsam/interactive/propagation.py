@@ -21,8 +21,9 @@ import torch.nn.functional as F
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.interactive.segmenter import SliceMasks
-from ssmsam.models.prompt_decoder import Neighbour, PromptDecoder, draw_mask, logits_to_pixels
-from ssmsam.models.prompt_small_network import describe_target
+from ssmsam.models.frame import draw_mask, logits_to_pixels
+from ssmsam.models.prompt_decoder import Neighbour, PromptDecoder
+from ssmsam.models.prompt_small import describe_target
 from ssmsam.ops import signed_distance, touching
 from ssmsam.progress import Progress, silent
 

@@ -21,7 +21,8 @@ from ssmsam.interactive.click_constraints import (
     without_fragments,
     without_islands,
 )
-from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt, draw_mask, logits_to_pixels, mask_to_logits
+from ssmsam.models.frame import draw_mask, logits_to_pixels, mask_to_logits
+from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.ops import PackedMask
 
 

@@ -25,7 +25,7 @@ class DecoderContext:
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
     ``prior`` (N, 1, S, S) signed distance in cells and ``trust`` (N, 2) its (between, closeness), all zero without;
     ``weights`` (N, d) of the online optimiser and ``fit`` (N, 1) how well it answers labelled slices that it was not
-    shown, in [0, 1]; d is 0 for decoders without one. ``atlas`` (N, 3, S, S) is what labelled volumes that were
+    context, in [0, 1]; d is 0 for decoders without one. ``atlas`` (N, 3, S, S) is what labelled volumes that were
     registered with the query's say of each cell: see :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any.
     """
 
@@ -116,7 +116,8 @@ class TargetDecoder(nn.Module, ABC):
     """Side S of the logits for the encoder's declared input size."""
 
     def view(self, embedding: Embedding) -> Embedding:
-        """What this decoder reads of an encoder's embeddings: what :meth:`read` and :meth:`forward` expect."""
+        """What this decoder reads of an encoder's embeddings: what :meth:`cross_attention` and :meth:`forward`
+        expect."""
         return embedding
 
     def online_optimiser(self) -> ClosedFormOptimiser | None:
@@ -134,7 +135,7 @@ class TargetDecoder(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
+    def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
         """Compare N slices with the support slices: the part of :meth:`forward` that is the same before and after
         adaptation."""
 
@@ -142,16 +143,16 @@ class TargetDecoder(nn.Module, ABC):
     def forward(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections | None = None,
-        reading: CrossAttentionFeatures | None = None,
+        features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
-        """Embeddings of N slices, repeated for several targets of one slice. ``reading`` is that of :meth:`read`,
-        where it was kept."""
+        """Embeddings of N slices, repeated for several targets of one slice. ``features`` is that of
+        :meth:`cross_attention`, where it was kept."""
 
     @abstractmethod
     def adaptable(self) -> list[nn.Parameter]:
-        """The parameters that adaptation changes: none on which :meth:`read` depends."""
+        """The parameters that adaptation changes: none on which :meth:`cross_attention` depends."""
 
     def rated(self) -> list[tuple[list[nn.Parameter], float]]:
         """The same in groups, each with what its learning rate is multiplied by."""

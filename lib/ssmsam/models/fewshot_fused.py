@@ -2,7 +2,7 @@
 
 The token-query decoder of ``fewshot_small`` works on the pyramid of the small encoder, which is fine and
 knows abdomens. Here the features of the pretrained medical encoder join it, cell by cell, and the logits of the online
-optimiser come in as one more map with its own trust: how well it does on labelled slices that it was not shown. So do
+optimiser come in as one more map with its own trust: how well it does on labelled slices outside the support. So do
 the masks of other volumes that registration carries over. New parts start from zero, so that before any training the
 decoder is the one that it was made from.
 """
@@ -17,7 +17,7 @@ from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Corrections, CrossAttentionFeatures, DecoderContext, Proposal
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.prompt_small_network import WIDTH
+from ssmsam.models.prompt_small import WIDTH
 
 STAGES = (64, 8, 160, 40)
 """Channels of the pretrained encoder as it is kept: its output and the stages 2, 3 and 4."""
@@ -98,36 +98,36 @@ class FusedTargetNetwork(TargetNetwork):
     ) -> Regression:
         return self.optimiser.regression(view["levels"][2], masks, known, moments)
 
-    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
-        reading = super().read(embedding, shown)
-        logits = self.optimiser.logits(embedding["levels"][2], shown.weights)
-        given = shown.weights.abs().amax(1) > 0
-        maps = torch.stack([logits, shown.fit[:, :, None].expand_as(logits)], dim=1) * given[:, None, None, None]
-        return CrossAttentionFeatures(reading.cells, reading.votes, maps)
+    def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
+        features = super().cross_attention(embedding, context)
+        logits = self.optimiser.logits(embedding["levels"][2], context.weights)
+        given = context.weights.abs().amax(1) > 0
+        maps = torch.stack([logits, context.fit[:, :, None].expand_as(logits)], dim=1) * given[:, None, None, None]
+        return CrossAttentionFeatures(features.cells, features.votes, maps)
 
     def dense_maps(
-        self, shown: DecoderContext, corrections: Corrections, reading: CrossAttentionFeatures
+        self, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> list[torch.Tensor]:
-        fitted = _to(reading.fitted, shown.prior.shape[-2:])
+        fitted = _to(features.fitted, context.prior.shape[-2:])
         maps = torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
-        drawn = self.maps.dense2[0](self.maps.drawn(shown, corrections))
-        at2 = F.gelu(drawn + self.fitted2(maps) + self.atlas2(shown.atlas))
+        drawn = self.maps.dense2[0](self.maps.drawn(context, corrections))
+        at2 = F.gelu(drawn + self.fitted2(maps) + self.atlas2(context.atlas))
         at4 = self.maps.dense4(at2)
-        at8 = self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4)) + self.atlas8(F.avg_pool2d(shown.atlas, 4))
+        at8 = self.maps.dense8(at4) + self.fitted8(F.avg_pool2d(maps, 4)) + self.atlas8(F.avg_pool2d(context.atlas, 4))
         return [at2, at4, at8]
 
     def decode(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections,
-        reading: CrossAttentionFeatures,
+        features: CrossAttentionFeatures,
         maps: list[torch.Tensor],
     ) -> Proposal:
-        proposal = super().decode(embedding, shown, corrections, reading, maps)
-        pull = self.follow(reading.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
-        logits = proposal.logits + pull * _to(reading.fitted[:, :1], shown.prior.shape[-2:])[:, 0]
-        distance, trust, likely = shown.atlas.unbind(1)
+        proposal = super().decode(embedding, context, corrections, features, maps)
+        pull = self.follow(features.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
+        logits = proposal.logits + pull * _to(features.fitted[:, :1], context.prior.shape[-2:])[:, 0]
+        distance, trust, likely = context.atlas.unbind(1)
         carried = self.carry(torch.stack([trust, trust * likely], dim=-1))[..., 0]
         return Proposal(logits + carried * distance, proposal.presence)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 from ssmsam.models.support_encoding import TokenKind
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ class SamTargetNetwork(TargetDecoder):
         """Copies of SAM's small parts; its image encoder is not kept alive."""
         return cls(sam)
 
-    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
+    def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
         image = embedding["image"]
         cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
-        scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)
-        scores = scores.masked_fill(~shown.valid[:, None], -1e4)
-        vote = (scores.softmax(2) @ shown.shares[..., None]).transpose(1, 2)
+        scores = _SHARPNESS * cells @ F.normalize(context.cells, dim=2).transpose(1, 2)
+        scores = scores.masked_fill(~context.valid[:, None], -1e4)
+        vote = (scores.softmax(2) @ context.shares[..., None]).transpose(1, 2)
         votes = vote.unflatten(2, (image.shape[-2], image.shape[-1]))
         return CrossAttentionFeatures(cells.new_zeros(len(cells), 0, 0), votes, image.new_zeros(len(image), 0, 1, 1))
 
@@ -95,32 +95,32 @@ class SamTargetNetwork(TargetDecoder):
     def forward(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections | None = None,
-        reading: CrossAttentionFeatures | None = None,
+        features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
-        corrections = Corrections.none(shown.prior) if corrections is None else corrections
-        reading = self.read(embedding, shown) if reading is None else reading
-        pull = F.softplus(self.pull(shown.trust)) * (shown.trust.amax(1, keepdim=True) > 0)
-        prior = pull[..., None, None] * shown.prior / _OFFSET
-        dense = self.prompts.mask_downscaling(self._earlier_mask(reading, prior, corrections))
-        logits, quality = self._decode(embedding["image"], self._tokens(shown, corrections), dense)
+        corrections = Corrections.none(context.prior) if corrections is None else corrections
+        features = self.cross_attention(embedding, context) if features is None else features
+        pull = F.softplus(self.pull(context.trust)) * (context.trust.amax(1, keepdim=True) > 0)
+        prior = pull[..., None, None] * context.prior / _OFFSET
+        dense = self.prompts.mask_downscaling(self._earlier_mask(features, prior, corrections))
+        logits, quality = self._decode(embedding["image"], self._tokens(context, corrections), dense)
         logits = logits + prior[:, 0]
-        seen = torch.stack([reading.votes.amax((1, 2, 3)) - 0.5, quality, logits.amax((1, 2)) / 10], dim=1)
-        return Proposal(logits, self.presence(seen)[:, 0])
+        evidence = torch.stack([features.votes.amax((1, 2, 3)) - 0.5, quality, logits.amax((1, 2)) / 10], dim=1)
+        return Proposal(logits, self.presence(evidence)[:, 0])
 
     def _earlier_mask(
-        self, reading: CrossAttentionFeatures, prior: torch.Tensor, corrections: Corrections
+        self, features: CrossAttentionFeatures, prior: torch.Tensor, corrections: Corrections
     ) -> torch.Tensor:
         """What stands in for an earlier answer: the proposal that was clicked on, else votes and prior."""
         side = (self.logits_side, self.logits_side)
-        votes = F.interpolate(reading.votes * 2 - 1, side, mode="bilinear", align_corners=False)
+        votes = F.interpolate(features.votes * 2 - 1, side, mode="bilinear", align_corners=False)
         corrected = corrections.previous.abs().amax((1, 2, 3), keepdim=True) > 0
         return torch.where(corrected, corrections.previous, self.vote * votes + prior)
 
-    def _tokens(self, shown: DecoderContext, corrections: Corrections) -> torch.Tensor:
-        given = (shown.kinds != TokenKind.NONE)[..., None]
-        tokens = self.target(shown.tokens * given) + self.target_kind(shown.kinds)
+    def _tokens(self, context: DecoderContext, corrections: Corrections) -> torch.Tensor:
+        given = (context.kinds != TokenKind.NONE)[..., None]
+        tokens = self.target(context.tokens * given) + self.target_kind(context.kinds)
         if not corrections.kinds.shape[1]:
             return tokens
         size = self.prompts.input_image_size

@@ -14,8 +14,8 @@ from torch import nn
 
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
-from ssmsam.models.layers import TwoWayTransformer
-from ssmsam.models.prompt_small_network import LOGITS_STRIDE, WIDTH, PlaceEncoding, PointKind, draw_prompts
+from ssmsam.models.layers import TwoWayTransformer, doubled
+from ssmsam.models.prompt_small import LOGITS_STRIDE, WIDTH, PlaceEncoding, PointKind, draw_prompts
 from ssmsam.models.small_encoder import SPEC
 from ssmsam.models.support_encoding import TokenKind
 
@@ -52,7 +52,7 @@ class SupportCrossAttention(nn.Module):
             self.key_place.weight.copy_(self.query_place.weight)
 
     def forward(
-        self, cells: torch.Tensor, places: torch.Tensor, shown: DecoderContext, shown_places: torch.Tensor
+        self, cells: torch.Tensor, places: torch.Tensor, context: DecoderContext, support_places: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Query cells (N, K, D) with encoded places (K, D), support places (N, M, D) -> what was read (N, K, D) and
         the votes (N, HEADS, K) in [0, 1].
@@ -61,14 +61,14 @@ class SupportCrossAttention(nn.Module):
         values, the shares: that way one fused attention does everything.
         """
         query = self._heads(self.query(self.norm(cells)) + 0.5 * self.query_place(places)) * self.sharpness
-        key = self.key(self.norm(shown.cells)) + 0.5 * self.key_place(shown_places)
-        key = self._heads(key + self.near(shown.cells_near[..., None]))
-        excluded = (shown.valid.to(key) - 1)[:, None, :, None].expand(-1, _HEADS, -1, -1) * _NEVER
-        share = shown.shares[:, None, :, None].expand(-1, _HEADS, -1, -1)
+        key = self.key(self.norm(context.cells)) + 0.5 * self.key_place(support_places)
+        key = self._heads(key + self.near(context.cells_near[..., None]))
+        excluded = (context.valid.to(key) - 1)[:, None, :, None].expand(-1, _HEADS, -1, -1) * _NEVER
+        share = context.shares[:, None, :, None].expand(-1, _HEADS, -1, -1)
         read = F.scaled_dot_product_attention(
             torch.cat([query, torch.ones_like(query[..., :1])], dim=-1),
             torch.cat([key, excluded], dim=-1),
-            torch.cat([self._heads(self.value(shown.cells)), share], dim=-1),
+            torch.cat([self._heads(self.value(context.cells)), share], dim=-1),
             scale=_HEAD_WIDTH**-0.5,
         )
         return self.out(read.transpose(1, 2).flatten(2)), read[..., -1]
@@ -86,17 +86,17 @@ class PromptMaps(nn.Module):
         self.dense4 = nn.Sequential(nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.GELU())
         self.dense8 = nn.Sequential(nn.Conv2d(24, 64, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(64, WIDTH, 1))
 
-    def drawn(self, shown: DecoderContext, corrections: Corrections) -> torch.Tensor:
+    def drawn(self, context: DecoderContext, corrections: Corrections) -> torch.Tensor:
         """The maps that go in, (N, channels, S, S)."""
-        side = shown.prior.shape[-2], shown.prior.shape[-1]
+        side = context.prior.shape[-2], context.prior.shape[-1]
         drawn = draw_prompts(corrections.points, corrections.kinds, side)
-        trusted = (shown.trust.amax(1) > 0).to(shown.prior)[:, None, None, None]
-        trust = shown.trust[:, :, None, None].expand(-1, -1, *side)
-        maps = [(corrections.previous / 4).tanh(), drawn, (shown.prior / 4).tanh() * trusted, trust]
+        trusted = (context.trust.amax(1) > 0).to(context.prior)[:, None, None, None]
+        trust = context.trust[:, :, None, None].expand(-1, -1, *side)
+        maps = [(corrections.previous / 4).tanh(), drawn, (context.prior / 4).tanh() * trusted, trust]
         return torch.cat(maps, dim=1)
 
-    def forward(self, shown: DecoderContext, corrections: Corrections) -> list[torch.Tensor]:
-        at2 = self.dense2(self.drawn(shown, corrections))
+    def forward(self, context: DecoderContext, corrections: Corrections) -> list[torch.Tensor]:
+        at2 = self.dense2(self.drawn(context, corrections))
         at4 = self.dense4(at2)
         return [at2, at4, self.dense8(at4)]
 
@@ -135,37 +135,37 @@ class TargetNetwork(TargetDecoder):
         self.presence = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
         self.blend = nn.Linear(2, 1)
 
-    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
+    def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
         image = embedding["image"]
         height, width = image.shape[-2:]
         places = self.place.cells(height, width, STRIDE)
-        read, votes = self.reading(image.flatten(2).transpose(1, 2), places, shown, self.place(shown.places))
-        alike = torch.cat([self._alike(image, shown), votes.unflatten(2, (height, width))], dim=1)
+        read, votes = self.reading(image.flatten(2).transpose(1, 2), places, context, self.place(context.places))
+        alike = torch.cat([self._alike(image, context), votes.unflatten(2, (height, width))], dim=1)
         return CrossAttentionFeatures(read, alike, image.new_zeros(len(image), 0, 1, 1))
 
     def forward(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections | None = None,
-        reading: CrossAttentionFeatures | None = None,
+        features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
-        corrections = Corrections.none(shown.prior) if corrections is None else corrections
-        reading = self.read(embedding, shown) if reading is None else reading
-        return self.decode(embedding, shown, corrections, reading, self.dense_maps(shown, corrections, reading))
+        corrections = Corrections.none(context.prior) if corrections is None else corrections
+        features = self.cross_attention(embedding, context) if features is None else features
+        return self.decode(embedding, context, corrections, features, self.dense_maps(context, corrections, features))
 
     def dense_maps(
-        self, shown: DecoderContext, corrections: Corrections, reading: CrossAttentionFeatures
+        self, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> list[torch.Tensor]:
         """Everything dense, drawn into maps at the strides 2, 4 and 8."""
-        return self.maps(shown, corrections)
+        return self.maps(context, corrections)
 
     def decode(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections,
-        reading: CrossAttentionFeatures,
+        features: CrossAttentionFeatures,
         maps: list[torch.Tensor],
     ) -> Proposal:
         """The same with the maps of :meth:`dense_maps`."""
@@ -173,34 +173,34 @@ class TargetNetwork(TargetDecoder):
         height, width = image.shape[-2:]
         at2, at4, at8 = maps
         places = self.place.cells(height, width, STRIDE)
-        votes = reading.votes[:, 2:]
-        cells = (image + at8 + self.alike(reading.votes)).flatten(2).transpose(1, 2) + reading.cells
-        tokens = torch.cat([self.own.weight.expand(len(image), -1, -1), self._tokens(shown, corrections)], dim=1)
+        votes = features.votes[:, 2:]
+        cells = (image + at8 + self.alike(features.votes)).flatten(2).transpose(1, 2) + features.cells
+        tokens = torch.cat([self.own.weight.expand(len(image), -1, -1), self._tokens(context, corrections)], dim=1)
         tokens, cells = self.transformer(tokens, cells, places)
         coarse = cells.transpose(1, 2).unflatten(2, (height, width))
         fine = self._upscale(coarse, embedding["levels"], at2, at4, votes)
         weights = self.hyper(tokens[:, 0])
         logits = torch.einsum("nc,nchw->nhw", weights[:, :-1], fine) / 4 + weights[:, -1, None, None]
-        pull = F.softplus(self.blend(shown.trust)) * (shown.trust.amax(1, keepdim=True) > 0)
-        logits = logits + pull[:, :, None] * shown.prior[:, 0] / _OFFSET
+        pull = F.softplus(self.blend(context.trust)) * (context.trust.amax(1, keepdim=True) > 0)
+        logits = logits + pull[:, :, None] * context.prior[:, 0] / _OFFSET
         return Proposal(logits, self.presence(tokens[:, 1])[:, 0])
 
     def adaptable(self) -> list[nn.Parameter]:
         kept = {id(p) for module in (self.reading, self.place) for p in module.parameters()}
         return [p for p in self.parameters() if id(p) not in kept]
 
-    def _tokens(self, shown: DecoderContext, corrections: Corrections) -> torch.Tensor:
-        given = (shown.kinds != TokenKind.NONE)[..., None]
-        described = (self.target(shown.tokens) + self.near(shown.near[..., None])) * given
+    def _tokens(self, context: DecoderContext, corrections: Corrections) -> torch.Tensor:
+        given = (context.kinds != TokenKind.NONE)[..., None]
+        described = (self.target(context.tokens) + self.near(context.near[..., None])) * given
         clicked = (corrections.kinds != PointKind.NONE)[..., None]
         points = self.point(corrections.kinds) + self.place(corrections.points) * clicked
-        return torch.cat([described + self.target_kind(shown.kinds), points], dim=1)
+        return torch.cat([described + self.target_kind(context.kinds), points], dim=1)
 
-    def _alike(self, image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
+    def _alike(self, image: torch.Tensor, context: DecoderContext) -> torch.Tensor:
         """Greatest cosine of each cell with the tokens of the target, and of anything else: (N, 2, h, w)."""
-        cosines = torch.einsum("ntc,nchw->nthw", F.normalize(shown.tokens, dim=-1), F.normalize(image, dim=1))
-        own = (shown.kinds == TokenKind.TARGET) | (shown.kinds == TokenKind.PART)
-        other = (shown.kinds == TokenKind.RING) | (shown.kinds == TokenKind.FAR)
+        cosines = torch.einsum("ntc,nchw->nthw", F.normalize(context.tokens, dim=-1), F.normalize(image, dim=1))
+        own = (context.kinds == TokenKind.TARGET) | (context.kinds == TokenKind.PART)
+        other = (context.kinds == TokenKind.RING) | (context.kinds == TokenKind.FAR)
         return torch.stack([cosines.masked_fill(~kind[..., None, None], -1.0).amax(1) for kind in (own, other)], dim=1)
 
     def _upscale(
@@ -212,10 +212,6 @@ class TargetNetwork(TargetDecoder):
         votes: torch.Tensor,
     ) -> torch.Tensor:
         """(N, D, h, w) at stride 8 -> (N, 24, 4h, 4w), with the encoder's fine levels, the maps and the votes."""
-        middle = _double(self.up4(cells) + self.votes4(votes)) + levels[1] + self.dense4(at4)
+        middle = doubled(self.up4(cells) + self.votes4(votes)) + levels[1] + self.dense4(at4)
         middle = middle + self.mix4(middle)
-        return self.mix2(_double(self.up2(middle)) + self.level2(levels[0]) + self.dense2(at2))
-
-
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.mix2(doubled(self.up2(middle)) + self.level2(levels[0]) + self.dense2(at2))

@@ -1,4 +1,7 @@
-"""Two-way attention: prompt tokens read the image, the image reads the tokens (Kirillov et al., 2023, section 3)."""
+"""Layers that several networks share.
+
+Two-way attention: prompt tokens read the image, the image reads the tokens (Kirillov et al., 2023, section 3).
+"""
 
 from __future__ import annotations
 
@@ -74,3 +77,8 @@ class TwoWayTransformer(nn.Module):
             tokens, image = block(tokens, image, token_place, image_place)
         tokens = self.norm(tokens + self.last(tokens + token_place, image + image_place, image))
         return tokens, image
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, h, w) -> (N, C, 2h, 2w), bilinear."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -9,8 +9,8 @@ import torch
 from scipy import ndimage
 
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.frame import Frame
-from ssmsam.models.prompt_decoder import Candidates, Neighbour, SlicePrompt, mask_to_logits
+from ssmsam.models.frame import Frame, mask_to_logits
+from ssmsam.models.prompt_decoder import Candidates, Neighbour, SlicePrompt
 
 if TYPE_CHECKING:
     from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam

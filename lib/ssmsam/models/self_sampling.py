@@ -6,14 +6,20 @@ After Zhang et al. (WACV 2024), section on the self-sampling module. As there, l
 sampled features say, and the query's map reads the queries. Where the released code differs from what it means to do,
 ours does what is meant: features are read from the *support* image at (x, y), and besides points on the target there
 are true negatives, near it and far from it.
+
+The flexible mask attention decoder: the query's cells pass a mask on to cells that look alike.
+
+After Zhang et al. (WACV 2024): the support mask is the value of an attention whose queries are the query's own map and
+whose keys are the map weighted by that value; what comes out is weighted by the map again and is the value of the next
+layer. Ours is what stands in for the blurred support mask, which only says something where support and query are
+neighbours: the prior of the neighbouring annotated slices, and in other volumes what the map's cells find alike among
+the support's. And the answer changes the map, which a token-query decoder then reads.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +29,105 @@ from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
 from ssmsam.models.layers import Attention
-from ssmsam.models.mask_attention import LevelAttention, MaskAttention, MaskAttentionConfig
 from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, LEAST_SHARE, RING_CELLS
+
+VALUES = 4
+"""Channels of a mask value: the prior of neighbours, its two kinds of trust, and what was matched."""
+
+
+@dataclass(frozen=True)
+class MaskAttentionConfig:
+    """``most_keys`` bounds the cells that are attended to; larger maps are pooled for that."""
+
+    depth: int = 2
+    heads: int = 4
+    most_keys: int = 1024
+
+
+class MaskAttention(nn.Module):
+    """What the masks change in the query's map. Changes nothing before it is trained."""
+
+    def __init__(self, *, width: int, config: MaskAttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(width)
+        self.value = nn.Linear(VALUES, width)
+        self.layers = nn.ModuleList(_Layer(width=width, heads=config.heads) for _ in range(config.depth))
+        self.joined = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, image: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """The query's map (N, D, h, w) and masks (N, VALUES, h, w) in [0, 1] -> what is to be added to the map."""
+        side = image.shape[-2], image.shape[-1]
+        cells = self.norm(image.flatten(2).transpose(1, 2))
+        value = self.value(masks.flatten(2).transpose(1, 2))
+        for layer in self.layers:
+            value = layer(cells, value, side, self.config.most_keys)
+        joined = self.joined(cells + value)
+        joined = joined + self.mlp(joined)
+        return self.out(joined).transpose(1, 2).unflatten(2, side)
+
+
+class LevelAttention(nn.Module):
+    """What the masks change by way of further maps of the encoder. Changes nothing before it is trained.
+
+    As published, one mask attention serves the maps of all levels. There each level then has a decoder of its own; here
+    all add to the one map that a token-query decoder reads.
+    """
+
+    def __init__(self, *, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.gains = nn.Parameter(torch.zeros(len(channels)))
+
+    def forward(self, levels: Sequence[torch.Tensor], masks: torch.Tensor, attention: MaskAttention) -> torch.Tensor:
+        """Maps (N, c, h_l, w_l), coarsest last, and masks (N, VALUES, h, w) -> what is to be added, (N, D, h, w).
+
+        Of the maps the last are read, as many as there are channels. Raises ValueError where there are fewer.
+        """
+        if len(levels) < len(self.project):
+            raise ValueError(
+                f"the decoder reads {len(self.project)} further maps of the encoder, which gives {len(levels)}: "
+                "load the encoder with its levels"
+            )
+        side = masks.shape[-2], masks.shape[-1]
+        used = zip(self.project, levels[-len(self.project) :], strict=True)
+        maps = [F.adaptive_avg_pool2d(project(level), side) for project, level in used]
+        changes = [gain * attention(one, masks) for gain, one in zip(self.gains, maps, strict=True)]
+        return torch.stack(changes).sum(0)
+
+
+class _Layer(nn.Module):
+    """One mask attention: keys are the cells weighted by the value, and so is what comes out by the cells."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.content = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, cells: torch.Tensor, value: torch.Tensor, side: tuple[int, int], most: int) -> torch.Tensor:
+        query, key, content = self.query(cells), self.key(cells * value), self.content(value)
+        key, content = _pooled(key, side, most), _pooled(content, side, most)
+        heads = [x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, content)]
+        read = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.out(read) * cells
+
+
+def _pooled(cells: torch.Tensor, side: tuple[int, int], most: int) -> torch.Tensor:
+    """(N, h*w, D) -> at most ``most`` cells, means of squares of them."""
+    factor = 1
+    while side[0] * side[1] > most * factor**2:
+        factor *= 2
+    if factor == 1:
+        return cells
+    return F.avg_pool2d(cells.transpose(1, 2).unflatten(2, side), factor).flatten(2).transpose(1, 2)
+
 
 _KINDS = ((0, FOREGROUND_CELLS), (FOREGROUND_CELLS, RING_CELLS), (FOREGROUND_CELLS + RING_CELLS, FAR_CELLS))
 """Where the cells of one support slice lie that are on the target, around it, and far from it: (start, length)."""
@@ -54,7 +157,7 @@ class Sampled:
     valid: torch.Tensor
 
 
-def sampled(shown: DecoderContext, config: SamplingConfig) -> Sampled:
+def sampled(context: DecoderContext, config: SamplingConfig) -> Sampled:
     """Points spread over all support slices in turn and over each of their areas; the same ones every time.
 
     Everything comes from the support's own masks and images: nothing of the query is at hand here.
@@ -63,20 +166,20 @@ def sampled(shown: DecoderContext, config: SamplingConfig) -> Sampled:
     for kind, ((start, length), wanted) in enumerate(
         zip(_KINDS, (config.target, config.ring, config.far), strict=True)
     ):
-        cells = torch.arange(shown.valid.shape[1], device=shown.valid.device).unflatten(0, (-1, CELLS))
+        cells = torch.arange(context.valid.shape[1], device=context.valid.device).unflatten(0, (-1, CELLS))
         cells = cells[:, start : start + length].T.flatten()  # the first of every slice, then the second of every slice
         turn = torch.arange(len(cells), 0, -1, device=cells.device)
-        usable = shown.valid[:, cells] & ((shown.shares[:, cells] > LEAST_SHARE) | (kind > 0))
+        usable = context.valid[:, cells] & ((context.shares[:, cells] > LEAST_SHARE) | (kind > 0))
         order = (usable * turn).topk(min(wanted, len(cells)), dim=1).indices
         chosen.append(cells[order])
         kinds.append(torch.full_like(order, kind))
     index = torch.cat(chosen, dim=1)
     return Sampled(
-        features=shown.cells.gather(1, index[..., None].expand(-1, -1, shown.cells.shape[2])),
+        features=context.cells.gather(1, index[..., None].expand(-1, -1, context.cells.shape[2])),
         kinds=torch.cat(kinds, dim=1),
-        shares=shown.shares.gather(1, index),
-        near=shown.cells_near.gather(1, index),
-        valid=shown.valid.gather(1, index),
+        shares=context.shares.gather(1, index),
+        near=context.cells_near.gather(1, index),
+        valid=context.valid.gather(1, index),
     )
 
 
@@ -95,9 +198,9 @@ class SelfSampling(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, context: DecoderContext) -> torch.Tensor:
         """The query's map (N, D, h, w) -> what is to be added to it, the same shape."""
-        points = sampled(shown, self.config)
+        points = sampled(context, self.config)
         about = self.about(torch.stack([points.shares, points.near], dim=-1))
         tokens = self.norm(points.features) + self.kind(points.kinds) + about
         queries = self.queries.expand(len(image), -1, -1)
@@ -189,29 +292,29 @@ class SelfSamplingDecoder(TargetDecoder):
     ) -> Regression | None:
         return self.inner.regression(view, masks, known, moments)
 
-    def read(self, embedding: Embedding, shown: DecoderContext) -> CrossAttentionFeatures:
-        reading = self.inner.read(embedding, shown)
-        return replace(reading, votes=torch.cat([reading.votes, _match(embedding["image"], shown)], dim=1))
+    def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
+        features = self.inner.cross_attention(embedding, context)
+        return replace(features, votes=torch.cat([features.votes, _match(embedding["image"], context)], dim=1))
 
     def forward(
         self,
         embedding: Embedding,
-        shown: DecoderContext,
+        context: DecoderContext,
         corrections: Corrections | None = None,
-        reading: CrossAttentionFeatures | None = None,
+        features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
-        reading = self.read(embedding, shown) if reading is None else reading
+        features = self.cross_attention(embedding, context) if features is None else features
         image = embedding["image"]
         changed = image
         if self.config.self_sampling:
-            changed = changed + self.sampling(image, shown)
+            changed = changed + self.sampling(image, context)
         if self.config.mask_attention:
-            masks = self._masks(shown, reading.votes[:, -1:])
+            masks = self._masks(context, features.votes[:, -1:])
             changed = changed + self.mask_attention(image, masks)
             if self.levels is not None:
                 changed = changed + self.levels(embedding["levels"], masks, self.mask_attention)
-        inner = replace(reading, votes=reading.votes[:, :-1])
-        return self.inner({"image": changed, "levels": embedding["levels"]}, shown, corrections, inner)
+        inner = replace(features, votes=features.votes[:, :-1])
+        return self.inner({"image": changed, "levels": embedding["levels"]}, context, corrections, inner)
 
     def adaptable(self) -> list[nn.Parameter]:
         return [parameter for group in self.groups().values() for parameter in group]
@@ -229,31 +332,19 @@ class SelfSamplingDecoder(TargetDecoder):
                 found.setdefault("inner." + name.split(".")[0], []).append(parameter)
         return found
 
-    def _masks(self, shown: DecoderContext, matched: torch.Tensor) -> torch.Tensor:
+    def _masks(self, context: DecoderContext, matched: torch.Tensor) -> torch.Tensor:
         """The values of mask attention, (N, VALUES, h, w)."""
         side = matched.shape[-2], matched.shape[-1]
-        trusted = (shown.trust.amax(1) > 0).to(shown.prior)[:, None, None, None]
-        prior = F.adaptive_avg_pool2d((shown.prior / _SOFTNESS).sigmoid() * trusted, side)
-        trust = shown.trust[:, :, None, None].expand(-1, -1, *side)
+        trusted = (context.trust.amax(1) > 0).to(context.prior)[:, None, None, None]
+        prior = F.adaptive_avg_pool2d((context.prior / _SOFTNESS).sigmoid() * trusted, side)
+        trust = context.trust[:, :, None, None].expand(-1, -1, *side)
         return torch.cat([prior, trust, matched if self.config.matched else torch.zeros_like(matched)], dim=1)
 
 
-def without_modules(decoder: TargetDecoder, names: Sequence[str]) -> TargetDecoder:
-    """The same decoder, sharing its weights, with modules of its config switched off; for ablations."""
-    if not names:
-        return decoder
-    if not isinstance(decoder, SelfSamplingDecoder):
-        raise ValueError(f"only SSM-SAM's decoder has modules to switch off, not {type(decoder).__name__}")
-    variant = copy.copy(decoder)
-    switched: dict[str, Any] = dict.fromkeys(names, False)
-    variant.config = replace(decoder.config, **switched)
-    return variant
-
-
-def _match(image: torch.Tensor, shown: DecoderContext) -> torch.Tensor:
+def _match(image: torch.Tensor, context: DecoderContext) -> torch.Tensor:
     """The share of the target in the support's cells that each cell of the query looks like: (N, 1, h, w)."""
     cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
-    scores = _SHARPNESS * cells @ F.normalize(shown.cells, dim=2).transpose(1, 2)
-    scores = scores.masked_fill(~shown.valid[:, None], -1e4)
-    vote = scores.softmax(2) @ shown.shares[..., None]
+    scores = _SHARPNESS * cells @ F.normalize(context.cells, dim=2).transpose(1, 2)
+    scores = scores.masked_fill(~context.valid[:, None], -1e4)
+    vote = scores.softmax(2) @ context.shares[..., None]
     return vote.transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
+from ssmsam.models.layers import doubled
 
 STAGES = ((2, 32), (4, 64), (8, 128), (16, 256))
 """Stride and channels of each stage of the pyramid."""
@@ -114,9 +115,9 @@ class SmallEncoder(Encoder):
         at4 = adaptor(1, self.stage4(at2))
         at8 = adaptor(2, self.stage8(at4))
         at16 = adaptor(3, self.stage16(at8))
-        image = self.smooth8(self.lateral8(at8) + _double(self.lateral16(at16)))
-        level4 = self.smooth4(self.lateral4(at4) + _double(self.narrow4(image)))
-        level2 = self.smooth2(self.lateral2(at2) + _double(self.narrow2(level4)))
+        image = self.smooth8(self.lateral8(at8) + doubled(self.lateral16(at16)))
+        level4 = self.smooth4(self.lateral4(at4) + doubled(self.narrow4(image)))
+        level2 = self.smooth2(self.lateral2(at2) + doubled(self.narrow2(level4)))
         return {"image": image, "levels": [level2, level4]}
 
     def encode(self, slices: torch.Tensor) -> Embedding:
@@ -140,7 +141,3 @@ def part_of(state: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Ten
     if not found:
         raise ValueError(f"no tensors of the part {part!r}: is this a file of the small model?")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
-
-
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,7 +1,7 @@
 """The volume head: which slices a target is on, which of several objects it is, and how good its mask is.
 
 A decoder answers slice by slice. What it found on all slices of a volume is described by a few numbers for each slice
-and object (:mod:`ssmsam.fewshot.slice_descriptors`), and a small network reads them along the slices. It is trained on
+and object (:mod:`ssmsam.fewshot.selection`), and a small network reads them along the slices. It is trained on
 proposals for training patients and takes the place of thresholds and rules.
 """
 
@@ -55,15 +55,15 @@ class VolumeHead(nn.Module):
         self.each = nn.Sequential(nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, 2))
         self.whole = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, 2))
 
-    def forward(self, slices: torch.Tensor, objects: torch.Tensor, shown: torch.Tensor) -> Judgement:
-        """``slices`` (K, n, D), ``objects`` (K, E), ``shown`` (K, n) 1 where the object has a mask, else 0."""
+    def forward(self, slices: torch.Tensor, objects: torch.Tensor, drawn: torch.Tensor) -> Judgement:
+        """``slices`` (K, n, D), ``objects`` (K, E), ``drawn`` (K, n) 1 where the object has a mask, else 0."""
         x = F.gelu(self.slices(slices) + self.objects(objects)[:, None])
-        weight = shown[..., None] / shown.sum(1).clamp(min=1)[:, None, None]
+        weight = drawn[..., None] / drawn.sum(1).clamp(min=1)[:, None, None]
         for norm, along, mix, mean in zip(self.norms, self.along, self.mixes, self.means, strict=True):
             y = along(norm(x).transpose(1, 2)).transpose(1, 2) + mean((x * weight).sum(1, keepdim=True))
             x = x + mix(self.drop(F.gelu(y)))
         keep, dice = self.each(x).unbind(-1)
-        kept = (keep.sigmoid() * shown)[..., None]
+        kept = (keep.sigmoid() * drawn)[..., None]
         over = (x * kept).sum(1) / kept.sum(1).clamp(min=1e-3)
         target, overall = self.whole(torch.cat([(x * weight).sum(1), over], dim=1)).unbind(-1)
         return Judgement(keep, dice, target, overall)

@@ -27,8 +27,7 @@ from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, load_encoder, other_choice
-from ssmsam.models.prompt_registry import load_decoder
+from ssmsam.models.registry import ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
 from ssmsam.progress import Cancelled, Turns
@@ -43,7 +42,6 @@ from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, S
 from ssmsam.server.errors import unforeseen
 from ssmsam.server.monailabel_patches import made_by_this_process, refuse_to_start
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
-from ssmsam.server.tasks.prompted import Prompting
 from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
 from ssmsam.service.answers import AnswerMemory
@@ -53,6 +51,7 @@ from ssmsam.service.fewshot_service import SEGMENT, FewShotService
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
 from ssmsam.service.machine import choose_device, limit_arenas, use_threads
+from ssmsam.service.prompt_service import PromptService
 from ssmsam.service.volume_forecasts import VolumeForecasts
 
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ _Task = TypeVar("_Task")
 class ServerApp(MONAILabelApp):
     """Everything of a server except which tasks there are: a subclass names them in its class variables."""
 
-    MODELS: ClassVar[Mapping[str, Callable[[Prompting], InferTask]]] = {}
+    MODELS: ClassVar[Mapping[str, Callable[[PromptService], InferTask]]] = {}
     ADAPTIVE: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], InferTask]]]] = {}
     """The models that learn from annotated slices, by the method that they belong to."""
     TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], TrainTask]]]] = {}
@@ -184,7 +183,7 @@ class ServerApp(MONAILabelApp):
             enabled=self.configuration.precompute,
             wanted_s=60 * self.configuration.precompute_minutes,
         )
-        prompting = Prompting(
+        prompting = PromptService(
             images=self.images,
             studies=self.datastore(),
             embedder=self.embedder,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmsam.dicom.series import NOT_IMAGES
-from ssmsam.models.encoder_registry import AUTO, ENCODER_VARIABLE, default_encoder
+from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, default_encoder
 from ssmsam.paths import default_store
 from ssmsam.service.errors import ConfigurationError
 

@@ -1,4 +1,4 @@
-"""What the automatic models share: what is annotated, the heads that were made of it, and what adapts beside."""
+"""What the automatic models share: what is annotated, the checkpoints that were made of it, and what adapts beside."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
-from ssmsam.fewshot.estimate import LEAST_SLICES
+from ssmsam.fewshot.config import LEAST_SLICES, FewShotConfig
 from ssmsam.fewshot.initialisations import Initialisations
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, completed, shown_again
+from ssmsam.fewshot.pipeline import adapt, with_pseudo_labels, with_support_again
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
@@ -32,7 +32,7 @@ from ssmsam.service.labelled_slices import LabelledSlices
 ADAPT, SEGMENT = "adapt", "segment"
 """Kinds of jobs."""
 _HEADS_IN_MEMORY = 2
-"""A guess: the head that answers and the one before it, 22 MB each."""
+"""A guess: the task checkpoint that answers and the one before it, 22 MB each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,15 @@ class FewShotService:
     adapting: threading.Lock = field(default_factory=threading.Lock)
     """One at a time adapts the decoder: tens of seconds, on all threads of the machine."""
     publishing: threading.Lock = field(default_factory=threading.Lock)
-    """One at a time looks which heads there are and puts one beside them. Nothing is computed meanwhile."""
+    """One at a time looks which task checkpoints there are and puts one beside them. Nothing is computed meanwhile."""
     _prompting: SingleFlight[Hashable, tuple[AdaptedTask, str]] = field(default_factory=SingleFlight)
-    """Heads that are being made of a support and a start, without gradient steps."""
+    """Task checkpoints that are being made of a support and a start, without gradient steps."""
     _completing: KeyedLocks = field(default_factory=KeyedLocks)
-    """By the names of heads: one at a time completes labelled volumes for it."""
+    """By the names of task checkpoints: one at a time completes labelled volumes for it."""
     _others: dict[str, None] = field(default_factory=dict)
     """Labels that were annotated under names of their own, in the order in which they were seen."""
     _read: Cache[tuple[str, int], AdaptedTask] = field(default_factory=lambda: Cache(_HEADS_IN_MEMORY))
-    """Heads that were read lately, by name and the time of their file."""
+    """Task checkpoints that were read lately, by name and the time of their file."""
 
     @property
     def labelled(self) -> LabelledSlices:
@@ -86,17 +86,17 @@ class FewShotService:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What runs now and which head answers, as JSON; and the start, where there is more than one."""
+        """What runs now and which task checkpoint answers, as JSON; and the start, where there is more than one."""
         running = [job.step for job in self.jobs.active(model=self.method) if job.state == "running"]
         found = {"adapting": running[0] if running else {}, "head": vars(self.registry.state)}
         return found if self.initialisations is None else {**found, "start": self.initialisations.state.active}
 
     @property
     def start(self) -> tuple[TargetDecoder, str]:
-        """The decoder from which heads are adapted, and its name, "" for the one that came with the weights."""
+        """The decoder from which checkpoints are adapted, and its name, "" for the one that came with the weights."""
         return (self.decoder, "") if self.initialisations is None else self.initialisations.current()
 
-    def head(
+    def task(
         self,
         support: Support,
         config: FewShotConfig,
@@ -105,28 +105,28 @@ class FewShotService:
         wait: bool = True,
         progress: Progress = silent,
     ) -> tuple[AdaptedTask, str, bool]:
-        """The head for this support, its name, and whether it was adapted just now.
+        """The task checkpoint for this support, its name, and whether it was adapted just now.
 
         Without ``wait`` for an adaptation it is the best that there is, or the decoder prompted by the labelled slices.
-        It is ready to segment a ``volume``, any by default: labelled volumes are completed when that is first needed.
-        """
+        It is ready to segment a ``volume``, any by default: labelled volumes get pseudo-labels when that is first
+        needed."""
         adapts = config.adaptation.steps > 0
         if wait and adapts:
             progress("wait", 0, 0)
             with holding(self.adapting):
-                head, name, fresh = self._adapted(support, config, progress)
+                task, name, fresh = self._adapted(support, config, progress)
         else:
-            head, name, fresh = *self._prompted(support, config, either=adapts, progress=progress), False
-        return self._completed(head, name, support, lambda one: one.lacks(volume), progress), name, fresh
+            task, name, fresh = *self._prompted(support, config, either=adapts, progress=progress), False
+        return self._completed(task, name, support, lambda one: one.lacks(volume), progress), name, fresh
 
     def adapt_beside(self, job: Job, read: Callable[[], Support], config: FewShotConfig) -> str:
-        """The work of a job: adapt to what ``read`` finds annotated now. The new head answers from the next run on if
-        it is estimated to be better on slices held out. The name of the head that answers."""
+        """The work of a job: adapt to what ``read`` finds annotated now. The new one answers from the next run on if it
+        is estimated to be better on slices held out. The name of the task checkpoint that answers."""
         support = read()
         job.subject = self.subject(support, config)
         with holding(self.adapting):
-            head, name, _ = self._adapted(support, config, job.progress)
-        job.detail = judgement(head.card)
+            task, name, _ = self._adapted(support, config, job.progress)
+        job.detail = judgement(task.card)
         return name
 
     def subject(self, support: Support, config: FewShotConfig) -> object:
@@ -134,36 +134,39 @@ class FewShotService:
         return digest(support), self.start[1], config.adaptation
 
     def worth_adapting(self, support: Support, config: FewShotConfig, name: str) -> bool:
-        """Whether it is open if adaptation helps: nothing was estimated for this head, and something can be."""
+        """Whether it is open if adaptation helps: nothing was estimated for this checkpoint, and something can be."""
         if config.adaptation.steps == 0 or config.folds < 2 or self.registry.state.pinned:
             return False
         able = any(sum(one.drawn.any() for one in slices) >= LEAST_SLICES for slices in support.values())
         return able and not _judged(self.registry.card(name)) and self._at_hand(support, _judged) is None
 
     def _adapted(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[AdaptedTask, str, bool]:
-        """The head that was judged by an estimate, or is judged now."""
+        """The task checkpoint that was judged by an estimate, or is judged now."""
         found = self._pinned() or self._at_hand(support, _judged)
         if found:
             return *found, False
         decoder, start = self.start
-        made = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
+        made = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
         made = self.signed(made, start)
         with self.publishing:
             plain = self._at_hand(support, lambda card: not _judged(card))
             if plain is None:
                 return made, self.registry.publish(made, decoder=self.decoder), bool(made.card["adapted"])
-            if not made.card["adapted"]:  # the decoder is as it was: the head that there is now knows that it is best
+            if not made.card[
+                "adapted"
+            ]:  # the decoder is as it was: the task checkpoint that there is now knows that it is best
                 told = {key: made.card[key] for key in ("settings", "dice_estimate")}
                 kept = replace(plain[0], card={**plain[0].card, **told})
                 self.registry.replace(plain[1], kept, decoder=self.decoder)
                 return kept, plain[1], False
-            name, known = self.registry.publish(made, decoder=self.decoder), plain[0].completed
-        return self._completed(made, name, support, lambda one: _without(known, one.completed), progress), name, True
+            name, known = self.registry.publish(made, decoder=self.decoder), plain[0].pseudo_labelled
+        made = self._completed(made, name, support, lambda one: _without(known, one.pseudo_labelled), progress)
+        return made, name, True
 
     def _prompted(
         self, support: Support, config: FewShotConfig, *, either: bool, progress: Progress
     ) -> tuple[AdaptedTask, str]:
-        """A head with the decoder as it is, or ``either`` that or an adapted one, whichever is at hand."""
+        """A task checkpoint with the decoder as it is, or ``either`` that or an adapted one, whichever is at hand."""
         found = self._pinned() or self._at_hand(support, lambda card: either or not card.get("adapted"))
         if found:
             return found
@@ -171,7 +174,7 @@ class FewShotService:
         return self._prompting.run(key, lambda: self._plain(support, config, progress))
 
     def _plain(self, support: Support, config: FewShotConfig, progress: Progress) -> tuple[AdaptedTask, str]:
-        """The head that was made of this support without gradient steps, or is made now."""
+        """The task checkpoint that was made of this support without gradient steps, or is made now."""
         found = self._at_hand(support, lambda card: not card.get("adapted"))
         if found:
             return found
@@ -179,10 +182,10 @@ class FewShotService:
         views = replace(config.adaptation.views, views=0)
         config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
         with self.jobs.turns.long():
-            head = adapt(support, self.embedder, decoder, complete=False, config=config, progress=progress)
-        head = self.signed(head, start)
+            task = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
+        task = self.signed(task, start)
         with self.publishing:
-            return head, self.registry.publish(head, decoder=self.decoder)
+            return task, self.registry.publish(task, decoder=self.decoder)
 
     def _pinned(self) -> tuple[AdaptedTask, str] | None:
         state = self.registry.state
@@ -190,7 +193,7 @@ class FewShotService:
         return None if kept is None else (kept, state.active)
 
     def _at_hand(self, support: Support, fits: Callable[[Mapping[str, Any]], bool]) -> tuple[AdaptedTask, str] | None:
-        """The head of this support and start that answers now or, of those in the registry, the newest, which answers
+        """The one of this support and start that answers now or, of those in the registry, the newest, which answers
         from now on."""
         wanted, start = digest(support), self.start[1]
         active, cards = self.registry.state.active, self.registry.cards()
@@ -207,36 +210,36 @@ class FewShotService:
 
     def _completed(
         self,
-        head: AdaptedTask,
+        task: AdaptedTask,
         name: str,
         support: Support,
         lacking: Callable[[AdaptedTask], Collection[str]],
         progress: Progress = silent,
     ) -> AdaptedTask:
-        """The same head for volumes without annotated slices of the labels that are ``lacking``, kept so."""
-        if not lacking(head):
-            return head
+        """The same task checkpoint for volumes without annotated slices of the labels that are ``lacking``, kept so."""
+        if not lacking(task):
+            return task
         with self._completing.hold(name):
-            head = self.kept(name) or head  # another request may just have completed it
-            labels = lacking(head)
+            task = self.kept(name) or task  # another request may just have done so
+            labels = lacking(task)
             if labels:
                 with self.jobs.turns.long():
-                    head = completed(head, support, labels=labels, config=self.config, progress=progress)
-                self.registry.replace(name, head, decoder=self.decoder)
-        return head
+                    task = with_pseudo_labels(task, support, labels=labels, config=self.config, progress=progress)
+                self.registry.replace(name, task, decoder=self.decoder)
+        return task
 
     def whole(self, name: str, *, owner: str = "", login: str = "") -> Path:
-        """The task checkpoint of a head that lacks nothing for other servers. ``owner`` and ``login`` are the job's.
+        """The file of a task checkpoint, lacking nothing for other servers. ``owner`` and ``login`` are the job's.
 
         Raises UnknownCheckpoint, UnusableCheckpoint for what must not leave or is damaged, and Cancelled.
         """
-        path, head = self.registry.path(name), self.kept(name)
+        path, task = self.registry.path(name), self.kept(name)
         read_card(path)
-        if head is not None and head.lacks(""):
+        if task is not None and task.lacks(""):
             title = f"{self.method}: labelled volumes are completed"
             job = Job(ADAPT, title=title, model=self.method, owner=owner, login=login)
             with self.jobs.running(job):
-                self._completed(head, name, self.labelled.support(""), lambda one: one.lacks(""), job.progress)
+                self._completed(task, name, self.labelled.support(""), lambda one: one.lacks(""), job.progress)
         return path
 
     def take(self, data: bytes, name: str) -> str:
@@ -244,12 +247,12 @@ class FewShotService:
         ValueError."""
         return self.registry.add_file(data, name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
 
-    def signed(self, head: AdaptedTask, start: str) -> AdaptedTask:
+    def signed(self, task: AdaptedTask, start: str) -> AdaptedTask:
         """The same with a card that says the method and the start."""
-        return replace(head, card={**head.card, "method": self.method, "start": start})
+        return replace(task, card={**task.card, "method": self.method, "start": start})
 
     def kept(self, name: str) -> AdaptedTask | None:
-        """The head of that name; None where it cannot be used with these weights, so that another is adapted."""
+        """The checkpoint of that name; None where it cannot be used with these weights, so that another is adapted."""
         try:
             key = name, self.registry.path(name).stat().st_mtime_ns
             return self._read.recalled(key, lambda: self._loaded(name))
@@ -257,22 +260,22 @@ class FewShotService:
             return None
 
     def _loaded(self, name: str) -> AdaptedTask:
-        head = self.registry.load(name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
-        return self._shown_again(name, head) if head.summarised else head
+        task = self.registry.load(name, self.decoder, weights_sha256=self.embedder.encoder.weights_sha256)
+        return self._shown_again(name, task) if task.summarised else task
 
-    def _shown_again(self, name: str, head: AdaptedTask) -> AdaptedTask:
-        """The same head with its labelled slices, where these are annotated here as they were; else as it is."""
+    def _shown_again(self, name: str, task: AdaptedTask) -> AdaptedTask:
+        """The same checkpoint with its labelled slices, where these are annotated here as they were; else as it is."""
         known = self.registry.labelled(name)
         try:
             support = self.labelled.these(known["support"]) if known.get("support") else {}
             if not support or digest(support) != known.get("support_digest"):
-                return head
-            head = shown_again(head, support, self.embedder, config=self.config)
+                return task
+            task = with_support_again(task, support, self.embedder, config=self.config)
         except (InvalidRequest, NothingToLearn, *UNUSABLE):
-            return head
-        head = replace(head, card={**head.card, **known, "completed": []})
-        self.registry.remember(name, head)
-        return head
+            return task
+        task = replace(task, card={**task.card, **known, "completed": []})
+        self.registry.remember(name, task)
+        return task
 
 
 def _without(labels: Collection[str], known: Collection[str]) -> list[str]:
@@ -280,7 +283,7 @@ def _without(labels: Collection[str], known: Collection[str]) -> list[str]:
 
 
 def _judged(card: Mapping[str, Any]) -> bool:
-    """Whether a head was adapted, or could have been and was better as it was."""
+    """Whether a task checkpoint was adapted, or could have been and was better as it was."""
     return bool(card.get("settings", {}).get("adaptation", {}).get("steps", 0) > 0)
 
 

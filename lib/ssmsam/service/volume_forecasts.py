@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmsam.active.forecast import expect, looks, prompted
+from ssmsam.active.forecast import descriptors, expect, prompted
 from ssmsam.active.volume_state import Forecast, VolumeState
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import VolumeEmbeddings
@@ -45,18 +45,18 @@ class Deadline:
 
 @dataclass(frozen=True, eq=False)
 class VolumeForecast:
-    """One image: its embeddings, what is known of its slices, and the head that was asked ("" for none)."""
+    """One image: its embeddings, what is known of its slices, and the checkpoint that was asked ("" for none)."""
 
     image: str
     embeddings: VolumeEmbeddings
     state: VolumeState
-    head: str = ""
+    checkpoint: str = ""
 
 
 class VolumeForecasts:
     """Makes forecasts, without an encoder pass where a volume is embedded. Safe for threads.
 
-    Forecasts are kept until the head, the annotations or the image change.
+    Forecasts are kept until the task checkpoint, the annotations or the image change.
     """
 
     def __init__(self, service: FewShotService) -> None:
@@ -108,7 +108,7 @@ class VolumeForecasts:
         state = VolumeState(
             count=embeddings.count,
             slice_mm=embeddings.slice_mm,
-            looks=looks(embeddings, slices),
+            descriptors=descriptors(embeddings, slices),
             annotated=annotated,
             forecasts=expected,
         )
@@ -120,10 +120,10 @@ class VolumeForecasts:
         state = VolumeState(embeddings.count, embeddings.slice_mm, annotated=self.annotated(image))
         return VolumeForecast(image, embeddings, state)
 
-    def head(self, image: str, labels: Sequence[str]) -> tuple[AdaptedTask, str]:
-        """The head that answers now, shown what is annotated now, and its name ("" where none was adapted yet).
+    def task(self, image: str, labels: Sequence[str]) -> tuple[AdaptedTask, str]:
+        """The checkpoint that answers now, shown what is annotated now, and its name ("" where none was adapted yet).
 
-        Only a pinned head is shown nothing new. Raises InvalidRequest for labels that are not annotated.
+        Only a pinned task checkpoint is shown nothing new. Raises InvalidRequest for labels that are not annotated.
         """
         service, state = self.service, self.service.registry.state
         active = service.kept(state.active) if state.active else None
@@ -143,10 +143,10 @@ class VolumeForecasts:
         key = (state.active, state.pinned, digest(support), embeddings.key.digest, embedded)
 
         def made() -> dict[str, Forecast]:
-            head, _ = self.head(image, labels)
+            task, _ = self.task(image, labels)
             with self.service.jobs.turns.long():
                 started = time.monotonic()
-                expected = expect(head, embeddings, slices, config=self.service.config, progress=progress)
+                expected = expect(task, embeddings, slices, config=self.service.config, progress=progress)
             self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
             return {label: one.forecast for label, one in expected.items() if label in labels}
 

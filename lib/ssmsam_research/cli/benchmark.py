@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from ssmsam.cli.live_server import ServerFailed, live_server
-from ssmsam.models.encoder_registry import ENCODERS, choose_encoder, default_encoder
+from ssmsam.models.registry import ENCODERS, choose_encoder, default_encoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Progress
 from ssmsam.report import installed_versions, run_manifest, write_result

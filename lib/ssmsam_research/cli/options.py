@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from ssmsam.models.encoder_registry import AUTO, ENCODER_VARIABLE, ENCODERS, default_encoder
+from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, ENCODERS, default_encoder
 
 
 def add_encoder_option(parser: argparse.ArgumentParser) -> None:
-    """``--encoder``: a name for :func:`ssmsam.models.encoder_registry.choose_encoder`."""
+    """``--encoder``: a name for :func:`ssmsam.models.registry.choose_encoder`."""
     parser.add_argument(
         "--encoder",
         choices=(*ENCODERS, AUTO),

@@ -298,7 +298,7 @@ def embed(arguments: argparse.Namespace) -> None:
     """One pair of files for each case. May be stopped and started again."""
     import torch
 
-    from ssmsam.models.encoder_registry import load_encoder
+    from ssmsam.models.registry import load_encoder
     from ssmsam_research.evaluation.cases import open_set
     from ssmsam_research.training.embedded_slices import embed_case
 
@@ -317,7 +317,7 @@ def embed_volumes(arguments: argparse.Namespace) -> None:
     import torch
 
     from ssmsam.embeddings.embedder import Embedder
-    from ssmsam.models.encoder_registry import load_encoder
+    from ssmsam.models.registry import load_encoder
     from ssmsam_research.evaluation.cases import open_set
     from ssmsam_research.training.fewshot_episodes import embed_volume
 
@@ -334,7 +334,7 @@ def embed_volumes(arguments: argparse.Namespace) -> None:
 def carry_between(cases: list[tuple[str, Case]], folder: Path, *, partners: int) -> None:
     """Register each embedded volume with so many of its set, and keep what their labels say of it."""
     from ssmsam.embeddings.embedder import Embedder
-    from ssmsam.models.encoder_registry import load_encoder
+    from ssmsam.models.registry import load_encoder
     from ssmsam_research.training.carried_masks import carried_file, carry
 
     embedder, rng = Embedder(encoder=load_encoder("small")), np.random.default_rng(0)
@@ -358,8 +358,7 @@ def volume_head(arguments: argparse.Namespace) -> None:
     from ssmsam.cli.progress_bar import ProgressBar
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.embeddings.store import EmbeddingStore
-    from ssmsam.models.encoder_registry import load_encoder
-    from ssmsam.models.fewshot_registry import load_target_decoder
+    from ssmsam.models.registry import load_encoder, load_target_decoder
     from ssmsam_research.evaluation.cases import open_set
     from ssmsam_research.training.checkpoint import write_weights
     from ssmsam_research.training.volume_head_examples import (
@@ -400,10 +399,9 @@ def fewshot(arguments: argparse.Namespace) -> None:
     from safetensors.torch import load_file
 
     from ssmsam.cli.progress_bar import ProgressBar
-    from ssmsam.models.fewshot_registry import load_target_decoder
     from ssmsam.models.fewshot_small import TargetNetwork
-    from ssmsam.models.medsam_lite_encoder import REDUCTION
-    from ssmsam.models.reduction import Reduction
+    from ssmsam.models.medsam_lite_encoder import REDUCTION, Reduction
+    from ssmsam.models.registry import load_target_decoder
     from ssmsam.models.weights import find_weights, weights_digest
     from ssmsam_research.training.fewshot_episodes import load_volumes
     from ssmsam_research.training.fewshot_training import FewShotTrainingConfig, begun_with_small, train_fewshot
@@ -466,7 +464,7 @@ def ssm(arguments: argparse.Namespace) -> None:
     from safetensors.torch import load_file
 
     from ssmsam.cli.progress_bar import ProgressBar
-    from ssmsam.fewshot.meta_learning import MetaConfig
+    from ssmsam.fewshot.config import MetaConfig
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of

@@ -16,17 +16,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ssmsam.active.acquisition import RULES, Rule
-from ssmsam.active.forecast import Expected, expect, looks
+from ssmsam.active.forecast import Expected, descriptors, expect
 from ssmsam.active.uncertainty import probabilities
 from ssmsam.active.volume_state import Choice, Reason, VolumeState
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import assembled
+from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.estimate import mean_estimate
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt
+from ssmsam.fewshot.pipeline import adapt
+from ssmsam.fewshot.prediction import assembled
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.prompt_decoder import draw_mask
+from ssmsam.models.frame import draw_mask
 from ssmsam_research.evaluation.metrics import dice
 
 OTHER, WHOLE = "other slices", "whole volume"
@@ -89,12 +90,13 @@ class Learner:
         config = FewShotConfig()
         views = config.adaptation.views if steps else replace(config.adaptation.views, views=0)
         adaptation = replace(config.adaptation, steps=steps, budget_s=float("inf"), views=views)
-        # no closer look: it draws better masks of the same slices, and would encode them anew at every step
-        self._config = replace(config, adaptation=adaptation, segmentation=replace(config.segmentation, closer=None))
+        # no refinement in enlarged windows: it draws better masks of the same slices, and would encode them anew at
+        # every step
+        self._config = replace(config, adaptation=adaptation, segmentation=replace(config.segmentation, roi=None))
         self._query, self._embedder, self._decoder = query, embedder, decoder
         self._heads: dict[frozenset[int], AdaptedTask] = {}
         self._answers: dict[frozenset[int], Answered] = {}
-        self.looks = looks(query, range(query.count))
+        self.descriptors = descriptors(query, range(query.count))
 
     def answer(self, label: str, masks: Mapping[int, np.ndarray]) -> Answered:
         """Adapt to the annotated slices (slice -> mask) and segment the volume."""
@@ -111,7 +113,7 @@ class Learner:
         key = frozenset(masks)
         if key not in self._heads:
             support = {label: [LabelledSlice(self._query, index, mask) for index, mask in sorted(masks.items())]}
-            self._heads[key] = adapt(support, self._embedder, self._decoder, complete=False, config=self._config)
+            self._heads[key] = adapt(support, self._embedder, self._decoder, pseudo_labels=False, config=self._config)
         return self._heads[key]
 
     def cells(self, label: str, masks: Mapping[int, np.ndarray], truth: np.ndarray) -> dict[str, list[list[float]]]:
@@ -133,7 +135,7 @@ class Learner:
         return VolumeState(
             count=self._query.count,
             slice_mm=self._query.slice_mm,
-            looks=self.looks,
+            descriptors=self.descriptors,
             annotated={label: {index: bool(mask.any()) for index, mask in masks.items()}},
             forecasts={label: self.answer(label, masks).expected.forecast},
         )

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from ssmsam.fewshot.adaptation import fit
+from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.episodes import adaptation_tasks
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt, segment
+from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.volume.volume import Volume
 from ssmsam_research.evaluation.placement import with_ends
@@ -46,7 +47,7 @@ def measure_adaptation(
     plain = replace(
         config.adaptation, steps=steps, budget_s=float("inf"), views=replace(config.adaptation.views, views=0)
     )
-    tasks = adaptation_tasks(support, model.embedder, model.target, config=plain.views, bank=plain.bank, seed=0)
+    tasks = adaptation_tasks(support, model.embedder, model.target, config=plain)
     fit(model.target, tasks, replace(plain, steps=1))
     cached = fit(model.target, tasks, plain).seconds / (steps * plain.batch) * SLICES
     found: dict[str, Any] = {
@@ -56,7 +57,7 @@ def measure_adaptation(
     }
     if encode < 1:
         started = time.perf_counter()
-        head = adapt(support, model.embedder, model.target, complete=False, config=config)
+        head = adapt(support, model.embedder, model.target, pseudo_labels=False, config=config)
         found["adapt"] = round(time.perf_counter() - started, 2)
         found["adaptation_steps"] = head.card["steps"]
         embeddings.embed()

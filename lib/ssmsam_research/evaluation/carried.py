@@ -9,8 +9,7 @@ import torch
 
 from ssmsam.cache import Cache
 from ssmsam.progress import Progress, silent
-from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
-from ssmsam.registration.register import Registration, register
+from ssmsam.registration.register import CoarseVolume, Registration, indices, places_of, register, sampled
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Grid, Volume
 from ssmsam_research.evaluation.fewshot import Support, Task
@@ -39,7 +38,7 @@ class CarriedShape:
         if support.volume is query:
             return shape.astype(np.float32)
         registration, moving = registered(query, support.volume, progress)
-        carried = registration.carried(resampled(torch.from_numpy(shape).float(), support.volume.grid, moving))
+        carried = registration.propagated(resampled(torch.from_numpy(shape).float(), support.volume.grid, moving))
         return resampled(carried, registration.grid, query.grid).numpy()
 
 

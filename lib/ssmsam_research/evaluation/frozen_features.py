@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.frame import Frame
-from ssmsam.models.prompt_decoder import draw_mask, logits_to_pixels
+from ssmsam.models.frame import Frame, draw_mask, logits_to_pixels
 from ssmsam_research.evaluation.fewshot import SupportSlice
 
 

@@ -16,12 +16,17 @@ from ssmsam.fewshot.initialisations import load_ssm_decoder
 from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
 from ssmsam.interactive.session import segment_2d, segment_3d
-from ssmsam.models.encoder_registry import choose_encoder, default_encoder, load_encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.fewshot_registry import load_target_decoder
 from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
 from ssmsam.models.prompt_decoder import PromptDecoder
-from ssmsam.models.prompt_registry import decoder_weights, load_decoder
+from ssmsam.models.registry import (
+    choose_encoder,
+    decoder_weights,
+    default_encoder,
+    load_decoder,
+    load_encoder,
+    load_target_decoder,
+)
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.weights import weights_digest
 from ssmsam_research.evaluation.clicks import Box

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
+from ssmsam.registration.register import CoarseVolume, indices, places_of, sampled
 from ssmsam.report import installed_versions, summarise
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Grid

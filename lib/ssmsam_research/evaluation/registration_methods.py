@@ -16,11 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssmsam.registration.alignment import AlignmentConfig, aligned
-from ssmsam.registration.coarse import CoarseVolume, indices, places_of, sampled
-from ssmsam.registration.descriptor import described
-from ssmsam.registration.field import lattice
-from ssmsam.registration.register import RegistrationConfig, one_way
+from ssmsam.registration.register import (
+    AlignmentConfig,
+    CoarseVolume,
+    RegistrationConfig,
+    aligned,
+    features_of,
+    indices,
+    lattice,
+    one_way,
+    places_of,
+    sampled,
+)
 
 Method = Callable[[CoarseVolume, CoarseVolume], torch.Tensor]
 PACKAGES = ("torch", "SimpleITK", "convexadam", "itk-elastix")
@@ -33,7 +40,7 @@ def ours(fixed: CoarseVolume, moving: CoarseVolume) -> torch.Tensor:
 
 def our_start(fixed: CoarseVolume, moving: CoarseVolume) -> torch.Tensor:
     """The bodies' boxes laid over each other at the best offset along the body."""
-    here, there = (described(one.values, intensity=RegistrationConfig().intensity) for one in (fixed, moving))
+    here, there = (features_of(one.values, intensity=RegistrationConfig().intensity) for one in (fixed, moving))
     field = aligned(fixed.values, moving.values, here, there, AlignmentConfig())
     return field.at(lattice(field.shape, 1))
 

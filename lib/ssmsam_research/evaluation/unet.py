@@ -10,8 +10,9 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.episodes import ViewConfig, random_move
-from ssmsam.models.prompt_decoder import draw_mask, logits_to_pixels
+from ssmsam.fewshot.config import ViewConfig
+from ssmsam.fewshot.episodes import random_move
+from ssmsam.models.frame import draw_mask, logits_to_pixels
 from ssmsam.progress import Progress, silent
 from ssmsam_research.evaluation.fewshot import SupportSlice, Task
 

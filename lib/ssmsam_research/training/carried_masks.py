@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
-from ssmsam.fewshot.atlas import STEPS, carried_to, distances_on
-from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.pseudo_labels import PseudoLabelConfig, evenly_spread
+from ssmsam.fewshot.atlas import distances_on, propagated_to
+from ssmsam.fewshot.config import ATLAS_STEPS, PseudoLabelConfig
+from ssmsam.fewshot.pseudo_labels import evenly_spread
+from ssmsam.fewshot.support_bank import signed_distance
 from ssmsam.files import whole_file
-from ssmsam.models.prompt_decoder import draw_mask
-from ssmsam.registration.coarse import CoarseVolume
-from ssmsam.registration.register import register
+from ssmsam.models.frame import draw_mask
+from ssmsam.registration.register import CoarseVolume, register
 from ssmsam_research.evaluation.cases import Case
 
 SIDE = 64
@@ -40,7 +40,7 @@ class CarriedMasks:
         numbers = [int(np.flatnonzero(self.values == value)[0]) for value in wanted if value in self.values]
         if len(numbers) < len(wanted):
             return None
-        distance = self.distance[numbers][:, rows].max(axis=0) / np.float32(STEPS)
+        distance = self.distance[numbers][:, rows].max(axis=0) / np.float32(ATLAS_STEPS)
         return distance, self.trust[rows] / np.float32(255), float(self.likely[numbers].mean())
 
 
@@ -61,14 +61,14 @@ def carry(query: Case, support: Case, positions: np.ndarray, *, embedder: Embedd
     slices = [int(np.argmin([abs(here.position_mm(n) - place) for n in range(here.count)])) for place in positions]
     values = [int(value) for value in np.unique(labels) if value]
     told = [
-        carried_to(here, slices, SIDE, registration, _distances(there, labels == value, moving)) for value in values
+        propagated_to(here, slices, SIDE, registration, _distances(there, labels == value, moving)) for value in values
     ]
     distances, trusts, likely = zip(*told, strict=True)
     with whole_file(path, ".npz") as partial:
         np.savez(
             partial,
             values=np.array(values),
-            distance=(np.stack(distances) * STEPS).round().clip(-127, 127).astype(np.int8),
+            distance=(np.stack(distances) * ATLAS_STEPS).round().clip(-127, 127).astype(np.int8),
             likely=np.array(likely, dtype=np.float32),
             trust=(trusts[0] * 255).round().astype(np.uint8),  # the same for all labels
         )

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ssmsam.models.prompt_small_network import LOGITS_STRIDE, PointKind
+from ssmsam.models.prompt_small import LOGITS_STRIDE, PointKind
 
 
 def to_input(xy: np.ndarray) -> np.ndarray:

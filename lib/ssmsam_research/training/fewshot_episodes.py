@@ -1,6 +1,6 @@
 """Few-shot episodes on embedded slices: labelled slices of one volume or of others, and queries to answer.
 
-What a query is shown comes from the same :class:`~ssmsam.fewshot.support_bank.SupportBank` that serves users.
+The context of a query comes from the same :class:`~ssmsam.fewshot.support_bank.SupportBank` that serves users.
 """
 
 from __future__ import annotations
@@ -252,11 +252,11 @@ class FewShotEpisodes:
         rng: np.random.Generator,
     ) -> torch.Tensor | None:
         """What registration carries from the support volumes, averaged by trust as in the product."""
-        said = [query.carried[name].of(wanted, rows) for name in supports if name in query.carried]
-        told = [one for one in said if one is not None]
-        if not told or rng.random() > self.config.atlas_share:
+        propagated = [query.carried[name].of(wanted, rows) for name in supports if name in query.carried]
+        guides = [one for one in propagated if one is not None]
+        if not guides or rng.random() > self.config.atlas_share:
             return None
-        return F.interpolate(drawn_maps(*averaged(told)), scale_factor=2, mode="bilinear", align_corners=False)
+        return F.interpolate(drawn_maps(*averaged(guides)), scale_factor=2, mode="bilinear", align_corners=False)
 
     def _target(self, volume: EmbeddedVolume, rng: np.random.Generator) -> np.ndarray:
         values = list(volume.shows)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssmsam.embeddings.embedder import slice_descriptors
 from ssmsam.fewshot.adaptation import proposal_loss
-from ssmsam.fewshot.priors import signed_distance
-from ssmsam.fewshot.support_bank import SupportBank, SupportBankConfig, look
+from ssmsam.fewshot.config import SupportBankConfig
+from ssmsam.fewshot.support_bank import SupportBank, signed_distance
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import DecoderContext, Proposal
 from ssmsam.models.fewshot_fused import STAGES, FusedTargetNetwork
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.medsam_lite_encoder import IMAGE
-from ssmsam.models.reduction import Reduction
+from ssmsam.models.medsam_lite_encoder import IMAGE, Reduction
 from ssmsam.models.support_encoding import describe
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.checkpoint import follow, read_checkpoint, write_checkpoint
@@ -68,9 +68,9 @@ class FewShotTrainingConfig:
     clip_norm: float = 1.0
     average: float = 0.998
     prior_share: float = 0.85
-    """Share of episodes in which the interpolated shape of labelled slices is shown."""
+    """Share of episodes in which the interpolated shape of labelled slices is given."""
     fitted_share: float = 0.9
-    """Share of episodes in which the online optimiser's answer is shown."""
+    """Share of episodes in which the online optimiser's answer is given."""
     fitted_weight: float = 0.3
     """Weight of the online optimiser's own loss."""
     corrected_share: float = 0.15
@@ -88,24 +88,24 @@ class Answered:
     target: torch.Tensor
     known: torch.Tensor
     embedding: Embedding
-    shown: DecoderContext
+    context: DecoderContext
 
 
 def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True, fitted: bool = True) -> Answered:
     """Ask for the queries of an episode. Unlike in the server, gradients flow through what the supports say."""
     view = network.view(episode.embedding)
-    shown = _shown(network, episode, view)
+    context = _context(network, episode, view)
     weights, fit = _solved(network, episode, view)
     queries = torch.arange(episode.supports, len(episode.masks))
     asked = take(view, queries)
     own = network.optimiser.logits(asked["levels"][2], weights.expand(len(queries), -1))
     if fitted:
-        shown = replace(shown, weights=weights.expand(len(queries), -1), fit=fit.expand(len(queries))[:, None])
+        context = replace(context, weights=weights.expand(len(queries), -1), fit=fit.expand(len(queries))[:, None])
     else:
-        shown = replace(shown, weights=torch.zeros(len(queries), weights.shape[1]))
+        context = replace(context, weights=torch.zeros(len(queries), weights.shape[1]))
     if not prior:
-        shown = replace(shown, prior=torch.zeros_like(shown.prior), trust=torch.zeros_like(shown.trust))
-    return Answered(network(asked, shown), own, episode.masks[queries], episode.known[queries], asked, shown)
+        context = replace(context, prior=torch.zeros_like(context.prior), trust=torch.zeros_like(context.trust))
+    return Answered(network(asked, context), own, episode.masks[queries], episode.known[queries], asked, context)
 
 
 def _solved(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,26 +121,26 @@ def _solved(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> t
     return weights, network.optimiser.left_out(regression.sums, chosen, across)
 
 
-def _shown(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> DecoderContext:
+def _context(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> DecoderContext:
     count = episode.supports
     masks, known = episode.masks[:count], episode.known[:count]
     images = view["image"]
-    looks = look(images.detach())
+    descriptors = slice_descriptors(images.detach())
     bank = SupportBank(
-        description=describe(images[:count], masks, known, network.stride),
+        encoding=describe(images[:count], masks, known, network.stride),
         volumes=episode.volumes[:count],
         positions=episode.positions[:count],
         distances=np.stack([signed_distance(mask) for mask in (masks[:, 0] > 0.5).numpy()]),
-        looks=looks[:count],
+        descriptors=descriptors[:count],
         centres=episode.centres[:count],
         cell_mm=episode.cell_mm[:count],
-        completed=np.zeros(count, dtype=bool),
+        pseudo_labelled=np.zeros(count, dtype=bool),
     )
     positions = [float(place) for place in episode.positions[count:]]
-    return bank.shown(
+    return bank.context_at(
         episode.query,
         positions,
-        looks[count:],
+        descriptors[count:],
         episode.centres[count:],
         config=SupportBankConfig(),
         atlas=episode.atlas,
@@ -186,7 +186,7 @@ class FewShotTrainer:
         losses["fitted"] = config.fitted_weight * proposal_loss(own, small, judge_presence=False)
         if rng.random() < config.corrected_share:
             corrections = corrected(found.proposal, found.target, rng)
-            again = self.model(found.embedding, found.shown, corrections)
+            again = self.model(found.embedding, found.context, corrections)
             losses["corrected"] = proposal_loss(again, found.target, found.known, judge_presence=False)
         self.optimiser.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()

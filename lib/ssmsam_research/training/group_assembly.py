@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ssmsam.fewshot.priors import interpolated, signed_distance
+from ssmsam.fewshot.support_bank import interpolated, signed_distance
 from ssmsam.models.prompt_small import closeness
 from ssmsam_research.training.group import Group, GroupBatch, GroupConfig
 

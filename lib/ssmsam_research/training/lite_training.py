@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import nn
 
-from ssmsam.models.prompt_decoder import mask_to_logits
+from ssmsam.models.frame import mask_to_logits
 from ssmsam.models.prompt_sam import CARRIED_MARGIN
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.checkpoint import follow, read_checkpoint, write_checkpoint
 from ssmsam_research.training.clicks import click_inside, correction, draw_box, neighbouring

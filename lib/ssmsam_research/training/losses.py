@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ssmsam.models.prompt_small_network import Answer
+from ssmsam.models.prompt_small import Answer
 
 OTHERS = 0.15
 """Weight of the mean over all candidates beside the best one, so that none of them dies."""

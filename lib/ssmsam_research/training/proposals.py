@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ssmsam.fewshot.adaptation import proposal_loss
-from ssmsam.fewshot.support_bank import shown_to
+from ssmsam.fewshot.support_bank import gathered_context
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import Corrections, Proposal, TargetDecoder
 from ssmsam.models.support_encoding import describe
@@ -24,14 +24,14 @@ def group_losses(
     """The losses of the proposals, by name: "proposal", and "corrected" where clicks mended them."""
     described = take(embedding, batch.described)
     description = describe(described["image"], batch.masks, torch.ones_like(batch.masks), network.stride)
-    shown = shown_to(description, batch.supports, batch.near, batch.prior, batch.trust)
+    context = gathered_context(description, batch.supports, batch.near, batch.prior, batch.trust)
     query = take(embedding, batch.described[batch.asked])
     target = batch.masks[batch.asked]
-    proposal = network(query, shown)
+    proposal = network(query, context)
     losses = {"proposal": proposal_loss(proposal, target)}
     if rng.random() < CORRECTED_SHARE:
         corrections = corrected(proposal, target, rng)
-        losses["corrected"] = proposal_loss(network(query, shown, corrections), target, judge_presence=False)
+        losses["corrected"] = proposal_loss(network(query, context, corrections), target, judge_presence=False)
     return losses
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ssmsam.models.encoder import Embedding, take
-from ssmsam.models.prompt_small import CLOSENESS_MM
-from ssmsam.models.prompt_small_network import (
+from ssmsam.models.prompt_small import (
+    CLOSENESS_MM,
     LEAST_POINTS,
     Answer,
     PointKind,

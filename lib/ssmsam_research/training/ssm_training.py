@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from ssmsam.fewshot.config import LEAST_SUPPORT, MetaConfig, SupportBankConfig
 from ssmsam.fewshot.episodes import AdaptationTask
-from ssmsam.fewshot.meta_learning import LEAST_SUPPORT, Episode, MetaConfig, MetaLearner
-from ssmsam.fewshot.support_bank import Places, SupportBank, SupportBankConfig
+from ssmsam.fewshot.meta_learning import Episode, MetaLearner
+from ssmsam.fewshot.support_bank import Places, SupportBank
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.progress import Progress, silent

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.prompt_small_network import SmallPromptNetwork
+from ssmsam.models.prompt_small import SmallPromptNetwork
 from ssmsam.models.small_encoder import SmallEncoder, part_of
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights

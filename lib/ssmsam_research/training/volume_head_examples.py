@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import DEFAULTS, adapt
-from ssmsam.fewshot.prediction import guides_for
+from ssmsam.fewshot.atlas import guides_for
+from ssmsam.fewshot.config import DEFAULTS, SegmentationConfig
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.proposals import propose
 from ssmsam.fewshot.selection import candidates
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.files import whole_file
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.prompt_decoder import draw_mask
+from ssmsam.models.frame import draw_mask
 from ssmsam_research.evaluation.cases import Case
 from ssmsam_research.evaluation.placement import in_middles, with_ends, without_ends
 
@@ -78,8 +79,8 @@ def within(
     masks = volume.masks(least_slices=4)
     support = {name: volume.labelled(mask, _annotated(mask, rng)) for name, mask in masks.items()}
     if support:
-        head = adapt(support, embedder, decoder, complete=False, config=DEFAULTS)
-        yield from examples(head, volume.embeddings, masks, name=f"within/{volume.name}")
+        task = adapt(support, embedder, decoder, pseudo_labels=False, config=DEFAULTS)
+        yield from examples(task, volume.embeddings, masks, name=f"within/{volume.name}")
 
 
 def across(
@@ -100,9 +101,9 @@ def across(
             if name in masks:
                 support.setdefault(name, []).extend(other.labelled(mask, in_middles(mask, count)))
     if support:
-        head = adapt(support, embedder, decoder, config=DEFAULTS)
+        task = adapt(support, embedder, decoder, config=DEFAULTS)
         truth = {name: masks[name] for name in support}
-        yield from examples(head, volume.embeddings, truth, name=f"across/{volume.name}")
+        yield from examples(task, volume.embeddings, truth, name=f"across/{volume.name}")
 
 
 def _annotated(mask: np.ndarray, rng: np.random.Generator) -> list[int]:
@@ -118,16 +119,16 @@ def _annotated(mask: np.ndarray, rng: np.random.Generator) -> list[int]:
 
 
 def examples(
-    head: AdaptedTask, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray], *, name: str
+    task: AdaptedTask, query: VolumeEmbeddings, truth: Mapping[str, np.ndarray], *, name: str
 ) -> Iterator[Example]:
-    """What ``head`` proposes in a volume, with the masks ``truth`` (slices, rows, columns) bool of its labels."""
+    """What ``task`` proposes in a volume, with the masks ``truth`` (slices, rows, columns) bool of its labels."""
     slices = range(query.count)
-    banks = {label: head.banks[label] for label in truth}
-    guides = guides_for(head, banks, query, slices)
-    proposed = propose(head.decoder, banks, query, slices, beyond=head.start, guides=guides, up_to_ends=True)
-    side = head.decoder.logits_side
+    task = replace(task, banks={label: task.banks[label] for label in truth})
+    side, config = task.decoder.logits_side, SegmentationConfig()
+    guides = guides_for(task.atlases, task.banks, query, slices, side)
+    proposed = propose(task, query, slices, config=config, guides=guides, up_to_ends=True)
     for label, proposals in proposed.items():
-        among = candidates(proposals, banks[label], query, head.check(label))
+        among = candidates(proposals, task.banks[label], query, task.support_check(label))
         if among.described is None:
             continue
         stack = query.plane.stack(truth[label])
@@ -138,7 +139,7 @@ def examples(
         yield Example(
             slices=among.described.slices.astype(np.float16),
             objects=among.described.objects,
-            shown=among.described.shown,
+            shown=among.described.drawn,
             area=objects.sum((2, 3)),
             inside=(objects & drawn).sum((2, 3)),
             truth=drawn.sum((1, 2)),

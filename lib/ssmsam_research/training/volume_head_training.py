@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ssmsam.fewshot.selection import EVEN, OBJECTS
+from ssmsam.fewshot.config import EVEN, OBJECTS
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, Judgement, VolumeHead
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.volume_head_examples import Example

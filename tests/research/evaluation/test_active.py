@@ -63,7 +63,7 @@ class CopyingLearner:
 
     def __init__(self) -> None:
         self.shown: dict[int, np.ndarray] = {}
-        self.looks = {index: np.eye(COUNT)[index] for index in range(COUNT)}
+        self.descriptors = {index: np.eye(COUNT)[index] for index in range(COUNT)}
 
     def answer(self, label: str, masks: Mapping[int, np.ndarray]) -> Answered:
         self.shown.update(masks)
@@ -84,7 +84,7 @@ class CopyingLearner:
     def state(self, label: str, masks: Mapping[int, np.ndarray]) -> VolumeState:
         annotated = {label: {index: bool(mask.any()) for index, mask in masks.items()}}
         forecasts = {label: self.answer(label, masks).expected.forecast}
-        return VolumeState(COUNT, 3.0, self.looks, annotated, forecasts)
+        return VolumeState(COUNT, 3.0, self.descriptors, annotated, forecasts)
 
 
 def chosen_by(strategy: str, truth: np.ndarray, *, budget: int = 5) -> tuple[list[int], list[float]]:

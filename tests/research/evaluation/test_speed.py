@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssmsam.models.encoder_registry import load_encoder
+from ssmsam.models.registry import load_encoder
 from ssmsam.volume.volume import Volume
 from ssmsam_research.evaluation.speed import SpeedProtocol, measure_model, middle_slices, write_random_weights
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssmsam.fewshot.priors import signed_distance
+from ssmsam.fewshot.support_bank import signed_distance
 from ssmsam.models.prompt_small import closeness
 from ssmsam_research.training.episodes import EpisodeBatch, EpisodeConfig, Episodes
 from ssmsam_research.training.group import Group, GroupBatch, GroupConfig

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmsam.models.prompt_small_network import PointKind
+from ssmsam.models.prompt_small import PointKind
 from ssmsam_research.training.clicks import SparsePrompts, click_inside, correction, draw_box, to_input
 
 

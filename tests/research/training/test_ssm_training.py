@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssmsam.fewshot.adaptation import AdaptationConfig
-from ssmsam.fewshot.meta_learning import MetaConfig
+from ssmsam.fewshot.config import AdaptationConfig, MetaConfig
 from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SPEC, SmallEncoder

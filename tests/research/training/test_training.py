@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.prompt_small import SmallPromptDecoder
-from ssmsam.models.prompt_small_network import Answer
+from ssmsam.models.prompt_small import Answer, SmallPromptDecoder
 from ssmsam.models.small_encoder import SmallEncoder, part_of
 from ssmsam.progress import Cancelled
 from ssmsam_research.training.episodes import EpisodeConfig, Episodes

@@ -6,14 +6,14 @@ from typing import ClassVar
 from monailabel.interfaces.app import MONAILabelApp
 
 from ssmsam.annotation.log import Verdict
-from ssmsam.server.tasks import fewshot, messages, prompted, scoring, strategies, training, uncertainty
+from ssmsam.server.tasks import fewshot, messages, prompts, scoring, strategies, training, uncertainty
 from ssmsam.server.web import WebApp
 
 
 class SsmsamApp(WebApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
     MODELS: ClassVar = {
-        "sam_2d": partial(prompted.PromptedTask, dimension=2),
-        "sam_3d": partial(prompted.PromptedTask, dimension=3),
+        "sam_2d": partial(prompts.PromptTask, dimension=2),
+        "sam_3d": partial(prompts.PromptTask, dimension=3),
         "accept_slice": partial(messages.SliceVerdict, verdict=Verdict.ACCEPTED),
         "empty_slice": partial(messages.SliceVerdict, verdict=Verdict.EMPTY),
         "withdraw_slice": messages.WithdrawSlice,

@@ -1,12 +1,13 @@
 """The routes of this server. Plain functions run in threads; what they are given is checked before it is passed on."""
 
+from ssmsam.server.page import routes as page
 from ssmsam.server.routes import (
     administration,
     checkpoints,
     datastore,
     inference,
     jobs,
-    proxied,
+    proxy,
     sessions,
     tasks,
     viewer,
@@ -22,7 +23,9 @@ ROUTERS = (
     datastore.router,
     datastore.slices,
     sessions.router,
-    proxied.router,
+    proxy.router,
     viewer.router,
     viewer.reference,
+    page.router,
+    page.studies,
 )

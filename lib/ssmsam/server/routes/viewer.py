@@ -54,7 +54,7 @@ REFERENCE_FILES = Path(str(files("fastapi_offline"))) / "static"
 AT = "/reference-files"
 
 
-@reference.get("/")
+@reference.get("/swagger")
 def swagger(request: Request) -> HTMLResponse:
     """Swagger UI: every call, with a form to try it."""
     root = path_prefix(request)

@@ -19,9 +19,11 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ssmsam.active.volume_state import end_question
 from ssmsam.annotation.slice_state import now
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.assembly import Clicks, Prediction, as_annotated
+from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.initialisations import SSM_SAM
-from ssmsam.fewshot.pipeline import FewShotConfig, segment
+from ssmsam.fewshot.pipeline import segment
+from ssmsam.fewshot.prediction import Prediction, as_annotated
+from ssmsam.fewshot.proposals import Clicks
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.progress import Progress
@@ -103,12 +105,12 @@ class FewShotTask(InferTask):
         asked = self._asked(request, command)
         image, progress = asked.image, request.progress
         self._stop_outdated(asked)
-        head, name, fresh = service.head(
+        task, name, fresh = service.task(
             asked.support, asked.config, volume=image.embeddings.key.digest, wait=asked.wait, progress=progress
         )
         adapted = time.perf_counter()
-        clicks = self._clicks(request, image, head)
-        found, known = self._answer(asked, head, name, clicks, progress)
+        clicks = self._clicks(request, image, task)
+        found, known = self._answer(asked, task, name, clicks, progress)
         segmented = time.perf_counter()
         values = self._values(found.labels, command)
         mask = _with_values(found, values)
@@ -122,18 +124,18 @@ class FewShotTask(InferTask):
         return path, {
             "label_names": values,
             "centroids": centroids(mask, values),
-            "detail": in_words(found, head, fresh=fresh, beside=beside is not None),
+            "detail": in_words(found, task, fresh=fresh, beside=beside is not None),
             "method": service.method,
             "head": name,
-            "start": head.card.get("start", ""),
-            "adapted": bool(head.card.get("adapted")),
+            "start": task.card.get("start", ""),
+            "adapted": bool(task.card.get("adapted")),
             "adapted_now": fresh,
             "job": beside and beside.id,
             "answered_before": known,
-            "dice_estimate": head.card["dice_estimate"],
+            "dice_estimate": task.card["dice_estimate"],
             "expected_dice": {label: round(value, 3) for label, value in found.expected.items()},
-            "learned_from": head.learned_from,
-            "support_here": not head.summarised,
+            "learned_from": task.learned_from,
+            "support_here": not task.summarised,
             "asked_slices": dict(found.asked),
             "uncertain_slices": dict(found.uncertain),
             "latencies": {
@@ -168,19 +170,19 @@ class FewShotTask(InferTask):
         )
 
     def _answer(
-        self, asked: Asked, head: AdaptedTask, name: str, clicks: Mapping[str, Clicks], progress: Progress
+        self, asked: Asked, task: AdaptedTask, name: str, clicks: Mapping[str, Clicks], progress: Progress
     ) -> tuple[Answer, bool]:
-        """What the head says of the image, and whether that was known already: kept while nothing changes."""
+        """What the checkpoint says of the image, and whether that was known already: kept while nothing changes."""
         service, embeddings = self._service, asked.image.embeddings
         key = (
-            service.method, name, head.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
+            service.method, name, task.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
             service.config.segmentation,
         )  # fmt: skip
 
         def made() -> Answer:
             with service.jobs.turns.long():
                 prediction = segment(
-                    embeddings, head, support=asked.support, clicks=clicks, config=service.config, progress=progress
+                    embeddings, task, support=asked.support, clicks=clicks, config=service.config, progress=progress
                 )
             return Answer(
                 prediction.labels,
@@ -194,7 +196,7 @@ class FewShotTask(InferTask):
         return self._as_annotated(found, asked), known
 
     def _as_annotated(self, found: Answer, asked: Asked) -> Answer:
-        """With every annotated slice of this volume as it was annotated: the head was shown a part of them at most."""
+        """With every annotated slice of this volume as it was annotated: the checkpoint was shown some of them."""
         service, image_id = self._service, asked.image.source.image_id
         everything = service.labelled.support(image_id, only_this=True, limits=Limits(own=sys.maxsize, others=0))
         mask = as_annotated(found.mask, found.labels, asked.image.embeddings, everything)
@@ -239,7 +241,7 @@ class FewShotTask(InferTask):
         )
         return service.jobs.submit(job, lambda job: service.adapt_beside(job, read, asked.config))
 
-    def _clicks(self, request: InferenceCommand, image: OpenImage, head: AdaptedTask) -> dict[str, Clicks]:
+    def _clicks(self, request: InferenceCommand, image: OpenImage, task: AdaptedTask) -> dict[str, Clicks]:
         """Clicks that mend a proposal: they count only with a ``label``, for viewers leave old ones in requests."""
         label = request.label
         if not label:
@@ -247,10 +249,10 @@ class FewShotTask(InferTask):
         prompts = read_prompts(request.options, grid=image.volume.grid, plane=image.embeddings.plane, dimension=3)
         if prompts.empty:
             return {}
-        if label not in head.banks:
+        if label not in task.banks:
             raise InvalidRequest(
                 f"there are clicks on {label!r}, but no annotated slice shows it; annotated labels: "
-                f"{', '.join(head.labels)}. Use sam_2d to begin a new organ"
+                f"{', '.join(task.labels)}. Use sam_2d to begin a new organ"
             )
         return {label: prompts.slices}
 
@@ -310,19 +312,19 @@ def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, li
     found = {}
     for number, label in enumerate(prediction.labels):
         annotated = {one.index for one in support.get(label, ()) if one.volume == volume}
-        doubt = prediction.uncertainty[number] * ~np.isin(prediction.slices, list(annotated))
-        worst = np.argsort(-doubt, kind="stable")[:HINTS]
-        found[label] = [int(prediction.slices[row]) for row in worst if doubt[row] > 0.02]
+        uncertainty = prediction.uncertainty[number] * ~np.isin(prediction.slices, list(annotated))
+        worst = np.argsort(-uncertainty, kind="stable")[:HINTS]
+        found[label] = [int(prediction.slices[row]) for row in worst if uncertainty[row] > 0.02]
     return found
 
 
-def in_words(found: Answer, head: AdaptedTask, *, fresh: bool, beside: bool) -> str:
+def in_words(found: Answer, task: AdaptedTask, *, fresh: bool, beside: bool) -> str:
     """What was proposed, what goes on beside, and where to look first: for people."""
-    counts = head.learned_from.items()
+    counts = task.learned_from.items()
     learned = ", ".join(f"{label} from {n} annotated slice{'s' * (n != 1)}" for label, n in counts)
     how = " after adapting to them" if fresh else ""
     said = [f"Proposed {learned}{how}"]
-    if head.summarised:
+    if task.summarised:
         said.append(FROM_ELSEWHERE)
     if beside:
         said.append("an adaptation runs beside: run again later, it is used if it is better")

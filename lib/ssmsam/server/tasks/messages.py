@@ -23,11 +23,11 @@ from ssmsam.progress import shielded
 from ssmsam.server.clients.prompts import read_flag, read_prompts
 from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.clients.slicer import FOR_LABEL, chosen_label, label_choices
-from ssmsam.server.tasks.prompted import Prompting
 from ssmsam.service.annotated_studies import AnnotatedStudies, Receipt
 from ssmsam.service.errors import InvalidRequest, NotConfirmed
 from ssmsam.service.images import OpenImage
 from ssmsam.service.mask_files import write_mask
+from ssmsam.service.prompt_service import PromptService
 
 CLICK_FIRST = (
     "it is not known which slice this is about: place a point on it, and run the model again, or send its number as "
@@ -42,7 +42,7 @@ class MessageTask(InferTask):
 
     brief = True
 
-    def __init__(self, prompting: Prompting, *, description: str, **options: Any) -> None:
+    def __init__(self, prompting: PromptService, *, description: str, **options: Any) -> None:
         super().__init__(
             type=InferType.DEEPGROW,
             labels=[],
@@ -109,7 +109,7 @@ class SliceMessage(MessageTask):
 class SliceVerdict(SliceMessage):
     """``accept_slice`` and ``empty_slice``: the slice counts as annotated."""
 
-    def __init__(self, prompting: Prompting, *, verdict: Verdict) -> None:
+    def __init__(self, prompting: PromptService, *, verdict: Verdict) -> None:
         said = {
             Verdict.ACCEPTED: "Counts the mask of this slice as right: click on the organ, then run this",
             Verdict.EMPTY: "Counts this slice as one without the organ: click on the slice, then run this",
@@ -129,7 +129,7 @@ class SliceVerdict(SliceMessage):
 class WithdrawSlice(SliceMessage):
     """``withdraw_slice``: the slice does not count as annotated any longer."""
 
-    def __init__(self, prompting: Prompting) -> None:
+    def __init__(self, prompting: PromptService) -> None:
         super().__init__(
             prompting, description="Takes back what was said of this slice: click on the organ, then run this"
         )
@@ -147,7 +147,7 @@ class WithdrawSlice(SliceMessage):
 class Undo(MessageTask):
     """``undo``: takes back what this client did last to the annotations of the image."""
 
-    def __init__(self, prompting: Prompting) -> None:
+    def __init__(self, prompting: PromptService) -> None:
         super().__init__(
             prompting, description="Takes back your last annotation of this volume: click anywhere, then run this"
         )
@@ -172,7 +172,7 @@ class FinishVolume(MessageTask):
     again within :data:`CONFIRM_S` and would do the same still.
     """
 
-    def __init__(self, prompting: Prompting) -> None:
+    def __init__(self, prompting: PromptService) -> None:
         super().__init__(
             prompting,
             description="Declares the volume finished as it is on screen: click anywhere, run this, and run it again "

@@ -92,7 +92,7 @@ class UncertaintyScore(ScoringMethod):
             found[image] = {
                 "uncertainty": mean,
                 "uncertainty_per_label": per_label,
-                "uncertainty_head": volume_forecast.head,
+                "uncertainty_head": volume_forecast.checkpoint,
             }
             datastore.update_image_info(image, found[image])
         return found

@@ -157,7 +157,7 @@ def answer(volume_forecast: VolumeForecast, choices: Sequence[Choice]) -> dict[s
             for one in choices
             for label, reason in one.reasons.items()
         ],
-        "head": volume_forecast.head,
+        "head": volume_forecast.checkpoint,
     }
 
 

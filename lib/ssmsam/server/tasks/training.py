@@ -15,9 +15,10 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from ssmsam.fewshot.config import HELD_OUT_OF, FewShotConfig, MetaConfig
 from ssmsam.fewshot.estimate import Estimate, mean_estimate
-from ssmsam.fewshot.meta_learning import LEAST_SLICES, MetaConfig, MetaTrained, judged, meta_train, set_aside
-from ssmsam.fewshot.pipeline import FewShotConfig, adapt
+from ssmsam.fewshot.meta_learning import MetaTrained, hold_out, judged, meta_train
+from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
@@ -108,7 +109,7 @@ class FewShotTraining(Training):
     """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
 
     The result is put into the registry. It answers from then on if the estimate on held-out slices is not worse than
-    that of the task before it.
+    that of the task checkpoint before it.
     """
 
     def __init__(self, service: FewShotService) -> None:
@@ -126,16 +127,16 @@ class FewShotTraining(Training):
         service = self._service
         config = self._configured(options)
         decoder, start = service.start
-        head = adapt(service.labelled.support(""), service.embedder, decoder, config=config, progress=progress)
-        better = self._better(head.card, service.registry.state.active)
-        head = replace(head, card={**head.card, "trained": True})
-        name = service.registry.publish(service.signed(head, start), decoder=service.decoder, activate=better)
+        task = adapt(service.labelled.support(""), service.embedder, decoder, config=config, progress=progress)
+        better = self._better(task.card, service.registry.state.active)
+        task = replace(task, card={**task.card, "trained": True})
+        name = service.registry.publish(service.signed(task, start), decoder=service.decoder, activate=better)
         return {
             "head": name,
             "activated": better,
-            "dice_estimate": head.card["dice_estimate"],
-            "learned_from": head.learned_from,
-            "best_metric": mean_estimate(head.card),
+            "dice_estimate": task.card["dice_estimate"],
+            "learned_from": task.learned_from,
+            "best_metric": mean_estimate(task.card),
         }
 
     def _configured(self, options: Mapping[str, Any]) -> FewShotConfig:
@@ -158,7 +159,7 @@ class FewShotTraining(Training):
         return replace(config, adaptation=adaptation)
 
     def _better(self, card: Any, before: str) -> bool:
-        """Whether a new head is estimated to be no worse than the one that answers; without estimates it is."""
+        """Whether a new checkpoint is estimated to be no worse than the one that answers; without estimates it is."""
         if not before:
             return True
         try:
@@ -179,7 +180,7 @@ class MetaTraining(Training):
     """``ssm_sam_meta``: learns from everything that is annotated how to adapt quickly.
 
     The result is a new start of ``ssm_sam``. It is used from then on unless adaptation gets further from the shipped
-    one, on slices that were set aside. Heads that were adapted before stay what they are.
+    one, on slices that were set aside. Task checkpoints that were adapted before stay what they are.
     """
 
     def __init__(self, service: FewShotService) -> None:
@@ -193,10 +194,10 @@ class MetaTraining(Training):
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured({**self.config(), **options})
-        found = sum(count >= LEAST_SLICES for count in self._service.labelled.showing().values())
+        found = sum(count >= HELD_OUT_OF for count in self._service.labelled.showing().values())
         if found < LEAST_TASKS:
             raise NothingToLearn(
-                f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {LEAST_SLICES} or more "
+                f"ssm_sam_meta learns from at least {LEAST_TASKS} tasks, a label in an image on {HELD_OUT_OF} or more "
                 f"annotated slices that show it, and there are {found}: annotate more slices, or more labels or images"
             )
 
@@ -205,11 +206,11 @@ class MetaTraining(Training):
         assert service.initialisations is not None
         config, steps = self._configured(options)
         support = service.labelled.support("", limits=Limits(others=MOST_SLICES))
-        rest, aside = set_aside(support)
+        rest, aside = hold_out(support)
         judging = replace(service.config.adaptation, steps=steps)
         before = judged(service.decoder, support, aside, service.embedder, config=judging, progress=progress)
         trained = meta_train(
-            rest, service.embedder, service.decoder, config=config, progress=progress, heard=self.note_loss
+            rest, service.embedder, service.decoder, config=config, progress=progress, on_loss=self.note_loss
         )
         after = judged(trained.decoder, support, aside, service.embedder, config=judging, progress=progress)
         better = _mean(after) >= _mean(before)

@@ -53,13 +53,15 @@ class UncertaintyMap(InferTask):
         labels = [label] if label else self._forecasts.learnable()
         if not labels:
             raise InvalidRequest(NOT_YET)
-        head, name = self._forecasts.head(image_id, labels)
-        if label and label not in head.banks:
-            raise InvalidRequest(f"the pinned head does not know {label!r}; it knows {', '.join(head.labels)}")
+        task, name = self._forecasts.task(image_id, labels)
+        if label and label not in task.banks:
+            raise InvalidRequest(
+                f"the pinned task checkpoint does not know {label!r}; it knows {', '.join(task.labels)}"
+            )
         support = service.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
         with service.jobs.turns.long():
             unsure = uncertainty_map(
-                head,
+                task,
                 image.embeddings,
                 labels=labels,
                 support=support,

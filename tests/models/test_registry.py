@@ -8,7 +8,7 @@ import torch
 from fakes import a_volume
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.models.encoder_registry import load_encoder
+from ssmsam.models.registry import load_encoder
 from ssmsam.models.weights import MissingWeights
 
 

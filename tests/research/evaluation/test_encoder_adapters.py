@@ -12,19 +12,16 @@ from published_lite import TINY
 from tiny_sam import tiny_sam
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adaptation import AdaptationConfig
-from ssmsam.fewshot.encoder_adaptation import adapt_online
-from ssmsam.fewshot.episodes import ViewConfig
+from ssmsam.fewshot.config import AdaptationConfig, ViewConfig
 from ssmsam.fewshot.pipeline import segment
-from ssmsam.models.adapters import AdaptedEncoder, adapted_encoder, high_pass
 from ssmsam.models.fewshot_sam import SamTargetNetwork
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder, build_lite_medsam
-from ssmsam.models.reduction import Projection, Reduction
+from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder, Projection, Reduction, build_lite_medsam
 from ssmsam.models.sam_encoder import SamEncoder, use_headwise_attention
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.progress import Cancelled
+from ssmsam_research.evaluation.encoder_adapters import AdaptedEncoder, adapt_online, adapted_encoder, high_pass
 
 SHORT = AdaptationConfig(steps=2, budget_s=float("inf"), batch=2, views=ViewConfig(views=0))
 
@@ -118,14 +115,14 @@ def test_the_full_mode_adapts_encoder_and_decoder(support_of) -> None:
     assert isinstance(online.encoder, AdaptedEncoder)
     assert all(torch.equal(tensor, base[name]) for name, tensor in embedder.encoder.state_dict().items())
     assert any(
-        not torch.equal(a, b) for a, b in zip(online.head.decoder.parameters(), decoder.parameters(), strict=True)
+        not torch.equal(a, b) for a, b in zip(online.task.decoder.parameters(), decoder.parameters(), strict=True)
     )
-    assert online.head.card["weights_sha256"] == online.encoder.weights_sha256
-    prediction = segment(online.embedder.open(volume), online.head, slices=(3, 4, 5))
+    assert online.task.card["weights_sha256"] == online.encoder.weights_sha256
+    prediction = segment(online.embedder.open(volume), online.task, slices=(3, 4, 5))
     assert prediction.labels == ("organ", "other")
     assert prediction.mask.shape == volume.shape
     # labelled slices are known again under the adapted encoder's own embeddings
-    assert set(online.head.banks["organ"].volumes) == {online.embedder.open(volume).key.digest}
+    assert set(online.task.banks["organ"].volumes) == {online.embedder.open(volume).key.digest}
 
 
 def test_the_full_mode_works_on_lite_medsam(support_of) -> None:
@@ -136,7 +133,7 @@ def test_the_full_mode_works_on_lite_medsam(support_of) -> None:
     online = adapt_online(support, embedder, decoder, config=replace(SHORT, steps=1))
     assert len(online.losses) == 1
     assert online.encoder.spec == embedder.encoder.spec
-    assert segment(online.embedder.open(volume), online.head, slices=(3,)).mask.shape == volume.shape
+    assert segment(online.embedder.open(volume), online.task, slices=(3,)).mask.shape == volume.shape
 
 
 def test_the_full_mode_can_be_stopped(support_of) -> None:

