@@ -14,7 +14,7 @@ from ssmsam.models.prompt_small import SmallPromptNetwork
 from ssmsam.models.registry import ENCODER_VARIABLE
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.models.weights import entry
-from ssmsam_research.evaluation.prompted import ModelChoice
+from ssmsam_research.model_choice import ModelChoice
 
 os.environ[ENCODER_VARIABLE] = "small"  # whatever is not about another encoder runs on the quick one, servers too
 

@@ -10,7 +10,7 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
+from ssmsam_research.model_choice import ModelChoice, PromptedModel
 
 SHAPE, SPACING = (6, 40, 48), (5.0, 2.0, 2.0)
 

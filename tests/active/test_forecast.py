@@ -12,7 +12,7 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.prediction import assembled
-from ssmsam_research.evaluation.prompted import PromptedModel
+from ssmsam_research.model_choice import PromptedModel
 
 
 @pytest.fixture(scope="module")

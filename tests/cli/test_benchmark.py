@@ -7,7 +7,7 @@ import pytest
 
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.cases import open_set
+from ssmsam_research.labelled_sets import open_set
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample-datasets" / "abdomen"
 ORGANS = (3, 5)  # right kidney and aorta
@@ -43,7 +43,7 @@ def test_clicks_on_a_sample_volume_are_measured_recorded_drawn_and_not_measured_
     assert "mean over labels" in capsys.readouterr().out
 
     monkeypatch.setattr(
-        "ssmsam_research.evaluation.click_run.measure_case", lambda case, run: pytest.fail("measured again")
+        "ssmsam_research.protocols.click_run.measure_case", lambda case, run: pytest.fail("measured again")
     )
     assert program.main(options) == 0
     assert json.loads(record.read_text())["tasks"] == result["tasks"]

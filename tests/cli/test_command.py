@@ -17,7 +17,7 @@ from ssmsam.dicom.seg_reader import read_seg
 from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.reading import read_grid
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.cases import read_notes
+from ssmsam_research.labelled_sets import read_notes
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = {name: f"{name}.py" for name in COMMANDS} | {"train": "pretrain.py"}

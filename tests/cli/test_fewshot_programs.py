@@ -18,7 +18,7 @@ from ssmsam.paths import default_support
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.prompted import ModelChoice
+from ssmsam_research.model_choice import ModelChoice
 
 SHAPE = (5, 24, 28)
 AFFINE = np.diag([-2.0, -2.0, 6.0, 1.0])

@@ -20,7 +20,7 @@ from ssmsam.cli.sample_data import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.training.samples import CASES
+from ssmsam_research.synthetic.samples import CASES
 
 NAMES = [{"name": "Läsion" if name == "lesion" else name, "idx": value} for name, value in LABELS.items()]
 TOLERANCE_MM = 0.05

@@ -13,8 +13,8 @@ from sample_cases import CT, SAMPLES, copy_of
 from serving import Server
 
 from ssmsam.cli.live_server import LiveServer
-from ssmsam_research.evaluation.cases import open_set
-from ssmsam_research.evaluation.load import LoadAnnotator, LoadProtocol, Tally, Work, run_load
+from ssmsam_research.labelled_sets import open_set
+from ssmsam_research.protocols.load import LoadAnnotator, LoadProtocol, Tally, Work, run_load
 
 QUICK = LoadProtocol(annotators=3, seconds=12, pause_s=(0.1, 0.3), train=False)
 

@@ -22,7 +22,7 @@ from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.frame import Frame, Window
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.metrics import dice
+from ssmsam_research.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 UNADAPTED = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, volume_head=False, own_slices=0))

@@ -16,7 +16,7 @@ from ssmsam.fewshot.support_bank import interpolated, signed_distance
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.registry import load_encoder, load_target_decoder
 from ssmsam.models.weights import MissingWeights
-from ssmsam_research.evaluation.metrics import dice
+from ssmsam_research.metrics import dice
 
 SAMPLES = Path(__file__).parents[2] / "sample-datasets"
 LIVER = {"liver": 1}

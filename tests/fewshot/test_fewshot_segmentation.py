@@ -23,7 +23,7 @@ from ssmsam.models.small_encoder import SPEC
 from ssmsam.progress import Cancelled
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume, reoriented
-from ssmsam_research.evaluation.metrics import dice
+from ssmsam_research.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
 

@@ -8,7 +8,7 @@ import torch
 from ssmsam.fewshot.initialisations import load_ssm_decoder
 from ssmsam.models.registry import ENCODERS, load_encoder, load_target_decoder
 from ssmsam.models.weights import PACKAGED, entry, made_for, sha256_of
-from ssmsam_research.evaluation.prompted import ModelChoice
+from ssmsam_research.model_choice import ModelChoice
 
 
 def test_the_shipped_encoder_has_a_start_of_its_own() -> None:

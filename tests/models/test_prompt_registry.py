@@ -13,8 +13,8 @@ from ssmsam.models.prompt_sam import SamPromptDecoder
 from ssmsam.models.registry import ENCODERS, load_decoder, load_encoder
 from ssmsam.models.sam_encoder import build_sam
 from ssmsam.models.weights import MissingWeights, entry, find_weights, sha256_of
-from ssmsam_research.training.checkpoint import write_weights
 from ssmsam_research.training.lite_training import LiteDecoder
+from ssmsam_research.training.loop import write_weights
 
 
 def small_is_here() -> bool:

@@ -29,7 +29,7 @@ def command(*, out: Path, only: Sequence[str], draw: bool, record: Path | None) 
     if draw:
         require_research("samples --draw")
         with ProgressBar() as progress:
-            import_module("ssmsam_research.training.samples").draw_samples(out, only=only, progress=progress)
+            import_module("ssmsam_research.synthetic.samples").draw_samples(out, only=only, progress=progress)
         written = sorted((out / IMAGES).glob("*.nii.gz"))
     else:
         written = copy_samples(out, only or None)

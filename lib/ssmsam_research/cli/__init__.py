@@ -1,0 +1,1 @@
+"""The commands ssmsam benchmark and ssmsam train."""

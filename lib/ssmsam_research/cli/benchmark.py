@@ -39,36 +39,40 @@ from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Progress
 from ssmsam.report import installed_versions, run_manifest, write_result
 from ssmsam_research.cli.options import add_encoder_option
-from ssmsam_research.evaluation.active import BASELINES, STRATEGIES, ActiveProtocol
-from ssmsam_research.evaluation.active_run import ActiveRun
-from ssmsam_research.evaluation.active_summary import draw_active
-from ssmsam_research.evaluation.adaptation_speed import measure_adaptation
-from ssmsam_research.evaluation.cases import LabelledSet, SetNotes, open_set, read_notes
-from ssmsam_research.evaluation.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
-from ssmsam_research.evaluation.click_comparison import ClickComparison, comparison_table
-from ssmsam_research.evaluation.click_methods import METHODS as CLICK_METHODS
-from ssmsam_research.evaluation.click_methods import TrainingRecord
-from ssmsam_research.evaluation.click_run import ClickRun
-from ssmsam_research.evaluation.clicks import ClickProtocol
-from ssmsam_research.evaluation.comparison import gains, gains_table
-from ssmsam_research.evaluation.complete import PLACEMENTS, CompleteProtocol
-from ssmsam_research.evaluation.crosspatient import CrossPatientProtocol
-from ssmsam_research.evaluation.examples import draw_click_comparison, draw_figures
-from ssmsam_research.evaluation.fewshot_examples import draw_examples
-from ssmsam_research.evaluation.fewshot_run import FewShotRun, needs_encoder
-from ssmsam_research.evaluation.fewshot_summary import draw_fewshot
-from ssmsam_research.evaluation.load import LoadProtocol, Work, run_load
-from ssmsam_research.evaluation.methods import checked_methods, methods_for
-from ssmsam_research.evaluation.over_rest import OverRest
-from ssmsam_research.evaluation.precision_check import check_precision
-from ssmsam_research.evaluation.prompted import ModelChoice, PromptedModel
-from ssmsam_research.evaluation.recorded import draw_recorded, read_result
-from ssmsam_research.evaluation.registering import RegistrationRun
-from ssmsam_research.evaluation.registration_methods import METHODS as REGISTRATIONS
-from ssmsam_research.evaluation.rivals import RIVALS
-from ssmsam_research.evaluation.speed import SpeedProtocol, measure_model, measure_server, write_random_weights
-from ssmsam_research.evaluation.speed_against import UNET, against_table, compare_clicks, compare_few_shot
-from ssmsam_research.evaluation.supports import SupportPool, support_set
+from ssmsam_research.figures.examples import draw_click_comparison, draw_figures
+from ssmsam_research.figures.fewshot_examples import draw_examples
+from ssmsam_research.figures.recorded import draw_recorded, read_result
+from ssmsam_research.labelled_sets import LabelledSet, SetNotes, open_set, read_notes
+from ssmsam_research.methods.registration import METHODS as REGISTRATIONS
+from ssmsam_research.methods.registry import checked_methods, methods_for
+from ssmsam_research.model_choice import ModelChoice, PromptedModel
+from ssmsam_research.protocols.active import BASELINES, STRATEGIES, ActiveProtocol
+from ssmsam_research.protocols.active_run import ActiveRun, draw_active
+from ssmsam_research.protocols.check import CheckFile, check_manifest, check_table, measure_check, passes, verdicts
+from ssmsam_research.protocols.click_comparison import METHODS as CLICK_METHODS
+from ssmsam_research.protocols.click_comparison import (
+    ClickComparison,
+    TrainingRecord,
+    check_precision,
+    comparison_table,
+)
+from ssmsam_research.protocols.click_run import ClickRun
+from ssmsam_research.protocols.clicks import ClickProtocol
+from ssmsam_research.protocols.complete import PLACEMENTS, CompleteProtocol
+from ssmsam_research.protocols.crosspatient import CrossPatientProtocol, SupportPool, support_set
+from ssmsam_research.protocols.fewshot_run import FewShotRun, draw_fewshot, needs_encoder
+from ssmsam_research.protocols.gains import gains, gains_table
+from ssmsam_research.protocols.load import LoadProtocol, Work, run_load
+from ssmsam_research.protocols.over_rest import OverRest
+from ssmsam_research.protocols.registration import RegistrationRun
+from ssmsam_research.protocols.speed import (
+    SpeedProtocol,
+    measure_adaptation,
+    measure_model,
+    measure_server,
+    write_random_weights,
+)
+from ssmsam_research.protocols.speed_against import RIVALS, UNET, against_table, compare_clicks, compare_few_shot
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from ssmsam.volume.volume import Volume
-    from ssmsam_research.evaluation.cases import Case
-    from ssmsam_research.training.samples import SampleCase
+    from ssmsam_research.labelled_sets import Case
+    from ssmsam_research.synthetic.samples import SampleCase
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,8 +186,8 @@ def _add_curve(parser: argparse.ArgumentParser) -> None:
 def pack(arguments: argparse.Namespace) -> None:
     """Write one file for each case; cases that are there already are kept."""
     from ssmsam.volume.intensity import recipe_for
+    from ssmsam_research.synthetic.samples import make_case
     from ssmsam_research.training.pack import pack_info, pack_volume, save_packed
-    from ssmsam_research.training.samples import make_case
 
     names = json.loads(arguments.labels.read_text()) if arguments.labels else {}
 
@@ -220,7 +220,7 @@ def _read_pair(image: Path, label: Path) -> tuple[Volume, Volume]:
 
 def _abdomens(count: int) -> Iterator[SampleCase]:
     """Synthetic patients for training: other seeds than the sample dataset's, every contrast and slice distance."""
-    from ssmsam_research.training.samples import SampleCase
+    from ssmsam_research.synthetic.samples import SampleCase
 
     for seed in range(1000, 1000 + count):
         contrast = ("CT", "T2", "CT", "T1")[seed % 4]
@@ -242,10 +242,10 @@ def train(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
 
-    from ssmsam_research.training.episodes import EpisodeConfig
-    from ssmsam_research.training.group import GroupConfig
+    from ssmsam_research.training.groups import GroupConfig
     from ssmsam_research.training.pack import load_pack
-    from ssmsam_research.training.training import TrainingConfig, train
+    from ssmsam_research.training.prompt_episodes import EpisodeConfig
+    from ssmsam_research.training.prompt_training import TrainingConfig, train
 
     torch.set_num_threads(arguments.threads)
     episodes = EpisodeConfig(
@@ -299,7 +299,7 @@ def embed(arguments: argparse.Namespace) -> None:
     import torch
 
     from ssmsam.models.registry import load_encoder
-    from ssmsam_research.evaluation.cases import open_set
+    from ssmsam_research.labelled_sets import open_set
     from ssmsam_research.training.embedded_slices import embed_case
 
     torch.set_num_threads(arguments.threads)
@@ -318,7 +318,7 @@ def embed_volumes(arguments: argparse.Namespace) -> None:
 
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.models.registry import load_encoder
-    from ssmsam_research.evaluation.cases import open_set
+    from ssmsam_research.labelled_sets import open_set
     from ssmsam_research.training.fewshot_episodes import embed_volume
 
     torch.set_num_threads(arguments.threads)
@@ -359,8 +359,8 @@ def volume_head(arguments: argparse.Namespace) -> None:
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.embeddings.store import EmbeddingStore
     from ssmsam.models.registry import load_encoder, load_target_decoder
-    from ssmsam_research.evaluation.cases import open_set
-    from ssmsam_research.training.checkpoint import write_weights
+    from ssmsam_research.labelled_sets import open_set
+    from ssmsam_research.training.loop import write_weights
     from ssmsam_research.training.volume_head_examples import (
         LabelledVolume,
         across,
@@ -468,7 +468,7 @@ def ssm(arguments: argparse.Namespace) -> None:
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
-    from ssmsam_research.training.group import GroupConfig
+    from ssmsam_research.training.groups import GroupConfig
     from ssmsam_research.training.pack import load_pack
     from ssmsam_research.training.ssm_training import SsmTrainingConfig, train_ssm
 
@@ -512,7 +512,7 @@ def ssm(arguments: argparse.Namespace) -> None:
 
 def curve(arguments: argparse.Namespace) -> None:
     """Draw a picture of a log."""
-    from ssmsam_research.evaluation.learning_curve import draw_learning_curve
+    from ssmsam_research.figures.curves import draw_learning_curve
 
     print(draw_learning_curve(arguments.out, arguments.log))
 

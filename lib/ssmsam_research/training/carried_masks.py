@@ -17,7 +17,7 @@ from ssmsam.fewshot.support_bank import signed_distance
 from ssmsam.files import whole_file
 from ssmsam.models.frame import draw_mask
 from ssmsam.registration.register import CoarseVolume, register
-from ssmsam_research.evaluation.cases import Case
+from ssmsam_research.labelled_sets import Case
 
 SIDE = 64
 """Side of the kept maps."""

@@ -18,7 +18,7 @@ from ssmsam.models.encoder import Encoder
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume
-from ssmsam_research.evaluation.cases import Case
+from ssmsam_research.labelled_sets import Case
 from ssmsam_research.training.pack import SIZE, draw_labels, draw_slices, frame_of
 
 

@@ -17,10 +17,10 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.atlas import averaged, drawn_maps
 from ssmsam.files import whole_file
 from ssmsam.models.encoder import Embedding
-from ssmsam_research.evaluation.cases import Case
+from ssmsam_research.labelled_sets import Case
 from ssmsam_research.training.carried_masks import CarriedMasks, read_carried
 from ssmsam_research.training.embedded_slices import draw, spread
-from ssmsam_research.training.supervoxels import supervoxels
+from ssmsam_research.training.pack import supervoxels
 
 _BEYOND = (1, 4)
 """Slices so far beyond the outermost labelled ones are embedded too: the target is not there. A guess."""

@@ -24,9 +24,8 @@ from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.medsam_lite_encoder import IMAGE, Reduction
 from ssmsam.models.support_encoding import describe
 from ssmsam.progress import Progress, silent
-from ssmsam_research.training.checkpoint import follow, read_checkpoint, write_checkpoint
 from ssmsam_research.training.fewshot_episodes import EmbeddedVolume, Episode, FewShotEpisodeConfig, FewShotEpisodes
-from ssmsam_research.training.loop import train_steps
+from ssmsam_research.training.loop import follow, read_checkpoint, train_steps, write_checkpoint
 from ssmsam_research.training.proposals import corrected
 
 

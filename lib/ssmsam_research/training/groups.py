@@ -8,16 +8,167 @@ two: any region can be looked for there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from ssmsam.fewshot.support_bank import interpolated, signed_distance
+from ssmsam.models.prompt_small import closeness
 from ssmsam_research.training.augmentation import AugmentationConfig, crop_grid, recoloured, sample
-from ssmsam_research.training.group import Group, GroupBatch, GroupConfig, Target
-from ssmsam_research.training.group_assembly import assembled
 from ssmsam_research.training.pack import SIZE, PackedVolume
 from ssmsam_research.training.semantics import Vocabulary
+
+Target = tuple[np.ndarray, ...]
+"""One boolean array (n, height, width) for each volume of the group."""
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """How groups are drawn. Lengths in input pixels unless the name says millimetres."""
+
+    groups: int = 2
+    """Groups in a batch of the largest side; smaller crops come in more groups, at about the same cost."""
+    slices: int = 4
+    targets: int = 2
+    rows: int = 16
+    """At most this many (query, target) pairs of a batch."""
+    sides: tuple[int, ...] = (160, 256)
+    cross_share: float = 0.5
+    """Share of groups over two volumes, where a dataset has two with the same label."""
+    twin_share: float = 0.0
+    """Share of groups in one volume that show it as though it were two patients."""
+    twin_bend: float = 1.5
+    """How much more than other images twins are bent: patients differ in more than size and pose."""
+    twin_recolour: float = 0.0
+    """Chance for each of two twins that its regions are repainted a little, as by another phase of contrast agent."""
+    organ_share: float = 0.7
+    """Share of targets in one volume that are labelled organs; the others are regions."""
+    organ_size_power: float = 0.25
+    margin_mm: float = 40.0
+    """How far beyond the target slices may be drawn."""
+    far_share: float = 0.6
+    """Chance that one slice of a group comes from anywhere in its volume."""
+    own_share: float = 0.25
+    """Chance that a query of a group over two volumes is also shown a slice of its own volume."""
+    no_prior_share: float = 0.15
+    zoom_share: float = 0.25
+    zoom: tuple[float, float] = (1.4, 2.4)
+    """Enlargement of groups in one volume that are looked at closely, and how often they are."""
+    min_area: int = 24
+    dataset_weights: dict[str, float] = field(default_factory=dict)
+    augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(scale=(0.8, 1.3), flip=0.25))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupBatch:
+    """B slices with K masks on them and N queries; S = side / 2.
+
+    ``slices`` (B, 3, side, side) in [0, 1]; ``described`` (K,) numbers of slices and ``masks`` (K, 1, S, S) in [0, 1]
+    the targets on them. For each query: ``asked`` (N,) its place among the K, ``supports`` (N, slices - 1) those it
+    is shown, -1 for none, ``near`` (N, slices - 1), ``prior`` (N, 1, S, S) and ``trust`` (N, 2) as the network takes
+    them. ``semantic`` (B, side / 4, side / 4) class numbers, -1 where they are not to be learned, and ``labelled``
+    (B, C) bool the classes whose absence means something.
+    """
+
+    slices: torch.Tensor
+    described: torch.Tensor
+    masks: torch.Tensor
+    asked: torch.Tensor
+    supports: torch.Tensor
+    near: torch.Tensor
+    prior: torch.Tensor
+    trust: torch.Tensor
+    semantic: torch.Tensor
+    labelled: torch.Tensor
+
+    def to(self, device: str) -> GroupBatch:
+        """The same batch on another device."""
+        return GroupBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Drawn slices: ``pixels`` (n, 3, side, side), ``masks`` (targets, n, S, S) in [0, 1], ``volume`` (n,) which of the
+    volumes, ``position`` (n,) in millimetres, ``semantic`` (n, side / 4, side / 4), ``labelled`` (n, C)."""
+
+    pixels: np.ndarray
+    masks: np.ndarray
+    volume: np.ndarray
+    position: np.ndarray
+    semantic: np.ndarray
+    labelled: np.ndarray
+
+
+def assembled(groups: Sequence[Group], rng: np.random.Generator, config: GroupConfig) -> GroupBatch:
+    """Several groups as one batch, with a choice of queries and of supports for each."""
+    described: list[int] = []
+    masks: list[np.ndarray] = []
+    rows: list[_Row] = []
+    first = 0
+    for group in groups:
+        for target in group.masks:
+            distances = [signed_distance(mask > 0.5) for mask in target]
+            rows += _rows(group, target, distances, len(described), rng, config)
+            described += [first + number for number in range(len(target))]
+            masks += list(target)
+        first += len(group.pixels)
+    picked = [rows[n] for n in rng.permutation(len(rows))[: config.rows]]
+    asked, supports, near, prior, trust = zip(*picked, strict=True)
+    return GroupBatch(
+        slices=torch.from_numpy(np.concatenate([group.pixels for group in groups])),
+        described=torch.tensor(described),
+        masks=torch.from_numpy(np.stack(masks))[:, None].float(),
+        asked=torch.tensor(asked),
+        supports=torch.tensor(np.array(supports)),
+        near=torch.tensor(np.array(near), dtype=torch.float32),
+        prior=torch.from_numpy(np.stack(prior))[:, None],
+        trust=torch.tensor(np.array(trust), dtype=torch.float32),
+        semantic=torch.from_numpy(np.concatenate([group.semantic for group in groups])),
+        labelled=torch.from_numpy(np.concatenate([group.labelled for group in groups])),
+    )
+
+
+_Row = tuple[int, list[int], list[float], np.ndarray, tuple[float, float]]
+
+
+def _rows(
+    group: Group,
+    target: np.ndarray,
+    distances: list[np.ndarray],
+    offset: int,
+    rng: np.random.Generator,
+    config: GroupConfig,
+) -> list[_Row]:
+    """Each slice as a query of one target; none where no support shows the target."""
+    rows: list[_Row] = []
+    count = len(target)
+    shows = target.sum(axis=(1, 2)) >= config.min_area / 4
+    for query in range(count):
+        # a slice that was drawn twice is not shown to itself
+        beside = (group.volume == group.volume[query]) & (group.position != group.position[query])
+        own = np.flatnonzero(beside).tolist()
+        other = [n for n in range(count) if group.volume[n] != group.volume[query]]
+        if other and rng.random() > config.own_share:
+            own = []
+        supports = _some(other + own, rng) if other or own else []
+        if not shows[supports].any():
+            continue
+        own = [n for n in supports if group.volume[n] == group.volume[query]]
+        known = {} if rng.random() < config.no_prior_share else {float(group.position[n]): distances[n] for n in own}
+        prior = interpolated(known, float(group.position[query]), (target.shape[1], target.shape[2]))
+        near = [closeness(group.position[n] - group.position[query]) if n in own else 0.0 for n in supports]
+        missing = count - 1 - len(supports)
+        places = [offset + n for n in supports] + [-1] * missing
+        rows.append((offset + query, places, near + [0.0] * missing, prior.distance, (prior.between, prior.closeness)))
+    return rows
+
+
+def _some(numbers: list[int], rng: np.random.Generator) -> list[int]:
+    """All of them or, half of the time, a random part; never none."""
+    keep = len(numbers) if rng.random() < 0.5 else int(rng.integers(1, len(numbers) + 1))
+    return sorted(rng.permutation(numbers)[:keep].tolist())
+
 
 _TWIN_PAINT = 0.1, 0.5
 """How much of a twin's brightness is repainted, where it is."""

@@ -25,11 +25,17 @@ from ssmsam.models.frame import mask_to_logits
 from ssmsam.models.prompt_sam import CARRIED_MARGIN
 from ssmsam.models.prompt_small import PointKind
 from ssmsam.progress import Progress, silent
-from ssmsam_research.training.checkpoint import follow, read_checkpoint, write_checkpoint
-from ssmsam_research.training.clicks import click_inside, correction, draw_box, neighbouring
 from ssmsam_research.training.embedded_slices import EmbeddedSlices
-from ssmsam_research.training.loop import train_steps
-from ssmsam_research.training.losses import OTHERS, iou_of, mask_losses
+from ssmsam_research.training.loop import (
+    OTHERS,
+    follow,
+    iou_of,
+    mask_losses,
+    read_checkpoint,
+    train_steps,
+    write_checkpoint,
+)
+from ssmsam_research.training.prompt_episodes import click_inside, correction, draw_box, neighbouring
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam

@@ -1,18 +1,109 @@
-"""The loop of trainings that count their steps: resumable, with a learning curve, and nothing lost when stopped."""
+"""What every training of ours keeps: checkpoints to go on from, a moving average, and weights files."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
+from ssmsam.files import whole_file
+from ssmsam.models.prompt_small import Answer
 from ssmsam.progress import Progress
-from ssmsam_research.training.checkpoint import write_weights
+
+OTHERS = 0.15
+"""Weight of the mean over all candidates beside the best one, so that none of them dies."""
+
+
+def answer_loss(answer: Answer, target: torch.Tensor, judged_presence: torch.Tensor) -> torch.Tensor:
+    """Loss of an answer to N targets (N, 1, S, S) in [0, 1].
+
+    The best of the candidates is trained by Dice and cross-entropy (Kirillov et al., 2023, train the one with the
+    least loss); the predicted quality learns each candidate's true IoU; presence counts where
+    ``judged_presence`` (N,) says that no click gave it away.
+    """
+    present = (target.amax((1, 2, 3)) > 0.5).float()
+    masks = mask_losses(answer.logits, target, present)
+    best = masks.min(dim=1).values + OTHERS * masks.mean(dim=1)
+    quality = F.mse_loss(answer.quality.sigmoid(), iou_of(answer.logits.detach(), target), reduction="none").mean(1)
+    presence = F.binary_cross_entropy_with_logits(answer.presence, present, reduction="none")
+    return (best + 0.5 * quality + 0.25 * presence * judged_presence).mean()
+
+
+def mask_losses(logits: torch.Tensor, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """(N, K): Dice where the target is present, cross-entropy everywhere."""
+    truth = target.expand_as(logits)
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * truth).sum((2, 3)) + 1
+    dice = 1 - overlap / (probability.sum((2, 3)) + truth.sum((2, 3)) + 1)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((2, 3))
+    return dice * present[:, None] + 3 * entropy
+
+
+def iou_of(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(N, K) of thresholded masks; two empty masks agree fully."""
+    answer, truth = logits > 0, target > 0.5
+    union = (answer | truth).sum((2, 3)).float()
+    return torch.where(union > 0, (answer & truth).sum((2, 3)) / union.clamp(min=1), 1.0)
+
+
+def write_checkpoint(
+    path: Path, *, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
+    """Write everything that training needs to go on, atomically."""
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "seconds": seconds,
+    }
+    with whole_file(path) as partial:
+        torch.save(state, partial)
+
+
+def read_checkpoint(
+    path: Path, *, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, device: str = "cpu"
+) -> tuple[int, float]:
+    """Take everything back, in place; the step and the seconds. Raises FileNotFoundError when there is none."""
+    state = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["seconds"]
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, *, decay: float, step: int) -> None:
+    """Move the average towards the model, in place; faster during the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for mine, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, 1 - decay)
+        else:
+            mine.copy_(theirs)
+
+
+def write_weights(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write weights as fp16 safetensors, atomically.
+
+    Vectors stay fp32: they are few, and a variance of activations can be beyond the range of fp16. Raises ValueError
+    for values that are not finite.
+    """
+    kept = {name: t.detach().cpu().contiguous() for name, t in state.items()}
+    kept = {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in kept.items()}
+    broken = [name for name, t in kept.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise ValueError(f"these weights are infinite or not a number and were not written: {', '.join(broken)}")
+    with whole_file(path) as partial:
+        save_file(kept, str(partial), metadata)
 
 
 class Trainer(Protocol):

@@ -10,8 +10,8 @@ from ssmsam.fewshot.support_bank import gathered_context
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import Corrections, Proposal, TargetDecoder
 from ssmsam.models.support_encoding import describe
-from ssmsam_research.training.clicks import SparsePrompts, correction
-from ssmsam_research.training.group import GroupBatch
+from ssmsam_research.training.groups import GroupBatch
+from ssmsam_research.training.prompt_episodes import SparsePrompts, correction
 
 CORRECTED_SHARE = 0.25
 """Share of batches in which the proposals are corrected by a click and made again."""

@@ -23,10 +23,8 @@ from ssmsam.fewshot.support_bank import Places, SupportBank
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.progress import Progress, silent
-from ssmsam_research.training.checkpoint import follow, read_checkpoint, write_checkpoint, write_weights
-from ssmsam_research.training.group import Group, GroupBatch, GroupConfig
-from ssmsam_research.training.groups import Groups
-from ssmsam_research.training.loop import log_losses
+from ssmsam_research.training.groups import Group, GroupBatch, GroupConfig, Groups
+from ssmsam_research.training.loop import follow, log_losses, read_checkpoint, write_checkpoint, write_weights
 from ssmsam_research.training.pack import PackedVolume
 from ssmsam_research.training.proposals import group_losses
 from ssmsam_research.training.semantics import Vocabulary

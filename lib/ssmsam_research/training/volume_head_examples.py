@@ -19,8 +19,8 @@ from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.files import whole_file
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import draw_mask
-from ssmsam_research.evaluation.cases import Case
-from ssmsam_research.evaluation.placement import in_middles, with_ends, without_ends
+from ssmsam_research.labelled_sets import Case
+from ssmsam_research.protocols.fewshot_task import in_middles, with_ends, without_ends
 
 _OWN = (1, 2, 3, 5, 5, 5, 9)
 """Annotated slices of the query's own volume, and of each other patient below: five are what is asked for most."""

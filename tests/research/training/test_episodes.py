@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssmsam_research.training.augmentation import AugmentationConfig, crop_grid, recoloured, sample
-from ssmsam_research.training.episodes import EpisodeConfig, Episodes
+from ssmsam_research.training.prompt_episodes import EpisodeConfig, Episodes
 
 CONFIG = EpisodeConfig(pairs=2, targets=3, sides=(96,))
 PLAIN = AugmentationConfig(scale=(1, 1.0001), rotation_deg=0, flip=0, flip_y=0, elastic=0)

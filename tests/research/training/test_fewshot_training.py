@@ -17,7 +17,7 @@ from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.medsam_lite_encoder import Projection, Reduction
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.cases import Case
+from ssmsam_research.labelled_sets import Case
 from ssmsam_research.training.fewshot_episodes import (
     EmbeddedVolume,
     FewShotEpisodeConfig,

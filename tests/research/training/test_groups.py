@@ -10,12 +10,9 @@ import torch
 
 from ssmsam.fewshot.support_bank import signed_distance
 from ssmsam.models.prompt_small import closeness
-from ssmsam_research.training.episodes import EpisodeBatch, EpisodeConfig, Episodes
-from ssmsam_research.training.group import Group, GroupBatch, GroupConfig
-from ssmsam_research.training.group_assembly import assembled
-from ssmsam_research.training.groups import Groups
-from ssmsam_research.training.mixture import Mixture
+from ssmsam_research.training.groups import Group, GroupBatch, GroupConfig, Groups, assembled
 from ssmsam_research.training.pack import PackedVolume
+from ssmsam_research.training.prompt_episodes import EpisodeBatch, EpisodeConfig, Episodes, Mixture
 from ssmsam_research.training.semantics import Vocabulary
 
 CONFIG = GroupConfig(groups=2, slices=4, targets=2, rows=100, sides=(64,), cross_share=0.0)

@@ -15,7 +15,7 @@ from ssmsam.models.medsam_lite_encoder import build_lite_medsam, take_published
 from ssmsam.models.prompt_sam import SamPromptDecoder
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.evaluation.cases import Case
+from ssmsam_research.labelled_sets import Case
 from ssmsam_research.training.embedded_slices import EmbeddedSlices, embed_case, load_slices, spread
 from ssmsam_research.training.lite_training import LiteDecoder, LiteTrainer, LiteTrainingConfig, Targets, train_lite
 

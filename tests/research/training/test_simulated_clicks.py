@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssmsam.models.prompt_small import PointKind
-from ssmsam_research.training.clicks import SparsePrompts, click_inside, correction, draw_box, to_input
+from ssmsam_research.training.prompt_episodes import SparsePrompts, click_inside, correction, draw_box, to_input
 
 
 def disc(x, y, radius, side=48):

@@ -16,8 +16,7 @@ from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SPEC, SmallEncoder
 from ssmsam.models.weights import made_for
-from ssmsam_research.training.group import GroupConfig
-from ssmsam_research.training.groups import Groups
+from ssmsam_research.training.groups import GroupConfig, Groups
 from ssmsam_research.training.pack import PackedVolume
 from ssmsam_research.training.semantics import Vocabulary
 from ssmsam_research.training.ssm_training import SsmTrainer, SsmTrainingConfig, train_ssm

@@ -13,12 +13,11 @@ from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.prompt_small import Answer, SmallPromptDecoder
 from ssmsam.models.small_encoder import SmallEncoder, part_of
 from ssmsam.progress import Cancelled
-from ssmsam_research.training.episodes import EpisodeConfig, Episodes
-from ssmsam_research.training.group import GroupConfig
-from ssmsam_research.training.groups import Groups
-from ssmsam_research.training.losses import answer_loss
+from ssmsam_research.training.groups import GroupConfig, Groups
+from ssmsam_research.training.loop import answer_loss
+from ssmsam_research.training.prompt_episodes import EpisodeConfig, Episodes
+from ssmsam_research.training.prompt_training import Trainer, TrainingConfig, export, train
 from ssmsam_research.training.semantics import Vocabulary
-from ssmsam_research.training.training import Trainer, TrainingConfig, export, train
 
 CONFIG = TrainingConfig(
     minutes=0.1,

@@ -1,0 +1,1 @@
+"""What is compared: our methods, the published ones, and what a user would pick instead."""

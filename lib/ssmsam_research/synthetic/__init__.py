@@ -1,0 +1,1 @@
+"""Synthetic anatomy: training without patients, and the sample volumes."""
