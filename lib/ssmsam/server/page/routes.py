@@ -41,8 +41,10 @@ def _templates() -> Environment:
 
 def _page(request: Request, view: str) -> HTMLResponse:
     """Without data of patients: its scripts ask for them, with the login where there is one."""
-    text = _templates().get_template(f"{view}.html").render(
-        root=path_prefix(request), view=view, version=ssmsam.__version__, niivue=NIIVUE.is_file()
+    text = (
+        _templates()
+        .get_template(f"{view}.html")
+        .render(root=path_prefix(request), view=view, version=ssmsam.__version__, niivue=NIIVUE.is_file())
     )
     return HTMLResponse(text, headers=SECURITY)
 

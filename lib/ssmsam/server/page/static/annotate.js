@@ -326,7 +326,7 @@ function jump(way) {
 function visit(one) {
   if (one.label) choose(labelOf(one.label));
   stage.goTo(one.slice);
-  notice(`Slice ${one.slice}${one.label ? `, ${one.label}` : ''}: ${one.why}`);
+  notice(`Slice ${one.slice}${one.label ? `, ${one.label}` : ''}: ${one.why.replace(`slice ${one.slice}: `, '')}`);
 }
 
 async function nextAsked() {

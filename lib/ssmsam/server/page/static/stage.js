@@ -25,7 +25,7 @@ export class Stage extends EventTarget {
     this.nv = new module.Niivue({
       backColor: [0.03, 0.04, 0.05, 1], isRadiologicalConvention: true, isForceMouseClickToVoxelCenters: true, crosshairWidth: 0,
       crosshairColor: [0.35, 0.65, 0.85, 0.6], show3Dcrosshair: false, dragAndDropEnabled: false, isColorbar: false, isNearestInterpolation: false,
-      multiplanarShowRender: 0, fontColor: [0.75, 0.8, 0.85, 1], logLevel: 'error', textHeight: 0.035, isOrientationTextVisible: true, loadingText: '',
+      multiplanarShowRender: 0, fontColor: [0.75, 0.8, 0.85, 1], logLevel: 'error', fontMinPx: 15, isOrientationTextVisible: true, loadingText: '',
     });
     this.types = [this.nv.sliceTypeSagittal, this.nv.sliceTypeCoronal, this.nv.sliceTypeAxial];
     this.every = this.nv.sliceTypeMultiplanar;

@@ -9,7 +9,6 @@ let all = [], expected = new Map();
 const watcher = new IntersectionObserver(entries => entries.filter(one => one.isIntersecting).forEach(({ target }) => {
   watcher.unobserve(target);
   show(target).catch(error => {
-    target.alt = 'cannot be read';
     const row = target.closest('tr');
     row.querySelector('.state').replaceChildren(stateOf({ state: 'unreadable', reason: error.message }));
   });
@@ -53,7 +52,7 @@ async function next() {
   box.textContent = 'Choosing the slices that are most worth annotating …';
   const found = await server.nextSlices();
   if (!found.id) return void (box.textContent = found.message ?? 'Nothing is left to annotate.');
-  const why = (found.reasons ?? []).map(one => element('li', {}, `slice ${one.slice}${one.label ? `, ${one.label}` : ''}: ${one.why}`));
+  const why = (found.reasons ?? []).map(one => element('li', {}, `slice ${one.slice}${one.label ? `, ${one.label}` : ''}: ${one.why.replace(`slice ${one.slice}: `, '')}`));
   sessionStorage.setItem(`ssmsam-asked-${found.id}`, JSON.stringify(found));
   const link = element('a', { class: 'button primary', href: address(found.id, { slice: found.slices?.[0] ?? '' }) }, 'Open');
   box.replaceChildren(element('h2', {}, `Next: ${found.id}, slices ${(found.slices ?? []).join(', ')}`), element('ul', {}, ...why), link);
