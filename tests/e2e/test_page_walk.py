@@ -11,7 +11,7 @@ import pytest
 import requests
 from sample_cases import CT, MR, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
-from ssmsam.dicom.orthanc import Orthanc
+from ssmsam.cli.orthanc import Orthanc
 from viewers import TIMEOUT, ohif, stored_label
 
 from ssmsam.server.page.routes import NIIVUE
