@@ -146,3 +146,8 @@ def test_an_archive_that_cannot_be_started_is_said(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["pacs", "--folder", str(tmp_path / "pacs")]) == FAILED
     assert "apt-get install" in capsys.readouterr().err
+
+
+def test_samples_are_drawn_by_research(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samples", "--out", str(tmp_path), "--draw", "--only", "ct_99"]) == 2
+    assert "there is no sample volume ct_99" in capsys.readouterr().err
