@@ -128,8 +128,8 @@ def test_priors_can_be_left_out(prior: bool) -> None:
     rng = np.random.default_rng(0)
     episodes = FewShotEpisodes(volumes()[:3], replace(CONFIG.episodes, cross_share=0.0))
     found = answer(network, episodes.draw(rng), prior=prior, fitted=False)
-    assert bool(found.shown.trust.any()) == prior
-    assert not found.shown.weights.any()
+    assert bool(found.context.trust.any()) == prior
+    assert not found.context.weights.any()
 
 
 class Stages(Encoder):

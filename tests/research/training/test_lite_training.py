@@ -70,7 +70,7 @@ def test_a_slice_is_embedded_once(case: Case, tmp_path: Path) -> None:
     shown = torch.nn.functional.avg_pool2d(covered, 16)[:, 0].numpy()
     np.testing.assert_allclose(first.image[:, 0], shown, atol=0.3)
     assert [(one.dataset, one.name) for one in load_slices(folder)] == [("set", "one")]
-    with pytest.raises(FileNotFoundError, match="pretrain"):
+    with pytest.raises(FileNotFoundError, match="ssmsam train embed"):
         load_slices(folder, keep=lambda dataset: dataset != "set")
 
 

@@ -35,5 +35,5 @@ def test_a_pack_survives_the_disk(packed, tmp_path):
 
 
 def test_an_empty_folder_says_how_to_make_a_pack(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"pretrain\.py pack"):
+    with pytest.raises(FileNotFoundError, match=r"ssmsam train pack"):
         load_pack(tmp_path)
