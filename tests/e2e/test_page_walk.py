@@ -14,7 +14,7 @@ from serving import Server
 from viewers import TIMEOUT, ohif, stored_label
 
 from ssmsam.cli.orthanc import Orthanc
-from ssmsam.server.page.routes import NIIVUE
+from ssmsam.server.routes.page import NIIVUE
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
 

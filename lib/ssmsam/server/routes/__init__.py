@@ -1,12 +1,12 @@
 """The routes of this server. Plain functions run in threads; what they are given is checked before it is passed on."""
 
-from ssmsam.server.page import routes as page
 from ssmsam.server.routes import (
     administration,
     checkpoints,
     datastore,
     inference,
     jobs,
+    page,
     proxy,
     sessions,
     tasks,

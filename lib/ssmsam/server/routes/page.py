@@ -17,7 +17,7 @@ from ssmsam.server.routes.common import AnyUser, App, KnownImage, path_prefix
 from ssmsam.service.errors import NotKnown
 from ssmsam.service.study_list import modality, study_list, thumbnail
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "page"
 NIIVUE = HERE / "niivue" / "niivue.js"
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
