@@ -29,7 +29,7 @@ MOVED = {
     "ssmsam.imaging.recipe": "ssmsam.volume.intensity",
     "ssmsam.imaging.unreadable": "ssmsam.volume.errors",
     "ssmsam.imaging.volume": "ssmsam.volume.volume",
-    "ssmsam.imaging.writing": "ssmsam.volume.writing",
+    "ssmsam.imaging.writing": "ssmsam.files",
     "ssmsam.server.dicom_store": "ssmsam.dicom.web",
     "ssmsam.server.dicomweb": "ssmsam.server.datastore.dicomweb",
 }

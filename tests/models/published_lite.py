@@ -10,8 +10,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from ssmsam.models.medsam_lite_encoder import build_lite_medsam
-from ssmsam.models.tiny_vit import TinyVitConfig
+from ssmsam.models.tiny_vit import TinyVitConfig, build_lite_medsam
 
 TINY = TinyVitConfig(
     input_size=64, widths=(8, 16, 32, 32), depths=(1, 2, 1, 1), heads=(1, 2, 4, 4), windows=(7, 7, 14, 7)

@@ -19,12 +19,11 @@ from ssmsam.models.medsam_lite_encoder import (
     LiteMedSamEncoder,
     Projection,
     Reduction,
-    build_lite_medsam,
     stretched,
-    take_published,
 )
 from ssmsam.models.prompt_sam import SamPromptDecoder
 from ssmsam.models.registry import AUTO, choose_encoder, load_encoder
+from ssmsam.models.tiny_vit import build_lite_medsam, take_published
 from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights, manifest
 from ssmsam.volume.geometry import Plane
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from published_lite import TINY, random_checkpoint
 
-from ssmsam.models.medsam_lite_encoder import build_lite_medsam
 from ssmsam.models.prompt_sam import SamPromptDecoder
 from ssmsam.models.registry import ENCODERS, load_decoder, load_encoder
 from ssmsam.models.sam_encoder import build_sam
+from ssmsam.models.tiny_vit import build_lite_medsam
 from ssmsam.models.weights import MissingWeights, entry, find_weights, sha256_of
 from ssmsam_research.training.lite_training import LiteDecoder
 from ssmsam_research.training.loop import write_weights

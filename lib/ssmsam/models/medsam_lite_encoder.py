@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec
+from ssmsam.models.sam_encoder import load_sam
 from ssmsam.models.small_encoder import SmallEncoder
-from ssmsam.models.tiny_vit import TinyVit, TinyVitConfig, for_inference
+from ssmsam.models.tiny_vit import TinyVit
 from ssmsam.models.weights import PACKAGED, entry, find_weights, weights_digest
 
 
@@ -90,8 +91,6 @@ class Reduction:
 if TYPE_CHECKING:  # segment_anything imports torchvision, which costs seconds: only when a network is built
     from segment_anything.modeling import Sam
 
-PROMPT_WIDTH = 256
-"""Width of prompts and of the embedding in the published decoder."""
 REDUCTION = PACKAGED / "medsam_lite_reduction.safetensors"
 """The projections that come with this package; the model card says how they were fitted."""
 IMAGE = "image"
@@ -111,42 +110,6 @@ LEVELS = (Level("stage2", 1, 2), Level("stage3", 2, 2), Level("stage4", 3, 2))
 """Fine cells (64 x 64) of the second stage and coarse ones (32 x 32) of the third and fourth. Chosen on the patients
 on which it was measured: under a regression from five slices to the others of a volume it costs 0.3 points (MR) and
 0.7 (CT) against all stages in full; the model card has the figures."""
-
-_ENCODER = "image_encoder."
-
-
-def build_lite_medsam(config: TinyVitConfig | None = None) -> Sam:
-    """An untrained network of this layout: our encoder before the prompt encoder and mask decoder of SAM."""
-    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-
-    encoder = TinyVit(config)
-    size = encoder.config.input_size
-    side = size // encoder.config.stage_strides[-1]
-    return Sam(
-        image_encoder=encoder,
-        prompt_encoder=PromptEncoder(
-            embed_dim=PROMPT_WIDTH, image_embedding_size=(side, side), input_image_size=(size, size), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=PROMPT_WIDTH, mlp_dim=2048, num_heads=8),
-            transformer_dim=PROMPT_WIDTH,
-        ),
-        pixel_mean=[0.0, 0.0, 0.0],
-        pixel_std=[1.0, 1.0, 1.0],
-    )
-
-
-def take_published(sam: Sam, state: Mapping[str, torch.Tensor]) -> None:
-    """Give a network of :func:`build_lite_medsam` the tensors of a published checkpoint: all of them and no others.
-
-    Raises RuntimeError when they do not fit.
-    """
-    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in state.items() if name.startswith(_ENCODER)}
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith(_ENCODER)}
-    folded = {_ENCODER + name: tensor for name, tensor in for_inference(encoder).items()}
-    sam.load_state_dict({**rest, **folded}, strict=True, assign=True)
-    sam.image_encoder.prepare()
 
 
 class LiteMedSamEncoder(Encoder):
@@ -206,8 +169,6 @@ class LiteMedSamEncoder(Encoder):
     @classmethod
     def from_file(cls, path: Path, *, name: str = "medsam_lite", device: str = "cpu") -> LiteMedSamEncoder:
         """Load a checkpoint of the published layout; frozen. Raises :class:`CorruptWeights`."""
-        from ssmsam.models.sam_encoder import load_sam
-
         sam, digest = load_sam(name, path, device=device), weights_digest(path)
         detail = SmallEncoder.from_file(find_weights("small")).to(device)
         return cls(sam, name=name, weights_sha256=digest, reduction=Reduction.from_file(REDUCTION), detail=detail)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
-from ssmsam.models.medsam_lite_encoder import build_lite_medsam, take_published
+from ssmsam.models.tiny_vit import build_lite_medsam, take_published
 from ssmsam.models.weights import CorruptWeights, entry, weights_digest
 
 if TYPE_CHECKING:

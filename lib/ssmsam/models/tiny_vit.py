@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+if TYPE_CHECKING:  # segment_anything imports torchvision, which costs seconds: only when a network is built
+    from segment_anything.modeling import Sam
 
 BATCH_NORM_EPS = 1e-5
 """Of every batch norm in the published network: PyTorch's default."""
@@ -24,6 +28,10 @@ STRIP_BYTES = 5 * 2**19
 halve the time of the first stage, and from 1 to 8 MB they differ by a tenth."""
 PIECE_BYTES = 2**19
 """How large the inside of an MLP may be at once. Measured on the same processor: a third faster than in one piece."""
+
+PROMPT_WIDTH = 256
+"""Width of prompts and of the embedding in the published decoder."""
+_ENCODER = "image_encoder."
 
 
 @dataclass(frozen=True)
@@ -289,3 +297,37 @@ def _stage(config: TinyVitConfig, number: int) -> Stage:
         return Stage(blocks, None)
     wider = config.widths[number + 1]
     return Stage(blocks, Inverted(width, wider, wider, config.strides[number]))
+
+
+def build_lite_medsam(config: TinyVitConfig | None = None) -> Sam:
+    """An untrained network of this layout: our encoder before the prompt encoder and mask decoder of SAM."""
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    encoder = TinyVit(config)
+    size = encoder.config.input_size
+    side = size // encoder.config.stage_strides[-1]
+    return Sam(
+        image_encoder=encoder,
+        prompt_encoder=PromptEncoder(
+            embed_dim=PROMPT_WIDTH, image_embedding_size=(side, side), input_image_size=(size, size), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=PROMPT_WIDTH, mlp_dim=2048, num_heads=8),
+            transformer_dim=PROMPT_WIDTH,
+        ),
+        pixel_mean=[0.0, 0.0, 0.0],
+        pixel_std=[1.0, 1.0, 1.0],
+    )
+
+
+def take_published(sam: Sam, state: Mapping[str, torch.Tensor]) -> None:
+    """Give a network of :func:`build_lite_medsam` the tensors of a published checkpoint: all of them and no others.
+
+    Raises RuntimeError when they do not fit.
+    """
+    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in state.items() if name.startswith(_ENCODER)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(_ENCODER)}
+    folded = {_ENCODER + name: tensor for name, tensor in for_inference(encoder).items()}
+    sam.load_state_dict({**rest, **folded}, strict=True, assign=True)
+    sam.image_encoder.prepare()

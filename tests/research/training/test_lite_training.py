@@ -11,8 +11,8 @@ from published_lite import TINY, random_checkpoint
 from safetensors import safe_open
 
 from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
-from ssmsam.models.medsam_lite_encoder import build_lite_medsam, take_published
 from ssmsam.models.prompt_sam import SamPromptDecoder
+from ssmsam.models.tiny_vit import build_lite_medsam, take_published
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.labelled_sets import Case
