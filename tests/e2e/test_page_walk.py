@@ -11,9 +11,9 @@ import pytest
 import requests
 from sample_cases import CT, MR, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
-from ssmsam.dicom.orthanc import Orthanc
 from viewers import TIMEOUT, ohif, stored_label
 
+from ssmsam.cli.orthanc import Orthanc
 from ssmsam.server.page.routes import NIIVUE
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")

@@ -10,6 +10,7 @@ from ssmsam.server.app import ServerApp
 from ssmsam.server.errors import install_handlers
 from ssmsam.server.exposure import Compression, SameSite
 from ssmsam.server.openapi import describe
+from ssmsam.server.page import routes as page
 from ssmsam.server.routes import ROUTERS
 from ssmsam.service.warmup import WarmUp
 
@@ -22,7 +23,7 @@ class WebApp(ServerApp):
         super().on_init_complete()
         patches.keep_sessions_private(self.sessions())
         patches.unseal(web)
-        patches.replace_routes(web, ROUTERS)
+        patches.replace_routes(web, (*ROUTERS, page.router, page.studies))
         patches.extend_openapi(web, describe)
         web.add_middleware(Compression)
         origins = tuple(str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS or ())

@@ -1,6 +1,5 @@
 """The routes of this server. Plain functions run in threads; what they are given is checked before it is passed on."""
 
-from ssmsam.server.page import routes as page
 from ssmsam.server.routes import (
     administration,
     checkpoints,
@@ -26,6 +25,4 @@ ROUTERS = (
     proxied.router,
     viewer.router,
     viewer.reference,
-    page.router,
-    page.studies,
 )
