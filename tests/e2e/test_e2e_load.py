@@ -16,7 +16,7 @@ from ssmsam.cli.live_server import LiveServer
 from ssmsam_research.labelled_sets import open_set
 from ssmsam_research.protocols.load import LoadAnnotator, LoadProtocol, Tally, Work, run_load
 
-QUICK = LoadProtocol(annotators=3, seconds=12, pause_s=(0.1, 0.3), train=False)
+QUICK = LoadProtocol(annotators=3, seconds=6, pause_s=(0.1, 0.3), train=False)
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         running.kill()
 
 
+@pytest.mark.slow
 def test_three_ways_to_the_same_mask(program: subprocess.Popen[str], server: Server, folder: Path) -> None:
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(from_server, server, folder)

@@ -115,6 +115,7 @@ def test_a_few_slices_give_the_right_organs(server: Server, annotated: None, tru
     assert requests.get(f"{server.url}/heads", params={"method": "none"}, timeout=TIMEOUT).status_code == 404
 
 
+@pytest.mark.slow
 def test_a_cancelled_training_leaves_the_start_as_it_was(server: Server, annotated: None) -> None:
     assert server.info()["train_stats"] == {}, "viewers draw an empty entry as a training that is done"
     assert train(server, steps="many").status_code == 422
@@ -139,6 +140,7 @@ def test_a_cancelled_training_leaves_the_start_as_it_was(server: Server, annotat
     assert starts(server) == {"active": "shipped", "previous": "shipped", "starts": {"shipped": {}}}
 
 
+@pytest.mark.slow
 def test_a_training_publishes_a_start_and_it_can_be_taken_back(server: Server, annotated: None) -> None:
     assert train(server, **QUICK).status_code == 200
     wait(lambda: the_task(server)["status"] not in ("SUBMITTED", "RUNNING"), server)

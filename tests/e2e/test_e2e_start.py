@@ -40,6 +40,7 @@ def test_a_wrong_configuration_stops_the_start(start: Start, one_study: Path) ->
     assert "Traceback" not in server.said()
 
 
+@pytest.mark.faults
 def test_embeddings_survive_a_kill_and_a_restart(start: Start, one_study: Path, tmp_path: Path, ct: Truth) -> None:
     home = tmp_path / "home"
     count = ct.grid.shape[0]

@@ -158,7 +158,7 @@ def test_no_array_that_a_method_can_reach_leads_to_the_truth(folder):
 DEFAULT = [name for name, spec in METHODS.items() if spec.by_default]
 """Others are the same with other steps, or told of the query by clicks."""
 SLOW = ("unet", "fewshot", "ssm", "ssm_prompted")
-"""In CI on the first setting of each protocol only."""
+"""On all settings in the slow tests; else those without gradient steps on the first setting of each protocol."""
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def model(random_small):
 
 @pytest.mark.parametrize(
     ("name", "everywhere"),
-    [(name, name not in SLOW) for name in DEFAULT]
+    [(name, name not in SLOW) for name in DEFAULT if name not in SLOW[:3]]
     + [pytest.param(name, True, marks=pytest.mark.slow) for name in SLOW],
 )
 def test_garbage_in_place_of_the_querys_labels_changes_no_prediction(folder, model, name, everywhere):
