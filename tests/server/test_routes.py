@@ -142,7 +142,8 @@ def test_the_proxy_follows_nobody_elsewhere(
 
 @pytest.mark.parametrize("service", ["wado/", "qido/", "stow/", ""])
 @pytest.mark.parametrize(
-    "path", ["http://{0}/studies", "//{0}/studies", "@{0}/studies", "%5c%5c{0}/studies", "studies%3f@{0}", "%0d%0ax:{0}"]
+    "path",
+    ["http://{0}/studies", "//{0}/studies", "@{0}/studies", "%5c%5c{0}/studies", "studies%3f@{0}", "%0d%0ax:{0}"],
 )
 def test_the_proxy_cannot_be_pointed_elsewhere(
     web: TestClient, remote: type[Remote], other: tuple[type[Remote], str], service: str, path: str

@@ -57,7 +57,7 @@ from ssmsam.server.new_folder import made_by_this_process
 from ssmsam.server.outlook import Outlooks
 from ssmsam.server.patient_cache import CacheFolders
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
-from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, LOGIN, PROGRESS, Prompting, named
+from ssmsam.server.prompted import AS_SELECTED, AS_SENT, FOR_LABEL, PROGRESS, Prompting, named
 from ssmsam.server.queue import TRAIN, running
 from ssmsam.server.studies import StudiesFolder
 from ssmsam.server.tokens import accept_signed_tokens
@@ -327,7 +327,6 @@ class ServerApp(MONAILabelApp):
             SEGMENT,
             title=f"{request['model']} on {source.name}",
             owner=client,
-            login=str(request.get(LOGIN) or ""),
             image=source.image_id,
             model=str(request["model"]),
             brief=True,

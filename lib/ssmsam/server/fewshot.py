@@ -34,9 +34,9 @@ from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.fewshot_room import ADAPT, FewShotRoom
 from ssmsam.server.images import OpenImage
 from ssmsam.server.labelled import Limits
-from ssmsam.server.prompted import LOGIN, progress_of
+from ssmsam.server.prompted import progress_of
 from ssmsam.service.answers import Answer
-from ssmsam.service.jobs import Job, UnknownJob
+from ssmsam.service.jobs import Job, UnknownJob, account
 from ssmsam.ssm.methods import SSM_SAM
 
 HINTS = 3
@@ -59,8 +59,6 @@ class Asked:
 
     image: OpenImage
     client: str
-    login: str
-    """The account that is logged in; one for all where nobody has to."""
     labels: tuple[str, ...]
     only_this: bool
     support: Support
@@ -164,7 +162,6 @@ class FewShotTask(InferTask):
         return Asked(
             image,
             str(options.get("client_id") or ""),
-            str(options.get(LOGIN) or ""),
             tuple(labels),
             only_this,
             support,
@@ -215,7 +212,7 @@ class FewShotTask(InferTask):
 
     def _beside(self, asked: Asked) -> list[Job]:
         """The adaptations that this client asked for on this image."""
-        mine = asked.client, asked.login, asked.image.source.image_id
+        mine = asked.client, account(), asked.image.source.image_id
         active = self._room.jobs.active(ADAPT, model=self._room.method)
         return [job for job in active if (job.owner, job.login, job.image) == mine]
 
@@ -237,7 +234,6 @@ class FewShotTask(InferTask):
             ADAPT,
             title=f"{room.method} adapts to {', '.join(asked.support)}",
             owner=asked.client,
-            login=asked.login,
             image=image_id,
             model=room.method,
             subject=subject,

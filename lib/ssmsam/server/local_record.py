@@ -18,6 +18,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from ssmsam.imaging.writing import WRITING, put_aside, whole_file, write_bytes
 from ssmsam.server.errors import StudiesNotWritable
+from ssmsam.server.privacy import keep_names_out_of_logs
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +226,7 @@ class SoundRecord(LocalDatastore):
             if told not in self.notices:
                 logger.warning("%s: %s", path, told)
                 self.notices.append(told)
+        keep_names_out_of_logs(self._to_id(name)[0] for name in found)
         return found
 
 

@@ -33,8 +33,8 @@ FOR_LABEL = "for_label"
 
 AS_SELECTED = "as selected"
 
-LOGIN, PROGRESS = "_login", "_progress"
-"""The account that a request comes from, and what its work tells how far it is. No client can send these."""
+PROGRESS = "_progress"
+"""What a request's work tells how far it is. No client can send this."""
 
 AS_SENT = "_label_as_sent"
 """How the client spells the label, which its viewer finds its segment by."""

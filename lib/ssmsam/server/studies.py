@@ -18,6 +18,7 @@ from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.brought_labels import BroughtLabels
 from ssmsam.server.folder import SynchronisedFolder
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
+from ssmsam.server.privacy import keep_names_out_of_logs
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
         contents = {entry.name: self._contents.get(entry.name) or _Contents() for entry in entries}
         self._contents = {entry.name: contents[entry.name].looked_at(entry) for entry in entries}
         for name, found in self._contents.items():
+            keep_names_out_of_logs([name, found.volume])
             if found.volume:
                 self._say_once(
                     name,
@@ -138,8 +140,10 @@ class StudiesFolder(AnnotatedStudies, SynchronisedFolder):
         return [name for name, found in self._contents.items() if found.has_dicom]
 
     def _say_once(self, about: str, message: str, *arguments: object) -> None:
+        """In full to those who may see /info/; the log names no image."""
         if about not in self._said:
             self._said.add(about)
+            self.notices.append(message % arguments)
             logger.warning(message, *arguments)
 
 

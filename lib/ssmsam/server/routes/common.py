@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 from urllib.parse import quote
 
 from anyio import CapacityLimiter, to_thread
@@ -24,14 +24,25 @@ from ssmsam.progress import POLL_S, CancelToken, cancellable, stop_if_cancelled
 from ssmsam.server.annotated import AnnotatedStudies
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.identifiers import volume_suffix
-from ssmsam.service.jobs import Job
+from ssmsam.service.jobs import Job, act_for
 
 if TYPE_CHECKING:
     from ssmsam.server.app import ServerApp
 
-AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+
+def _with_role(role: str) -> Callable[..., Coroutine[Any, Any, User]]:
+    known = Depends(RBAC(role))
+
+    async def allowed(user: User = known) -> User:
+        act_for(user.username)
+        return user
+
+    return allowed
+
+
+AnyUser = Annotated[User, Depends(_with_role(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+Annotator = Annotated[User, Depends(_with_role(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
+Admin = Annotated[User, Depends(_with_role(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
 
 JsonText = Annotated[str, Form()]
 Upload = Annotated[UploadFile, File()]
@@ -70,18 +81,6 @@ def reader(client_id: Any, request: Request) -> str:
     if client_id and not client_id.isprintable():
         raise InvalidRequest("client_id has to be one line of text, without control characters")
     return reader_of(client_id or "", request.client.host if request.client else "")
-
-
-class Asker(TypedDict):
-    """Whose a job is: the client, and the account that is logged in."""
-
-    owner: str
-    login: str
-
-
-def asker(client_id: Any, request: Request, user: User) -> Asker:
-    """Who a request comes from. Raises InvalidRequest."""
-    return {"owner": reader(client_id, request), "login": user.username}
 
 
 def is_mine(job: Job, client_id: Any, request: Request, user: User) -> bool:

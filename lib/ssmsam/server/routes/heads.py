@@ -17,7 +17,7 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckp
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
 from ssmsam.server.errors import InvalidRequest, NotKnown
 from ssmsam.server.fewshot_room import ADAPT, SEGMENT
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, asker, is_mine, the_app, watched
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, Upload, is_mine, reader, the_app, watched
 from ssmsam.service.jobs import UnknownJob
 
 router = APIRouter(prefix="/heads", tags=["Heads"])
@@ -40,7 +40,7 @@ async def export(
     def work() -> Path:
         _known(name, method)
         try:
-            return the_app().require_room(method).whole(name, **asker(client_id, request, user))
+            return the_app().require_room(method).whole(name, owner=reader(client_id, request))
         except UnusableCheckpoint as error:
             raise InvalidRequest(str(error)) from error
 

@@ -13,7 +13,6 @@ from fastapi.background import BackgroundTasks
 from fastapi.responses import Response
 from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.endpoints.infer import ResultType, send_response
-from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
 
 import ssmsam
@@ -23,7 +22,6 @@ from ssmsam.server.dicomweb import DicomWebArchive
 from ssmsam.server.errors import InvalidRequest
 from ssmsam.server.identifiers import VOLUME_SUFFIXES
 from ssmsam.server.images import Source
-from ssmsam.server.prompted import LOGIN
 from ssmsam.server.routes.common import (
     DETAIL_HEADER,
     LABELS_HEADER,
@@ -65,7 +63,7 @@ async def infer(
     """
 
     def work() -> Any:
-        return _infer(background_tasks, request, user, scratch, model, image, session_id, params, file, label, output)
+        return _infer(background_tasks, request, scratch, model, image, session_id, params, file, label, output)
 
     return await watched(request, work)
 
@@ -73,7 +71,6 @@ async def infer(
 def _infer(
     background_tasks: BackgroundTasks,
     request: Request,
-    user: User,
     scratch: Path,
     model: str,
     image: str,
@@ -90,7 +87,7 @@ def _infer(
         _require_dicom_store()
     source = _source(image, session_id, file, scratch)
     client = reader(options.get("client_id"), request)
-    asked = {**options, "model": model, "image": source, "client_id": client, LOGIN: user.username}
+    asked = {**options, "model": model, "image": source, "client_id": client}
     if label:
         asked["label_file"] = str(_label_file(label, source, scratch))
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)

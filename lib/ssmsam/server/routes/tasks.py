@@ -11,14 +11,12 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
 from ssmsam.server.errors import NotKnown
 from ssmsam.server.identifiers import safe_name
-from ssmsam.server.prompted import LOGIN
 from ssmsam.server.queue import BATCH, SCORE, TRAIN, ProcessJob, stop, submit
 from ssmsam.server.routes.common import (
     Admin,
     Annotator,
     AnyUser,
     CheckedJson,
-    asker,
     note_opened,
     reader,
     the_app,
@@ -76,11 +74,10 @@ async def batch_infer(
     """In a process of its own, which is a job: ``GET /jobs/{id}`` with the ``id`` of the answer says how many images
     are done, and ``DELETE`` ends it. With ``run_sync`` the answer comes when all is done, and who hangs up ends it.
     """
-    return await watched(request, lambda: _batch_infer(user, request, model, images, params, run_sync))
+    return await watched(request, lambda: _batch_infer(request, model, images, params, run_sync))
 
 
 def _batch_infer(
-    user: User,
     request: Request,
     model: str,
     images: BatchInferImageType | None,
@@ -97,7 +94,7 @@ def _batch_infer(
     if "label_tag" in options:
         safe_name(str(options["label_tag"]), what="a label tag")
     wanted = {"model": model, "images": images or BatchInferImageType.IMAGES_ALL, **options}
-    return _run(BATCH, wanted, request, user, run_sync=run_sync)
+    return _run(BATCH, wanted, request, run_sync=run_sync)
 
 
 @router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch inference, and those that wait")
@@ -117,26 +114,24 @@ async def train(
     enqueue: bool = False,
 ) -> Any:
     """In a process of its own, which is a job as batches are; ``enqueue`` lets it wait for the one that runs."""
-    return await watched(request, lambda: _train(user, request, model, params, run_sync, enqueue))
+    return await watched(request, lambda: _train(request, model, params, run_sync, enqueue))
 
 
-def _train(
-    user: User, request: Request, model: str, params: dict[str, Any] | None, run_sync: bool, enqueue: bool
-) -> Any:
+def _train(request: Request, model: str, params: dict[str, Any] | None, run_sync: bool, enqueue: bool) -> Any:
     task = the_app().require_trainer(model)
     require_keys(params or {}, [*CLIENT, *STOCK, *task.config()], where="the request")
     if isinstance(task, Training):
         task.require(params or {})  # its process could only end with an error that nobody reads
-    return _run(TRAIN, {"model": model, **(params or {})}, request, user, run_sync=run_sync, enqueue=enqueue)
+    return _run(TRAIN, {"model": model, **(params or {})}, request, run_sync=run_sync, enqueue=enqueue)
 
 
 @router.post("/train/", tags=["Train"], summary="Train all models, one after the other", deprecated=True)
 async def train_all(user: Admin, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
     """``params`` holds the options of each trainer under its name."""
-    return await watched(request, lambda: _train_all(user, request, params or {}, run_sync))
+    return await watched(request, lambda: _train_all(request, params or {}, run_sync))
 
 
-def _train_all(user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
+def _train_all(request: Request, params: dict[str, Any], run_sync: bool) -> Any:
     trainers = the_app().trainers
     require_keys(params, [*CLIENT, *trainers], where="the request")
     for name, task in trainers.items():
@@ -144,7 +139,7 @@ def _train_all(user: User, request: Request, params: dict[str, Any], run_sync: b
     common = {name: value for name, value in params.items() if name in CLIENT}
     wanted = {name: {"model": name, **common, **(params.get(name) or {})} for name in trainers}
     return {
-        name: {"result": _run(TRAIN, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(TRAIN, one, request, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }
 
@@ -161,19 +156,17 @@ def stop_training(user: Admin) -> Any:
 async def score(
     user: Annotator, request: Request, method: str, params: dict[str, Any] | None = None, run_sync: bool = False
 ) -> Any:
-    return await watched(request, lambda: _score(user, request, method, params, run_sync))
+    return await watched(request, lambda: _score(request, method, params, run_sync))
 
 
-def _score(user: User, request: Request, method: str, params: dict[str, Any] | None, run_sync: bool) -> Any:
+def _score(request: Request, method: str, params: dict[str, Any] | None, run_sync: bool) -> Any:
     known = the_app().info()["scoring"]
     if method not in known:
         raise NotKnown("scoring method", method, known)
-    return _run(SCORE, {"method": method, **(params or {})}, request, user, run_sync=run_sync)
+    return _run(SCORE, {"method": method, **(params or {})}, request, run_sync=run_sync)
 
 
-def _run(
-    kind: str, wanted: dict[str, Any], request: Request, user: User, *, run_sync: bool = False, enqueue: bool = False
-) -> Any:
+def _run(kind: str, wanted: dict[str, Any], request: Request, *, run_sync: bool = False, enqueue: bool = False) -> Any:
     """Work that MONAI Label does in a process of its own, or with ``run_sync`` here; its task, or what came of it.
 
     As in MONAI Label one that runs already is 429, unless it is to be queued.
@@ -181,14 +174,14 @@ def _run(
     app = the_app()
     if app.jobs.active(kind) and not enqueue:
         raise HTTPException(429, f"a task of this kind ({kind}) is already running: wait for it, or see GET /jobs")
-    mine = asker(wanted.get("client_id"), request, user)
+    owner = reader(wanted.get("client_id"), request)
     if run_sync:
         here = {TRAIN: app.train, BATCH: app.batch_infer, SCORE: app.scoring}[kind]
-        job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, **mine)
+        job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, owner=owner)
         with app.jobs.running(job):
-            return here({**wanted, LOGIN: user.username})
+            return here(wanted)
     trainer = app.trainers.get(str(wanted.get("model"))) if kind == TRAIN else None
-    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, **mine))
+    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, owner=owner))
 
 
 @router.post("/scoring/", tags=["Scoring"], summary="Score labels by all methods", deprecated=True)
@@ -196,12 +189,12 @@ async def score_all(
     user: Annotator, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
 ) -> Any:
     """``params`` holds the options of each method under its name."""
-    return await watched(request, lambda: _score_all(user, request, params or {}, run_sync))
+    return await watched(request, lambda: _score_all(request, params or {}, run_sync))
 
 
-def _score_all(user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
+def _score_all(request: Request, params: dict[str, Any], run_sync: bool) -> Any:
     wanted = {name: {"method": name, **(params.get(name) or {})} for name in the_app().info()["scoring"]}
     return {
-        name: {"result": _run(SCORE, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(SCORE, one, request, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }
