@@ -81,7 +81,7 @@ def test_killed_while_it_learns(start: Start, studies: Path, ct: Truth, tmp_path
     propose(server.url)
     for number in range(ROUNDS):
         if work == "adaptation":
-            sent = {"labels": ["liver"], "adapt": True, "wait": True, "steps": 500, "budget_s": 60}
+            sent = {"labels": ["liver"], "adapt": True, "wait": True, "budget_s": 60}
             try:
                 answer = requests.post(
                     f"{server.url}/infer/fewshot", params={"image": CT, "output": "json"}, timeout=1.0 + number,

@@ -19,11 +19,13 @@ from ssmsam.annotation.completion import complete, declared_whole, whole
 from ssmsam.annotation.evidence import on_screen
 from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark, named_values
 from ssmsam.annotation.label_info import negative_of
+from ssmsam.annotation.log import INDEX as WORK
 from ssmsam.annotation.log import WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
 from ssmsam.annotation.records import UNNAMED, Mark, Served
+from ssmsam.annotation.recovery import INDEX
 from ssmsam.annotation.store import AnnotationStore, image_folder
-from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
+from ssmsam.annotation.truth import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, not_before, now
 from ssmsam.imaging.plane import Plane
 from ssmsam.imaging.volume import Grid
 from ssmsam.imaging.writing import WRITING
@@ -46,6 +48,11 @@ class AnnotationService:
     root: Path
     labels: tuple[str, ...] = ()
     """The labels that clients are offered, for submissions that do not name theirs."""
+
+    def go_on(self) -> None:
+        """Note what is done from here on as later than what was done before, though the clock was set back since."""
+        files = self.root.glob(f"*/{INDEX}"), self.root.glob(f"*/{WORK}")
+        not_before(max((file.stat().st_mtime for found in files for file in found), default=0.0))
 
     @cached_property
     def store(self) -> AnnotationStore:

@@ -102,6 +102,7 @@ class AnnotatedStudies(Datastore):
     def keep_annotations(self, root: Path, *, labels: Sequence[str] = ()) -> None:
         """Keep annotations under ``root``; ``labels`` are what clients are offered, in their order."""
         self._service = AnnotationService(root, tuple(labels))
+        self._service.go_on()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
         self._images_locked = KeyedLocks()
 

@@ -17,8 +17,8 @@ _LONG_PART = 4
 _MANY_PARTS = 5
 _SECRET = secrets.token_bytes(16)
 _WORD = re.compile(r"\w+")
-_SHORTEST_NUMBER = 5
-"""Digits of an image's name that is only a number, at least: shorter ones stand in every line. A guess."""
+_SHORTEST, _SHORTEST_NUMBER = 2, 5
+"""Characters of a name, at least, and of one that is only a number: shorter ones stand in every line. A guess."""
 _names: dict[str, frozenset[int]] = {}
 """The names of images that no log is to hold, by their beginning: how many characters such names have."""
 _hidden: set[str] = set()
@@ -28,7 +28,7 @@ def keep_names_out_of_logs(names: Iterable[str]) -> None:
     """From here on no line of this process names these images, which are files and may be called after a patient."""
     for name in set(names) - _hidden:
         first = _WORD.search(name)
-        if first and (len(name) >= _SHORTEST_NUMBER or not name.isdecimal()):
+        if first and len(name) >= (_SHORTEST_NUMBER if name.isdecimal() else _SHORTEST):
             known = name[first.start() :]
             _names[first[0]] = _names.get(first[0], frozenset()) | {len(known)}
             _hidden.update((name, known))
