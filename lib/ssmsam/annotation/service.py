@@ -18,10 +18,19 @@ from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.completion import complete, declared_whole, whole
 from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark, named_values, on_screen
 from ssmsam.annotation.labels import negative_of
+from ssmsam.annotation.log import INDEX as WORK
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.slice_state import InvalidSubmission, PackedMask, SliceAnnotation, SliceKey, Source, now
-from ssmsam.annotation.store import AnnotationStore, image_folder
+from ssmsam.annotation.slice_state import (
+    InvalidSubmission,
+    PackedMask,
+    SliceAnnotation,
+    SliceKey,
+    Source,
+    not_before,
+    now,
+)
+from ssmsam.annotation.store import INDEX, AnnotationStore, image_folder
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
 from ssmsam.volume.writing import WRITING
@@ -125,6 +134,11 @@ class AnnotationService:
     root: Path
     labels: tuple[str, ...] = ()
     """The labels that clients are offered, for submissions that do not name theirs."""
+
+    def go_on(self) -> None:
+        """Note what is done from here on as later than what was done before, though the clock was set back since."""
+        files = self.root.glob(f"*/{INDEX}"), self.root.glob(f"*/{WORK}")
+        not_before(max((file.stat().st_mtime for found in files for file in found), default=0.0))
 
     @cached_property
     def store(self) -> AnnotationStore:

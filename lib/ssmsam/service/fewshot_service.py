@@ -225,8 +225,8 @@ class FewShotService:
                 self.shelf.replace(name, head, decoder=self.decoder)
         return head
 
-    def whole(self, name: str, *, owner: str = "", login: str = "") -> Path:
-        """The task checkpoint of a head that lacks nothing for other servers. ``owner`` and ``login`` are the job's.
+    def whole(self, name: str, *, owner: str = "") -> Path:
+        """The task checkpoint of a head that lacks nothing for other servers. ``owner`` is the job's.
 
         Raises UnknownCheckpoint, UnusableCheckpoint for what must not leave or is damaged, and Cancelled.
         """
@@ -234,7 +234,7 @@ class FewShotService:
         read_card(path)
         if head is not None and head.lacks(""):
             title = f"{self.method}: labelled volumes are completed"
-            job = Job(ADAPT, title=title, model=self.method, owner=owner, login=login)
+            job = Job(ADAPT, title=title, model=self.method, owner=owner)
             with self.jobs.running(job):
                 self._completed(head, name, self.labelled.support(""), lambda one: one.lacks(""), job.progress)
         return path

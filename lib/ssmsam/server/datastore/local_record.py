@@ -16,6 +16,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from ssmsam.server.privacy import keep_names_out_of_logs
 from ssmsam.service.errors import StudiesNotWritable
 from ssmsam.volume.writing import WRITING, put_aside, whole_file, write_bytes
 
@@ -225,6 +226,7 @@ class SoundRecord(LocalDatastore):
             if told not in self.notices:
                 logger.warning("%s: %s", path, told)
                 self.notices.append(told)
+        keep_names_out_of_logs(self._to_id(name)[0] for name in found)
         return found
 
 

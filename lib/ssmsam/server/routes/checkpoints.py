@@ -17,7 +17,7 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckp
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
 from ssmsam.server.app import ServerApp
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, asker, is_mine, watched
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, is_mine, reader, watched
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import ADAPT, SEGMENT
 from ssmsam.service.jobs import UnknownJob
@@ -42,7 +42,7 @@ async def export(
     def work() -> Path:
         _known(app, name, method)
         try:
-            return app.require_room(method).whole(name, **asker(client_id, request, user))
+            return app.require_room(method).whole(name, owner=reader(client_id, request))
         except UnusableCheckpoint as error:
             raise InvalidRequest(str(error)) from error
 

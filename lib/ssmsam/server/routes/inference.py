@@ -11,14 +11,13 @@ from fastapi import APIRouter, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import Response
 from monailabel.endpoints.infer import ResultType, send_response
-from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
 
 import ssmsam
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.reading import read_volume
 from ssmsam.server.app import ServerApp
-from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, LOGIN, in_header
+from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, in_header
 from ssmsam.server.routes.common import (
     AnyUser,
     App,
@@ -62,9 +61,7 @@ async def infer(
     """
 
     def work() -> Any:
-        return _infer(
-            app, background_tasks, request, user, scratch, model, image, session_id, params, file, label, output
-        )
+        return _infer(app, background_tasks, request, scratch, model, image, session_id, params, file, label, output)
 
     return await watched(request, work)
 
@@ -73,7 +70,6 @@ def _infer(
     app: ServerApp,
     background_tasks: BackgroundTasks,
     request: Request,
-    user: User,
     scratch: Path,
     model: str,
     image: str,
@@ -91,7 +87,7 @@ def _infer(
     client = reader(options.get("client_id"), request)
     if label:
         received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))  # as scribbles send one; no model reads it
-    asked = {**options, "model": model, "client_id": client, LOGIN: user.username}
+    asked = {**options, "model": model, "client_id": client}
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
     result = app.run(app.command(asked, source))
     if output == ResultType.dicom_seg:

@@ -9,7 +9,7 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 
 from ssmsam.server.app import ServerApp
-from ssmsam.server.clients.rest import CLIENT, LOGIN, SAMPLE, STOCK, require_keys
+from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
 from ssmsam.server.clients.slicer import title
 from ssmsam.server.routes.common import (
     Admin,
@@ -17,7 +17,6 @@ from ssmsam.server.routes.common import (
     AnyUser,
     App,
     CheckedJson,
-    asker,
     note_opened,
     reader,
     watched,
@@ -80,12 +79,11 @@ async def batch_infer(
     """In a process of its own, which is a job: ``GET /jobs/{id}`` with the ``id`` of the answer says how many images
     are done, and ``DELETE`` ends it. With ``run_sync`` the answer comes when all is done, and who hangs up ends it.
     """
-    return await watched(request, lambda: _batch_infer(app, user, request, model, images, params, run_sync))
+    return await watched(request, lambda: _batch_infer(app, request, model, images, params, run_sync))
 
 
 def _batch_infer(
     app: ServerApp,
-    user: User,
     request: Request,
     model: str,
     images: BatchInferImageType | None,
@@ -101,7 +99,7 @@ def _batch_infer(
     if "label_tag" in options:
         safe_name(str(options["label_tag"]), what="a label tag")
     wanted = {"model": model, "images": images or BatchInferImageType.IMAGES_ALL, **options}
-    return _run(app, BATCH, wanted, request, user, run_sync=run_sync)
+    return _run(app, BATCH, wanted, request, run_sync=run_sync)
 
 
 @router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch inference, and those that wait")
@@ -122,12 +120,11 @@ async def train(
     enqueue: bool = False,
 ) -> Any:
     """In a process of its own, which is a job as batches are; ``enqueue`` lets it wait for the one that runs."""
-    return await watched(request, lambda: _train(app, user, request, model, params, run_sync, enqueue))
+    return await watched(request, lambda: _train(app, request, model, params, run_sync, enqueue))
 
 
 def _train(
     app: ServerApp,
-    user: User,
     request: Request,
     model: str,
     params: dict[str, Any] | None,
@@ -138,7 +135,7 @@ def _train(
     require_keys(params or {}, [*CLIENT, *STOCK, *task.config()], where="the request")
     if isinstance(task, Training):
         task.require(params or {})  # its process could only end with an error that nobody reads
-    return _run(app, TRAIN, {"model": model, **(params or {})}, request, user, run_sync=run_sync, enqueue=enqueue)
+    return _run(app, TRAIN, {"model": model, **(params or {})}, request, run_sync=run_sync, enqueue=enqueue)
 
 
 @router.post("/train/", tags=["Train"], summary="Train all models, one after the other", deprecated=True)
@@ -146,10 +143,10 @@ async def train_all(
     app: App, user: Admin, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
 ) -> Any:
     """``params`` holds the options of each trainer under its name."""
-    return await watched(request, lambda: _train_all(app, user, request, params or {}, run_sync))
+    return await watched(request, lambda: _train_all(app, request, params or {}, run_sync))
 
 
-def _train_all(app: ServerApp, user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
+def _train_all(app: ServerApp, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
     trainers = app.trainers
     require_keys(params, [*CLIENT, *trainers], where="the request")
     for name, task in trainers.items():
@@ -157,7 +154,7 @@ def _train_all(app: ServerApp, user: User, request: Request, params: dict[str, A
     common = {name: value for name, value in params.items() if name in CLIENT}
     wanted = {name: {"model": name, **common, **(params.get(name) or {})} for name in trainers}
     return {
-        name: {"result": _run(app, TRAIN, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(app, TRAIN, one, request, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }
 
@@ -179,16 +176,14 @@ async def score(
     params: dict[str, Any] | None = None,
     run_sync: bool = False,
 ) -> Any:
-    return await watched(request, lambda: _score(app, user, request, method, params, run_sync))
+    return await watched(request, lambda: _score(app, request, method, params, run_sync))
 
 
-def _score(
-    app: ServerApp, user: User, request: Request, method: str, params: dict[str, Any] | None, run_sync: bool
-) -> Any:
+def _score(app: ServerApp, request: Request, method: str, params: dict[str, Any] | None, run_sync: bool) -> Any:
     known = app.info()["scoring"]
     if method not in known:
         raise NotKnown("scoring method", method, known)
-    return _run(app, SCORE, {"method": method, **(params or {})}, request, user, run_sync=run_sync)
+    return _run(app, SCORE, {"method": method, **(params or {})}, request, run_sync=run_sync)
 
 
 def _run(
@@ -196,7 +191,6 @@ def _run(
     kind: str,
     wanted: dict[str, Any],
     request: Request,
-    user: User,
     *,
     run_sync: bool = False,
     enqueue: bool = False,
@@ -207,14 +201,14 @@ def _run(
     """
     if app.jobs.active(kind) and not enqueue:
         raise HTTPException(429, f"a task of this kind ({kind}) is already running: wait for it, or see GET /jobs")
-    mine = asker(wanted.get("client_id"), request, user)
+    owner = reader(wanted.get("client_id"), request)
     if run_sync:
         here = {TRAIN: app.train, BATCH: app.batch_infer, SCORE: app.scoring}[kind]
-        job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, **mine)
+        job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, owner=owner)
         with app.jobs.running(job):
-            return here({**wanted, LOGIN: user.username})
+            return here(wanted)
     trainer = app.trainers.get(str(wanted.get("model"))) if kind == TRAIN else None
-    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, **mine))
+    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, owner=owner))
 
 
 @router.post("/scoring/", tags=["Scoring"], summary="Score labels by all methods", deprecated=True)
@@ -222,12 +216,12 @@ async def score_all(
     app: App, user: Annotator, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
 ) -> Any:
     """``params`` holds the options of each method under its name."""
-    return await watched(request, lambda: _score_all(app, user, request, params or {}, run_sync))
+    return await watched(request, lambda: _score_all(app, request, params or {}, run_sync))
 
 
-def _score_all(app: ServerApp, user: User, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
+def _score_all(app: ServerApp, request: Request, params: dict[str, Any], run_sync: bool) -> Any:
     wanted = {name: {"method": name, **(params.get(name) or {})} for name in app.info()["scoring"]}
     return {
-        name: {"result": _run(app, SCORE, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(app, SCORE, one, request, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }

@@ -32,7 +32,7 @@ from ssmsam.service.answers import Answer
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import ADAPT, FewShotService
 from ssmsam.service.images import OpenImage
-from ssmsam.service.jobs import Job, UnknownJob
+from ssmsam.service.jobs import Job, UnknownJob, account
 from ssmsam.service.labelled_slices import Limits
 from ssmsam.service.mask_files import centroids, write_mask
 
@@ -56,8 +56,6 @@ class Asked:
 
     image: OpenImage
     client: str
-    login: str
-    """The account that is logged in; one for all where nobody has to."""
     labels: tuple[str, ...]
     only_this: bool
     support: Support
@@ -158,7 +156,6 @@ class FewShotTask(InferTask):
         return Asked(
             image,
             request.client,
-            request.login,
             command.labels,
             command.only_this,
             support,
@@ -210,7 +207,7 @@ class FewShotTask(InferTask):
 
     def _beside(self, asked: Asked) -> list[Job]:
         """The adaptations that this client asked for on this image."""
-        mine = asked.client, asked.login, asked.image.source.image_id
+        mine = asked.client, account(), asked.image.source.image_id
         active = self._room.jobs.active(ADAPT, model=self._room.method)
         return [job for job in active if (job.owner, job.login, job.image) == mine]
 
@@ -232,7 +229,6 @@ class FewShotTask(InferTask):
             ADAPT,
             title=f"{room.method} adapts to {', '.join(asked.support)}",
             owner=asked.client,
-            login=asked.login,
             image=image_id,
             model=room.method,
             subject=subject,
