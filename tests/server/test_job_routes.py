@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.testclient import TestClient
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import DEFAULT_USER, User, get_current_user
@@ -17,7 +17,7 @@ from ssmsam.progress import stop_if_cancelled
 from ssmsam.server.errors import install_handlers
 from ssmsam.server.routes import checkpoints
 from ssmsam.server.routes import jobs as routes
-from ssmsam.server.routes.common import the_app
+from ssmsam.server.routes.common import Annotator, AnyUser, the_app, watched
 from ssmsam.service.jobs import Job, Jobs
 
 ANNOTATOR = [settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR]
@@ -129,3 +129,34 @@ def test_with_logins_a_client_id_is_no_proof(
     log_in("anna", ANNOTATOR)
     assert web.delete("/heads/adaptation").json() == {"cancelled": True}
     assert job.cancelled
+
+
+def test_jobs_are_of_the_account_whose_request_makes_them(
+    queue: Jobs, web: TestClient, log_in: Callable[[str, list[str]], None]
+) -> None:
+    """Whatever makes them: what is embedded and what goes to an archive names no account by itself."""
+    made: list[Job] = []
+    router = APIRouter(prefix="/work")
+
+    @router.post("/here")
+    def here(user: AnyUser) -> None:
+        made.append(Job("embed"))
+
+    @router.post("/long")
+    async def long(user: Annotator, request: Request) -> None:
+        await watched(request, lambda: made.append(Job("store")))
+
+    web.app.include_router(router)  # type: ignore[attr-defined]
+    for name in ("anna", "ben"):
+        log_in(name, ANNOTATOR)
+        for path in ("/work/here", "/work/long"):
+            assert web.post(path).status_code == 200
+    assert [(job.kind, job.login) for job in made] == [
+        ("embed", "anna"), ("store", "anna"), ("embed", "ben"), ("store", "ben"),
+    ]  # fmt: skip
+    assert Job("embed").login == "", "outside of a request"
+    with queue.running(made[0]):
+        assert web.delete(f"/jobs/{made[0].id}").status_code == 403
+        log_in("anna", ANNOTATOR)
+        assert web.delete(f"/jobs/{made[0].id}").status_code == 200
+        assert made[0].cancelled

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -27,13 +28,18 @@ class Remote(BaseHTTPRequestHandler):
 
     asked: list[dict[str, Any]]
     delay = 0.0
+    elsewhere = ""
+    """Where it sends those who ask, with ``status``."""
+    status = 200
 
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         self.asked.append({"method": self.command, "path": self.path, "headers": dict(self.headers), "body": body})
         time.sleep(self.delay)
-        self.send_response(200)
+        self.send_response(self.status)
+        if self.elsewhere:
+            self.send_header("Location", self.elsewhere)
         self.send_header("Content-Type", "application/dicom+json")
         self.send_header("Set-Cookie", "theirs=1")
         self.end_headers()
@@ -45,21 +51,36 @@ class Remote(BaseHTTPRequestHandler):
         return
 
 
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Remote]]:
+@contextmanager
+def listening() -> Iterator[tuple[type[Remote], str]]:
+    """A server and its "host:port"."""
+
     class Fresh(Remote):
         asked: list[dict[str, Any]] = []  # noqa: RUF012
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Fresh)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{server.server_port}/dicom-web")
-    for name in ("http_proxy", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    yield Fresh
+    yield Fresh, f"127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Remote]]:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with listening() as (found, address):
+        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://{address}/dicom-web")
+        yield found
+
+
+@pytest.fixture
+def other() -> Iterator[tuple[type[Remote], str]]:
+    """A server that the proxy has nothing to do with, and its address."""
+    with listening() as found:
+        yield found
 
 
 @pytest.fixture
@@ -107,6 +128,35 @@ def test_the_proxy_stays_inside(web: TestClient, remote: type[Remote], path: str
         answer = web.get(prefix + path)
         assert answer.status_code in (404, 422)
     assert remote.asked == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_proxy_follows_nobody_elsewhere(
+    web: TestClient, remote: type[Remote], other: tuple[type[Remote], str], status: int, method: str
+) -> None:
+    remote.status, remote.elsewhere = status, f"http://{other[1]}/dicom-web/studies"
+    answer = web.request(method, "/proxy/dicom/qido/studies", follow_redirects=False)
+    assert answer.status_code == status
+    assert "location" not in answer.headers, "the viewer is not sent there either"
+    assert len(remote.asked) == 1
+    assert other[0].asked == []
+
+
+@pytest.mark.parametrize("service", ["wado/", "qido/", "stow/", ""])
+@pytest.mark.parametrize(
+    "path",
+    ["http://{0}/studies", "//{0}/studies", "@{0}/studies", "%5c%5c{0}/studies", "studies%3f@{0}", "%0d%0ax:{0}"],
+)
+def test_the_proxy_cannot_be_pointed_elsewhere(
+    web: TestClient, remote: type[Remote], other: tuple[type[Remote], str], service: str, path: str
+) -> None:
+    named = {"Host": other[1], "X-Forwarded-Host": other[1], "Forwarded": f"host={other[1]}"}
+    web.get(f"/proxy/dicom/{service}{path.format(other[1])}", params={"url": f"http://{other[1]}/"}, headers=named)
+    assert other[0].asked == []
+    for asked in remote.asked:
+        assert asked["path"].startswith("/dicom-web/")
+        assert other[1] not in "".join(asked["headers"].values())
 
 
 def test_the_proxy_gives_up(web: TestClient, remote: type[Remote], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,11 @@ from ssmsam.annotation.interpretation import (
     whole,
 )
 from ssmsam.annotation.labels import negative_of
+from ssmsam.annotation.log import INDEX as WORK
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, now
-from ssmsam.annotation.store import AnnotationStore, image_folder
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, not_before, now
+from ssmsam.annotation.store import INDEX, AnnotationStore, image_folder
 from ssmsam.files import WRITING
 from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
@@ -134,6 +135,11 @@ class AnnotationService:
     root: Path
     labels: tuple[str, ...] = ()
     """The labels that clients are offered, for submissions that do not name theirs."""
+
+    def go_on(self) -> None:
+        """Note what is done from here on as later than what was done before, though the clock was set back since."""
+        files = self.root.glob(f"*/{INDEX}"), self.root.glob(f"*/{WORK}")
+        not_before(max((file.stat().st_mtime for found in files for file in found), default=0.0))
 
     @cached_property
     def store(self) -> AnnotationStore:

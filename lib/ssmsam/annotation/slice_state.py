@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 
 import numpy as np
@@ -99,5 +102,19 @@ class SliceAnnotation:
 
 
 def now() -> str:
-    """The time as annotations note it: ISO 8601, UTC, fine enough that it orders what follows each other closely."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    """The time as annotations note it: ISO 8601, UTC. Each is later than the one before and :func:`not_before`: clocks
+    are set back, and what was done later must not look earlier."""
+    with _telling:
+        told = datetime.fromtimestamp(time.time(), timezone.utc)
+        _latest[0] = max(told, _latest[0] + timedelta(microseconds=1))
+        return _latest[0].isoformat(timespec="microseconds")
+
+
+def not_before(seconds: float) -> None:
+    """From here on :func:`now` is later than this, in seconds since 1970: when the server wrote last."""
+    with _telling, suppress(ValueError, OverflowError, OSError):  # years that are none
+        _latest[0] = max(datetime.fromtimestamp(seconds, timezone.utc), _latest[0])
+
+
+_telling = threading.Lock()
+_latest = [datetime.min.replace(tzinfo=timezone.utc)]

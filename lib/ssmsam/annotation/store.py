@@ -75,7 +75,7 @@ def read_masks(path: Path, shapes: Sequence[tuple[int, int]], *, sha256: str) ->
     """The masks that :func:`write_masks` wrote. Raises :class:`CorruptAnnotations` when the file is another one."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):  # all but the first: no such name
         raise _corrupt(path, "is missing") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise _corrupt(path, "is damaged (its sha256 is another one)")

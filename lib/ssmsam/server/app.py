@@ -297,7 +297,6 @@ class ServerApp(MONAILabelApp):
             SEGMENT,
             title=f"{command.model} on {source.name}",
             owner=command.client,
-            login=command.login,
             image=source.image_id,
             model=command.model,
             brief=True,

@@ -33,6 +33,8 @@ CANNOT_STORE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
 )
 """Errors of the system that the one who runs the server can end."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Those of them that mean that there is no room."""
 
 
 STATUS: dict[type[Exception], int] = {
@@ -104,7 +106,7 @@ def _not_stored(request: Request, error: Exception) -> JSONResponse:
         f"the server cannot use its disk ({error.strerror}), so this was not stored; its log names the file. "
         "Make room or give the server's account the right to write, then send it again"
     )
-    return JSONResponse({"detail": detail}, status_code=503)
+    return JSONResponse({"detail": detail}, status_code=507 if error.errno in DISK_FULL else 503)
 
 
 def _unforeseen(request: Request, error: Exception) -> JSONResponse:

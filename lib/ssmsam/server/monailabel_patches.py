@@ -243,7 +243,7 @@ def _new(folder: Path) -> bool:
             return False
     except OSError:
         return False
-    return status.st_ctime - _began() > 0 and status.st_mtime - _began() > 0
+    return all(_began() < when <= time.time() for when in (status.st_ctime, status.st_mtime))  # none from the future
 
 
 def _began() -> float:

@@ -129,6 +129,7 @@ class AnnotatedStudies:
     def __init__(self, files: StudyFiles, root: Path, *, labels: Sequence[str] = ()) -> None:
         self.files = files
         self._service = AnnotationService(root, tuple(labels))
+        self._service.go_on()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
         self._images_locked = KeyedLocks()
 

@@ -228,8 +228,8 @@ class FewShotService:
                 self.registry.replace(name, task, decoder=self.decoder)
         return task
 
-    def whole(self, name: str, *, owner: str = "", login: str = "") -> Path:
-        """The file of a task checkpoint, lacking nothing for other servers. ``owner`` and ``login`` are the job's.
+    def whole(self, name: str, *, owner: str = "") -> Path:
+        """The file of a task checkpoint, lacking nothing for other servers. ``owner`` is the job's.
 
         Raises UnknownCheckpoint, UnusableCheckpoint for what must not leave or is damaged, and Cancelled.
         """
@@ -237,7 +237,7 @@ class FewShotService:
         read_card(path)
         if task is not None and task.lacks(""):
             title = f"{self.method}: labelled volumes are completed"
-            job = Job(ADAPT, title=title, model=self.method, owner=owner, login=login)
+            job = Job(ADAPT, title=title, model=self.method, owner=owner)
             with self.jobs.running(job):
                 self._completed(task, name, self.labelled.support(""), lambda one: one.lacks(""), job.progress)
         return path

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 from ssmsam.progress import Cancelled, CancelToken, Turns, cancellable, stop_if_cancelled
@@ -25,6 +26,19 @@ KEPT = 50
 """Ended jobs that are remembered, the oldest are forgotten: a guess."""
 
 
+_account: ContextVar[str] = ContextVar("ssmsam_account", default="")
+
+
+def act_for(account: str) -> None:
+    """The jobs that are made from here on in this context, such as that of a request, are those of an account."""
+    _account.set(account)
+
+
+def account() -> str:
+    """The account that is logged in where this runs; one for all where nobody has to, "" outside of requests."""
+    return _account.get()
+
+
 class UnknownJob(LookupError):
     """There is no job of that id, or it was forgotten."""
 
@@ -36,10 +50,10 @@ class Paused(Exception):
 class Job:
     """One piece of work with its own cancel token. ``progress`` is handed to the work; safe for threads.
 
-    ``owner`` is the client that asked for it, as annotations tell clients apart, and ``login`` the account that was
-    logged in. ``model`` is the one that it is done for, ``subject`` whatever the work is about: two jobs with equal
-    subjects do the same. A ``brief`` job is listed while it runs or waits and forgotten when it ends. A ``token`` is
-    given where something else may stop it too, such as a connection that ends.
+    ``owner`` is the client that asked for it, as annotations tell clients apart, and ``login`` the account that is
+    logged in, :func:`account` where it is not given. ``model`` is the one that it is done for, ``subject`` whatever
+    the work is about: two jobs with equal subjects do the same. A ``brief`` job is listed while it runs or waits and
+    forgotten when it ends. A ``token`` is given where something else may stop it too, such as a connection that ends.
     """
 
     def __init__(
@@ -48,7 +62,7 @@ class Job:
         *,
         title: str = "",
         owner: str = "",
-        login: str = "",
+        login: str | None = None,
         image: str = "",
         model: str = "",
         subject: object = None,
@@ -58,7 +72,8 @@ class Job:
     ) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.kind, self.title, self.owner, self.image, self.model = kind, title, owner, image, model
-        self.login, self.subject, self.priority, self.brief = login, subject, priority, brief
+        self.login = account() if login is None else login
+        self.subject, self.priority, self.brief = subject, priority, brief
         self.state: State = "queued"
         self.detail = ""
         self.result: Future[Any] = Future()

@@ -99,7 +99,7 @@ def _old_heads(folders: Iterable[Path]) -> Iterator[Path]:
 def _left_behind() -> Iterator[Path]:
     for path in _listed(Path(tempfile.gettempdir()), "ssmsam-*"):
         try:
-            if time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
+            if abs(time.time() - path.stat().st_mtime) > _LEFT_BEHIND_S:
                 yield path
         except OSError:
             continue

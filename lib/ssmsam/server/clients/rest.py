@@ -19,8 +19,6 @@ from ssmsam.service.identifiers import VOLUME_SUFFIXES, safe_name
 from ssmsam.service.images import Source
 from ssmsam.service.mask_files import DEFAULT_FORMAT, DTYPES, MaskFormat
 
-LOGIN = "_login"
-"""The account that a request comes from. No client can send this."""
 ORIGINAL = "original"
 """The tag of masks that a model made."""
 
@@ -160,8 +158,6 @@ class InferenceCommand:
     image: Source
     model: str = ""
     client: str = ""
-    login: str = ""
-    """The account that is logged in; one for all where nobody has to."""
     label: str = ""
     """The label that it is about, by the name under which it is known; "" where nothing says it."""
     label_as_sent: str = ""
@@ -187,7 +183,6 @@ class InferenceCommand:
             image=image,
             model=str(request.get("model") or ""),
             client=str(request.get("client_id") or ""),
-            login=str(request.get(LOGIN) or ""),
             label=label,
             label_as_sent=str(request.get("label") or label),
             format=read_format(request),

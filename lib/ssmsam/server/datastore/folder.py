@@ -16,6 +16,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from ssmsam.dicom.file import looks_like_dicom
 from ssmsam.server.datastore.local_record import SoundRecord
 from ssmsam.server.monailabel_patches import synchronised
+from ssmsam.server.privacy import keep_names_out_of_logs
 from ssmsam.service.identifiers import VOLUME_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class FolderFiles(SoundRecord):
         contents = {entry.name: self._contents.get(entry.name) or _Contents() for entry in entries}
         self._contents = {entry.name: contents[entry.name].looked_at(entry) for entry in entries}
         for name, found in self._contents.items():
+            keep_names_out_of_logs([name, found.volume])
             if found.volume:
                 self._say_once(
                     name,
@@ -135,8 +137,10 @@ class FolderFiles(SoundRecord):
         return [name for name, found in self._contents.items() if found.has_dicom]
 
     def _say_once(self, about: str, message: str, *arguments: object) -> None:
+        """In full to those who may see /info/; the log names no image."""
         if about not in self._said:
             self._said.add(about)
+            self.notices.append(message % arguments)
             logger.warning(message, *arguments)
 
 

@@ -17,6 +17,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
+from ssmsam.server.privacy import keep_names_out_of_logs
 from ssmsam.service.errors import StudiesNotWritable
 
 logger = logging.getLogger(__name__)
@@ -225,6 +226,7 @@ class SoundRecord(LocalDatastore):
             if told not in self.notices:
                 logger.warning("%s: %s", path, told)
                 self.notices.append(told)
+        keep_names_out_of_logs(self._to_id(name)[0] for name in found)
         return found
 
 

@@ -23,7 +23,8 @@ ABANDONED_S = 6 * 3600
 """After this long nobody is writing a partial folder any more: its process has ended."""
 
 IN_USE_S = 600
-"""A series that was asked for within this time is not removed: a request may still be reading it."""
+"""A series that was asked for within this time is not removed: a request may still be reading it. One from the future
+was asked for before the clock was set back."""
 
 
 class SeriesCache:
@@ -38,7 +39,7 @@ class SeriesCache:
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{PARTIAL}*"):
-            if time.time() - left.stat().st_mtime > ABANDONED_S:
+            if abs(time.time() - left.stat().st_mtime) > ABANDONED_S:
                 shutil.rmtree(left, ignore_errors=True)
 
     def find(self, name: str, *, files: int = 0) -> Path | None:
@@ -76,7 +77,7 @@ class SeriesCache:
             known = sorted((_used(entry), _bytes(entry), entry) for entry in self._series())
             too_much = sum(size for _, size, _ in known) - self._quota_bytes
             for used, size, folder in known:
-                if too_much <= 0 or time.time() - used < IN_USE_S:
+                if too_much <= 0 or abs(time.time() - used) < IN_USE_S:
                     return
                 logger.info("Removing series %s from the cache to make room", folder.name)
                 with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=self._folder) as scratch:

@@ -16,7 +16,7 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckp
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
 from ssmsam.server.app import ServerApp
-from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, asker, is_mine, long
+from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, is_mine, long, reader
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import ADAPT, SEGMENT
 from ssmsam.service.jobs import UnknownJob
@@ -40,7 +40,7 @@ def export(
     some seconds the first time."""
     _known(app, name, method)
     try:
-        path = app.require_service(method).whole(name, **asker(client_id, request, user))
+        path = app.require_service(method).whole(name, owner=reader(client_id, request))
     except UnusableCheckpoint as error:
         raise InvalidRequest(str(error)) from error
     return FileResponse(path, filename=f"{name}.safetensors")

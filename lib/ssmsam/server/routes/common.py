@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, File, Form, HTTPException, Request, Response, UploadFile
@@ -23,11 +23,22 @@ from ssmsam.progress import POLL_S, CancelToken, cancellable, stop_if_cancelled
 from ssmsam.server.app import ServerApp
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.identifiers import volume_suffix
-from ssmsam.service.jobs import Job
+from ssmsam.service.jobs import Job, act_for
 
-AnyUser = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+
+def _with_role(role: str) -> Callable[..., Coroutine[Any, Any, User]]:
+    known = Depends(RBAC(role))
+
+    async def allowed(user: User = known) -> User:
+        act_for(user.username)
+        return user
+
+    return allowed
+
+
+AnyUser = Annotated[User, Depends(_with_role(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+Annotator = Annotated[User, Depends(_with_role(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
+Admin = Annotated[User, Depends(_with_role(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
 
 JsonText = Annotated[str, Form()]
 Upload = Annotated[UploadFile, File()]
@@ -63,18 +74,6 @@ def reader(client_id: Any, request: Request) -> str:
     if client_id and not client_id.isprintable():
         raise InvalidRequest("client_id has to be one line of text, without control characters")
     return reader_of(client_id or "", request.client.host if request.client else "")
-
-
-class Asker(TypedDict):
-    """Whose a job is: the client, and the account that is logged in."""
-
-    owner: str
-    login: str
-
-
-def asker(client_id: Any, request: Request, user: User) -> Asker:
-    """Who a request comes from. Raises InvalidRequest."""
-    return {"owner": reader(client_id, request), "login": user.username}
 
 
 def is_mine(job: Job, client_id: Any, request: Request, user: User) -> bool:

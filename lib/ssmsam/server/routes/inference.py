@@ -17,7 +17,7 @@ import ssmsam
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.reading import read_volume
 from ssmsam.server.app import ServerApp
-from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, LOGIN, in_header
+from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, in_header
 from ssmsam.server.routes.common import (
     AnyUser,
     App,
@@ -68,7 +68,7 @@ def infer(
     client = reader(options.get("client_id"), request)
     if label:
         received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))  # as scribbles send one; no model reads it
-    asked = {**options, "model": model, "client_id": client, LOGIN: user.username}
+    asked = {**options, "model": model, "client_id": client}
     logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
     result = app.run(app.command(asked, source))
     if output == ResultType.dicom_seg:

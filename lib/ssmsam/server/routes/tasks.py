@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 
 from ssmsam.server.app import ServerApp
-from ssmsam.server.clients.rest import CLIENT, LOGIN, SAMPLE, STOCK, require_keys
+from ssmsam.server.clients.rest import CLIENT, SAMPLE, STOCK, require_keys
 from ssmsam.server.clients.slicer import title
 from ssmsam.server.routes.common import (
     Admin,
@@ -17,7 +16,6 @@ from ssmsam.server.routes.common import (
     AnyUser,
     App,
     CheckedJson,
-    asker,
     long,
     note_opened,
     reader,
@@ -85,7 +83,7 @@ def batch_infer(
     if "label_tag" in options:
         safe_name(str(options["label_tag"]), what="a label tag")
     wanted = {"model": model, "images": images or BatchInferImageType.IMAGES_ALL, **options}
-    return _run(app, BATCH, wanted, request, user, run_sync=run_sync)
+    return _run(app, BATCH, wanted, request, run_sync=run_sync)
 
 
 @router.delete("/batch/infer", tags=["Infer"], summary="Stop the batch inference, and those that wait")
@@ -111,7 +109,7 @@ def train(
     require_keys(params or {}, [*CLIENT, *STOCK, *task.config()], where="the request")
     if isinstance(task, Training):
         task.require(params or {})  # its process could only end with an error that nobody reads
-    return _run(app, TRAIN, {"model": model, **(params or {})}, request, user, run_sync=run_sync, enqueue=enqueue)
+    return _run(app, TRAIN, {"model": model, **(params or {})}, request, run_sync=run_sync, enqueue=enqueue)
 
 
 @router.post("/train/", tags=["Train"], summary="Train all models, one after the other", deprecated=True)
@@ -127,7 +125,7 @@ def train_all(
     common = {name: value for name, value in params.items() if name in CLIENT}
     wanted = {name: {"model": name, **common, **(params.get(name) or {})} for name in trainers}
     return {
-        name: {"result": _run(app, TRAIN, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(app, TRAIN, one, request, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }
 
@@ -153,7 +151,7 @@ def score(
     known = app.info()["scoring"]
     if method not in known:
         raise NotKnown("scoring method", method, known)
-    return _run(app, SCORE, {"method": method, **(params or {})}, request, user, run_sync=run_sync)
+    return _run(app, SCORE, {"method": method, **(params or {})}, request, run_sync=run_sync)
 
 
 def _run(
@@ -161,7 +159,6 @@ def _run(
     kind: str,
     wanted: dict[str, Any],
     request: Request,
-    user: User,
     *,
     run_sync: bool = False,
     enqueue: bool = False,
@@ -172,14 +169,14 @@ def _run(
     """
     if app.jobs.active(kind) and not enqueue:
         raise HTTPException(429, f"a task of this kind ({kind}) is already running: wait for it, or see GET /jobs")
-    mine = asker(wanted.get("client_id"), request, user)
+    owner = reader(wanted.get("client_id"), request)
     if run_sync:
         here = {TRAIN: app.train, BATCH: app.batch_infer, SCORE: app.scoring}[kind]
-        job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, **mine)
+        job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, owner=owner)
         with app.jobs.running(job):
-            return here({**wanted, LOGIN: user.username})
+            return here(wanted)
     trainer = app.trainers.get(str(wanted.get("model"))) if kind == TRAIN else None
-    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, **mine))
+    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, owner=owner))
 
 
 @router.post("/scoring/", tags=["Scoring"], summary="Score labels by all methods", deprecated=True)
@@ -191,6 +188,6 @@ def score_all(
     params = params or {}
     wanted = {name: {"method": name, **(params.get(name) or {})} for name in app.info()["scoring"]}
     return {
-        name: {"result": _run(app, SCORE, one, request, user, run_sync=run_sync, enqueue=True), "detail": None}
+        name: {"result": _run(app, SCORE, one, request, run_sync=run_sync, enqueue=True), "detail": None}
         for name, one in wanted.items()
     }

@@ -34,7 +34,7 @@ from ssmsam.service.answers import Answer
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import ADAPT, FewShotService
 from ssmsam.service.images import OpenImage
-from ssmsam.service.jobs import Job, UnknownJob
+from ssmsam.service.jobs import Job, UnknownJob, account
 from ssmsam.service.labelled_slices import Limits
 from ssmsam.service.mask_files import centroids, write_mask
 
@@ -58,8 +58,6 @@ class Asked:
 
     image: OpenImage
     client: str
-    login: str
-    """The account that is logged in; one for all where nobody has to."""
     labels: tuple[str, ...]
     only_this: bool
     support: Support
@@ -160,7 +158,6 @@ class FewShotTask(InferTask):
         return Asked(
             image,
             request.client,
-            request.login,
             command.labels,
             command.only_this,
             support,
@@ -212,7 +209,7 @@ class FewShotTask(InferTask):
 
     def _beside(self, asked: Asked) -> list[Job]:
         """The adaptations that this client asked for on this image."""
-        mine = asked.client, asked.login, asked.image.source.image_id
+        mine = asked.client, account(), asked.image.source.image_id
         active = self._service.jobs.active(ADAPT, model=self._service.method)
         return [job for job in active if (job.owner, job.login, job.image) == mine]
 
@@ -234,7 +231,6 @@ class FewShotTask(InferTask):
             ADAPT,
             title=f"{service.method} adapts to {', '.join(asked.support)}",
             owner=asked.client,
-            login=asked.login,
             image=image_id,
             model=service.method,
             subject=subject,

@@ -44,10 +44,9 @@ class ProcessJob(Job):
         *,
         measure: Callable[[], Mapping[str, Any]] = dict,
         owner: str = "",
-        login: str = "",
     ) -> None:
         model = str(request.get("model") or request.get("method") or "")
-        super().__init__(method, title=_TITLES[method].format(model), owner=owner, login=login, model=model)
+        super().__init__(method, title=_TITLES[method].format(model), owner=owner, model=model)
         self.id = str(uuid.uuid4())
         self.task: dict[str, Any] = {
             "id": self.id, "status": "SUBMITTED", "request": dict(request), "start_ts": time.strftime(_TIME),

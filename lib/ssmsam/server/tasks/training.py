@@ -89,9 +89,9 @@ class Training(TrainTask):
         def progress(name: str, done: int, total: int) -> None:
             nonlocal told
             job.progress(name, done, total)
-            if time.time() - told < _EVERY_S and done < total:
+            if time.monotonic() - told < _EVERY_S and done < total:
                 return
-            told = time.time()
+            told = time.monotonic()
             loss = {} if self._loss is None else {"loss": self._loss}
             self._note(phase=name, epoch=done, total_epochs=max(1, total), eta_s=job.eta_s, started=started, **loss)
 
