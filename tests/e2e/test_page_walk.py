@@ -140,7 +140,7 @@ def test_a_click_shows_the_mask_that_the_server_has(served: Server, window: Anno
     shown = window.mask(label, k, truth)
     sent = ohif(served.url, "sam_2d", image, label=label, foreground=[click], slice=k, client_id="other").mask[k] > 0
     assert dice(shown, sent) > 0.97, "a pixel of the screen beside at most"
-    assert dice(shown, truth.mask(label)[k]) > SLICE_DICE
+    assert dice(shown, truth.mask(label)[k]) > 0.7, "how good one click is has tests of its own"
     assert "Saved" in window.press("a") and window.strip(k) == "annotated"
     stored, values = stored_label(served.url, image, "partial")
     assert np.array_equal(stored[k] == values[label], shown)
