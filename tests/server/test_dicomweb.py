@@ -264,6 +264,50 @@ def test_the_newest_seg_counts_and_a_removed_one_is_gone(
     assert studies.get_label_uri(uid, "final") == ""
 
 
+def test_a_clock_that_is_set_back_makes_no_older_seg_count(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    uid = add(1)
+    mask = some_mask(open_studies(), uid, tmp_path / "mask.nii.gz")
+    open_studies().save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    ahead = pydicom.dcmread(DicomBytesIO(archive.files[-1]))
+    ahead.ContentDate = ahead.SeriesDate = "20991231"
+    written = DicomBytesIO()
+    ahead.save_as(written)
+    archive.files[-1] = written.getvalue()
+    write_volume(mask.with_array((mask.array == 1).astype(np.uint8)), tmp_path / "mask.nii.gz")
+    open_studies().save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES[:1]})
+    studies = open_studies()
+    assert set(np.unique(read_volume(studies.get_label_uri(uid, "final")).array)) == {0, 1}
+    assert "stored" not in studies.get_image_info(uid)
+
+
+def test_a_label_is_kept_before_it_is_sent(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the process is killed while it sends: nothing of ours runs after that."""
+    uid = add(1)
+    mask = some_mask(open_studies(), uid, tmp_path / "mask.nii.gz")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DicomStore, "add", killed)
+        interrupted = open_studies()
+        with pytest.raises(Killed):
+            interrupted.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    studies = open_studies()
+    assert list(studies.get_labels_by_image_id(uid)) == [UNSENT]
+    kept = studies.get_label_uri(uid, UNSENT)
+    assert (read_volume(kept).array == mask.array).all()
+    studies.save_label(uid, kept, "final", studies.get_label_info(uid, UNSENT))
+    assert open_studies().get_labels_by_image_id(uid) == {"final": uid}
+
+
 LIVER, SPLEEN = np.zeros((2, *SHAPE), np.uint8)
 LIVER[1:4, 2:7, 3:9] = SPLEEN[2:4, 8:11, 2:5] = 1
 

@@ -35,6 +35,7 @@ class Orthanc:
     port: int
     user: str = ""
     password: str = ""
+    pid: int = 0
 
     @property
     def root(self) -> str:
@@ -84,7 +85,7 @@ def running_orthanc(folder: Path, *, port: int, user: str = "", password: str = 
     settings.chmod(0o600)
     with log.open("wb") as output:
         process = subprocess.Popen([program, str(settings)], stdout=output, stderr=subprocess.STDOUT)
-    orthanc = Orthanc(port=port, user=user, password=password)
+    orthanc = Orthanc(port=port, user=user, password=password, pid=process.pid)
     try:
         _wait(orthanc, process, log)
         yield orthanc

@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
@@ -549,18 +549,39 @@ def _status(error: requests.HTTPError) -> int:
     return 500 if error.response is None else error.response.status_code
 
 
-def by_image(records: Iterable[SegmentationRecord]) -> dict[str, list[SegmentationRecord]]:
+def by_image(
+    records: Iterable[SegmentationRecord], stored: Callable[[str], Sequence[str]] = lambda image_uid: ()
+) -> dict[str, list[SegmentationRecord]]:
     """Series UID of an image -> the segmentations of it that count, the newest first.
 
     What is written here is all that is known of a series then, so the newest of these stands for all. Others may
-    write a file for each organ: all of theirs count.
+    write a file for each organ: all of theirs count. ``stored`` gives the SEGs of an image that are known to have been
+    stored in this order, the oldest first: their own times may come from a clock that was set back.
     """
+    grouped: dict[str, list[SegmentationRecord]] = {}
+    for record in records:
+        grouped.setdefault(record.image_uid, []).append(record)
     found: dict[str, list[SegmentationRecord]] = {}
-    for record in sorted(records, key=lambda one: (one.written, one.instance_uid), reverse=True):
-        known = found.setdefault(record.image_uid, [])
-        if not (record.is_own and any(one.is_own for one in known)):
-            known.append(record)
+    for image_uid, members in grouped.items():
+        known = found[image_uid] = []
+        for record in _newest_first(members, stored(image_uid)):
+            if not (record.is_own and any(one.is_own for one in known)):
+                known.append(record)
     return found
+
+
+def _newest_first(records: Sequence[SegmentationRecord], stored: Sequence[str]) -> list[SegmentationRecord]:
+    """By time, where what was stored later is never older than what was stored before it."""
+    written = {record.instance_uid: record.written for record in records}
+    latest = ""
+    for uid in stored:
+        if uid in written:
+            latest = written[uid] = max(latest, written[uid])
+    place = {uid: n for n, uid in enumerate(stored)}
+    return sorted(
+        records, reverse=True,
+        key=lambda one: (written[one.instance_uid], place.get(one.instance_uid, -1), one.instance_uid),
+    )  # fmt: skip
 
 
 def _series_record(answer: Mapping[str, Any]) -> SeriesRecord:

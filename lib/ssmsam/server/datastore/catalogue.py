@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from ssmsam.cache import Cache
@@ -45,11 +45,19 @@ T = TypeVar("T")
 class DicomCatalogue:
     """The images and segmentations of a store, from lists that are at most ``fresh_s`` seconds old.
 
-    While the store is down the last lists are used. Raises StoreUnavailable or StoreRefused when there are none.
+    ``stored`` gives the SEGs of an image that were stored from here, the oldest first. While the store is down the last
+    lists are used. Raises StoreUnavailable or StoreRefused when there are none.
     """
 
-    def __init__(self, store: DicomStore, *, filters: Filters, fresh_s: float = FRESH_S) -> None:
-        self._store, self._filters = store, filters
+    def __init__(
+        self,
+        store: DicomStore,
+        *,
+        filters: Filters,
+        stored: Callable[[str], Sequence[str]],
+        fresh_s: float = FRESH_S,
+    ) -> None:
+        self._store, self._filters, self._stored = store, filters, stored
         self._images = _Remembered(self._ask_images, fresh_s)
         self._segmentations = _Remembered(self._ask_segmentations, fresh_s)
         self._read: Cache[tuple[str, int, int], list[SegmentationRecord]] = Cache(REMEMBERED)
@@ -86,7 +94,8 @@ class DicomCatalogue:
         for image in self.images().values():
             studies.setdefault(image.study_uid, []).append(image)
         listed = [record for record in self._store.series({"Modality": "SEG"}) if record.study_uid in studies]
-        return by_image(one for record in listed for one in self._references(record, studies[record.study_uid]))
+        found = (one for record in listed for one in self._references(record, studies[record.study_uid]))
+        return by_image(found, self._stored)
 
     def _references(self, record: SeriesRecord, images: list[SeriesRecord]) -> list[SegmentationRecord]:
         """What a SEG series is of, among the images of its study. It is read once: what was stored does not change."""

@@ -46,6 +46,10 @@ STORE = "store"
 """The kind of a job that takes a finished label to the archive."""
 UNSENT = "unsent"
 """The tag of a final label that the store could not take."""
+STORED = "stored"
+"""Of an image: the UIDs of the SEGs that were stored from here, the last one last."""
+MOST_STORED = 100
+"""How many of them are remembered. A guess: only the last few can come from a clock that was set back."""
 
 
 class DicomWebArchive(SoundRecord):
@@ -75,7 +79,7 @@ class DicomWebArchive(SoundRecord):
         SoundRecord.__init__(self, folder, images_dir=SERIES, auto_reload=False, read_only=True)
         folder.chmod(0o700)  # what lies here shows patients
         self._store = store
-        self._catalogue = DicomCatalogue(store, filters=filters, fresh_s=fresh_s)
+        self._catalogue = DicomCatalogue(store, filters=filters, stored=self._stored_before, fresh_s=fresh_s)
         self._cache = SeriesCache(folder / SERIES, quota_bytes=quota_bytes)
         self._registry = threading.RLock()
         self._jobs = jobs or Jobs()
@@ -125,8 +129,10 @@ class DicomWebArchive(SoundRecord):
         """What viewers show of an image. What names the patient comes from the store and is not written to disk."""
         record = self._record(image_id)
         self._register(image_id)
+        info = copy.deepcopy(self._datastore.objects[image_id].image.info)
+        info.pop(STORED, None)
         return {
-            **copy.deepcopy(self._datastore.objects[image_id].image.info),
+            **info,
             "path": "",  # a viewer on this machine would try to open the folder; it has to ask for the file
             "Modality": record.modality,
             "PatientID": record.patient_id,
@@ -227,6 +233,7 @@ class DicomWebArchive(SoundRecord):
         try:
             with self._jobs.running(job):
                 labels = self._write_seg(seg, mask, series, info, job.progress)
+                self._keep(image_id, str(file), UNSENT, info)  # before it is sent: this process may be killed then
                 job.progress("send", 1, 2)
                 with shielded():
                     record = self._store.add(seg)
@@ -240,11 +247,22 @@ class DicomWebArchive(SoundRecord):
             self._keep(image_id, str(file), UNSENT, info)
             kept = f"The mask is kept on this server under the tag {UNSENT!r}; submit it again once the store works."
             raise type(error)(f"{error} {kept}") from error
+        self._note_stored(image_id, record)
         self._catalogue.forget()
         info |= _info_of([record], labels)
         if UNSENT in self._datastore.objects[image_id].labels:
             self.remove_label(image_id, UNSENT)
         logger.info("Stored the label of %s as SEG series %s", image_id, record.series_uid)
+
+    def _stored_before(self, image_id: str) -> list[str]:
+        known = self._datastore.objects.get(image_id)
+        return list(known.image.info.get(STORED) or ()) if known else []
+
+    def _note_stored(self, image_id: str, record: SegmentationRecord) -> None:
+        with self._registry:
+            info = self._datastore.objects[image_id].image.info
+            info[STORED] = [*self._stored_before(image_id), record.instance_uid][-MOST_STORED:]
+            self._update_datastore_file()
 
     def _write_seg(
         self, seg: Path, mask: Volume, series: DicomSeries, info: Mapping[str, Any], progress: Progress
