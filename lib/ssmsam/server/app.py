@@ -40,7 +40,7 @@ from ssmsam.server.configuration import (
 from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
 from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, StudiesFolder
 from ssmsam.server.errors import unforeseen
-from ssmsam.server.monailabel_patches import made_by_this_process, refuse_to_start
+from ssmsam.server.monailabel_patches import end_with_parent, is_worker, made_by_this_process, refuse_to_start
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
@@ -74,6 +74,8 @@ class ServerApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
         limit_arenas()
         keep_patients_out_of_logs()
+        if is_worker():
+            end_with_parent()
         self.chosen = frozenset(conf or {})
         """The keys of the configuration that were set."""
         self.jobs = Jobs()

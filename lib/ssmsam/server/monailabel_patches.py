@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -254,6 +255,32 @@ def _began() -> float:
         return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / 100) + 0.1
     except (OSError, ValueError, AttributeError):  # not Linux
         return process.create_time() + _SLACK_S
+
+
+WORKER = "monailabel.interfaces.utils.app"
+"""The program of the processes in which MONAI Label trains, scores and infers batches."""
+
+
+def is_worker() -> bool:
+    """Whether this process is one of those."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == WORKER
+
+
+def end_with_parent(*, every_s: float = 1.0) -> None:
+    """From here on this process ends when the one that started it has ended.
+
+    Fault: a training, a batch or a scoring goes on when its server was killed, with all threads of the machine. May go
+    when MONAI Label ends its processes with itself.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def refuse_to_start(error: Exception) -> NoReturn:
