@@ -30,8 +30,9 @@ class SliceMasks(MutableMapping[int, np.ndarray]):
     """Slice number -> mask (height, width) bool, kept at one bit per pixel. Slices are in ascending order."""
 
     def __init__(self, masks: Mapping[int, np.ndarray] | None = None) -> None:
-        self._packed: dict[int, PackedMask] = {}
-        self.update(masks or {})
+        self._packed: dict[int, PackedMask] = dict(masks._packed) if isinstance(masks, SliceMasks) else {}
+        if not isinstance(masks, SliceMasks):
+            self.update(masks or {})
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._packed[index].array

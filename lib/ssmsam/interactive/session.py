@@ -113,12 +113,13 @@ def segment_3d(
             spreader = _Spreader(embeddings, decoder, config if spread else None, progress)
             found = spreader.run(answers, request.slices, state)
             _remember(state, request, answers, found)
+        masks = SliceMasks(found.masks)  # the state's own change with the next request
     details = {
         "slice": request.current,
         "stops": [{"seed": stop.seed, "at": stop.at, "reason": stop.reason} for stop in found.stops],
         "slices_decoded": found.steps,
     }
-    return _result(embeddings, before, found.masks, answers, details, started)
+    return _result(embeddings, before, masks, answers, details, started)
 
 
 def _renew(state: SegmentationState, request: PromptRequest, embeddings: VolumeEmbeddings) -> None:
