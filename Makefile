@@ -100,7 +100,7 @@ lint: $(VENV)/.installed-dev  ## check style, formatting, types and which room i
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench-clicks: setup  ## simulated clicks on patients kept aside, CT and MR (DATA, JOBS)
+bench-clicks: setup  ## simulated clicks on patients held out, CT and MR (DATA, JOBS)
 	$(RUN) apps/benchmark.py clicks --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \
 	    --json benchmarks/clicks_abdomen_ct.json --figures benchmarks/figures/clicks_abdomen_ct
 	$(RUN) apps/benchmark.py clicks --data $(DATA)/chaos_t2_mr --validation --jobs $(JOBS) \
@@ -110,7 +110,7 @@ bench-clicks-against: setup  ## clicks and boxes beside what a user would pick i
 	$(RUN) apps/benchmark.py clicks --data $(addprefix $(DATA)/,$(SETS)) --validation --no-volumes --jobs $(JOBS) \
 	    --json benchmarks/clicks_against.json --figures benchmarks/figures/clicks_against
 
-bench-precision: setup  ## boxes with the encoder in bfloat16 against float32, patients kept aside (DATA)
+bench-precision: setup  ## boxes with the encoder in bfloat16 against float32, patients held out (DATA)
 	$(RUN) apps/benchmark.py precision --data $(DATA)/sabs_ct $(DATA)/chaos_t2_mr --validation \
 	    --json benchmarks/precision_medsam_lite.json
 

@@ -43,7 +43,7 @@ from ssmsam.models.registry import choose_encoder, default_encoder, load_decoder
 from ssmsam.progress import Progress, silent
 from ssmsam.reading import read_volume
 from ssmsam.volume import writing
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import FILES_MM, Plane
 from ssmsam.volume.volume import Volume, as_volume
 
 __all__ = [
@@ -61,8 +61,6 @@ __all__ = [
     "write_volume",
 ]
 
-_GRID_MM = 0.1
-"""How far the corners of a mask's grid may be from those of its image."""
 _TARGET = "target"
 
 
@@ -690,7 +688,7 @@ def _slice_of(mask: Any, index: int, embeddings: VolumeEmbeddings) -> np.ndarray
     if not hasattr(mask, "affine") and not hasattr(mask, "GetSpacing") and np.ndim(mask) == 2:
         return np.asarray(mask)
     whole = as_volume(mask, affine=_for_array(mask, embeddings.grid.affine))
-    if not whole.grid.matches(embeddings.grid, tolerance_mm=_GRID_MM):
+    if not whole.grid.matches(embeddings.grid, tolerance_mm=FILES_MM):
         raise ValueError(
             f"the mask of slice {index} {whole.shape} is not on the grid of its image {embeddings.grid.shape}: "
             "give the slice alone as (rows, columns), or resample the mask to the image"

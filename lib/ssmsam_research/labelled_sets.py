@@ -15,6 +15,7 @@ import numpy as np
 
 from ssmsam.reading import read_volume
 from ssmsam.report import files_digest
+from ssmsam.volume.geometry import FILES_MM
 from ssmsam.volume.volume import Volume
 
 _ENDINGS = (".nii.gz", ".nii", ".nrrd")
@@ -34,7 +35,7 @@ class Case:
         Raises ValueError when the two files do not lie on one grid.
         """
         volume, labels = read_volume(self.image), read_volume(self.labels)
-        if not volume.grid.matches(labels.grid, tolerance_mm=0.1):
+        if not volume.grid.matches(labels.grid, tolerance_mm=FILES_MM):
             raise ValueError(f"{self.name}: the image and its labels lie on different grids; make them one first")
         return volume, np.rint(labels.array).astype(np.int32)
 
@@ -114,7 +115,7 @@ def _folders(folder: Path) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class SetNotes:
-    """What a label table says of one set: the names of its labels, and the cases kept aside from training."""
+    """What a label table says of one set: the names of its labels, and the cases held out from training."""
 
     label_names: Mapping[int, str]
     validation: tuple[str, ...] = ()

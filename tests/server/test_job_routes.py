@@ -136,7 +136,7 @@ def test_jobs_are_of_the_account_whose_request_makes_them(
 ) -> None:
     """Whatever makes them: what is embedded and what goes to an archive names no account by itself."""
     made: list[Job] = []
-    router = APIRouter(prefix="/work")
+    router = APIRouter(prefix="/made")
 
     @router.post("/here")
     def here(user: AnyUser) -> None:
@@ -149,7 +149,7 @@ def test_jobs_are_of_the_account_whose_request_makes_them(
     web.app.include_router(router)  # type: ignore[attr-defined]
     for name in ("anna", "ben"):
         log_in(name, ANNOTATOR)
-        for path in ("/work/here", "/work/long"):
+        for path in ("/made/here", "/made/long"):
             assert web.post(path).status_code == 200
     assert [(job.kind, job.login) for job in made] == [
         ("embed", "anna"), ("store", "anna"), ("embed", "ben"), ("store", "ben"),

@@ -114,7 +114,7 @@ class Choice:
 
 
 FAR_MM = 15.0
-"""From here on a slice counts as far from the annotated ones."""
+"""From here on a slice counts as far from the annotated ones: a guess."""
 
 
 def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str:

@@ -12,13 +12,11 @@ import numpy as np
 from ssmsam.api import Example
 from ssmsam.fewshot.support import NothingToLearn
 from ssmsam.reading import read_volume
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import FILES_MM, Plane
 from ssmsam.volume.volume import Volume
 
 _SUPPORT = re.compile(r"(?P<image>[^:]+):(?P<labels>[^:]+)(?::(?P<slices>[\d,:-]+))?")
 _RANGE = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+)(?::(?P<step>\d+))?)?")
-_GRID_MM = 0.1
-"""How far the corners of a label map may be from those of its image."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def read_labelled(file: LabelledFile, *, plane: str | None = None) -> LabelledIm
     ``plane`` is that of :meth:`Plane.named`.
     """
     image, labels = read_volume(file.image), read_volume(file.labels)
-    if not image.grid.matches(labels.grid, tolerance_mm=_GRID_MM):
+    if not image.grid.matches(labels.grid, tolerance_mm=FILES_MM):
         raise ValueError(
             f"{file.labels.name} {labels.shape} does not lie on the grid of {file.image.name} {image.shape}: "
             "resample the label map to the image, then run again"

@@ -24,6 +24,7 @@ from ssmsam.volume.volume import Volume, reoriented
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 PANELS = 6
+"""Slices in the picture of a result: a guess of what can be taken in at once."""
 
 
 @click.command(cls=Program, stopped="no mask was written. Slices that were embedded are kept")

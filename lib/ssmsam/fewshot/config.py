@@ -76,7 +76,7 @@ class RoiConfig:
     *guess*."""
     labelled: int = 4
     """Volumes in which fewer labelled slices show the target are not refined: with three, two of them its ends,
-    kidneys lost up to 5 points. *Chosen on* one patient kept aside for reporting (``sabs_17``)."""
+    kidneys lost up to 5 points. *Chosen on* one patient held out for reporting (``sabs_17``)."""
     slices: int = 12
     """At most so many labelled slices of each volume are embedded again: a *guess*, which bounds the time."""
 

@@ -16,6 +16,9 @@ RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ORTHOGONAL = 1e-3
 """Largest cosine between two axes that still counts as a right angle (0.06 degrees)."""
 
+FILES_MM = 0.1
+"""How far the corners of an image and of a mask beside it may be apart: files round their headers. A guess."""
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:

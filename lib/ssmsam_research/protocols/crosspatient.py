@@ -78,7 +78,7 @@ def _opened(case: Case) -> tuple[Volume, np.ndarray]:
 
 
 def support_set(pool: LabelledSet, queries: LabelledSet, validation: Sequence[str]) -> LabelledSet:
-    """The cases of ``pool`` that may be supports: not kept aside, and not queries themselves.
+    """The cases of ``pool`` that may be supports: not held out, and not queries themselves.
 
     When that leaves none, because every case is a query, all of them: then each is a support of the others.
     """

@@ -25,7 +25,7 @@ from ssmsam.models.medsam_lite_encoder import IMAGE, Reduction
 from ssmsam.models.support_encoding import describe
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.fewshot_episodes import EmbeddedVolume, Episode, FewShotEpisodeConfig, FewShotEpisodes
-from ssmsam_research.training.loop import follow, read_checkpoint, train_steps, write_checkpoint
+from ssmsam_research.training.loop import Trainer, follow, train_steps
 from ssmsam_research.training.proposals import corrected
 
 
@@ -146,8 +146,11 @@ def _context(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> 
     )
 
 
-class FewShotTrainer:
+class FewShotTrainer(Trainer):
     """Everything that a checkpoint holds."""
+
+    model: FusedTargetNetwork
+    average: FusedTargetNetwork
 
     def __init__(self, network: FusedTargetNetwork, config: FewShotTrainingConfig) -> None:
         self.config = config
@@ -195,17 +198,6 @@ class FewShotTrainer:
         follow(self.average, self.model, decay=config.average, step=self.step)
         kind = "within" if episode.query in episode.volumes[: episode.supports] else "over"
         return {f"{kind} {name}": float(loss.detach()) for name, loss in losses.items()}
-
-    def save(self, path: Path) -> None:
-        write_checkpoint(
-            path, model=self.model, average=self.average, optimiser=self.optimiser,
-            step=self.step, seconds=self.seconds,
-        )  # fmt: skip
-
-    def resume(self, path: Path) -> None:
-        self.step, self.seconds = read_checkpoint(
-            path, model=self.model, average=self.average, optimiser=self.optimiser
-        )
 
 
 def train_fewshot(

@@ -28,12 +28,11 @@ from ssmsam.progress import Progress, silent
 from ssmsam_research.training.embedded_slices import EmbeddedSlices
 from ssmsam_research.training.loop import (
     OTHERS,
+    Trainer,
     follow,
     iou_of,
     mask_losses,
-    read_checkpoint,
     train_steps,
-    write_checkpoint,
 )
 from ssmsam_research.training.prompt_episodes import click_inside, correction, draw_box, neighbouring
 
@@ -144,8 +143,11 @@ class LiteDecoder(nn.Module):
         return torch.einsum("bkc,bchw->bkhw", weights, fine), decoder.iou_prediction_head(queries[:, 0])
 
 
-class LiteTrainer:
+class LiteTrainer(Trainer):
     """Everything that a checkpoint holds."""
+
+    model: LiteDecoder
+    average: LiteDecoder
 
     def __init__(self, sam: Sam, config: LiteTrainingConfig) -> None:
         torch.manual_seed(config.seed)
@@ -196,17 +198,6 @@ class LiteTrainer:
             for one, target, guess in zip(clicks, batch.truth, answer.numpy() > 0, strict=True):
                 one.append(_correction(target, guess, rng))
         return found
-
-    def save(self, path: Path) -> None:
-        write_checkpoint(
-            path, model=self.model, average=self.average, optimiser=self.optimiser,
-            step=self.step, seconds=self.seconds,
-        )  # fmt: skip
-
-    def resume(self, path: Path) -> None:
-        self.step, self.seconds = read_checkpoint(
-            path, model=self.model, average=self.average, optimiser=self.optimiser
-        )
 
 
 def train_lite(

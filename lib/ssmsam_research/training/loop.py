@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,18 +106,29 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[
         save_file(kept, str(partial), metadata)
 
 
-class Trainer(Protocol):
-    """What is trained, with all that a checkpoint of it holds."""
+class Trainer:
+    """What is trained, with all that a checkpoint of it holds. Subclasses set the attributes."""
 
+    model: Any
+    average: Any
+    """The moving average of the model's weights: what is kept."""
+    optimiser: torch.optim.Optimizer
     step: int
     seconds: float
-
-    @property
-    def average(self) -> nn.Module:
-        """The moving average of the weights: what is kept."""
+    device: str = "cpu"
+    """Where a checkpoint's tensors go when training goes on."""
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint from which training goes on."""
+        write_checkpoint(path, step=self.step, seconds=self.seconds, **self._parts)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises FileNotFoundError when there is none."""
+        self.step, self.seconds = read_checkpoint(path, device=self.device, **self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "average": self.average, "optimiser": self.optimiser}
 
 
 def train_steps(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +23,10 @@ from ssmsam.models.small_encoder import SmallEncoder, part_of
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.groups import GroupBatch, GroupConfig, Groups
 from ssmsam_research.training.loop import (
+    Trainer,
     answer_loss,
     follow,
     log_losses,
-    read_checkpoint,
-    write_checkpoint,
     write_weights,
 )
 from ssmsam_research.training.pack import PackedVolume
@@ -74,12 +72,16 @@ class SmallModel(nn.Module):
         self.semantic = SemanticHead(classes)
 
 
-class Trainer:
+class PromptTrainer(Trainer):
     """Everything that a checkpoint holds."""
+
+    model: SmallModel
+    average: SmallModel
 
     def __init__(self, *, config: TrainingConfig, classes: int) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.device = config.device
         model = SmallModel(classes=classes)
         self.model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False)
@@ -138,18 +140,6 @@ class Trainer:
         follow(self.average, self.model, decay=self.config.average, step=self.step)
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint from which training goes on."""
-        write_checkpoint(path, step=self.step, seconds=self.seconds, **self._parts)
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises FileNotFoundError when there is none."""
-        self.step, self.seconds = read_checkpoint(path, device=self.config.device, **self._parts)
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return {"model": self.model, "average": self.average, "optimiser": self.optimiser}
-
 
 def train(
     volumes: Sequence[PackedVolume],
@@ -159,7 +149,7 @@ def train(
     resume: Path | None = None,
     start: Path | None = None,
     progress: Progress = silent,
-) -> Trainer:
+) -> PromptTrainer:
     """Train for ``config.minutes`` and write the averaged weights to ``out`` (fp16 safetensors).
 
     Beside ``out`` appear a checkpoint (``.ckpt``), renewed every ``checkpoint_s`` seconds, and a learning curve
@@ -167,7 +157,7 @@ def train(
     are weights to begin with, ``resume`` a checkpoint to go on from.
     """
     vocabulary = Vocabulary(volumes)
-    trainer = Trainer(config=config, classes=len(vocabulary))
+    trainer = PromptTrainer(config=config, classes=len(vocabulary))
     if start is not None:
         trainer.start_from(start)
     if resume is not None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.groups import Group, GroupBatch, GroupConfig, Groups
-from ssmsam_research.training.loop import follow, log_losses, read_checkpoint, write_checkpoint, write_weights
+from ssmsam_research.training.loop import Trainer, follow, log_losses, write_weights
 from ssmsam_research.training.pack import PackedVolume
 from ssmsam_research.training.proposals import group_losses
 from ssmsam_research.training.semantics import Vocabulary
@@ -65,14 +64,17 @@ class _Drawn(IterableDataset["Group | GroupBatch"]):
             yield self._groups.draw(rng) if self._side is None else self._groups.draw_one(rng, self._side)
 
 
-class SsmTrainer:
+class SsmTrainer(Trainer):
     """Everything that a checkpoint holds, and the two kinds of steps."""
+
+    model: SelfSamplingDecoder
+    average: SelfSamplingDecoder
 
     def __init__(self, encoder: SmallEncoder, decoder: SelfSamplingDecoder, *, config: SsmTrainingConfig) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.encoder = encoder.eval().requires_grad_(False)
-        self.decoder = decoder.train().requires_grad_(True)
+        self.model = decoder.train().requires_grad_(True)
         self.average = copy.deepcopy(decoder).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
@@ -88,30 +90,18 @@ class SsmTrainer:
             group["lr"] = self.config.learning_rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
         with torch.no_grad():
             embedding = self.encoder(batch.slices)
-        whole = self.decoder.config
+        whole = self.model.config
         sampling, attention = rng.random(2) >= self.config.left_out
-        self.decoder.config = replace(whole, self_sampling=bool(sampling), mask_attention=bool(attention))
-        losses = group_losses(self.decoder, embedding, batch, rng)
-        self.decoder.config = whole
+        self.model.config = replace(whole, self_sampling=bool(sampling), mask_attention=bool(attention))
+        losses = group_losses(self.model, embedding, batch, rng)
+        self.model.config = whole
         self.optimiser.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).mean().backward()
-        nn.utils.clip_grad_norm_(self.decoder.parameters(), self.config.clip_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
         self.step += 1
-        follow(self.average, self.decoder, decay=self.config.average, step=self.step)
+        follow(self.average, self.model, decay=self.config.average, step=self.step)
         return {name: float(loss.detach()) for name, loss in losses.items()}
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint from which plain training goes on."""
-        write_checkpoint(path, step=self.step, seconds=self.seconds, **self._parts)
-
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises FileNotFoundError when there is none."""
-        self.step, self.seconds = read_checkpoint(path, **self._parts)
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return {"model": self.decoder, "average": self.average, "optimiser": self.optimiser}
 
 
 def train_ssm(
@@ -195,7 +185,7 @@ def _episodes(drawn: Iterator[Group | GroupBatch], trainer: SsmTrainer, rng: np.
                 embedding["image"],
                 masks,
                 known,
-                stride=trainer.decoder.stride,
+                stride=trainer.model.stride,
                 places=_places(group),
             )
             second = np.flatnonzero(group.volume == group.volume.max())

@@ -89,7 +89,7 @@ def test_plain_training_goes_on_from_a_checkpoint(
     again = SsmTrainer(encoder, SelfSamplingDecoder(TargetNetwork(), width=SPEC.channels), config=CONFIG)
     again.resume(tmp_path / "ssm.ckpt")
     assert again.step == 1
-    states = trainer.decoder.state_dict(), again.decoder.state_dict()
+    states = trainer.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     losses = [one.plain_step(batch, np.random.default_rng(1)) for one in (trainer, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -16,7 +16,7 @@ from ssmsam.progress import Cancelled
 from ssmsam_research.training.groups import GroupConfig, Groups
 from ssmsam_research.training.loop import answer_loss
 from ssmsam_research.training.prompt_episodes import EpisodeConfig, Episodes
-from ssmsam_research.training.prompt_training import Trainer, TrainingConfig, export, train
+from ssmsam_research.training.prompt_training import PromptTrainer, TrainingConfig, export, train
 from ssmsam_research.training.semantics import Vocabulary
 
 CONFIG = TrainingConfig(
@@ -66,7 +66,7 @@ def test_an_absent_target_wants_an_empty_mask():
 
 
 def test_steps_on_one_batch_lower_its_loss(packed):
-    trainer = Trainer(config=CONFIG, classes=CLASSES)
+    trainer = PromptTrainer(config=CONFIG, classes=CLASSES)
     batch = next(iter(Episodes(volumes=[packed], config=CONFIG.episodes, seed=0)))
     steps = [trainer.train_step(batch, np.random.default_rng(0)) for _ in range(30)]
     assert set(steps[0]) == {f"round {n}" for n in range(1, CONFIG.rounds + 1)}
@@ -75,7 +75,7 @@ def test_steps_on_one_batch_lower_its_loss(packed):
 
 
 def test_steps_on_one_group_lower_its_losses(packed):
-    trainer = Trainer(config=CONFIG, classes=CLASSES)
+    trainer = PromptTrainer(config=CONFIG, classes=CLASSES)
     groups = Groups(volumes=[packed], vocabulary=Vocabulary([packed]), config=CONFIG.groups)
     drawn = (groups.draw(np.random.default_rng(seed)) for seed in range(20))
     batch = next(one for one in drawn if (one.semantic > 0).any())  # organs are not named in mirrored groups
@@ -89,7 +89,7 @@ def test_steps_on_one_group_lower_its_losses(packed):
 
 
 def test_what_is_exported_can_be_read_and_is_finite(tmp_path):
-    model = Trainer(config=CONFIG, classes=CLASSES).model
+    model = PromptTrainer(config=CONFIG, classes=CLASSES).model
     path = tmp_path / "small.safetensors"
     export(model, path)
     state = load_file(path)
@@ -101,7 +101,7 @@ def test_what_is_exported_can_be_read_and_is_finite(tmp_path):
 
 
 def test_a_large_variance_survives_the_export(tmp_path):
-    model = Trainer(config=CONFIG, classes=CLASSES).model
+    model = PromptTrainer(config=CONFIG, classes=CLASSES).model
     name, variance = next((n, b) for n, b in model.named_buffers() if n.endswith("running_var"))
     variance[0] = 1e6
     export(model, tmp_path / "small.safetensors")
@@ -111,7 +111,7 @@ def test_a_large_variance_survives_the_export(tmp_path):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e6])
 def test_weights_that_are_not_finite_are_not_written(tmp_path, value):
     """The last value is finite, but not in the half precision of matrices."""
-    model = Trainer(config=CONFIG, classes=CLASSES).model
+    model = PromptTrainer(config=CONFIG, classes=CLASSES).model
     path = tmp_path / "small.safetensors"
     path.write_bytes(b"the weights of before")
     with torch.no_grad():
@@ -123,14 +123,14 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, value):
 
 
 def test_training_may_start_from_weights_without_the_few_shot_part(tmp_path):
-    first = Trainer(config=CONFIG, classes=CLASSES)
+    first = PromptTrainer(config=CONFIG, classes=CLASSES)
     path = tmp_path / "small.safetensors"
     export(first.model, path)
-    whole = Trainer(config=replace(CONFIG, seed=1), classes=CLASSES)
+    whole = PromptTrainer(config=replace(CONFIG, seed=1), classes=CLASSES)
     whole.start_from(path)
     old = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("fewshot.")}
     save_file(old, path)
-    partly = Trainer(config=replace(CONFIG, seed=1), classes=CLASSES)
+    partly = PromptTrainer(config=replace(CONFIG, seed=1), classes=CLASSES)
     partly.start_from(path)
     mine, prompted = dict(partly.average.fewshot.named_parameters()), dict(partly.average.prompting.named_parameters())
     shared = "transformer.norm.weight"
@@ -151,7 +151,7 @@ def test_training_stops_in_time_writes_weights_and_resumes(packed, tmp_path):
     assert not SmallEncoder.from_file(out).training
     SmallPromptDecoder.from_file(out)
 
-    again = Trainer(config=CONFIG, classes=CLASSES)
+    again = PromptTrainer(config=CONFIG, classes=CLASSES)
     again.resume(out.with_suffix(".ckpt"))
     assert again.step == trainer.step
     for mine, theirs in zip(again.model.parameters(), trainer.model.parameters(), strict=True):
@@ -169,7 +169,7 @@ def test_cancelling_is_not_swallowed(packed, tmp_path):
 
 
 def test_the_rate_warms_up_and_falls():
-    trainer = Trainer(config=CONFIG, classes=CLASSES)
+    trainer = PromptTrainer(config=CONFIG, classes=CLASSES)
     assert trainer.rate() == pytest.approx(CONFIG.learning_rate / 3)
     trainer.step = 10
     assert trainer.rate() == pytest.approx(CONFIG.learning_rate)
