@@ -24,7 +24,7 @@ export SSMSAM_ENCODER := $(or $(ENCODER),$(SSMSAM_ENCODER))
 bench-clicks bench-complete bench-crosspatient bench-active bench-check: SSMSAM_ENCODER := $(or $(ENCODER),small)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve serve-dicom doctor test test-slow test-faults lint bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow test-faults lint docs docs-links bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
@@ -100,6 +100,13 @@ lint: $(VENV)/.installed-dev  ## check style, formatting, types and which room i
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-dev  ## build the documentation site into docs/_build; a warning or a dead link inside it fails
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "== docs/_build/html/index.html"
+
+docs-links: $(VENV)/.installed-dev  ## ask whether the addresses that the documentation names answer; needs the internet
+	$(BIN)/sphinx-build -q -b linkcheck docs docs/_build/links
+
 bench-clicks: setup  ## simulated clicks on patients held out, CT and MR (DATA, JOBS)
 	$(RUN) apps/benchmark.py clicks --data $(DATA)/sabs_ct --validation --jobs $(JOBS) \
 	    --json benchmarks/clicks_abdomen_ct.json --figures benchmarks/figures/clicks_abdomen_ct
@@ -149,7 +156,7 @@ bench-check: setup  ## a short fixed run against recorded figures (Dice and rati
 	    --expected benchmarks/check.json --json output/check.json
 
 clean:  ## remove what runs and checks left behind; .venv stays
-	rm -rf output build .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info
+	rm -rf output build docs/_build docs/_generated docs/examples .pytest_cache .mypy_cache .ruff_cache .hypothesis lib/*.egg-info
 	rm -rf ssmsam_app/logs ssmsam_app/model ssmsam_app/bin
 	find lib apps tests ssmsam_app -name __pycache__ -type d -exec rm -rf {} +
 
