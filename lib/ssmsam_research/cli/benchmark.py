@@ -12,6 +12,7 @@ load          twenty annotators at one server: seconds by route, memory, and tha
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
 figures       the figures of a recorded result, drawn again from its JSON.
 compare       what one few-shot method gains over another in recorded results, with intervals.
+tables        the tables of README and documents, made anew from recorded results.
 
 A run that was stopped goes on where it was.
 """
@@ -42,6 +43,7 @@ from ssmsam_research.cli.options import add_encoder_option
 from ssmsam_research.figures.examples import draw_click_comparison, draw_figures
 from ssmsam_research.figures.fewshot_examples import draw_examples
 from ssmsam_research.figures.recorded import draw_recorded, read_result
+from ssmsam_research.figures.tables import update
 from ssmsam_research.labelled_sets import LabelledSet, SetNotes, open_set, read_notes
 from ssmsam_research.methods.registration import METHODS as REGISTRATIONS
 from ssmsam_research.methods.registry import checked_methods, methods_for
@@ -98,7 +100,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     protocols = parser.add_subparsers(
         required=True,
-        metavar="{clicks,complete,crosspatient,active,precision,registration,speed,check,figures,compare}",
+        metavar="{clicks,complete,crosspatient,active,precision,registration,speed,check,figures,compare,tables}",
     )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")
@@ -211,7 +213,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     compare.add_argument("--method", required=True, metavar="NAME")
     compare.add_argument("--over", required=True, metavar="NAME")
     compare.add_argument("--other", type=Path, metavar="FILE", help="the result that holds the other, if not the same")
-    for protocol in (figures, compare):
+    tables = protocols.add_parser("tables", help="the tables of documents, from recorded results")
+    tables.set_defaults(protocol=run_tables)
+    tables.add_argument("--check", action="store_true", help="change nothing; end with 1 where a table differs")
+    for protocol in (figures, compare, tables):
         protocol.add_argument("--json", type=Path, metavar="FILE", help="write there what was done")
     figures.add_argument("--data", type=Path, metavar="DIR", help="the queries, for pictures of examples")
     figures.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
@@ -660,6 +665,15 @@ def run_check(options: argparse.Namespace) -> int:
     if options.json:
         print(f"result: {write_result(options.json, {'measured': measured, 'verdicts': found})}")
     return 0 if passes(found) else 1
+
+
+def run_tables(options: argparse.Namespace) -> int:
+    """Ends with 1 when a table had to be made anew and ``--check`` was given."""
+    changed = [str(path.relative_to(ROOT)) for path in update(ROOT, check=options.check)]
+    print("\n".join(changed) or "all tables are as their results say")
+    if options.json:
+        write_result(options.json, {"documents": changed})
+    return int(bool(changed) and options.check)
 
 
 def run_figures(options: argparse.Namespace) -> int:
