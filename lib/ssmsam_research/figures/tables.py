@@ -201,10 +201,9 @@ _CT4 = ("liver", "spleen", "right kidney", "left kidney")
 _MEAN = "Means over labels of means over patients, Dice in per cent (95 % bootstrap interval over the n patients)."
 
 
-def _settings(iou: bool = False, **columns: tuple[str, str]) -> dict[str, Cell]:
+def _settings(columns: Mapping[str, tuple[str, str]], *, iou: bool = False) -> dict[str, Cell]:
     return {
-        title.replace("_", " "): partial(_few_shot, setting=setting, score=score, iou=iou)
-        for title, (setting, score) in columns.items()
+        title: partial(_few_shot, setting=setting, score=score, iou=iou) for title, (setting, score) in columns.items()
     }
 
 
@@ -213,24 +212,27 @@ _PROMPTS: dict[str, Cell] = {
     for prompt in ("1 click", "3 clicks", "5 clicks", "10 clicks", "box")
 }
 _FIVE = _settings(
-    ends_given=("ends given, 5 slices", "other slices"), ends_unknown=("ends unknown, 5 slices", "other slices")
+    {
+        "ends given": ("ends given, 5 slices", "other slices"),
+        "ends unknown": ("ends unknown, 5 slices", "other slices"),
+    }
 )
-_FIVE_GIVEN = _settings(ends_given=("ends given, 5 slices", "other slices"))
+_FIVE_GIVEN = _settings({"ends given": ("ends given, 5 slices", "other slices")})
 _NINE = _settings(
-    **{
+    {
         "5 slices, ends given": ("ends given, 5 slices", "other slices"),
         "9 slices, ends given": ("ends given, 9 slices", "other slices"),
         "5 slices, ends unknown": ("ends unknown, 5 slices", "other slices"),
     }
 )
-_OTHERS = _settings(extent_known=("known extent", "volume"), nothing_given=("whole volume, 5 slices", "volume"))
+_OTHERS = _settings({"extent known": ("known extent", "volume"), "nothing given": ("whole volume, 5 slices", "volume")})
 _COMPLETE = (
     "Protocol *complete*: some slices of an organ are annotated in the volume itself, Dice on all its other slices. "
     "*Ends given*: the first, the last and equally spaced ones between; *ends unknown*: from 10 to 90 % of the extent. "
 )
 _CROSSPATIENT = (
     "Protocol *crosspatient*: an organ is annotated on slices of one other patient, Dice over the whole volume of this "
-    "one; two support patients in turn. *Extent known*: three slices, and the organ's first and last slice are told; "
+    "one. *Extent known*: three slices, and the organ's first and last slice are told; "
     "*nothing given*: five slices and no word about this patient. "
 )
 _CLICKS = (
@@ -315,7 +317,7 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "crosspatient-small": Table(
-        _CROSSPATIENT + _MEAN + " `small`.",
+        _CROSSPATIENT + _MEAN + " Two support patients in turn, `small`.",
         {
             **_OTHERS,
             "the same, 1 slice": partial(_few_shot, setting="whole volume, 1 slice", score="volume"),
@@ -327,7 +329,7 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "crosspatient-medsam-lite": Table(
-        _CROSSPATIENT + _MEAN + " `medsam_lite`, no gradient steps.",
+        _CROSSPATIENT + _MEAN + " One support patient, `medsam_lite`, no gradient steps.",
         _OTHERS,
         [
             *_against(
@@ -347,8 +349,10 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "crosspatient-baselines": Table(
-        _CROSSPATIENT + _MEAN + " `small`; the U-Net, the classifier and the prototypes with one support patient only, "
-        "another one than the two of the first rows: compare the order, not the points.",
+        _CROSSPATIENT
+        + _MEAN
+        + " `small`. `fewshot` and registration with two support patients in turn, the others with a "
+        "third one: compare the order, not the points.",
         _OTHERS,
         [
             row
@@ -442,7 +446,7 @@ TABLES: dict[str, Table] = {
         "Protocol *complete* with five labelled slices (ends given) against SAM's own prompts: one, three or five "
         "simulated clicks on *every* slice of the organ. IoU in per cent on all other slices within the ends (95 % "
         "bootstrap interval over the n patients), same weights, `small`.",
-        _settings(iou=True, IoU=("ends given, 5 slices", "other slices in range")),
+        _settings({"IoU": ("ends given, 5 slices", "other slices in range")}, iou=True),
         [
             row
             for where in ("mr", "ct")
@@ -487,7 +491,9 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "setting1-crosspatient": Table(
-        _CROSSPATIENT + _MEAN + " Weights that were trained without any label of these organs (not shipped).",
+        _CROSSPATIENT
+        + _MEAN
+        + " Two support patients in turn, weights that were trained without any label of these organs (not shipped).",
         _OTHERS,
         [
             Row("MR, 4 organs", "setting1_crosspatient_abdomen_mr", "fewshot_prompted"),
