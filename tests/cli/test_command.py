@@ -53,7 +53,7 @@ def test_each_command_loads_takes_json_and_has_a_launcher(name: str, capsys: pyt
         (["export", "mask.nii.gz", "--series", "s", "--out", "seg", "--names", "liver=1"], "ends in .dcm"),
         (["samples", "--out", "x", "--only", "ct_99"], "there are ct_01"),
         (["doctor", "--download", "small"], "--download"),
-        (["embed", "no/such/folder"], "holds no volume"),
+        (["embed", "no/such/folder"], "there is no such folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(

@@ -23,6 +23,8 @@ NOBODY_S = 120.0
 """How long a scheduler may be without any worker: a guess, a queue of jobs needs a while to start them."""
 LOOK_S = 2.0
 """How often that is looked at."""
+CONNECT_S = 20.0
+"""How long a scheduler may take to answer: a guess."""
 KILLED = 3
 """Workers that may die of a task before it is given up: Dask's own default."""
 
@@ -168,11 +170,13 @@ def open_engine(
         tls: how to get in where the scheduler asks for certificates.
 
     Raises:
-        ValueError: a package is missing, or the address is none.
+        ValueError: a package or certificates are missing.
         EngineUnavailable: nobody answers there.
     """
     if workers < 1:
         raise ValueError(f"--workers {workers}: at least one has to do the work")
+    if cluster is not None and cluster.startswith("tls://") and tls is None:
+        raise ValueError(f"{cluster} asks for certificates: give --tls-ca, --tls-cert and --tls-key")
     if cluster is None and workers == 1:
         yield InProcess()
         return
@@ -188,7 +192,7 @@ def open_engine(
         else:
             address = cluster
         try:
-            client = stack.enter_context(Client(address, security=security, timeout=20, set_as_default=False))
+            client = stack.enter_context(Client(address, security=security, timeout=CONNECT_S, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
             raise EngineUnavailable(
                 f"no Dask scheduler answers at {cluster}: start one (`dask scheduler --host ADDRESS`) and its workers "

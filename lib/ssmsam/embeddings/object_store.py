@@ -58,9 +58,12 @@ class ObjectStore(EmbeddingStore):
         try:
             import fsspec
 
-            self._files, self._prefix = fsspec.core.url_to_fs(url.rstrip("/"))
+            local = {"auto_mkdir": True} if url.startswith(("file://", "local://")) else {}
+            self._files, self._prefix = fsspec.core.url_to_fs(url.rstrip("/"), **local)
         except (ImportError, ValueError) as error:
             raise ValueError(f"the store {url} cannot be used: {error}") from None
+        self._damaged: set[str] = set()
+        """What others put there and nobody can use: it is replaced."""
         for left in self.root.glob(f"{FETCHING}*"):
             if time.time() - left.stat().st_mtime > ABANDONED_S:
                 shutil.rmtree(left, ignore_errors=True)
@@ -79,8 +82,9 @@ class ObjectStore(EmbeddingStore):
         """Put a volume whose slices are all stored where the others find it, unless it is there. Raises StoreAway."""
         folder = self._folder(key.digest)
         with self._answers("sending to"):
-            if not folder.exists() or self._files.exists(self._object(key.digest)):
-                return
+            there = key.digest not in self._damaged and self._files.exists(self._object(key.digest))
+        if there or not folder.exists():
+            return
         with tempfile.TemporaryFile() as packed:
             with tarfile.open(fileobj=packed, mode="w") as tar:
                 for path in sorted(folder.iterdir()):
@@ -90,6 +94,7 @@ class ObjectStore(EmbeddingStore):
             with self._answers("sending to"), self._files.open(self._object(key.digest), "wb") as remote:
                 while piece := packed.read(1 << 20):
                     remote.write(piece)
+        self._damaged.discard(key.digest)
 
     def _fetch(self, digest: str) -> None:
         """Take a volume into the local store if it is shared. Damaged slices are found when they are read."""
@@ -106,6 +111,7 @@ class ObjectStore(EmbeddingStore):
                     _unpack(remote, Path(scratch) / "new", most=size)
                 except (tarfile.TarError, ValueError) as error:
                     logger.warning("the shared embeddings %s are damaged and will be made again: %s", digest, error)
+                    self._damaged.add(digest)
                     return
             (Path(scratch) / "new" / "used").touch()
             self._folder(digest).parent.mkdir(parents=True, exist_ok=True)
