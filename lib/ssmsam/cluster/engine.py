@@ -158,6 +158,7 @@ def open_engine(
     threads: int | None = None,
     gpu: bool = False,
     tls: Tls | None = None,
+    own_process: bool = False,
 ) -> Iterator[InProcess | DaskEngine]:
     """An engine for as long as the block lasts.
 
@@ -167,7 +168,8 @@ def open_engine(
             their settings from Dask's configuration files.
         threads: of torch in each process; the cores of this machine are divided evenly by default.
         gpu: give tasks only to workers that were started with ``--resources GPU=1``, one at a time each.
-        tls: how to get in where the scheduler asks for certificates.
+        tls: how to get in where the scheduler asks for certificates; else what Dask's configuration files say.
+        own_process: a single worker is a process of its own too.
 
     Raises:
         ValueError: a package or certificates are missing.
@@ -175,12 +177,12 @@ def open_engine(
     """
     if workers < 1:
         raise ValueError(f"--workers {workers}: at least one has to do the work")
-    if cluster is not None and cluster.startswith("tls://") and tls is None:
-        raise ValueError(f"{cluster} asks for certificates: give --tls-ca, --tls-cert and --tls-key")
-    if cluster is None and workers == 1:
+    if cluster is None and workers == 1 and not own_process:
         yield InProcess()
         return
     _require("distributed")
+    if cluster is not None and cluster.startswith("tls://") and tls is None and not _configured_tls():
+        raise ValueError(f"{cluster} asks for certificates: give --tls-ca, --tls-cert and --tls-key")
     from distributed import Client
 
     with ExitStack() as stack:
@@ -240,6 +242,12 @@ def _security(tls: Tls | None) -> Any:
     from distributed.security import Security
 
     return Security(tls_ca_file=tls.ca, tls_client_cert=tls.cert, tls_client_key=tls.key, require_encryption=True)
+
+
+def _configured_tls() -> bool:
+    import dask
+
+    return bool(dask.config.get("distributed.comm.tls.client.cert", None))
 
 
 def _require(package: str) -> None:

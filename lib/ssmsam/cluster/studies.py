@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -48,7 +48,8 @@ def studies_of(source: str | os.PathLike[str], *, modalities: Sequence[str] = MO
 
     Args:
         source: a folder as the server's (files, or folders of DICOM); a .txt or .csv file with a path or the address
-            of a store per line, relative to the list's folder, `#` before remarks; or http(s)://...
+            of a store per line, relative to the list's folder, `#` before remarks; or http(s)://STORE, which may go on
+            as DICOMweb has it: /studies/UID/series/UID.
         modalities: which series of a store are meant.
 
     Raises:
@@ -61,6 +62,11 @@ def studies_of(source: str | os.PathLike[str], *, modalities: Sequence[str] = MO
         raise ValueError(f"{source} holds no volume: expected {what}")
     often = Counter(study.name for study in found)
     return [study if often[study.name] == 1 else _told_apart(study) for study in found]
+
+
+def studies_at(paths: Mapping[str, str]) -> list[Study]:
+    """Files and folders under names that are given."""
+    return [replace(_of_file(Path(path)), name=name) for name, path in paths.items()]
 
 
 @contextmanager
@@ -114,8 +120,12 @@ def volumes_in(folder: Path) -> list[Path]:
 
 def _found(source: str | os.PathLike[str], modalities: Sequence[str]) -> Iterable[Study]:
     if is_address(source):
-        url = str(source)
-        records = archive(url).series({"Modality": list(modalities)})
+        url, _, within = str(source).partition("/studies/")
+        study, _, series = within.strip("/").partition("/series/")
+        uids = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+        named = {name: uid for name, uid in uids.items() if uid}
+        found = archive(url).series({"Modality": list(modalities), **named})
+        records = [one for one in found if study in ("", one.study_uid) and series in ("", one.series_uid)]
         return [_of_series(url, record) for record in sorted(records, key=lambda record: record.series_uid)]
     path = Path(source).expanduser().absolute()
     if path.is_dir():

@@ -194,16 +194,17 @@ class ScoreStudy:
         raise FileNotFoundError(f"there is no truth for {study.name} in {self.truth}: expected {study.name}.nii.gz")
 
 
-def task_file(path: Path) -> dict[str, str]:
+def task_file(path: Path) -> dict[str, Any]:
     """``task`` and ``task_sha256`` of the work that uses a task's file."""
     return {"task": str(path.absolute()), "task_sha256": sha256_of(path)}
 
 
 def summary(found: Segmentation, label: str, plane: Plane) -> dict[str, Any]:
-    """How much of a label was found, the Dice that is expected of it, and its most uncertain slices."""
+    """A label's number, how much of it was found, the Dice that is expected of it, and its most uncertain slices."""
     mask = found.mask[label]
     least_sure = np.argsort(-found.uncertainty[label], kind="stable")[:UNCERTAIN]
     return {
+        "number": found.numbers[label],
         "millilitres": round(float(mask.sum() * np.prod(found.label_map.spacing) / 1000), 3),
         "slices": int(plane.stack(mask).any(axis=(1, 2)).sum()),
         "dice_estimate": round(float(found.dice_estimate[label]), 3),

@@ -35,6 +35,7 @@ ASKED = {"k": 3, "labels": ["liver"], "client_id": "reader-a"}
 PARAMETERS = {
     "token": "An access token, where people log in.",
     "client_id": "Who asks; without it, whoever asks without a name at that address.",
+    "work": "embed: all slices through the encoder; segment: masks by a task checkpoint.",
     "method": "Which method is meant: fewshot, ssm_sam; of scoring: dice, uncertainty.",
     "model": "A model or a train task, by its name in /info/.",
     "strategy": "A strategy, by its name in /info/.",

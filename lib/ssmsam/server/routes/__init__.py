@@ -3,6 +3,7 @@
 from ssmsam.server.routes import (
     administration,
     checkpoints,
+    cohort,
     datastore,
     inference,
     jobs,
@@ -16,6 +17,7 @@ from ssmsam.server.routes import (
 ROUTERS = (
     administration.cached_data,
     checkpoints.router,
+    cohort.router,
     inference.router,
     jobs.router,
     administration.router,
