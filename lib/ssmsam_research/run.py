@@ -8,10 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from ssmsam.cluster.engine import open_engine
 from ssmsam.progress import Progress, silent
 from ssmsam.report import RunLog, run_manifest
 
@@ -28,6 +30,9 @@ class Run(ABC, Generic[U]):
 
     jobs: int = 1
     threads: int = 1
+    cluster: str | None = None
+    """A Dask scheduler whose workers see the data and the weights under the same paths; they take the place of
+    ``jobs``."""
     unit: ClassVar[str] = "cases"
     """What progress calls the units of work."""
 
@@ -72,6 +77,14 @@ class Run(ABC, Generic[U]):
 
     def _measured(self, units: Sequence[U], finished: frozenset[str]) -> Iterator[tuple[str, Any] | None]:
         """All pieces, and None after each unit."""
+        if self.cluster:
+            with open_engine(cluster=self.cluster, threads=self.threads) as engine:
+                for _, found in engine.run(partial(_listed, self, finished=finished), units):
+                    if isinstance(found, Exception):
+                        raise found
+                    yield from found
+                    yield None
+            return
         if self.jobs == 1 or len(units) < 2:
             for unit in units:
                 yield from self.measure(unit, finished)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from ssmsam.cluster.studies import Study
 from ssmsam.dicom.web import StoreUnavailable
 from ssmsam.progress import Progress, silent
+from ssmsam_research.run import Run
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,25 @@ def note(folder: str, study: Study, what: str) -> None:
 def noted(folder: Path, what: str) -> dict[str, int]:
     """How often for each study."""
     return {path.stem: len(path.read_text().splitlines()) for path in folder.glob(f"*.{what}")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squares(Run[int]):
+    """A measurement of numbers."""
+
+    notes: str
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"protocol": "squares"}
+
+    def units(self) -> Sequence[int]:
+        return [1, 2, 3, 4]
+
+    def measure(self, unit: int, finished: Collection[str]) -> Iterator[tuple[str, Any]]:
+        if str(unit) not in finished:
+            (Path(self.notes) / f"{unit}.measured").write_text(str(os.getpid()))
+            yield str(unit), unit**2
+
+    def result(self, pieces: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: pieces[name] for name in sorted(pieces)}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from planted_work import CountBytes, noted
+from planted_work import CountBytes, Squares, noted
 
 from ssmsam.cluster import EngineUnavailable, Study, Tls, engine, open_engine, run_cohort, studies_of
 from ssmsam.progress import Cancelled
@@ -124,6 +124,18 @@ def test_stopping_leaves_nothing_at_work(
         again = run_cohort(studies, CountBytes(str(notes)), engine=one, out=tmp_path / "out")
     assert len(again.failed) == 1
     assert noted(notes, "ended")["study0"] == 1
+
+
+def test_a_benchmark_runs_on_the_same_workers(notes: Path, processes: Callable[..., Processes]) -> None:
+    cluster = processes()
+    worker = cluster.worker()
+    run = Squares(notes=str(notes), cluster=cluster.address)
+    assert run.run() == Squares(notes=str(notes)).run() == {"1": 1, "2": 4, "3": 9, "4": 16}
+    run.run(notes / "log.jsonl")
+    assert {path.read_text() for path in notes.glob("*.measured")} == {str(worker.pid)}
+    for path in notes.glob("*.measured"):
+        path.unlink()
+    assert run.run(notes / "log.jsonl")["4"] == 16 and not list(notes.glob("*.measured"))  # all was in the log
 
 
 def test_nobody_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         protocol.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
         protocol.add_argument("--organs", nargs="+", metavar="NAME", help="only these labels, by name")
     for protocol in (clicks, complete, crosspatient, active):
-        protocol.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
+        protocol.add_argument("--jobs", "--workers", type=int, default=1, metavar="N", help="cases at a time")
+        protocol.add_argument("--cluster", metavar="tcp://HOST:PORT", help="on the workers of a Dask scheduler")
         protocol.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
     precision.set_defaults(protocol=run_precision)
     clicks.set_defaults(protocol=run_clicks)
@@ -238,6 +239,7 @@ def run_clicks(options: argparse.Namespace) -> int:
         weights_sha256=PromptedModel.load(choice).weights_sha256,
         protocol=click_protocol(options),
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
@@ -272,6 +274,7 @@ def run_click_comparison(options: argparse.Namespace) -> int:
         training=TrainingRecord.read(options.trained_on),
         held_out={name: found.validation for name, found in notes.items()},
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
@@ -434,6 +437,7 @@ def run_fewshot(
         pool=pool,
         surfaces=options.surfaces,
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
@@ -463,6 +467,7 @@ def run_active(options: argparse.Namespace) -> int:
         model=choice,
         weights_sha256=PromptedModel.load(choice).weights_sha256,
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
