@@ -98,8 +98,7 @@ class Turns:
         with self._changed:
             while self._brief and time.monotonic() < end:
                 self._changed.wait(POLL_S)
-                if any(token.cancelled for token in _tokens.get()):
-                    raise Cancelled
+                _raise_if_cancelled()
 
 
 _turns: ContextVar[Turns | None] = ContextVar("ssmsam_turns", default=None)
@@ -126,10 +125,18 @@ def shielded() -> Iterator[None]:
         _tokens.reset(before)
 
 
-def stop_if_cancelled() -> None:
-    """Raise :class:`Cancelled` where this thread's work was asked to stop; let clicks go first where it is long."""
+def _raise_if_cancelled() -> None:
     if any(token.cancelled for token in _tokens.get()):
         raise Cancelled
+
+
+def stop_if_cancelled() -> None:
+    """Raise :class:`Cancelled` where this thread's work was asked to stop; let clicks go first where it is long.
+
+    Called where nothing is held that a click may need. What only waits does not pause: it computes nothing, and a pause
+    with a lock in its hand would keep clicks from it.
+    """
+    _raise_if_cancelled()
     turns = _turns.get()
     if turns is not None:
         turns.pause()
@@ -139,7 +146,7 @@ def stop_if_cancelled() -> None:
 def holding(lock: Lock) -> Iterator[None]:
     """Hold a lock in this block. Raises :class:`Cancelled` while it waits for it."""
     while not lock.acquire(timeout=POLL_S):
-        stop_if_cancelled()
+        _raise_if_cancelled()
     try:
         yield
     finally:
@@ -154,13 +161,13 @@ def result_of(future: Future[T]) -> T:
         except NotYet:
             if future.done():  # its own error, which may be of this kind
                 raise
-            stop_if_cancelled()
+            _raise_if_cancelled()
 
 
 def waited(condition: threading.Condition, predicate: Callable[[], Any]) -> None:
     """Wait with a condition that is held until something holds. Raises :class:`Cancelled` meanwhile."""
     while not condition.wait_for(predicate, timeout=POLL_S):
-        stop_if_cancelled()
+        _raise_if_cancelled()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from ssmsam.embeddings.priority_lock import PriorityLock
+from ssmsam.progress import Turns
 
 
 def test_a_user_goes_before_background_work_that_waited_longer():
@@ -56,3 +57,21 @@ def test_an_error_inside_opens_the_gate(urgent):
         raise RuntimeError
     with gate.hold(urgent=False):
         pass
+
+
+def test_long_work_that_waits_does_not_keep_the_user_from_leaving(monkeypatch):
+    monkeypatch.setattr("ssmsam.progress.PATIENCE_S", 5.0)
+    gate, turns = PriorityLock(), Turns()
+
+    def embed() -> None:
+        with turns.long(), gate.hold(urgent=False):
+            pass
+
+    background = threading.Thread(target=embed)
+    with turns.brief():
+        with gate.hold(urgent=True):
+            background.start()
+            time.sleep(0.4)  # it waits, and would pause for the click
+            done = time.monotonic()
+        assert time.monotonic() - done < 1
+    background.join()
