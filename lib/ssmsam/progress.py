@@ -125,6 +125,11 @@ def shielded() -> Iterator[None]:
         _tokens.reset(before)
 
 
+def is_urgent() -> bool:
+    """Whether somebody waits for what this thread does: it is not long work."""
+    return _turns.get() is None
+
+
 def _raise_if_cancelled() -> None:
     if any(token.cancelled for token in _tokens.get()):
         raise Cancelled
