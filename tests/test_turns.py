@@ -79,6 +79,6 @@ def test_what_waits_can_be_cancelled(where: str):
     turns, token = Turns(), CancelToken()
     threading.Timer(0.1, token.cancel).start()
     started = time.monotonic()
-    with pytest.raises(Cancelled), cancellable(token), turns._places if where == "for a place" else turns.brief():
+    with pytest.raises(Cancelled), cancellable(token), turns.long() if where == "for a place" else turns.brief():
         endless(turns)
     assert time.monotonic() - started < 0.9

@@ -185,6 +185,11 @@ class VolumeEmbeddings:
                 time.sleep(POLL_SECONDS)
                 stop_if_cancelled()
 
+    @property
+    def batch_size(self) -> int:
+        """As :attr:`Embedder.batch_size`."""
+        return self._embedder.batch_size
+
     def inputs(self, indices: list[int]) -> torch.Tensor:
         """What the encoder sees of these slices: (B, 3, size, size) in [0, 1].
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -304,7 +304,7 @@ class ServerApp(MONAILabelApp):
             brief=True,
         )
         try:
-            with self.background.giving_way(), self.jobs.running(job), self._turn(task):
+            with self.jobs.running(job), self._turn(task):
                 path, details = task(replace(command, progress=job.progress))
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
@@ -321,7 +321,8 @@ class ServerApp(MONAILabelApp):
 
     def _turn(self, task: InferTask) -> AbstractContextManager[None]:
         """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
-        return self.jobs.turns.brief() if getattr(task, "brief", False) else nullcontext()
+        turns = self.jobs.turns
+        return turns.brief() if getattr(task, "brief", False) else turns.pausing()
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""
@@ -352,7 +353,8 @@ class ServerApp(MONAILabelApp):
         or not.
         """
         request = with_known_labels(request, self.datastore().label_names(""))
-        found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
+        with self.jobs.turns.pausing():
+            found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
         if not found.get("id"):
             return {name: text for name, text in found.items() if name == "message"}
         found = {**found, "path": str(self.images.from_datastore(found["id"]).path)}

@@ -92,7 +92,7 @@ class VolumeForecasts:
         embeddings = self.embeddings(image)
         done = np.flatnonzero(embeddings.done)
         if not len(done):
-            with suppress(Cancelled):
+            with suppress(Cancelled), self.service.jobs.turns.long():
                 embeddings.embed(evenly_spaced(embeddings.count, FEWEST_SLICES), progress=deadline.progress)
             done = np.flatnonzero(embeddings.done)
         learnable = set(self.learnable())
@@ -143,8 +143,8 @@ class VolumeForecasts:
         key = (state.active, state.pinned, digest(support), embeddings.key.digest, embedded)
 
         def made() -> dict[str, Forecast]:
-            task, _ = self.task(image, labels)
-            with self.service.jobs.turns.long():
+            with self.service.jobs.turns.long(progress):
+                task, _ = self.task(image, labels)
                 started = time.monotonic()
                 expected = expect(task, embeddings, slices, config=self.service.config, progress=progress)
             self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
