@@ -120,3 +120,29 @@ def test_what_became_urgent_in_its_middle_lets_nobody_pass():
         gate.let_pass(urgent=wanted.is_set)
         assert not entered.is_set()
     user.join()
+
+
+def test_background_work_comes_to_its_turn_among_clicks_without_end():
+    gate, stop, clicks = PriorityLock(), threading.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            with gate.hold(urgent=click):
+                clicks.append(1)
+                time.sleep(0.02)
+
+    users = [threading.Thread(target=look) for _ in range(3)]
+    for user in users:
+        user.start()
+    try:
+        started = time.monotonic()
+        with gate.hold(urgent=background_work):
+            passing = gate.let_pass(urgent=background_work, patience=0.5)
+            assert 0.4 < passing < 1.5
+            assert gate.let_pass(urgent=background_work, patience=0.5 - passing) == 0
+        assert time.monotonic() - started < 4
+        assert len(clicks) > 20
+    finally:
+        stop.set()
+        for user in users:
+            user.join()

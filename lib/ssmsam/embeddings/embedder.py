@@ -26,7 +26,7 @@ from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
 from ssmsam.embeddings.stored_volume import Fp16Embedding
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
-from ssmsam.progress import Progress, is_urgent, result_of, silent, stop_if_cancelled
+from ssmsam.progress import PATIENCE_S, Progress, is_urgent, result_of, silent, stop_if_cancelled
 from ssmsam.reading import read_volume
 from ssmsam.volume.body import body_centres
 from ssmsam.volume.errors import UnreadableVolume
@@ -448,8 +448,8 @@ class Embedder:
 
     @contextmanager
     def _interruptible(self, urgent: Callable[[], bool]) -> Iterator[list[float]]:
-        """Urgent work passes before every block that this thread runs, unless this is ``urgent``; the seconds of each.
-        Between two blocks the work may be cancelled."""
+        """Urgent work passes before every block that this thread runs, unless this is ``urgent`` or has waited long
+        enough; the seconds of each. Between two blocks the work may be cancelled."""
         passing: list[float] = []
         mine = threading.get_ident()
 
@@ -457,7 +457,7 @@ class Embedder:
             if threading.get_ident() != mine:
                 return
             stop_if_cancelled()
-            passing.append(self._gate.let_pass(urgent=urgent))
+            passing.append(self._gate.let_pass(urgent=urgent, patience=PATIENCE_S - sum(passing)))
 
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
         hooks = [block.register_forward_pre_hook(before_block) for blocks in lists for block in blocks]

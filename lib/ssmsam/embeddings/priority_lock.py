@@ -6,21 +6,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ssmsam.progress import waited, without_pauses
+from ssmsam.progress import PATIENCE_S, waited, without_pauses
 
 
 @dataclass(frozen=True, eq=False)
 class _Ticket:
-    urgent: Callable[[], bool]
+    """Of one who waits; ``patience`` in seconds."""
+
+    asked: Callable[[], bool]
+    patience: float = PATIENCE_S
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def urgent(self) -> bool:
+        return self.asked() or time.monotonic() > self.since + self.patience
 
 
 class PriorityLock:
     """A lock with two kinds of holders, each in the order of their coming.
 
     Whether a holder is urgent is asked again and again: one without urgency gets it from a user who begins to wait for
-    what it makes.
+    what it makes, and after :data:`~ssmsam.progress.PATIENCE_S`, so that it comes to its end where many people click.
     """
 
     def __init__(self) -> None:
@@ -50,12 +58,12 @@ class PriorityLock:
                 self._held = False
                 self._condition.notify_all()
 
-    def let_pass(self, *, urgent: Callable[[], bool]) -> float:
-        """Let those go first that wait with urgency: for a holder without, in the middle of its work. The seconds that
-        this took."""
-        ticket = _Ticket(urgent)
+    def let_pass(self, *, urgent: Callable[[], bool], patience: float = PATIENCE_S) -> float:
+        """Let those go first that wait with urgency: for a holder without, in the middle of its work, which waits for
+        about ``patience`` seconds. The seconds that this took."""
+        ticket = _Ticket(urgent, patience)
         with self._condition:
-            if urgent() or not any(one.urgent() for one in self._waiting):
+            if ticket.urgent or not any(one.urgent for one in self._waiting):
                 return 0.0
             started = time.perf_counter()
             self._waiting.insert(0, ticket)
@@ -68,4 +76,4 @@ class PriorityLock:
 
     def _is_next(self, ticket: _Ticket) -> bool:
         """Whether the gate is open for this one: the first that is urgent, or the first of all where none is."""
-        return not self._held and next((one for one in self._waiting if one.urgent()), self._waiting[0]) is ticket
+        return not self._held and next((one for one in self._waiting if one.urgent), self._waiting[0]) is ticket
