@@ -80,7 +80,7 @@ class FewShotService:
         """
         known: Iterable[str] = ()
         with suppress(StoreUnavailable, StoreRefused):  # viewers have to hear that the archive is down
-            known = self.studies.support().labels
+            known = self.studies.annotated_labels()
         self._others.update(dict.fromkeys(label for label in known if label not in self.labels))
         return [*self.labels, *self._others]
 
