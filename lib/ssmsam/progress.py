@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ T = TypeVar("T")
 
 class Cancelled(Exception):
     """The user stopped the work. Not an error: what was finished before stays."""
+
+
+class Busy(Exception):
+    """No place became free in time."""
 
 
 class CancelToken:
@@ -92,13 +97,13 @@ class Turns:
             _long_work.reset(before)
 
     @contextmanager
-    def long(self, progress: Progress | None = None) -> Iterator[None]:
+    def long(self, progress: Progress | None = None, *, within: float = math.inf) -> Iterator[None]:
         """Long work in one of the places, the only one of a thread. Raises :class:`Cancelled` while it waits for it,
-        of which ``progress("wait", 0, 0)`` tells."""
+        of which ``progress("wait", 0, 0)`` tells, and :class:`Busy` after so many seconds."""
         if progress and not self._free:
             progress("wait", 0, 0)
         with nullcontext() if _long_work.get() else self.pausing():
-            self._take_place()
+            self._take_place(within)
             try:
                 yield
             finally:
@@ -106,14 +111,17 @@ class Turns:
                     self._free += 1
                     self._changed.notify_all()
 
-    def _take_place(self) -> None:
-        work = _long_work.get()
+    def _take_place(self, within: float) -> None:
+        work, end = _long_work.get(), time.monotonic() + within
         assert work is not None
         with self._changed:
             me = work[1], next(self._numbers)
             self._waiting.append(me)
             try:
-                waited(self._changed, lambda: self._free and min(self._waiting) == me)
+                while not self._changed.wait_for(lambda: self._free and min(self._waiting) == me, timeout=POLL_S):
+                    _raise_if_cancelled()
+                    if time.monotonic() > end:
+                        raise Busy
                 self._free -= 1
             finally:
                 self._waiting.remove(me)

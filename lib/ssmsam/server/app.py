@@ -353,8 +353,7 @@ class ServerApp(MONAILabelApp):
         or not.
         """
         request = with_known_labels(request, self.datastore().label_names(""))
-        with self.jobs.turns.pausing():
-            found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
+        found = self.require_strategy(str(request.get("strategy") or ""))(request, self.datastore()) or {}
         if not found.get("id"):
             return {name: text for name, text in found.items() if name == "message"}
         found = {**found, "path": str(self.images.from_datastore(found["id"]).path)}
