@@ -50,7 +50,7 @@ from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import SEGMENT, FewShotService
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.service.machine import choose_device, limit_arenas, use_threads
+from ssmsam.service.machine import choose_device, give_way, limit_arenas, use_threads
 from ssmsam.service.prompt_service import PromptService
 from ssmsam.service.volume_forecasts import VolumeForecasts
 
@@ -76,6 +76,7 @@ class ServerApp(MONAILabelApp):
         keep_patients_out_of_logs()
         if is_worker():
             end_with_parent()
+            give_way()
         self.chosen = frozenset(conf or {})
         """The keys of the configuration that were set."""
         self.jobs = Jobs()
