@@ -250,6 +250,7 @@ def test_the_support_set_follows_other_processes(studies: StudiesFolder) -> None
     other = StudiesFolder(Path(studies.get_image_uri("a")).parent, auto_reload=False)
     submit(other, mask(3), client_id="another")
     assert [item.index for item in studies.support()] == [2, 3]
+    assert studies.annotated_labels() == list(studies.support().labels) == ["Leber é"]
 
 
 def test_slices_that_next_sample_names_are_assigned(studies: StudiesFolder, embedder: Embedder) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -50,7 +50,7 @@ from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import SEGMENT, FewShotService
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.service.machine import choose_device, limit_arenas, use_threads
+from ssmsam.service.machine import choose_device, give_way, limit_arenas, use_threads
 from ssmsam.service.prompt_service import PromptService
 from ssmsam.service.volume_forecasts import VolumeForecasts
 
@@ -76,6 +76,7 @@ class ServerApp(MONAILabelApp):
         keep_patients_out_of_logs()
         if is_worker():
             end_with_parent()
+            give_way()
         self.chosen = frozenset(conf or {})
         """The keys of the configuration that were set."""
         self.jobs = Jobs()
@@ -304,7 +305,7 @@ class ServerApp(MONAILabelApp):
             brief=True,
         )
         try:
-            with self.background.giving_way(), self.jobs.running(job), self._turn(task):
+            with self.jobs.running(job), self._turn(task):
                 path, details = task(replace(command, progress=job.progress))
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
@@ -321,7 +322,8 @@ class ServerApp(MONAILabelApp):
 
     def _turn(self, task: InferTask) -> AbstractContextManager[None]:
         """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
-        return self.jobs.turns.brief() if getattr(task, "brief", False) else nullcontext()
+        turns = self.jobs.turns
+        return turns.brief() if getattr(task, "brief", False) else turns.pausing()
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""

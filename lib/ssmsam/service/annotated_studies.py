@@ -202,6 +202,12 @@ class AnnotatedStudies:
         images = set(self.files.list_images())
         return SupportSet(tuple(item for item in self._service.store.support() if item.image in images))
 
+    def annotated_labels(self) -> list[str]:
+        """The labels of :meth:`support`, sorted. Reads no mask: viewers ask for them every few seconds."""
+        images = set(self.files.list_images())
+        known = self._service.store.overviews().items()
+        return sorted({label for image, one in known if image in images for label in one.annotated})
+
     # --- what the server did, so that submissions can be compared with it
 
     def serve(

@@ -102,6 +102,10 @@ class StudiesFolder(StudiesDatastore):
         self._import.wait()
         return super().support()
 
+    def annotated_labels(self) -> list[str]:
+        self._import.wait()
+        return super().annotated_labels()
+
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The finished images. A label that was put there by hand counts once it was read."""
         annotated = self._service.store.overviews()

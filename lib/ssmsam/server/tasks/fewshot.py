@@ -177,7 +177,7 @@ class FewShotTask(InferTask):
         )  # fmt: skip
 
         def made() -> Answer:
-            with service.jobs.turns.long():
+            with service.jobs.turns.long(progress):
                 prediction = segment(
                     embeddings, task, support=asked.support, clicks=clicks, config=service.config, progress=progress
                 )
