@@ -300,6 +300,9 @@ DEFAULT_MEMORY_BYTES = 2**30
 BATCH_SECONDS = 0.5
 """How long a background batch may keep a user's click waiting, where a single slice takes less."""
 LARGEST_BATCH = 16
+PATIENT_SLICES = 4
+"""As long as so many slices take, long work lets clicks go before it at the encoder, again and again: a guess. Among
+clicks without end every fifth slice is for it."""
 DERIVED_BYTES = 64 * 2**20
 """A guess: a registration of two volumes takes a few MB."""
 
@@ -434,7 +437,12 @@ class Embedder:
         :class:`~ssmsam.progress.Cancelled` between two blocks."""
         usual = is_urgent()
         urgent = urgent or (lambda: usual)
-        with self._gate.hold(urgent=urgent), self._interruptible(urgent) as passing, torch.inference_mode():
+        patience = max(PATIENCE_S, PATIENT_SLICES * (self._seconds or 0.0))
+        with (
+            self._gate.hold(urgent=urgent, patience=patience),
+            self._interruptible(urgent, patience) as passing,
+            torch.inference_mode(),
+        ):
             start = time.perf_counter()
             inputs = slices.to(self.device)
             if self.bfloat16:  # convolutions in this order are faster still
@@ -447,7 +455,7 @@ class Embedder:
         return halves
 
     @contextmanager
-    def _interruptible(self, urgent: Callable[[], bool]) -> Iterator[list[float]]:
+    def _interruptible(self, urgent: Callable[[], bool], patience: float) -> Iterator[list[float]]:
         """Urgent work passes before every block that this thread runs, unless this is ``urgent`` or has waited long
         enough; the seconds of each. Between two blocks the work may be cancelled."""
         passing: list[float] = []
@@ -457,7 +465,7 @@ class Embedder:
             if threading.get_ident() != mine:
                 return
             stop_if_cancelled()
-            passing.append(self._gate.let_pass(urgent=urgent, patience=PATIENCE_S - sum(passing)))
+            passing.append(self._gate.let_pass(urgent=urgent, patience=patience - sum(passing)))
 
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
         hooks = [block.register_forward_pre_hook(before_block) for blocks in lists for block in blocks]

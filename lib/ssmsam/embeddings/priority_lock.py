@@ -16,7 +16,7 @@ class _Ticket:
     """Of one who waits; ``patience`` in seconds."""
 
     asked: Callable[[], bool]
-    patience: float = PATIENCE_S
+    patience: float
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -28,7 +28,7 @@ class PriorityLock:
     """A lock with two kinds of holders, each in the order of their coming.
 
     Whether a holder is urgent is asked again and again: one without urgency gets it from a user who begins to wait for
-    what it makes, and after :data:`~ssmsam.progress.PATIENCE_S`, so that it comes to its end where many people click.
+    what it makes, and after some ``patience`` seconds, so that it comes to its end where many people click.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class PriorityLock:
         self._waiting: list[_Ticket] = []
 
     @contextmanager
-    def hold(self, *, urgent: Callable[[], bool]) -> Iterator[None]:
+    def hold(self, *, urgent: Callable[[], bool], patience: float = PATIENCE_S) -> Iterator[None]:
         """Hold the gate. Urgent holders go before others, which are interrupted only where they :meth:`let_pass`.
 
         Raises :class:`~ssmsam.progress.Cancelled` while it waits.
         """
-        ticket = _Ticket(urgent)
+        ticket = _Ticket(urgent, patience)
         with self._condition:
             self._waiting.append(ticket)
             try:
