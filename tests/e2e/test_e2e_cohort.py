@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from dask_processes import Processes, free_port
 from sample_cases import CT, MR, SAMPLES, Truth, copy_of, dice
 from serving import Server
 from stored_segs import stored_seg
@@ -149,11 +150,21 @@ def test_what_cannot_be_done_is_said(server: Server, work: str, params: dict, st
     assert answer.status_code == status and said in answer.text
 
 
-def test_a_scheduler_that_is_away_is_said(start: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_scheduler_that_is_away_and_comes_back(start: Callable[..., Server], tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
-    copy_of(CT, tmp_path / "studies")
-    conf = {"cluster": "tcp://127.0.0.1:9", "precompute": "false"}
-    alone = start(studies=tmp_path / "studies", conf=conf).wait_until_it_answers()
-    done = ended(alone, ask(alone, "embed").json())
+    copy_of(MR, tmp_path / "studies")
+    port = free_port()
+    conf = {"cluster": f"tcp://127.0.0.1:{port}", "precompute": "false"}
+    server = start(studies=tmp_path / "studies", conf=conf).wait_until_it_answers()
+    done = ended(server, ask(server, "embed").json())
     assert done["state"] == "failed"
-    assert "no Dask scheduler answers at tcp://127.0.0.1:9: start one" in done["detail"]
+    assert f"no Dask scheduler answers at tcp://127.0.0.1:{port}: start one" in done["detail"]
+    cluster = Processes(port=port)
+    try:
+        cluster.worker()
+        done = ended(server, ask(server, "embed").json())
+        assert (done["state"], done["detail"]) == ("done", "1 of 1 images done")
+    finally:
+        cluster.stop()
+    slicer(server.url, "sam_2d", MR, foreground=[[100, 100, 12]], label=ORGAN)
+    assert server.info()["ssmsam"]["encoded_slices"] == 0
