@@ -149,3 +149,12 @@ def test_masks_are_read_again_only_where_something_was_submitted(tmp_path, monke
     file = image_folder(tmp_path, "other") / "revision-000001.npz"
     file.write_bytes(b"damaged")
     assert not store.load("other").slices
+
+
+def test_one_look_does_for_a_whole_answer(tmp_path) -> None:
+    store = merged(tmp_path, 2)
+    with store.one_look():
+        before = store.overviews()
+        merged(tmp_path, 3)
+        assert store.overviews() is before and before["case"].revision == 1
+    assert store.overview("case").revision == 2

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -458,6 +459,19 @@ class AnnotationStore:
 
         What cannot be read and not be rebuilt is left out, and is one of the :attr:`troubles`.
         """
+        looked = _LOOKED.get()
+        return looked[1] if looked and looked[0] is self else self._look()
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """In this block :meth:`overviews` are what they are now: one answer asks for them many times."""
+        before = _LOOKED.set((self, self._look()))
+        try:
+            yield
+        finally:
+            _LOOKED.reset(before)
+
+    def _look(self) -> dict[str, Overview]:
         found = {}
         stamps = self._stamps()
         for path in set(self._overviews) - set(stamps):  # removed with their images
@@ -587,6 +601,7 @@ class AnnotationStore:
         return found
 
 
+_LOOKED: ContextVar[tuple[AnnotationStore, dict[str, Overview]] | None] = ContextVar("ssmsam_looked", default=None)
 _FOLDER = re.compile("[0-9a-f]{32}")
 
 

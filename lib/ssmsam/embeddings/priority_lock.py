@@ -50,6 +50,7 @@ class PriorityLock:
                 self._held = True
             finally:
                 self._waiting.remove(ticket)
+                self._condition.notify_all()  # one that was cancelled may have been the next
         try:
             with without_pauses():
                 yield

@@ -242,6 +242,10 @@ class ServerApp(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What viewers ask for, with one more key that they do not read; without the UIDs of anybody's images."""
+        with self.datastore().one_look():
+            return self._info()
+
+    def _info(self) -> dict[str, Any]:
         warm = getattr(self, "warm_up", None)
         found = {
             **super().info(),

@@ -202,6 +202,10 @@ class AnnotatedStudies:
         images = set(self.files.list_images())
         return SupportSet(tuple(item for item in self._service.store.support() if item.image in images))
 
+    def one_look(self) -> AbstractContextManager[None]:
+        """In this block it is looked up once which labels are annotated and finished on which images."""
+        return self._service.store.one_look()
+
     def annotated_labels(self) -> list[str]:
         """The labels of :meth:`support`, sorted. Reads no mask: viewers ask for them every few seconds."""
         images = set(self.files.list_images())
