@@ -352,8 +352,7 @@ class DicomStore:
         kept = [str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or ()]
         if answer.get("FailedSOPSequence") or (kept and str(dataset.SOPInstanceUID) not in kept):
             raise StoreRefused(f"{self.access.name} did not keep the segmentation; its own log says why")
-        header = read_dataset(path, tags=RECORD_TAGS, pixels=False).to_json_dict(suppress_invalid_tags=True)
-        return _segmentation_record(header, referenced_series(header)[0])
+        return segmentation_record(path)
 
     def _pages(self, query: Filters) -> Iterator[dict[str, Any]]:
         """Every answer to a query of series. Stores may send a part at a time; some always send everything."""
@@ -595,6 +594,18 @@ def _series_record(answer: Mapping[str, Any]) -> SeriesRecord:
         study_date=value_of(answer, "00080020"),
         study_time=value_of(answer, "00080030"),
     )
+
+
+def segmentation_record(path: Path) -> SegmentationRecord:
+    """Of a SEG that was written here."""
+    header = read_dataset(path, tags=RECORD_TAGS, pixels=False).to_json_dict(suppress_invalid_tags=True)
+    return _segmentation_record(header, referenced_series(header)[0])
+
+
+def series_record(file: Path) -> SeriesRecord:
+    """Of a series of which one file is here. Raises UnreadableVolume."""
+    header = read_dataset(file, tags=("StudyInstanceUID", "SeriesInstanceUID", *FIELDS), pixels=False)
+    return _series_record(header.to_json_dict(suppress_invalid_tags=True))
 
 
 def _segmentation_record(header: Mapping[str, Any], image_uid: str) -> SegmentationRecord:
