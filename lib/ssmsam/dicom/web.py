@@ -38,11 +38,12 @@ def boundary_of(content_type: str) -> bytes:
     return str(message.get_param("boundary", "")).encode("latin-1", "replace")
 
 
-def parts(boundary: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def parts(boundary: bytes, pieces: Iterable[bytes], *, whole: bool = True) -> Iterator[bytes]:
     """The content of each part, without its headers, from an answer that arrives in pieces.
 
     Takes a preamble and an epilogue, lines that end with a bare LF, parts without headers, and an answer whose last
-    boundary is missing. Raises ValueError for anything else.
+    boundary is missing where it is known to be ``whole``. Raises EOFError where it may be cut short, and ValueError for
+    anything else.
     """
     first = re.compile(rb"(?:\A|\n)--" + re.escape(boundary) + rb"(?=[ \t]*(\r?\n)|--)")
     data, searched, delimiter = bytearray(), 0, b""
@@ -66,7 +67,11 @@ def parts(boundary: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
         searched = max(0, len(data) - len(delimiter) + 1)
     if not delimiter:
         raise ValueError("the answer has no part")
-    if data.strip() and not data.startswith(b"--"):
+    if data.startswith(b"--"):
+        return
+    if not whole:
+        raise EOFError("the answer ends before its last boundary")
+    if data.strip():
         yield _content(data)
 
 
@@ -142,6 +147,9 @@ RECORD_TAGS = (
     "ContentDate", "ContentTime", "SeriesDate", "SeriesTime",
 )  # fmt: skip
 """What a :class:`SegmentationRecord` is made of."""
+
+DUPLICATE = 0x0111
+"""The reason of a store for not keeping an object: it has it already."""
 
 NOT_SO = (400, 404, 405, 410, 501)
 """What stores answer to a question that they do not take, and some where nothing matches."""
@@ -292,8 +300,8 @@ class DicomStore:
     def fetch(self, series: SeriesRecord, folder: Path) -> None:
         """Write every file of a series into ``folder``.
 
-        Raises StoreUnavailable when some did not come: fewer than the store lists for the series, and fewer than it
-        names one by one, for the first of these is a count that may be old.
+        Raises StoreUnavailable when some did not come: fewer than the store lists for the series, if it says that, and
+        fewer than it names one by one, for the first of these is a count that may be old.
         """
         seen: set[str] = set()
         with self._errors(f"of series {series.series_uid}"):
@@ -302,7 +310,7 @@ class DicomStore:
                     raise SeriesRefused(f"{self.access.name} sent files of another series than {series.series_uid}")
                 seen.add(str(header.SOPInstanceUID))
                 header.save_as(folder / f"{len(seen):05d}.dcm")
-        if len(seen) < max(1, series.instances) and len(seen) < (expected := self._count(series)):
+        if (not series.instances or len(seen) < series.instances) and len(seen) < (expected := self._count(series)):
             raise SeriesUnavailable(
                 f"{self.access.name} sent {len(seen)} of the {expected} images of series {series.series_uid}. "
                 "Try again in a moment; if that does not help, send the series to the store again."
@@ -348,9 +356,15 @@ class DicomStore:
         """Store one DICOM SEG. Raises StoreRefused when the store does not keep it."""
         dataset = read_dataset(path)
         with self._errors():
-            answer = self.client.store_instances([dataset])
+            try:
+                answer = self.client.store_instances([dataset])
+            except requests.HTTPError as error:
+                if _status(error) != 409 or _not_kept(error) != {DUPLICATE}:
+                    raise
+                return segmentation_record(path)
         kept = [str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or ()]
-        if answer.get("FailedSOPSequence") or (kept and str(dataset.SOPInstanceUID) not in kept):
+        is_there = str(dataset.SOPInstanceUID) in kept or _reasons(answer) == {DUPLICATE}
+        if not is_there and (kept or _reasons(answer)):
             raise StoreRefused(f"{self.access.name} did not keep the segmentation; its own log says why")
         return segmentation_record(path)
 
@@ -428,7 +442,12 @@ class DicomStore:
     def _count(self, series: SeriesRecord) -> int:
         """How many images the store has of a series, one by one: the count in its list may be old."""
         with self._errors(f"of series {series.series_uid}"):
-            return len(self.client.retrieve_series_metadata(series.study_uid, series.series_uid))
+            try:
+                return len(self.client.retrieve_series_metadata(series.study_uid, series.series_uid))
+            except requests.HTTPError as error:
+                if _status(error) not in NOT_SO:
+                    raise
+        return len(self._instances(series, {}))
 
     def _instances(self, series: SeriesRecord, query: Filters) -> list[dict[str, Any]]:
         with self._errors(f"of series {series.series_uid}"):
@@ -455,7 +474,7 @@ class DicomStore:
                 f"the certificate of the DICOMweb store {self.access.name} is not trusted here. Where it is your own, "
                 "set REQUESTS_CA_BUNDLE=/path/to/your-authority.pem and start again."
             ) from error
-        except requests.RequestException as error:
+        except (requests.RequestException, EOFError) as error:
             if what and not isinstance(error, requests.ConnectionError):  # it was reached, and fell silent
                 raise SeriesUnavailable(
                     f"the DICOMweb store {self.access.name} did not send the files {what} to their end "
@@ -506,7 +525,10 @@ class _Client(DICOMwebClient):
             if not boundary:  # one file, called multipart
                 yield response.content
                 return
-            yield from parts(boundary, response.iter_content(PIECE) if stream else [response.content])
+            # a length, or chunks, are checked while it is read; without them a lost connection looks like the end
+            sized = {"content-length", "transfer-encoding"} & {name.lower() for name in response.headers}
+            pieces = response.iter_content(PIECE) if stream else [response.content]
+            yield from parts(boundary, pieces, whole=bool(sized))
 
 
 class StoreSession(requests.Session):
@@ -542,6 +564,21 @@ class _Bearer(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._token()}"
         return request
+
+
+def _reasons(answer: pydicom.Dataset) -> set[int | None]:
+    """Why a store did not keep some objects, as it says."""
+    return {item.get("FailureReason") for item in answer.get("FailedSOPSequence") or ()}
+
+
+def _not_kept(error: requests.HTTPError) -> set[int | None]:
+    """The same of an answer with a status of failure; nothing where it says nothing."""
+    if error.response is None:
+        return set()
+    try:
+        return _reasons(pydicom.Dataset.from_json(error.response.json()))
+    except Exception:  # some page for people
+        return set()
 
 
 def _status(error: requests.HTTPError) -> int:

@@ -553,8 +553,9 @@ class AnnotatedStudies:
         """Write what is annotated as a label file with its names."""
         array, values = label_map(annotations, order=self._service.labels)
         if not values:
-            known = self.files.get_labels_by_image_id(image_id)
-            for one in (tag, UNSENT) if tag == FINAL else (tag,):
+            stale = (FINAL, UNSENT) if tag == FINAL else (tag,)
+            known = stale if self.files.remote else self.files.get_labels_by_image_id(image_id)  # it may be down
+            for one in stale:
                 if one in known:
                     self.files.remove_label(image_id, one)
             return

@@ -237,7 +237,9 @@ class DicomWebArchive(SoundRecord):
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label here. The DICOM SEG of a final one stays in the store, which has its own rules for that."""
-        SoundRecord.remove_label(self, label_id, label_tag)
+        self.require_writable()
+        if path := str(LocalDatastore.get_label_uri(self, label_id, label_tag)):
+            Path(path).unlink(missing_ok=True)
         with self._registry:
             image = self._datastore.objects.get(label_id)
             if image and image.labels.pop(label_tag, None):
