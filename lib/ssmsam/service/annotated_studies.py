@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update, label_map
+from ssmsam.annotation.annotations import Annotations, Update, hidden_voxels, label_map
 from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Assignment, Mark, Served
@@ -58,6 +58,8 @@ class Receipt:
     """The labels that were offered or annotated before."""
     since: str = ""
     """When the client opened the image."""
+    notes: tuple[str, ...] = ()
+    """What the finished label's file cannot show, as sentences."""
 
     @property
     def tag(self) -> str:
@@ -75,7 +77,7 @@ class Receipt:
 
     def answer(self) -> dict[str, Any]:
         """As JSON for the client: first what a person reads, then what is known in all, for programs."""
-        counted = summarise(self.update).splitlines() + self.new_label_lines
+        counted = [*summarise(self.update).splitlines(), *self.new_label_lines, *self.notes]
         return {
             "counted": counted,
             "detail": "; ".join(counted),
@@ -511,10 +513,11 @@ class AnnotatedStudies:
             finished = merged.merge(declared)
             written = self._own_label_info(image_id, PARTIAL).get(REVISION)  # another one where the disk was full
             changed = before is None or finished.revision > before.revision or written != before.revision
-            late = None
+            late: Exception | None = None
+            notes: tuple[str, ...] = ()
             try:
                 if finished.finished and (changed or self._own_label_info(image_id, UNSENT)):
-                    late = self._keep_final(image_id, finished, params)
+                    late, notes = self._keep_final(image_id, finished, params)
                 elif changed and before is not None and before.finished:
                     self._drop_final(image_id)
                 merged = self._service.merge(image_id, declared)
@@ -524,17 +527,18 @@ class AnnotatedStudies:
             if late:
                 self.deliver_later()
                 raise late
-            return Receipt(update, merged, names)
+            return Receipt(update, merged, names, notes=notes)
 
-    def _keep_final(self, image_id: str, finished: Annotations, params: Mapping[str, Any]) -> Exception | None:
-        """Keep a final label; the error of a store that did not take it, where it is kept here instead."""
+    def _keep_final(
+        self, image_id: str, finished: Annotations, params: Mapping[str, Any]
+    ) -> tuple[Exception | None, tuple[str, ...]]:
+        """Keep a final label; the error of a store that did not take it, where it is kept here instead, and notes."""
         try:
-            self._keep_label(image_id, FINAL, finished, params)
+            return None, self._keep_label(image_id, FINAL, finished, params)
         except (StoreUnavailable, StoreRefused) as error:
             if self._own_label_info(image_id, UNSENT).get(REVISION) != finished.revision:
                 raise
-            return error
-        return None
+            return error, ()
 
     def _write_served(self, image_id: str, served: Served) -> None:
         self._note(self._service.log.serve, image_id, served)
@@ -549,8 +553,10 @@ class AnnotatedStudies:
         """Wait until everything that was served is noted."""
         self._writer.submit(int).result()
 
-    def _keep_label(self, image_id: str, tag: str, annotations: Annotations, params: Mapping[str, Any]) -> None:
-        """Write what is annotated as a label file with its names."""
+    def _keep_label(
+        self, image_id: str, tag: str, annotations: Annotations, params: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """Write what is annotated as a label file with its names; notes of what it cannot show."""
         array, values = label_map(annotations, order=self._service.labels)
         if not values:
             stale = (FINAL, UNSENT) if tag == FINAL else (tag,)
@@ -558,17 +564,20 @@ class AnnotatedStudies:
             for one in stale:
                 if one in known:
                     self.files.remove_label(image_id, one)
-            return
+            return ()
+        notes = _overlaps(hidden_voxels(annotations, array, values))
         info = {
             **params,
             "label_info": [{"name": name, "idx": value} for name, value in values.items()],
             "partial": write_partial(annotations),
             REVISION: annotations.revision,
+            **({"notes": list(notes)} if notes else {}),
         }
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
             file = Path(folder) / "label.nii.gz"
             write_volume(Volume(array, annotations.grid.affine), file)
             self.files.save_label(image_id, str(file), tag, info)
+        return notes
 
     def _drop_final(self, image_id: str) -> None:
         try:
@@ -598,6 +607,12 @@ class AnnotatedStudies:
     def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
         """Holds an image: submissions come one after the other, so that label files are never older than they."""
         return self._images_locked.hold(image_id)
+
+
+def _overlaps(hidden: Mapping[str, int]) -> tuple[str, ...]:
+    named = ", ".join(f"{count} of {label}" for label, count in hidden.items())
+    say = f"labels overlap, and a label file holds one a voxel: the one drawn later covers voxels of others ({named})"
+    return (say,) if hidden else ()
 
 
 def required_names(info: Mapping[str, Any]) -> Any:

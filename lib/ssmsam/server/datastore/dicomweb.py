@@ -358,6 +358,8 @@ class DicomWebArchive(SoundRecord):
             for n, reason in found.left_out.items():
                 logger.warning("%s of image %s is left out: %s", called[str(segs[n])], image_id, reason)
             notes = [*found.notes, *(f"left out: {_renamed(reason, called)}" for reason in found.left_out.values())]
+            for note in found.notes:
+                logger.warning("The segmentation of image %s: %s", image_id, note)
             file = Path(scratch) / "label.nii.gz"
             write_volume(found.volume, file)
             self._keep(image_id, str(file), FINAL, _info_of(records, found.labels, source=found.source, notes=notes))
