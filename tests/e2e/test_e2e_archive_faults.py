@@ -230,6 +230,7 @@ def test_an_archive_that_stops_during_a_batch(archive: Archive, server: Server, 
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    requests.delete(f"{server.url}/cache", timeout=TIMEOUT).raise_for_status()
     archive.relay.cut(DOWNLOAD, "answer", after=10 * MIDDLE, then=archive.kill)
     run()
     assert archive.relay.done.is_set()
