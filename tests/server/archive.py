@@ -27,7 +27,8 @@ class Archive:
     ``broken`` series (UID -> status) nothing comes; ``multipart`` is "preamble" or "lf" for odd ways to write answers.
     Without ``counts`` it does not say how many images a series has. Of files only the first ``cut_at`` bytes come, as
     if they were all. ``lost`` uploads are stored, and the answer does not come. With ``once`` what is there already is
-    not taken again: ``once`` is the status of the answer.
+    not taken again: ``once`` is the status of the answer. ``odd`` is listed beside the series as it is. What is sent to
+    one that ``swallows`` is answered with a page for people, and gone. The status 0 of a broken series: it hangs up.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -36,6 +37,8 @@ class Archive:
         self.nothing, self.relational, self.wildcard, self.count_off, self.multipart = 200, True, True, 0, ""
         self.broken: dict[str, int] = {}
         self.counts, self.cut_at, self.lost, self.once = True, 0, 0, 0
+        self.odd: list[Any] = []
+        self.swallows = False
         self.asked: list[str] = []
         handler = type("Handler", (_Handler,), {"archive": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -71,7 +74,7 @@ class Archive:
                 answer.NumberOfSeriesRelatedInstances = len(members) + self.count_off
             found.append(json.loads(answer.to_json()))
         first = int(query.get("offset", ["0"])[0])
-        return found[first : first + self.page]
+        return [*self.odd, *found][first : first + self.page]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._list([one for one in self.archive.series(query) if one["0020000D"]["Value"] == [parts[1]]])
             return
         wanted = parts[3]
+        if self.archive.broken.get(wanted) == 0:
+            self.close_connection = True
+            return
         if wanted in self.archive.broken:
             self._answer(b"cannot be read", "text/plain", self.archive.broken[wanted])
             return
@@ -124,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self._body()
         if self._refused():
+            return
+        if self.archive.swallows:
+            self._answer(b"<html>please log in</html>", "text/html")
             return
         parts = MultipartDecoder(body, self.headers["Content-Type"]).parts
         stored = pydicom.Dataset()

@@ -649,7 +649,16 @@ def test_studies_of_an_archive_without_relational_queries_are_not_asked_for_ever
     assert len([asked for asked in archive.asked if "/series?" in asked or asked.endswith("/series")]) == before
 
 
-@pytest.mark.parametrize(("status", "error"), [(404, SeriesRefused), (500, SeriesUnavailable)])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (404, SeriesRefused),
+        (403, SeriesRefused),
+        (406, SeriesRefused),
+        (500, SeriesUnavailable),
+        (0, SeriesUnavailable),
+    ],
+)
 def test_a_series_that_cannot_be_had_says_so_and_hides_no_other(
     status: int, error: type[Exception], archive: Archive, open_studies: Open, add: Callable[..., str]
 ) -> None:
@@ -851,3 +860,63 @@ def test_a_store_that_hangs_holds_nobody_up_who_has_a_list(
         assert studies.get_image_uri(uid) == folder
         assert studies.status()["total"] == 1
         assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        7,
+        {"0020000D": "2.25.1", "0020000E": ["2.25.2"], "00080060": 5},
+        {"0020000D": {"vr": "UI", "Value": {"a": 1}}, "0020000E": {"vr": "UI", "Value": None}},
+        {"0020000D": {"Value": ["2.25.1"]}, "0020000E": {"Value": ["../../x"]}, "00080060": {"Value": ["CT"]}},
+        {"0020000D": {"Value": ["2.25.1"]}, "0020000E": {"Value": ["1.2\ud83d"]}, "00080060": {"Value": ["CT"]}},
+        {"0020000D": {"Value": []}, "0020000E": {"Value": ["2.25.2"]}, "00080060": {"Value": ["CT"]}},
+    ],
+    ids=str,
+)
+def test_an_odd_entry_in_the_list_hides_no_other(
+    odd: Any, archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.odd = [odd]
+    studies = open_studies()
+    assert studies.list_images() == [uid]
+    assert studies.get_labeled_images() == []
+
+
+def test_a_patient_s_id_can_always_be_written(archive: Archive, open_studies: Open, add: Callable[..., str]) -> None:
+    uid = add(1)
+    known = archive.series({})[0]
+    archive.odd = [{**known, "00100020": {"vr": "LO", "Value": ["4711\ud83d"]}, "0020000E": {"Value": ["2.25.3"]}}]
+    studies = open_studies()
+    assert set(studies.list_images()) == {uid, "2.25.3"}
+    assert studies.get_image_info("2.25.3")["PatientID"] == "4711?"
+
+
+def test_an_image_that_the_archive_has_only_a_part_of_is_fetched_again(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    whole = archive.files[-1]
+    archive.files[-1] = whole[:-20]
+    with pytest.raises(SeriesUnavailable, match="fewer pixels"):
+        open_studies().get_image_uri(uid)
+    archive.files[-1] = whole
+    assert read_volume(open_studies().get_image_uri(uid)).shape == SHAPE
+
+
+def test_what_is_swallowed_on_the_way_is_not_taken_for_stored(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    """As by a page for the login in front of the archive, which answers everything with 200."""
+    uid = add(1)
+    studies = open_studies()
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.swallows = True
+    with pytest.raises(StoreUnavailable, match=r"does not list it.*kept on this server"):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert list(studies.get_labels_by_image_id(uid)) == [UNSENT]
+    archive.swallows = False
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert studies.get_labels_by_image_id(uid) == {"final": uid}

@@ -88,7 +88,7 @@ def _open(path: Path) -> nib.Nifti1Pair:
     proxy: Any = image.dataobj
     if isinstance(image, nib.Nifti1Image) and proxy.offset == 0:
         raise UnreadableVolume(
-            f"{path}: the header does not say where the voxels begin (vox_offset 0), and programs differ in what they take. "
+            f"{path}: the header does not say where the voxels begin (vox_offset 0), and programs differ in it. "
             "Convert the image again from its source."
         )
     return image

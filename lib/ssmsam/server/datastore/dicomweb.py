@@ -269,7 +269,7 @@ class DicomWebArchive(SoundRecord):
                 self._keep(image_id, str(file), UNSENT, info)  # before it is sent: this process may be killed then
                 job.progress("send", 1, 2)
                 with shielded():
-                    record = self._there(image_id, digest, seg, tried) or self._store.add(seg)
+                    record = self._there(image_id, digest, seg, tried) or self._sent(image_id, digest, seg)
         except Cancelled:
             self._keep(image_id, str(file), UNSENT, info)
             raise InvalidRequest(
@@ -325,6 +325,15 @@ class DicomWebArchive(SoundRecord):
         self._catalogue.forget()
         newest = next(iter(self._catalogue.segmentations().get(image_id, ())), None)
         return newest if newest and newest.instance_uid == uid else None
+
+    def _sent(self, image_id: str, digest: str, seg: Path) -> SegmentationRecord:
+        """Send the SEG. Raises StoreUnavailable where the store neither says that it has it nor lists it: what is in
+        between may have taken it, such as a page that asks for a login."""
+        if not self._store.add(seg) and self._there(image_id, digest, seg, True) is None:
+            raise StoreUnavailable(
+                f"{self._store.access.name} did not say that it has the segmentation, and does not list it."
+            )
+        return segmentation_record(seg)
 
     def _stored_before(self, image_id: str) -> list[str]:
         known = self._datastore.objects.get(image_id)
