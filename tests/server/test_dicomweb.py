@@ -824,6 +824,10 @@ def test_a_submission_that_turns_out_not_to_fit_is_put_aside_and_said(
     archive.status = 200
     assert studies.deliver() == studies.deliver() == 0
     assert "cannot be used" in caplog.text
+    damaged = tmp_path / "mine" / ".annotations-waiting" / "2020-01-01" / "submission.json"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"{")
+    assert studies.deliver() == 0 and "is damaged and kept as" in caplog.text
     assert list((tmp_path / "mine").rglob("mask.nii.gz")), "nothing is thrown away"
 
 

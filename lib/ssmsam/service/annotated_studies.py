@@ -263,6 +263,7 @@ class AnnotatedStudies:
 
     def _wait(self, image_id: str, file: Path, params: Mapping[str, Any], tag: str, error: Exception) -> Exception:
         """Keep a submission to an image that the archive does not send; the error that says so."""
+        self.require_writable()
         if file.suffix != ".bin":
             with named(file, "the label"):
                 read_volume(file)

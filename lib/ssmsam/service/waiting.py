@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ssmsam.annotation.slice_state import now
 from ssmsam.files import DAMAGED, private_folder, put_aside, write_bytes
 from ssmsam.service.errors import InvalidRequest
 
+logger = logging.getLogger(__name__)
+
 RECORD = "submission.json"
 MOST = 1000
 """How many may wait. A guess: far more than come in while an archive is away, far less than fill a disk."""
@@ -24,14 +27,10 @@ class Waiting:
     """One submission: the mask as it was sent, and what was said of it."""
 
     record: Path
+    mask: Path
     image: str
     tag: str
     params: dict[str, Any]
-
-    @property
-    def mask(self) -> Path:
-        """In the file that it came in."""
-        return next(self.record.parent.glob("mask.*"))
 
     def done(self) -> None:
         shutil.rmtree(self.record.parent)
@@ -58,10 +57,15 @@ class WaitingRoom:
         write_bytes(folder / RECORD, json.dumps({"image": image, "tag": tag, "params": dict(params)}).encode())
 
     def listed(self) -> list[Waiting]:
-        """What waits, the oldest first."""
+        """What waits, the oldest first. What is damaged is put aside."""
         found = []
         for record in sorted(self.root.glob(f"[0-9]*/{RECORD}")):
-            if DAMAGED not in record.parent.name:
+            if DAMAGED in record.parent.name:
+                continue
+            try:
                 said = json.loads(record.read_bytes())
-                found.append(Waiting(record, said["image"], said["tag"], said["params"]))
+                mask = next(record.parent.glob("mask.*"))
+                found.append(Waiting(record, mask, str(said["image"]), str(said["tag"]), dict(said["params"])))
+            except (ValueError, KeyError, TypeError, StopIteration, OSError) as error:
+                logger.error("A submission that waits is damaged and kept as %s: %s", put_aside(record.parent), error)
         return found
