@@ -174,7 +174,7 @@ def _pixel_reader(seg: FileDataset, count: int) -> Callable[[int], np.ndarray]:
         raise UnreadableVolume(f"pixels of {bits} bits, or big endian. Export the segmentation again.")
     data = np.frombuffer(seg.PixelData, dtype=np.uint8)
     size = rows * columns
-    if size == 0 or (count + 1) * size * bits <= data.size * 8:
+    if size == 0 or 2 * count * size * bits <= data.size * 8:
         raise UnreadableVolume(
             f"its pixels are not those of {count} frames of {rows} by {columns}: they are {data.size} bytes. "
             "Export the segmentation again."
