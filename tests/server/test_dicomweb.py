@@ -924,3 +924,21 @@ def test_what_is_swallowed_on_the_way_is_not_taken_for_stored(
     archive.swallows = False
     studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
     assert studies.get_labels_by_image_id(uid) == {"final": uid}
+
+
+def test_a_store_that_takes_a_seg_and_falls_silent_gets_it_once(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    uid = add(1)
+    studies = open_studies(read_s=0.3)
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.silent_s = 2.0
+    with pytest.raises(StoreUnavailable, match=r"Timeout.*kept on this server"):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    archive.silent_s = 0.0
+    end = time.monotonic() + 20
+    while "SEG" not in [header.Modality for header in archive.headers()]:  # what it took it stores
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    open_studies().save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert [header.Modality for header in archive.headers()].count("SEG") == 1
