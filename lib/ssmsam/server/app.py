@@ -164,7 +164,7 @@ class ServerApp(MONAILabelApp):
             store = DicomStore(access)
         except ValueError as error:
             refuse_to_start(ConfigurationError(f"--studies {access.name} is not the address of a server: {error}"))
-        return DicomWebStudies(
+        studies = DicomWebStudies(
             store,
             folder=(self.configuration.dicom_folder or default_dicom_folder())
             / hashlib.sha256(access.name.encode()).hexdigest()[:16],
@@ -173,6 +173,9 @@ class ServerApp(MONAILabelApp):
             labels=self.configuration.labels,
             jobs=self.jobs,
         )
+        if not is_worker():
+            studies.deliver_later()
+        return studies
 
     def init_infers(self) -> dict[str, InferTask]:
         self.images = Images(

@@ -119,3 +119,4 @@ class DicomWebStudies(StudiesDatastore):
         files = DicomWebArchive(store, folder=folder, **options)
         super().__init__(files, folder, labels=labels)
         files.finished = self.get_labeled_images
+        self.mend_labels()
