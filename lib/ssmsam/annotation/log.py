@@ -119,7 +119,7 @@ class Served:
     @classmethod
     def of(
         cls,
-        mask: np.ndarray,
+        mask: np.ndarray | Mapping[int, np.ndarray],
         *,
         label: str,
         client: str = "",
@@ -128,9 +128,13 @@ class Served:
         prompted: Iterable[int] = (),
         when: str = "",
     ) -> Served:
-        """Of a mask (slices, rows, columns); ``only`` names the slices that the client really takes over."""
-        indices = range(mask.shape[plane.axis]) if only is None else only
-        return cls(label, client, plane.axis, pack_slices(mask, plane, indices), frozenset(prompted), when)
+        """Of a mask (slices, rows, columns), where ``only`` names the slices that the client really takes over; or of
+        these slices themselves."""
+        if isinstance(mask, Mapping):
+            slices = {index: PackedMask.of(part) for index, part in mask.items()}
+        else:
+            slices = pack_slices(mask, plane, range(mask.shape[plane.axis]) if only is None else only)
+        return cls(label, client, plane.axis, slices, frozenset(prompted), when)
 
     def after(self, earlier: Served | None) -> Served:
         """What is on screen now: this, and of an earlier answer in the same plane the slices that this left alone."""

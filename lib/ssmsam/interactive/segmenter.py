@@ -21,7 +21,7 @@ from ssmsam.interactive.click_constraints import (
     without_fragments,
     without_islands,
 )
-from ssmsam.models.frame import draw_mask, logits_to_pixels, mask_to_logits
+from ssmsam.models.frame import Frame, draw_mask, logits_to_pixels, mask_to_logits
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.ops import PackedMask
 
@@ -98,6 +98,14 @@ def segment_slice(
         quality=float(candidates.quality[chosen]),
         corrected=corrected,
     )
+
+
+def uncertainty(logits: torch.Tensor, frame: Frame) -> np.ndarray:
+    """Where a mask could as well be otherwise: (height, width) in [0, 1], 1 where the decoder gives a pixel the
+    probability 0.5 and 0 where it is sure. ``logits`` are (1, 1, S, S)."""
+    probable = logits_to_pixels(logits[0], frame)[0]
+    unsure: np.ndarray = 1 - np.abs(np.tanh(probable / 2))
+    return unsure
 
 
 def choose(pixels: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> int:

@@ -207,7 +207,7 @@ class AnnotatedStudies:
     def serve(
         self,
         image_id: str,
-        mask: np.ndarray,
+        mask: np.ndarray | Mapping[int, np.ndarray],
         *,
         label: str,
         client: str,
@@ -216,7 +216,8 @@ class AnnotatedStudies:
         prompted: Iterable[int] = (),
         when: str = "",
     ) -> None:
-        """Remember a mask (slices, rows, columns) of one label that a client was sent. It is written in the background.
+        """Remember a mask (slices, rows, columns) of one label that a client was sent, or the slices of it that it was
+        sent. It is written in the background.
 
         ``only`` are the slices that it takes over (None for all), ``prompted`` those it clicked on. Give the masks
         of one answer with many labels the same ``when``.

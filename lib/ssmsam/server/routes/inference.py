@@ -64,6 +64,8 @@ def infer(
     app.require_options(options, app.require_model(model))
     if output == ResultType.dicom_seg:
         _require_dicom_store(app)
+    if options.get("answer") == "slice" and output != ResultType.json:
+        raise InvalidRequest("answer 'slice' comes in the details, without a file: ask with output=json")
     source = _source(app, image, session_id, file, scratch)
     client = reader(options.get("client_id"), request)
     if label:
