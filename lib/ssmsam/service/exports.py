@@ -111,8 +111,8 @@ def studies_cases(studies: AnnotatedStudies, images: Images) -> Iterator[Dataset
 def write_nnunet(
     cases: Iterable[DatasetCase], folder: Path, *, labels: Sequence[str] = (), finished: bool = True, modality: str = ""
 ) -> dict[str, Any]:
-    """Write a data set folder of nnU-Net v2 (``dataset.json``, ``imagesTr``, ``labelsTr``), whole or not at all; returns a
-    report.
+    """Write a data set folder of nnU-Net v2, whole or not at all: ``dataset.json``, ``imagesTr`` and ``labelsTr``;
+    returns a report.
 
     A voxel that nobody said anything about has the label ``ignore``, which nnU-Net leaves out of its loss: one on a
     slice that is not annotated, or outside of this image's labels where another label of the set is not annotated.
