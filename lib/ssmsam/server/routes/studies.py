@@ -52,6 +52,7 @@ def _work(work: WorkSummary) -> dict[str, Any]:
     workers = [
         {"client": who, "last": one.last, "seconds": round(one.seconds), "annotated": one.annotated}
         for who, one in sorted(work.workers.items(), key=lambda known: known[1].last, reverse=True)
+        if one.annotated or one.seconds  # rather than that they opened it
     ]
     return {
         "expected": {label: round(dice, 3) for label, dice in work.expected.items()},
