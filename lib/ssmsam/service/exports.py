@@ -140,7 +140,7 @@ def write_nnunet(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=WRITING) as scratch:
         place = Path(scratch) / "set"
-        written = {}
+        written = dict[str, _Written]()
         for case in chosen:
             found = _write_case(case, place, values, modality=modality, taken={one.name for one in written.values()})
             if isinstance(found, _Written):

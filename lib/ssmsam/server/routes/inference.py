@@ -74,7 +74,8 @@ def infer(
     if label:
         received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))  # as scribbles send one; no model reads it
     asked = {**options, "model": model, "client_id": client}
-    logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
+    brief = {name: value for name, value in options.items() if name not in ("scribbles", "lasso")}  # lines are long
+    logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, brief)
     result = app.run(app.command(asked, source))
     _name_page(result["params"], source, str(request.base_url), viewer=str(options.get("viewer") or ""))
     if output == ResultType.dicom_seg:
