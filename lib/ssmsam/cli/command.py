@@ -22,7 +22,7 @@ COMMANDS = {
     "segment": "Segment a volume by labelled slices, or by a task that was learned; or a whole cohort.",
     "score": "Say of every study of a cohort how well a task does on it.",
     "adapt": "Learn labels from slices and keep them in a small file.",
-    "export": "Write a label map as DICOM SEG.",
+    "export": "Write a label map as DICOM SEG or RT Structure Set, or studies as a data set for nnU-Net.",
     "benchmark": "Measure clicks and few-shot segmentation (research).",
     "train": "Train the models (research).",
     "purge": "Remove what is cached of patients' images.",

@@ -10,6 +10,7 @@ from ssmsam.server.routes import (
     page,
     proxy,
     sessions,
+    studies,
     tasks,
     viewer,
 )
@@ -29,5 +30,5 @@ ROUTERS = (
     viewer.router,
     viewer.reference,
     page.router,
-    page.studies,
+    studies.router,
 )
