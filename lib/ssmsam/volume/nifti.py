@@ -35,6 +35,19 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Grid]:
     return nifti_voxels(image, path)
 
 
+def nifti_slice(path: Path, index: int) -> np.ndarray:
+    """(rows, columns) of one slice. A compressed file is unpacked no further than to its end."""
+    image = _open(path)
+    grid = _grid(image, path)
+    proxy: Any = image.dataobj
+    where = (slice(None), slice(None), *([index] if len(image.shape) > 2 else []), *[0] * (len(image.shape) - 3))
+    try:
+        pixels = np.asanyarray(proxy[where])
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise UnreadableVolume(f"{path}: the voxels cannot be read ({error}). The file may be cut short.") from error
+    return pixels.T.reshape(grid.shape[1:])
+
+
 def nifti_voxels(image: nib.Nifti1Pair, source: Path | str) -> tuple[np.ndarray, Grid]:
     """The same of an image that nibabel opened or made; ``source`` is for messages."""
     grid = _grid(image, source)

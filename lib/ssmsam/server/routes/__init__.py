@@ -9,6 +9,7 @@ from ssmsam.server.routes import (
     page,
     proxy,
     sessions,
+    studies,
     tasks,
     viewer,
 )
@@ -27,5 +28,5 @@ ROUTERS = (
     viewer.router,
     viewer.reference,
     page.router,
-    page.studies,
+    studies.router,
 )

@@ -17,6 +17,8 @@ from ssmsam.service.images import OpenImage
 from ssmsam.service.mask_files import MaskFormat, centroids, slice_as_json, write_mask
 from ssmsam.service.prompt_service import PromptService
 
+LEVEL = 17
+"""Uncertainty is told in 16 steps of 255: finer ones make an answer four times as large, and nobody sees them."""
 UNNAMED = "object"
 """The label of a mask when the request names none: viewers use the segment that is selected."""
 
@@ -106,6 +108,6 @@ def _slice(result: SegmentationResult) -> dict[str, Any]:
     place: dict[str, Any] = {"plane": embeddings.plane, "grid": embeddings.grid}
     return {
         "slice_mask": slice_as_json(mask, index, **place),
-        "uncertainty": None if unsure is None else slice_as_json(np.rint(255 * unsure), index, **place),
+        "uncertainty": None if unsure is None else slice_as_json(LEVEL * np.rint(unsure * 255 / LEVEL), index, **place),
         "voxels": int(mask.sum()),
     }
