@@ -62,7 +62,7 @@ function drawUnsure() {
   const values = unsureShown && study.current && study.unsure.get(`${study.current.name} ${stage.slice}`);
   if (values && !pictures.has(values)) {
     const [width, height] = stage.grid.shape, canvas = element('canvas', { width, height }), context = canvas.getContext('2d'), pixels = context.createImageData(width, height);
-    values.forEach((value, n) => pixels.data.set([255, 190, 60, value * 0.8], 4 * n));
+    values.forEach((value, n) => pixels.data.set([255, 190, 60, value * 0.7], 4 * n));
     context.putImageData(pixels, 0, 0);
     pictures.set(values, canvas.toDataURL());
   }
@@ -245,7 +245,7 @@ async function start() {
   $('study').title = `${about.spacing.join(' × ')} mm`;
   document.title = `${image} · ssmsam`;
   labels(info.labels);
-  await stage.open(niivue, server.imageAddress(image), about.file);
+  await stage.open(niivue, server.imageAddress(image));
   $('slice').max = stage.grid.shape[2] - 1;
   windows();
   $('loading').hidden = true;

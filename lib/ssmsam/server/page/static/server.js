@@ -124,5 +124,5 @@ export const dataset = only => call('/studies/dataset', { params: { only } }).th
 export const review = (image, verdict, note) => call('/studies/review', { method: 'POST', params: { image, verdict, client_id: client, ...(note && { note }) } }).then(json);
 export const agreement = image => call('/studies/agreement', { params: { image } }).then(json);
 export const measurements = image => call('/studies/measurements', { params: { image } }).then(json);
-export const imageAddress = image => `${root}/datastore/image?${new URLSearchParams({ image, client_id: client })}`;
+export const imageAddress = image => `${root}/studies/image?${new URLSearchParams({ image, client_id: client })}`;
 export const picture = (image, slice) => call('/studies/picture', { params: { image, ...(slice && { slice }) } });

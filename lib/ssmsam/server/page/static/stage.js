@@ -25,7 +25,7 @@ export class Stage extends EventTarget {
     new ResizeObserver(() => requestAnimationFrame(() => this.drawMarks())).observe(canvas);
   }
 
-  async open(module, url, name = 'image.nii') {
+  async open(module, url) {
     this.nv = new module.Niivue({
       backColor: [0.03, 0.04, 0.05, 1], isRadiologicalConvention: true, isForceMouseClickToVoxelCenters: true, crosshairWidth: 0,
       crosshairColor: [0.35, 0.65, 0.85, 0.6], show3Dcrosshair: false, dragAndDropEnabled: false, isColorbar: false, isNearestInterpolation: false,
@@ -35,7 +35,7 @@ export class Stage extends EventTarget {
     const { nv } = this;
     this.types = [nv.sliceTypeSagittal, nv.sliceTypeCoronal, nv.sliceTypeAxial];
     await nv.attachToCanvas(this.canvas);
-    await nv.loadVolumes([{ url, name, headers: headers() }]);
+    await nv.loadVolumes([{ url, name: 'image.nii', headers: headers() }]);
     const volume = this.volume = nv.volumes[0], { dims, pixDims, affine } = volume.hdr;
     this.grid = new Grid({ permutation: [...volume.permRAS], shape: [...dims.slice(1, 4)], affine, spacing: [...pixDims.slice(1, 4)] });
     nv.createEmptyDrawing();

@@ -77,7 +77,7 @@ export class Tools {
     const own = study.current.value, value = this.name === 'brush' ? own : 0, kept = study.protectedAt(study.current, k), reach = radius - 1, high = Math.round(reach * ratio);
     for (let y = Math.max(0, j - high); y <= Math.min(rows - 1, j + high); y++) {
       for (let x = Math.max(0, i - reach); x <= Math.min(columns - 1, i + reach); x++) {
-        if ((x - i) ** 2 + ((y - j) / ratio) ** 2 > reach ** 2 + 0.25) continue;
+        if ((x - i) ** 2 + ((y - j) / ratio) ** 2 > (reach + 0.5) ** 2) continue;
         const n = y * columns + x;
         if (value ? !kept.has(slice[n]) : slice[n] === own) slice[n] = value;
       }
