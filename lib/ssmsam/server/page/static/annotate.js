@@ -49,6 +49,7 @@ function rename(label) {
 function drawStrip() {
   const states = study.states(), strip = $('strip');
   if (strip.children.length !== states.length) strip.replaceChildren(...states.map(() => element('i')));
+  strip.classList.toggle('few', states.length < 120);
   states.forEach(([state, asked], k) => {
     const node = strip.children[k], now = `${state}${asked ? ' asked' : ''}`;
     if (node.className === now) return;
@@ -70,12 +71,20 @@ function drawUnsure() {
   tools.draw();
 }
 
-const GUIDE = [() => 'Click on the organ that is chosen on the left. A accepts the slice.', name => `One slice of ${name} is annotated. Annotate one more, then Adapt (F) proposes the rest.`];
+// What to do here, in a sentence: an open question of the model, or the first steps.
+function guide() {
+  const { name, value } = study.current, k = stage.slice, known = study.known(name, k), drawn = study.drawn.get(value);
+  if (study.questions[name]?.includes(k) && !known) return `Is there still ${name} here? Click on it, or press E if not.`;
+  const count = study.slicesOf(name).annotated.length;
+  if (count === 0) return drawn?.has(k) ? 'Right click takes away what is wrong, a click adds. A accepts the slice.' : drawn?.size ? '' : `Click on the ${name}, or choose another label on the left.`;
+  if (count === 1 && drawn.size < 2) return `One slice of ${name} is annotated. Annotate one more, then Adapt (F) proposes the rest.`;
+  return count === 2 && drawn.size === 2 ? 'Adapt (F) proposes the rest.' : '';
+}
+
 function drawHint() {
-  const count = study.current ? study.slicesOf(study.current.name).annotated.length : 0, text = stage.grid && GUIDE[count]?.(study.current?.name);
-  const drawn = study.current && study.drawn.get(study.current.value)?.size;
-  $('hint').hidden = !text || (count === 0 && drawn > 0);
-  $('hint').textContent = text ?? '';
+  const text = study.current && document.body.dataset.ready ? guide() : '';
+  $('hint').hidden = !text;
+  $('hint').textContent = text;
 }
 
 function drawSlice() {
@@ -84,6 +93,7 @@ function drawSlice() {
   $('slice').setAttribute('aria-valuetext', `slice ${stage.slice} of ${last}`);
   $('where').value = `${stage.slice} / ${last}`;
   drawUnsure();
+  drawHint();
 }
 
 study.addEventListener('change', () => { drawLabels(); if (stage.grid) { drawStrip(); drawUnsure(); drawHint(); } });
@@ -137,7 +147,7 @@ function nextUncertain() {
 const exporting = format => () => study.act(() => parts.download(study, format));
 const actions = {
   accept: () => study.accept(), notHere: () => study.notHere(), erase: () => study.erase(), undo: () => study.undo(), redo: () => study.redo(),
-  nextAsked: () => study.act(nextAsked), uncertain: nextUncertain, adapt: () => study.act(() => proposal.adapt()), finish: () => study.act(() => parts.finish(study)),
+  nextAsked: () => study.act(nextAsked), uncertain: nextUncertain, adapt: () => proposal.adapt(), finish: () => study.act(() => parts.finish(study)),
   nifti: exporting('nifti'), nrrd: exporting('nrrd'), dicom_seg: exporting('dicom_seg'), rtstruct: exporting('rtstruct'),
   previous: () => stage.goTo(stage.slice - 1), next: () => stage.goTo(stage.slice + 1), back10: () => stage.goTo(stage.slice - 10), on10: () => stage.goTo(stage.slice + 10),
   previousAnnotated: () => jump(-1), nextAnnotated: () => jump(1),
@@ -200,7 +210,7 @@ function controls() {
   addEventListener('keydown', key);
   addEventListener('keyup', event => { if (event.key.toLowerCase() === 'o') proposal.showBefore(false); });
   addEventListener('blur', () => proposal.showBefore(false));
-  addEventListener('beforeunload', event => { if (study.pending || document.body.hasAttribute('data-busy')) event.preventDefault(); });
+  addEventListener('beforeunload', event => { if (document.body.hasAttribute('data-busy')) event.preventDefault(); });
 }
 
 function windows() {
@@ -248,9 +258,11 @@ async function start() {
   await stage.open(niivue, server.imageAddress(image));
   $('slice').max = stage.grid.shape[2] - 1;
   windows();
+  window.ssmsam.openedMs = performance.now();
   $('loading').hidden = true;
   const hints = remembered(`hints-${image}`, {}), offered = remembered(`asked-${image}`, null);
   study.uncertain = hints.uncertain ?? {};
+  study.questions = hints.questions ?? {};
   study.asked = hints.asked ?? [];
   if (offered) { ask(offered); localStorage.removeItem(`ssmsam-asked-${image}`); }
   await study.load();
@@ -258,7 +270,8 @@ async function start() {
   stage.goTo(query.get('slice') ? Number(query.get('slice')) : study.slicesOf(study.current.name).annotated[0] ?? stage.slice);
   $('frame').focus();
   document.body.dataset.ready = 'yes';
-  parts.showReview(study).catch(failed);
+  drawHint();
+  parts.showReview(study).then(row => proposal.show(row?.expected ?? {})).catch(failed);
   parts.showMeasurements(study).catch(failed);
 }
 

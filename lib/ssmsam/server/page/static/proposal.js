@@ -8,44 +8,58 @@ const JOBS_MS = 700, MOST_LISTED = 3, OVER = ['done', 'failed', 'cancelled'];
 
 export class Proposal {
   constructor(study) {
-    Object.assign(this, { study, expected: {}, before: null });
+    Object.assign(this, { study, expected: {}, before: null, now: null, abort: null });
   }
 
+  // Goes on beside: who annotates meanwhile is not kept waiting, and what was drawn since then stays.
   async adapt() {
-    const { study } = this, abort = new AbortController(), { signal } = abort, before = study.stage.voxels.slice(), was = this.expected;
-    let following = true, job = null;
-    $('job').hidden = false;
-    this.#showJob(null);
-    const follow = async () => {
-      while (following) {
-        const mine = (await server.jobs().catch(() => [])).filter(one => one.image === study.image && !OVER.includes(one.state));
-        job = mine.at(0) ?? null;
-        if (following) this.#showJob(job);
-        await new Promise(go => setTimeout(go, JOBS_MS));
-      }
-    };
-    follow();
-    $('cancel').onclick = () => { abort.abort(); if (job) server.cancelJob(job.id).catch(failed); saved('Stopped. What was accepted stays'); };
+    this.abort?.abort();
+    const { study } = this, abort = this.abort = new AbortController(), { signal } = abort, was = this.expected;
+    const follower = this.#follow(abort);
+    this.before = study.stage.voxels.slice();
+    study.touched.clear();
     try {
-      for (let beat = 0; beat < 2; beat++) {
-        const found = await server.propose(study.image, { adapt: true }, signal);
-        study.paint(await readMask(found.mask), found.labels);
-        this.#show(found.details, was, before);
-        if (beat || !found.details.job) { notice(sentence(found.detail)); break; }
+      const first = await this.#propose(signal, was);
+      if (first.job) {
         saved('Proposed. It goes on adapting');
-        for (;;) {
-          const { state, detail } = await server.job(found.details.job, signal);
-          if (state === 'failed' || state === 'cancelled') return notice(sentence(detail || 'the adaptation was stopped; the proposal stays'));
-          if (state === 'done') break;
-          await new Promise(go => setTimeout(go, JOBS_MS));
-        }
+        const { state, detail } = await this.#ended(first.job, signal);
+        if (state !== 'done') return notice(sentence(detail || 'the adaptation was stopped; the proposal stays'));
+        await this.#propose(signal, was);
       }
       saved('Proposed. Look at the uncertain slices first: U');
     } finally {
-      following = false;
-      $('job').hidden = true;
+      if (this.abort === abort) { this.abort = null; $('job').hidden = true; }
+      clearInterval(follower);
     }
     return null;
+  }
+
+  async #propose(signal, was) {
+    const { study } = this, { mask, labels, details } = await server.propose(study.image, { adapt: true }, signal), voxels = await readMask(mask);
+    await study.act(() => { this.showBefore(false); study.paint(voxels, labels, study.touched); });
+    this.#show(details, was);
+    if (!details.job) notice(sentence(details.detail));
+    return details;
+  }
+
+  async #ended(job, signal) {
+    for (;;) {
+      const found = await server.job(job, signal);
+      if (OVER.includes(found.state)) return found;
+      await new Promise(go => setTimeout(go, JOBS_MS));
+    }
+  }
+
+  #follow(abort) {
+    const { image } = this.study;
+    let job = null;
+    $('job').hidden = false;
+    this.#showJob(null);
+    $('cancel').onclick = () => { abort.abort(); if (job) server.cancelJob(job.id).catch(failed); saved('Stopped. What was accepted stays'); };
+    return setInterval(async () => {
+      job = (await server.jobs().catch(() => [])).find(one => one.image === image && !OVER.includes(one.state)) ?? null;
+      if (this.abort === abort) this.#showJob(job);
+    }, JOBS_MS);
   }
 
   #showJob(job) {
@@ -55,20 +69,26 @@ export class Proposal {
     if (job?.total) { bar.max = job.total; bar.value = job.done; } else bar.removeAttribute('value');
   }
 
-  #show(details, was, before) {
+  #show(details, was) {
     const { study } = this, asked = details.asked_slices ?? {}, unsure = details.uncertain_slices ?? {};
-    this.expected = details.expected_dice ?? {};
-    this.before = before;
     study.uncertain = Object.fromEntries(Object.keys({ ...asked, ...unsure }).map(label => [label, [...new Set([...(asked[label] ?? []), ...(unsure[label] ?? [])])]]));
+    study.questions = asked;
     study.keepHints();
+    this.show(details.expected_dice ?? {}, was);
+  }
+
+  show(expected, was = {}) {
+    const { study } = this;
+    this.expected = expected;
+    if (!Object.keys(expected).length) return;
     const jump = (label, k, title) => element('button', { class: 'link', title, onclick: () => { study.choose(study.label(label)); study.stage.goTo(k); } }, String(k));
-    $('estimate').replaceChildren(element('h3', {}, 'Expected Dice'), ...Object.entries(this.expected).map(([label, value]) => {
+    $('estimate').replaceChildren(element('h3', {}, 'Expected Dice'), ...Object.entries(expected).map(([label, value]) => {
       const changes = this.#changes(study.label(label).value), most = Object.entries(changes).sort((a, b) => b[1] - a[1]).slice(0, MOST_LISTED).map(([k]) => Number(k));
-      const before = was[label] !== undefined && Math.abs(value - was[label]) >= 0.005 ? ` was ${per(was[label])}` : '';
+      const earlier = was[label] !== undefined && Math.abs(value - was[label]) >= 0.005 ? ` was ${per(was[label])}` : '';
       const places = (word, slices, title) => (slices?.length ? [element('div', {}, element('span', { class: 'muted' }, word), ...slices.map(k => jump(label, k, title)))] : []);
-      return element('div', { class: 'found' }, element('b', {}, label), ` ${per(value)}`, element('small', { class: 'muted' }, before),
+      return element('div', { class: 'found' }, element('b', {}, label), ` ${per(value)}`, element('small', { class: 'muted' }, earlier),
         ...places('look at', study.uncertain[label], 'The model is least sure of this slice'), ...places('changed', most, 'The mask changed most on this slice'));
-    }), element('button', { id: 'earlier', title: 'Hold to see the masks as they were before (O)' }, 'Hold: before ', element('kbd', {}, 'O')));
+    }), element('button', { id: 'earlier', hidden: !this.before, title: 'Hold to see the masks as they were before (O)' }, 'Hold: before ', element('kbd', {}, 'O')));
     $('earlier').onpointerdown = () => this.showBefore(true);
     $('earlier').onpointerup = $('earlier').onpointerleave = () => this.showBefore(false);
   }
@@ -76,6 +96,7 @@ export class Proposal {
   // Slice -> number of voxels of a label that are not as before.
   #changes(value) {
     const { grid, voxels } = this.study.stage, found = {};
+    if (!this.before) return found;
     for (let k = 0; k < grid.shape[2]; k++) {
       const one = grid.read(this.before, k), other = grid.read(voxels, k);
       let count = 0;

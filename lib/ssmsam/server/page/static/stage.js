@@ -50,6 +50,7 @@ export class Stage extends EventTarget {
     const { nv } = this, all = { slice: this.types[this.grid.sliceAxis], planes: nv.sliceTypeMultiplanar, '3d': nv.sliceTypeRender };
     this.view = view;
     nv.opts.crosshairWidth = view === 'planes' ? 1 : 0;
+    nv.opts.isOrientCube = view === '3d';
     nv.volumes[0].opacity = view === '3d' ? 0 : 1; // the body would hide the masks
     nv.updateGLVolume();
     nv.setSliceType(all[view]);
@@ -81,7 +82,7 @@ export class Stage extends EventTarget {
     const now = this.nv.canvasPos2frac(pixel);
     if (now[0] < 0) return;
     const [a, b] = [this.nv.frac2mm(frac), this.nv.frac2mm(now)], pan = [...this.nv.scene.pan2Dxyzmm];
-    for (let axis = 0; axis < 3; axis++) pan[axis] += b[axis] - a[axis];
+    for (let axis = 0; axis < 3; axis++) pan[axis] += pan[3] * (b[axis] - a[axis]);
     this.nv.setPan2Dxyzmm(pan);
   }
 
@@ -187,11 +188,14 @@ export class Stage extends EventTarget {
 
   #hover(ijk) { this.dispatchEvent(new CustomEvent('hover', { detail: ijk })); }
 
-  // Where a voxel of the slice on screen is, in pixels of the page relative to the canvas.
+  // Where a voxel of the slice on screen is, in pixels of the page relative to the canvas; outside of it too.
   at(ijk) {
-    const found = this.nv.frac2canvasPosWithTile(this.nv.vox2frac(this.grid.toViewer(ijk)), this.types[this.grid.sliceAxis]);
-    const dpr = this.canvas.width / this.canvas.clientWidth;
-    return found && [found.pos[0] / dpr, found.pos[1] / dpr];
+    const type = this.types[this.grid.sliceAxis], tile = this.nv.screenSlices.find(one => one.axCorSag === type);
+    if (!tile) return null;
+    const mm = this.nv.frac2mm(this.nv.vox2frac(this.grid.toViewer(ijk))), axes = [0, 1, 2].filter(axis => axis !== this.grid.sliceAxis);
+    const [x, y] = axes.map((axis, n) => (mm[axis] - tile.leftTopMM[n]) / tile.fovMM[n]), [left, top, width, height] = tile.leftTopWidthHeight;
+    const dpr = this.canvas.width / this.canvas.clientWidth; // a negative width stands for a mirrored slice
+    return [(left + x * width) / dpr, (top + (1 - y) * height) / dpr];
   }
 
   // marks: {kind: point | cursor | disc | box | line | area, points: [[i, j, k], ...], negative, radius}. ``unsure`` is a

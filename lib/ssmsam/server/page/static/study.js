@@ -12,7 +12,8 @@ const decoded = part => part && inflate(Uint8Array.from(atob(part.data), letter 
 export class Study extends EventTarget {
   constructor(image, stage) {
     super();
-    Object.assign(this, { image, stage, labels: [], current: null, partial: {}, uncertain: {}, asked: [], pending: null });
+    Object.assign(this, { image, stage, labels: [], current: null, partial: {}, uncertain: {}, questions: {}, asked: [], pending: null });
+    this.touched = new Set(); // `${value of a label} ${slice}` of what was changed here since an adaptation began
     this.done = [];
     this.undone = [];
     this.drawn = new Map(); // value of a label -> slices with voxels of it
@@ -27,13 +28,15 @@ export class Study extends EventTarget {
   // One piece of work after the other; what goes wrong is said.
   act(work) {
     this.waiting += 1;
-    document.body.toggleAttribute('data-busy', true);
+    this.#tellBusy();
     this.last = this.last.then(work).catch(failed).finally(() => {
       this.waiting -= 1;
-      document.body.toggleAttribute('data-busy', this.waiting > 0);
+      this.#tellBusy();
     });
     return this.last;
   }
+
+  #tellBusy() { document.body.toggleAttribute('data-busy', this.waiting > 0 || this.pending !== null); }
 
   // --- labels
 
@@ -121,7 +124,7 @@ export class Study extends EventTarget {
   }
 
   keepHints() {
-    remember(`hints-${this.image}`, { uncertain: this.uncertain, asked: this.asked });
+    remember(`hints-${this.image}`, { uncertain: this.uncertain, questions: this.questions, asked: this.asked });
     this.changed();
   }
 
@@ -155,21 +158,16 @@ export class Study extends EventTarget {
     this.put(k, slice);
   }
 
-  // A whole label map of the server. Returns, for each label, how many voxels changed on each slice.
-  paint(voxels, names) {
+  // A whole label map of the server, but for what is ``kept``.
+  paint(voxels, names, kept = new Set()) {
     const table = new Map(Object.entries(names).map(([name, value]) => [value, this.label(name, { listed: true })]));
-    const replaced = new Set([...table.values()].map(one => one.value)), { grid } = this.stage, { area, shape } = grid, changes = {};
+    const { grid } = this.stage, { area, shape } = grid;
     for (let k = 0; k < shape[2]; k++) {
-      const before = this.read(k), slice = before.slice();
+      const slice = this.read(k), own = new Set([...table.values()].map(one => one.value).filter(value => !kept.has(`${value} ${k}`)));
       for (let n = 0, at = k * area; n < area; n++, at++) {
-        const label = table.get(voxels[at]);
-        if (label) slice[n] = label.value;
-        else if (replaced.has(slice[n])) slice[n] = 0;
-      }
-      for (const { name, value } of table.values()) {
-        let count = 0;
-        for (let n = 0; n < area; n++) if ((before[n] === value) !== (slice[n] === value)) count += 1;
-        if (count) (changes[name] ??= {})[k] = count;
+        const value = table.get(voxels[at])?.value;
+        if (own.has(slice[n])) slice[n] = 0;
+        if (own.has(value)) slice[n] = value;
       }
       grid.write(this.stage.voxels, k, slice);
       this.#count(k, slice);
@@ -177,7 +175,6 @@ export class Study extends EventTarget {
     for (const label of table.values()) label.listed = true;
     this.stage.refresh();
     this.keepLabels();
-    return changes;
   }
 
   async load() {
@@ -224,6 +221,7 @@ export class Study extends EventTarget {
   #snapshot(label, k) { return { voxels: this.read(k), prompts: structuredClone(this.promptsAt(label, k)), known: this.known(label.name, k) }; }
 
   #record(label, k, before) {
+    this.touched.add(`${label.value} ${k}`);
     this.done.push({ label, k, before, after: this.#snapshot(label, k) });
     if (this.done.length > MOST_UNDO) this.done.shift();
     this.undone.length = 0;
@@ -285,19 +283,21 @@ export class Study extends EventTarget {
     if (this.pending && (this.pending.k !== k || this.pending.label !== label)) this.#flush();
     clearTimeout(this.pending?.timer);
     this.pending = { label, k, timer: setTimeout(() => this.#flush(), STROKE_SAVED_MS) };
+    this.#tellBusy();
     this.#record(label, k, earlier);
     saved('Saving …');
   }
 
   #flush() {
     const { label, k } = this.pending;
-    this.#forgetPending();
     this.act(() => this.submit(label, k));
+    this.#forgetPending();
   }
 
   #forgetPending() {
     clearTimeout(this.pending?.timer);
     this.pending = null;
+    this.#tellBusy();
   }
 }
 
