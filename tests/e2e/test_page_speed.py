@@ -33,7 +33,7 @@ SCROLL = """async seconds => {
 
 def large_ct(path: Path) -> None:
     """A body with a liver and a spine in it, and noise."""
-    z, y, x = np.ogrid[-1:1:SLICES * 1j, -1:1:ROWS * 1j, -1:1:COLUMNS * 1j]  # type: ignore[misc]
+    z, y, x = np.ogrid[-1 : 1 : SLICES * 1j, -1 : 1 : ROWS * 1j, -1 : 1 : COLUMNS * 1j]  # type: ignore[misc]
     array = np.full((SLICES, ROWS, COLUMNS), -1000, dtype=np.int16)
     array[np.broadcast_to((x / 0.8) ** 2 + (y / 0.6) ** 2 < 1, array.shape)] = 30
     array[((x + 0.35) / 0.35) ** 2 + ((y + 0.05) / 0.35) ** 2 + (z / 0.6) ** 2 < 1] = 110
@@ -58,7 +58,9 @@ def test_a_large_ct_is_soon_on_screen_and_scrolls(tmp_path: Path) -> None:
             window.click([180, 250, 150])
             click = window.page.evaluate("ssmsam.lastClickMs")
             frames = window.page.evaluate(SCROLL, 4.0)
-        print(f"first image {first:.0f} ms, volume {opened:.0f} ms, first click {click:.0f} ms, {frames:.1f} frames a second")
+        print(
+            f"first image {first:.0f} ms, volume {opened:.0f} ms, first click {click:.0f} ms, {frames:.1f} frames a second"
+        )
         assert first < FIRST_IMAGE_MS
         assert frames > FRAMES_PER_SECOND
     finally:
