@@ -189,9 +189,30 @@ ANSWERS: dict[tuple[str, str], Answer] = {
     ("get", "/datastore/annotations/masks"): _file("a label map, NRRD"),
     ("get", "/studies"): Answer(
         "Studies", "Every image, by name.",
-        {"studies": Key("array", "image, state (new, in work, finished, unreadable), reason, labels and info of each."),
+        {"studies": Key("array", "image, state (new, in work, to review, finished, unreadable), reason, labels, "
+                                 "expected (label to Dice), workers, seconds, review and info of each."),
          "remote": Key("boolean", "Whether the images are in an archive.")},
-        {"studies": [{"image": "case07", "state": "in work", "labels": {"liver": 3}}], "remote": False},
+        {"studies": [{"image": "case07", "state": "in work", "reason": "", "labels": {"liver": 3}, "info": {},
+                      "expected": {"liver": 0.93}, "seconds": 340, "review": None,
+                      "workers": [{"client": "reader-a", "last": "2026-03-01T10:12:00+00:00", "seconds": 340,
+                                   "annotated": True}]}],
+         "remote": False},
+    ),
+    ("post", "/studies/review"): Answer(
+        "Reviewed", "What counts now.",
+        {"image": Key("string", "Its id."), "state": Key("string", "finished, or in work again."),
+         "review": Key("object", "verdict, note, client and when."), "detail": Key("string", "The same in words.")},
+        {"image": "case07", "state": "in work", "detail": "sent back: the dome is missing",
+         "review": {"verdict": "send_back", "note": "the dome is missing", "client": "reader-b",
+                    "when": "2026-03-01T11:00:00+00:00"}},
+    ),
+    ("get", "/studies/agreement"): Answer(
+        "Agreements", "None where no two drew the same slice.",
+        {"image": Key("string", "Its id."),
+         "agreement": Key("array", "label, clients, slices (how many), dice, and per_slice the axis, slice and dice.")},
+        {"image": "case07", "agreement": [
+            {"label": "liver", "clients": ["reader-a", "reader-b"], "slices": 1, "dice": 0.94,
+             "per_slice": [{"axis": 2, "slice": 31, "dice": 0.94}]}]},
     ),
     ("get", "/studies/about"): Answer(
         "StudyDetails", "What is known once the image is opened.",

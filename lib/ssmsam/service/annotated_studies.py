@@ -18,6 +18,7 @@ from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
+from ssmsam.annotation.review import Agreement, Review, ReviewVerdict, WorkSummary, agreement
 from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
 from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
 from ssmsam.annotation.store import Overview
@@ -25,7 +26,8 @@ from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.reading import read_grid, read_volume
-from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.errors import InvalidRequest, NotKnown, NotNow, NotYours
+from ssmsam.service.jobs import account
 from ssmsam.volume.errors import named
 from ssmsam.volume.geometry import Plane, axis_codes
 from ssmsam.volume.volume import Grid, Volume, reoriented
@@ -225,7 +227,8 @@ class AnnotatedStudies:
         served = Served.of(
             mask, label=label, client=client, plane=plane, only=only, prompted=prompted, when=when or now()
         )
-        self._writer.submit(self._write_served, image_id, served)  # nobody waits for the disk between two clicks
+        # nobody waits for the disk between two clicks
+        self._writer.submit(self._note, self._service.log.serve, image_id, served, who=person(client))
 
     def screen(self, image_id: str, *, client: str) -> dict[str, np.ndarray]:
         """Label -> mask (slices, rows, columns) bool of what a client was sent, as it is on its screen.
@@ -265,23 +268,26 @@ class AnnotatedStudies:
         with self._one_at_a_time(image_id):
             receipt = self._apply(image_id, params, lambda: self._service.submitted(image_id, submission, grid))
             for served in self._service.on_screen(image_id, submission):
-                self._writer.submit(self._write_served, image_id, served)
-        return receipt
+                self._writer.submit(self._note, self._service.log.serve, image_id, served)
+        return self._worked(image_id, receipt, submission.client)
 
     def change(self, image_id: str, partial: Any, *, client: str = "") -> Receipt:
         """Apply ``partial`` without a mask: withdraw slices, reopen, accept what is on screen, declare complete."""
         grid = self._grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
+        receipt = self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
+        return self._worked(image_id, receipt, client)
 
     def mark(self, image_id: str, mark: Mark) -> Receipt:
         """Count one slice as annotated, by a client's verdict on what it has on screen."""
         grid = self._grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
+        receipt = self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
+        return self._worked(image_id, receipt, mark.client)
 
     def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """Declare labels finished as the client sees them: those that it was shown since it opened the image and of
         which a slice was checked, of ``labels`` or of all. Raises InvalidSubmission where there are none."""
-        return self._apply(image_id, {}, lambda: self._finished(image_id, client, labels))
+        receipt = self._apply(image_id, {}, lambda: self._finished(image_id, client, labels))
+        return self._worked(image_id, receipt, client)
 
     def finishing(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """What :meth:`finish` would do. Nothing is changed."""
@@ -298,11 +304,66 @@ class AnnotatedStudies:
     def undo(self, image_id: str, *, client: str = "") -> Receipt:
         """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
         grid = self._grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
+        receipt = self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
+        return self._worked(image_id, receipt, client)
+
+    def _worked(self, image_id: str, receipt: Receipt, client: str) -> Receipt:
+        """Note who did it, in the background."""
+        self._writer.submit(self._note, self._service.log.worked, image_id, person(client), now())
+        return receipt
+
+    # --- what a second person says, and what is known of the work
+
+    def states(self) -> dict[str, str]:
+        """Image -> ``new``, ``in work``, ``to review`` or ``finished``."""
+        known, finished = self._service.store.overviews(), set(self.get_labeled_images())
+
+        def state(image: str) -> str:
+            found = known.get(image, Overview())
+            if image not in finished:
+                return "in work" if found.annotated else "new"
+            return "finished" if not found.finished or self.work(image).accepted(found.revision) else "to review"
+
+        return {image: state(image) for image in self.files.list_images()}
+
+    def work(self, image_id: str) -> WorkSummary:
+        """Who worked on an image, the last review, and the Dice that is expected of its labels."""
+        return self._service.log.summary(image_id)
+
+    def review(self, image_id: str, verdict: ReviewVerdict, *, note: str = "", client: str = "") -> Review:
+        """Accept a finished volume, or open it again.
+
+        Raises NotNow where it is not finished or reviewed already, NotYours where people log in and it is the
+        reviewer's own work, and InvalidRequest where it is sent back without a note.
+        """
+        self.require_writable()
+        self._written()
+        if verdict is ReviewVerdict.SEND_BACK and not note:
+            raise InvalidRequest("a volume is sent back with a note that says what to change")
+        state, who = self.states()[image_id], person(client)
+        if state != "to review":
+            raise NotNow(f"{image_id} is {state}: what can be reviewed is what was finished here and not accepted yet")
+        if account() and (mine := self.work(image_id).workers.get(who)) and mine.annotated:
+            raise NotYours(f"{who} annotated {image_id}: a second person has to review it")
+        given = Review(verdict, who, now(), self._service.store.overview(image_id).revision, note)
+        if verdict is ReviewVerdict.SEND_BACK:
+            grid = self._grid(image_id)
+            opened: Any = {"reopen": True}
+            self._apply(image_id, {}, lambda: self._service.changed(image_id, opened, grid, client=client))
+        self._service.log.review(image_id, given)
+        return given
+
+    def agreement(self, image_id: str) -> list[Agreement]:
+        """How far those agree who annotated the same slices."""
+        return agreement(self.annotations(image_id))
+
+    def expect(self, image_id: str, dice: Mapping[str, float]) -> None:
+        """Note the Dice in [0, 1] that is expected of labels where nobody annotated, in the background."""
+        self._writer.submit(self._note, self._service.log.expect, image_id, dict(dice))
 
     def opened(self, image_id: str, *, client: str = "") -> None:
         """Note that a client opened an image: its screen shows nothing of it yet. It is written in the background."""
-        self._writer.submit(self._note, self._service.opened, image_id, client=client)
+        self._writer.submit(self._note, self._service.opened, image_id, client=client, who=person(client))
 
     def label_names(self, image_id: str) -> tuple[str, ...]:
         """Every label that is known by now: offered, annotated on any image, or drawn on this one."""
@@ -432,9 +493,6 @@ class AnnotatedStudies:
                     self._keep_label(image_id, PARTIAL, merged, params)
             return Receipt(update, merged, names)
 
-    def _write_served(self, image_id: str, served: Served) -> None:
-        self._note(self._service.log.serve, image_id, served)
-
     def _note(self, write: Callable[..., None], *arguments: Any, **more: Any) -> None:
         try:
             write(*arguments, **more)
@@ -484,6 +542,11 @@ class AnnotatedStudies:
     def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
         """Holds an image: submissions come one after the other, so that label files are never older than they."""
         return self._images_locked.hold(image_id)
+
+
+def person(client: str) -> str:
+    """Who acts: the account where people log in, for that is proved, else the client."""
+    return account() or client
 
 
 def required_names(info: Mapping[str, Any]) -> Any:

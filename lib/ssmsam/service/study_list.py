@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ssmsam.annotation.review import WorkSummary
 from ssmsam.reading import read_grid, read_slice
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.errors import InvalidRequest
@@ -29,29 +30,30 @@ class StudySummary:
 
     image: str
     state: str
-    """``new``, ``in work``, ``finished`` or ``unreadable``."""
+    """``new``, ``in work``, ``to review``, ``finished`` or ``unreadable``."""
     reason: str = ""
     """Why it cannot be read."""
     labels: Mapping[str, int]
     """Label -> number of annotated slices."""
+    work: WorkSummary
 
 
 def study_list(studies: AnnotatedStudies, images: Images) -> list[StudySummary]:
     """Every image, by name. No image is opened: one that nobody tried to read yet may turn out unreadable."""
     aside = {one["image"]: str(one["reason"]) for one in images.set_aside()}
-    finished = set(studies.get_labeled_images())
+    states = studies.states()
     annotated: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for one in studies.support().slices:
         annotated[one.image][one.label] += 1
-
-    def state(image: str) -> str:
-        if image in aside:
-            return "unreadable"
-        return "finished" if image in finished else "in work" if image in annotated else "new"
-
     return [
-        StudySummary(image=image, state=state(image), reason=aside.get(image, ""), labels=annotated.get(image, {}))
-        for image in sorted(studies.files.list_images())
+        StudySummary(
+            image=image,
+            state="unreadable" if image in aside else states[image],
+            reason=aside.get(image, ""),
+            labels=annotated.get(image, {}),
+            work=studies.work(image),
+        )
+        for image in sorted(states)
     ]
 
 

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from ssmsam.server.routes.common import AnyUser, App, KnownImage, note_opened
+from ssmsam.annotation.review import Review, ReviewVerdict, WorkSummary
+from ssmsam.json_text import require_storable
+from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, note_opened, reader
 from ssmsam.service.study_list import look, modality, study_list
 from ssmsam.volume.writing import nifti_pieces
 
 router = APIRouter(prefix="/studies", tags=["Studies"])
 
+MOST_NOTE = 2000
+"""Characters of a review's note: a guess, a page of text."""
+
 
 @router.get("", summary="Every image with its state and its annotated labels")
 @router.get("/", include_in_schema=False)
 def listed(app: App, user: AnyUser) -> dict[str, Any]:
-    """``studies`` by name: ``image``, ``state`` (new, in work, finished, unreadable), ``reason``, ``labels`` (label to
-    number of annotated slices), and what is known without opening it."""
+    """``studies`` by name: ``image``, ``state`` (new, in work, to review, finished, unreadable), ``reason``, ``labels``
+    (label to number of annotated slices), ``expected`` (label to the Dice that was expected last), ``workers`` (who
+    worked on it, the latest first, and for how many ``seconds``), the last ``review``, and what is known
+    without opening it."""
     store = app.datastore()
     rows = []
     for one in study_list(store, app.images):
         info = store.get_image_info(one.image) if store.files.remote else {}
         about = {key: info[key] for key in ("Modality", "PatientID", "StudyDate", "StudyInstanceUID") if info.get(key)}
-        rows.append({**asdict(one), "labels": dict(one.labels), "info": about})
+        row = {"image": one.image, "state": one.state, "reason": one.reason, "labels": dict(one.labels), "info": about}
+        rows.append({**row, **_work(one.work)})
     return {"studies": rows, "remote": store.files.remote}
+
+
+def _work(work: WorkSummary) -> dict[str, Any]:
+    workers = [
+        {"client": who, "last": one.last, "seconds": round(one.seconds), "annotated": one.annotated}
+        for who, one in sorted(work.workers.items(), key=lambda known: known[1].last, reverse=True)
+    ]
+    return {
+        "expected": {label: round(dice, 3) for label, dice in work.expected.items()},
+        "workers": workers,
+        "seconds": sum(one["seconds"] for one in workers),
+        "review": None if work.review is None else _review(work.review),
+    }
+
+
+def _review(review: Review) -> dict[str, Any]:
+    return {"verdict": review.verdict.value, "note": review.note, "client": review.who, "when": review.when}
 
 
 @router.get("/about", summary="The modality, the grid and the file type of one image")
@@ -88,3 +112,43 @@ def whole(app: App, user: AnyUser, request: Request, image: KnownImage, client_i
     size, pieces = nifti_pieces(app.images.open(app.images.from_datastore(image)).volume)
     sent = {"Content-Length": str(size), "Content-Disposition": 'attachment; filename="image.nii"'}
     return StreamingResponse(pieces, media_type="application/octet-stream", headers=sent)
+
+
+@router.post("/review", summary="Accept a finished image, or send it back with a note")
+def review(
+    app: App,
+    user: Annotator,
+    request: Request,
+    image: KnownImage,
+    verdict: Annotated[ReviewVerdict, Query(description="accept, or send_back: its labels are open again then")],
+    note: Annotated[str, Query(max_length=MOST_NOTE, description="what is to be changed, where it is sent back")] = "",
+    client_id: str = "",
+) -> dict[str, Any]:
+    """What was finished with ``finish_volume`` is to be reviewed. Where people log in it has to be somebody who
+    annotated nothing of it (403). 409 where there is nothing to review."""
+    require_storable(note, name="note")
+    store = app.datastore()
+    given = store.review(image, verdict, note=note.strip(), client=reader(client_id, request))
+    state = store.states()[image]
+    said = "accepted" if given.verdict is ReviewVerdict.ACCEPT else f"sent back: {given.note}"
+    return {"image": image, "state": state, "review": _review(given), "detail": said}
+
+
+@router.get("/agreement", summary="How far those agree who annotated the same slices of an image")
+def agreement(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
+    """For each label and each pair of clients that annotated a slice whole: the Dice over the pixels of all slices that
+    both drew, and that of each slice. A mask that was taken over unchanged is not counted: it was not drawn."""
+    found = [
+        {
+            "label": one.label,
+            "clients": list(one.clients),
+            "slices": len(one.slices),
+            "dice": round(one.dice, 4),
+            "per_slice": [
+                {"axis": 2 - key.axis, "slice": key.index, "dice": round(dice, 4)}
+                for key, dice in zip(one.slices, one.per_slice, strict=True)
+            ],
+        }
+        for one in app.datastore().agreement(image)
+    ]
+    return {"image": image, "agreement": found}

@@ -116,6 +116,8 @@ class FewShotTask(InferTask):
             keep_the_rest(service.studies, image, mask, values, offered=service.offered, client=asked.client)
         path = write_mask(mask, image.volume, request.format)
         self._serve(image, found, asked.client, clicks)
+        if image.source.image_id:
+            service.studies.expect(image.source.image_id, found.expected)
         beside = self._adapts_beside(asked, name)
         service.background.prefer(image, client=asked.client)
         done = time.perf_counter()
