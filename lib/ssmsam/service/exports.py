@@ -1,0 +1,165 @@
+"""What was annotated as files of other programs: of one image, and of many as a data set to train on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ssmsam
+from ssmsam.annotation.annotations import Annotations, label_map
+from ssmsam.dicom.rtstruct import write_rtstruct
+from ssmsam.dicom.seg_writer import AlgorithmNotes, EmptySegmentation, write_seg
+from ssmsam.reading import read_volume
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.volume.errors import UnreadableVolume
+from ssmsam.volume.intensity import guess_modality
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+
+FORMATS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom_seg": ".dcm", "rtstruct": ".dcm"}
+"""Format -> the suffix of its file."""
+OF_DICOM = {"dicom_seg": write_seg, "rtstruct": write_rtstruct}
+"""Those that belong to the DICOM files of their image."""
+IGNORE = "ignore"
+"""What nnU-Net calls the label of voxels of which nothing is known."""
+
+
+def write_labels(
+    mask: Volume,
+    labels: Mapping[str, int],
+    path: Path,
+    *,
+    format: str,
+    source: Path | None = None,
+    notes: AlgorithmNotes | None = None,
+) -> Path:
+    """Write a label map as one of :data:`FORMATS`. ``source`` is the folder of the image's DICOM files.
+
+    Raises InvalidRequest for another format, for an image that is no DICOM series where the format needs one, and where
+    no label has a voxel there.
+    """
+    if format not in FORMATS:
+        raise InvalidRequest(f"there is no format {format[:40]!r}: choose one of {', '.join(FORMATS)}")
+    if format not in OF_DICOM:
+        write_volume(mask, path)
+        return path
+    if source is None or not source.is_dir():
+        raise InvalidRequest(
+            f"{format} refers to DICOM images, and this image is a file of another kind: export nifti or nrrd, or put "
+            "the series as a folder of DICOM files among the studies"
+        )
+    notes = notes or AlgorithmNotes(name="ssmsam", version=ssmsam.__version__)
+    try:
+        return OF_DICOM[format](mask, labels, source, path, algorithm=notes)
+    except EmptySegmentation as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def annotated_labels(
+    annotations: Annotations, *, order: Sequence[str] = (), only: Collection[str] = ()
+) -> tuple[Volume, dict[str, int]]:
+    """What is annotated as a label map, and which value is which label. Raises InvalidRequest where nothing is."""
+    array, values = label_map(annotations, order=order, only=only or None)
+    if not values:
+        of = f" of {', '.join(sorted(only))}" if only else ""
+        raise InvalidRequest(f"no slice{of} is annotated: accept or draw one first")
+    return Volume(array, annotations.grid.affine), values
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCase:
+    """An image for a data set: its name, its file or DICOM folder, and what is annotated."""
+
+    name: str
+    image: Path
+    annotations: Annotations
+
+
+def write_nnunet(
+    cases: Iterable[DatasetCase], folder: Path, *, labels: Sequence[str] = (), finished: bool = True, modality: str = ""
+) -> dict[str, Any]:
+    """Write a data set folder of nnU-Net v2: ``dataset.json``, ``imagesTr`` and ``labelsTr``; returns a report.
+
+    A voxel that nobody said anything about has the label ``ignore``, which nnU-Net leaves out of its loss: one on a
+    slice that is not annotated, or outside of this image's labels where another label of the set is not annotated.
+
+    Args:
+        cases: those without a label of the set are left out.
+        labels: those of the set, in their order; all that any case holds unless told.
+        finished: leave out what is not finished.
+        modality: only images of this one, as in CT. A data set has one.
+
+    The report holds ``cases`` (name -> name in the files), ``labels`` (name -> value) and ``left_out`` (name -> why).
+    Raises InvalidRequest where nothing is left, or where there are several modalities.
+    """
+    chosen, left_out = list[DatasetCase](), dict[str, str]()
+    for case in cases:
+        held = {key.label for key in case.annotations.slices} & set(labels or case.annotations.labels)
+        if not held or (finished and not held <= case.annotations.complete):
+            left_out[case.name] = "it is not finished" if held else "no slice of these labels is annotated"
+        else:
+            chosen.append(case)
+    names = list(labels) or sorted({key.label for case in chosen for key in case.annotations.slices})
+    if IGNORE in names:
+        raise InvalidRequest(f"{IGNORE!r} is what nnU-Net calls unknown voxels: choose labels without it")
+    values = {name: value for value, name in enumerate(names, start=1)}
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    written, modalities, ignores = dict[str, str](), dict[str, str](), False
+    for case in chosen:
+        try:
+            volume = read_volume(case.image)
+        except (UnreadableVolume, OSError):
+            left_out[case.name] = "its image cannot be read"
+            continue
+        kind = volume.modality or guess_modality(volume)
+        if modality and kind != modality:
+            left_out[case.name] = f"it is {kind}"
+            continue
+        modalities[case.name] = kind
+        target = nnunet_target(case.annotations, values)
+        name = _file_name(case.name, taken=written.values())
+        write_volume(volume, folder / "imagesTr" / f"{name}_0000.nii.gz")
+        write_volume(Volume(target, volume.affine), folder / "labelsTr" / f"{name}.nii.gz")
+        written[case.name] = name
+        ignores = ignores or bool((target == len(values) + 1).any())
+    if not written:
+        raise InvalidRequest("no image is left for the data set: finish one, or ask for those that are annotated")
+    if len(kinds := sorted(set(modalities.values()))) > 1:
+        raise InvalidRequest(f"the images are {' and '.join(kinds)}: a data set has one kind, choose it with modality")
+    content = {
+        "channel_names": {"0": kinds[0]},
+        "labels": {"background": 0, **values, **({IGNORE: len(values) + 1} if ignores else {})},
+        "numTraining": len(written),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content, indent=1))
+    report = {"cases": written, "labels": values, "left_out": left_out}
+    (folder / "export.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+def nnunet_target(annotations: Annotations, values: Mapping[str, int]) -> np.ndarray:
+    """(slices, rows, columns) with the ``values`` of labels, 0 where it is known that none of them is there, and one
+    more than the last value elsewhere."""
+    array, own = label_map(annotations, order=list(values), only=values)
+    table = np.zeros(len(own) + 1, dtype=np.uint8)
+    for name, value in own.items():
+        table[value] = values[name]
+    target = table[array]
+    known = np.ones(target.shape, dtype=bool)
+    for name in values:
+        known &= annotations.target(name)[1] > 0
+    target[(target == 0) & ~known] = len(values) + 1
+    return target
+
+
+def _file_name(name: str, *, taken: Collection[str]) -> str:
+    plain = re.sub(r"[^\w.-]", "_", name)
+    return next(one for one in (plain, *(f"{plain}_{n}" for n in range(2, len(taken) + 3))) if one not in taken)
