@@ -189,7 +189,7 @@ def test_box_scribble_lasso_and_points_that_take_away(served: Server, window: Wi
 
 
 def test_by_keys_alone(served: Server, window: Window, ct: Truth) -> None:
-    label = "aorta"
+    label = "cyst"
     window.open(served.url, MR)
     window.page.keyboard.press("Tab")
     window.page.locator("#add-label input").focus()
