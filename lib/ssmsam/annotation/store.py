@@ -323,6 +323,8 @@ def _states(annotations: Annotations) -> dict[str, StateRecord]:
 logger = logging.getLogger(__name__)
 
 INDEX = "annotations.json"
+ANNOTATIONS = ".annotations"
+"""The folder of the annotations, beside that of the labels."""
 
 
 def revision_file(folder: Path, number: int) -> Path:

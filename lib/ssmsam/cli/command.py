@@ -21,7 +21,7 @@ COMMANDS = {
     "embed": "Fill the embedding store ahead, so that first clicks are fast.",
     "segment": "Segment a volume by labelled slices, or by a task that was learned.",
     "adapt": "Learn labels from slices and keep them in a small file.",
-    "export": "Write a label map as DICOM SEG.",
+    "export": "Write a label map as DICOM SEG or RT Structure Set, or studies as a data set for nnU-Net.",
     "benchmark": "Measure clicks and few-shot segmentation (research).",
     "train": "Train the models (research).",
     "purge": "Remove what is cached of patients' images.",

@@ -223,6 +223,8 @@ ANSWERS: dict[tuple[str, str], Answer] = {
     ),
     **{("get", f"/studies/{what}"): _file("PNG") for what in ("thumbnail", "picture")},
     ("get", "/studies/image"): _file("a NIfTI file"),
+    ("get", "/studies/export"): _file("NIfTI, NRRD, DICOM SEG or RT Structure Set"),
+    ("get", "/studies/dataset"): _file("a ZIP archive"),
     ("put", "/datastore/label"): _RECEIPT,
     ("put", "/datastore/label/info"): _RECEIPT,
     ("put", "/datastore/annotations"): _RECEIPT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -191,6 +191,14 @@ class AnnotatedStudies:
     def annotations(self, image_id: str) -> Annotations:
         """What is known of every label and slice of an image; without revisions where nothing was submitted."""
         return self._service.known(image_id, self._grid(image_id))
+
+    def all_annotations(self) -> Iterator[tuple[str, Annotations]]:
+        """What is known of every image that there is and that has annotations."""
+        images = set(self.files.list_images())
+        for image_id, known in sorted(self._service.store.overviews().items()):
+            annotations = self._service.store.load(image_id) if image_id in images and known.annotated else None
+            if annotations is not None:
+                yield image_id, annotations
 
     def annotated_by(
         self, client: str, image_id: str, label: str, *, grid: Grid, plane: Plane = STORED_SLICES

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import numpy as np
 
 import ssmsam
 from ssmsam.annotation.annotations import Annotations, label_map
+from ssmsam.annotation.store import ANNOTATIONS, AnnotationStore
 from ssmsam.dicom.rtstruct import write_rtstruct
 from ssmsam.dicom.seg_writer import AlgorithmNotes, EmptySegmentation, write_seg
 from ssmsam.reading import read_volume
+from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.errors import InvalidRequest
-from ssmsam.volume.errors import UnreadableVolume
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
+from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.volume.intensity import guess_modality
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
@@ -74,11 +78,32 @@ def annotated_labels(
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCase:
-    """An image for a data set: its name, its file or DICOM folder, and what is annotated."""
+    """An image for a data set: its name, how it is read, and what is annotated."""
 
     name: str
-    image: Path
+    read: Callable[[], Volume]
     annotations: Annotations
+
+
+def folder_cases(folder: Path) -> Iterator[DatasetCase]:
+    """The annotated images of a folder of studies, without a server."""
+    store = AnnotationStore(folder / ANNOTATIONS)
+    for image in store.images():
+        places = [folder / f"{image}{suffix}" for suffix in ("", *VOLUME_SUFFIXES)]
+        place = next((one for one in places if one.exists()), None)
+        known = store.load(image)
+        if place is not None and known is not None:
+            yield DatasetCase(name=image, read=partial(read_volume, place), annotations=known)
+
+
+def studies_cases(studies: AnnotatedStudies, images: Images) -> Iterator[DatasetCase]:
+    """The annotated images of a server's studies. An archive's are fetched when they are read."""
+    for image, known in studies.all_annotations():
+
+        def read(image: str = image) -> Volume:
+            return images.open(images.from_datastore(image)).volume
+
+        yield DatasetCase(name=image, read=read, annotations=known)
 
 
 def write_nnunet(
@@ -114,9 +139,12 @@ def write_nnunet(
     written, modalities, ignores = dict[str, str](), dict[str, str](), False
     for case in chosen:
         try:
-            volume = read_volume(case.image)
-        except (UnreadableVolume, OSError):
+            volume = case.read()
+        except UNUSABLE:
             left_out[case.name] = "its image cannot be read"
+            continue
+        if not volume.grid.matches(case.annotations.grid):
+            left_out[case.name] = "its annotations belong to another image of this name"
             continue
         kind = volume.modality or guess_modality(volume)
         if modality and kind != modality:

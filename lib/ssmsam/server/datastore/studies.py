@@ -9,15 +9,13 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
+from ssmsam.annotation.store import ANNOTATIONS
 from ssmsam.annotation.support import SupportSet
 from ssmsam.dicom.web import DicomStore
 from ssmsam.server.datastore.dicomweb import DicomWebArchive
 from ssmsam.server.datastore.folder import FolderFiles
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.label_import import LabelImport
-
-ANNOTATIONS = ".annotations"
-"""The folder of the annotations, beside that of the labels."""
 
 
 def _of_files(name: str) -> Callable[..., Any]:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zipfile import ZIP_STORED, ZipFile
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi import APIRouter, BackgroundTasks, Query, Request
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from monailabel.utils.others.generic import remove_file
 
 from ssmsam.annotation.review import Review, ReviewVerdict, WorkSummary
+from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.json_text import require_storable
-from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, note_opened, reader
+from ssmsam.server.clients.rest import LABELS_HEADER, in_header, read_names
+from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, long, note_opened, reader
+from ssmsam.service.exports import FORMATS, annotated_labels, studies_cases, write_labels, write_nnunet
 from ssmsam.service.study_list import look, modality, study_list
 from ssmsam.volume.writing import nifti_pieces
 
 router = APIRouter(prefix="/studies", tags=["Studies"])
 
+DATASET = "Dataset001_ssmsam"
+"""nnU-Net wants a number and a name."""
 MOST_NOTE = 2000
 """Characters of a review's note: a guess, a page of text."""
 
@@ -152,3 +161,60 @@ def agreement(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
         for one in app.datastore().agreement(image)
     ]
     return {"image": image, "agreement": found}
+
+
+@router.get("/export", summary="What is annotated on an image, as a file", response_class=FileResponse)
+@long
+def export(
+    app: App,
+    user: AnyUser,
+    request: Request,
+    background_tasks: BackgroundTasks,
+    image: KnownImage,
+    format: Annotated[str, Query(description=f"one of {', '.join(FORMATS)}")] = "nifti",
+    labels: Annotated[str, Query(description="which labels, separated by commas; all unless told")] = "",
+) -> FileResponse:
+    """A label map, DICOM SEG or RT Structure Set of the annotated slices. The header ``X-Ssmsam-Labels`` names the
+    values. The last two need an image that is stored as DICOM; they are read back and compared before they are sent."""
+    order = app.services[FEWSHOT].offered
+    mask, values = annotated_labels(app.datastore().annotations(image), order=order, only=read_names(labels))
+    folder = _scratch(background_tasks)
+    source = app.images.from_datastore(image).path
+    suffix = FORMATS.get(format, "")
+    path = write_labels(mask, values, folder / f"labels{suffix}", format=format, source=source)
+    kind = {"dicom_seg": "seg", "rtstruct": "rtstruct"}.get(format, "labels")
+    answer = FileResponse(path, media_type="application/octet-stream", filename=f"{image}_{kind}{suffix}")
+    answer.headers[LABELS_HEADER] = in_header(values)
+    return answer
+
+
+@router.get("/dataset", summary="Annotated images as a data set of nnU-Net", response_class=FileResponse)
+@long
+def dataset(
+    app: App,
+    user: Annotator,
+    request: Request,
+    background_tasks: BackgroundTasks,
+    only: Annotated[
+        Literal["finished", "annotated"], Query(description="finished images, or all annotated")
+    ] = "finished",
+    labels: Annotated[str, Query(description="which labels, in their order, separated by commas")] = "",
+    modality: Annotated[str, Query(description="only images of this one, as in CT")] = "",
+) -> FileResponse:
+    """A ZIP archive of a data set folder, version 2: ``dataset.json``, ``imagesTr``, ``labelsTr``, and ``export.json``,
+    which says what was left out and why. Voxels of which nothing is known have the label ``ignore``."""
+    folder = _scratch(background_tasks)
+    cases = studies_cases(app.datastore(), app.images)
+    write_nnunet(cases, folder / DATASET, labels=read_names(labels), finished=only == "finished", modality=modality)
+    archive = folder / f"{DATASET}.zip"
+    with ZipFile(archive, "w", ZIP_STORED) as packed:  # what is large in it is compressed already
+        for file in sorted((folder / DATASET).rglob("*")):
+            packed.write(file, file.relative_to(folder))
+    return FileResponse(archive, media_type="application/zip", filename=archive.name)
+
+
+def _scratch(background_tasks: BackgroundTasks) -> Path:
+    """A folder that goes when the answer was sent."""
+    folder = tempfile.mkdtemp(prefix="ssmsam-")
+    background_tasks.add_task(remove_file, folder)
+    return Path(folder)
