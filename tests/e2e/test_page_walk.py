@@ -201,8 +201,8 @@ def test_by_keys_alone(served: Server, window: Window, ct: Truth) -> None:
     k = window.slice
     assert k == before + 9 and window.press("a").startswith("Saved")
     assert known_slices(served.url, MR, label) == [k]
-    window.press("z", "z", "ArrowUp")
-    window.press("[")
+    window.press("z", "z")
+    window.press("ArrowUp", "[")
     assert window.slice == k + 1, "nothing is annotated any more"
     assert window.page.evaluate(NAMELESS) == []
     window.press("?")
