@@ -66,6 +66,16 @@ PROMPTS = {
         "array|string", "A box: [i0, i1, j0, j1, k0, k1], pairs in either order, or [x0, y0, x1, y1] with slice.",
         [80, 150, 60, 120, 31, 31],
     ),
+    "scribbles": Key(
+        "array|string",
+        "Lines through the organ, or with negative where it is not: objects with points (as in foreground, or with "
+        "space lps or ras in millimetres), each on one slice.",
+        [{"points": [[110, 84, 31], [120, 88, 31], [131, 90, 31]], "negative": False}],
+    ),
+    "lasso": Key(
+        "array|string", "Closed lines drawn loosely round the organ, in the same way, one on a slice.",
+        [{"points": [[90, 60, 31], [150, 66, 31], [148, 118, 31], [86, 112, 31]]}],
+    ),
     "slice": Key("integer|string", "The stored slice that the request is about, counted from 0.", 31),
     "current_point": Key("array", "The newest click, [i, j, k]."),
     "reset_state": Key("boolean", "Begin a new object: forget what was clicked before."),
