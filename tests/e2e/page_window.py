@@ -109,6 +109,6 @@ def opened_window(browser: Browser, reader: str = "page-reader") -> Iterator[Win
     try:
         window = Window(context.new_page(), reader)
         yield window
-        assert window.errors == []
+        assert not window.errors, window.errors
     finally:
         context.close()

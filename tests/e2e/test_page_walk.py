@@ -212,6 +212,25 @@ def test_by_keys_alone(served: Server, window: Window, ct: Truth) -> None:
     assert window.page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
+def test_two_people_at_once(served: Server, browser: Browser, window: Window) -> None:
+    truth, label = Truth.of(MR), "liver"
+    slices = np.flatnonzero(truth.mask(label).any(axis=(1, 2)))
+    one, two = int(slices[len(slices) // 3]), int(slices[2 * len(slices) // 3])
+    with opened_window(browser, "page-second") as other:
+        for user in (window, other):
+            user.open(served.url, MR)
+            user.press("1")
+        window.click(truth.click(label, k=one))
+        other.click(truth.click(label, k=two))
+        assert not other.mask(label, one, truth).any(), "what is not accepted is its reader's own"
+        window.press("a")
+        other.press("a")
+        assert {one, two} <= set(known_slices(served.url, MR, label))
+        other.open(served.url, MR)
+        assert np.array_equal(other.mask(label, one, truth), window.mask(label, one, truth))
+    assert {"page-reader", "page-second"} <= {who["client"] for who in row_of(served.url, MR)["workers"]}
+
+
 def test_the_whole_way_of_a_study(
     folder: Path, home: Path, served: Server, browser: Browser, window: Window, ct: Truth
 ) -> None:
@@ -239,7 +258,6 @@ def test_the_whole_way_of_a_study(
     again = Server(studies=folder, home=home, conf=CONF)
     try:
         again.wait_until_it_answers().wait_until_warm()
-        window.page.goto("about:blank")
         window.open(again.url, CT)
         window.press("4")
         assert np.array_equal(window.mask(label, one, ct), before)
@@ -304,30 +322,6 @@ def _dashboard(server: Server, window: Window) -> None:
     if use.count():
         use.first.click()
         window.page.locator(".notice", has_text="answers now").wait_for()
-
-
-def test_two_people_at_once(browser: Browser, folder: Path, home: Path, window: Window) -> None:
-    truth, label = Truth.of(MR), "liver"
-    slices = np.flatnonzero(truth.mask(label).any(axis=(1, 2)))
-    one, two = int(slices[len(slices) // 3]), int(slices[2 * len(slices) // 3])
-    running = Server(studies=folder, home=home, conf=CONF)
-    try:
-        running.wait_until_it_answers().wait_until_warm()
-        with opened_window(browser, "page-second") as other:
-            for user in (window, other):
-                user.open(running.url, MR)
-                user.press("1")
-            window.click(truth.click(label, k=one))
-            other.click(truth.click(label, k=two))
-            assert not other.mask(label, one, truth).any(), "what is not accepted is its reader's own"
-            window.press("a")
-            other.press("a")
-            assert {one, two} <= set(known_slices(running.url, MR, label))
-            other.open(running.url, MR)
-            assert np.array_equal(other.mask(label, one, truth), window.mask(label, one, truth))
-        assert {"page-reader", "page-second"} <= {who["client"] for who in row_of(running.url, MR)["workers"]}
-    finally:
-        running.kill()
 
 
 def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Window, ct: Truth) -> None:
