@@ -49,7 +49,7 @@ export function keepFile(blob, name) {
 
 // What this browser remembers under a name.
 export const remembered = (name, otherwise) => { try { return JSON.parse(localStorage.getItem(`ssmsam-${name}`)) ?? otherwise; } catch { return otherwise; } };
-export const remember = (name, value) => localStorage.setItem(`ssmsam-${name}`, JSON.stringify(value));
+export const remember = (name, value) => { try { localStorage.setItem(`ssmsam-${name}`, JSON.stringify(value)); } catch (error) { console.warn(error); } };
 
 export const per = value => value.toFixed(2);
 export const minutes = seconds => (seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`);
