@@ -313,6 +313,12 @@ class DicomStore:
                 "send the series to the store again."
             )
 
+    def objects(self, study_uid: str, modalities: Sequence[str]) -> Iterator[Any]:
+        """Every object of these modalities in a study, one by one."""
+        for series in self.series({"StudyInstanceUID": study_uid, "Modality": list(modalities)}):
+            with self._errors(f"of series {series.series_uid}"):
+                yield from self._files(series)
+
     def fetch_segmentation(self, record: SegmentationRecord, path: Path) -> None:
         """Write one DICOM SEG to ``path``."""
         with self._errors(f"of SEG series {record.series_uid}"):

@@ -1,7 +1,8 @@
 """Scribbles and lassos: lines that are drawn on a slice, as prompts for a decoder that knows points, boxes and masks.
 
-A point that says nothing new makes such a decoder worse, so a scribble is its middle point, its line in the mask that is
-fed back, and one more point where the answer does not follow it. A lasso is drawn loosely: its inner part is a mask to begin with, and the box round it a box.
+A point that says nothing new makes such a decoder worse. So a scribble is its middle point, its line in the mask
+that is fed back, and one more point where the answer does not follow it. A lasso is drawn loosely: its inner part is
+the mask to begin with, and the box round it a box.
 """
 
 from __future__ import annotations

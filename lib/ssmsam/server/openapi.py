@@ -206,6 +206,16 @@ ANSWERS: dict[tuple[str, str], Answer] = {
          "review": {"verdict": "send_back", "note": "the dome is missing", "client": "reader-b",
                     "when": "2026-03-01T11:00:00+00:00"}},
     ),
+    ("get", "/studies/measurements"): Answer(
+        "Measurements", "By slice; none where nothing was measured.",
+        {"image": Key("string", "Its id."),
+         "measurements": Key("array", "kind (point, arrow, line, polyline, polygon), source (SR or PR), text, slice, "
+                                      "points [i, j, k], and prompts for sam_2d.")},
+        {"image": "1.2.840.5", "measurements": [
+            {"kind": "line", "source": "SR", "text": "Long Axis 23.1 mm, Liver", "slice": 31,
+             "points": [[110.5, 84, 31], [131.2, 90, 31]],
+             "prompts": {"slice": 31, "scribbles": [{"points": [[112.6, 84.6, 31], [129.1, 89.4, 31]]}]}}]},
+    ),
     ("get", "/studies/agreement"): Answer(
         "Agreements", "None where no two drew the same slice.",
         {"image": Key("string", "Its id."),

@@ -6,16 +6,18 @@ import copy
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from pydicom.dataset import Dataset
 
 import ssmsam
 from ssmsam.annotation.labels import read_label_info
 from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.dicom.measurements import MODALITIES
 from ssmsam.dicom.seg_reader import read_segs
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import DicomSeries, find_series
@@ -156,6 +158,10 @@ class DicomWebArchive(SoundRecord):
             whole = self._cache.add(image_id, lambda folder: self._store.fetch(record, folder), files=record.instances)
             logger.info("Downloaded series %s", image_id)
         return str(whole)
+
+    def drawn_on(self, image_id: str) -> Iterator[Dataset]:
+        """The reports and presentation states of an image's study."""
+        return self._store.objects(self._record(image_id).study_uid, MODALITIES)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         raise InvalidRequest(f"images come from {self.name()}: send the DICOM series there, and it is listed here")

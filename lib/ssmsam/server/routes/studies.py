@@ -12,12 +12,15 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from monailabel.utils.others.generic import remove_file
 
 from ssmsam.annotation.review import Review, ReviewVerdict, WorkSummary
+from ssmsam.dicom.measurements import Measurement, as_prompts, measurements
+from ssmsam.dicom.series import find_series
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.json_text import require_storable
 from ssmsam.server.clients.rest import LABELS_HEADER, in_header, read_names
 from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, long, note_opened, reader
 from ssmsam.service.exports import FORMATS, annotated_labels, studies_cases, write_labels, write_nnunet
 from ssmsam.service.study_list import look, modality, study_list
+from ssmsam.volume.errors import named
 from ssmsam.volume.writing import nifti_pieces
 
 router = APIRouter(prefix="/studies", tags=["Studies"])
@@ -218,3 +221,28 @@ def _scratch(background_tasks: BackgroundTasks) -> Path:
     folder = tempfile.mkdtemp(prefix="ssmsam-")
     background_tasks.add_task(remove_file, folder)
     return Path(folder)
+
+
+@router.get("/measurements", summary="What was measured on an image before, as prompts")
+@long
+def measured(app: App, user: AnyUser, request: Request, image: KnownImage) -> dict[str, Any]:
+    """Points, lines and outlines in the reports (SR) and presentation states (PR) of the image's study that lie on its
+    slices. ``prompts`` of each can be added to ``params`` of ``sam_2d`` as they are. None for files that are no DICOM.
+    """
+    folder = app.images.from_datastore(image).path
+    found: list[Measurement] = []
+    if folder.is_dir():
+        with named(folder, image):
+            found = measurements(app.datastore().files.drawn_on(image), find_series(folder))
+    told = [
+        {
+            "kind": one.kind,
+            "source": one.source,
+            "text": one.text,
+            "slice": one.slice,
+            "points": [[round(x, 2), round(y, 2), one.slice] for x, y in one.points.tolist()],
+            "prompts": as_prompts(one),
+        }
+        for one in found
+    ]
+    return {"image": image, "measurements": told}
