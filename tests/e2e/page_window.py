@@ -55,7 +55,7 @@ class Window:
     def adapt(self) -> None:
         """Until what it proposes is adapted."""
         self.press("f")
-        self.page.locator("#job").wait_for(state="hidden")
+        self.page.locator("#job").wait_for(state="hidden", timeout=400_000)
         self.idle()
 
     def place(self, ijk: list[int]) -> tuple[float, float]:

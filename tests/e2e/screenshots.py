@@ -26,7 +26,7 @@ def main() -> None:
         studies.mkdir()
         for file in sorted((SAMPLES / "abdomen").glob("*.nii.gz")):
             copy_of(file.name.removesuffix(".nii.gz"), studies)
-        server = Server(studies=studies, home=Path(scratch) / "home", conf={"precompute": "false"})
+        server = Server(studies=studies, home=Path(scratch) / "home", conf={"precompute": "false", "encoder": "small"})
         try:
             server.wait_until_it_answers().wait_until_warm()
             with opened_browser() as browser, opened_window(browser, "reader-a") as window:
@@ -49,7 +49,9 @@ def _annotate(server: Server, window: Window, folder: Path) -> None:
             for share in (0.35, 0.7):
                 window.click(truth.click(label, k=int(slices[round(share * (len(slices) - 1))])))
                 window.press("a")
-        window.adapt()
+        window.press("f")
+        window.page.locator("#estimate .found").first.wait_for()
+        window.idle()
         if image == CT:
             window.press("1")
             window.place(truth.click("liver"))

@@ -53,7 +53,7 @@ let shown = '';
 async function draw() {
   const [info, jobs, known] = await Promise.all([server.info(), server.jobs(), server.checkpoints()]), own = info.ssmsam, { embedding } = own;
   fill($('server'), [['Version', info.version], ['Encoder', own.encoder], ['Device', own.device], ['Ready', own.warm ? 'yes' : 'warming up'],
-    ...(embedding?.phase ? [['Embeds', `${embedding.image} ${embedding.done} of ${embedding.total}`]] : []), ...(own.memory_bytes ? [['Memory', size(own.memory_bytes)]] : []),
+    ...(embedding?.phase ? [['Embeds', `${embedding.image} ${embedding.done} of ${embedding.total}`]] : []), ['Memory', size(own.memory_bytes)],
     ['Studies', info.datastore?.total ?? ''], ['Finished', info.datastore?.finished ?? '']]);
   const state = JSON.stringify([jobs, known, own.set_aside]);
   if (state === shown) return; // what is in the reader's hands stays

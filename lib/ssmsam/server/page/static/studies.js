@@ -39,7 +39,7 @@ function row(study) {
   if (readable) watcher.observe(picture);
   const name = study.info.PatientID ? `${study.info.PatientID} ${study.info.StudyDate ?? ''}` : study.image;
   const expected = Object.entries(study.expected ?? {}).map(([label, value]) => element('div', {}, `${label} ${per(value)}`));
-  return element('tr', {}, element('td', {}, picture),
+  return element('tr', {}, element('td', {}, readable ? element('a', { href: address(study.image), tabindex: -1, 'aria-hidden': 'true' }, picture) : picture),
     element('td', {}, readable ? element('a', { href: address(study.image), class: 'name' }, name) : element('span', { class: 'name' }, name),
       ...(study.info.PatientID ? [element('small', { class: 'muted' }, study.image)] : [])),
     element('td', { class: 'modality' }, study.info.Modality ?? ''), element('td', { class: 'state' }, ...stateOf(study)),
