@@ -1,6 +1,6 @@
 // A small line plot of Dice, in SVG: one line for each label.
 
-import { per, shape } from './ui.js';
+import { per, remembered, shape } from './ui.js';
 
 const WIDTH = 520, HEIGHT = 190, LEFT = 34, RIGHT = 110, TOP = 10, BOTTOM = 34;
 const COLOURS = ['#e8635c', '#57a9ea', '#e6b84f', '#63d092', '#b98af0', '#4fd6d2', '#ee86bd', '#a9cb4e', '#e58f45', '#8c9cf2'];
@@ -15,9 +15,10 @@ export function plot(title, lines, said) {
   for (const dice of [low, (1 + low) / 2, 1]) picture.append(shape('line', { x1: LEFT, x2: right, y1: y(dice), y2: y(dice), class: dice === low ? 'axis' : 'grid' }), text(per(dice), { x: 2, y: y(dice) + 4 }));
   picture.append(text(said(from), { x: LEFT, y: bottom + 16 }), ...(to > from ? [text(said(to), { x: right, y: bottom + 16, 'text-anchor': 'end' })] : []), text(title, { x: LEFT, y: HEIGHT - 3 }));
   const ends = Object.entries(lines).map(([label, points], n) => ({ label, points, n, y: y(points.at(-1)[1]) })).sort((a, b) => a.y - b.y);
+  const chosen = new Map(remembered('labels', []).map(({ name, colour }) => [name, colour])); // as the labels look in a study
   let free = TOP;
   for (const { label, points, n, y: end } of ends) {
-    const stroke = COLOURS[n % COLOURS.length], place = Math.max(end, free);
+    const stroke = chosen.get(label) ?? COLOURS[n % COLOURS.length], place = Math.max(end, free);
     free = place + 14;
     picture.append(shape('polyline', { points: points.map(one => `${x(one[0])},${y(one[1])}`).join(' '), stroke }),
       ...points.map(one => shape('circle', { cx: x(one[0]), cy: y(one[1]), r: 3, fill: stroke })), shape('text', { x: right + 8, y: place + 4, class: 'key', fill: stroke }, `${label} ${per(points.at(-1)[1])}`));
