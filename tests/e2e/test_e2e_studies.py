@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zlib
 from base64 import b64decode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import nibabel as nib
 import numpy as np
 import pytest
 import requests
+from drawn_measurements import images, report
 from PIL import Image
-from sample_cases import CT, MR, Truth
+from sample_cases import CT, MR, SAMPLES, Truth, copy_of, dice, resampled
 from serving import Server
 from viewers import slicer
 
+from ssmsam.dicom.rtstruct import read_rtstruct
+from ssmsam.dicom.seg_reader import read_seg
 from ssmsam.reading import read_grid, read_volume
 from ssmsam.volume.geometry import axis_codes
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
+SERIES = "ct_series"
+SMALL = {"encoder": "small"}
 STORED = (CT, "ct_01_RAS", "ct_01_LAS", "ct_01_LPI", "ct_series")
 
 
@@ -113,3 +123,131 @@ def test_the_image_without_compression(server: Server, studies: Path, image: str
     read = nib.Nifti1Image.from_bytes(answer.content)
     np.testing.assert_array_equal(np.asanyarray(read.dataobj).T, volume.array)
     np.testing.assert_allclose(read.affine, np.diag([-1, -1, 1, 1]) @ volume.affine, atol=1e-3)
+
+
+# --- states, review, exports: on a server of their own, for annotations stay
+
+
+@pytest.fixture(scope="module")
+def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A series of DICOM files with a report beside them, and an MR as a file."""
+    studies = tmp_path_factory.mktemp("reviewed")
+    copy_of(MR, studies)
+    shutil.copytree(SAMPLES / "abdomen_dicom" / CT, studies / SERIES)
+    drawn = report(images(studies / SERIES), [("POLYLINE", 5, np.array([[30.0, 40.0], [50.0, 44.0]]))])
+    drawn.save_as(studies / SERIES / "report.dcm", write_like_original=False)
+    running = Server(studies=studies, home=tmp_path_factory.mktemp("home"), conf={"precompute": "false", **SMALL})
+    try:
+        yield running.wait_until_it_answers()
+    finally:
+        running.kill()
+
+
+def row(server: Server, image: str) -> dict[str, Any]:
+    return next(one for one in get(server, "/studies").json()["studies"] if one["image"] == image)
+
+
+def review(server: Server, image: str, verdict: str, **params: str) -> requests.Response:
+    asked = {"image": image, "verdict": verdict, "client_id": "second", **params}
+    return requests.post(f"{server.url}/studies/review", params=asked, timeout=60)
+
+
+def submit(server: Server, image: str, truth: np.ndarray, file: Path, client: str, tag: str = "final") -> None:
+    grid = read_grid(server.studies / SERIES)
+    write_volume(Volume(truth.astype(np.uint8), grid.affine), file)
+    known = np.flatnonzero(truth.any(axis=(1, 2))).tolist()
+    said = {
+        "label_info": [{"name": "liver", "idx": 1}],
+        "client_id": client,
+        "partial": {"slices": {"liver": {"annotated": known}}, "complete": tag == "final"},
+    }
+    with file.open("rb") as opened:
+        answer = requests.put(
+            f"{server.url}/datastore/label", params={"image": image, "tag": tag}, timeout=60,
+            files={"label": (file.name, opened)}, data={"params": json.dumps(said)},
+        )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_study_is_reviewed_and_exported(reviewed: Server, ct: Truth, tmp_path: Path) -> None:
+    series = read_volume(reviewed.studies / SERIES)
+    truth = resampled(ct.mask("liver"), ct.grid, series.grid)
+    assert row(reviewed, SERIES)["state"] == "new"
+    assert review(reviewed, SERIES, "accept").status_code == 409
+    submit(reviewed, SERIES, truth, tmp_path / "mask.nii.gz", "first")
+    assert row(reviewed, SERIES)["state"] == "to review"
+    assert review(reviewed, SERIES, "send_back").status_code == 422
+    assert review(reviewed, SERIES, "perhaps").status_code == 422
+    back = review(reviewed, SERIES, "send_back", note="the dome is missing")
+    assert back.json()["state"] == "in work", back.text
+    assert "the dome is missing" in row(reviewed, SERIES)["review"]["note"]
+
+    smaller = truth.copy()
+    smaller[:, : truth.shape[1] // 2] = False
+    submit(reviewed, SERIES, smaller, tmp_path / "mask.nii.gz", "third", tag="partial")
+    (agreed,) = get(reviewed, "/studies/agreement", image=SERIES).json()["agreement"]
+    assert agreed["clients"] == ["first", "third"]
+    shared = smaller.any(axis=(1, 2))
+    assert agreed["dice"] == pytest.approx(dice(truth[shared], smaller[shared]), abs=1e-3)
+
+    submit(reviewed, SERIES, truth, tmp_path / "mask.nii.gz", "first")
+    accepted = review(reviewed, SERIES, "accept")
+    assert accepted.json()["state"] == "finished", accepted.text
+    found = row(reviewed, SERIES)
+    assert {one["client"] for one in found["workers"] if one["annotated"]} == {"first", "third"}
+    assert found["review"]["client"] == "second"
+
+    for format, suffix in (("nifti", ".nii.gz"), ("nrrd", ".nrrd"), ("dicom_seg", ".dcm"), ("rtstruct", ".dcm")):
+        answer = get(reviewed, "/studies/export", image=SERIES, format=format)
+        assert answer.status_code == 200, answer.text
+        file = tmp_path / f"{format}{suffix}"
+        file.write_bytes(answer.content)
+        if format == "rtstruct":
+            mask = read_rtstruct(file, series.grid)["liver"]
+        elif format == "dicom_seg":
+            mask = read_seg(file, series.grid).volume.array > 0
+        else:
+            mask = read_volume(file).array > 0
+        np.testing.assert_array_equal(mask, truth, err_msg=format)
+    assert "choose one of" in get(reviewed, "/studies/export", image=SERIES, format="stl").json()["detail"]
+    assert get(reviewed, "/studies/export", image=MR).status_code == 422
+
+    packed = ZipFile(io.BytesIO(get(reviewed, "/studies/dataset").content))
+    names = {name.partition("/")[2] for name in packed.namelist()}
+    assert names == {"dataset.json", "export.json", f"imagesTr/{SERIES}_0000.nii.gz", f"labelsTr/{SERIES}.nii.gz"}
+    content = json.loads(packed.read("Dataset001_ssmsam/dataset.json"))
+    assert (content["channel_names"], content["labels"]) == ({"0": "CT"}, {"background": 0, "liver": 1})
+
+
+def test_measurements_are_prompts(reviewed: Server) -> None:
+    (found,) = get(reviewed, "/studies/measurements", image=SERIES).json()["measurements"]
+    assert (found["kind"], found["source"], found["slice"]) == ("line", "SR", 5)
+    answer = clicked(reviewed.url, SERIES, **found["prompts"])
+    assert answer.status_code == 200, answer.text
+    assert unpacked(answer.json()["slice_mask"])[42, 40] == 1
+    assert get(reviewed, "/studies/measurements", image=MR).json()["measurements"] == []
+
+
+def test_strokes_in_millimetres_and_voxels(reviewed: Server) -> None:
+    grid = read_grid(reviewed.studies / SERIES)
+    outline = [[30, 40, 6], [60, 40, 6], [60, 60, 6], [30, 60, 6]]
+    lps = grid.to_lps(np.array(outline)).tolist()
+    ras = [[-x, -y, z] for x, y, z in lps]
+    masks = [
+        unpacked(clicked(reviewed.url, SERIES, lasso=[stroke], client_id=str(number)).json()["slice_mask"])
+        for number, stroke in enumerate(
+            ({"points": outline}, {"points": lps, "space": "lps"}, {"points": ras, "space": "ras"})
+        )
+    ]
+    assert masks[0].any()
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(masks[0], masks[2])
+    refused = clicked(reviewed.url, SERIES, scribbles=[{"points": [[1, 2, 3], [1, 2, 4]]}])
+    assert (refused.status_code, "one slice" in refused.json()["detail"]) == (422, True)
+
+
+def test_answers_name_the_page(reviewed: Server) -> None:
+    address = f"{reviewed.url}/annotate?image={SERIES}"
+    details = clicked(reviewed.url, SERIES, foreground=[[40, 42, 5]]).json()
+    assert details["page"] == address
+    assert requests.get(address, timeout=60).status_code == 200

@@ -32,7 +32,9 @@ class StrokeConfig:
     width: float = 3.0
     """Pixels of a slice that a scribble is wide, in the mask that is fed back. *Guess*."""
     shrink: float = 0.12
-    """How far a lasso runs from what it means, as a share of the radius of a disc of its area. FITTED"""
+    """How far a lasso runs from what it means, as a share of the radius of a disc of its area. *Fitted on* 34
+    slices of three training patients (two of chaos_t2_mr, one of sabs_ct), with lassos that were drawn loosely by
+    chance: 0 to 0.3 were tried."""
 
 
 DEFAULTS = StrokeConfig()

@@ -316,8 +316,8 @@ class AnnotatedStudies:
         return self._worked(image_id, receipt, client)
 
     def _worked(self, image_id: str, receipt: Receipt, client: str) -> Receipt:
-        """Note who did it, in the background."""
-        self._writer.submit(self._note, self._service.log.worked, image_id, person(client), now())
+        """Note who did it."""
+        self._note(self._service.log.worked, image_id, person(client), now())
         return receipt
 
     # --- what a second person says, and what is known of the work

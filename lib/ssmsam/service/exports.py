@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ssmsam.annotation.annotations import Annotations, label_map
 from ssmsam.annotation.store import ANNOTATIONS, AnnotationStore
 from ssmsam.dicom.rtstruct import write_rtstruct
 from ssmsam.dicom.seg_writer import AlgorithmNotes, EmptySegmentation, write_seg
+from ssmsam.files import WRITING
 from ssmsam.reading import read_volume
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.errors import InvalidRequest
@@ -109,7 +111,8 @@ def studies_cases(studies: AnnotatedStudies, images: Images) -> Iterator[Dataset
 def write_nnunet(
     cases: Iterable[DatasetCase], folder: Path, *, labels: Sequence[str] = (), finished: bool = True, modality: str = ""
 ) -> dict[str, Any]:
-    """Write a data set folder of nnU-Net v2: ``dataset.json``, ``imagesTr`` and ``labelsTr``; returns a report.
+    """Write a data set folder of nnU-Net v2, whole or not at all: ``dataset.json``, ``imagesTr`` and ``labelsTr``;
+    returns a report.
 
     A voxel that nobody said anything about has the label ``ignore``, which nnU-Net leaves out of its loss: one on a
     slice that is not annotated, or outside of this image's labels where another label of the set is not annotated.
@@ -134,43 +137,65 @@ def write_nnunet(
     if IGNORE in names:
         raise InvalidRequest(f"{IGNORE!r} is what nnU-Net calls unknown voxels: choose labels without it")
     values = {name: value for value, name in enumerate(names, start=1)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=WRITING) as scratch:
+        place = Path(scratch) / "set"
+        written = {}
+        for case in chosen:
+            found = _write_case(case, place, values, modality=modality, taken={one.name for one in written.values()})
+            if isinstance(found, _Written):
+                written[case.name] = found
+            else:
+                left_out[case.name] = found
+        report = {"cases": {name: one.name for name, one in written.items()}, "labels": values, "left_out": left_out}
+        (place / "dataset.json").write_text(json.dumps(_described(list(written.values()), values), indent=1))
+        (place / "export.json").write_text(json.dumps(report, indent=1))
+        place.rename(folder)
+    return report
+
+
+@dataclass(frozen=True)
+class _Written:
+    name: str
+    modality: str
+    ignores: bool
+    """Whether something in it is unknown."""
+
+
+def _write_case(
+    case: DatasetCase, folder: Path, values: Mapping[str, int], *, modality: str, taken: Collection[str]
+) -> _Written | str:
+    """Write the image and the label of a case, or say why not."""
+    try:
+        volume = case.read()
+    except UNUSABLE:
+        return "its image cannot be read"
+    if not volume.grid.matches(case.annotations.grid):
+        return "its annotations belong to another image of this name"
+    kind = volume.modality or guess_modality(volume)
+    if modality and kind != modality:
+        return f"it is {kind}"
+    target, name = nnunet_target(case.annotations, values), _file_name(case.name, taken=taken)
     for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-    written, modalities, ignores = dict[str, str](), dict[str, str](), False
-    for case in chosen:
-        try:
-            volume = case.read()
-        except UNUSABLE:
-            left_out[case.name] = "its image cannot be read"
-            continue
-        if not volume.grid.matches(case.annotations.grid):
-            left_out[case.name] = "its annotations belong to another image of this name"
-            continue
-        kind = volume.modality or guess_modality(volume)
-        if modality and kind != modality:
-            left_out[case.name] = f"it is {kind}"
-            continue
-        modalities[case.name] = kind
-        target = nnunet_target(case.annotations, values)
-        name = _file_name(case.name, taken=written.values())
-        write_volume(volume, folder / "imagesTr" / f"{name}_0000.nii.gz")
-        write_volume(Volume(target, volume.affine), folder / "labelsTr" / f"{name}.nii.gz")
-        written[case.name] = name
-        ignores = ignores or bool((target == len(values) + 1).any())
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_volume(volume, folder / "imagesTr" / f"{name}_0000.nii.gz")
+    write_volume(Volume(target, volume.affine), folder / "labelsTr" / f"{name}.nii.gz")
+    return _Written(name, kind, bool((target == len(values) + 1).any()))
+
+
+def _described(written: Sequence[_Written], values: Mapping[str, int]) -> dict[str, Any]:
+    """The content of ``dataset.json``. Raises InvalidRequest."""
     if not written:
         raise InvalidRequest("no image is left for the data set: finish one, or ask for those that are annotated")
-    if len(kinds := sorted(set(modalities.values()))) > 1:
+    if len(kinds := sorted({one.modality for one in written})) > 1:
         raise InvalidRequest(f"the images are {' and '.join(kinds)}: a data set has one kind, choose it with modality")
-    content = {
+    unknown = {IGNORE: len(values) + 1} if any(one.ignores for one in written) else {}
+    return {
         "channel_names": {"0": kinds[0]},
-        "labels": {"background": 0, **values, **({IGNORE: len(values) + 1} if ignores else {})},
+        "labels": {"background": 0, **values, **unknown},
         "numTraining": len(written),
         "file_ending": ".nii.gz",
     }
-    (folder / "dataset.json").write_text(json.dumps(content, indent=1))
-    report = {"cases": written, "labels": values, "left_out": left_out}
-    (folder / "export.json").write_text(json.dumps(report, indent=1))
-    return report
 
 
 def nnunet_target(annotations: Annotations, values: Mapping[str, int]) -> np.ndarray:

@@ -153,7 +153,7 @@ def read_strokes(value: Any, name: str, *, k: int | None, grid: Grid) -> list[Sc
         if space == "ras":
             points = points * (-1, -1, 1)
         if space != "voxel":
-            points = grid.to_ijk(points)
+            points = grid.to_ijk(points).round(6)  # a voxel's centre is one again
         found.append(Scribble(points, not read_flag(stroke.get("negative"), f"{said}: negative")))
     if sum(len(one.points) for one in found) > MOST_POINTS:
         raise InvalidPrompt(f"the lines of {name} have more than {MOST_POINTS} points: send every second or third")

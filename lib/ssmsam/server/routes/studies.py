@@ -211,7 +211,7 @@ def dataset(
     write_nnunet(cases, folder / DATASET, labels=read_names(labels), finished=only == "finished", modality=modality)
     archive = folder / f"{DATASET}.zip"
     with ZipFile(archive, "w", ZIP_STORED) as packed:  # what is large in it is compressed already
-        for file in sorted((folder / DATASET).rglob("*")):
+        for file in sorted(one for one in (folder / DATASET).rglob("*") if one.is_file()):
             packed.write(file, file.relative_to(folder))
     return FileResponse(archive, media_type="application/zip", filename=archive.name)
 
