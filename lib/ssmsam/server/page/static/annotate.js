@@ -213,12 +213,11 @@ function controls() {
   addEventListener('beforeunload', event => { if (document.body.hasAttribute('data-busy')) event.preventDefault(); });
 }
 
-function windows() {
-  const kind = about.modality === 'CT' ? 'CT' : 'MR', presets = Object.entries(WINDOWS[kind]);
-  const use = ([, range]) => stage.window(...(kind === 'CT' ? range : stage.percentiles(range)));
+function windows(kind) {
+  const presets = Object.entries(WINDOWS[kind]), use = ([, range]) => stage.window(...(kind === 'CT' ? range : stage.percentiles(range)));
   $('window').replaceChildren(...presets.map(([name], n) => element('option', { value: n }, name)));
   $('window').onchange = () => use(presets[$('window').value]);
-  use(presets[0]);
+  if (kind !== 'CT') use(presets[0]); // a CT was opened with its first window
 }
 
 // --- opening
@@ -255,9 +254,10 @@ async function start() {
   $('study').title = `${about.spacing.join(' × ')} mm`;
   document.title = `${image} · ssmsam`;
   labels(info.labels);
-  await stage.open(niivue, server.imageAddress(image));
+  const kind = about.modality === 'CT' ? 'CT' : 'MR';
+  await stage.open(niivue, server.imageAddress(image), kind === 'CT' ? Object.values(WINDOWS.CT)[0] : null);
   $('slice').max = stage.grid.shape[2] - 1;
-  windows();
+  windows(kind);
   window.ssmsam.openedMs = performance.now();
   $('loading').hidden = true;
   const hints = remembered(`hints-${image}`, {}), offered = remembered(`asked-${image}`, null);

@@ -8,7 +8,7 @@ const JOBS_MS = 700, MOST_LISTED = 3, OVER = ['done', 'failed', 'cancelled'];
 
 export class Proposal {
   constructor(study) {
-    Object.assign(this, { study, expected: {}, before: null, now: null, abort: null });
+    Object.assign(this, { study, expected: {}, before: null, drawnBefore: new Map(), now: null, abort: null });
   }
 
   // Goes on beside: who annotates meanwhile is not kept waiting, and what was drawn since then stays.
@@ -17,6 +17,7 @@ export class Proposal {
     const { study } = this, abort = this.abort = new AbortController(), { signal } = abort, was = this.expected;
     const follower = this.#follow(abort);
     this.before = study.stage.voxels.slice();
+    this.drawnBefore = new Map([...study.drawn].map(([value, slices]) => [value, [...slices]]));
     study.touched.clear();
     try {
       const first = await this.#propose(signal, was);
@@ -97,7 +98,7 @@ export class Proposal {
   #changes(value) {
     const { grid, voxels } = this.study.stage, found = {};
     if (!this.before) return found;
-    for (let k = 0; k < grid.shape[2]; k++) {
+    for (const k of new Set([...this.drawnBefore.get(value) ?? [], ...this.study.drawn.get(value) ?? []])) {
       const one = grid.read(this.before, k), other = grid.read(voxels, k);
       let count = 0;
       for (let n = 0; n < one.length; n++) if ((one[n] === value) !== (other[n] === value)) count += 1;

@@ -25,7 +25,8 @@ export class Stage extends EventTarget {
     new ResizeObserver(() => requestAnimationFrame(() => this.drawMarks())).observe(canvas);
   }
 
-  async open(module, url) {
+  // ``range``: the lowest and highest intensity to show, where it is known before.
+  async open(module, url, range = null) {
     this.nv = new module.Niivue({
       backColor: [0.03, 0.04, 0.05, 1], isRadiologicalConvention: true, isForceMouseClickToVoxelCenters: true, crosshairWidth: 0,
       crosshairColor: [0.35, 0.65, 0.85, 0.6], show3Dcrosshair: false, dragAndDropEnabled: false, isColorbar: false, isNearestInterpolation: false,
@@ -35,7 +36,7 @@ export class Stage extends EventTarget {
     const { nv } = this;
     this.types = [nv.sliceTypeSagittal, nv.sliceTypeCoronal, nv.sliceTypeAxial];
     await nv.attachToCanvas(this.canvas);
-    await nv.loadVolumes([{ url, name: 'image.nii', headers: headers() }]);
+    await nv.loadVolumes([{ url, name: 'image.nii', headers: headers(), ...(range && { cal_min: range[0], cal_max: range[1] }) }]);
     const volume = this.volume = nv.volumes[0], { dims, pixDims, affine } = volume.hdr;
     this.grid = new Grid({ permutation: [...volume.permRAS], shape: [...dims.slice(1, 4)], affine, spacing: [...pixDims.slice(1, 4)] });
     nv.createEmptyDrawing();
@@ -48,11 +49,11 @@ export class Stage extends EventTarget {
 
   setView(view) {
     const { nv } = this, all = { slice: this.types[this.grid.sliceAxis], planes: nv.sliceTypeMultiplanar, '3d': nv.sliceTypeRender };
+    const faint = view === '3d' ? 0 : 1; // the body would hide the masks
     this.view = view;
     nv.opts.crosshairWidth = view === 'planes' ? 1 : 0;
     nv.opts.isOrientCube = view === '3d';
-    nv.volumes[0].opacity = view === '3d' ? 0 : 1; // the body would hide the masks
-    nv.updateGLVolume();
+    if (this.volume.opacity !== faint) { this.volume.opacity = faint; nv.updateGLVolume(); }
     nv.setSliceType(all[view]);
     this.drawMarks();
   }
@@ -128,17 +129,22 @@ export class Stage extends EventTarget {
     this.nv.setDrawOpacity(shown ? Math.max(0.01, opacity) : 0);
   }
 
-  refresh() { this.nv.refreshDrawing(true); }
+  refresh() { this.#upload([0, 0, 0], this.grid.dims, this.voxels); }
 
   // One stored slice to the screen: a whole volume takes too long for every stroke.
   refreshSlice(k) {
-    const { gl, drawTexture } = this.nv, { dims, sliceAxis: axis } = this.grid, plane = [...dims], from = [0, 0, 0];
+    const { dims, sliceAxis: axis } = this.grid, plane = [...dims], from = [0, 0, 0];
     from[axis] = this.grid.toViewer([0, 0, k])[axis];
     plane[axis] = 1;
+    this.#upload(from, plane, this.grid.plane(this.voxels, from[axis]));
+  }
+
+  #upload(from, size, voxels) {
+    const { gl, drawTexture } = this.nv;
     gl.activeTexture(gl.TEXTURE7); // where NiiVue keeps the drawing
     gl.bindTexture(gl.TEXTURE_3D, drawTexture);
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
-    gl.texSubImage3D(gl.TEXTURE_3D, 0, ...from, ...plane, gl.RED, gl.UNSIGNED_BYTE, this.grid.plane(this.voxels, from[axis]));
+    gl.texSubImage3D(gl.TEXTURE_3D, 0, ...from, ...size, gl.RED, gl.UNSIGNED_BYTE, voxels);
     this.nv.drawScene();
   }
 

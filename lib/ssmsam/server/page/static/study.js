@@ -7,6 +7,7 @@ import { failed, remember, remembered, saved } from './ui.js';
 const COLOURS = ['#e8635c', '#57a9ea', '#e6b84f', '#63d092', '#b98af0', '#4fd6d2', '#ee86bd', '#a9cb4e', '#e58f45', '#8c9cf2'];
 const STROKE_SAVED_MS = 400, MOST_UNDO = 100;
 const nothing = () => ({ positive: [], negative: [], box: null, scribbles: [], lasso: [] });
+const filled = voxels => { for (let n = 0; n < voxels.length; n++) if (voxels[n]) return true; return false; };
 const decoded = part => part && inflate(Uint8Array.from(atob(part.data), letter => letter.charCodeAt(0)));
 
 export class Study extends EventTarget {
@@ -139,10 +140,11 @@ export class Study extends EventTarget {
   }
 
   #count(k, slice) {
-    const found = new Set(slice);
+    const found = new Uint8Array(256);
+    for (let n = 0; n < slice.length; n++) found[slice[n]] = 1;
     for (const { value } of this.labels) {
       if (!this.drawn.has(value)) this.drawn.set(value, new Set());
-      this.drawn.get(value)[found.has(value) ? 'add' : 'delete'](k);
+      this.drawn.get(value)[found[value] ? 'add' : 'delete'](k);
     }
   }
 
@@ -161,13 +163,16 @@ export class Study extends EventTarget {
   // A whole label map of the server, but for what is ``kept``.
   paint(voxels, names, kept = new Set()) {
     const table = new Map(Object.entries(names).map(([name, value]) => [value, this.label(name, { listed: true })]));
-    const { grid } = this.stage, { area, shape } = grid;
+    const { grid } = this.stage, { area, shape } = grid, values = [...table.values()].map(one => one.value), becomes = new Uint8Array(256), own = new Uint8Array(256);
+    for (const [theirs, { value }] of table) becomes[theirs] = value;
     for (let k = 0; k < shape[2]; k++) {
-      const slice = this.read(k), own = new Set([...table.values()].map(one => one.value).filter(value => !kept.has(`${value} ${k}`)));
-      for (let n = 0, at = k * area; n < area; n++, at++) {
-        const value = table.get(voxels[at])?.value;
-        if (own.has(slice[n])) slice[n] = 0;
-        if (own.has(value)) slice[n] = value;
+      const incoming = voxels.subarray(k * area, (k + 1) * area);
+      if (!filled(incoming) && !values.some(value => this.drawn.get(value)?.has(k))) continue;
+      const slice = this.read(k);
+      for (const value of values) own[value] = kept.has(`${value} ${k}`) ? 0 : 1;
+      for (let n = 0; n < area; n++) {
+        if (own[slice[n]]) slice[n] = 0;
+        if (own[becomes[incoming[n]]]) slice[n] = becomes[incoming[n]];
       }
       grid.write(this.stage.voxels, k, slice);
       this.#count(k, slice);
