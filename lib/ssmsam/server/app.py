@@ -50,7 +50,7 @@ from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import SEGMENT, FewShotService
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.service.machine import choose_device, give_way, limit_arenas, use_threads
+from ssmsam.service.machine import choose_device, give_way, limit_arenas, memory_in_use, use_threads
 from ssmsam.service.prompt_service import PromptService
 from ssmsam.service.volume_forecasts import VolumeForecasts
 
@@ -257,6 +257,7 @@ class ServerApp(MONAILabelApp):
                 "encoder": self.configuration.encoder,
                 "device": self.device,
                 "warm": warm.done if warm else False,
+                "memory_bytes": memory_in_use(),
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
                 "set_aside": [*self.images.set_aside(), *self.datastore().unused_labels],

@@ -67,6 +67,11 @@ def give_way() -> None:
         os.nice(NICENESS)
 
 
+def memory_in_use() -> int:
+    """What this process holds of the machine's memory, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def limit_arenas() -> None:
     """Let all threads share a few pools of memory. Does nothing where the C library is not glibc."""
     if _glibc() and not os.environ.get("MALLOC_ARENA_MAX"):
