@@ -24,7 +24,7 @@ export SSMSAM_ENCODER := $(or $(ENCODER),$(SSMSAM_ENCODER))
 bench-clicks bench-complete bench-crosspatient bench-active bench-check: SSMSAM_ENCODER := $(or $(ENCODER),small)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve serve-dicom doctor test test-slow test-faults lint docs docs-links bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow test-faults screenshots lint docs docs-links bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
@@ -68,6 +68,8 @@ serve: setup  ## start the server and leave it running (HOST, PORT, STUDIES)
 	@echo "   3D Slicer, MONAI Label module, server address: http://$(HOST):$(PORT)"
 	@echo "   its page, to annotate in the browser:          http://$(HOST):$(PORT)/"
 	@echo "   every REST call:                               http://$(HOST):$(PORT)/swagger"
+	@for n in $$(seq 180); do sleep 1; curl -sf -o /dev/null http://$(HOST):$(PORT)/ && \
+	    echo "== ready: open http://$(HOST):$(PORT)/ in a browser" && break; done &
 	OMP_NUM_THREADS=$(THREADS) monailabel start_server --app ssmsam_app --studies $(STUDIES) --host $(HOST) --port $(PORT)
 
 serve-dicom: setup  ## start a local Orthanc with the sample studies and the server on it, with OHIF (HOST, PORT, PACS_PORT)
@@ -93,6 +95,9 @@ test-slow: $(VENV)/.installed-dev  ## run the tests that need real data or minut
 
 test-faults: $(VENV)/.installed-dev  ## run the long tests of what happens when things break
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+screenshots: $(VENV)/.installed-dev $(NIIVUE)/niivue.js  ## pictures of the page for README, from the sample data
+	$(RUN) tests/e2e/screenshots.py
 
 lint: $(VENV)/.installed-dev  ## check style, formatting, types and which room imports which
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ssmsam.progress import Cancelled, CancelToken, Turns, cancellable, stop_if_cancelled
+from ssmsam.progress import Busy, Cancelled, CancelToken, Turns, cancellable, stop_if_cancelled
 
 
 def test_long_work_pauses_between_its_steps_while_somebody_waits_for_a_click():
@@ -79,6 +79,43 @@ def test_what_waits_can_be_cancelled(where: str):
     turns, token = Turns(), CancelToken()
     threading.Timer(0.1, token.cancel).start()
     started = time.monotonic()
-    with pytest.raises(Cancelled), cancellable(token), turns._places if where == "for a place" else turns.brief():
+    with pytest.raises(Cancelled), cancellable(token), turns.long() if where == "for a place" else turns.brief():
         endless(turns)
     assert time.monotonic() - started < 0.9
+
+
+def test_a_place_goes_to_the_work_that_began_first():
+    turns, order, begun = Turns(), [], threading.Barrier(2)
+
+    def in_two_steps() -> None:
+        with turns.pausing():
+            begun.wait()
+            with turns.long():
+                order.append("first")
+            with turns.long():
+                order.append("first again")
+
+    def later(name: str) -> None:
+        with turns.long():
+            order.append(name)
+
+    workers = [threading.Thread(target=in_two_steps), *(threading.Thread(target=later, args=(n,)) for n in "abcd")]
+    with turns.long():
+        workers[0].start()
+        begun.wait()
+        for worker in workers[1:]:
+            worker.start()
+            time.sleep(0.05)  # so that they come in this order
+    for worker in workers:
+        worker.join()
+    assert order.index("first again") <= 2, "not behind all others"
+    assert [name for name in order if len(name) == 1] == [*"abcd"]
+
+
+def test_who_has_little_time_does_not_wait_for_a_place_longer():
+    turns, seen = Turns(), []
+    with turns.long(), pytest.raises(Busy), turns.long(lambda *step: seen.append(step), within=0.2):
+        pass
+    assert seen == [("wait", 0, 0)]
+    with turns.long(within=0):
+        pass

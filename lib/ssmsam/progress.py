@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +27,10 @@ T = TypeVar("T")
 
 class Cancelled(Exception):
     """The user stopped the work. Not an error: what was finished before stays."""
+
+
+class Busy(Exception):
+    """No place became free in time."""
 
 
 class CancelToken:
@@ -57,13 +63,17 @@ class Turns:
     """Whose turn it is to compute: clicks at once, long work in few ``places`` and while nobody waits for a click.
 
     Long work pauses between its steps (:func:`stop_if_cancelled`) for as long as something brief is at work, but never
-    longer than :data:`PATIENCE_S` at once, so that it comes to its end where many people click.
+    longer than :data:`PATIENCE_S` at once, so that it comes to its end where many people click. A free place goes to
+    the work that began first: what takes one again does not queue up behind all others.
     """
 
     def __init__(self, places: int = 1) -> None:
-        self._places = threading.Semaphore(places)
+        self._free = places
         self._changed = threading.Condition()
         self._brief = 0
+        self._waiting: list[tuple[float, int]] = []
+        """For a place: when the work began, and a number of its own."""
+        self._numbers = itertools.count()
 
     @contextmanager
     def brief(self) -> Iterator[None]:
@@ -79,30 +89,57 @@ class Turns:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """In this block the thread's work pauses while anything brief is at work."""
-        before = _turns.set(self)
+        """In this block the thread does long work, which begins now: it pauses while anything brief is at work."""
+        before = _long_work.set((self, time.monotonic()))
         try:
             yield
         finally:
-            _turns.reset(before)
+            _long_work.reset(before)
 
     @contextmanager
-    def long(self) -> Iterator[None]:
-        """The same in one of the places, the only one of a thread. Raises :class:`Cancelled` while it waits for it."""
-        with holding(self._places), self.pausing():
-            yield
+    def long(self, progress: Progress | None = None, *, within: float = math.inf) -> Iterator[None]:
+        """Long work in one of the places, the only one of a thread. Raises :class:`Cancelled` while it waits for it,
+        of which ``progress("wait", 0, 0)`` tells, and :class:`Busy` after so many seconds."""
+        if progress and not self._free:
+            progress("wait", 0, 0)
+        with nullcontext() if _long_work.get() else self.pausing():
+            self._take_place(within)
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._free += 1
+                    self._changed.notify_all()
+
+    def _take_place(self, within: float) -> None:
+        work, end = _long_work.get(), time.monotonic() + within
+        assert work is not None
+        with self._changed:
+            me = work[1], next(self._numbers)
+            self._waiting.append(me)
+            try:
+                while not self._changed.wait_for(lambda: self._free and min(self._waiting) == me, timeout=POLL_S):
+                    _raise_if_cancelled()
+                    if time.monotonic() > end:
+                        raise Busy
+                self._free -= 1
+            finally:
+                self._waiting.remove(me)
+
+    def quiet(self, timeout: float) -> bool:
+        """Whether nothing brief is at work, or at least not any more within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._brief, timeout)
 
     def pause(self) -> None:
         """Wait while anything brief is at work. Raises :class:`Cancelled` meanwhile."""
         end = time.monotonic() + PATIENCE_S
-        with self._changed:
-            while self._brief and time.monotonic() < end:
-                self._changed.wait(POLL_S)
-                if any(token.cancelled for token in _tokens.get()):
-                    raise Cancelled
+        while not self.quiet(POLL_S) and time.monotonic() < end:
+            _raise_if_cancelled()
 
 
-_turns: ContextVar[Turns | None] = ContextVar("ssmsam_turns", default=None)
+_long_work: ContextVar[tuple[Turns, float] | None] = ContextVar("ssmsam_long_work", default=None)
+"""Whose turns the thread's long work takes, and when it began; None where it does none."""
 _tokens: ContextVar[tuple[CancelToken, ...]] = ContextVar("ssmsam_cancel_tokens", default=())
 
 
@@ -126,20 +163,33 @@ def shielded() -> Iterator[None]:
         _tokens.reset(before)
 
 
-def stop_if_cancelled() -> None:
-    """Raise :class:`Cancelled` where this thread's work was asked to stop; let clicks go first where it is long."""
+def is_urgent() -> bool:
+    """Whether somebody waits for what this thread does: it is not long work."""
+    return _long_work.get() is None
+
+
+def _raise_if_cancelled() -> None:
     if any(token.cancelled for token in _tokens.get()):
         raise Cancelled
-    turns = _turns.get()
-    if turns is not None:
-        turns.pause()
+
+
+def stop_if_cancelled() -> None:
+    """Raise :class:`Cancelled` where this thread's work was asked to stop; let clicks go first where it is long.
+
+    Called where nothing is held that a click may need. What only waits does not pause: it computes nothing, and a pause
+    with a lock in its hand would keep clicks from it.
+    """
+    _raise_if_cancelled()
+    work = _long_work.get()
+    if work is not None:
+        work[0].pause()
 
 
 @contextmanager
 def holding(lock: Lock) -> Iterator[None]:
     """Hold a lock in this block. Raises :class:`Cancelled` while it waits for it."""
     while not lock.acquire(timeout=POLL_S):
-        stop_if_cancelled()
+        _raise_if_cancelled()
     try:
         yield
     finally:
@@ -154,23 +204,23 @@ def result_of(future: Future[T]) -> T:
         except NotYet:
             if future.done():  # its own error, which may be of this kind
                 raise
-            stop_if_cancelled()
+            _raise_if_cancelled()
 
 
 def waited(condition: threading.Condition, predicate: Callable[[], Any]) -> None:
     """Wait with a condition that is held until something holds. Raises :class:`Cancelled` meanwhile."""
     while not condition.wait_for(predicate, timeout=POLL_S):
-        stop_if_cancelled()
+        _raise_if_cancelled()
 
 
 @contextmanager
 def without_pauses() -> Iterator[None]:
     """In this block long work does not pause: it holds something that a click may need."""
-    before = _turns.set(None)
+    before = _long_work.set(None)
     try:
         yield
     finally:
-        _turns.reset(before)
+        _long_work.reset(before)
 
 
 def silent(phase: str, done: int, total: int) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
+from ssmsam.dicom.pixels import read_pixels
 from ssmsam.dicom.series import find_series, read_dicom
 from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.itk import itk_grid, read_itk
-from ssmsam.volume.nifti import nifti_grid, read_nifti
+from ssmsam.volume.nifti import nifti_grid, nifti_slice, read_nifti
 from ssmsam.volume.volume import Grid, Volume
 
-__all__ = ["UnreadableVolume", "read_grid", "read_volume"]
+__all__ = ["UnreadableVolume", "read_grid", "read_slice", "read_volume"]
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -39,6 +42,21 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
         if _is_folder(path):
             return find_series(path).grid
         return nifti_grid(path) if path.name.lower().endswith(NIFTI) else itk_grid(path)
+
+
+def read_slice(path: str | os.PathLike[str], index: int) -> tuple[np.ndarray, str]:
+    """One slice (rows, columns) of what :func:`read_volume` would read, and the modality that the file says.
+
+    DICOM and NIfTI files are read no further than to its end. Raises UnreadableVolume.
+    """
+    path = Path(path)
+    with one_error(path):
+        if _is_folder(path):
+            series = find_series(path)
+            return read_pixels(series.files[index : index + 1])[0], series.modality
+        if path.name.lower().endswith(NIFTI):
+            return nifti_slice(path, index), ""
+        return read_itk(path)[0][index], ""
 
 
 def _is_folder(path: Path) -> bool:

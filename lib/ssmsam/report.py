@@ -141,3 +141,36 @@ def summarise(values: Iterable[float]) -> Summary:
 def mean_over_labels(per_label: Mapping[str, Summary]) -> float:
     """The mean over labels of the mean over cases: a rare organ counts as much as a frequent one."""
     return float(np.mean([summary.mean for summary in per_label.values()])) if per_label else float("nan")
+
+
+class RunLog:
+    """What a long run has finished so far, one JSON line each, so that it goes on where it was stopped.
+
+    Lines belong to one ``run``: a text that changes with everything that changes the results. Lines of other runs
+    are left alone but not returned; a line that was cut off is ignored.
+    """
+
+    def __init__(self, path: Path, *, run: str) -> None:
+        self.path = path
+        self.run = run
+
+    def read(self) -> dict[str, Any]:
+        """Finished pieces of this run by name."""
+        if not self.path.exists():
+            return {}
+        found: dict[str, Any] = {}
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off when the run was killed: that piece is done again
+                continue
+            if entry.get("run") == self.run:
+                found[entry["name"]] = entry["content"]
+        return found
+
+    def append(self, name: str, content: Any) -> None:
+        """Note that a piece is finished."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a") as file:
+            file.write("\n" * cut_off + json.dumps({"run": self.run, "name": name, "content": content}) + "\n")

@@ -8,46 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from ssmsam.cluster.engine import open_engine
 from ssmsam.progress import Progress, silent
-from ssmsam.report import run_manifest
-
-
-class RunLog:
-    """What a long run has finished so far, one JSON line each, so that it goes on where it was stopped.
-
-    Lines belong to one ``run``: a text that changes with everything that changes the results. Lines of other runs
-    are left alone but not returned; a line that was cut off is ignored.
-    """
-
-    def __init__(self, path: Path, *, run: str) -> None:
-        self.path = path
-        self.run = run
-
-    def read(self) -> dict[str, Any]:
-        """Finished pieces of this run by name."""
-        if not self.path.exists():
-            return {}
-        found: dict[str, Any] = {}
-        for line in self.path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut off when the run was killed: that piece is done again
-                continue
-            if entry.get("run") == self.run:
-                found[entry["name"]] = entry["content"]
-        return found
-
-    def append(self, name: str, content: Any) -> None:
-        """Note that a piece is finished."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a") as file:
-            file.write("\n" * cut_off + json.dumps({"run": self.run, "name": name, "content": content}) + "\n")
-
+from ssmsam.report import RunLog, run_manifest
 
 U = TypeVar("U")
 
@@ -62,6 +30,9 @@ class Run(ABC, Generic[U]):
 
     jobs: int = 1
     threads: int = 1
+    cluster: str | None = None
+    """A Dask scheduler whose workers see the data and the weights under the same paths; they take the place of
+    ``jobs``."""
     unit: ClassVar[str] = "cases"
     """What progress calls the units of work."""
 
@@ -106,6 +77,14 @@ class Run(ABC, Generic[U]):
 
     def _measured(self, units: Sequence[U], finished: frozenset[str]) -> Iterator[tuple[str, Any] | None]:
         """All pieces, and None after each unit."""
+        if self.cluster:
+            with open_engine(cluster=self.cluster, threads=self.threads) as engine:
+                for _, found in engine.run(partial(_listed, self, finished=finished), units):
+                    if isinstance(found, Exception):
+                        raise found
+                    yield from found
+                    yield None
+            return
         if self.jobs == 1 or len(units) < 2:
             for unit in units:
                 yield from self.measure(unit, finished)

@@ -17,7 +17,7 @@ from ssmsam.annotation.annotations import Update
 from ssmsam.annotation.interpretation import Context, interpret
 from ssmsam.annotation.log import Assignment, Mark, Served, Verdict, WorkLog
 from ssmsam.annotation.slice_state import InvalidSubmission, Source
-from ssmsam.annotation.store import AnnotationStore, image_folder
+from ssmsam.annotation.store import AnnotationStore, image_folder, read_masks
 from ssmsam.annotation.support import SupportSet
 from ssmsam.volume.volume import Grid
 
@@ -128,3 +128,33 @@ def test_support_set(tmp_path) -> None:
     assert np.array_equal(next(iter(support)).mask, array[3] == 2) and next(iter(support)).weight.all()
     assert support.digest == store.support().digest != support.only(label="liver").digest
     assert len(SupportSet()) == 0
+
+
+def test_masks_are_read_again_only_where_something_was_submitted(tmp_path, monkeypatch) -> None:
+    read: list[str] = []
+
+    def noted(path: Path, *rest, **options):
+        read.append(path.name)
+        return read_masks(path, *rest, **options)
+
+    monkeypatch.setattr("ssmsam.annotation.store.read_masks", noted)
+    store = merged(tmp_path, 2, 3, 4)
+    for image in ("case", "other"):
+        store.merge(image, interpret(submission(drawn(5)), Context(empty())))
+    assert len(store.support()) == 5
+    read.clear()
+    store.merge("case", interpret(submission(drawn(1)), Context(empty())))
+    assert [one.index for one in store.support().only(images=["case"])] == [1, 2, 3, 4, 5]
+    assert len(store.support()) == 6 and read == ["revision-000005.npz"]
+    file = image_folder(tmp_path, "other") / "revision-000001.npz"
+    file.write_bytes(b"damaged")
+    assert not store.load("other").slices
+
+
+def test_one_look_does_for_a_whole_answer(tmp_path) -> None:
+    store = merged(tmp_path, 2)
+    with store.one_look():
+        before = store.overviews()
+        merged(tmp_path, 3)
+        assert store.overviews() is before and before["case"].revision == 1
+    assert store.overview("case").revision == 2

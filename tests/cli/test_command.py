@@ -13,6 +13,7 @@ from ssmsam import read_volume, write_volume
 from ssmsam.cli import main
 from ssmsam.cli.command import COMMANDS, FAILED, ssmsam
 from ssmsam.cli.sample_data import LABELS, sample_cases
+from ssmsam.dicom.rtstruct import read_rtstruct
 from ssmsam.dicom.seg_reader import read_seg
 from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.reading import read_grid
@@ -51,9 +52,12 @@ def test_each_command_loads_takes_json_and_has_a_launcher(name: str, capsys: pyt
         (["serve", "no/such/folder"], "there is no folder no/such/folder"),
         (["export", "mask.nii.gz", "--series", "s", "--out", "seg.dcm"], "give --names"),
         (["export", "mask.nii.gz", "--series", "s", "--out", "seg", "--names", "liver=1"], "ends in .dcm"),
+        (["export", "mask.nii.gz", "--out", "rt.dcm", "--names", "liver=1", "--format", "rtstruct"], "give --series"),
+        (["export", "mask.nii.gz", "--out", "mask.nrrd", "--format", "nifti"], "ends in .nii.gz"),
+        (["export", ".", "--out", "no_such", "--format", "nnunet"], "no image is left"),
         (["samples", "--out", "x", "--only", "ct_99"], "there are ct_01"),
         (["doctor", "--download", "small"], "--download"),
-        (["embed", "no/such/folder"], "holds no volume"),
+        (["embed", "no/such/folder"], "there is no such folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -138,6 +142,9 @@ def test_a_label_map_is_exported_as_dicom_seg(tmp_path: Path, capsys: pytest.Cap
     np.testing.assert_array_equal(seg.volume.array, mask)
     assert json.loads(record.read_text())["labels"] == {"liver": 7}
     assert read_volume(tmp_path / "mask.nii.gz").grid.matches(image.grid)
+    structures = tmp_path / "rt.dcm"
+    assert main([*wanted[:-1], str(structures), "--names", "liver=7", "--format", "rtstruct"]) == 0
+    np.testing.assert_array_equal(read_rtstruct(structures, image.grid)["liver"], mask == 7)
 
 
 def test_an_archive_that_cannot_be_started_is_said(

@@ -43,6 +43,40 @@ def test_a_nifti_file_lies_where_viewers_show_it(tmp_path: Path, codes: tuple[in
     as_itk_places(path, read_volume(path).grid)
 
 
+@pytest.mark.parametrize("codes", [(1, 1), (0, 1), (0, 0)])
+def test_a_negative_voxel_size_is_read_as_viewers_read_it(tmp_path: Path, codes: tuple[int, int]) -> None:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    path = nifti(tmp_path / "image.nii", sform=affine, qform=affine, codes=codes)
+    data = bytearray(path.read_bytes())
+    data[80:84] = struct.pack("<f", -2.0)
+    path.write_bytes(data)
+    as_itk_places(path, read_grid(path))
+
+
+def test_a_header_that_does_not_say_where_the_voxels_begin_is_refused(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "image.nii", sform=np.eye(4), qform=np.eye(4), codes=(1, 1))
+    data = bytearray(path.read_bytes())
+    data[108:112] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableVolume, match="vox_offset"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("damage", [slice(-8, -4), slice(-4, None)], ids=["checksum", "length"])
+@pytest.mark.parametrize("cut", [False, True], ids=["changed", "cut off"])
+def test_a_compressed_file_is_whole_to_its_end(tmp_path: Path, damage: slice, cut: bool) -> None:
+    path, noise = tmp_path / "image.nii.gz", np.random.default_rng(0).integers(0, 999, (20, 20, 20), dtype=np.int16)
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"some remark")
+    assert np.array_equal(read_volume(path).array, noise.T)
+    data = bytearray(whole)
+    data[damage] = b"" if cut else b"\xff\x01\x02\x03"
+    path.write_bytes(data)
+    with pytest.raises(UnreadableVolume, match="damaged or cut short"):
+        read_volume(path)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tilt=st.floats(-0.4, 0.4), turned=st.booleans(), spacing=st.floats(0.3, 6), place=st.floats(-300, 300))
 def test_so_does_one_that_is_tilted(tmp_path: Path, tilt: float, turned: bool, spacing: float, place: float) -> None:

@@ -77,6 +77,18 @@ def test_segments_of_one_name_are_one_label_and_it_is_said(read: Callable[..., S
     assert found.notes == ("2 segments named node are one label",)
 
 
+@pytest.mark.parametrize("name", ["background", "Background", "BACKGROUND "])
+def test_background_is_no_label(read: Callable[..., SegMask], name: str) -> None:
+    found = read((1, name, ~ORGAN), (2, "organ", ORGAN))
+    assert list(found.labels) == ["organ"]
+    np.testing.assert_array_equal(where(found, "organ"), ORGAN)
+    assert found.notes == (f"a segment named {name.strip()} is no label",)
+
+
+def test_a_backslash_in_a_name_is_kept(read: Callable[..., SegMask]) -> None:
+    assert list(read((1, "left\\right", ORGAN)).labels) == ["left\\right"]
+
+
 def test_fractions_count_from_a_half_of_the_whole(read: Callable[..., SegMask]) -> None:
     found = read((1, "liver", LESION * 255 + BESIDE * 100), kind="FRACTIONAL", whole=255)
     np.testing.assert_array_equal(where(found, "liver"), LESION)
@@ -142,6 +154,14 @@ def far_away(seg: pydicom.Dataset) -> None:
     seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = ["1e300", "0", "0"]
 
 
+def of_half_the_rows(seg: pydicom.Dataset) -> None:
+    seg.Rows = seg.Rows // 2
+
+
+def no_rows(seg: pydicom.Dataset) -> None:
+    seg.Rows = 0
+
+
 def gigabytes(seg: pydicom.Dataset) -> None:
     seg.Rows = seg.Columns = 65535
 
@@ -165,6 +185,8 @@ def odd_bits(seg: pydicom.Dataset) -> None:
         (same_number, "several segments have one number"),
         (one_frame_less, "says 3 frames and describes 4"),
         (far_away, "nowhere near"),
+        (of_half_the_rows, "not those of"),
+        (no_rows, "not those of"),
         (gigabytes, "cut off"),
         (gigabytes_in_rle, "claims"),
         (odd_bits, "12 bits"),

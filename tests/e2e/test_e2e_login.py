@@ -74,6 +74,28 @@ def test_from_the_password_to_an_annotated_slice(guarded: Server, ct: Truth) -> 
     assert known.json()["partial"]["slices"]["left kidney"]["annotated"] == [click[2]]
 
 
+def test_nobody_reviews_their_own_work(guarded: Server, realm: TokenRealm, ct: Truth) -> None:
+    anna, bert = (bearer(realm.token(USER, ANNOTATOR, preferred_username=name)) for name in ("anna", "bert"))
+    click = ct.click("left kidney")  # the one that is annotated already: a study is finished with all its labels
+    prompt = {"foreground": [click], "label": "left kidney", "client_id": "page"}
+
+    def post(path: str, who: dict[str, str], **params: str) -> requests.Response:
+        form = {"params": (None, json.dumps(prompt))} if path.startswith("/infer") else None
+        query = {"image": CT, "client_id": "page", **params}
+        return requests.post(f"{guarded.url}{path}", params=query, headers=who, files=form, timeout=TIMEOUT)
+
+    prompt["confirm"] = True
+    for model in ("sam_3d", "accept_slice", "finish_volume"):
+        assert post(f"/infer/{model}", anna, output="json").status_code == 200
+    accepted = {"verdict": "accept"}
+    own = post("/studies/review", anna, **accepted)
+    assert (own.status_code, "second person" in own.json()["detail"]) == (403, True)
+    looking = bearer(realm.token(USER, preferred_username="carl"))
+    assert post("/studies/review", looking, **accepted).status_code == 403
+    given = post("/studies/review", bert, **accepted)
+    assert (given.json()["state"], given.json()["review"]["client"]) == ("finished", "bert")
+
+
 ROUTES = [
     ("GET", "/info/"),
     ("POST", "/activelearning/first"),
@@ -88,6 +110,8 @@ ROUTES = [
     ("GET", "/cache"),
     ("DELETE", "/cache"),
     ("POST", "/starts/roll_back"),
+    ("POST", f"/studies/review?image={CT}&verdict=accept"),
+    ("GET", "/studies/dataset"),
 ]
 
 

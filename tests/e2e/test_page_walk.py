@@ -2,84 +2,39 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import requests
+from PIL import Image
 from sample_cases import CT, MR, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
-from viewers import TIMEOUT, ohif, stored_label
+from viewers import TIMEOUT, ohif, read_mask, stored_label
 
 from ssmsam.cli.orthanc import Orthanc
-from ssmsam.server.routes.page import NIIVUE
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
 
-from ohif_page import ARGUMENTS, CHROMIUM
-from playwright.sync_api import Page, sync_playwright
+from page_window import HAS_PAGE, Window, opened_browser, opened_window
+from playwright.sync_api import Browser
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-    pytest.mark.skipif(not NIIVUE.is_file(), reason="NiiVue is not there: make setup"),
-]
+pytestmark = HAS_PAGE
 
 CONF = {"precompute": "false", "encoder": "small"}
-READER = "page-reader"
-SCREEN = """k => Array.from(ssmsam.stage.grid.read(ssmsam.stage.voxels, k))"""
-VALUE = """name => ssmsam.labels().find(one => one.name === name).value"""
-
-
-class Annotating:
-    """A window with one study open. ``errors`` are those of its scripts and of its security policy."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.errors: list[str] = []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda said: "Content Security" in said.text and self.errors.append(said.text))
-        page.add_init_script(f"localStorage.setItem('ssmsam-client', '{READER}')")
-        page.set_default_timeout(60_000)
-
-    def open(self, url: str, image: str) -> None:
-        self.page.goto(f"{url}/annotate?image={image}")
-        self.ready()
-
-    def ready(self) -> None:
-        self.page.locator("body[data-ready]").wait_for()
-
-    def idle(self) -> str:
-        """Wait until everything is done; what it says of saving."""
-        self.page.wait_for_timeout(150)
-        self.page.locator("body:not([data-busy])").wait_for()
-        return self.page.locator("#saved").inner_text()
-
-    def press(self, *keys: str) -> str:
-        for key in keys:
-            self.page.keyboard.press(key)
-        return self.idle()
-
-    def place(self, ijk: list[int]) -> tuple[float, float]:
-        """Go to a voxel's slice; where on the window the voxel is."""
-        self.page.evaluate("k => ssmsam.stage.goTo(k)", ijk[2])
-        x, y = self.page.evaluate("ijk => ssmsam.stage.at(ijk)", ijk)
-        frame = self.page.locator("#gl").bounding_box()
-        assert frame
-        return frame["x"] + x, frame["y"] + y
-
-    def click(self, ijk: list[int], **options: Any) -> str:
-        self.page.mouse.click(*self.place(ijk), **options)
-        return self.idle()
-
-    def mask(self, label: str, k: int, truth: Truth) -> np.ndarray:
-        """What is on the screen of a label on a stored slice, (rows, columns)."""
-        voxels = np.array(self.page.evaluate(SCREEN, k)).reshape(truth.array.shape[1:])
-        return voxels == self.page.evaluate(VALUE, label)
-
-    def strip(self, k: int) -> str:
-        return self.page.locator("#strip i").nth(k).get_attribute("class") or ""
+LABEL_KEYS = {"liver": "1", "spleen": "2", "right kidney": "3", "left kidney": "4"}
+MAGENTA = """name => { const label = ssmsam.study.label(name); label.colour = '#ff00ff'; ssmsam.study.keepLabels();
+    ssmsam.stage.setOpacity(1); }"""
+NAMELESS = """() => [...document.querySelectorAll('button, input, select, textarea, a[href]')].filter(one => {
+    const name = one.getAttribute('aria-label') || one.textContent.trim() || one.closest('label')?.textContent.trim()
+        || (one.id && document.querySelector(`label[for=${one.id}]`)?.textContent);
+    return one.getClientRects().length && !name;
+}).map(one => one.outerHTML)"""
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +60,48 @@ def served(folder: Path, home: Path) -> Iterator[Server]:
         running.kill()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with opened_browser() as browser:
+        yield browser
+
+
 @pytest.fixture
-def window() -> Iterator[Annotating]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        try:
-            shown = Annotating(browser.new_page(viewport={"width": 1280, "height": 720}))
-            yield shown
-            assert shown.errors == []
-        finally:
-            browser.close()
+def window(browser: Browser) -> Iterator[Window]:
+    with opened_window(browser) as window:
+        yield window
 
 
-def test_the_list_says_what_cannot_be_read_and_finds_what_is_looked_for(served: Server, window: Annotating) -> None:
+def known_slices(url: str, image: str, label: str, kind: str = "annotated") -> list[int]:
+    known = requests.get(f"{url}/datastore/annotations", params={"image": image}, timeout=TIMEOUT).json()
+    return known["partial"].get("slices", {}).get(label, {}).get(kind, [])
+
+
+def row_of(url: str, image: str) -> dict[str, Any]:
+    rows = requests.get(f"{url}/studies", timeout=TIMEOUT).json()["studies"]
+    return next(row for row in rows if row["image"] == image)
+
+
+def exported(window: Window, format: str) -> bytes:
+    with window.page.expect_download() as download:
+        window.page.click(f"[data-do={format}]")
+    window.idle()
+    return Path(download.value.path()).read_bytes()
+
+
+def magenta_voxels(window: Window, k: int, truth: Truth) -> np.ndarray:
+    """The voxels of a slice whose pixels on the screen are magenta, (rows, columns)."""
+    columns, rows = truth.array.shape[2], truth.array.shape[1]
+    places = [window.place([i, j, k]) for i, j in ((0, 0), (columns - 1, 0), (0, rows - 1))]
+    picture = np.asarray(Image.open(io.BytesIO(window.page.screenshot())).convert("RGB")).astype(int)
+    origin, right, down = (np.array(place) for place in places)
+    steps_i, steps_j = (right - origin) / (columns - 1), (down - origin) / (rows - 1)
+    x, y = (origin + np.arange(rows)[:, None, None] * steps_j + np.arange(columns)[None, :, None] * steps_i).T
+    seen = picture[np.rint(y).T.astype(int), np.rint(x).T.astype(int)]
+    return (seen[..., 0] > 150) & (seen[..., 2] > 150) & (seen[..., 1] < 120)
+
+
+def test_the_list_says_what_cannot_be_read_and_finds_what_is_looked_for(served: Server, window: Window) -> None:
     page = window.page
     page.goto(served.url)
     row = page.locator("tr", has_text="broken")
@@ -127,48 +111,131 @@ def test_the_list_says_what_cannot_be_read_and_finds_what_is_looked_for(served: 
     page.keyboard.press("/")
     page.keyboard.type("mr_")
     assert page.locator("#rows tr").count() == 1
+    page.goto(f"{served.url}/annotate?image=broken")
+    page.locator(".loading.error", has_text="not a readable NIfTI").wait_for()
 
 
 @pytest.mark.parametrize(("image", "label"), [(CT, "right kidney"), (MR, "liver")])
-def test_a_click_shows_the_mask_that_the_server_has(served: Server, window: Annotating, image: str, label: str) -> None:
+def test_a_click_shows_the_mask_that_the_server_has(served: Server, window: Window, image: str, label: str) -> None:
     truth = Truth.of(image)
     click = truth.click(label)
     k = click[2]
     window.open(served.url, image)
-    window.press({"liver": "1", "right kidney": "3"}[label])
+    window.press(LABEL_KEYS[label])
     window.click(click)
     shown = window.mask(label, k, truth)
     sent = ohif(served.url, "sam_2d", image, label=label, foreground=[click], slice=k, client_id="other").mask[k] > 0
     assert dice(shown, sent) > 0.97, "a pixel of the screen beside at most"
     assert dice(shown, truth.mask(label)[k]) > 0.7, "how good one click is has tests of its own"
-    assert "Saved" in window.press("a") and window.strip(k) == "annotated"
+    assert window.page.locator("#overlay .unsure").count() == 1, "where it is uncertain"
+    assert "Saved" in window.press("q", "a") and "annotated" in window.strip(k)
     stored, values = stored_label(served.url, image, "partial")
     assert np.array_equal(stored[k] == values[label], shown)
+    window.page.evaluate(MAGENTA, label)
+    window.page.mouse.move(5, 5)
+    assert dice(magenta_voxels(window, k, truth), shown) > 0.98, "drawn over the voxels that it is about"
 
 
-def test_strokes_are_saved_and_taken_back(served: Server, window: Annotating, ct: Truth) -> None:
+def test_strokes_are_saved_and_every_step_is_taken_back(served: Server, window: Window, ct: Truth) -> None:
     label, k = "spleen", 20
     window.open(served.url, CT)
-    window.press("2", "d")
-    window.click([80, 60, k])
-    window.page.wait_for_timeout(600)
-    assert window.idle().startswith("Saved")
+    assert window.press("2", "d") == ""
+    assert window.drag([80, 60, k], [90, 60, k]).startswith("Saved")
     drawn = window.mask(label, k, ct)
     stored, values = stored_label(served.url, CT, "partial")
-    assert drawn[60, 80] and np.array_equal(stored[k] == values[label], drawn)
-    window.press("z")
-    assert not window.mask(label, k, ct).any()
-    window.press("y")
-    assert np.array_equal(window.mask(label, k, ct), drawn)
+    assert drawn[60, 80:91].all() and np.array_equal(stored[k] == values[label], drawn)
+    window.press("r")
+    window.drag([80, 60, k], [81, 60, k])
+    erased = window.mask(label, k, ct)
+    assert not erased[60, 80] and erased[60, 90]
     window.press("Delete")
-    known = requests.get(f"{served.url}/datastore/annotations", params={"image": CT}, timeout=TIMEOUT).json()
-    assert k not in known["partial"]["slices"].get(label, {}).get("annotated", [])
+    assert not window.mask(label, k, ct).any() and k not in known_slices(served.url, CT, label)
+    window.press("e")
+    assert known_slices(served.url, CT, label, "empty") == [k]
+    window.press("z", "z")
+    assert np.array_equal(window.mask(label, k, ct), erased) and k in known_slices(served.url, CT, label)
+    window.press("z")
+    assert np.array_equal(window.mask(label, k, ct), drawn)
+    window.press("z")
+    assert not window.mask(label, k, ct).any() and k not in known_slices(served.url, CT, label)
+    window.press("y", "y", "y", "y")
+    assert known_slices(served.url, CT, label, "empty") == [k]
 
 
-def test_nothing_is_lost_and_the_rest_is_proposed(
-    folder: Path, home: Path, served: Server, window: Annotating, ct: Truth
+def test_box_scribble_lasso_and_points_that_take_away(served: Server, window: Window, ct: Truth) -> None:
+    label = "liver"
+    click = ct.click(label)
+    k, truth = click[2], ct.mask(label)[click[2]]
+    j, i = np.nonzero(truth)
+    window.open(served.url, CT)
+    window.press("1", "b")
+    window.drag([int(i.min()), int(j.min()), k], [int(i.max()), int(j.max()), k])
+    assert dice(window.mask(label, k, ct), truth) > 0.75
+    window.press("z", "s")
+    rows = np.linspace(j.min() + 10, j.max() - 10, 4).astype(int)
+    middle = [[int(np.median(i[j == row])), int(row), k] for row in rows]
+    window.drag(*middle)
+    scribbled = window.mask(label, k, ct)
+    assert dice(scribbled, truth) > 0.6 and all(scribbled[row, column] for column, row, _ in middle)
+    wrong = np.argwhere(scribbled & ~truth)
+    if len(wrong):
+        row, column = (int(one) for one in wrong[len(wrong) // 2])
+        window.click([column, row, k], button="right")
+        assert not window.mask(label, k, ct)[row, column]
+    window.press("Delete", "l")
+    middle_i, middle_j = int(i.mean()), int(j.mean())
+    corners = [(i.min(), middle_j), (middle_i, j.min()), (i.max(), middle_j), (middle_i, j.max())]
+    window.drag(*[[int(column), int(row), k] for column, row in corners])
+    assert dice(window.mask(label, k, ct), truth) > 0.6
+
+
+def test_by_keys_alone(served: Server, window: Window, ct: Truth) -> None:
+    label = "cyst"
+    window.open(served.url, MR)
+    window.page.keyboard.press("Tab")
+    window.page.locator("#add-label input").focus()
+    window.page.keyboard.type(label)
+    window.page.keyboard.press("Enter")
+    before = window.slice
+    for key in ("PageUp", "ArrowDown", "Shift+ArrowLeft", "Shift+ArrowLeft", "Enter"):
+        window.press(key)
+    k = window.slice
+    assert k == before + 9 and window.press("a").startswith("Saved")
+    assert known_slices(served.url, MR, label) == [k]
+    window.press("z", "z")
+    window.press("ArrowUp", "[")
+    assert window.slice == k + 1, "nothing is annotated any more"
+    assert window.page.evaluate(NAMELESS) == []
+    window.press("?")
+    window.page.keyboard.press("Escape")
+    for key in ("w", "v", "v", "v", "t", "t", "+", "-"):
+        window.press(key)
+    assert window.page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_two_people_at_once(served: Server, browser: Browser, window: Window) -> None:
+    truth, label = Truth.of(MR), "liver"
+    slices = np.flatnonzero(truth.mask(label).any(axis=(1, 2)))
+    one, two = int(slices[len(slices) // 3]), int(slices[2 * len(slices) // 3])
+    with opened_window(browser, "page-second") as other:
+        for user in (window, other):
+            user.open(served.url, MR)
+            user.press("1")
+        window.click(truth.click(label, k=one))
+        other.click(truth.click(label, k=two))
+        assert not other.mask(label, one, truth).any(), "what is not accepted is its reader's own"
+        window.press("a")
+        other.press("a")
+        assert {one, two} <= set(known_slices(served.url, MR, label))
+        other.open(served.url, MR)
+        assert np.array_equal(other.mask(label, one, truth), window.mask(label, one, truth))
+    assert {"page-reader", "page-second"} <= {who["client"] for who in row_of(served.url, MR)["workers"]}
+
+
+def test_the_whole_way_of_a_study(
+    folder: Path, home: Path, served: Server, browser: Browser, window: Window, ct: Truth
 ) -> None:
-    """Two slices, a reload, a server that is killed, then an adaptation."""
+    """Two slices, a reload, a server that is killed, an adaptation, a correction, the end, and a review."""
     label = "left kidney"
     slices = np.flatnonzero(ct.mask(label).any(axis=(1, 2)))
     one, two, three = (int(slices[round(share * (len(slices) - 1))]) for share in (0.3, 0.7, 0.5))
@@ -181,7 +248,7 @@ def test_nothing_is_lost_and_the_rest_is_proposed(
     window.ready()
     window.press("4")
     before = window.mask(label, one, ct)
-    assert dice(before, ct.mask(label)[one]) > SLICE_DICE and window.strip(two) == "annotated"
+    assert dice(before, ct.mask(label)[one]) > SLICE_DICE and "annotated" in window.strip(two)
 
     window.click(ct.click(label, k=three))
     clicked = window.mask(label, three, ct)
@@ -196,16 +263,69 @@ def test_nothing_is_lost_and_the_rest_is_proposed(
         window.press("4")
         assert np.array_equal(window.mask(label, one, ct), before)
         assert np.array_equal(window.mask(label, three, ct), clicked), "shown, though not accepted"
-        window.press("f")
-        window.page.locator("#estimate li", has_text=label).wait_for()
+        window.adapt()
+        assert window.page.locator("#estimate .found", has_text=label).count() == 1
+        assert window.mask(label, three, ct).any() and "annotated" in window.strip(one)
         window.press("4", "u")
-        assert window.page.evaluate("ssmsam.stage.slice") not in (one, two)
-        assert window.mask(label, three, ct).any() and window.strip(one) == "annotated"
+        k = window.slice
+        assert k not in (one, two) and "uncertain" in window.strip(k)
+        window.press("e")
+        assert known_slices(again.url, CT, label, "empty") == [k]
+        assert "uncertain" not in window.strip(k)
+
+        window.page.click("[data-do=finish]")
+        window.page.locator("#ask[open]").get_by_role("button", name="Yes").click()
+        window.page.locator("#review", has_text="to review").wait_for()
+        assert row_of(again.url, CT)["state"] == "to review"
+        _is_reviewed(again, browser, window)
+        mask = read_mask(exported(window, "nifti"), "mask.nii.gz")
+        assert mask.shape == ct.array.shape and not mask[k].any() and mask[one].any()
+        window.page.goto(again.url)
+        with window.page.expect_download() as download:
+            window.page.click("#dataset")
+        names = zipfile.ZipFile(download.value.path()).namelist()
+        assert any(name.endswith("dataset.json") for name in names) and any("labelsTr/" in name for name in names)
+        _dashboard(again, window)
     finally:
         again.kill()
 
 
-def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Annotating, ct: Truth) -> None:
+def _is_reviewed(server: Server, browser: Browser, annotator: Window) -> None:
+    with opened_window(browser, "page-chief") as chief:
+        chief.open(server.url, CT)
+        chief.page.locator("#review-back").click()
+        chief.page.locator(".notice.error", has_text="what is to be mended").wait_for()
+        chief.page.get_by_label("Note for who annotated it").fill("look at the lower pole")
+        chief.page.locator("#review-back").click()
+        chief.page.locator("#review", has_text="in work").wait_for()
+    annotator.page.reload()
+    annotator.ready()
+    annotator.page.locator("#review", has_text="look at the lower pole").wait_for()
+    annotator.page.click("[data-do=finish]")
+    annotator.page.locator("#ask[open]").get_by_role("button", name="Yes").click()
+    annotator.page.locator("#review", has_text="to review").wait_for()
+    with opened_window(browser, "page-chief") as chief:
+        chief.open(server.url, CT)
+        chief.page.locator("#review-accept").click()
+        chief.page.locator("#review", has_text="finished").wait_for()
+    row = row_of(server.url, CT)
+    assert row["state"] == "finished" and row["review"]["client"] == "page-chief"
+
+
+def _dashboard(server: Server, window: Window) -> None:
+    window.page.goto(f"{server.url}/dashboard")
+    window.page.locator("#checkpoints .tag", has_text="in use").wait_for()
+    assert window.page.locator("#plots svg").count() == 2
+    assert window.page.locator("#slicer-address").inner_text() == server.url
+    assert "broken" in window.page.locator("#aside").inner_text()
+    assert window.page.evaluate(NAMELESS) == []
+    use = window.page.get_by_role("button", name="Use checkpoint")
+    if use.count():
+        use.first.click()
+        window.page.locator(".notice", has_text="answers now").wait_for()
+
+
+def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Window, ct: Truth) -> None:
     label = "right kidney"
     running = Server(studies=orthanc.url, home=tmp_path, conf=CONF)
     try:
@@ -221,11 +341,14 @@ def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Annotat
         shown = window.mask(label, click[2], ct)
         assert np.array_equal(stored[click[2]] == values[label], shown)
         assert dice(shown, ct.mask(label)[click[2]]) > SLICE_DICE
+        kinds = {kind: pydicom.dcmread(io.BytesIO(exported(window, kind))) for kind in ("dicom_seg", "rtstruct")}
+        assert [kinds[kind].Modality for kind in ("dicom_seg", "rtstruct")] == ["SEG", "RTSTRUCT"]
+        assert label in str(kinds["rtstruct"].StructureSetROISequence[0].ROIName)
     finally:
         running.kill()
 
 
-def test_a_login_comes_before_patients(folder: Path, tmp_path: Path, window: Annotating) -> None:
+def test_a_login_comes_before_patients(folder: Path, tmp_path: Path, window: Window) -> None:
     pytest.importorskip("cryptography", reason="the realm signs its tokens with cryptography")
     from token_realm import TokenRealm
 

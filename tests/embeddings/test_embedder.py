@@ -170,6 +170,30 @@ def test_a_click_passes_in_the_middle_of_a_slice():
     assert not encoder.blocks[0]._forward_pre_hooks
 
 
+def test_a_click_on_a_slice_that_is_being_made_goes_before_other_clicks():
+    encoder = BlockEncoder()
+    embedder = Embedder(encoder=encoder)
+    volume, other = embedder.open(a_volume(slices=2)), embedder.open(a_volume(slices=30, seed=1))
+    stop = threading.Event()
+
+    def click_on(indices: range) -> None:
+        for index in indices:
+            if not stop.is_set():
+                other.slice(index)
+
+    background = threading.Thread(target=volume.embed, args=([0],))
+    clickers = [threading.Thread(target=click_on, args=(range(first, 30, 2),)) for first in range(2)]
+    background.start()
+    assert encoder.began.wait(10)
+    for one in clickers:  # one of them always waits for the encoder
+        one.start()
+    volume.slice(0)
+    assert not other.done.all(), "those that came later were not all done first"
+    stop.set()
+    for one in (background, *clickers):
+        one.join()
+
+
 def test_embed_follows_the_order_and_leaves_out_what_is_done(embedder):
     embedder.encoder.seconds = 0.3  # so that a batch is one slice
     volume = embedder.open(a_volume())

@@ -208,7 +208,7 @@ def test_a_user_gets_what_another_process_is_making(tmp_path):
         waiting = pool.submit(volume.slice, 3)
         time.sleep(0.3)
         assert not waiting.done()
-        other.write([3], theirs.encode(same.inputs([3]), urgent=True))
+        other.write([3], theirs.encode(same.inputs([3])))
         other.release(3)
         torch.testing.assert_close(waiting.result()["image"], fresh()[3], rtol=2e-3, atol=2e-3)
     assert (embedder.encoded, theirs.encoded) == (0, 1)

@@ -15,8 +15,9 @@ from fakes import RegionDecoder
 from ssmsam.interactive.prompt_state import SegmentationState, StateStore
 from ssmsam.interactive.propagation import PropagationConfig
 from ssmsam.interactive.request import InvalidPrompt
+from ssmsam.interactive.segmenter import uncertainty
 from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
-from ssmsam.models.frame import mask_to_logits
+from ssmsam.models.frame import Frame, mask_to_logits
 from ssmsam.models.prompt_decoder import Candidates
 from ssmsam.progress import Cancelled
 from ssmsam.server.clients.prompts import read_prompts
@@ -459,3 +460,22 @@ def test_stored_orientation_does_not_matter(bench: Bench, flips: tuple[int, ...]
     ]
     assert np.array_equal(results[0].mask, np.flip(results[1].mask, flips))
     assert results[0].mask.any()
+
+
+def test_the_answer_says_where_it_is_uncertain(bench: Bench) -> None:
+    result = bench.two(SegmentationState(), foreground=[[20, 30, 9]])
+    mask, unsure = result.slice_mask(9), result.uncertainty
+    np.testing.assert_array_equal(mask, result.mask[9] > 0)
+    assert not result.slice_mask(3).any()
+    assert unsure is not None
+    assert unsure.shape == mask.shape
+    assert 0 <= unsure.min() <= unsure.max() <= 1
+
+
+def test_uncertainty_is_one_at_even_odds_and_falls_to_both_sides() -> None:
+    logits = torch.linspace(-8, 8, 65).expand(1, 1, 65, 65)
+    unsure = uncertainty(logits, Frame(65, 65, 65))
+    assert unsure[:, 32] == pytest.approx(np.ones(65))
+    np.testing.assert_allclose(unsure, unsure[:, ::-1], atol=1e-5)
+    assert (np.diff(unsure[0, :33]) > 0).all()
+    assert unsure[0, 0] < 0.001

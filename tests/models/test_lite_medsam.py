@@ -155,7 +155,7 @@ def test_as_installed() -> None:
         pytest.skip(str(error))
     assert choose_encoder(AUTO) == "medsam_lite"
     embedder = Embedder(encoder=encoder)
-    half = embedder.encode(torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)), urgent=True)[0]
+    half = embedder.encode(torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)))[0]
     assert half_bytes(embedder.storable(half)) <= 1_000_000
     found = embedder.embedding_of(half)
     assert found["image"].shape == (1, 256, 64, 64)

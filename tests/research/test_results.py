@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from ssmsam.report import write_result
-from ssmsam_research.run import RunLog
+from ssmsam.report import RunLog, write_result
 
 
 def test_a_result_replaces_the_older_one_and_leaves_nothing_else(tmp_path):

@@ -25,6 +25,10 @@ class Archive:
     is the status where nothing matches; without ``relational`` only the series of one study are listed; without
     ``wildcard`` transfer-syntax=* is 406; ``count_off`` falsifies how many images a series is said to have; of the
     ``broken`` series (UID -> status) nothing comes; ``multipart`` is "preamble" or "lf" for odd ways to write answers.
+    Without ``counts`` it does not say how many images a series has. Of files only the first ``cut_at`` bytes come, as
+    if they were all. ``lost`` uploads are stored, and the answer does not come. With ``once`` what is there already is
+    not taken again: ``once`` is the status of the answer. ``odd`` is listed beside the series as it is. What is sent to
+    one that ``swallows`` is answered with a page for people, and gone. The status 0 of a broken series: it hangs up.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -32,6 +36,9 @@ class Archive:
         self.status, self.withheld, self.login, self.page, self.silent_s = 200, 0, "", 1000, 0.0
         self.nothing, self.relational, self.wildcard, self.count_off, self.multipart = 200, True, True, 0, ""
         self.broken: dict[str, int] = {}
+        self.counts, self.cut_at, self.lost, self.once = True, 0, 0, 0
+        self.odd: list[Any] = []
+        self.swallows = False
         self.asked: list[str] = []
         handler = type("Handler", (_Handler,), {"archive": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -63,10 +70,11 @@ class Archive:
             answer = pydicom.Dataset()
             for key in SERIES_TAGS:
                 setattr(answer, key, str(members[0].get(key, "")))
-            answer.NumberOfSeriesRelatedInstances = len(members) + self.count_off
+            if self.counts:
+                answer.NumberOfSeriesRelatedInstances = len(members) + self.count_off
             found.append(json.loads(answer.to_json()))
         first = int(query.get("offset", ["0"])[0])
-        return found[first : first + self.page]
+        return [*self.odd, *found][first : first + self.page]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._list([one for one in self.archive.series(query) if one["0020000D"]["Value"] == [parts[1]]])
             return
         wanted = parts[3]
+        if self.archive.broken.get(wanted) == 0:
+            self.close_connection = True
+            return
         if wanted in self.archive.broken:
             self._answer(b"cannot be read", "text/plain", self.archive.broken[wanted])
             return
@@ -120,9 +131,24 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if self._refused():
             return
+        if self.archive.swallows:
+            self._answer(b"<html>please log in</html>", "text/html")
+            return
         parts = MultipartDecoder(body, self.headers["Content-Type"]).parts
-        self.archive.files += [part.content for part in parts]
         stored = pydicom.Dataset()
+        known = {str(header.SOPInstanceUID) for header in self.archive.headers()}
+        uid = str(pydicom.dcmread(DicomBytesIO(parts[0].content)).SOPInstanceUID)
+        if self.archive.once and uid in known:
+            item = pydicom.Dataset()
+            item.ReferencedSOPInstanceUID, item.FailureReason = uid, 0x0111
+            stored.FailedSOPSequence = [item]
+            self._json(json.loads(stored.to_json()), self.archive.once)
+            return
+        self.archive.files += [part.content for part in parts]
+        if self.archive.lost:
+            self.archive.lost -= 1
+            self.close_connection = True
+            return
         stored.ReferencedSOPSequence = []
         for part in parts:
             item = pydicom.Dataset()
@@ -156,13 +182,18 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(b"", "text/plain", self.archive.nothing)
 
-    def _json(self, value: Any) -> None:
-        self._answer(json.dumps(value).encode(), "application/dicom+json")
+    def _json(self, value: Any, status: int = 200) -> None:
+        self._answer(json.dumps(value).encode(), "application/dicom+json", status)
 
     def _answer(self, body: bytes, kind: str, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        if self.archive.cut_at and kind.startswith("multipart"):
+            body = body[
+                : self.archive.cut_at
+            ]  # HTTP/1.0 without a length: the end of the connection is that of the answer
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

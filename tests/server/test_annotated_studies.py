@@ -114,6 +114,18 @@ def test_a_change_of_a_finished_volume_reaches_its_final_label(studies: StudiesF
     assert studies.get_label_info("a", "final")["partial"]["revision"] == before
 
 
+def test_labels_that_overlap_are_said_when_they_are_finished(studies: StudiesFolder, tmp_path: Path) -> None:
+    """A label file holds one label a voxel."""
+    grid = read_volume(studies.get_image_uri("a"))
+    write_volume(grid.with_array(mask(2)), tmp_path / "liver.nrrd")
+    write_volume(grid.with_array((mask(2) > 0).astype(np.uint8) * (np.arange(SHAPE[2]) < 8)), tmp_path / "lesion.nrrd")
+    first = studies.submit("a", tmp_path / "liver.nrrd", {"label_info": [{"name": "liver", "idx": 1}]}, tag="final")
+    assert "overlap" not in first.answer()["detail"]
+    said = studies.submit("a", tmp_path / "lesion.nrrd", {"label_info": [{"name": "lesion", "idx": 1}]}, tag="final")
+    assert "covers voxels of others (8 of liver)" in said.answer()["detail"]
+    assert "8 of liver" in studies.get_label_info("a", "final")["notes"][0]
+
+
 def test_final_with_an_explicit_partial_is_not_finished(studies: StudiesFolder) -> None:
     submit(studies, mask(2, 3), tag="final", partial={"slices": {"Leber é": {"annotated": [2]}}})
     assert studies.get_labeled_images() == [] and set(studies.annotations("a").annotated("Leber é")) == {2}
@@ -250,6 +262,7 @@ def test_the_support_set_follows_other_processes(studies: StudiesFolder) -> None
     other = StudiesFolder(Path(studies.get_image_uri("a")).parent, auto_reload=False)
     submit(other, mask(3), client_id="another")
     assert [item.index for item in studies.support()] == [2, 3]
+    assert studies.annotated_labels() == list(studies.support().labels) == ["Leber é"]
 
 
 def test_slices_that_next_sample_names_are_assigned(studies: StudiesFolder, embedder: Embedder) -> None:

@@ -31,6 +31,7 @@ from ssmsam.server.datastore import catalogue as dicom_catalogue
 from ssmsam.server.datastore import series_cache
 from ssmsam.server.datastore.dicomweb import UNSENT, DicomWebArchive
 from ssmsam.server.datastore.studies import DicomWebStudies
+from ssmsam.service import annotated_studies
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
@@ -648,7 +649,16 @@ def test_studies_of_an_archive_without_relational_queries_are_not_asked_for_ever
     assert len([asked for asked in archive.asked if "/series?" in asked or asked.endswith("/series")]) == before
 
 
-@pytest.mark.parametrize(("status", "error"), [(404, SeriesRefused), (500, SeriesUnavailable)])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (404, SeriesRefused),
+        (403, SeriesRefused),
+        (406, SeriesRefused),
+        (500, SeriesUnavailable),
+        (0, SeriesUnavailable),
+    ],
+)
 def test_a_series_that_cannot_be_had_says_so_and_hides_no_other(
     status: int, error: type[Exception], archive: Archive, open_studies: Open, add: Callable[..., str]
 ) -> None:
@@ -682,3 +692,253 @@ def test_a_certificate_that_is_not_trusted_is_said(archive: Archive, monkeypatch
     monkeypatch.setattr(requests.Session, "request", refused)
     with pytest.raises(StoreUnavailable, match="REQUESTS_CA_BUNDLE"):
         DicomStore(StoreAccess(url=archive.url, retries=0)).series({"Modality": "CT"})
+
+
+def test_half_a_series_of_a_store_that_does_not_count(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.counts, archive.withheld = False, 2
+    with pytest.raises(SeriesUnavailable, match="3 of the 5"):
+        open_studies().get_image_uri(uid)
+    archive.withheld = 0
+    assert read_volume(open_studies().get_image_uri(uid)).shape == SHAPE
+
+
+@pytest.mark.parametrize("short", [30, 100, 700])
+def test_an_answer_that_is_cut_short_is_no_whole_series(
+    short: int, archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    """Where nothing says how long it is: in the last boundary, in the last image, before it."""
+    uid = add(1)
+    archive.cut_at = sum(len(file) + 50 for file in archive.files) - short
+    with pytest.raises(SeriesUnavailable, match="to their end"):
+        open_studies().get_image_uri(uid)
+    archive.cut_at = 0
+    assert read_volume(open_studies().get_image_uri(uid)).shape == SHAPE
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["listed", "not listed yet"])
+@pytest.mark.parametrize("once", [0, 200, 409])
+def test_a_seg_whose_answer_was_lost_is_not_stored_twice(
+    once: int, hidden: bool, archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What is sent again, because the list does not show it yet, is the same object."""
+    uid = add(1)
+    studies = open_studies()
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.lost, archive.once = 1, once
+    with pytest.raises(StoreUnavailable, match=UNSENT):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    if hidden:
+        monkeypatch.setattr(DicomWebArchive, "_there", lambda *_: None)
+    for again in (lambda: studies, open_studies):
+        again().save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    segs = [str(header.SOPInstanceUID) for header in archive.headers() if header.Modality == "SEG"]
+    assert len(set(segs)) == (1 if not hidden else 2), "with the list, nothing is sent again"
+    assert len(segs) == 1 or hidden
+    assert studies.get_labels_by_image_id(uid) == {"final": uid}
+    assert not list((tmp_path / "local" / "outgoing").iterdir())
+
+
+def submitted(studies: DicomWebStudies, uid: str, mask: Path) -> Any:
+    return studies.submit(uid, mask, {"label_info": NAMES, "client_id": "reader"}, tag="final")
+
+
+@pytest.fixture
+def open_whole(archive: Archive, tmp_path: Path) -> Callable[[], DicomWebStudies]:
+    """The studies as the server has them, with the annotations."""
+    return lambda: DicomWebStudies(
+        DicomStore(StoreAccess(url=archive.url, retries=0)),
+        folder=tmp_path / "mine", filters={"Modality": ["CT", "MR"]}, quota_bytes=10**9, fresh_s=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["opened before", "never opened"])
+@pytest.mark.parametrize("restarted", [True, False], ids=["restarted", ""])
+def test_a_finished_label_while_the_archive_is_down_gets_there_later(
+    cached: bool, restarted: bool, archive: Archive, open_studies: Open, open_whole: Callable[[], DicomWebStudies],
+    add: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    uid = add(1)
+    mask = some_mask(open_studies(), uid, tmp_path / "mask.nii.gz")
+    studies = open_whole()
+    assert studies.files.knows(uid)
+    monkeypatch.setattr(DicomWebStudies, "deliver_later", lambda self: None)
+    if cached:
+        studies.get_image_uri(uid)
+    archive.status = 503
+    if cached and restarted:
+        studies = open_whole()
+    with pytest.raises(StoreUnavailable, match="kept on this server"):
+        submitted(studies, uid, tmp_path / "mask.nii.gz")
+    assert studies.deliver() == 1
+    if restarted:
+        studies = open_whole()
+        assert studies.deliver() == 1, "still down"
+    archive.status = 200
+    assert studies.deliver() == 0
+    assert [header.Modality for header in archive.headers()].count("SEG") == 1
+    assert studies.annotations(uid).finished
+    stored = read_volume(studies.get_label_uri(uid, "final")).array
+    values = {one["name"]: one["idx"] for one in studies.get_label_info(uid, "final")["label_info"]}
+    for one in NAMES:
+        assert ((stored == values[one["name"]]) == (mask.array == one["idx"])).all()
+    submitted(studies, uid, tmp_path / "mask.nii.gz")
+    assert [header.Modality for header in archive.headers()].count("SEG") == 1
+
+
+def test_what_was_opened_again_while_the_archive_was_down_is_not_sent(
+    archive: Archive, open_studies: Open, open_whole: Callable[[], DicomWebStudies], add: Callable[..., str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    uid = add(1)
+    some_mask(open_studies(), uid, tmp_path / "mask.nii.gz")
+    monkeypatch.setattr(DicomWebStudies, "deliver_later", lambda self: None)
+    studies = open_whole()
+    studies.get_image_uri(uid)
+    archive.status = 503
+    with pytest.raises(StoreUnavailable):
+        submitted(studies, uid, tmp_path / "mask.nii.gz")
+    studies.change(uid, {"reopen": True})
+    archive.status = 200
+    assert studies.deliver() == 0
+    assert "SEG" not in [header.Modality for header in archive.headers()]
+    submitted(studies, uid, tmp_path / "mask.nii.gz")
+    assert [header.Modality for header in archive.headers()].count("SEG") == 1
+
+
+def test_a_submission_that_turns_out_not_to_fit_is_put_aside_and_said(
+    archive: Archive, open_whole: Callable[[], DicomWebStudies], add: Callable[..., str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    uid = add(1)
+    monkeypatch.setattr(DicomWebStudies, "deliver_later", lambda self: None)
+    write_volume(Volume(np.ones((3, 3, 3), np.uint8), np.eye(4)), tmp_path / "mask.nii.gz")
+    studies = open_whole()
+    assert studies.files.knows(uid)
+    archive.status = 503
+    with pytest.raises(StoreUnavailable, match="counted as soon as"):
+        submitted(studies, uid, tmp_path / "mask.nii.gz")
+    archive.status = 200
+    assert studies.deliver() == studies.deliver() == 0
+    assert "cannot be used" in caplog.text
+    damaged = tmp_path / "mine" / ".annotations-waiting" / "2020-01-01" / "submission.json"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"{")
+    assert studies.deliver() == 0 and "is damaged and kept as" in caplog.text
+    assert list((tmp_path / "mine").rglob("mask.nii.gz")), "nothing is thrown away"
+
+
+def test_what_waits_is_tried_again_by_itself(
+    archive: Archive, open_studies: Open, open_whole: Callable[[], DicomWebStudies], add: Callable[..., str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    uid = add(1)
+    some_mask(open_studies(), uid, tmp_path / "mask.nii.gz")
+    monkeypatch.setattr(annotated_studies, "DELIVER_S", 0.05)
+    studies = open_whole()
+    archive.status = 507
+    with pytest.raises(StoreUnavailable):
+        submitted(studies, uid, tmp_path / "mask.nii.gz")
+    archive.status = 200
+    end = time.monotonic() + 20
+    while "SEG" not in [header.Modality for header in archive.headers()]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_store_that_hangs_holds_nobody_up_who_has_a_list(
+    archive: Archive, open_studies: Open, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicom_catalogue, "PATIENCE_S", 0.1)
+    uid = add(1)
+    studies = open_studies()
+    folder, finished = studies.get_image_uri(uid), studies.get_labeled_images()
+    assert not finished
+    archive.silent_s = 3.0
+    for _ in range(5):
+        started = time.monotonic()
+        assert studies.list_images() == [uid]
+        assert studies.get_image_uri(uid) == folder
+        assert studies.status()["total"] == 1
+        assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        7,
+        {"0020000D": "2.25.1", "0020000E": ["2.25.2"], "00080060": 5},
+        {"0020000D": {"vr": "UI", "Value": {"a": 1}}, "0020000E": {"vr": "UI", "Value": None}},
+        {"0020000D": {"Value": ["2.25.1"]}, "0020000E": {"Value": ["../../x"]}, "00080060": {"Value": ["CT"]}},
+        {"0020000D": {"Value": ["2.25.1"]}, "0020000E": {"Value": ["1.2\ud83d"]}, "00080060": {"Value": ["CT"]}},
+        {"0020000D": {"Value": []}, "0020000E": {"Value": ["2.25.2"]}, "00080060": {"Value": ["CT"]}},
+    ],
+    ids=str,
+)
+def test_an_odd_entry_in_the_list_hides_no_other(
+    odd: Any, archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.odd = [odd]
+    studies = open_studies()
+    assert studies.list_images() == [uid]
+    assert studies.get_labeled_images() == []
+
+
+def test_a_patient_s_id_can_always_be_written(archive: Archive, open_studies: Open, add: Callable[..., str]) -> None:
+    uid = add(1)
+    known = archive.series({})[0]
+    archive.odd = [{**known, "00100020": {"vr": "LO", "Value": ["4711\ud83d"]}, "0020000E": {"Value": ["2.25.3"]}}]
+    studies = open_studies()
+    assert set(studies.list_images()) == {uid, "2.25.3"}
+    assert studies.get_image_info("2.25.3")["PatientID"] == "4711?"
+
+
+def test_an_image_that_the_archive_has_only_a_part_of_is_fetched_again(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    whole = archive.files[-1]
+    archive.files[-1] = whole[:-20]
+    with pytest.raises(SeriesUnavailable, match="fewer pixels"):
+        open_studies().get_image_uri(uid)
+    archive.files[-1] = whole
+    assert read_volume(open_studies().get_image_uri(uid)).shape == SHAPE
+
+
+def test_what_is_swallowed_on_the_way_is_not_taken_for_stored(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    """As by a page for the login in front of the archive, which answers everything with 200."""
+    uid = add(1)
+    studies = open_studies()
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.swallows = True
+    with pytest.raises(StoreUnavailable, match=r"does not list it.*kept on this server"):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert list(studies.get_labels_by_image_id(uid)) == [UNSENT]
+    archive.swallows = False
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert studies.get_labels_by_image_id(uid) == {"final": uid}
+
+
+def test_a_store_that_takes_a_seg_and_falls_silent_gets_it_once(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    uid = add(1)
+    studies = open_studies(read_s=0.3)
+    some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.silent_s = 2.0
+    with pytest.raises(StoreUnavailable, match=r"Timeout.*kept on this server"):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    archive.silent_s = 0.0
+    end = time.monotonic() + 20
+    while "SEG" not in [header.Modality for header in archive.headers()]:  # what it took it stores
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    open_studies().save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert [header.Modality for header in archive.headers()].count("SEG") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,20 @@ def test_forecasts_are_made_anew_only_when_something_has_changed(service: FewSho
     name = service.registry.publish(prompted(support, service.embedder, service.decoder), decoder=service.decoder)
     asked = forecasts.of("a", ["liver"], deadline=Deadline(10))
     assert asked.checkpoint == name and asked.state.forecasts["liver"] is not after
+
+
+def test_a_choice_does_not_wait_for_the_work_of_others_beyond_its_budget(
+    service: FewShotService, tmp_path: Path
+) -> None:
+    annotate(service, "a", {"liver": [3, 6]}, tmp_path)
+    embed(service, "a")
+    with ThreadPoolExecutor(1) as pool:
+        with service.jobs.turns.long():
+            found = pool.submit(ask, service, image="a", budget_s=0.3).result(timeout=30)
+            assert len(found["slices"]) == 3 and not set(found["slices"]) & {3, 6}
+            assert all("looks least like" in one["why"] for one in found["reasons"])
+        found = pool.submit(ask, service, image="a", budget_s=30).result(timeout=60)
+        assert not all("looks least like" in one["why"] for one in found["reasons"])
 
 
 def test_volumes_are_compared_where_a_model_can_tell(service: FewShotService, tmp_path: Path) -> None:

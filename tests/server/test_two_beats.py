@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from pocket_service import annotate
 from service_over_folder import make_service
 
 from ssmsam.fewshot import pipeline as method
+from ssmsam.fewshot.prediction import Prediction
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
 from ssmsam.server.clients.rest import InferenceCommand
-from ssmsam.server.tasks.fewshot import FewShotTask
+from ssmsam.server.tasks.fewshot import FewShotTask, hints
 from ssmsam.service import fewshot_service
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
@@ -163,3 +165,18 @@ def test_too_few_slices_to_hold_one_out_are_not_adapted_to(tmp_path: Path) -> No
 def test_wrong_options_are_refused(service: FewShotService) -> None:
     with pytest.raises(InvalidRequest, match="budget_s"):
         run(service, budget_s="soon")
+
+
+def test_uncertain_slices_have_a_mask_that_nobody_annotated() -> None:
+    logits = np.full((1, 4, 2, 2), -1.0)
+    logits[:, 1:] = 1.0
+    found = Prediction(
+        labels=("liver",),
+        mask=np.zeros((4, 2, 2), dtype=np.uint8),
+        slices=np.arange(4),
+        presence=np.ones((1, 4)),
+        uncertainty=np.array([[1.0, 0.1, 0.3, 0.5]]),
+        logits=logits,
+    )
+    annotated: Any = {"liver": [SimpleNamespace(index=3, volume="this"), SimpleNamespace(index=2, volume="another")]}
+    assert hints(found, annotated, "this") == {"liver": [2, 1]}

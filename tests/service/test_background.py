@@ -109,13 +109,13 @@ def test_the_order_follows_the_last_click(background: Background, images: Images
     assert len(background.jobs.listed()) == 1
 
 
-def test_nothing_is_begun_while_a_request_is_answered(background: Background, images: Images) -> None:
-    with background.giving_way():
+def test_nothing_is_begun_while_a_click_is_answered(background: Background, images: Images) -> None:
+    with background.jobs.turns.brief():
         background.prefer("case0")
         time.sleep(0.5)
         assert not done(images, "case0").any()
     wait_for(lambda: done(images, "case0").any())
-    with background.giving_way():
+    with background.jobs.turns.brief():
         time.sleep(0.5)  # for the slice that was begun
         made = done(images, "case0").sum()
         time.sleep(0.5)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssmsam.reading import read_volume
-from ssmsam.service.mask_files import MaskFormat, centroids, write_mask
-from ssmsam.volume.volume import Volume
+from ssmsam.service.mask_files import MaskFormat, centroids, slice_as_json, write_mask
+from ssmsam.volume.geometry import Plane
+from ssmsam.volume.volume import Volume, reoriented
 
 
 @pytest.fixture
@@ -44,3 +49,28 @@ def test_a_client_on_the_same_machine_does_not_save_onto_the_server_s_file(volum
         assert path.parent != Path(tempfile.gettempdir())
     finally:
         path.unlink()
+
+
+def unpacked(packed: dict) -> np.ndarray:
+    assert packed["encoding"] == "zlib"
+    return np.frombuffer(zlib.decompress(b64decode(packed["data"])), np.uint8).reshape(packed["shape"])
+
+
+@given(codes=st.sampled_from(["LPS", "RAS", "LAS", "LPI", "PIR"]), axis=st.integers(0, 2), seed=st.integers(0, 99))
+def test_a_slice_comes_back_at_its_place_in_the_patient(codes: str, axis: int, seed: int) -> None:
+    """What the answer says of itself is enough to lay the slice onto the volume in any other order of storage."""
+    random = np.random.default_rng(seed)
+    plain = Volume(random.integers(0, 256, (3, 4, 5), dtype=np.uint8), np.diag([1.0, 2.0, 3.0, 1.0]))
+    stored, plane = reoriented(plain, codes), Plane(axis)
+    index = int(random.integers(stored.shape[axis]))
+    packed = slice_as_json(plane.stack(stored.array)[index], index, plane=plane, grid=stored.grid)
+    own = codes[packed["axis"]]
+    shaped = np.expand_dims(unpacked(packed), axis)
+    numbered = np.zeros_like(stored.array)
+    np.moveaxis(numbered, axis, 0)[packed["index"]] = np.take(shaped, 0, axis)
+    sides = [*packed["towards"]]
+    sides.insert(axis, own)  # of the array's axes (slice, row, column)
+    assert "".join(sides[::-1]) == codes
+    back = reoriented(Volume(numbered, stored.affine), "LPS")
+    found = back.array[back.array > 0]
+    np.testing.assert_array_equal(found, plain.array[back.array > 0])

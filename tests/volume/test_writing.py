@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ssmsam.reading import read_volume
+from ssmsam.reading import UnreadableVolume, read_slice, read_volume
 from ssmsam.volume.volume import Volume
-from ssmsam.volume.writing import write_volume
+from ssmsam.volume.writing import nifti_pieces, write_volume
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd"])
@@ -73,3 +73,35 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 def test_other_suffixes_are_refused(tmp_path: Path, volume: Volume) -> None:
     with pytest.raises(ValueError, match="has to end in"):
         write_volume(volume, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_pieces_are_the_file(tmp_path: Path, oblique: Volume, dtype: type) -> None:
+    volume = oblique.with_array(oblique.array.astype(dtype))
+    size, pieces = nifti_pieces(volume)
+    (tmp_path / "a.nii").write_bytes(b"".join(pieces))
+    assert (tmp_path / "a.nii").stat().st_size == size
+    read = read_volume(tmp_path / "a.nii")
+    assert read.array.dtype == dtype
+    np.testing.assert_array_equal(read.array, volume.array)
+    assert read.grid.matches(volume.grid)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd"])
+def test_a_slice_is_that_of_the_volume(tmp_path: Path, oblique: Volume, suffix: str) -> None:
+    write_volume(oblique, tmp_path / f"a{suffix}")
+    for index in range(oblique.shape[0]):
+        np.testing.assert_array_equal(read_slice(tmp_path / f"a{suffix}", index)[0], oblique.array[index])
+    with pytest.raises(UnreadableVolume):
+        read_slice(tmp_path / f"a{suffix}", oblique.shape[0])
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 1, 1), (8, 6, 4, 1)])
+def test_a_slice_of_an_image_with_other_dimensions(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.header.set_slope_inter(2, 5)
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    last = volume.shape[0] - 1
+    np.testing.assert_array_equal(read_slice(tmp_path / "a.nii.gz", last)[0], volume.array[last])

@@ -272,6 +272,12 @@ def label_map(
     return array, values
 
 
+def hidden_voxels(annotations: Annotations, array: np.ndarray, values: Mapping[str, int]) -> dict[str, int]:
+    """Label -> its voxels that a :func:`label_map` gives to labels drawn over it; only those that have some."""
+    found = {label: int((annotations.target(label)[0] & (array != value)).sum()) for label, value in values.items()}
+    return {label: count for label, count in found.items() if count}
+
+
 def check_slice(key: SliceKey, grid: Grid) -> SliceKey:
     """The key itself. Raises :class:`InvalidSubmission` when the volume has no such slice."""
     if not key.label:

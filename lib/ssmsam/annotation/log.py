@@ -1,4 +1,4 @@
-"""The server's side of the work on disk: what was asked for, served and marked, per image."""
+"""The server's side of the work on disk: what was asked for, served, marked and reviewed, and by whom, per image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from filelock import FileLock
 from pydantic import Field, StrictInt, StrictStr, model_validator
 
 from ssmsam.annotation.annotations import pack_slices
+from ssmsam.annotation.review import Review, Worker, WorkSummary
 from ssmsam.annotation.slice_state import STORED_SLICES
 from ssmsam.annotation.store import (
     SCHEMA,
@@ -119,7 +120,7 @@ class Served:
     @classmethod
     def of(
         cls,
-        mask: np.ndarray,
+        mask: np.ndarray | Mapping[int, np.ndarray],
         *,
         label: str,
         client: str = "",
@@ -128,9 +129,13 @@ class Served:
         prompted: Iterable[int] = (),
         when: str = "",
     ) -> Served:
-        """Of a mask (slices, rows, columns); ``only`` names the slices that the client really takes over."""
-        indices = range(mask.shape[plane.axis]) if only is None else only
-        return cls(label, client, plane.axis, pack_slices(mask, plane, indices), frozenset(prompted), when)
+        """Of a mask (slices, rows, columns), where ``only`` names the slices that the client really takes over; or of
+        these slices themselves."""
+        if isinstance(mask, Mapping):
+            slices = {index: PackedMask.of(part) for index, part in mask.items()}
+        else:
+            slices = pack_slices(mask, plane, range(mask.shape[plane.axis]) if only is None else only)
+        return cls(label, client, plane.axis, slices, frozenset(prompted), when)
 
     def after(self, earlier: Served | None) -> Served:
         """What is on screen now: this, and of an earlier answer in the same plane the slices that this left alone."""
@@ -200,6 +205,12 @@ class WorkRecord(Record):
     served: list[ServedRecord] = Field(default_factory=list)
     opened: dict[StrictStr, StrictStr] = Field(default_factory=dict)
     """Screen -> when it opened the image last."""
+    workers: dict[StrictStr, Worker] = Field(default_factory=dict)
+    """By the person, as :class:`~ssmsam.annotation.review.Worker` says who that is."""
+    reviews: list[Review] = Field(default_factory=list)
+    """The oldest first."""
+    expected: dict[StrictStr, float] = Field(default_factory=dict)
+    """Label -> the Dice that was expected last of it where nobody annotated."""
     last: StrictInt = 0
     """The number of the last file of masks."""
 
@@ -208,7 +219,10 @@ logger = logging.getLogger(__name__)
 
 INDEX = "work.json"
 _MOST_SCREENS = 256
-"""How many screens are remembered to have opened an image; a guess at what a large department needs."""
+"""How many screens are remembered to have opened an image, and how many people to have worked on it; a guess at what a
+large department needs."""
+_MOST_REVIEWS = 100
+"""A guess: more than anybody will send one image back."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +234,40 @@ class WorkLog:
     """
 
     root: Path
+    _summaries: dict[Path, tuple[tuple[int, int, int], WorkSummary]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """File -> its inode, time and size, and what it says."""
+
+    def summary(self, image: str) -> WorkSummary:
+        """What is noted of an image, without masks. Fast: it is asked for every few seconds, of every image."""
+        path = image_folder(self.root, image) / INDEX
+        try:
+            status = path.stat()
+        except OSError:
+            self._summaries.pop(path, None)
+            return WorkSummary()
+        stamp = status.st_ino, status.st_mtime_ns, status.st_size
+        if self._summaries.get(path, (None,))[0] != stamp:
+            work = self._read(image)
+            last = work.reviews[-1] if work.reviews else None
+            self._summaries[path] = stamp, WorkSummary(work.workers, last, work.expected)
+        return self._summaries[path][1]
+
+    def worked(self, image: str, who: str, when: str) -> None:
+        """Remember that somebody annotated something."""
+        with self._changing(image) as (work, _):
+            _note_work(work, who, when, annotated=True)
+
+    def review(self, image: str, review: Review) -> None:
+        """Remember what a second person says."""
+        with self._changing(image) as (work, _):
+            work.reviews = [*work.reviews, review][-_MOST_REVIEWS:]
+
+    def expect(self, image: str, dice: Mapping[str, float]) -> None:
+        """Remember the Dice that is expected of labels, in the place of what was expected of them before."""
+        with self._changing(image) as (work, _):
+            work.expected = {**work.expected, **dice}
 
     def assign(self, assignment: Assignment) -> None:
         """Remember slices that a client was asked for."""
@@ -243,9 +291,10 @@ class WorkLog:
         """The verdicts of one client on an image."""
         return [mark for mark in self._read(image).marks if mark.client == client]
 
-    def open(self, image: str, screen: str, when: str) -> None:
+    def open(self, image: str, screen: str, when: str, *, who: str = "") -> None:
         """Remember that an image was opened on a screen, which shows nothing of it yet."""
         with self._changing(image) as (work, _):
+            _note_work(work, who, when)
             opened = {**work.opened, screen: when}
             work.opened = dict(sorted(opened.items(), key=lambda one: one[1])[-_MOST_SCREENS:])
 
@@ -257,9 +306,10 @@ class WorkLog:
         """The labels that anybody was sent a mask of."""
         return sorted({record.label for record in self._read(image).served} - {UNNAMED})
 
-    def serve(self, image: str, served: Served) -> None:
+    def serve(self, image: str, served: Served, *, who: str = "") -> None:
         """Remember what a client was sent, on top of what it has on screen."""
         with self._changing(image) as (work, outdated):
+            _note_work(work, who, served.when)
             folder, whose = self._folder(image), (served.label, served.client)
             known = next((old for old in work.served if (old.label, old.client) == whose), None)
             work.last += 1
@@ -309,3 +359,11 @@ class WorkLog:
             write_json(folder / INDEX, work.model_dump(mode="json", by_alias=True))
             for path in outdated:
                 path.unlink(missing_ok=True)
+
+
+def _note_work(work: WorkRecord, who: str, when: str, *, annotated: bool = False) -> None:
+    """Count an action of a person; of nobody where ``who`` is ""."""
+    if who and when:
+        known = work.workers.get(who, Worker(when))
+        workers = {**work.workers, who: known.after(when, annotated=annotated)}
+        work.workers = dict(sorted(workers.items(), key=lambda one: one[1].last)[-_MOST_SCREENS:])

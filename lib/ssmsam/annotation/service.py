@@ -184,9 +184,9 @@ class AnnotationService:
         """Every label that is known by now: these, and what was drawn on this image."""
         return tuple(dict.fromkeys((*self.annotated_names, *self.log.labels(image))))
 
-    def opened(self, image: str, *, client: str) -> None:
+    def opened(self, image: str, *, client: str, who: str = "") -> None:
         """A client opened an image: its screen shows nothing of it yet."""
-        self.log.open(image, client, now())
+        self.log.open(image, client, now(), who=who)
 
     def on_screen(self, image: str, submission: Submission) -> list[Served]:
         """What a submission shows of its client's screen, to be noted as served: what is gone by the next one was

@@ -9,12 +9,13 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
 from filelock import FileLock
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from ssmsam.annotation.annotations import Annotations, Revision, Update
 from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
 from ssmsam.annotation.support import SupportSet
+from ssmsam.cache import Cache
 from ssmsam.files import put_aside, write_bytes
 from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
@@ -71,7 +73,13 @@ def write_masks(path: Path, masks: Sequence[PackedMask]) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def read_masks(path: Path, shapes: Sequence[tuple[int, int]], *, sha256: str) -> list[PackedMask]:
+class ReadMasks(Protocol):
+    """:func:`read_masks`, or the same with a memory."""
+
+    def __call__(self, path: Path, shapes: tuple[tuple[int, int], ...], *, sha256: str) -> list[PackedMask]: ...
+
+
+def read_masks(path: Path, shapes: tuple[tuple[int, int], ...], *, sha256: str) -> list[PackedMask]:
     """The masks that :func:`write_masks` wrote. Raises :class:`CorruptAnnotations` when the file is another one."""
     try:
         data = path.read_bytes()
@@ -212,11 +220,11 @@ class RevisionRecord(Record):
             undoes=tuple(sorted(update.undoes)),
         )
 
-    def read(self, folder: Path, grid: Grid) -> Revision:
+    def read(self, folder: Path, grid: Grid, read: ReadMasks = read_masks) -> Revision:
         """The revision with its masks. Raises ``CorruptAnnotations``."""
         with one_error(folder / self.masks):
-            shapes = [entry.shape for entry in self.entries for _ in range(1 + entry.partly)]
-            masks = read_masks(folder / self.masks, shapes, sha256=self.sha256) if shapes else []
+            shapes = tuple(entry.shape for entry in self.entries for _ in range(1 + entry.partly))
+            masks = read(folder / self.masks, shapes, sha256=self.sha256) if shapes else []
             return Revision(self.number, self.update(grid, iter(masks)))
 
     def update(self, grid: Grid, masks: Iterator[PackedMask]) -> Update:
@@ -282,9 +290,9 @@ class IndexRecord(Record):
     def grid(self) -> Grid:
         return Grid(self.written_grid.shape, np.asarray(self.written_grid.affine))
 
-    def annotations(self, folder: Path) -> Annotations:
+    def annotations(self, folder: Path, read: ReadMasks = read_masks) -> Annotations:
         """All of it with its masks. Raises ``CorruptAnnotations``."""
-        return Annotations(self.grid, tuple(record.read(folder, self.grid) for record in self.revisions))
+        return Annotations(self.grid, tuple(record.read(folder, self.grid, read) for record in self.revisions))
 
     @property
     def overview(self) -> Overview:
@@ -323,6 +331,8 @@ def _states(annotations: Annotations) -> dict[str, StateRecord]:
 logger = logging.getLogger(__name__)
 
 INDEX = "annotations.json"
+ANNOTATIONS = ".annotations"
+"""The folder of the annotations, beside that of the labels."""
 
 
 def revision_file(folder: Path, number: int) -> Path:
@@ -393,6 +403,19 @@ Stamp: TypeAlias = tuple[int, int, int]
 """Inode, time and size of a file, which is never changed in place: a new stamp is a new content."""
 
 
+def _stamp(path: Path | str) -> Stamp:
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+MASK_BYTES = 64 * 2**20
+"""Of masks that are kept in memory. A guess: two thousand slices of 512 x 512."""
+
+
+def _bytes_of(masks: Sequence[PackedMask]) -> int:
+    return sum(len(mask.bits) for mask in masks)
+
+
 def image_folder(root: Path, image: str) -> Path:
     """Where an image's files are. Ids are whatever clients send, so they never become part of a path; damaged records
     may even hold half a character."""
@@ -403,7 +426,9 @@ def image_folder(root: Path, image: str) -> Path:
 class AnnotationStore:
     """The annotations of all images under ``root``. Several processes may submit at once.
 
-    A damaged index is rebuilt from the files of its revisions when it is met, and the old one is kept beside it.
+    Files of masks that were read lately are not read again: every submission, and every question for support, needs all
+    that was ever said. A damaged index is rebuilt from the files of its revisions when it is met, and the old one is
+    kept beside it.
     """
 
     root: Path
@@ -411,8 +436,12 @@ class AnnotationStore:
     """Index file -> why it cannot be used, for those that cannot."""
     _overviews: dict[str, tuple[Stamp, str, Overview]] = field(default_factory=dict, compare=False, repr=False)
     """Index file -> its stamp, image and overview."""
-    _support: list[tuple[dict[str, Stamp], SupportSet]] = field(default_factory=list, compare=False, repr=False)
-    """The last support set, with the stamps of all files that it was read from."""
+    _support: dict[str, tuple[Stamp, SupportSet]] = field(default_factory=dict, compare=False, repr=False)
+    """Image -> the stamp of its index file and its annotated slices."""
+    _masks: Cache[Hashable, list[PackedMask]] = field(
+        default_factory=lambda: Cache(MASK_BYTES, size=_bytes_of), compare=False, repr=False
+    )
+    """By file, with its stamp, and what is expected in it."""
     _lost: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
     """Whether a folder without an index holds revisions."""
 
@@ -432,6 +461,19 @@ class AnnotationStore:
 
         What cannot be read and not be rebuilt is left out, and is one of the :attr:`troubles`.
         """
+        looked = _LOOKED.get()
+        return looked[1] if looked and looked[0] is self else self._look()
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """In this block :meth:`overviews` are what they are now: one answer asks for them many times."""
+        before = _LOOKED.set((self, self._look()))
+        try:
+            yield
+        finally:
+            _LOOKED.reset(before)
+
+    def _look(self) -> dict[str, Overview]:
         found = {}
         stamps = self._stamps()
         for path in set(self._overviews) - set(stamps):  # removed with their images
@@ -480,13 +522,20 @@ class AnnotationStore:
         return sorted(self.overviews())
 
     def support(self) -> SupportSet:
-        """Every annotated slice of every image. The masks are read again only when something was submitted."""
-        stamps = self._stamps()
-        if not self._support or self._support[-1][0] != stamps:
-            known = {image: self._load_or_say(image) for image in self.images()}
-            found = SupportSet.of({image: one for image, one in known.items() if one is not None})
-            self._support[:] = [(stamps, found)]
-        return self._support[-1][1]
+        """Every annotated slice of every image. An image is read again only when something was submitted for it."""
+        images = self.images()
+        for gone in set(self._support) - set(images):
+            self._support.pop(gone, None)
+        return SupportSet(tuple(one for image in images for one in self._support_of(image)))
+
+    def _support_of(self, image: str) -> SupportSet:
+        stamp, *_ = self._overviews.get(str(image_folder(self.root, image) / INDEX), (None,))
+        known = self._support.get(image)
+        if known is None or known[0] != stamp:
+            loaded = self._load_or_say(image)
+            known = stamp or (0, 0, 0), SupportSet.of({} if loaded is None else {image: loaded})
+            self._support[image] = known
+        return known[1]
 
     def _load_or_say(self, image: str) -> Annotations | None:
         try:
@@ -498,12 +547,19 @@ class AnnotationStore:
     def _load(self, folder: Path, *, lock: bool) -> Annotations | None:
         try:
             index = self._index(folder, lock=lock)
-            return None if index is None else index.annotations(folder)
+            return None if index is None else index.annotations(folder, self._read_masks)
         except UnknownSchema:
             raise
         except CorruptAnnotations as error:  # masks are damaged
             index = self._recovered(folder, error, lock=lock)
             return None if index is None else index.annotations(folder)
+
+    def _read_masks(self, path: Path, shapes: tuple[tuple[int, int], ...], *, sha256: str) -> list[PackedMask]:
+        try:
+            stamp = _stamp(path)
+        except (OSError, ValueError):
+            return read_masks(path, shapes, sha256=sha256)  # it says what is wrong
+        return self._masks.recalled((path, stamp, shapes, sha256), lambda: read_masks(path, shapes, sha256=sha256))
 
     def _index(self, folder: Path, *, lock: bool) -> IndexRecord | None:
         """A sound index; None where there is none."""
@@ -536,8 +592,7 @@ class AnnotationStore:
                 continue
             path = f"{folder.path}/{INDEX}"
             try:
-                status = os.stat(path)
-                found[path] = status.st_ino, status.st_mtime_ns, status.st_size
+                found[path] = _stamp(path)
             except (FileNotFoundError, NotADirectoryError):  # only work was noted so far, or it is lost
                 if folder.path not in self._lost:
                     self._lost[folder.path] = has_revisions(Path(folder.path))
@@ -548,6 +603,7 @@ class AnnotationStore:
         return found
 
 
+_LOOKED: ContextVar[tuple[AnnotationStore, dict[str, Overview]] | None] = ContextVar("ssmsam_looked", default=None)
 _FOLDER = re.compile("[0-9a-f]{32}")
 
 

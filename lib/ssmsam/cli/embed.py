@@ -2,92 +2,74 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ssmsam.api import PromptSegmenter, read_volume
-from ssmsam.cli.command import BAD_INPUT, FAILED, FINE, Program, json_option
-from ssmsam.cli.options import model_options, on_cuda, use_threads
-from ssmsam.cli.progress_bar import ProgressBar
-from ssmsam.dicom.file import looks_like_dicom
-from ssmsam.embeddings.store import EmbeddingStore
+from ssmsam.cli.command import Program, json_option, path_option
+from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worked_on
+from ssmsam.cli.options import model_options, on_cuda, store_gb_option
+from ssmsam.cluster import EmbedStudy
+from ssmsam.models.registry import load_encoder
 from ssmsam.report import run_manifest, write_result
-from ssmsam.volume.errors import UnreadableVolume
-
-ENDINGS = (".nii.gz", ".nii", ".nrrd")
-GB = 10**9
 
 
 @click.command(cls=Program, stopped="what was finished is kept, start again to go on")
-@click.argument("studies", type=click.Path(path_type=Path))
+@click.argument("studies")
+@path_option("--out", metavar="DIR", help="Keep what became of each study there, and a table.")
+@engine_options
 @model_options
 @click.option("--download", is_flag=True, help="Fetch missing weights.")
-@click.option("--store-gb", type=float, default=20.0, show_default=True, metavar="GB", help="Size limit of the store.")
+@store_gb_option
 @json_option
 def command(
     *,
-    studies: Path,
-    store: Path,
-    store_gb: float,
-    threads: int | None,
-    device: str | None,
+    studies: str,
+    out: Path | None,
+    workers: int,
+    cluster: str | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    download: bool,
     record: Path | None,
-    **model: Any,
+    **options: Any,
 ) -> int:
     """Fill the embedding store for all volumes of a folder, so that the first click on any slice is a fast one.
 
-    STUDIES is a folder as the server's: files, or folders of DICOM. What is already in the store is not computed again,
-    so this may be stopped (Ctrl-C) and started again at any time.
+    STUDIES is a folder as the server's (files, or folders of DICOM), a list of such paths (.txt), or the address of a
+    DICOMweb store. What is already in the store is not computed again, so this may be stopped (Ctrl-C) and started
+    again at any time. With --workers or --cluster several processes share the work; the store may be a URL then
+    (s3://bucket/prefix).
     """
-    use_threads(threads)
-    sources = volumes_in(studies)
-    if not sources:
-        expected = f"{', '.join(ENDINGS)} or folders of DICOM files"
-        print(f"{studies} holds no volume: expected {expected}", file=sys.stderr)
-        return BAD_INPUT
-    kept = EmbeddingStore(store, quota_bytes=int(store_gb * GB))
-    segmenter = PromptSegmenter.from_pretrained(store=kept, device=device, **model)
-    print(f"{len(sources)} volumes, encoder {segmenter.encoder} on {on_cuda(device)}, store {store}")
-    done = [embed(source, segmenter) for source in sources]
+    found = listed(studies)
+    model = model_of(**options)
+    weights = load_encoder(
+        model.encoder, folder=options["weights"], download=download, allow_unverified=model.allow_unverified
+    ).weights_sha256
+    print(f"{len(found)} volumes, encoder {model.encoder} on {on_cuda(model.device)}, store {model.store}")
+    cohort = worked_on(
+        found, EmbedStudy(model=model), out=out, model=model, workers=workers, cluster=cluster,
+        tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key,
+    )  # fmt: skip
+    titles = {study.name: study.title for study in found}
+    for outcome in cohort.outcomes:
+        if outcome.state == "done":
+            slices, encoded = outcome.details["slices"], outcome.details["encoded"]
+            print(f"{titles[outcome.study]}: {slices} slices, {encoded} of them new, {outcome.seconds:.1f} s")
     if record:
-        data = {"set": studies.resolve().name, "cases": [study["name"] for study in done]}
-        weights = {segmenter.encoder: segmenter.weights_sha256}
-        manifest = run_manifest(protocol="embed", data=data, weights=weights, device=on_cuda(device))
-        write_result(record, {"encoder": segmenter.encoder, "studies": done, "manifest": manifest})
-    return FAILED if any("error" in study for study in done) else FINE
-
-
-def volumes_in(studies: Path) -> list[Path]:
-    """The volumes that a server on this folder would offer: files, and sub-folders of DICOM files."""
-    for folder in (studies, studies / "images"):
-        if folder.is_dir():
-            found = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS) or holds_dicom(path))
-            if found:
-                return found
-    return []
-
-
-def holds_dicom(folder: Path) -> bool:
-    if not folder.is_dir() or folder.name.startswith("."):
-        return False
-    first = next((path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), None)
-    return first is not None and looks_like_dicom(first)
-
-
-def embed(source: Path, segmenter: PromptSegmenter) -> dict[str, Any]:
-    """One volume into the store, with a progress bar."""
-    started = time.perf_counter()
-    try:
-        volume = read_volume(source)
-    except UnreadableVolume as error:
-        print(f"{source.name}: left out, {error}", file=sys.stderr)
-        return {"name": source.name, "error": str(error)}
-    with ProgressBar(name=source.name) as progress:
-        made = segmenter.embed(volume, progress=progress)
-    seconds, slices = time.perf_counter() - started, volume.shape[0]
-    print(f"{source.name}: {slices} slices, {made} of them new, {seconds:.1f} s")
-    return {"name": source.name, "slices": slices, "encoded": made, "seconds": round(seconds, 3)}
+        done = [
+            {
+                "name": titles[one.study],
+                "seconds": one.seconds,
+                **(one.details if one.state == "done" else {"error": one.reason}),
+            }
+            for one in cohort.outcomes
+        ]
+        data = {"set": Path(studies).name, "cases": list(titles.values())}
+        manifest = run_manifest(
+            protocol="embed", data=data, weights={model.encoder: weights}, device=on_cuda(model.device)
+        )
+        write_result(record, {"encoder": model.encoder, "studies": done, "manifest": manifest})
+    return status_of(cohort)

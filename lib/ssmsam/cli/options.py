@@ -25,6 +25,9 @@ encoder_option = click.option(
     f"Default: {ENCODER_VARIABLE} where it is set, else {AUTO}.",
 )
 weights_option = path_option("--weights", metavar="DIR", help="Folder to look for weights in first.")
+store_gb_option = click.option(
+    "--store-gb", type=float, default=20.0, show_default=True, metavar="GB", help="Size limit of the store."
+)
 names_option = click.option(
     "--names", cls=Several, metavar="NAME=NUMBER...", help="What the numbers of a label map mean, as in liver=1."
 )
@@ -35,7 +38,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--threads", type=int, metavar="N", help="Default: what OMP_NUM_THREADS says, else all cores."),
         click.option("--device", metavar="NAME", help="As torch names it. Default: a GPU, else cpu."),
-        path_option("--store", metavar="DIR", default=default_store, help="Where embeddings are kept."),
+        click.option("--store", metavar="DIR", default=default_store, help="Where embeddings are kept."),
         click.option("--allow-unverified", is_flag=True, help="Accept weights of your own."),
         weights_option,
         encoder_option,
@@ -44,7 +47,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def loaded(*, threads: int | None, store: Path, method: str, **model: Any) -> FewShotSegmenter:
+def loaded(*, threads: int | None, store: str | Path, method: str, **model: Any) -> FewShotSegmenter:
     """The model of the options, with this machine's cache of labelled slices."""
     use_threads(threads)
     return FewShotSegmenter.from_pretrained(method=method, store=store, support_cache=default_support(), **model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import numpy as np
 
 from ssmsam.api import Segmentation, read_volume, task_card, write_volume
 from ssmsam.cli.adapt import adaptation_options, learned, manifest_of, sources, support_option
-from ssmsam.cli.command import Program, json_option, path_option
+from ssmsam.cli.command import FINE, Program, json_option, path_option
+from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worked_on
 from ssmsam.cli.labelled_files import LabelledFile
-from ssmsam.cli.options import METHODS, loaded, model_options
+from ssmsam.cli.options import METHODS, loaded, model_options, on_cuda, store_gb_option
 from ssmsam.cli.pictures import Panel, draw_overlays
 from ssmsam.cli.progress_bar import ProgressBar
-from ssmsam.report import write_result
+from ssmsam.cluster import SegmentStudy
+from ssmsam.cluster.work import task_file as task_of_file
+from ssmsam.report import run_manifest, write_result
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume, reoriented
@@ -30,17 +34,22 @@ PANELS = 6
 @click.command(cls=Program, stopped="no mask was written. Slices that were embedded are kept")
 @support_option(required=False)
 @path_option("--task", "--head", "task_file", metavar="FILE", help="What `ssmsam adapt` wrote, in place of --support.")
-@path_option("--query", required=True, metavar="IMAGE", help="A file or a DICOM folder.")
-@path_option("--out", required=True, metavar="FILE", help="Label map to write.")
+@path_option("--query", metavar="IMAGE", help="A file or a DICOM folder.")
+@click.option("--studies", metavar="STUDIES", help="A whole cohort in its place, as for `ssmsam embed`.")
+@path_option("--out", required=True, metavar="FILE", help="Label map to write; a folder for a cohort.")
+@click.option("--to-archive", is_flag=True, help="Of a cohort: store a DICOM SEG where the series came from.")
 @path_option("--picture", metavar="PNG", help="Draw the masks over some slices.")
 @adaptation_options
+@engine_options
 @model_options
+@store_gb_option
 @json_option
 def command(
     *,
     support: Sequence[LabelledFile],
     task_file: Path | None,
-    query: Path,
+    query: Path | None,
+    studies: str | None,
     out: Path,
     picture: Path | None,
     names: Sequence[str],
@@ -50,20 +59,46 @@ def command(
     budget_s: float,
     seed: int,
     record: Path | None,
+    store_gb: float,
+    to_archive: bool,
+    workers: int,
+    cluster: str | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     **model: Any,
-) -> None:
-    """Segment a volume by labelled slices of it or of other volumes.
+) -> int:
+    """Segment a volume by labelled slices of it or of other volumes; or a whole cohort by a task.
 
     \b
     ssmsam segment --support ct.nii.gz:liver.nii.gz:10,20-40:5 --query ct.nii.gz --out whole_liver.nii.gz
     ssmsam segment --task organs.safetensors --query other.nii.gz --out other_organs.nii.gz
+    ssmsam segment --task organs.safetensors --studies FOLDER --out masks --workers 2
 
-    What was annotated in the query volume itself stays as it is, voxel by voxel.
+    What was annotated in the query volume itself stays as it is, voxel by voxel. What is finished of a cohort is not
+    done again.
     """
     if bool(support) == bool(task_file):
         raise click.UsageError("give either --support or --task.")
     if task_file and names:
         raise click.UsageError("--names belongs to --support: a task knows its labels.")
+    if (query is None) == (studies is None):
+        raise click.UsageError("give either --query or --studies.")
+    if studies is not None:
+        if task_file is None:
+            raise click.UsageError("--studies needs --task: make one of the labelled slices with `ssmsam adapt`.")
+        engine = {"workers": workers, "cluster": cluster, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
+        work = SegmentStudy(
+            model=model_of(**model, store_gb=store_gb),
+            **task_of_file(task_file),
+            method=method_of(task_file, method),
+            out=str(out.absolute()),
+            to_archive=to_archive,
+        )
+        return segment_cohort(studies, work, out=out, record=record, **engine)
+    assert query is not None
+    if workers > 1 or cluster or to_archive:
+        raise click.UsageError("--workers, --cluster and --to-archive belong to --studies.")
     if not out.name.lower().endswith(ENDINGS):
         raise click.UsageError(f"--out {out.name}: the name has to end in {', '.join(ENDINGS)}.")
     segmenter = loaded(method=method_of(task_file, method), **model)
@@ -79,18 +114,33 @@ def command(
     if task_file and not task.exact:
         print(f"{task_file.name}: its labelled slices are not on this machine; masks are less exact than with them")
     write_volume(found, out)
-    work = Plane.named(plane or task.card.get("plane"), volume.grid)
-    summaries = {label: summary(found, label, work) for label in found.labels}
+    plane_of_work = Plane.named(plane or task.card.get("plane"), volume.grid)
+    summaries = {label: summary(found, label, plane_of_work) for label in found.labels}
     for label, one in summaries.items():
         print(f"{label} ({found.numbers[label]}): {one['millilitres']:.1f} ml on {one['slices']} slices")
     print(f"{out} after {seconds:.1f} s")
     if picture:
-        print(draw_overlays(picture, panels(found, volume, work), title=", ".join(found.labels)))
+        print(draw_overlays(picture, panels(found, volume, plane_of_work), title=", ".join(found.labels)))
     if record:
         files = [query, *sources(support), *([task_file] if task_file else [])]
         done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
         manifest = manifest_of("segment", segmenter, task, files, device=model["device"], seed=seed)
         write_result(record, {**done, "manifest": manifest})
+    return FINE
+
+
+def segment_cohort(studies: str, work: SegmentStudy, *, out: Path, record: Path | None, **engine: Any) -> int:
+    """Segment every study of a cohort."""
+    cohort = worked_on(listed(studies), work, out=out, model=work.model, **engine)
+    if record:
+        manifest = run_manifest(
+            protocol="segment",
+            data={"cases": [one.study for one in cohort.outcomes]},
+            weights={"task": work.task_sha256},
+            device=on_cuda(work.model.device),
+        )
+        write_result(record, {"studies": [asdict(one) for one in cohort.outcomes], "manifest": manifest})
+    return status_of(cohort)
 
 
 def method_of(task_file: Path | None, chosen: str | None) -> str:

@@ -99,8 +99,8 @@ class _Fractions:
     def __init__(self, seg: pydicom.Dataset) -> None:
         stated = seg.get("MaximumFractionalValue")
         is_fractional = str(seg.get("SegmentationType") or ("" if stated is None else "FRACTIONAL")) == "FRACTIONAL"
-        self._is_stated = not is_fractional or stated is not None
-        self._half = float(stated) / 2 if is_fractional and stated is not None else 0.5
+        self._is_stated = not is_fractional or bool(stated)
+        self._half = float(stated) / 2 if is_fractional and stated else 0.5
         self._largest = 0
 
     def inside(self, stored: np.ndarray) -> np.ndarray:
@@ -131,7 +131,9 @@ def _frame_count(seg: pydicom.Dataset, described: Sequence[pydicom.Dataset]) -> 
 
 
 def _name(item: pydicom.Dataset, number: int) -> str:
-    return str(item.get("SegmentLabel") or "").strip() or f"segment {number}"
+    said = item.get("SegmentLabel") or ""
+    name = said if isinstance(said, str) else "\\".join(map(str, said))  # a backslash makes several values of one
+    return name.strip() or f"segment {number}"
 
 
 def _label(item: pydicom.Dataset) -> int | None:
@@ -172,6 +174,11 @@ def _pixel_reader(seg: FileDataset, count: int) -> Callable[[int], np.ndarray]:
         raise UnreadableVolume(f"pixels of {bits} bits, or big endian. Export the segmentation again.")
     data = np.frombuffer(seg.PixelData, dtype=np.uint8)
     size = rows * columns
+    if size == 0 or 2 * count * size * bits <= data.size * 8:
+        raise UnreadableVolume(
+            f"its pixels are not those of {count} frames of {rows} by {columns}: they are {data.size} bytes. "
+            "Export the segmentation again."
+        )
     if count * size * bits > data.size * 8:
         raise UnreadableVolume(
             f"its pixels are cut off: {data.size} bytes for {count} frames. Export the segmentation again."

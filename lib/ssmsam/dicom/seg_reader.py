@@ -19,6 +19,9 @@ from ssmsam.volume.volume import Grid, Volume
 OFF_GRID = 0.45
 """How far, in voxels, a frame may lie from the voxels that it is put into. From a half on it could be either of two."""
 
+BACKGROUND = "background"
+"""The name, in any spelling, of a segment that says where no label is."""
+
 FARTHEST = 1e9
 """Voxels from the first one of the image within which a frame may lie: whole numbers are exact there."""
 
@@ -73,7 +76,9 @@ def read_segs(
     for n, file in files.items():
         for segment in file.segments:
             source.setdefault(segment.name, n)
-    chosen = [(n, segment) for n in files for segment in files[n].segments if source[segment.name] == n]
+    nothing = sorted(name for name in source if name.casefold() == BACKGROUND)
+    source = {name: n for name, n in source.items() if name not in nothing}
+    chosen = [(n, segment) for n in files for segment in files[n].segments if source.get(segment.name) == n]
     values = _values([segment for _, segment in chosen], labels or {})
     # the oldest file first, so that of segments of one size the later covers
     covering = sorted(sorted(chosen, key=lambda one: -one[0]), key=lambda one: -files[one[0]].voxels[one[1].number])
@@ -82,7 +87,11 @@ def read_segs(
     array = value_of.astype(np.uint8 if value_of.max() < 256 else np.uint16)[owner]
     first = next(iter(files.values()))
     volume = Volume(array, grid.affine, "", first.series_uid, first.frame_of_reference_uid)
-    notes = (*_same_names([one for _, one in chosen]), *_overlap_note(values, hidden, overlap))
+    notes = (
+        *(f"a segment named {name} is no label" for name in nothing),
+        *_same_names([one for _, one in chosen]),
+        *_overlap_note(values, hidden, overlap),
+    )
     return SegMask(volume, values, overlap, notes, source, {n: str(error) for n, error in errors.items()})
 
 

@@ -98,10 +98,10 @@ def write_seg(
     """
     if not isinstance(series, DicomSeries):
         series = find_series(Path(series))
-    _expect_grid(mask, series)
-    mask = mask.with_array(_label_values(mask.array))
+    expect_grid(mask, series)
+    mask = mask.with_array(label_values(mask.array))
     segments = present_labels(mask, labels)
-    headers, jitter_mm = _headers(series)
+    headers, jitter_mm = image_headers(series)
     seg = _segmentation(mask, segments, headers, algorithm)
     with whole_file(Path(path), ".dcm") as partial:
         seg.save_as(partial, write_like_original=False)
@@ -143,7 +143,8 @@ def _expect_names(labels: Mapping[str, int]) -> None:
         raise ValueError(f"several labels have the same value: {dict(labels)}. Give each its own.")
 
 
-def _expect_grid(mask: Volume, series: DicomSeries) -> None:
+def expect_grid(mask: Volume, series: DicomSeries) -> None:
+    """Raises ValueError where a mask is not on the grid of a series."""
     if not mask.grid.matches(series.grid):
         raise ValueError(
             f"the mask ({mask.shape}, spacing {np.round(mask.spacing, 3).tolist()} mm) is not on the grid of the "
@@ -152,7 +153,7 @@ def _expect_grid(mask: Volume, series: DicomSeries) -> None:
         )
 
 
-def _label_values(array: np.ndarray) -> np.ndarray:
+def label_values(array: np.ndarray) -> np.ndarray:
     """The same whole numbers as uint16. Raises ValueError for anything else."""
     values = array.astype(np.uint16) if array.size and array.min() >= 0 and array.max() <= 65535 else None
     if values is None or not np.array_equal(values, array):
@@ -160,7 +161,7 @@ def _label_values(array: np.ndarray) -> np.ndarray:
     return values
 
 
-def _headers(series: DicomSeries) -> tuple[list[pydicom.Dataset], float]:
+def image_headers(series: DicomSeries) -> tuple[list[pydicom.Dataset], float]:
     """What the SEG takes over from the images, in the order of the slices, and how far they lie from an even grid."""
     first = read_dataset(series.files[0], pixels=False)
     headers: list[pydicom.Dataset] = [first]

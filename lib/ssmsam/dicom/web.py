@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from urllib3.util import Retry
 
 from ssmsam.dicom.file import read_dataset
 from ssmsam.dicom.series import NOT_IMAGES
+from ssmsam.progress import Cancelled
 
 HEADERS_END = re.compile(rb"\r?\n[ \t]*\r?\n")
 MOST_PREAMBLE = 1 << 20
@@ -38,11 +40,12 @@ def boundary_of(content_type: str) -> bytes:
     return str(message.get_param("boundary", "")).encode("latin-1", "replace")
 
 
-def parts(boundary: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def parts(boundary: bytes, pieces: Iterable[bytes], *, whole: bool = True) -> Iterator[bytes]:
     """The content of each part, without its headers, from an answer that arrives in pieces.
 
     Takes a preamble and an epilogue, lines that end with a bare LF, parts without headers, and an answer whose last
-    boundary is missing. Raises ValueError for anything else.
+    boundary is missing where it is known to be ``whole``. Raises EOFError where it may be cut short, and ValueError for
+    anything else.
     """
     first = re.compile(rb"(?:\A|\n)--" + re.escape(boundary) + rb"(?=[ \t]*(\r?\n)|--)")
     data, searched, delimiter = bytearray(), 0, b""
@@ -66,7 +69,11 @@ def parts(boundary: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
         searched = max(0, len(data) - len(delimiter) + 1)
     if not delimiter:
         raise ValueError("the answer has no part")
-    if data.strip() and not data.startswith(b"--"):
+    if data.startswith(b"--"):
+        return
+    if not whole:
+        raise EOFError("the answer ends before its last boundary")
+    if data.strip():
         yield _content(data)
 
 
@@ -78,6 +85,8 @@ def _content(part: bytearray) -> bytes:
     return bytes(part[end.end() :])
 
 
+UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
+"""Leading zeros, which some devices write, are let through."""
 REFERENCED_SERIES, OTHER_STUDIES, SERIES_UID = "00081115", "00081200", "0020000E"
 SHARED_GROUPS, FRAME_GROUPS, DERIVATION = "52009229", "52009230", "00089124"
 IMAGES = ("00081140", "00082112", "0008114A")
@@ -86,9 +95,11 @@ INSTANCE_UID = "00081155"
 
 
 def value_of(answer: Mapping[str, Any], tag: str) -> str:
-    """The first value of an element, "" where there is none."""
-    values = (answer.get(tag) or {}).get("Value") or [""]
-    return str(values[0] if values[0] is not None else "").strip()
+    """The first value of an element as text that can be written, "" where there is none."""
+    element = answer.get(tag)
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    first = values[0] if isinstance(values, list) and values else None
+    return ("" if first is None else str(first)).strip().encode(errors="replace").decode()
 
 
 def referenced_series(header: Mapping[str, Any]) -> list[str]:
@@ -113,7 +124,9 @@ def _instances(header: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _items(holder: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
-    return [item for item in (holder.get(tag) or {}).get("Value") or () if isinstance(item, Mapping)]
+    element = holder.get(tag)
+    values = element.get("Value") if isinstance(element, Mapping) else None
+    return [item for item in values or () if isinstance(item, Mapping)]
 
 
 logger = logging.getLogger(__name__)
@@ -142,6 +155,9 @@ RECORD_TAGS = (
     "ContentDate", "ContentTime", "SeriesDate", "SeriesTime",
 )  # fmt: skip
 """What a :class:`SegmentationRecord` is made of."""
+
+DUPLICATE = 0x0111
+"""The reason of a store for not keeping an object: it has it already."""
 
 NOT_SO = (400, 404, 405, 410, 501)
 """What stores answer to a question that they do not take, and some where nothing matches."""
@@ -248,10 +264,19 @@ class DicomStore:
         for modality in modalities:  # one by one: few servers know lists of values
             query = {**wanted, "Modality": modality} if modality else wanted
             with self._errors():
-                for record in map(_series_record, self._pages(query)):
+                for record in self._records(query):
                     if modality == record.modality or (modality is None and record.modality not in NOT_IMAGES):
                         found[record.series_uid] = record
         return list(found.values())
+
+    def _records(self, query: Filters) -> Iterator[SeriesRecord]:
+        """What the store lists, without what has no UIDs: nothing can be asked of that."""
+        for answer in self._pages(query):
+            record = _series_record(answer)
+            if UID.fullmatch(record.series_uid) and UID.fullmatch(record.study_uid):
+                yield record
+            else:
+                logger.warning("%s lists a series without valid UIDs, which is left out", self.access.name)
 
     def segmentations(self, series: SeriesRecord, images: Collection[SeriesRecord]) -> list[SegmentationRecord]:
         """Of the objects of a SEG series those that are of one of ``images``, the candidates from its study.
@@ -292,17 +317,22 @@ class DicomStore:
     def fetch(self, series: SeriesRecord, folder: Path) -> None:
         """Write every file of a series into ``folder``.
 
-        Raises StoreUnavailable when some did not come: fewer than the store lists for the series, and fewer than it
-        names one by one, for the first of these is a count that may be old.
+        Raises StoreUnavailable when some did not come: fewer than the store lists for the series, if it says that, and
+        fewer than it names one by one, for the first of these is a count that may be old.
         """
         seen: set[str] = set()
         with self._errors(f"of series {series.series_uid}"):
             for header in self._files(series):
+                if _is_short(header):
+                    raise SeriesUnavailable(
+                        f"{self.access.name} sent an image of series {series.series_uid} with fewer pixels than it "
+                        "says. Try again in a moment; if that does not help, send the series to the store again."
+                    )
                 if str(header.get("SeriesInstanceUID")) != series.series_uid:
                     raise SeriesRefused(f"{self.access.name} sent files of another series than {series.series_uid}")
                 seen.add(str(header.SOPInstanceUID))
                 header.save_as(folder / f"{len(seen):05d}.dcm")
-        if len(seen) < max(1, series.instances) and len(seen) < (expected := self._count(series)):
+        if (not series.instances or len(seen) < series.instances) and len(seen) < (expected := self._count(series)):
             raise SeriesUnavailable(
                 f"{self.access.name} sent {len(seen)} of the {expected} images of series {series.series_uid}. "
                 "Try again in a moment; if that does not help, send the series to the store again."
@@ -312,6 +342,12 @@ class DicomStore:
                 f"{self.access.name} lists series {series.series_uid} and sends no image of it: "
                 "send the series to the store again."
             )
+
+    def objects(self, study_uid: str, modalities: Sequence[str]) -> Iterator[Any]:
+        """Every object of these modalities in a study, one by one."""
+        for series in self.series({"StudyInstanceUID": study_uid, "Modality": list(modalities)}):
+            with self._errors(f"of series {series.series_uid}"):
+                yield from self._files(series)
 
     def fetch_segmentation(self, record: SegmentationRecord, path: Path) -> None:
         """Write one DICOM SEG to ``path``."""
@@ -344,16 +380,21 @@ class DicomStore:
             self._media = self._media[1:]
             return found
 
-    def add(self, path: Path) -> SegmentationRecord:
-        """Store one DICOM SEG. Raises StoreRefused when the store does not keep it."""
+    def add(self, path: Path) -> bool:
+        """Store one DICOM SEG; whether the store says that it has it. Raises StoreRefused when it does not keep it."""
         dataset = read_dataset(path)
         with self._errors():
-            answer = self.client.store_instances([dataset])
+            try:
+                answer = self.client.store_instances([dataset])
+            except requests.HTTPError as error:
+                if _status(error) != 409 or _not_kept(error) != {DUPLICATE}:
+                    raise
+                return True
         kept = [str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or ()]
-        if answer.get("FailedSOPSequence") or (kept and str(dataset.SOPInstanceUID) not in kept):
+        is_there = str(dataset.SOPInstanceUID) in kept or _reasons(answer) == {DUPLICATE}
+        if not is_there and (kept or _reasons(answer)):
             raise StoreRefused(f"{self.access.name} did not keep the segmentation; its own log says why")
-        header = read_dataset(path, tags=RECORD_TAGS, pixels=False).to_json_dict(suppress_invalid_tags=True)
-        return _segmentation_record(header, referenced_series(header)[0])
+        return is_there
 
     def _pages(self, query: Filters) -> Iterator[dict[str, Any]]:
         """Every answer to a query of series. Stores may send a part at a time; some always send everything."""
@@ -421,7 +462,10 @@ class DicomStore:
                     answers = []
                 else:
                     raise
-            fresh = {value_of(one, tag): one for one in answers if value_of(one, tag) not in found}
+            if not isinstance(answers, list):
+                raise ValueError("a list was expected")
+            sound = [one for one in answers if isinstance(one, Mapping)]
+            fresh = {value_of(one, tag): one for one in sound if value_of(one, tag) not in found}
             if not fresh:
                 return list(found.values())
             found |= fresh
@@ -429,7 +473,12 @@ class DicomStore:
     def _count(self, series: SeriesRecord) -> int:
         """How many images the store has of a series, one by one: the count in its list may be old."""
         with self._errors(f"of series {series.series_uid}"):
-            return len(self.client.retrieve_series_metadata(series.study_uid, series.series_uid))
+            try:
+                return len(self.client.retrieve_series_metadata(series.study_uid, series.series_uid))
+            except requests.HTTPError as error:
+                if _status(error) not in NOT_SO:
+                    raise
+        return len(self._instances(series, {}))
 
     def _instances(self, series: SeriesRecord, query: Filters) -> list[dict[str, Any]]:
         with self._errors(f"of series {series.series_uid}"):
@@ -456,8 +505,12 @@ class DicomStore:
                 f"the certificate of the DICOMweb store {self.access.name} is not trusted here. Where it is your own, "
                 "set REQUESTS_CA_BUNDLE=/path/to/your-authority.pem and start again."
             ) from error
-        except requests.RequestException as error:
-            if what and not isinstance(error, requests.ConnectionError):  # it was reached, and fell silent
+        except (StoreUnavailable, StoreRefused, Cancelled):
+            raise
+        except requests.exceptions.InvalidJSONError as error:
+            raise self._no_dicomweb(error, what) from error
+        except (requests.RequestException, EOFError) as error:
+            if what and (not isinstance(error, requests.ConnectionError) or self._answers()):
                 raise SeriesUnavailable(
                     f"the DICOMweb store {self.access.name} did not send the files {what} to their end "
                     f"({type(error).__name__}). Try again in a moment."
@@ -466,19 +519,36 @@ class DicomStore:
                 f"the DICOMweb store {self.access.name} cannot be reached ({type(error).__name__}). "
                 "Check that it runs and that the address is right; nothing is lost, try again then."
             ) from error
-        except (ValueError, KeyError, AttributeError, TypeError, pydicom.errors.InvalidDicomError) as error:
-            if what:
-                raise SeriesRefused(
-                    f"the DICOMweb store {self.access.name} sent something for the files {what} that is not DICOMweb "
-                    f"({type(error).__name__}). Send the series to the store again."
-                ) from error
-            raise StoreRefused(
-                f"the DICOMweb store {self.access.name} sent an answer that is not DICOMweb ({type(error).__name__}). "
-                "Give the address of its DICOMweb root, such as http://127.0.0.1:8042/dicom-web."
-            ) from error
+        except (OSError, MemoryError):  # of this machine
+            raise
+        except Exception as error:  # the libraries raise what they like for what stores send
+            raise self._no_dicomweb(error, what) from error
+
+    def _no_dicomweb(self, error: Exception, what: str) -> Exception:
+        if what:
+            return SeriesRefused(
+                f"the DICOMweb store {self.access.name} sent something for the files {what} that is not DICOMweb "
+                f"({type(error).__name__}). Send the series to the store again."
+            )
+        return StoreRefused(
+            f"the DICOMweb store {self.access.name} sent an answer that is not DICOMweb ({type(error).__name__}). "
+            "Give the address of its DICOMweb root, such as http://127.0.0.1:8042/dicom-web."
+        )
+
+    def _answers(self) -> bool:
+        """Whether the store answers anything: then it is one series that it does not send."""
+        try:
+            self.client.search_for_studies(limit=1)
+        except requests.HTTPError:
+            return True
+        except (requests.RequestException, EOFError):
+            return False
+        except Exception:  # an answer all the same
+            return True
+        return True
 
     def _refused(self, status: int, what: str) -> Exception:
-        if status in (401, 403):
+        if status == 401 or (status == 403 and not what):
             return StoreRefused(
                 f"the DICOMweb store {self.access.name} refuses the login ({status}). Set "
                 "MONAI_LABEL_DICOMWEB_USERNAME and _PASSWORD, or SSMSAM_DICOMWEB_TOKEN, and start again."
@@ -487,7 +557,12 @@ class DicomStore:
             kind = SeriesUnavailable if what and status != 429 else StoreUnavailable
             asked = f" when it was asked for the files {what}" if what else ""
             return kind(f"the DICOMweb store {self.access.name} failed ({status}){asked}. Try again in a moment.")
-        if what and status in NOT_SO:
+        if what and status == 403:
+            return SeriesRefused(
+                f"the DICOMweb store {self.access.name} does not let this login have the files {what} (403). Let it, "
+                "or limit which studies are used: MONAI_LABEL_DICOMWEB_SEARCH_FILTER."
+            )
+        if what:
             return SeriesRefused(
                 f"the DICOMweb store {self.access.name} does not send the files {what}, which it lists ({status}): "
                 "they are gone or offline. Send the series to the store again."
@@ -507,7 +582,10 @@ class _Client(DICOMwebClient):
             if not boundary:  # one file, called multipart
                 yield response.content
                 return
-            yield from parts(boundary, response.iter_content(PIECE) if stream else [response.content])
+            # a length, or chunks, are checked while it is read; without them a lost connection looks like the end
+            sized = "Content-Length" in response.headers or "chunked" in response.headers.get("Transfer-Encoding", "")
+            pieces = response.iter_content(PIECE) if stream else [response.content]
+            yield from parts(boundary, pieces, whole=sized)
 
 
 class StoreSession(requests.Session):
@@ -543,6 +621,34 @@ class _Bearer(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._token()}"
         return request
+
+
+def _is_short(header: pydicom.Dataset) -> bool:
+    """Whether the pixels of an image, where they are not compressed, end before their header says."""
+    pixels, sizes = header.get("PixelData"), ("Rows", "Columns", "BitsAllocated")
+    syntax = getattr(header, "file_meta", pydicom.Dataset()).get("TransferSyntaxUID")
+    if pixels is None or (syntax is not None and (syntax.is_private or syntax.is_encapsulated)):
+        return False
+    try:
+        frames, samples = int(header.get("NumberOfFrames") or 1), int(header.get("SamplesPerPixel") or 1)
+        return len(pixels) * 8 < math.prod(int(header[name].value) for name in sizes) * frames * samples
+    except (KeyError, TypeError, ValueError):  # odd, and not for us to judge
+        return False
+
+
+def _reasons(answer: pydicom.Dataset) -> set[int | None]:
+    """Why a store did not keep some objects, as it says."""
+    return {item.get("FailureReason") for item in answer.get("FailedSOPSequence") or ()}
+
+
+def _not_kept(error: requests.HTTPError) -> set[int | None]:
+    """The same of an answer with a status of failure; nothing where it says nothing."""
+    if error.response is None:
+        return set()
+    try:
+        return _reasons(pydicom.Dataset.from_json(error.response.json()))
+    except Exception:  # some page for people
+        return set()
 
 
 def _status(error: requests.HTTPError) -> int:
@@ -595,6 +701,18 @@ def _series_record(answer: Mapping[str, Any]) -> SeriesRecord:
         study_date=value_of(answer, "00080020"),
         study_time=value_of(answer, "00080030"),
     )
+
+
+def segmentation_record(path: Path) -> SegmentationRecord:
+    """Of a SEG that was written here."""
+    header = read_dataset(path, tags=RECORD_TAGS, pixels=False).to_json_dict(suppress_invalid_tags=True)
+    return _segmentation_record(header, referenced_series(header)[0])
+
+
+def series_record(file: Path) -> SeriesRecord:
+    """Of a series of which one file is here. Raises UnreadableVolume."""
+    header = read_dataset(file, tags=("StudyInstanceUID", "SeriesInstanceUID", *FIELDS), pixels=False)
+    return _series_record(header.to_json_dict(suppress_invalid_tags=True))
 
 
 def _segmentation_record(header: Mapping[str, Any], image_uid: str) -> SegmentationRecord:

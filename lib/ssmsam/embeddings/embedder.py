@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
 from ssmsam.embeddings.stored_volume import Fp16Embedding
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
-from ssmsam.progress import Progress, result_of, silent, stop_if_cancelled
+from ssmsam.progress import PATIENCE_S, Progress, is_urgent, result_of, silent, stop_if_cancelled
 from ssmsam.reading import read_volume
 from ssmsam.volume.body import body_centres
 from ssmsam.volume.errors import UnreadableVolume
@@ -36,6 +37,14 @@ from ssmsam.volume.volume import Grid, Volume
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+
+
+@dataclass(eq=False)
+class _InFlight:
+    """A slice that is being made. Once somebody waits for it with urgency, so is its making."""
+
+    half: Future[Fp16Embedding | None] = field(default_factory=Future)
+    urgent: bool = False
 
 
 class VolumeEmbeddings:
@@ -72,7 +81,7 @@ class VolumeEmbeddings:
         self._load = load
         store = None if part else embedder.store
         self._stored = store.open(key, grid=grid, count=self.count) if store else None
-        self._in_flight: dict[int, Future[Fp16Embedding | None]] = {}
+        self._in_flight: dict[int, _InFlight] = {}
         self._in_flight_lock = threading.Lock()
 
     @property
@@ -127,7 +136,8 @@ class VolumeEmbeddings:
         return in_memory | self._stored.done if self._stored else in_memory
 
     def slice(self, index: int) -> Embedding:
-        """A batch of 1, float32, on the encoder's device. Goes before background work that waits for the encoder.
+        """A batch of 1, float32, on the encoder's device. Goes before long work that waits for the encoder, unless this
+        is long work too.
 
         Raises ValueError for an index outside the volume.
         """
@@ -143,8 +153,9 @@ class VolumeEmbeddings:
         half = self._embedder.memory.get(self.key.digest, index)
         while half is None:
             in_flight, mine = self._acquire(index)
+            in_flight.urgent |= is_urgent()
             if not mine:
-                half = result_of(in_flight)  # None when the other thread failed: then it is this one's turn
+                half = result_of(in_flight.half)  # None when the other thread failed: then it is this one's turn
                 continue
             try:
                 half = self._make(index)
@@ -174,6 +185,11 @@ class VolumeEmbeddings:
                 time.sleep(POLL_SECONDS)
                 stop_if_cancelled()
 
+    @property
+    def batch_size(self) -> int:
+        """As :attr:`Embedder.batch_size`."""
+        return self._embedder.batch_size
+
     def inputs(self, indices: list[int]) -> torch.Tensor:
         """What the encoder sees of these slices: (B, 3, size, size) in [0, 1].
 
@@ -188,7 +204,7 @@ class VolumeEmbeddings:
         pixels = self.scale.apply(self.plane.stack(self.volume.array)[near])
         return self.frame.to_input(torch.from_numpy(pixels)).expand(-1, 3, -1, -1)
 
-    # one slice, for a user who waits
+    # one slice
 
     def _make(self, index: int) -> Fp16Embedding:
         """Through the encoder, unless another thread or process has just done it."""
@@ -200,7 +216,7 @@ class VolumeEmbeddings:
         try:
             half = self._known(index)
             if half is None:
-                half = self._embedder.encode(self.inputs([index]), urgent=True)[0]
+                half = self._encoded([index])[0]
                 self._keep([index], [half])
             return half
         finally:
@@ -239,7 +255,7 @@ class VolumeEmbeddings:
             done = self.done  # another process may have made some between our look and our claim
             missing = [index for index in batch if not done[index]]
             if missing:
-                made = self._embedder.encode(self.inputs(missing), urgent=False)
+                made = self._encoded(missing)
                 halves = dict(zip(missing, made, strict=True))
                 self._keep(missing, made)
         finally:
@@ -256,19 +272,22 @@ class VolumeEmbeddings:
 
     # which slices this process is making right now
 
-    def _acquire(self, index: int) -> tuple[Future[Fp16Embedding | None], bool]:
+    def _acquire(self, index: int) -> tuple[_InFlight, bool]:
         """The making of a slice, and whether it falls to the caller, who then must :meth:`_complete` it."""
         with self._in_flight_lock:
-            in_flight = self._in_flight.get(index)
-            if in_flight is not None:
-                return in_flight, False
-            in_flight = self._in_flight[index] = Future()
-            return in_flight, True
+            mine = index not in self._in_flight
+            in_flight = self._in_flight.setdefault(index, _InFlight())
+            return in_flight, mine
+
+    def _encoded(self, indices: list[int]) -> list[Fp16Embedding]:
+        """Slices that were acquired, through the encoder: with urgency from when somebody waits so for one of them."""
+        in_flight = [self._in_flight[index] for index in indices]
+        return self._embedder.encode(self.inputs(indices), urgent=lambda: any(one.urgent for one in in_flight))
 
     def _complete(self, index: int, half: Fp16Embedding | None) -> None:
         with self._in_flight_lock:
             in_flight = self._in_flight.pop(index)
-        in_flight.set_result(half)
+        in_flight.half.set_result(half)
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < self.count:
@@ -281,6 +300,9 @@ DEFAULT_MEMORY_BYTES = 2**30
 BATCH_SECONDS = 0.5
 """How long a background batch may keep a user's click waiting, where a single slice takes less."""
 LARGEST_BATCH = 16
+PATIENT_SLICES = 4
+"""As long as so many slices take, long work lets clicks go before it at the encoder, again and again: a guess. Among
+clicks without end every fifth slice is for it."""
 DERIVED_BYTES = 64 * 2**20
 """A guess: a registration of two volumes takes a few MB."""
 
@@ -409,10 +431,18 @@ class Embedder:
                 self._open[key.digest] = opened
             return opened
 
-    def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Fp16Embedding]:
-        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before background work, which waits
-        between two blocks of the encoder. Raises :class:`~ssmsam.progress.Cancelled` between two blocks."""
-        with self._gate.hold(urgent=urgent), self._interruptible(not urgent) as passing, torch.inference_mode():
+    def encode(self, slices: torch.Tensor, *, urgent: Callable[[], bool] | None = None) -> list[Fp16Embedding]:
+        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. While it is ``urgent``, by default unless it is long
+        work, it goes before what is not, which waits between two blocks of the encoder. Raises
+        :class:`~ssmsam.progress.Cancelled` between two blocks."""
+        usual = is_urgent()
+        urgent = urgent or (lambda: usual)
+        patience = max(PATIENCE_S, PATIENT_SLICES * (self._seconds or 0.0))
+        with (
+            self._gate.hold(urgent=urgent, patience=patience),
+            self._interruptible(urgent, patience) as passing,
+            torch.inference_mode(),
+        ):
             start = time.perf_counter()
             inputs = slices.to(self.device)
             if self.bfloat16:  # convolutions in this order are faster still
@@ -425,9 +455,9 @@ class Embedder:
         return halves
 
     @contextmanager
-    def _interruptible(self, may: bool) -> Iterator[list[float]]:
-        """Where it ``may``, urgent work passes before every block that this thread runs; the seconds of each. Between
-        two blocks the work may be cancelled."""
+    def _interruptible(self, urgent: Callable[[], bool], patience: float) -> Iterator[list[float]]:
+        """Urgent work passes before every block that this thread runs, unless this is ``urgent`` or has waited long
+        enough; the seconds of each. Between two blocks the work may be cancelled."""
         passing: list[float] = []
         mine = threading.get_ident()
 
@@ -435,8 +465,7 @@ class Embedder:
             if threading.get_ident() != mine:
                 return
             stop_if_cancelled()
-            if may:
-                passing.append(self._gate.let_pass())
+            passing.append(self._gate.let_pass(urgent=urgent, patience=patience - sum(passing)))
 
         lists = (module for module in self.encoder.modules() if isinstance(module, nn.ModuleList))
         hooks = [block.register_forward_pre_hook(before_block) for blocks in lists for block in blocks]

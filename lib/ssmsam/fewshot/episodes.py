@@ -54,7 +54,7 @@ def embedded_views(
         varied = _moved(inputs, matrix).clamp(0, 1) ** _gamma(rng, config)
         encoded = []
         for batch in varied.split(_BATCH):
-            encoded += [embedder.embedding_of(half) for half in embedder.encode(batch, urgent=True)]
+            encoded += [embedder.embedding_of(half) for half in embedder.encode(batch)]
         made.append(View(stacked(encoded), matrix))
     progress("views", config.views, config.views)
     return made

@@ -87,6 +87,8 @@ def extends(new: SlicePrompt, old: SlicePrompt) -> bool:
         _points(old.positive) <= _points(new.positive)
         and _points(old.negative) <= _points(new.negative)
         and old.box in (None, new.box)
+        and set(old.strokes) <= set(new.strokes)
+        and old.outline in ((), new.outline)
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.interactive.strokes import lasso_mask, middle
+from ssmsam.models.prompt_decoder import SlicePrompt, Stroke
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
 
@@ -68,6 +69,8 @@ class PromptRequest:
         negative: npt.ArrayLike = (),
         newest: npt.ArrayLike = (),
         box: Box | None = None,
+        scribbles: Sequence[Scribble] = (),
+        lassos: Sequence[npt.ArrayLike] = (),
         slice: int | None = None,
         unusable_slice: str = "",
         z_range: tuple[int, int] | None = None,
@@ -86,6 +89,8 @@ class PromptRequest:
             positive, negative: points (N, 3), voxel indices [i, j, k] = (column, row, slice of the stored image).
             newest: the newest point (3,), where the client says which one it is.
             box: its lowest and highest corner.
+            scribbles: lines, each on one slice.
+            lassos: closed lines (N, 3) round the object, [i, j, k], each on a slice of its own.
             slice: the stored slice that the client is on.
             unusable_slice: what the client said instead of such a number.
             z_range: first and last slice of the plane of work that propagation may reach.
@@ -97,8 +102,9 @@ class PromptRequest:
         if dimension not in (2, 3):
             raise ValueError(f"dimension is 2 or 3, got {dimension!r}")
         prompts = _Prompts.of(
-            _points(positive), _points(negative), _points(newest), box, slice, unusable_slice, grid, plane
-        )
+            _points(positive), _points(negative), _points(newest), box, slice, unusable_slice, grid, plane,
+            Strokes.of(scribbles, lassos, grid, plane),
+        )  # fmt: skip
         z_range = _within(z_range, plane.count(grid), "z_range")
         current = prompts.current_slice()
         return cls(
@@ -112,6 +118,78 @@ class PromptRequest:
             propagate=propagate,
             max_mm=max_mm if max_mm > 0 else None,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Scribble:
+    """A line through the object, or where it is not: ``points`` (N, 3) as [i, j, k]."""
+
+    points: np.ndarray
+    positive: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Strokes:
+    """The scribbles and lassos of a request by slice of the plane of work."""
+
+    scribbles: Mapping[int, list[Stroke]]
+    outlines: Mapping[int, tuple[tuple[float, float], ...]]
+
+    @classmethod
+    def of(cls, scribbles: Sequence[Scribble], lassos: Sequence[npt.ArrayLike], grid: Grid, plane: Plane) -> Strokes:
+        """Raises InvalidPrompt for lines that lie outside, on several slices, or enclose nothing."""
+        lines: dict[int, list[Stroke]] = {}
+        for number, scribble in enumerate(scribbles, start=1):
+            index, xy = _on_one_slice(scribble.points, f"scribble {number}", grid, plane)
+            lines.setdefault(index, []).append(Stroke(xy, scribble.positive))
+        outlines: dict[int, tuple[tuple[float, float], ...]] = {}
+        for number, lasso in enumerate(lassos, start=1):
+            index, xy = _on_one_slice(_drawn_over_the_edge(lasso, grid, plane), f"lasso {number}", grid, plane)
+            if index in outlines:
+                raise InvalidPrompt(f"there are two lassos on slice {index}: draw one line round the whole object")
+            box = _round(xy)
+            flat = len(xy) < 3 or box[2] - box[0] < 1 or box[3] - box[1] < 1
+            if flat or not lasso_mask(xy, plane.slice_shape(grid)).any():
+                raise InvalidPrompt(f"lasso {number} holds no pixel: draw it round the object, with 3 points or more")
+            outlines[index] = xy
+        return cls(lines, outlines)
+
+    def points(self, plane: Plane, *, positive: bool) -> np.ndarray:
+        """The middle of each scribble of one sign, (N, 3) as [i, j, k], at a pixel."""
+        found = [
+            (index, np.rint(middle(np.array(stroke.xy))))
+            for index, strokes in self.scribbles.items()
+            for stroke in strokes
+            if stroke.positive is positive
+        ]
+        if not found:
+            return _points(())
+        return plane.join(np.array([index for index, _ in found]), np.array([xy for _, xy in found]))
+
+
+def _on_one_slice(
+    points: np.ndarray, name: str, grid: Grid, plane: Plane
+) -> tuple[int, tuple[tuple[float, float], ...]]:
+    if not len(points):
+        raise InvalidPrompt(f"{name} has no points")
+    _check_inside(points, name, grid)
+    indices, xy = plane.split(points)
+    if len(numbers := sorted(set(indices.tolist()))) > 1:
+        raise InvalidPrompt(f"{name} lies on the slices {numbers[0]} to {numbers[-1]}: draw a line on one slice")
+    return int(indices[0]), tuple((float(x), float(y)) for x, y in xy)
+
+
+def _drawn_over_the_edge(lasso: npt.ArrayLike, grid: Grid, plane: Plane) -> np.ndarray:
+    """A lasso that ends at the edge of its slice."""
+    points, last = _points(lasso), np.array(grid.shape[::-1]) - 1
+    index, _ = plane.split(points)
+    _, xy = plane.split(np.clip(points, 0, last))
+    return plane.join(index, xy)
+
+
+def _round(outline: tuple[tuple[float, float], ...]) -> tuple[float, float, float, float]:
+    xs, ys = zip(*outline, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +207,9 @@ class _Prompts:
     newest: int | None
     """The slice of ``current_point``."""
     count: int
-    unusable_slice: str = ""
+    unusable_slice: str
     """What ``slice`` says, when it cannot be a slice number."""
+    strokes: Strokes
 
     @classmethod
     def of(
@@ -143,7 +222,10 @@ class _Prompts:
         unusable_slice: str,
         grid: Grid,
         plane: Plane,
+        strokes: Strokes,
     ) -> _Prompts:
+        positive = np.concatenate([positive, strokes.points(plane, positive=True)])
+        negative = np.concatenate([negative, strokes.points(plane, positive=False)])
         for name, points in (("foreground", positive), ("background", negative), ("current_point", newest)):
             _check_inside(points, name, grid)
         positive, negative = _distinct(positive), _distinct(negative)
@@ -159,11 +241,13 @@ class _Prompts:
             newest=int(plane.split(newest)[0][0]) if len(newest) else None,
             count=plane.count(grid),
             unusable_slice=unusable_slice,
+            strokes=strokes,
         )
 
     def current_slice(self) -> int | None:
         """The slice that the user works on: ``slice``, else the newest point's, else the middle of the box."""
         clicked = [int(indices[-1]) for indices, _ in (self.positive, self.negative) if len(indices)]
+        clicked += list(self.strokes.outlines)[-1:]
         if self.box is not None and self.depth is not None and not clicked:
             first, last = self.depth
             # a viewer that has only a box sends its slice position in millimetres instead of a number
@@ -194,7 +278,7 @@ class _Prompts:
             return {}
         boxed = self.box is not None and (self.depth is None or self.depth[0] <= index <= self.depth[1])
         prompt = self._prompt(index, boxed)
-        return {index: prompt} if prompt.clicks or boxed else {}
+        return {index: prompt} if prompt.clicks or prompt.box is not None else {}
 
     def on_all_slices(self) -> dict[int, SlicePrompt]:
         """The prompts of every slice that has any.
@@ -202,7 +286,7 @@ class _Prompts:
         A box counts on the middle slice of its depth and on the clicked slices inside it, not on every slice that it
         crosses: elsewhere an organ is smaller than its box. A box without depth counts on the current slice.
         """
-        clicked = {int(index) for index in (*self.positive[0], *self.negative[0])}
+        clicked = {int(index) for index in (*self.positive[0], *self.negative[0], *self.strokes.outlines)}
         boxed: set[int] = set()
         if self.box is not None and self.depth is not None:
             first, last = self.depth
@@ -214,7 +298,10 @@ class _Prompts:
 
     def _prompt(self, index: int, boxed: bool) -> SlicePrompt:
         positive, negative = (xy[indices == index] for indices, xy in (self.positive, self.negative))
-        return SlicePrompt(positive=positive, negative=negative, box=self.box if boxed else None)
+        outline = self.strokes.outlines.get(index, ())
+        box = self.box if boxed else _round(outline) if outline else None
+        strokes = tuple(self.strokes.scribbles.get(index, ()))
+        return SlicePrompt(positive=positive, negative=negative, box=box, strokes=strokes, outline=outline)
 
 
 def _points(points: npt.ArrayLike) -> np.ndarray:

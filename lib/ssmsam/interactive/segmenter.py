@@ -21,7 +21,8 @@ from ssmsam.interactive.click_constraints import (
     without_fragments,
     without_islands,
 )
-from ssmsam.models.frame import draw_mask, logits_to_pixels, mask_to_logits
+from ssmsam.interactive.strokes import inner_part, with_lines, with_more_points
+from ssmsam.models.frame import Frame, draw_mask, logits_to_pixels, mask_to_logits
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.ops import PackedMask
 
@@ -77,18 +78,27 @@ def segment_slice(
     """Segment slice ``index`` by its prompts. Every positive click ends up inside the mask, every negative one outside.
 
     ``previous`` are the logits of the last answer on this slice. Without them, ``base`` (height, width) is the mask
-    that the user saw there, from propagation for instance: the prompt then corrects it. The prompt must not be empty.
+    that the user saw there, from propagation for instance: the prompt then corrects it; without either, the inner part
+    of a lasso is where it begins. The prompt must not be empty.
     """
     embedding = embeddings.slice(index)
     frame = embeddings.frame
+    if previous is None and prompt.outline and (base is None or not base.any()):
+        base = inner_part(prompt.outline, (frame.height, frame.width))
     if previous is None and base is not None and base.any():
         previous = mask_to_logits(draw_mask(base, frame, decoder.logits_size))
     if previous is not None:
         previous = previous.to(embedding["image"].device)
-    candidates = decoder.predict(embedding, frame=frame, prompt=prompt, previous=previous)
-    pixels = logits_to_pixels(candidates.logits, frame)
-    chosen = choose(pixels, prompt, config)
-    mask = limit_to_box(pixels[chosen] > 0, prompt, config)
+    if previous is not None:
+        previous = with_lines(previous, prompt, frame)
+    for _ in range(2):
+        candidates = decoder.predict(embedding, frame=frame, prompt=prompt, previous=previous)
+        pixels = logits_to_pixels(candidates.logits, frame)
+        chosen = choose(pixels, prompt, config)
+        mask = limit_to_box(pixels[chosen] > 0, prompt, config)
+        if (more := with_more_points(prompt, mask)) is prompt:
+            break
+        prompt, previous = more, with_lines(candidates.logits[None, chosen : chosen + 1], prompt, frame)
     corrected = violates(mask, prompt)
     if corrected:
         mask = enforce_clicks(mask, pixels[chosen], prompt, config)
@@ -98,6 +108,14 @@ def segment_slice(
         quality=float(candidates.quality[chosen]),
         corrected=corrected,
     )
+
+
+def uncertainty(logits: torch.Tensor, frame: Frame) -> np.ndarray:
+    """Where a mask could as well be otherwise: (height, width) in [0, 1], 1 where the decoder gives a pixel the
+    probability 0.5 and 0 where it is sure. ``logits`` are (1, 1, S, S)."""
+    probable = logits_to_pixels(logits[0], frame)[0]
+    unsure: np.ndarray = 1 - np.abs(np.tanh(probable / 2))
+    return unsure
 
 
 def choose(pixels: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.interactive.click_constraints import violates
 from ssmsam.interactive.prompt_state import SegmentationState, same
 from ssmsam.interactive.propagation import DEFAULTS, Propagation, PropagationConfig, Section, propagate
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
-from ssmsam.interactive.segmenter import SliceAnswer, SliceMasks, correct_slice, segment_slice
+from ssmsam.interactive.segmenter import SliceAnswer, SliceMasks, correct_slice, segment_slice, uncertainty
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.progress import Progress, holding, silent
 
@@ -27,11 +29,35 @@ NOTHING_FOUND = "nothing was found in the box on slice {}: place a point inside 
 class SegmentationResult:
     """The answer to a request."""
 
-    mask: np.ndarray
-    """(slices, rows, columns) uint8 on the image's own grid, 1 inside."""
+    embeddings: VolumeEmbeddings
+    """Of the image."""
+    slices: SliceMasks
+    """The slices of the plane of work that are not empty."""
+    logits: torch.Tensor | None
+    """(1, 1, S, S) of the request's own slice, as the decoder gave them; None where clicks were only subtracted."""
     details: dict[str, Any]
     """Ready for JSON: ``slice``, ``slices_prompted``, ``slices_changed``, ``quality`` and ``corrected`` by slice,
     ``stops`` (where and why propagation ended), ``slices_decoded`` and ``latencies`` in seconds."""
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(slices, rows, columns) uint8 on the image's own grid, 1 inside."""
+        mask = np.zeros(self.embeddings.grid.shape, dtype=np.uint8)
+        stacked = self.embeddings.plane.stack(mask)
+        for index, part in self.slices.items():
+            stacked[index] = part
+        return mask
+
+    def slice_mask(self, index: int) -> np.ndarray:
+        """(height, width) bool of one slice of the plane of work."""
+        plane, grid = self.embeddings.plane, self.embeddings.grid
+        return self.slices[index] if index in self.slices else np.zeros(plane.slice_shape(grid), dtype=bool)
+
+    @property
+    def uncertainty(self) -> np.ndarray | None:
+        """(height, width) in [0, 1] of the request's own slice, see :func:`~ssmsam.interactive.segmenter.uncertainty`;
+        None where the decoder was not asked for the whole mask."""
+        return None if self.logits is None else uncertainty(self.logits, self.embeddings.frame)
 
 
 def segment_2d(
@@ -247,10 +273,6 @@ def _result(
     details: dict[str, Any],
     started: float,
 ) -> SegmentationResult:
-    mask = np.zeros(embeddings.grid.shape, dtype=np.uint8)
-    stacked = embeddings.plane.stack(mask)
-    for index, part in after.items():
-        stacked[index] = part
     changed = [index for index in sorted({*before, *after}) if not _equal(before.get(index), after.get(index))]
     details = details | {
         "slices_prompted": sorted(answers),
@@ -259,7 +281,10 @@ def _result(
         "corrected": [index for index, answer in sorted(answers.items()) if answer.corrected],
         "latencies": {"total": round(time.perf_counter() - started, 4)},
     }
-    return SegmentationResult(mask=mask, details=details)
+    own = answers.get(details["slice"])
+    return SegmentationResult(
+        embeddings=embeddings, slices=after, logits=None if own is None else own.logits, details=details
+    )
 
 
 def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -16,17 +16,29 @@ def _no_points() -> np.ndarray:
     return np.zeros((0, 2))
 
 
+@dataclass(frozen=True)
+class Stroke:
+    """A line that was drawn on a slice: (x, y) in its pixels, inside the target or, where not ``positive``, outside."""
+
+    xy: tuple[tuple[float, float], ...]
+    positive: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class SlicePrompt:
     """Clicks and a box on one slice, in pixels of that slice, (x, y) with whole numbers at pixel centres.
 
     ``positive`` (N, 2) lie inside the target, ``negative`` (M, 2) outside it, in the order in which they were set.
     ``box`` is (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1, both ends inside the box.
+    ``strokes`` are scribbles, each of which has a point among the clicks already; ``outline`` is a line drawn loosely
+    round the target, whose box is ``box`` where there is no other. Decoders do not look at these two.
     """
 
     positive: np.ndarray = field(default_factory=_no_points)
     negative: np.ndarray = field(default_factory=_no_points)
     box: tuple[float, float, float, float] | None = None
+    strokes: tuple[Stroke, ...] = ()
+    outline: tuple[tuple[float, float], ...] = ()
 
     @property
     def empty(self) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -50,7 +50,7 @@ from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import SEGMENT, FewShotService
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.service.machine import choose_device, limit_arenas, use_threads
+from ssmsam.service.machine import choose_device, give_way, limit_arenas, memory_in_use, use_threads
 from ssmsam.service.prompt_service import PromptService
 from ssmsam.service.volume_forecasts import VolumeForecasts
 
@@ -76,6 +76,7 @@ class ServerApp(MONAILabelApp):
         keep_patients_out_of_logs()
         if is_worker():
             end_with_parent()
+            give_way()
         self.chosen = frozenset(conf or {})
         """The keys of the configuration that were set."""
         self.jobs = Jobs()
@@ -163,7 +164,7 @@ class ServerApp(MONAILabelApp):
             store = DicomStore(access)
         except ValueError as error:
             refuse_to_start(ConfigurationError(f"--studies {access.name} is not the address of a server: {error}"))
-        return DicomWebStudies(
+        studies = DicomWebStudies(
             store,
             folder=(self.configuration.dicom_folder or default_dicom_folder())
             / hashlib.sha256(access.name.encode()).hexdigest()[:16],
@@ -172,6 +173,9 @@ class ServerApp(MONAILabelApp):
             labels=self.configuration.labels,
             jobs=self.jobs,
         )
+        if not is_worker():
+            studies.deliver_later()
+        return studies
 
     def init_infers(self) -> dict[str, InferTask]:
         self.images = Images(
@@ -241,6 +245,10 @@ class ServerApp(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What viewers ask for, with one more key that they do not read; without the UIDs of anybody's images."""
+        with self.datastore().one_look():
+            return self._info()
+
+    def _info(self) -> dict[str, Any]:
         warm = getattr(self, "warm_up", None)
         found = {
             **super().info(),
@@ -249,6 +257,7 @@ class ServerApp(MONAILabelApp):
                 "encoder": self.configuration.encoder,
                 "device": self.device,
                 "warm": warm.done if warm else False,
+                "memory_bytes": memory_in_use(),
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
                 "set_aside": [*self.images.set_aside(), *self.datastore().unused_labels],
@@ -304,7 +313,7 @@ class ServerApp(MONAILabelApp):
             brief=True,
         )
         try:
-            with self.background.giving_way(), self.jobs.running(job), self._turn(task):
+            with self.jobs.running(job), self._turn(task):
                 path, details = task(replace(command, progress=job.progress))
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
@@ -321,7 +330,8 @@ class ServerApp(MONAILabelApp):
 
     def _turn(self, task: InferTask) -> AbstractContextManager[None]:
         """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
-        return self.jobs.turns.brief() if getattr(task, "brief", False) else nullcontext()
+        turns = self.jobs.turns
+        return turns.brief() if getattr(task, "brief", False) else turns.pausing()
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""

@@ -66,6 +66,10 @@ class Configuration:
     means the user's data folder."""
     dicom_gb: float = 20.0
     """The limit for downloaded series in gigabytes; the least recently used go first."""
+    cluster: str | None = None
+    """A Dask scheduler for work on many images (tcp://host:8786); ``None`` starts processes on this machine."""
+    cluster_workers: int = 1
+    """How many of them; each loads the model."""
     labels: tuple[str, ...] = DEFAULT_LABELS
     """The labels that viewers offer, in their order."""
 
@@ -114,6 +118,8 @@ def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callab
         "modalities": _modalities,
         "dicom_folder": lambda text: Path(text).expanduser().absolute(),
         "dicom_gb": _positive,
+        "cluster": _scheduler,
+        "cluster_workers": _count,
         "labels": _labels,
     }
 
@@ -169,12 +175,25 @@ def _positive(text: str) -> float:
     return number
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("expected a whole number above 0")
+    return int(text)
+
+
+def _scheduler(text: str) -> str:
+    if not text.startswith(("tcp://", "tls://")):
+        raise ValueError("expected the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT")
+    return text
+
+
 def _threads(text: str) -> int:
     if text == "auto":
         return 0
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError("expected auto or a whole number above 0")
-    return int(text)
+    try:
+        return _count(text)
+    except ValueError:
+        raise ValueError("expected auto or a whole number above 0") from None
 
 
 def _device(text: str) -> str:

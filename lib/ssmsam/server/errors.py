@@ -23,7 +23,15 @@ from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.json_text import InvalidJson
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Cancelled
-from ssmsam.service.errors import InvalidName, InvalidRequest, NotConfirmed, NotKnown, NotYours, StudiesNotWritable
+from ssmsam.service.errors import (
+    InvalidName,
+    InvalidRequest,
+    NotConfirmed,
+    NotKnown,
+    NotNow,
+    NotYours,
+    StudiesNotWritable,
+)
 from ssmsam.volume.errors import UnreadableVolume
 
 logger = logging.getLogger(__name__)
@@ -41,6 +49,7 @@ STATUS: dict[type[Exception], int] = {
     NotKnown: 404,
     InvalidRequest: 422,
     NotConfirmed: 409,
+    NotNow: 409,
     InvalidName: 422,
     InvalidPrompt: 422,
     InvalidSubmission: 422,

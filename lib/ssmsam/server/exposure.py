@@ -15,7 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 SMALLEST_BYTES = 2048
 LEVEL = 1
 """The fastest: masks of zeros shrink to a hundredth at any level. The levels were not compared further."""
-AS_THEY_ARE = ("/proxy/", "/datastore/image", "/datastore/dataset")
+AS_THEY_ARE = (
+    "/proxy/", "/datastore/image", "/datastore/dataset", "/studies/image", "/studies/picture", "/studies/thumbnail",
+    "/studies/export", "/studies/dataset",
+)  # fmt: skip
 """Paths whose content is compressed already, or passed through in pieces."""
 
 

@@ -35,6 +35,7 @@ ASKED = {"k": 3, "labels": ["liver"], "client_id": "reader-a"}
 PARAMETERS = {
     "token": "An access token, where people log in.",
     "client_id": "Who asks; without it, whoever asks without a name at that address.",
+    "work": "embed: all slices through the encoder; segment: masks by a task checkpoint.",
     "method": "Which method is meant: fewshot, ssm_sam; of scoring: dice, uncertainty.",
     "model": "A model or a train task, by its name in /info/.",
     "strategy": "A strategy, by its name in /info/.",
@@ -189,9 +190,40 @@ ANSWERS: dict[tuple[str, str], Answer] = {
     ("get", "/datastore/annotations/masks"): _file("a label map, NRRD"),
     ("get", "/studies"): Answer(
         "Studies", "Every image, by name.",
-        {"studies": Key("array", "image, state (new, in work, finished, unreadable), reason, labels and info of each."),
+        {"studies": Key("array", "image, state (new, in work, to review, finished, unreadable), reason, labels, "
+                                 "expected (label to Dice), workers, seconds, review and info of each."),
          "remote": Key("boolean", "Whether the images are in an archive.")},
-        {"studies": [{"image": "case07", "state": "in work", "labels": {"liver": 3}}], "remote": False},
+        {"studies": [{"image": "case07", "state": "in work", "reason": "", "labels": {"liver": 3}, "info": {},
+                      "expected": {"liver": 0.93}, "seconds": 340, "review": None,
+                      "workers": [{"client": "reader-a", "last": "2026-03-01T10:12:00+00:00", "seconds": 340,
+                                   "annotated": True}]}],
+         "remote": False},
+    ),
+    ("post", "/studies/review"): Answer(
+        "Reviewed", "What counts now.",
+        {"image": Key("string", "Its id."), "state": Key("string", "finished, or in work again."),
+         "review": Key("object", "verdict, note, client and when."), "detail": Key("string", "The same in words.")},
+        {"image": "case07", "state": "in work", "detail": "sent back: the dome is missing",
+         "review": {"verdict": "send_back", "note": "the dome is missing", "client": "reader-b",
+                    "when": "2026-03-01T11:00:00+00:00"}},
+    ),
+    ("get", "/studies/measurements"): Answer(
+        "Measurements", "By slice; none where nothing was measured.",
+        {"image": Key("string", "Its id."),
+         "measurements": Key("array", "kind (point, arrow, line, polyline, polygon), source (SR or PR), text, slice, "
+                                      "points [i, j, k], and prompts for sam_2d.")},
+        {"image": "1.2.840.5", "measurements": [
+            {"kind": "line", "source": "SR", "text": "Long Axis 23.1 mm, Liver", "slice": 31,
+             "points": [[110.5, 84, 31], [131.2, 90, 31]],
+             "prompts": {"slice": 31, "scribbles": [{"points": [[112.6, 84.6, 31], [129.1, 89.4, 31]]}]}}]},
+    ),
+    ("get", "/studies/agreement"): Answer(
+        "Agreements", "None where no two drew the same slice.",
+        {"image": Key("string", "Its id."),
+         "agreement": Key("array", "label, clients, slices (how many), dice, and per_slice the axis, slice and dice.")},
+        {"image": "case07", "agreement": [
+            {"label": "liver", "clients": ["reader-a", "reader-b"], "slices": 1, "dice": 0.94,
+             "per_slice": [{"axis": 2, "slice": 31, "dice": 0.94}]}]},
     ),
     ("get", "/studies/about"): Answer(
         "StudyDetails", "What is known once the image is opened.",
@@ -200,7 +232,10 @@ ANSWERS: dict[tuple[str, str], Answer] = {
          "file": Key("string", "A name for the file, with its suffix.")},
         {"image": "case07", "modality": "CT", "shape": [512, 512, 120], "spacing": [0.7, 0.7, 2.5]},
     ),
-    ("get", "/studies/thumbnail"): _file("PNG"),
+    **{("get", f"/studies/{what}"): _file("PNG") for what in ("thumbnail", "picture")},
+    ("get", "/studies/image"): _file("a NIfTI file"),
+    ("get", "/studies/export"): _file("NIfTI, NRRD, DICOM SEG or RT Structure Set"),
+    ("get", "/studies/dataset"): _file("a ZIP archive"),
     ("put", "/datastore/label"): _RECEIPT,
     ("put", "/datastore/label/info"): _RECEIPT,
     ("put", "/datastore/annotations"): _RECEIPT,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -13,11 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update, label_map
+from ssmsam.annotation.annotations import Annotations, Update, hidden_voxels, label_map
 from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
+from ssmsam.annotation.review import Agreement, Review, ReviewVerdict, WorkSummary, agreement
 from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
 from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
 from ssmsam.annotation.store import Overview
@@ -25,7 +28,9 @@ from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.reading import read_grid, read_volume
-from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.errors import InvalidRequest, NotKnown, NotNow, NotYours
+from ssmsam.service.jobs import account
+from ssmsam.service.waiting import Waiting, WaitingRoom
 from ssmsam.volume.errors import named
 from ssmsam.volume.geometry import Plane, axis_codes
 from ssmsam.volume.volume import Grid, Volume, reoriented
@@ -36,6 +41,11 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 REVISION = "revision"
 """The key of a label's info that says of which revision of the annotations it is."""
+UNSENT = "unsent"
+"""The tag of a final label that an archive did not take yet."""
+DELIVER_S, LONGEST_S = 10.0, 60.0
+"""How long it waits before it is tried again what an archive did not take, at first and at most: it waits twice as long
+each time. A guess."""
 PARTIAL = "partial"
 """The tag of what is annotated so far. ``final`` is for volumes that were declared finished."""
 
@@ -50,6 +60,8 @@ class Receipt:
     """The labels that were offered or annotated before."""
     since: str = ""
     """When the client opened the image."""
+    notes: tuple[str, ...] = ()
+    """What the finished label's file cannot show, as sentences."""
 
     @property
     def tag(self) -> str:
@@ -67,7 +79,7 @@ class Receipt:
 
     def answer(self) -> dict[str, Any]:
         """As JSON for the client: first what a person reads, then what is known in all, for programs."""
-        counted = summarise(self.update).splitlines() + self.new_label_lines
+        counted = [*summarise(self.update).splitlines(), *self.new_label_lines, *self.notes]
         return {
             "counted": counted,
             "detail": "; ".join(counted),
@@ -132,6 +144,9 @@ class AnnotatedStudies:
         self._service.go_on()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
         self._images_locked = KeyedLocks()
+        self._waiting = WaitingRoom(root.with_name(f"{root.name}-waiting"))
+        self._delivery = threading.Lock()
+        self._delivers, self._due = False, False
 
     def bring(self, image_id: str, names: Sequence[str]) -> None:
         """Count the final label of an image, a file that was not made here, as annotated on all slices.
@@ -156,7 +171,7 @@ class AnnotatedStudies:
         """Write label files again that are not what is annotated: the server ended before it came to that, or the
         record of labels was lost."""
         for image_id, known in self._service.store.overviews().items():
-            if image_id not in self.files.list_images() or not known.annotated:
+            if not known.annotated or not (self.files.remote or image_id in self.files.list_images()):
                 continue
             try:
                 with self._one_at_a_time(image_id):
@@ -180,15 +195,100 @@ class AnnotatedStudies:
 
     def _own_label_info(self, image_id: str, tag: str) -> dict[str, Any]:
         """What is noted of a label here; nothing where there is none."""
-        if tag not in self.files.get_labels_by_image_id(image_id) or (tag == FINAL and self.files.remote):
+        if tag == FINAL and self.files.remote:
             return {}
         return dict(self.files.get_label_info(image_id, tag) or {})
+
+    # --- what an archive could not take or send
+
+    def deliver_later(self) -> None:
+        """Try in the background, until it is done, what an archive could not take: submissions to images that it did
+        not send, and final labels. Nothing happens where nothing waits."""
+        with self._delivery:
+            self._due = True
+            if not self._delivers:
+                self._delivers = True
+                threading.Thread(target=self._deliver, name="delivery", daemon=True).start()
+
+    def _deliver(self) -> None:
+        pause = DELIVER_S
+        while True:
+            with self._delivery:
+                if not self._due:
+                    self._delivers = False
+                    return
+                self._due = False
+            try:
+                left = self.deliver()
+            except Exception:
+                logger.exception("What waits for the archive could not be tried again")
+                left = 1
+            if left:
+                time.sleep(pause)
+                pause, self._due = min(2 * pause, LONGEST_S), True
+
+    def deliver(self) -> int:
+        """Try once what waits; how much waits still."""
+        left = 0
+        for one in self._waiting.listed():
+            try:
+                self._grid(one.image)
+            except (StoreUnavailable, StoreRefused):
+                left += 1
+                continue
+            except Exception as error:
+                self._set_aside(one, error)
+                continue
+            try:
+                self.submit(one.image, one.mask, one.params, tag=one.tag)
+                one.done()
+            except (StoreUnavailable, StoreRefused):  # it is counted, and its final label is one of those below
+                one.done()
+            except Exception as error:
+                self._set_aside(one, error)
+        for image_id, known in self._service.store.overviews().items():
+            if known.finished and (said := self._own_label_info(image_id, UNSENT)):
+                try:
+                    self._send_again(image_id, said)
+                except Exception as error:
+                    logger.info("The final label of %s is not in the archive yet: %s", image_id, error)
+                    left += 1
+        return left
+
+    def _send_again(self, image_id: str, said: Mapping[str, Any]) -> None:
+        nothing_new = Update(self._grid(image_id))
+        self._apply(image_id, said, lambda: nothing_new)
+
+    def _set_aside(self, one: Waiting, error: Exception) -> None:
+        kept = one.put_aside()
+        logger.error("A submission to %s that waited cannot be used, and is kept as %s: %s", one.image, kept, error)
+
+    def _wait(self, image_id: str, file: Path, params: Mapping[str, Any], tag: str, error: Exception) -> Exception:
+        """Keep a submission to an image that the archive does not send; the error that says so."""
+        self.require_writable()
+        if file.suffix != ".bin":
+            with named(file, "the label"):
+                read_volume(file)
+        self._waiting.add(image_id, file, tag=tag, params=params)
+        self.deliver_later()
+        return type(error)(
+            f"{error} What you submitted is kept on this server, and counted as soon as the archive sends the image: "
+            "there is no need to submit it again."
+        )
 
     # --- for the methods that learn from annotations
 
     def annotations(self, image_id: str) -> Annotations:
         """What is known of every label and slice of an image; without revisions where nothing was submitted."""
         return self._service.known(image_id, self._grid(image_id))
+
+    def all_annotations(self) -> Iterator[tuple[str, Annotations]]:
+        """What is known of every image that there is and that has annotations."""
+        images = set(self.files.list_images())
+        for image_id, known in sorted(self._service.store.overviews().items()):
+            annotations = self._service.store.load(image_id) if image_id in images and known.annotated else None
+            if annotations is not None:
+                yield image_id, annotations
 
     def annotated_by(
         self, client: str, image_id: str, label: str, *, grid: Grid, plane: Plane = STORED_SLICES
@@ -202,12 +302,22 @@ class AnnotatedStudies:
         images = set(self.files.list_images())
         return SupportSet(tuple(item for item in self._service.store.support() if item.image in images))
 
+    def one_look(self) -> AbstractContextManager[None]:
+        """In this block it is looked up once which labels are annotated and finished on which images."""
+        return self._service.store.one_look()
+
+    def annotated_labels(self) -> list[str]:
+        """The labels of :meth:`support`, sorted. Reads no mask: viewers ask for them every few seconds."""
+        images = set(self.files.list_images())
+        known = self._service.store.overviews().items()
+        return sorted({label for image, one in known if image in images for label in one.annotated})
+
     # --- what the server did, so that submissions can be compared with it
 
     def serve(
         self,
         image_id: str,
-        mask: np.ndarray,
+        mask: np.ndarray | Mapping[int, np.ndarray],
         *,
         label: str,
         client: str,
@@ -216,7 +326,8 @@ class AnnotatedStudies:
         prompted: Iterable[int] = (),
         when: str = "",
     ) -> None:
-        """Remember a mask (slices, rows, columns) of one label that a client was sent. It is written in the background.
+        """Remember a mask (slices, rows, columns) of one label that a client was sent, or the slices of it that it was
+        sent. It is written in the background.
 
         ``only`` are the slices that it takes over (None for all), ``prompted`` those it clicked on. Give the masks
         of one answer with many labels the same ``when``.
@@ -224,7 +335,8 @@ class AnnotatedStudies:
         served = Served.of(
             mask, label=label, client=client, plane=plane, only=only, prompted=prompted, when=when or now()
         )
-        self._writer.submit(self._write_served, image_id, served)  # nobody waits for the disk between two clicks
+        # nobody waits for the disk between two clicks
+        self._writer.submit(self._note, self._service.log.serve, image_id, served, who=person(client))
 
     def screen(self, image_id: str, *, client: str) -> dict[str, np.ndarray]:
         """Label -> mask (slices, rows, columns) bool of what a client was sent, as it is on its screen.
@@ -259,28 +371,34 @@ class AnnotatedStudies:
             params = {"partial": {"complete": True}, **params}
         if self.files.remote:
             params = {**params, "label_info": required_names(params)}
-        grid = self._grid(image_id)
+        try:
+            grid = self._grid(image_id)
+        except (StoreUnavailable, StoreRefused) as error:
+            raise self._wait(image_id, file, params, tag, error) from error
         submission = Submission(_read_mask(file, grid), params)
         with self._one_at_a_time(image_id):
             receipt = self._apply(image_id, params, lambda: self._service.submitted(image_id, submission, grid))
             for served in self._service.on_screen(image_id, submission):
-                self._writer.submit(self._write_served, image_id, served)
-        return receipt
+                self._writer.submit(self._note, self._service.log.serve, image_id, served)
+        return self._worked(image_id, receipt, submission.client)
 
     def change(self, image_id: str, partial: Any, *, client: str = "") -> Receipt:
         """Apply ``partial`` without a mask: withdraw slices, reopen, accept what is on screen, declare complete."""
         grid = self._grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
+        receipt = self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
+        return self._worked(image_id, receipt, client)
 
     def mark(self, image_id: str, mark: Mark) -> Receipt:
         """Count one slice as annotated, by a client's verdict on what it has on screen."""
         grid = self._grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
+        receipt = self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
+        return self._worked(image_id, receipt, mark.client)
 
     def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """Declare labels finished as the client sees them: those that it was shown since it opened the image and of
         which a slice was checked, of ``labels`` or of all. Raises InvalidSubmission where there are none."""
-        return self._apply(image_id, {}, lambda: self._finished(image_id, client, labels))
+        receipt = self._apply(image_id, {}, lambda: self._finished(image_id, client, labels))
+        return self._worked(image_id, receipt, client)
 
     def finishing(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """What :meth:`finish` would do. Nothing is changed."""
@@ -297,11 +415,66 @@ class AnnotatedStudies:
     def undo(self, image_id: str, *, client: str = "") -> Receipt:
         """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
         grid = self._grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
+        receipt = self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
+        return self._worked(image_id, receipt, client)
+
+    def _worked(self, image_id: str, receipt: Receipt, client: str) -> Receipt:
+        """Note who did it."""
+        self._note(self._service.log.worked, image_id, person(client), now())
+        return receipt
+
+    # --- what a second person says, and what is known of the work
+
+    def states(self) -> dict[str, str]:
+        """Image -> ``new``, ``in work``, ``to review`` or ``finished``."""
+        known, finished = self._service.store.overviews(), set(self.get_labeled_images())
+
+        def state(image: str) -> str:
+            found = known.get(image, Overview())
+            if image not in finished:
+                return "in work" if found.annotated else "new"
+            return "finished" if not found.finished or self.work(image).accepted(found.revision) else "to review"
+
+        return {image: state(image) for image in self.files.list_images()}
+
+    def work(self, image_id: str) -> WorkSummary:
+        """Who worked on an image, the last review, and the Dice that is expected of its labels."""
+        return self._service.log.summary(image_id)
+
+    def review(self, image_id: str, verdict: ReviewVerdict, *, note: str = "", client: str = "") -> Review:
+        """Accept a finished volume, or open it again.
+
+        Raises NotNow where it is not finished or reviewed already, NotYours where people log in and it is the
+        reviewer's own work, and InvalidRequest where it is sent back without a note.
+        """
+        self.require_writable()
+        self._written()
+        if verdict is ReviewVerdict.SEND_BACK and not note:
+            raise InvalidRequest("a volume is sent back with a note that says what to change")
+        state, who = self.states()[image_id], person(client)
+        if state != "to review":
+            raise NotNow(f"{image_id} is {state}: what can be reviewed is what was finished here and not accepted yet")
+        if account() and (mine := self.work(image_id).workers.get(who)) and mine.annotated:
+            raise NotYours(f"{who} annotated {image_id}: a second person has to review it")
+        given = Review(verdict, who, now(), self._service.store.overview(image_id).revision, note)
+        if verdict is ReviewVerdict.SEND_BACK:
+            grid = self._grid(image_id)
+            opened: Any = {"reopen": True}
+            self._apply(image_id, {}, lambda: self._service.changed(image_id, opened, grid, client=client))
+        self._service.log.review(image_id, given)
+        return given
+
+    def agreement(self, image_id: str) -> list[Agreement]:
+        """How far those agree who annotated the same slices."""
+        return agreement(self.annotations(image_id))
+
+    def expect(self, image_id: str, dice: Mapping[str, float]) -> None:
+        """Note the Dice in [0, 1] that is expected of labels where nobody annotated, in the background."""
+        self._writer.submit(self._note, self._service.log.expect, image_id, dict(dice))
 
     def opened(self, image_id: str, *, client: str = "") -> None:
         """Note that a client opened an image: its screen shows nothing of it yet. It is written in the background."""
-        self._writer.submit(self._note, self._service.opened, image_id, client=client)
+        self._writer.submit(self._note, self._service.opened, image_id, client=client, who=person(client))
 
     def label_names(self, image_id: str) -> tuple[str, ...]:
         """Every label that is known by now: offered, annotated on any image, or drawn on this one."""
@@ -409,7 +582,8 @@ class AnnotatedStudies:
     def _apply(self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update]) -> Receipt:
         """Merge what ``read`` finds, and keep the label files in step.
 
-        Slices are kept before their label is declared finished, for that fails where a store of final labels is down.
+        Where a store of final labels does not take one, it counts as finished all the same and is sent later; the error
+        of the store is raised.
         """
         self.require_writable()
         with self._one_at_a_time(image_id):
@@ -420,19 +594,32 @@ class AnnotatedStudies:
             finished = merged.merge(declared)
             written = self._own_label_info(image_id, PARTIAL).get(REVISION)  # another one where the disk was full
             changed = before is None or finished.revision > before.revision or written != before.revision
+            late: Exception | None = None
+            notes: tuple[str, ...] = ()
             try:
-                if changed and finished.finished:
-                    self._keep_label(image_id, FINAL, finished, params)
+                if finished.finished and (changed or self._own_label_info(image_id, UNSENT)):
+                    late, notes = self._keep_final(image_id, finished, params)
                 elif changed and before is not None and before.finished:
                     self._drop_final(image_id)
                 merged = self._service.merge(image_id, declared)
             finally:
                 if changed:
                     self._keep_label(image_id, PARTIAL, merged, params)
-            return Receipt(update, merged, names)
+            if late:
+                self.deliver_later()
+                raise late
+            return Receipt(update, merged, names, notes=notes)
 
-    def _write_served(self, image_id: str, served: Served) -> None:
-        self._note(self._service.log.serve, image_id, served)
+    def _keep_final(
+        self, image_id: str, finished: Annotations, params: Mapping[str, Any]
+    ) -> tuple[Exception | None, tuple[str, ...]]:
+        """Keep a final label; the error of a store that did not take it, where it is kept here instead, and notes."""
+        try:
+            return None, self._keep_label(image_id, FINAL, finished, params)
+        except (StoreUnavailable, StoreRefused) as error:
+            if self._own_label_info(image_id, UNSENT).get(REVISION) != finished.revision:
+                raise
+            return error, ()
 
     def _note(self, write: Callable[..., None], *arguments: Any, **more: Any) -> None:
         try:
@@ -444,23 +631,31 @@ class AnnotatedStudies:
         """Wait until everything that was served is noted."""
         self._writer.submit(int).result()
 
-    def _keep_label(self, image_id: str, tag: str, annotations: Annotations, params: Mapping[str, Any]) -> None:
-        """Write what is annotated as a label file with its names."""
+    def _keep_label(
+        self, image_id: str, tag: str, annotations: Annotations, params: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """Write what is annotated as a label file with its names; notes of what it cannot show."""
         array, values = label_map(annotations, order=self._service.labels)
         if not values:
-            if tag in self.files.get_labels_by_image_id(image_id):
-                self.files.remove_label(image_id, tag)
-            return
+            stale = (FINAL, UNSENT) if tag == FINAL else (tag,)
+            known = stale if self.files.remote else self.files.get_labels_by_image_id(image_id)  # it may be down
+            for one in stale:
+                if one in known:
+                    self.files.remove_label(image_id, one)
+            return ()
+        notes = _overlaps(hidden_voxels(annotations, array, values))
         info = {
             **params,
             "label_info": [{"name": name, "idx": value} for name, value in values.items()],
             "partial": write_partial(annotations),
             REVISION: annotations.revision,
+            **({"notes": list(notes)} if notes else {}),
         }
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
             file = Path(folder) / "label.nii.gz"
             write_volume(Volume(array, annotations.grid.affine), file)
             self.files.save_label(image_id, str(file), tag, info)
+        return notes
 
     def _drop_final(self, image_id: str) -> None:
         try:
@@ -475,14 +670,32 @@ class AnnotatedStudies:
         return Path(uri)
 
     def _grid(self, image_id: str) -> Grid:
-        """Raises UnreadableVolume, whose message names the image, not its path."""
-        path = self._image_path(image_id)
+        """Of an image that an archive does not send, as it was when it was annotated. Raises UnreadableVolume, whose
+        message names the image, not its path."""
+        try:
+            path = self._image_path(image_id)
+        except (StoreUnavailable, StoreRefused):
+            known = self._service.store.load(image_id)
+            if known is None:
+                raise
+            return known.grid
         with named(path, image_id):
             return read_grid(path)
 
     def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
         """Holds an image: submissions come one after the other, so that label files are never older than they."""
         return self._images_locked.hold(image_id)
+
+
+def _overlaps(hidden: Mapping[str, int]) -> tuple[str, ...]:
+    named = ", ".join(f"{count} of {label}" for label, count in hidden.items())
+    say = f"labels overlap, and a label file holds one a voxel: the one drawn later covers voxels of others ({named})"
+    return (say,) if hidden else ()
+
+
+def person(client: str) -> str:
+    """Who acts: the account where people log in, for that is proved, else the client."""
+    return account() or client
 
 
 def required_names(info: Mapping[str, Any]) -> Any:

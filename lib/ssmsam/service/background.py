@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +38,8 @@ class Background:
     """Embeds what will be needed next, in jobs of the kind :data:`EMBED`, one at a time.
 
     The newest request goes first and interrupts the one at work, which waits for its next turn. An image is wanted for
-    ``wanted_s`` seconds after the last request about it, so that nothing is done for nobody. While a request is
-    answered (:meth:`giving_way`) no slice is begun, and the encoder lets a click pass in the middle of one.
+    ``wanted_s`` seconds after the last request about it, so that nothing is done for nobody. While a click is answered
+    no slice is begun, and the encoder lets one pass in the middle of a slice; with other long work it takes turns.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Background:
         self._changed = threading.Condition()
         self._by_image: dict[str, _EmbeddingRequest] = {}
         """By the image's name; the newest is the last. At most one more than may wait, see :data:`WAITING`."""
-        self._requests = 0
         self._status: dict[str, Any] = {"image": "", "phase": "", "done": 0, "total": 0}
 
     @property
@@ -92,18 +90,6 @@ class Background:
         for old in waiting[: max(0, len(waiting) + 1 - WAITING)]:
             self.jobs.cancel(old.job.id)
 
-    @contextmanager
-    def giving_way(self) -> Iterator[None]:
-        """Begin no slice in this block: somebody waits for what is done in it."""
-        with self._changed:
-            self._requests += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._requests -= 1
-                self._changed.notify_all()
-
     def stop(self, *, timeout: float = 10.0) -> None:
         """End what is embedded between two batches, and begin nothing more. Embedded slices stay."""
         self._enabled = False
@@ -120,28 +106,32 @@ class Background:
         source = self._images.from_datastore(request.image) if isinstance(request.image, str) else request.image
         embeddings = self._images.open(source).embeddings
         near = embeddings.count // 2 if asked is None else min(max(asked, 0), embeddings.count - 1)
-
-        def progress(phase: str, done: int, total: int) -> None:
+        left, turns = nearest_first(near, embeddings.count), self.jobs.turns
+        while True:
+            known = embeddings.done
+            left = [index for index in left if not known[index]]
+            done = embeddings.count - len(left)
             with self._changed:
-                self._status = {"image": source.image_id, "phase": phase, "done": done, "total": total}
-            request.job.progress(phase, done, total)
-            if done < total:
-                self._step(request, asked)
-
-        with self._images.reading(source.image_id):
-            embeddings.embed(nearest_first(near, embeddings.count), progress=progress)
+                self._status = {"image": source.image_id, "phase": "embed", "done": done, "total": embeddings.count}
+            request.job.progress("embed", done, embeddings.count)
+            if not left:
+                return
+            self._step(request, asked)
+            size = embeddings.batch_size
+            with self._images.reading(source.image_id), turns.pausing(), turns.long():  # each is work of its own
+                embeddings.embed(left[:size])
+            left = left[size:]
 
     def _step(self, request: _EmbeddingRequest, near: int | None) -> None:
-        """Wait while requests are answered. Raises Paused where something else goes first, or other slices of this
+        """Wait while clicks are answered. Raises Paused where something else goes first, or other slices of this
         image, and Cancelled where nobody wants it any more."""
         while True:
             if request.job.cancelled or time.monotonic() > request.until:
                 raise Cancelled
             if request.near != near or self.jobs.outranked(request.job):
                 raise Paused
-            with self._changed:
-                if self._changed.wait_for(lambda: not self._requests, timeout=POLL_S):
-                    return
+            if self.jobs.turns.quiet(POLL_S):
+                return
 
 
 def _job(image: str | Source, client: str) -> Job:

@@ -35,6 +35,10 @@ class NotYours(PermissionError):
     """The request is about something that belongs to another client. The message says whose it is."""
 
 
+class NotNow(ValueError):
+    """The request does not fit the state that things are in. The message says which."""
+
+
 class NotConfirmed(ValueError):
     """A command waits for a second word. The message says what it would do and how to confirm it."""
 

@@ -80,7 +80,7 @@ class FewShotService:
         """
         known: Iterable[str] = ()
         with suppress(StoreUnavailable, StoreRefused):  # viewers have to hear that the archive is down
-            known = self.studies.support().labels
+            known = self.studies.annotated_labels()
         self._others.update(dict.fromkeys(label for label in known if label not in self.labels))
         return [*self.labels, *self._others]
 
@@ -181,7 +181,7 @@ class FewShotService:
         decoder, start = self.start
         views = replace(config.adaptation.views, views=0)
         config = replace(config, adaptation=replace(config.adaptation, steps=0, views=views), folds=0)
-        with self.jobs.turns.long():
+        with self.jobs.turns.long(progress):
             task = adapt(support, self.embedder, decoder, pseudo_labels=False, config=config, progress=progress)
         task = self.signed(task, start)
         with self.publishing:
@@ -223,7 +223,7 @@ class FewShotService:
             task = self.kept(name) or task  # another request may just have done so
             labels = lacking(task)
             if labels:
-                with self.jobs.turns.long():
+                with self.jobs.turns.long(progress):
                     task = with_pseudo_labels(task, support, labels=labels, config=self.config, progress=progress)
                 self.registry.replace(name, task, decoder=self.decoder)
         return task

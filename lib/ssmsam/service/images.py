@@ -128,10 +128,13 @@ class Images:
         """The source of a file that came with the request: the same bytes are the same image."""
         return Source("the uploaded image", path, sha256_of(path))
 
+    def opened(self, source: Source) -> OpenImage | None:
+        """The image where it is open."""
+        return self._open.get(_key(source))
+
     def open(self, source: Source) -> OpenImage:
         """Read and embed-on-demand. Raises UnreadableVolume, whose message names the image, not its path."""
-        key = (Path() if isinstance(source.stamp, str) else source.path, source.stamp)
-        return self._open.recalled(key, lambda: self._read(source))
+        return self._open.recalled(_key(source), lambda: self._read(source))
 
     def _read(self, source: Source) -> OpenImage:
         with self.reading(source.image_id), named(source.path, source.name):
@@ -165,6 +168,10 @@ class Images:
             return known
         time.sleep(0.05)  # a file that came just now is listed a moment later
         return self._files.knows(image_id)
+
+
+def _key(source: Source) -> tuple[Path, tuple[int, ...] | str]:
+    return (Path() if isinstance(source.stamp, str) else source.path), source.stamp
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

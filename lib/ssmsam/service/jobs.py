@@ -35,7 +35,7 @@ def act_for(account: str) -> None:
 
 
 def account() -> str:
-    """The account that is logged in where this runs; one for all where nobody has to, "" outside of requests."""
+    """The account that is logged in where this runs; "" where nobody has to, and outside of requests."""
     return _account.get()
 
 

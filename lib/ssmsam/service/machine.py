@@ -56,6 +56,22 @@ def use_threads(wanted: int) -> int:
     return threads
 
 
+NICENESS = 10
+"""Of a process that trains or works through many images while people click: a tenth of the processor where they need
+it, all of it where they do not. A guess."""
+
+
+def give_way() -> None:
+    """Let other processes have the processor first. Does nothing where the system knows no such thing."""
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+
+
+def memory_in_use() -> int:
+    """What this process holds of the machine's memory, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def limit_arenas() -> None:
     """Let all threads share a few pools of memory. Does nothing where the C library is not glibc."""
     if _glibc() and not os.environ.get("MALLOC_ARENA_MAX"):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import base64
 import shutil
 import tempfile
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.geometry import Plane, axis_codes
+from ssmsam.volume.volume import Grid, Volume
 from ssmsam.volume.writing import write_volume
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32")
@@ -53,6 +57,25 @@ def centroids(mask: np.ndarray, labels: dict[str, int]) -> dict[str, list[int]]:
         if len(voxels):
             found[name] = np.rint(voxels.mean(axis=0)[::-1]).astype(int).tolist()
     return found
+
+
+def slice_as_json(values: np.ndarray, index: int, *, plane: Plane, grid: Grid) -> dict[str, Any]:
+    """One slice (height, width) of numbers from 0 to 255 for an answer in JSON, without a file.
+
+    ``axis`` is that of a client's [i, j, k] = (column, row, slice) which the slice is perpendicular to, and ``shape``
+    its pixels along the other two, the later one first; ``towards`` are the sides of the patient to which these run.
+    ``data`` holds the pixels in that order, one byte each, deflated (zlib) and in base64.
+    """
+    axis = 2 - plane.axis
+    codes = axis_codes(grid)
+    return {
+        "axis": axis,
+        "index": index,
+        "shape": list(values.shape),
+        "towards": [codes[other] for other in (2, 1, 0) if other != axis],
+        "encoding": "zlib",
+        "data": base64.b64encode(zlib.compress(np.ascontiguousarray(values, np.uint8).tobytes(), 1)).decode(),
+    }
 
 
 @cache

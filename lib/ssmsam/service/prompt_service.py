@@ -67,14 +67,13 @@ class PromptService:
         if not image.source.image_id:
             return
         flat = prompts.dimension == 2
-        if flat and not result.mask.any():
+        if flat and not result.slices:
             return  # viewers ignore an empty answer to a click on a slice
         self.studies.serve(
             image.source.image_id,
-            result.mask,
+            result.slices if flat else result.mask,
             label=prompts.label,
             client=client,
             plane=image.embeddings.plane,
-            only=[prompts.current] if flat and prompts.current is not None else None,
             prompted=result.details["slices_prompted"],
         )

@@ -16,7 +16,7 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import digest
 from ssmsam.ops import evenly_spaced
-from ssmsam.progress import Cancelled, Progress, silent
+from ssmsam.progress import Busy, Cancelled, Progress, silent
 from ssmsam.service.fewshot_service import FewShotService
 
 STORED_AXIS = 0
@@ -86,13 +86,13 @@ class VolumeForecasts:
     ) -> VolumeForecast:
         """An image with forecasts of those of the ``labels`` that were annotated anywhere.
 
-        Embeds some slices, as long as the deadline allows, only where none is embedded. Raises NotKnown and
-        UnreadableVolume.
+        Embeds some slices, as long as the deadline allows, only where none is embedded. Without forecasts where other
+        long work is done until then. Raises NotKnown and UnreadableVolume.
         """
         embeddings = self.embeddings(image)
         done = np.flatnonzero(embeddings.done)
         if not len(done):
-            with suppress(Cancelled):
+            with suppress(Cancelled, Busy), self.service.jobs.turns.long(within=deadline.left):
                 embeddings.embed(evenly_spaced(embeddings.count, FEWEST_SLICES), progress=deadline.progress)
             done = np.flatnonzero(embeddings.done)
         learnable = set(self.learnable())
@@ -103,7 +103,8 @@ class VolumeForecasts:
         slices = sorted({*slices, *(_around(annotated, known) & set(done.tolist()))})
         expected: dict[str, Forecast] = {}
         if known and slices:
-            expected = self._forecasts(image, embeddings, slices, known, progress)
+            with suppress(Busy):
+                expected = self._forecasts(image, embeddings, slices, known, progress, within=deadline.left)
             slices = next((one.slices.tolist() for one in expected.values()), slices)
         state = VolumeState(
             count=embeddings.count,
@@ -112,7 +113,7 @@ class VolumeForecasts:
             annotated=annotated,
             forecasts=expected,
         )
-        return VolumeForecast(image, embeddings, state, self.service.registry.state.active)
+        return VolumeForecast(image, embeddings, state, self.service.registry.state.active if expected else "")
 
     def bare(self, image: str) -> VolumeForecast:
         """An image with its annotations and nothing else, at no cost."""
@@ -134,17 +135,24 @@ class VolumeForecasts:
         return prompted(support, service.embedder, decoder), "" if active is None else state.active
 
     def _forecasts(
-        self, image: str, embeddings: VolumeEmbeddings, slices: list[int], labels: list[str], progress: Progress
+        self,
+        image: str,
+        embeddings: VolumeEmbeddings,
+        slices: list[int],
+        labels: list[str],
+        progress: Progress,
+        *,
+        within: float,
     ) -> dict[str, Forecast]:
-        """As they were made before, perhaps on fewer slices, or made now."""
+        """As they were made before, perhaps on fewer slices, or made now. Raises Busy after so many seconds' wait."""
         state = self.service.registry.state
         support = self.service.labelled.support(image, labels=labels)
         embedded = int(embeddings.done.sum())
         key = (state.active, state.pinned, digest(support), embeddings.key.digest, embedded)
 
         def made() -> dict[str, Forecast]:
-            task, _ = self.task(image, labels)
-            with self.service.jobs.turns.long():
+            with self.service.jobs.turns.long(progress, within=within):
+                task, _ = self.task(image, labels)
                 started = time.monotonic()
                 expected = expect(task, embeddings, slices, config=self.service.config, progress=progress)
             self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))

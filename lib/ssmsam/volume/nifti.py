@@ -5,6 +5,7 @@ ITK never gets the file itself: asked for ``a.nii.gz`` it silently reads ``a.nii
 
 from __future__ import annotations
 
+import gzip
 import logging
 import zlib
 from pathlib import Path
@@ -22,6 +23,9 @@ from ssmsam.volume.voxels import compact, rescaled
 
 logger = logging.getLogger(__name__)
 
+PIECE, MOST_REST = 1 << 20, 1 << 26
+"""Bytes that are read at a time of what follows the voxels in a compressed file, and at most. *Guesses*."""
+
 
 def read_nifti(path: Path) -> tuple[np.ndarray, Grid]:
     """Voxels (slices, rows, columns) and grid of a .nii or .nii.gz.
@@ -31,13 +35,46 @@ def read_nifti(path: Path) -> tuple[np.ndarray, Grid]:
     image = _open(path)
     _grid(image, path)  # refused before the voxels are touched
     claimed = float(np.prod(image.shape, dtype=np.float64)) * image.get_data_dtype().itemsize
-    expect_held(claimed, path, compressed=path.name.lower().endswith(".gz"))
-    return nifti_voxels(image, path)
+    compressed = path.name.lower().endswith(".gz")
+    expect_held(claimed, path, compressed=compressed)
+    if not compressed:
+        return nifti_voxels(image, path)
+    with gzip.open(path) as stream:
+        proxy: Any = image.dataobj
+        said = proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter
+        streamed = type(image)(nib.arrayproxy.ArrayProxy(stream, said, mmap=False), image.affine, image.header)
+        found = nifti_voxels(streamed, path, grid=_grid(image, path))
+        _expect_whole(stream, path)
+    return found
 
 
-def nifti_voxels(image: nib.Nifti1Pair, source: Path | str) -> tuple[np.ndarray, Grid]:
-    """The same of an image that nibabel opened or made; ``source`` is for messages."""
-    grid = _grid(image, source)
+def _expect_whole(stream: gzip.GzipFile, path: Path) -> None:
+    """Read on to where the checksum is, which nobody looks at before."""
+    try:
+        for _ in range(MOST_REST // PIECE):
+            if not stream.read(PIECE):
+                return
+    except (OSError, EOFError, zlib.error) as error:
+        if "Not a gzipped file" not in str(error):  # what follows a whole file is none of it
+            raise UnreadableVolume(f"{path}: damaged or cut short ({error}). Copy or export it again.") from error
+
+
+def nifti_slice(path: Path, index: int) -> np.ndarray:
+    """(rows, columns) of one slice. A compressed file is unpacked no further than to its end."""
+    image = _open(path)
+    grid = _grid(image, path)
+    proxy: Any = image.dataobj
+    where = (slice(None), slice(None), *([index] if len(image.shape) > 2 else []), *[0] * (len(image.shape) - 3))
+    try:
+        pixels = np.asanyarray(proxy[where])
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise UnreadableVolume(f"{path}: the voxels cannot be read ({error}). The file may be cut short.") from error
+    return pixels.T.reshape(grid.shape[1:])
+
+
+def nifti_voxels(image: nib.Nifti1Pair, source: Path | str, *, grid: Grid | None = None) -> tuple[np.ndarray, Grid]:
+    """The same of an image that nibabel opened or made; ``source`` is for messages, ``grid`` where it is known."""
+    grid = grid or _grid(image, source)
     proxy: Any = image.dataobj
     try:
         if isinstance(proxy, nib.arrayproxy.ArrayProxy):
@@ -61,7 +98,24 @@ def _open(path: Path) -> nib.Nifti1Pair:
         raise UnreadableVolume(f"{path}: not a readable NIfTI file ({error}).") from error
     if not isinstance(image, nib.Nifti1Pair):  # the parent of all NIfTI kinds
         raise UnreadableVolume(f"{path}: not a NIfTI file but {type(image).__name__}. Convert it to .nii.gz.")
+    proxy: Any = image.dataobj
+    if isinstance(image, nib.Nifti1Image) and proxy.offset == 0:
+        raise UnreadableVolume(
+            f"{path}: the header does not say where the voxels begin (vox_offset 0), and programs differ in it. "
+            "Convert the image again from its source."
+        )
     return image
+
+
+def _stored_header(image: nib.Nifti1Pair) -> nib.Nifti1Header:
+    """The header as it is in the file: nibabel makes voxel sizes positive, ITK does not."""
+    header = image.header.copy()
+    holder = image.file_map.get("header") or image.file_map["image"]
+    if holder.filename is not None:
+        with holder.get_prepare_fileobj("rb") as file:
+            block = file.read(len(header.binaryblock))
+        header["pixdim"] = type(header)(block, check=False)["pixdim"]
+    return header
 
 
 def _grid(image: nib.Nifti1Pair, path: Path | str) -> Grid:
@@ -89,7 +143,7 @@ def _itk_view(image: nib.Nifti1Pair, path: Path | str) -> Grid | None:
     sform and qform may differ, lack their codes or have other units than millimetres; which of them counts, and with
     which precision, is ITK's choice because the viewers are built on it.
     """
-    header = image.header.copy()
+    header = _stored_header(image)
     header["magic"] = header.single_magic
     header["vox_offset"] = -(-(header["sizeof_hdr"].item() + 4) // 16) * 16
     reader = sitk.ImageFileReader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ def write_volume(volume: ImageLike, path: str | os.PathLike[str], *, affine: Any
             sitk.WriteImage(_itk_image(volume), str(partial), compress, compressionLevel=1)
         else:
             nib.save(_nifti_image(volume), partial)
+
+
+NIFTI_HEADER = 352
+"""Bytes before the voxels: the header, and that there are no extensions."""
+
+
+def nifti_pieces(volume: Volume) -> tuple[int, Iterator[bytes]]:
+    """An uncompressed NIfTI file as its number of bytes and its pieces, the header and slice after slice."""
+    image = _nifti_image(volume)
+    array, header = _storable(volume.array), image.header
+    header.set_data_offset(NIFTI_HEADER)
+    header.set_slope_inter(1, 0)
+
+    def pieces() -> Iterator[bytes]:
+        yield header.binaryblock + bytes(NIFTI_HEADER - len(header.binaryblock))
+        for plane in array:
+            yield plane.astype(header.get_data_dtype(), copy=False).tobytes()
+
+    return NIFTI_HEADER + array.size * header.get_data_dtype().itemsize, pieces()
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

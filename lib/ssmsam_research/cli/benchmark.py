@@ -9,6 +9,7 @@ precision     boxes with the encoder in bfloat16 against float32; ends with 1 wh
 registration  another patient's masks carried by registration: Dice and seconds, ours beside libraries.
 speed         a click on an embedded slice against encoding the slice on every click; start-up time and memory.
 load          twenty annotators at one server: seconds by route, memory, and that everybody gets their own answers.
+scaling       what further workers are worth for a cohort, and where one scheduler ends.
 check         a short fixed run against recorded figures; ends with 1 when one got worse.
 figures       the figures of a recorded result, drawn again from its JSON.
 compare       what one few-shot method gains over another in recorded results, with intervals.
@@ -26,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ import torch
 from tqdm import tqdm
 
 from ssmsam.cli.live_server import ServerFailed, live_server
+from ssmsam.cli.progress_bar import ProgressBar
+from ssmsam.cluster import Model, studies_of
 from ssmsam.models.registry import ENCODERS, choose_encoder, default_encoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.progress import Progress
@@ -67,6 +70,7 @@ from ssmsam_research.protocols.gains import gains, gains_table
 from ssmsam_research.protocols.load import LoadProtocol, Work, run_load
 from ssmsam_research.protocols.over_rest import OverRest
 from ssmsam_research.protocols.registration import RegistrationRun
+from ssmsam_research.protocols.scaling import ScalingProtocol, measure_scaling
 from ssmsam_research.protocols.speed import (
     SpeedProtocol,
     measure_adaptation,
@@ -110,8 +114,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     registration = protocols.add_parser("registration", help="Dice of masks that registration carries, and seconds")
     speed = protocols.add_parser("speed", help="seconds and memory")
     load = protocols.add_parser("load", help="many annotators at one server")
+    scaling = protocols.add_parser("scaling", help="a cohort on several workers")
     check = protocols.add_parser("check", help="a short fixed run against recorded figures")
-    for protocol in (clicks, complete, crosspatient, active, check, load):
+    for protocol in (clicks, complete, crosspatient, active, check, load, scaling):
         add_encoder_option(protocol)
     precision.add_argument("--encoder", choices=ENCODERS, default="medsam_lite")
     for protocol in (clicks, complete, crosspatient, active, precision, load):
@@ -121,7 +126,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         protocol.add_argument("--labels", nargs="+", metavar="NAME=NUMBER", help="what the label numbers mean")
         protocol.add_argument("--organs", nargs="+", metavar="NAME", help="only these labels, by name")
     for protocol in (clicks, complete, crosspatient, active):
-        protocol.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
+        protocol.add_argument("--jobs", "--workers", type=int, default=1, metavar="N", help="cases at a time")
+        protocol.add_argument("--cluster", metavar="tcp://HOST:PORT", help="on the workers of a Dask scheduler")
         protocol.add_argument("--figures", type=Path, metavar="DIR", help="draw curves and examples there")
     precision.set_defaults(protocol=run_precision)
     clicks.set_defaults(protocol=run_clicks)
@@ -191,7 +197,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     check.set_defaults(protocol=run_check)
     check.add_argument("--expected", type=Path, required=True, metavar="FILE", help="what was recorded")
     check.add_argument("--record", action="store_true", help="write the figures of this run to it instead")
-    for protocol in (clicks, complete, crosspatient, active, precision, speed, check, load):
+    scaling.set_defaults(protocol=run_scaling)
+    for protocol in (clicks, complete, crosspatient, active, precision, speed, check, load, scaling):
         needed = protocol is not crosspatient
         several: dict[str, Any] = {"nargs": "+"} if protocol in (clicks, precision) else {}
         protocol.add_argument(
@@ -243,6 +250,7 @@ def run_clicks(options: argparse.Namespace) -> int:
         weights_sha256=PromptedModel.load(choice).weights_sha256,
         protocol=click_protocol(options),
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
@@ -277,6 +285,7 @@ def run_click_comparison(options: argparse.Namespace) -> int:
         training=TrainingRecord.read(options.trained_on),
         held_out={name: found.validation for name, found in notes.items()},
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
@@ -439,6 +448,7 @@ def run_fewshot(
         pool=pool,
         surfaces=options.surfaces,
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
@@ -468,6 +478,7 @@ def run_active(options: argparse.Namespace) -> int:
         model=choice,
         weights_sha256=PromptedModel.load(choice).weights_sha256,
         jobs=options.jobs,
+        cluster=options.cluster,
         threads=options.threads,
     )
     log = log_file(options)
@@ -752,3 +763,25 @@ def print_speed(name: str, found: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def run_scaling(options: argparse.Namespace) -> int:
+    """Embeds every study of a folder several times."""
+    studies = studies_of(options.data)
+    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    sha256 = PromptedModel.load(choice).weights_sha256
+    weights = None if options.weights is None else str(options.weights)
+    model = Model(encoder=choice.encoder, weights=weights, allow_unverified=options.allow_unverified)
+    with tempfile.TemporaryDirectory(prefix="ssmsam-scaling-") as folder, ProgressBar() as progress:
+        found = measure_scaling(studies, model, Path(folder), ScalingProtocol(), progress=progress)
+    for name in ("embedding", "simulation"):
+        for count, one in found[name].items():
+            print(f"{name}, {count} workers: efficiency {100 * one['efficiency']:.0f} %")
+    print(f"{found['overhead_ms']} ms a task")
+    settings = asdict(ScalingProtocol())
+    data = {"set": Path(options.data).name, "cases": [study.name for study in studies]}
+    manifest = run_manifest(protocol="scaling", data=data, weights={choice.encoder: sha256}, settings=settings)
+    record = {"protocol": "scaling", "encoder": choice.encoder, "settings": settings, **found, "manifest": manifest}
+    if options.json:
+        write_result(options.json, record)
+    return 0

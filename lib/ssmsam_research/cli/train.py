@@ -11,6 +11,10 @@
     ssmsam train record NAME                            the new weights' sha256 into the manifest
     ssmsam train curve FILE.jsonl --out PNG             draw the learning curve
 
+Several processes share the batches of `lite` and `fewshot`, and one of them writes:
+
+    torchrun --nproc-per-node 2 apps/pretrain.py fewshot --batches 2 --data CACHE --out FILE
+
 As `python -m ssmsam_research.cli.train train ...` it needs only torch, numpy, scipy, scikit-image and safetensors, so
 that it also runs on a GPU machine without the rest of this project's requirements.
 """
@@ -160,6 +164,7 @@ def _add_lite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--resume", type=Path, help="checkpoint (.ckpt) to go on from")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--batches", type=int, default=1, help="of each step; torchrun's processes share them")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -405,6 +410,7 @@ def fewshot(arguments: argparse.Namespace) -> None:
     from ssmsam.models.weights import find_weights, weights_digest
     from ssmsam_research.training.fewshot_episodes import load_volumes
     from ssmsam_research.training.fewshot_training import FewShotTrainingConfig, begun_with_small, train_fewshot
+    from ssmsam_research.training.loop import process_group
 
     torch.set_num_threads(arguments.threads)
     volumes = load_volumes(arguments.data, keep=lambda dataset: dataset not in arguments.without)
@@ -413,8 +419,13 @@ def fewshot(arguments: argparse.Namespace) -> None:
     network = begun_with_small(volumes, small, Reduction.from_file(REDUCTION))
     if arguments.start:
         network.load_state_dict({name: part.float() for name, part in load_file(str(arguments.start)).items()})
-    config = FewShotTrainingConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, seed=arguments.seed)
-    with ProgressBar() as bar:
+    config = FewShotTrainingConfig(
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        batches=arguments.batches,
+    )
+    with process_group(), ProgressBar() as bar:
         trainer = train_fewshot(
             volumes,
             network,
@@ -436,6 +447,7 @@ def lite(arguments: argparse.Namespace) -> None:
     from ssmsam.models.weights import find_weights
     from ssmsam_research.training.embedded_slices import load_slices
     from ssmsam_research.training.lite_training import LiteTrainingConfig, train_lite
+    from ssmsam_research.training.loop import process_group
 
     torch.set_num_threads(arguments.threads)
     encoder = LiteMedSamEncoder.from_file(find_weights("medsam_lite"))
@@ -444,8 +456,9 @@ def lite(arguments: argparse.Namespace) -> None:
         learning_rate=arguments.learning_rate,
         bfloat16=arguments.bfloat16,
         seed=arguments.seed,
+        batches=arguments.batches,
     )
-    with ProgressBar() as bar:
+    with process_group(), ProgressBar() as bar:
         trainer = train_lite(
             load_slices(arguments.data, keep=lambda dataset: dataset not in arguments.without),
             encoder.sam,

@@ -99,6 +99,7 @@ class ClickComparison:
     """Set -> cases that no training of ours may have seen."""
     jobs: int = 1
     threads: int = 1
+    cluster: str | None = None
 
     @cached_property
     def runs(self) -> dict[tuple[str, str], ClickRun]:
@@ -116,6 +117,7 @@ class ClickComparison:
                 protocol=method.protocol(self.protocol),
                 jobs=self.jobs,
                 threads=self.threads,
+                cluster=self.cluster,
             )
             for data in self.sets
             for name, method in self.methods.items()

@@ -25,7 +25,7 @@ from ssmsam.models.medsam_lite_encoder import IMAGE, Reduction
 from ssmsam.models.support_encoding import describe
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.fewshot_episodes import EmbeddedVolume, Episode, FewShotEpisodeConfig, FewShotEpisodes
-from ssmsam_research.training.loop import Trainer, follow, train_steps
+from ssmsam_research.training.loop import Trainer, train_steps
 from ssmsam_research.training.proposals import corrected
 
 
@@ -62,6 +62,8 @@ class FewShotTrainingConfig:
     learning_rate: float = 2e-4
     new_learning_rate: float = 1e-3
     """Of the parts that the decoder did not have before."""
+    batches: int = 1
+    """Episodes of each step."""
     warm_up_steps: int = 50
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -165,7 +167,7 @@ class FewShotTrainer(Trainer):
         self.optimiser = torch.optim.AdamW(
             [{"params": some, "lr": rate, "scale": rate} for some, rate in parts], weight_decay=config.weight_decay
         )
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.batches = 0, 0.0, config.batches
 
     def _set_rate(self) -> None:
         """Linear warm-up, then cosine over all steps."""
@@ -175,9 +177,19 @@ class FewShotTrainer(Trainer):
         for group in self.optimiser.param_groups:
             group["lr"] = group["scale"] * factor
 
-    def train_step(self, episode: Episode, rng: np.random.Generator) -> dict[str, float]:
-        """One step of the optimiser; its losses by name."""
+    def train_step(self, episodes: FewShotEpisodes) -> dict[str, float]:
+        """One step of the optimiser on ``config.batches`` episodes; the mean of its losses by name."""
         self._set_rate()
+        config = self.config
+        return self.take_step(
+            lambda rng: self.backward(episodes.draw(rng), rng),
+            seed=config.seed,
+            clip_norm=config.clip_norm,
+            decay=config.average,
+        )
+
+    def backward(self, episode: Episode, rng: np.random.Generator) -> dict[str, float]:
+        """Add the gradients of an episode; its losses by name."""
         config = self.config
         fitted = rng.random() < config.fitted_share
         found = answer(self.model, episode, prior=rng.random() < config.prior_share, fitted=fitted)
@@ -190,12 +202,7 @@ class FewShotTrainer(Trainer):
             corrections = corrected(found.proposal, found.target, rng)
             again = self.model(found.embedding, found.context, corrections)
             losses["corrected"] = proposal_loss(again, found.target, found.known, judge_presence=False)
-        self.optimiser.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimiser.step()
-        self.step += 1
-        follow(self.average, self.model, decay=config.average, step=self.step)
         kind = "within" if episode.query in episode.volumes[: episode.supports] else "over"
         return {f"{kind} {name}": float(loss.detach()) for name, loss in losses.items()}
 
@@ -215,12 +222,11 @@ def train_fewshot(
     if resume is not None:
         trainer.resume(resume)
     episodes = FewShotEpisodes(volumes, config.episodes)
-    rng = np.random.default_rng((config.seed, trainer.step))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".config.json").write_text(json.dumps(asdict(config), indent=1))
     train_steps(
         trainer,
-        lambda: trainer.train_step(episodes.draw(rng), rng),
+        lambda: trainer.train_step(episodes),
         steps=config.steps,
         out=out,
         log_every=50,

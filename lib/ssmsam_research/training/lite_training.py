@@ -29,7 +29,6 @@ from ssmsam_research.training.embedded_slices import EmbeddedSlices
 from ssmsam_research.training.loop import (
     OTHERS,
     Trainer,
-    follow,
     iou_of,
     mask_losses,
     train_steps,
@@ -56,6 +55,8 @@ class LiteTrainingConfig:
     clip_norm: float = 1.0
     average: float = 0.995
     batch: int = 4
+    batches: int = 1
+    """Of that size in each step."""
     rounds: tuple[int, int] = (2, 4)
     """The fewest and the most answers that a step asks for, the corrected ones among them."""
     box_share: float = 0.25
@@ -156,7 +157,7 @@ class LiteTrainer(Trainer):
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.batches = 0, 0.0, config.batches
 
     def rate(self) -> float:
         """Learning rate now: linear warm-up, then cosine over all steps."""
@@ -164,17 +165,16 @@ class LiteTrainer(Trainer):
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
         return self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warm_up_steps) * cosine
 
-    def train_step(self, batch: TargetBatch, rng: np.random.Generator) -> dict[str, float]:
-        """One step of the optimiser; its losses by round."""
+    def train_step(self, targets: Targets) -> dict[str, float]:
+        """One step of the optimiser on ``config.batches`` batches; the mean of its losses by round."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
-        self.optimiser.zero_grad(set_to_none=True)
-        losses = self._play(batch, rng)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimiser.step()
-        self.step += 1
-        follow(self.average, self.model, decay=self.config.average, step=self.step)
-        return losses
+        return self.take_step(
+            lambda rng: self._play(targets.draw(self.config.batch, rng), rng),
+            seed=self.config.seed,
+            clip_norm=self.config.clip_norm,
+            decay=self.config.average,
+        )
 
     def _play(self, batch: TargetBatch, rng: np.random.Generator) -> dict[str, float]:
         """All rounds, each with its own backward pass, so that only one is in memory."""
@@ -218,12 +218,11 @@ def train_lite(
     if resume is not None:
         trainer.resume(resume)
     targets = Targets(slices, part_share=config.part_share)
-    rng = np.random.default_rng((config.seed, trainer.step))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".config.json").write_text(json.dumps(asdict(config), indent=1))
     train_steps(
         trainer,
-        lambda: trainer.train_step(targets.draw(config.batch, rng), rng),
+        lambda: trainer.train_step(targets),
         steps=config.steps,
         out=out,
         log_every=25,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
@@ -106,6 +110,46 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[
         save_file(kept, str(partial), metadata)
 
 
+SILENCE = timedelta(minutes=10)
+"""How long the processes of a training wait for each other: a guess, more than writing a checkpoint takes."""
+
+
+@contextmanager
+def process_group(device: str = "cpu") -> Iterator[None]:
+    """The processes of ``torchrun``, for as long as the block lasts; nothing where this is the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=SILENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Which of the processes this is; the first one writes and tells."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every process the sum over all of them, in one message."""
+    if processes() == 1:
+        return
+    trained = [one for one in parameters if one.requires_grad]
+    for one in trained:
+        one.grad = torch.zeros_like(one) if one.grad is None else one.grad  # the same message everywhere
+    flat = torch.cat([one.grad.flatten() for one in trained if one.grad is not None])
+    dist.all_reduce(flat)
+    for one, part in zip(trained, flat.split([one.numel() for one in trained]), strict=True):
+        assert one.grad is not None
+        one.grad.copy_(part.view_as(one))
+
+
 class Trainer:
     """What is trained, with all that a checkpoint of it holds. Subclasses set the attributes."""
 
@@ -117,6 +161,36 @@ class Trainer:
     seconds: float
     device: str = "cpu"
     """Where a checkpoint's tensors go when training goes on."""
+    batches: int = 1
+    """Batches of each step, whose gradients are averaged. The processes of ``torchrun`` share them: two of them do with
+    two batches what one does."""
+
+    def take_step(
+        self,
+        backward: Callable[[np.random.Generator], dict[str, float]],
+        *,
+        seed: int,
+        clip_norm: float,
+        decay: float,
+    ) -> dict[str, float]:
+        """One step of the optimiser; the mean of each loss.
+
+        ``backward(rng)`` draws a batch, adds the gradients of its loss, and gives its losses by name. What it draws
+        follows from ``seed``, the step and the batch's number alone, whichever process it is in.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        mine = range(rank(), self.batches, processes())
+        found = [backward(np.random.default_rng((seed, self.step, batch))) for batch in mine]
+        trained = [one for one in self.model.parameters() if one.requires_grad]
+        sum_gradients(trained)
+        for one in trained:
+            if one.grad is not None and self.batches > 1:
+                one.grad /= self.batches
+        nn.utils.clip_grad_norm_(trained, clip_norm)
+        self.optimiser.step()
+        self.step += 1
+        follow(self.average, self.model, decay=decay, step=self.step)
+        return mean_losses(found)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which training goes on."""
@@ -145,20 +219,25 @@ def train_steps(
     """Call ``train_step``, which gives its losses by name, until ``trainer`` has made ``steps`` in all.
 
     Writes the averaged weights to ``out`` with ``metadata``, a checkpoint beside it (``.ckpt``), both every
-    ``checkpoint_s`` seconds and at the end, and the learning curve (``.jsonl``) every ``log_every`` steps.
+    ``checkpoint_s`` seconds and at the end, and the learning curve (``.jsonl``) every ``log_every`` steps. Of several
+    processes the first one writes, and tells the progress.
     """
+    if trainer.batches % processes():
+        raise ValueError(f"{processes()} processes cannot share {trainer.batches} batches evenly: set --batches")
+    writes = rank() == 0
     started = last_save = time.monotonic()
     before, losses = trainer.seconds, []
     while True:
         losses.append(train_step())
         now = time.monotonic()
         trainer.seconds = before + now - started
-        progress("train", trainer.step, steps)
-        if len(losses) == log_every:
+        if writes:
+            progress("train", trainer.step, steps)
+        if writes and len(losses) >= log_every:
             log_losses(out, trainer.step, trainer.seconds, losses)
             losses = []
         finished = trainer.step >= steps
-        if finished or now - last_save > checkpoint_s:
+        if writes and (finished or now - last_save > checkpoint_s):
             trainer.save(out.with_suffix(".ckpt"))
             write_weights(out, trainer.average.state_dict(), metadata)
             last_save = now
@@ -168,8 +247,13 @@ def train_steps(
 
 def log_losses(out: Path, step: int, seconds: float, losses: Sequence[dict[str, float]]) -> None:
     """Add the mean of each loss to the learning curve beside ``out``."""
-    names = sorted({name for one in losses for name in one})
-    means = {name: round(float(np.mean([one[name] for one in losses if name in one])), 4) for name in names}
+    means = {name: round(value, 4) for name, value in mean_losses(losses).items()}
     line = {"step": step, "seconds": round(seconds, 1), "loss": means}
     with out.with_suffix(".jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def mean_losses(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each loss over those that have it."""
+    names = sorted({name for one in losses for name in one})
+    return {name: float(np.mean([one[name] for one in losses if name in one])) for name in names}

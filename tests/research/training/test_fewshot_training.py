@@ -98,12 +98,12 @@ def test_the_truth_of_queries_reaches_no_answer() -> None:
 def test_it_learns_and_the_online_optimiser_with_it() -> None:
     torch.manual_seed(0)
     config = replace(CONFIG, steps=100, learning_rate=1e-3, new_learning_rate=3e-3, corrected_share=0.0)
-    trainer, rng = FewShotTrainer(FusedTargetNetwork(), config), np.random.default_rng(0)
+    trainer = FewShotTrainer(FusedTargetNetwork(), config)
     before = {name: tensor.clone() for name, tensor in trainer.model.optimiser.state_dict().items()}
     episodes = FewShotEpisodes(volumes(), config.episodes)
     losses = []
     for _ in range(24):
-        found = trainer.train_step(episodes.draw(rng), rng)
+        found = trainer.train_step(episodes)
         losses.append(next(value for name, value in found.items() if name.endswith("proposal")))
     assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
     after = trainer.model.optimiser.state_dict()

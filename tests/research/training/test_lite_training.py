@@ -110,10 +110,10 @@ def test_it_is_the_decoder_that_answers_in_the_server(sam: torch.nn.Module) -> N
 
 def test_it_learns_what_a_click_means(sam: torch.nn.Module) -> None:
     config = LiteTrainingConfig(
-        learning_rate=1e-3, warm_up_steps=1, box_share=0.0, neighbour_share=0.0, part_share=0.0, rounds=(2, 2)
+        batch=2, learning_rate=1e-3, warm_up_steps=1, box_share=0.0, neighbour_share=0.0, part_share=0.0, rounds=(2, 2)
     )
-    trainer, targets, rng = LiteTrainer(sam, config), Targets([toy()], part_share=0.0), np.random.default_rng(0)
-    losses = [trainer.train_step(targets.draw(2, rng), rng) for _ in range(14)]
+    trainer, targets = LiteTrainer(sam, config), Targets([toy()], part_share=0.0)
+    losses = [trainer.train_step(targets) for _ in range(14)]
     first, last = (np.mean([one["click 2"] for one in part]) for part in (losses[:4], losses[-4:]))
     assert last < 0.8 * first
 
@@ -134,9 +134,8 @@ BEGINNINGS = [(0.0, 0.0, "click"), (1.0, 0.0, "box"), (0.0, 1.0, "neighbour")]
 
 @pytest.mark.parametrize(("boxes", "neighbours", "kind"), BEGINNINGS)
 def test_every_way_to_begin_is_practised(sam: torch.nn.Module, boxes: float, neighbours: float, kind: str) -> None:
-    config = LiteTrainingConfig(box_share=boxes, neighbour_share=neighbours, rounds=(2, 2))
-    trainer, rng = LiteTrainer(sam, config), np.random.default_rng(0)
-    losses = trainer.train_step(Targets([toy()], part_share=0.0).draw(2, rng), rng)
+    config = LiteTrainingConfig(batch=2, box_share=boxes, neighbour_share=neighbours, rounds=(2, 2))
+    losses = LiteTrainer(sam, config).train_step(Targets([toy()], part_share=0.0))
     assert set(losses) == {f"{kind} 1", f"{kind} 2"} and np.isfinite(list(losses.values())).all()
 
 

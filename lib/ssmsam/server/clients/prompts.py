@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmsam.interactive.request import ANONYMOUS, STORED_SLICES, Box, InvalidPrompt, PromptRequest
+from ssmsam.interactive.request import ANONYMOUS, STORED_SLICES, Box, InvalidPrompt, PromptRequest, Scribble
 from ssmsam.json_text import InvalidJson, read_json_text
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
@@ -18,10 +18,15 @@ _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0", ""}
 
 
-PROMPT_KEYS = frozenset(
-    {"foreground", "background", "roi", "slice", "label", "current_point", "z_range", "image", "model"}
-)
+PROMPT_KEYS = frozenset((
+    "foreground", "background", "roi", "slice", "label", "current_point", "z_range", "image", "model", "scribbles",
+    "lasso",
+))  # fmt: skip
 """Keys of a request that hold something else than the clicks of a label of that name."""
+
+
+MOST_POINTS = 20_000
+"""Points of all scribbles or lassos of a request: a guess, hours of drawing."""
 
 
 def read_prompts(
@@ -31,7 +36,8 @@ def read_prompts(
 
     Prompts: ``foreground`` and ``background`` (or the key that ``label`` names) as lists of voxel indices
     [i, j, k] = (column, row, slice of the stored image) or [x, y] with ``slice``; ``roi`` as six or four
-    numbers (see :func:`read_roi`). Lists may be null, empty or JSON strings.
+    numbers (see :func:`read_roi`); ``scribbles`` and ``lasso`` as lists of lines (see :func:`read_strokes`). Lists may
+    be null, empty or JSON strings.
     Options: ``slice``, ``current_point``, ``label``, ``client_id``, ``reset_state``, ``propagate``,
     ``z_range`` (slices of the plane of work), ``max_mm`` (0 for no limit).
 
@@ -48,6 +54,8 @@ def read_prompts(
         negative=read_points(params.get("background"), "background", k=k),
         newest=read_points([point] if point else [], "current_point", k=k),
         box=read_roi(params.get("roi")),
+        scribbles=read_strokes(params.get("scribbles"), "scribble", k=k, grid=grid),
+        lassos=[stroke.points for stroke in read_strokes(params.get("lasso"), "lasso", k=k, grid=grid)],
         slice=k,
         unusable_slice=unusable,
         z_range=read_range(params.get("z_range"), "z_range"),
@@ -121,6 +129,35 @@ def _read_point(value: Any, name: str, k: int | None) -> list[float]:
     if len(point) == 2 and k is None:
         raise InvalidPrompt(f"{name} {point} does not say its slice: send [i, j, k], or the slice's number as 'slice'")
     return point if len(point) == 3 else [*point, float(k or 0)]
+
+
+def read_strokes(value: Any, name: str, *, k: int | None, grid: Grid) -> list[Scribble]:
+    """Lines, each an object with ``points`` and perhaps ``negative`` and ``space``.
+
+    The points are voxels as :func:`read_points` takes them, or with ``space`` "lps" or "ras" millimetres (x, y, z),
+    which count on the nearest slice.
+    """
+    found = []
+    for number, stroke in enumerate(read_list(value, name), start=1):
+        said = f"{name} {number}"
+        if not isinstance(stroke, Mapping) or "points" not in stroke:
+            raise InvalidPrompt(
+                f'{said} must be an object such as {{"points": [[i, j, k], ...]}}, got {str(stroke)[:80]}'
+            )
+        if unknown := sorted(map(str, set(stroke) - {"points", "negative", "space"})):
+            raise InvalidPrompt(f"{said} has the key {unknown[0][:40]!r}; known: points, negative, space")
+        space = stroke.get("space") or "voxel"
+        if space not in ("voxel", "lps", "ras"):
+            raise InvalidPrompt(f"{said}: space is voxel, lps or ras, got {str(space)[:40]!r}")
+        points = read_points(stroke["points"], said, k=k if space == "voxel" else None)
+        if space == "ras":
+            points = points * (-1, -1, 1)
+        if space != "voxel":
+            points = grid.to_ijk(points).round(6)  # a voxel's centre is one again
+        found.append(Scribble(points, not read_flag(stroke.get("negative"), f"{said}: negative")))
+    if sum(len(one.points) for one in found) > MOST_POINTS:
+        raise InvalidPrompt(f"the lines of {name} have more than {MOST_POINTS} points: send every second or third")
+    return found
 
 
 def read_range(value: Any, name: str) -> tuple[int, int] | None:

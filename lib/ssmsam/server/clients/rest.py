@@ -48,6 +48,11 @@ ANSWER = {
     "result_extension": Key("string", "File type of the mask: .nrrd, .nii.gz or .nii.", ".nrrd"),
     "result_dtype": Key("string", "Voxel type of the mask.", "uint8"),
     "result_compress": Key("boolean", "Whether the voxels of the mask file are compressed; true unless told."),
+    "answer": Key(
+        "string",
+        "sam_2d: `volume` for the mask as a file, or `slice` for the pixels of its slice in the details.",
+        "slice",
+    ),
     "restore_label_idx": Key("boolean", "Sent by OHIF; has no effect."),
 }
 PROMPTS = {
@@ -60,6 +65,16 @@ PROMPTS = {
     "roi": Key(
         "array|string", "A box: [i0, i1, j0, j1, k0, k1], pairs in either order, or [x0, y0, x1, y1] with slice.",
         [80, 150, 60, 120, 31, 31],
+    ),
+    "scribbles": Key(
+        "array|string",
+        "Lines through the organ, or with negative where it is not: objects with points (as in foreground, or with "
+        "space lps or ras in millimetres), each on one slice.",
+        [{"points": [[110, 84, 31], [120, 88, 31], [131, 90, 31]], "negative": False}],
+    ),
+    "lasso": Key(
+        "array|string", "Closed lines drawn loosely round the organ, in the same way, one on a slice.",
+        [{"points": [[90, 60, 31], [150, 66, 31], [148, 118, 31], [86, 112, 31]]}],
     ),
     "slice": Key("integer|string", "The stored slice that the request is about, counted from 0.", 31),
     "current_point": Key("array", "The newest click, [i, j, k]."),
@@ -166,6 +181,8 @@ class InferenceCommand:
     tag: str = ORIGINAL
     """The tag of the mask, under which it is kept in the datastore where ``keep`` says so."""
     keep: bool = False
+    slice_only: bool = False
+    """Whether the answer is one slice, in the details, and no file."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Prompts and the model's own options, as the client sent them."""
     progress: Progress = silent
@@ -188,8 +205,19 @@ class InferenceCommand:
             format=read_format(request),
             tag=tag,
             keep=keep,
+            slice_only=read_answer(request, keep=keep),
             options=options,
         )
+
+
+def read_answer(request: Mapping[str, Any], *, keep: bool = False) -> bool:
+    """Whether a request asks for one slice instead of a file. Raises InvalidRequest."""
+    answer = request.get("answer") or "volume"
+    if answer not in ("slice", "volume"):
+        raise InvalidRequest(f"answer has to be 'slice' or 'volume', got {str(answer)[:40]!r}")
+    if answer == "slice" and (request.get("model") != "sam_2d" or keep):
+        raise InvalidRequest("answer 'slice' is for sam_2d without save_label: other answers are files")
+    return bool(answer == "slice")
 
 
 def read_format(request: Mapping[str, Any]) -> MaskFormat:

@@ -39,6 +39,10 @@ ASK_AGAIN_S = 1.0
 READ_AGAIN_S = 60.0
 """After this long a SEG series that could not be read is asked for again. A guess."""
 
+PATIENCE_S, FIRST_S = 5.0, 20.0
+"""How long an answer is waited for where there is an older one, and where there is none. The store may take longer:
+the answer is there for whoever asks next. Guesses."""
+
 T = TypeVar("T")
 
 
@@ -111,12 +115,15 @@ class DicomCatalogue:
 
 
 class _Remembered(Generic[T]):
-    """The last answer to a question, asked again when it is too old. One thread asks, the others wait for it."""
+    """The last answer to a question, asked again when it is too old: by one thread, for which nobody waits for long."""
 
     def __init__(self, ask: Callable[[], dict[str, T]], fresh_s: float) -> None:
         self._ask, self._fresh_s = ask, fresh_s
         self._lock = threading.Lock()
         self._asked = self._failed = float("-inf")
+        self._asking: threading.Thread | None = None
+        self._began = 0.0
+        self._forgotten = 0
         self._error: StoreUnavailable | StoreRefused | None = None
         self._is_known = False
         self.last: dict[str, T] = {}
@@ -126,27 +133,48 @@ class _Remembered(Generic[T]):
         return str(self._error or "")
 
     def forget(self) -> None:
+        """Believe neither the last answer nor one that is under way."""
         with self._lock:
             self._asked = self._failed = float("-inf")
+            self._forgotten += 1
+            self._asking = None
 
     def get(self, *, max_age_s: float | None = None) -> dict[str, T]:
         with self._lock:
             now = time.monotonic()
             fresh_s = self._fresh_s if max_age_s is None else max_age_s
-            if now - self._asked >= fresh_s and now - self._failed >= PAUSE_S:
-                self._try(now)
-            if self._error and not self._is_known:
+            if self._asking is None and now - self._asked >= fresh_s and now - self._failed >= PAUSE_S:
+                self._asking = threading.Thread(target=self._try, args=(now, self._forgotten), daemon=True)
+                self._asking.start()
+                self._began = now
+            asking = self._asking
+        if asking is not None:
+            asking.join(max(0.0, self._began + (PATIENCE_S if self._is_known else FIRST_S) - time.monotonic()))
+        with self._lock:
+            if self._is_known:
+                return self.last
+            if self._error:
                 raise type(self._error)(str(self._error))
-            return self.last
+        raise StoreUnavailable("the archive was not heard to its end yet: try again in a moment.")
 
-    def _try(self, now: float) -> None:
+    def _try(self, now: float, forgotten: int) -> None:
+        error: StoreUnavailable | StoreRefused | None = None
         try:
-            self.last = self._ask()
-        except (StoreUnavailable, StoreRefused) as error:
-            if self._error is None:
-                logger.warning("%s", error)
-            self._error, self._failed = error, time.monotonic()
-            return
-        if self._error:
-            logger.info("The DICOMweb store answers again")
-        self._error, self._is_known, self._asked = None, True, now
+            found = self._ask()
+        except (StoreUnavailable, StoreRefused) as failed:
+            error = failed
+        except Exception as failed:  # whatever it sent: it must not stop what asks for it
+            logger.exception("The answer of the archive cannot be used")
+            error = StoreRefused(f"the archive sent an answer that cannot be used ({type(failed).__name__}).")
+        with self._lock:
+            if forgotten != self._forgotten:
+                return
+            self._asking = None
+            if error:
+                if self._error is None:
+                    logger.warning("%s", error)
+                self._error, self._failed = error, time.monotonic()
+                return
+            if self._error:
+                logger.info("The DICOMweb store answers again")
+            self.last, self._error, self._is_known, self._asked = found, None, True, now

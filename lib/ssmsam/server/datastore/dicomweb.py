@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from pydicom.dataset import Dataset
 
 import ssmsam
 from ssmsam.annotation.labels import read_label_info
 from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.dicom.measurements import MODALITIES
 from ssmsam.dicom.seg_reader import read_segs
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import DicomSeries, find_series
@@ -26,14 +30,17 @@ from ssmsam.dicom.web import (
     SeriesRecord,
     StoreRefused,
     StoreUnavailable,
+    segmentation_record,
+    series_record,
 )
+from ssmsam.files import private_folder, write_bytes
 from ssmsam.paths import SERIES
-from ssmsam.progress import Cancelled, Progress, shielded
+from ssmsam.progress import Cancelled, shielded
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.datastore.catalogue import FRESH_S, DicomCatalogue
 from ssmsam.server.datastore.local_record import SoundRecord
 from ssmsam.server.datastore.series_cache import SeriesCache
-from ssmsam.service.annotated_studies import FINAL, raw_mask, required_names, turned_to
+from ssmsam.service.annotated_studies import FINAL, UNSENT, raw_mask, required_names, turned_to
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.identifiers import is_uid
 from ssmsam.service.jobs import Job, Jobs
@@ -44,10 +51,16 @@ logger = logging.getLogger(__name__)
 
 STORE = "store"
 """The kind of a job that takes a finished label to the archive."""
-UNSENT = "unsent"
-"""The tag of a final label that the store could not take."""
 STORED = "stored"
 """Of an image: the UIDs of the SEGs that were stored from here, the last one last."""
+STORED_DIGEST = "stored_digest"
+"""Of an image: what the last of them was made of."""
+OUTGOING = "outgoing"
+"""The folder of SEGs that the store did not confirm. It may have them: they are sent again as they are."""
+KEPT = (
+    f"The mask is kept on this server under the tag {UNSENT!r} and sent as soon as the store takes it; submit it again "
+    "to try at once."
+)
 MOST_STORED = 100
 """How many of them are remembered. A guess: only the last few can come from a clock that was set back."""
 
@@ -81,6 +94,7 @@ class DicomWebArchive(SoundRecord):
         self._store = store
         self._catalogue = DicomCatalogue(store, filters=filters, stored=self._stored_before, fresh_s=fresh_s)
         self._cache = SeriesCache(folder / SERIES, quota_bytes=quota_bytes)
+        self._outgoing = folder / OUTGOING
         self._registry = threading.RLock()
         self._jobs = jobs or Jobs()
         self.finished: Callable[[], list[str]] = self.get_labeled_images
@@ -92,7 +106,12 @@ class DicomWebArchive(SoundRecord):
 
     def knows(self, image_id: str) -> bool:
         """Whether this is the UID of an image series in the store."""
-        return is_uid(image_id) and self._catalogue.find(image_id) is not None
+        try:
+            return self._find(image_id) is not None
+        except (StoreUnavailable, StoreRefused):
+            if image_id not in self._datastore.objects:
+                raise
+            return True
 
     def list_images(self) -> list[str]:
         return list(self._catalogue.images())
@@ -130,7 +149,8 @@ class DicomWebArchive(SoundRecord):
         record = self._record(image_id)
         self._register(image_id)
         info = copy.deepcopy(self._datastore.objects[image_id].image.info)
-        info.pop(STORED, None)
+        for ours in (STORED, STORED_DIGEST):
+            info.pop(ours, None)
         return {
             **info,
             "path": "",  # a viewer on this machine would try to open the folder; it has to ask for the file
@@ -157,6 +177,10 @@ class DicomWebArchive(SoundRecord):
             logger.info("Downloaded series %s", image_id)
         return str(whole)
 
+    def drawn_on(self, image_id: str) -> Iterator[Dataset]:
+        """The reports and presentation states of an image's study."""
+        return self._store.objects(self._record(image_id).study_uid, MODALITIES)
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         raise InvalidRequest(f"images come from {self.name()}: send the DICOM series there, and it is listed here")
 
@@ -173,8 +197,8 @@ class DicomWebArchive(SoundRecord):
         if label_tag != FINAL:
             return str(LocalDatastore.get_label_uri(self, label_id, label_tag))
         records = self._catalogue.segmentations().get(label_id)
-        if not records:
-            return ""
+        if not records:  # it may be on its way
+            return str(LocalDatastore.get_label_uri(self, label_id, UNSENT))
         self._record(label_id)
         self._read_back(label_id, records)
         return str(LocalDatastore.get_label_uri(self, label_id, FINAL))
@@ -182,6 +206,7 @@ class DicomWebArchive(SoundRecord):
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         if label_tag == FINAL:
             self.get_label_uri(label_id, label_tag)
+            label_tag = FINAL if self._datastore.label(label_id, FINAL) else UNSENT
         info: dict[str, Any] = super().get_label_info(label_id, label_tag)
         return info
 
@@ -189,17 +214,27 @@ class DicomWebArchive(SoundRecord):
         """Keep a label. A final one is stored as DICOM SEG first; returns the image's id.
 
         Raises InvalidRequest for a mask that cannot be stored: it is empty, not on the image's grid, or has values
-        without a name in ``label_info``. When the store does not take the SEG the mask is kept under ``unsent``.
+        without a name in ``label_info``. When the store does not take the SEG, or does not send the image that it is
+        of, the mask is kept under ``unsent``.
         """
-        self._record(image_id)
+        try:
+            self._record(image_id)
+        except (StoreUnavailable, StoreRefused):
+            if image_id not in self._datastore.objects:
+                raise
         self._register(image_id)
-        info = dict(label_info or {})
-        if label_tag != FINAL and not label_filename.endswith(".bin"):
+        file, info = Path(label_filename), dict(label_info or {})
+        is_raw = file.suffix == ".bin"
+        if label_tag != FINAL and not is_raw:
             return self._keep(image_id, label_filename, label_tag, info)
-        series = find_series(Path(self.get_image_uri(image_id)))
+        try:
+            series = find_series(Path(self.get_image_uri(image_id)))
+        except (StoreUnavailable, StoreRefused) as error:
+            if is_raw:
+                raise
+            raise self._kept(image_id, file, info, error) from error
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
-            file = Path(label_filename)
-            mask = raw_mask(file, series.grid) if file.suffix == ".bin" else turned_to(read_volume(file), series.grid)
+            mask = raw_mask(file, series.grid) if is_raw else turned_to(read_volume(file), series.grid)
             file = Path(scratch) / "label.nii.gz"
             write_volume(mask, file)
             if label_tag == FINAL:
@@ -208,7 +243,9 @@ class DicomWebArchive(SoundRecord):
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label here. The DICOM SEG of a final one stays in the store, which has its own rules for that."""
-        SoundRecord.remove_label(self, label_id, label_tag)
+        self.require_writable()
+        if path := str(LocalDatastore.get_label_uri(self, label_id, label_tag)):
+            Path(path).unlink(missing_ok=True)
         with self._registry:
             image = self._datastore.objects.get(label_id)
             if image and image.labels.pop(label_tag, None):
@@ -225,18 +262,20 @@ class DicomWebArchive(SoundRecord):
         return pairs
 
     def _store_final(self, image_id: str, mask: Volume, series: DicomSeries, file: Path, info: dict[str, Any]) -> None:
-        """Mask -> DICOM SEG -> store. Adds to ``info`` which object it became. A job, which can be stopped until the
-        SEG is sent."""
-        seg = file.with_name("label.dcm")
+        """Mask -> DICOM SEG -> store, once: what may have arrived there before is not sent a second time under another
+        UID. Adds to ``info`` which object it became. A job, which can be stopped until the SEG is sent."""
         title, owner = f"the label of {image_id} goes to the archive", str(info.get("client_id") or "")
         job = Job(STORE, title=title, owner=owner, image=image_id, brief=True)
         try:
             with self._jobs.running(job):
-                labels = self._write_seg(seg, mask, series, info, job.progress)
+                job.progress("write", 0, 2)
+                labels = _names(info, mask)
+                digest = _digest(mask, labels, series)
+                seg, tried = self._written_seg(image_id, digest, mask, labels, series, _notes(info))
                 self._keep(image_id, str(file), UNSENT, info)  # before it is sent: this process may be killed then
                 job.progress("send", 1, 2)
                 with shielded():
-                    record = self._store.add(seg)
+                    record = self._there(image_id, digest, seg, tried) or self._sent(image_id, digest, seg)
         except Cancelled:
             self._keep(image_id, str(file), UNSENT, info)
             raise InvalidRequest(
@@ -244,37 +283,75 @@ class DicomWebArchive(SoundRecord):
                 "it again to send it"
             ) from None
         except (StoreUnavailable, StoreRefused) as error:
-            self._keep(image_id, str(file), UNSENT, info)
-            kept = f"The mask is kept on this server under the tag {UNSENT!r}; submit it again once the store works."
-            raise type(error)(f"{error} {kept}") from error
-        self._note_stored(image_id, record)
+            raise self._kept(image_id, file, info, error) from error
+        self._note_stored(image_id, record, digest)
         self._catalogue.forget()
         info |= _info_of([record], labels)
         if UNSENT in self._datastore.objects[image_id].labels:
             self.remove_label(image_id, UNSENT)
+        for sent in self._outgoing.glob(f"{image_id}-*"):
+            sent.unlink(missing_ok=True)
         logger.info("Stored the label of %s as SEG series %s", image_id, record.series_uid)
+
+    def _kept(self, image_id: str, file: Path, info: dict[str, Any], error: Exception) -> Exception:
+        """Keep a final label that the store did not take; the error that says so."""
+        self._keep(image_id, str(file), UNSENT, info)
+        return type(error)(f"{error} {KEPT}")
+
+    def _written_seg(
+        self,
+        image_id: str,
+        digest: str,
+        mask: Volume,
+        labels: dict[str, int],
+        series: DicomSeries,
+        notes: AlgorithmNotes,
+    ) -> tuple[Path, bool]:
+        """The file of the SEG, and whether it was there already: then it may have been sent. Raises InvalidRequest."""
+        path = self._outgoing / f"{image_id}-{digest}.dcm"
+        if path.exists():
+            return path, True
+        with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
+            try:
+                write_seg(mask, labels, series, Path(scratch) / "label.dcm", algorithm=notes)
+            except (ValueError, InvalidSubmission) as error:
+                raise InvalidRequest(str(error)) from error
+            private_folder(self._outgoing)
+            write_bytes(path, (Path(scratch) / "label.dcm").read_bytes())
+        return path, False
+
+    def _there(self, image_id: str, digest: str, seg: Path, tried: bool) -> SegmentationRecord | None:
+        """The SEG as the store has it already: it came to its end there, and the answer not here."""
+        known = self._datastore.objects[image_id].image.info
+        uid = segmentation_record(seg).instance_uid if tried else ""
+        if not tried and known.get(STORED_DIGEST) == digest:
+            uid = self._stored_before(image_id)[-1]
+        if not uid:
+            return None
+        self._catalogue.forget()
+        newest = next(iter(self._catalogue.segmentations().get(image_id, ())), None)
+        return newest if newest and newest.instance_uid == uid else None
+
+    def _sent(self, image_id: str, digest: str, seg: Path) -> SegmentationRecord:
+        """Send the SEG. Raises StoreUnavailable where the store neither says that it has it nor lists it: what is in
+        between may have taken it, such as a page that asks for a login."""
+        if not self._store.add(seg) and self._there(image_id, digest, seg, True) is None:
+            raise StoreUnavailable(
+                f"{self._store.access.name} did not say that it has the segmentation, and does not list it."
+            )
+        return segmentation_record(seg)
 
     def _stored_before(self, image_id: str) -> list[str]:
         known = self._datastore.objects.get(image_id)
         return list(known.image.info.get(STORED) or ()) if known else []
 
-    def _note_stored(self, image_id: str, record: SegmentationRecord) -> None:
+    def _note_stored(self, image_id: str, record: SegmentationRecord, digest: str) -> None:
         with self._registry:
             info = self._datastore.objects[image_id].image.info
-            info[STORED] = [*self._stored_before(image_id), record.instance_uid][-MOST_STORED:]
+            before = [uid for uid in self._stored_before(image_id) if uid != record.instance_uid]
+            info[STORED] = [*before, record.instance_uid][-MOST_STORED:]
+            info[STORED_DIGEST] = digest
             self._update_datastore_file()
-
-    def _write_seg(
-        self, seg: Path, mask: Volume, series: DicomSeries, info: Mapping[str, Any], progress: Progress
-    ) -> dict[str, int]:
-        """Write the SEG; the labels in it. Raises InvalidRequest."""
-        progress("write", 0, 2)
-        try:
-            labels = _names(dict(info), mask)
-            write_seg(mask, labels, series, seg, algorithm=_notes(dict(info)))
-        except (ValueError, InvalidSubmission) as error:
-            raise InvalidRequest(str(error)) from error
-        return labels
 
     def _read_back(self, image_id: str, records: Sequence[SegmentationRecord]) -> None:
         """Make the local copy of a final label what the store holds: ``records``, the newest first."""
@@ -296,6 +373,8 @@ class DicomWebArchive(SoundRecord):
             for n, reason in found.left_out.items():
                 logger.warning("%s of image %s is left out: %s", called[str(segs[n])], image_id, reason)
             notes = [*found.notes, *(f"left out: {_renamed(reason, called)}" for reason in found.left_out.values())]
+            for note in found.notes:
+                logger.warning("The segmentation of image %s: %s", image_id, note)
             file = Path(scratch) / "label.nii.gz"
             write_volume(found.volume, file)
             self._keep(image_id, str(file), FINAL, _info_of(records, found.labels, source=found.source, notes=notes))
@@ -304,8 +383,20 @@ class DicomWebArchive(SoundRecord):
         with self._registry:
             return str(SoundRecord.save_label(self, image_id, file, tag, info))
 
+    def _find(self, image_id: str) -> SeriesRecord | None:
+        """What the store says of an image; where it was not reached yet, what the files say if they are here."""
+        if not is_uid(image_id):
+            return None
+        try:
+            return self._catalogue.find(image_id)
+        except (StoreUnavailable, StoreRefused):
+            here = self._cache.find(image_id)
+            if here is None:
+                raise
+            return series_record(next(here.glob("*.dcm")))
+
     def _record(self, image_id: str) -> SeriesRecord:
-        record = self._catalogue.find(image_id) if is_uid(image_id) else None
+        record = self._find(image_id)
         if record is None:
             raise NotKnown("image", image_id, step="GET /datastore/?output=all lists what there is")
         return record
@@ -387,10 +478,19 @@ def _renamed(message: str, called: Mapping[str, str]) -> str:
 
 
 def _names(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
-    """Label -> value in a mask."""
-    return read_label_info(required_names(info), values=np.unique(mask.array).tolist())
+    """Label -> value in a mask. Raises InvalidRequest."""
+    try:
+        return read_label_info(required_names(info), values=np.unique(mask.array).tolist())
+    except (ValueError, InvalidSubmission) as error:
+        raise InvalidRequest(str(error)) from error
 
 
-def _notes(info: dict[str, Any]) -> AlgorithmNotes:
+def _digest(mask: Volume, labels: Mapping[str, int], series: DicomSeries) -> str:
+    """What a SEG is made of: two with the same say the same."""
+    told = json.dumps([sorted(labels.items()), mask.array.shape, str(mask.array.dtype), series.series_uid])
+    return hashlib.sha256(told.encode() + np.ascontiguousarray(mask.array).tobytes()).hexdigest()[:32]
+
+
+def _notes(info: Mapping[str, Any]) -> AlgorithmNotes:
     model = str(info.get("model") or "")[:64]
     return AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, parameters={"model": model} if model else {})

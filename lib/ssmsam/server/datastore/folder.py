@@ -6,14 +6,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
+from pydicom.dataset import Dataset
 
 from ssmsam.dicom.file import looks_like_dicom
+from ssmsam.dicom.measurements import measurement_files
 from ssmsam.server.datastore.local_record import SoundRecord
 from ssmsam.server.monailabel_patches import synchronised
 from ssmsam.server.privacy import keep_names_out_of_logs
@@ -70,6 +72,11 @@ class FolderFiles(SoundRecord):
             self._init_from_datastore_file()
         else:
             self.refresh()
+
+    def drawn_on(self, image_id: str) -> Iterator[Dataset]:
+        """The reports and presentation states beside an image's DICOM files."""
+        folder = Path(self.get_image_uri(image_id) or ".nothing")
+        return measurement_files(folder) if folder.is_dir() else iter(())
 
     def knows(self, image_id: str) -> bool:
         return image_id in self.list_images()

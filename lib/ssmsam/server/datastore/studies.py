@@ -9,15 +9,13 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
+from ssmsam.annotation.store import ANNOTATIONS
 from ssmsam.annotation.support import SupportSet
 from ssmsam.dicom.web import DicomStore
 from ssmsam.server.datastore.dicomweb import DicomWebArchive
 from ssmsam.server.datastore.folder import FolderFiles
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.label_import import LabelImport
-
-ANNOTATIONS = ".annotations"
-"""The folder of the annotations, beside that of the labels."""
 
 
 def _of_files(name: str) -> Callable[..., Any]:
@@ -102,6 +100,10 @@ class StudiesFolder(StudiesDatastore):
         self._import.wait()
         return super().support()
 
+    def annotated_labels(self) -> list[str]:
+        self._import.wait()
+        return super().annotated_labels()
+
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """The finished images. A label that was put there by hand counts once it was read."""
         annotated = self._service.store.overviews()
@@ -115,3 +117,4 @@ class DicomWebStudies(StudiesDatastore):
         files = DicomWebArchive(store, folder=folder, **options)
         super().__init__(files, folder, labels=labels)
         files.finished = self.get_labeled_images
+        self.mend_labels()

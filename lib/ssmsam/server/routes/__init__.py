@@ -3,12 +3,14 @@
 from ssmsam.server.routes import (
     administration,
     checkpoints,
+    cohort,
     datastore,
     inference,
     jobs,
     page,
     proxy,
     sessions,
+    studies,
     tasks,
     viewer,
 )
@@ -16,6 +18,7 @@ from ssmsam.server.routes import (
 ROUTERS = (
     administration.cached_data,
     checkpoints.router,
+    cohort.router,
     inference.router,
     jobs.router,
     administration.router,
@@ -27,5 +30,5 @@ ROUTERS = (
     viewer.router,
     viewer.reference,
     page.router,
-    page.studies,
+    studies.router,
 )

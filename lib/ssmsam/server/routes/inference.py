@@ -6,6 +6,7 @@ import logging
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, UploadFile
 from fastapi.background import BackgroundTasks
@@ -35,6 +36,8 @@ from ssmsam.service.identifiers import VOLUME_SUFFIXES
 from ssmsam.service.images import Source
 
 logger = logging.getLogger(__name__)
+PAGE = "page"
+"""How our own page calls itself as a viewer."""
 router = APIRouter(tags=["Infer"])
 
 
@@ -64,13 +67,17 @@ def infer(
     app.require_options(options, app.require_model(model))
     if output == ResultType.dicom_seg:
         _require_dicom_store(app)
+    if options.get("answer") == "slice" and output != ResultType.json:
+        raise InvalidRequest("answer 'slice' comes in the details, without a file: ask with output=json")
     source = _source(app, image, session_id, file, scratch)
     client = reader(options.get("client_id"), request)
     if label:
         received(label, scratch, allowed=(*VOLUME_SUFFIXES, ".bin"))  # as scribbles send one; no model reads it
     asked = {**options, "model": model, "client_id": client}
-    logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, options)
+    brief = {name: value for name, value in options.items() if name not in ("scribbles", "lasso")}  # lines are long
+    logger.info("Inference: model=%s image=%s options=%s", model, source.image_id or source.name, brief)
     result = app.run(app.command(asked, source))
+    _name_page(result["params"], source, str(request.base_url), viewer=str(options.get("viewer") or ""))
     if output == ResultType.dicom_seg:
         result["dicom_seg"] = _dicom_seg(source, result)
         background_tasks.add_task(remove_file, result["dicom_seg"])
@@ -80,6 +87,16 @@ def infer(
         answer.headers[LABELS_HEADER] = in_header(details.get("label_names") or {})
         answer.headers[DETAIL_HEADER] = in_header(details.get("detail") or "")
     return answer
+
+
+def _name_page(details: dict[str, Any], source: Source, server: str, *, viewer: str) -> None:
+    """Let the details say where a browser shows the study, and with them the sentence that people read after a proposal
+    and when a volume was finished."""
+    if not source.image_id:
+        return
+    details["page"] = f"{server}annotate?image={quote(source.image_id)}"
+    if viewer != PAGE and ("receipt" in details or "dice_estimate" in details):
+        details["detail"] = f"{details['detail']}; in the browser: {details['page']}"
 
 
 def _source(app: ServerApp, image: str, session_id: str, file: UploadFile | None, scratch: Path) -> Source:

@@ -17,7 +17,7 @@ class JobModel(BaseModel):
     """One piece of long work."""
 
     id: str
-    kind: str = Field(description="segment, adapt, embed, store, train, batch_infer or scoring")
+    kind: str = Field(description="segment, adapt, embed, store, train, batch_infer, scoring or cohort")
     title: str = Field(description="What it does, for people")
     owner: str = Field(description="The client that asked for it; empty where nobody did")
     image: str = Field(description="The image that it is about; empty for several or none")

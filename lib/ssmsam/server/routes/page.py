@@ -1,21 +1,18 @@
-"""The page's files, and what its list of studies asks for. Everything else it does over the calls of any client."""
+"""The page's files. Everything that it does goes over the calls of any client."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader
 from monailabel.utils.others.generic import get_mime_type
 
 import ssmsam
-from ssmsam.server.routes.common import AnyUser, App, KnownImage, path_prefix
+from ssmsam.server.routes.common import path_prefix
 from ssmsam.service.errors import NotKnown
-from ssmsam.service.study_list import modality, study_list, thumbnail
 
 HERE = Path(__file__).parents[1] / "page"
 NIIVUE = HERE / "niivue" / "niivue.js"
@@ -31,7 +28,6 @@ SECURITY = {
 addresses."""
 
 router = APIRouter(include_in_schema=False)
-studies = APIRouter(prefix="/studies", tags=["Datastore"])
 
 
 @cache
@@ -74,44 +70,3 @@ def page_file(name: str) -> FileResponse:
     if name not in known or not known[name].is_file():
         raise NotKnown("file of the page", name, step="make setup brings what is taken from npm")
     return FileResponse(known[name], media_type=get_mime_type(name), headers=SECURITY)
-
-
-@studies.get("", summary="Every image with its state and its annotated labels")
-@studies.get("/", include_in_schema=False)
-def listed(app: App, user: AnyUser) -> dict[str, Any]:
-    """``studies`` by name: ``image``, ``state`` (new, in work, finished, unreadable), ``reason``, ``labels`` (label to
-    number of annotated slices), and what is known without opening it."""
-    store = app.datastore()
-    rows = []
-    for one in study_list(store, app.images):
-        info = store.get_image_info(one.image) if store.files.remote else {}
-        about = {key: info[key] for key in ("Modality", "PatientID", "StudyDate", "StudyInstanceUID") if info.get(key)}
-        rows.append({**asdict(one), "labels": dict(one.labels), "info": about})
-    return {"studies": rows, "remote": store.files.remote}
-
-
-@studies.get("/about", summary="The modality, the grid and the file type of one image")
-def about(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
-    """``shape`` and ``spacing`` are (columns, rows, slices), ``spacing`` in millimetres. It is opened for this."""
-    source = app.images.from_datastore(image)
-    opened = app.images.open(source)
-    grid = opened.volume.grid
-    suffix = ".nii.gz" if source.path.is_dir() else "".join(source.path.suffixes[-2:])
-    return {
-        "image": image,
-        "modality": modality(opened),
-        "shape": list(grid.shape[::-1]),
-        "spacing": [round(float(mm), 4) for mm in grid.spacing[::-1]],
-        "file": "image" + (suffix if suffix.endswith(".gz") else source.path.suffix or suffix),
-    }
-
-
-@studies.get("/thumbnail", summary="A small picture of the middle slice", response_class=Response)
-def picture(app: App, user: AnyUser, image: KnownImage) -> Response:
-    """PNG; the header ``X-Ssmsam-Modality`` says CT, MR or what the file says."""
-    opened = app.images.open(app.images.from_datastore(image))
-    return Response(
-        thumbnail(opened),
-        media_type="image/png",
-        headers={"X-Ssmsam-Modality": modality(opened), "Cache-Control": "private, max-age=300"},
-    )

@@ -116,6 +116,8 @@ class FewShotTask(InferTask):
             keep_the_rest(service.studies, image, mask, values, offered=service.offered, client=asked.client)
         path = write_mask(mask, image.volume, request.format)
         self._serve(image, found, asked.client, clicks)
+        if image.source.image_id:
+            service.studies.expect(image.source.image_id, found.expected)
         beside = self._adapts_beside(asked, name)
         service.background.prefer(image, client=asked.client)
         done = time.perf_counter()
@@ -177,7 +179,7 @@ class FewShotTask(InferTask):
         )  # fmt: skip
 
         def made() -> Answer:
-            with service.jobs.turns.long():
+            with service.jobs.turns.long(progress):
                 prediction = segment(
                     embeddings, task, support=asked.support, clicks=clicks, config=service.config, progress=progress
                 )
@@ -304,11 +306,12 @@ def _with_values(found: Answer, values: Mapping[str, int]) -> np.ndarray:
 
 
 def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, list[int]]:
-    """Label -> the slices, not annotated yet, whose masks are least sure of themselves, the worst first."""
+    """Label -> the slices with a mask, not annotated yet, whose masks are least sure of themselves, the worst first."""
     found = {}
     for number, label in enumerate(prediction.labels):
         annotated = {one.index for one in support.get(label, ()) if one.volume == volume}
-        uncertainty = prediction.uncertainty[number] * ~np.isin(prediction.slices, list(annotated))
+        drawn = (prediction.logits[number] > 0).any(axis=(1, 2))
+        uncertainty = prediction.uncertainty[number] * drawn * ~np.isin(prediction.slices, list(annotated))
         worst = np.argsort(-uncertainty, kind="stable")[:HINTS]
         found[label] = [int(prediction.slices[row]) for row in worst if uncertainty[row] > 0.02]
     return found

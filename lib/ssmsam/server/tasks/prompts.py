@@ -6,16 +6,19 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
 from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.clients.slicer import FOR_LABEL, label_choices
 from ssmsam.service.images import OpenImage
-from ssmsam.service.mask_files import centroids, write_mask
+from ssmsam.service.mask_files import MaskFormat, centroids, slice_as_json, write_mask
 from ssmsam.service.prompt_service import PromptService
 
+LEVEL = 17
+"""Uncertainty is told in 16 steps of 255: finer ones make an answer four times as large, and nobody sees them."""
 UNNAMED = "object"
 """The label of a mask when the request names none: viewers use the segment that is selected."""
 
@@ -63,19 +66,18 @@ class PromptTask(InferTask):
             embeddings.plane.stack(result.mask)[index] = mask.array
         segmented = time.perf_counter()
         prompting.serve(image, prompts, result, client)
-        path = write_mask(result.mask, image.volume, request.format)
+        labels = {request.label_as_sent or UNNAMED: 1}
+        path, shown = ("", _slice(result)) if request.slice_only else _volume(result, image, labels, request.format)
         written = time.perf_counter()
         prompting.background.prefer(image, near=prompts.current, client=client)
         seconds = {
             "pre": opened - started, "infer": segmented - opened, "post": 0.0,
             "write": written - segmented, "total": written - started,
         }  # fmt: skip
-        labels = {request.label_as_sent or UNNAMED: 1}
         return path, {
             **result.details,
             "label_names": labels,
-            "centroids": centroids(result.mask, labels),
-            "voxels": int(result.mask.sum()),
+            **shown,
             "latencies": {name: round(value, 4) for name, value in seconds.items()},
             **self._circumstances(image),
         }
@@ -89,3 +91,23 @@ class PromptTask(InferTask):
             "recipe": image.embeddings.recipe.name,
             "encoded_slices": self._prompting.embedder.encoded,
         }
+
+
+def _volume(
+    result: SegmentationResult, image: OpenImage, labels: dict[str, int], format: MaskFormat
+) -> tuple[str, dict[str, Any]]:
+    """The path of the mask as a file, and what the details say of it."""
+    path = write_mask(result.mask, image.volume, format)
+    return path, {"centroids": centroids(result.mask, labels), "voxels": int(result.mask.sum())}
+
+
+def _slice(result: SegmentationResult) -> dict[str, Any]:
+    """The slice that was asked for and where it is uncertain, for the details. The volume is never touched."""
+    embeddings, index = result.embeddings, result.details["slice"]
+    mask, unsure = result.slice_mask(index), result.uncertainty
+    place: dict[str, Any] = {"plane": embeddings.plane, "grid": embeddings.grid}
+    return {
+        "slice_mask": slice_as_json(mask, index, **place),
+        "uncertainty": None if unsure is None else slice_as_json(LEVEL * np.rint(unsure * 255 / LEVEL), index, **place),
+        "voxels": int(mask.sum()),
+    }

@@ -111,7 +111,8 @@ class SliceStrategy(Strategy):
 
     def _forecast(self, image: str, labels: Sequence[str], deadline: Deadline) -> VolumeForecast:
         """Raises one of UNUSABLE; the image is set aside then."""
-        with self._forecasts.service.images.reading(image):
+        service = self._forecasts.service
+        with service.images.reading(image), service.jobs.turns.pausing():
             if self._rule == "random":
                 return self._forecasts.bare(image)
             return self._forecasts.of(image, labels, deadline=deadline)

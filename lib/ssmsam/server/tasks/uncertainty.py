@@ -59,7 +59,7 @@ class UncertaintyMap(InferTask):
                 f"the pinned task checkpoint does not know {label!r}; it knows {', '.join(task.labels)}"
             )
         support = service.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
-        with service.jobs.turns.long():
+        with service.jobs.turns.long(request.progress):
             unsure = uncertainty_map(
                 task,
                 image.embeddings,

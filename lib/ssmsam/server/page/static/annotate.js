@@ -1,548 +1,284 @@
-// One study: clicks, boxes and strokes become masks, masks become annotated slices, and those teach the model.
+// The view of one study: its controls and keys.
 
-import { maskFile, readMask } from './grid.js';
+import * as parts from './finish.js';
+import { Proposal } from './proposal.js';
 import * as server from './server.js';
-import { Stage } from './stage.js';
-import { $, element, failed, keep, notice, per, saved } from './ui.js';
+import { Stage, VIEWS } from './stage.js';
+import { Study } from './study.js';
+import { TOOLS, Tools } from './tools.js';
+import { $, element, failed, notice, remembered, saved, sentence } from './ui.js';
 
-const COLOURS = ['#e0655f', '#5fa8e0', '#e0b95f', '#6fcf97', '#b48be0', '#5fd3d0', '#e08bb9', '#a9c25a', '#d98c4a', '#8b9be0'];
 const WINDOWS = { CT: { 'Soft tissue': [-160, 240], Liver: [-45, 165], Lung: [-1350, 150], Bone: [-650, 1350], Brain: [0, 80], Mediastinum: [-125, 225] },
-  MR: { '0.5–99.5 %': [0.005, 0.995], '1–99 %': [0.01, 0.99], '2–98 %': [0.02, 0.98], '5–95 %': [0.05, 0.95], 'Full range': [0, 1] } };
-const TOOLS = [['positive', 'P', 'Point in'], ['negative', 'X', 'Point out'], ['box', 'B', 'Box'], ['brush', 'D', 'Brush'], ['eraser', 'R', 'Eraser']];
-const STROKE_SAVED_MS = 400, JOBS_MS = 700, MOST_UNDO = 100;
+  MR: { '1–99 %': [0.01, 0.99], '2–98 %': [0.02, 0.98], '0.5–99.5 %': [0.005, 0.995], '5–95 %': [0.05, 0.95], 'Full range': [0, 1] } };
+const NAMES = { slice: 'Slice', planes: 'Planes', '3d': '3-D' };
 
 const query = new URLSearchParams(location.search), image = query.get('image') ?? '';
-const stage = new Stage($('gl'), $('overlay'));
-let labels = [], current = null, tool = 'positive', partial = {}, about = {}, abort = null, drawing = null, timer = 0;
-let uncertain = {}, asked = [];
-const prompts = new Map(); // `${label} ${slice}` -> {positive, negative, box}
-const done = [], undone = [];
+const stage = new Stage($('gl'), $('overlay')), study = new Study(image, stage), tools = new Tools(study, stage), proposal = new Proposal(study);
+let about = {}, unsureShown = true;
 
-// --- one piece of work after the other; what goes wrong is said
-
-let last = Promise.resolve(), waiting = 0;
-function act(work) {
-  waiting += 1;
-  document.body.toggleAttribute('data-busy', true);
-  last = last.then(work).catch(failed).finally(() => {
-    waiting -= 1;
-    document.body.toggleAttribute('data-busy', waiting > 0);
-  });
-  return last;
-}
-
-// --- labels
-
-function labelOf(name, more = {}) {
-  let label = labels.find(one => one.name.toLowerCase() === name.toLowerCase());
-  if (!label) {
-    const value = 1 + Math.max(0, ...labels.map(one => one.value));
-    label = { name, value, colour: COLOURS[(value - 1) % COLOURS.length], visible: true, listed: false, ...more };
-    labels.push(label);
-  }
-  return label;
-}
-
-function remember() {
-  localStorage.setItem('ssmsam-labels', JSON.stringify(labels.map(({ name, colour, listed }) => ({ name, colour, listed }))));
-}
+// --- what is on screen
 
 function drawLabels() {
-  $('labels').replaceChildren(...labels.filter(one => one.listed).map((one, n) => {
-    const colour = element('input', { type: 'color', value: one.colour, 'aria-label': `Colour of ${one.name}`, oninput: event => {
-      one.colour = event.target.value; remember(); stage.colours(labels);
-    } });
-    const eye = element('button', { class: 'icon', 'aria-pressed': String(one.visible), 'aria-label': `Show ${one.name}`, title: 'Show or hide', onclick: () => {
-      one.visible = !one.visible; stage.colours(labels); drawLabels();
-    } }, one.visible ? '◉' : '○');
-    const pick = element('button', { class: 'name', 'aria-pressed': String(one === current), onclick: () => choose(one), ondblclick: () => rename(one) },
-      one.name, ...(n < 9 ? [element('kbd', {}, String(n + 1))] : []));
-    return element('li', { class: one === current ? 'current' : '' }, colour, pick, eye);
+  $('labels').replaceChildren(...study.listed.map((one, n) => {
+    const colour = element('input', { type: 'color', value: one.colour, 'aria-label': `Colour of ${one.name}`, onchange: event => { one.colour = event.target.value; study.keepLabels(); } });
+    const pick = element('button', { class: 'name', 'aria-pressed': String(one === study.current), onclick: () => study.choose(one), ondblclick: () => rename(one) },
+      element('span', {}, one.name), ...(n < 9 ? [element('kbd', {}, String(n + 1))] : []));
+    const pen = element('button', { class: 'icon', title: `Rename ${one.name}`, 'aria-label': `Rename ${one.name}`, onclick: () => rename(one) }, '✎');
+    const eye = element('button', { class: 'icon', title: one.visible ? `Hide ${one.name}` : `Show ${one.name}`, 'aria-label': `Show ${one.name}`, 'aria-pressed': String(one.visible),
+      onclick: () => { one.visible = !one.visible; study.keepLabels(); } }, one.visible ? '◉' : '○');
+    return element('li', { class: one === study.current ? 'current' : '' }, colour, pick, pen, eye);
   }));
 }
 
-function choose(label) {
-  current = label;
-  label.listed = true;
-  remember();
-  drawLabels();
-  showMarks();
-  drawStrip();
-}
-
-// A label that is annotated keeps its name: its annotations are filed under it.
 function rename(label) {
-  const lists = slicesOf(label.name);
-  if (lists.annotated.length || lists.empty.length) return notice(`${label.name} has annotated slices under this name: add a new label instead.`, 'error');
-  const input = element('input', { value: label.name, maxlength: 64, 'aria-label': 'New name' });
-  const stop = () => { const name = input.value.trim(); if (name && !labels.some(one => one !== label && one.name.toLowerCase() === name.toLowerCase())) label.name = name; remember(); drawLabels(); };
-  input.onblur = stop;
-  input.onkeydown = event => { if (event.key === 'Enter') input.blur(); };
-  [...$('labels').children].find(li => li.querySelector('.name')?.firstChild.data === label.name)?.querySelector('.name').replaceWith(input);
-  input.focus();
+  const item = $('labels').children[study.listed.indexOf(label)], input = element('input', { value: label.name, maxlength: 64, 'aria-label': `New name of ${label.name}` });
+  let over = false;
+  const stop = keep => {
+    if (over) return;
+    over = true;
+    try { if (keep) study.rename(label, input.value.trim()); } catch (error) { failed(error); }
+    drawLabels();
+    $('frame').focus();
+  };
+  input.onblur = () => stop(true);
+  input.onkeydown = event => { if (event.key === 'Enter') stop(true); if (event.key === 'Escape') stop(false); };
+  item.querySelector('.name').replaceWith(input);
+  input.select();
 }
-
-// --- what is known of slices
-
-function slicesOf(name) {
-  const plane = [partial].flat().find(one => (one?.axis ?? 2) === 2) ?? {};
-  return { annotated: [], empty: [], ...plane.slices?.[name] };
-}
-const isKnown = (name, k) => { const lists = slicesOf(name); return lists.annotated.includes(k) || lists.empty.includes(k); };
 
 function drawStrip() {
-  const count = stage.grid?.shape[2] ?? 0, name = current?.name ?? '', { annotated, empty } = slicesOf(name);
-  const drawn = drawnSlices(), unsure = new Set(uncertain[name]), wanted = new Set(asked.filter(one => !one.label || one.label === name).map(one => one.slice));
-  if ($('strip').children.length !== count) $('strip').replaceChildren(...Array.from({ length: count }, () => element('i')));
-  const states = Array.from({ length: count }, (_, k) => (annotated.includes(k) ? 'annotated' : empty.includes(k) ? 'empty'
-    : unsure.has(k) ? 'uncertain' : drawn.has(k) ? 'predicted' : 'unknown'));
-  states.forEach((state, k) => {
-    const node = $('strip').children[k];
-    node.className = `${state}${wanted.has(k) ? ' asked' : ''}`;
-    node.title = `slice ${k}: ${state}${wanted.has(k) ? ', asked for' : ''}`;
-  });
-  $('strip').dataset.label = name;
-}
-
-const shown = new Map(); // label -> slices with voxels, kept in step by `put` and `paint`
-const drawnSlices = () => new Set(shown.get(current?.value) ?? []);
-
-function countSlice(k, slice) {
-  const found = new Set(slice);
-  for (const { value } of labels) {
-    if (!shown.has(value)) shown.set(value, new Set());
-    shown.get(value)[found.has(value) ? 'add' : 'delete'](k);
-  }
-}
-
-function put(k, slice) {
-  stage.grid.write(stage.voxels, k, slice);
-  countSlice(k, slice);
-  stage.refresh();
-}
-
-async function refresh() {
-  partial = (await server.annotations(image)).partial;
-  drawStrip();
-}
-
-// --- prompts
-
-const promptsHere = () => {
-  const key = `${current.name} ${stage.slice}`;
-  if (!prompts.has(key)) prompts.set(key, { positive: [], negative: [], box: null });
-  return prompts.get(key);
-};
-
-function showMarks() {
-  const found = current ? prompts.get(`${current.name} ${stage.slice}`) : null;
-  stage.drawMarks(!found ? [] : [...found.positive.map(ijk => ({ ijk })), ...found.negative.map(ijk => ({ ijk, negative: true })),
-    ...(found.box ? [{ from: found.box[0], to: found.box[1] }] : [])]);
-}
-
-function requireLabel() {
-  if (!current) throw new Error('Choose a label first, with 1 to 9 or in the list.');
-  return current;
-}
-
-function segment(change) {
-  requireLabel();
-  const label = current, k = stage.slice, one = promptsHere(), before = structuredClone(one);
-  change(one);
-  showMarks();
-  const wanted = structuredClone(one), pressed = performance.now();
-  return act(async () => {
-    try {
-      const [from, to] = wanted.box ?? [], { mask } = await server.infer('sam_2d', image, { label: label.name, slice: k,
-        foreground: wanted.positive, background: wanted.negative, ...(from && { roi: [from[0], to[0], from[1], to[1], k, k] }) }, { output: 'image' });
-      const voxels = await readMask(mask), found = voxels.subarray(k * stage.grid.area, (k + 1) * stage.grid.area);
-      replaceLabel(label, k, found, { undoes: () => { prompts.set(`${label.name} ${k}`, before); showMarks(); } });
-      window.ssmsam.lastClickMs = performance.now() - pressed;
-      if (isKnown(label.name, k)) await submitSlice(label, k);
-      else saved(`Slice ${k}: kept by the server. Accept with A.`);
-    } catch (error) {
-      prompts.set(`${label.name} ${k}`, before);
-      showMarks();
-      throw error;
-    }
+  const states = study.states(), strip = $('strip');
+  if (strip.children.length !== states.length) strip.replaceChildren(...states.map(() => element('i')));
+  strip.classList.toggle('few', states.length < 120);
+  states.forEach(([state, asked], k) => {
+    const node = strip.children[k], now = `${state}${asked ? ' asked' : ''}`;
+    if (node.className === now) return;
+    node.className = now;
+    node.title = `slice ${k}: ${state === 'empty' ? 'not here' : state}${asked ? ', asked for' : ''}`;
   });
 }
 
-// What another label was annotated with stays.
-function replaceLabel(label, k, found, { undoes = null } = {}) {
-  const before = stage.grid.read(stage.voxels, k), after = before.slice();
-  const kept = new Set(labels.filter(one => one !== label && isKnown(one.name, k)).map(one => one.value));
-  for (let n = 0; n < after.length; n++) {
-    if (after[n] === label.value) after[n] = 0;
-    if (found[n] && !kept.has(after[n])) after[n] = label.value;
+const pictures = new WeakMap(); // what is uncertain, as a picture
+function drawUnsure() {
+  const values = unsureShown && study.current && study.unsure.get(`${study.current.name} ${stage.slice}`);
+  if (values && !pictures.has(values)) {
+    const [width, height] = stage.grid.shape, canvas = element('canvas', { width, height }), context = canvas.getContext('2d'), pixels = context.createImageData(width, height);
+    values.forEach((value, n) => pixels.data.set([255, 190, 60, value * 0.7], 4 * n));
+    context.putImageData(pixels, 0, 0);
+    pictures.set(values, canvas.toDataURL());
   }
-  put(k, after);
-  note({ label, k, before, after, undoes });
+  stage.unsure = values ? { url: pictures.get(values), slice: stage.slice } : null;
+  tools.draw();
 }
 
-function note(change) {
-  done.push(change);
-  if (done.length > MOST_UNDO) done.shift();
-  undone.length = 0;
-  drawStrip();
+// What to do here, in a sentence: an open question of the model, or the first steps.
+function guide() {
+  const { name, value } = study.current, k = stage.slice, known = study.known(name, k), drawn = study.drawn.get(value);
+  if (study.questions[name]?.includes(k) && !known) return `Is there still ${name} here? Click on it, or press E if not.`;
+  const count = study.slicesOf(name).annotated.length;
+  if (count === 0) return drawn?.has(k) ? 'Right click takes away what is wrong, a click adds. A accepts the slice.' : drawn?.size ? '' : `Click on the ${name}, or choose another label on the left.`;
+  if (count === 1 && drawn.size < 2) return `One slice of ${name} is annotated. Annotate one more, then Adapt (F) proposes the rest.`;
+  return count === 2 && drawn.size === 2 ? 'Adapt (F) proposes the rest.' : '';
 }
 
-// --- strokes: a slice that was drawn on counts as annotated as it is drawn
-
-function disc(slice, [i, j], value) {
-  const radius = Number($('brush').value) - 1, [columns, rows] = stage.grid.shape, ratio = stage.grid.spacing[0] / stage.grid.spacing[1];
-  const kept = new Set(labels.filter(one => one !== current && isKnown(one.name, stage.slice)).map(one => one.value));
-  const down = Math.round(radius * ratio);
-  for (let y = Math.max(0, j - down); y <= Math.min(rows - 1, j + down); y++) {
-    for (let x = Math.max(0, i - radius); x <= Math.min(columns - 1, i + radius); x++) {
-      if ((x - i) ** 2 + ((y - j) / ratio) ** 2 > radius ** 2 + 0.25) continue;
-      const n = y * columns + x;
-      if (value ? !kept.has(slice[n]) : slice[n] === current.value) slice[n] = value;
-    }
-  }
+function drawHint() {
+  const text = study.current && document.body.dataset.ready ? guide() : '';
+  $('hint').hidden = !text;
+  $('hint').textContent = text;
 }
 
-function stroke(kind, ijk) {
-  if (kind === 'down') {
-    clearTimeout(timer);
-    const before = stage.grid.read(stage.voxels, stage.slice);
-    drawing = { before, after: before.slice(), last: ijk, k: stage.slice };
-  }
-  if (!drawing) return;
-  if (ijk) {
-    const steps = Math.max(1, ...[0, 1].map(a => Math.abs(ijk[a] - (drawing.last ?? ijk)[a])));
-    for (let n = 0; n <= steps; n++) {
-      const at = [0, 1].map(a => Math.round((drawing.last ?? ijk)[a] + (n / steps) * (ijk[a] - (drawing.last ?? ijk)[a])));
-      disc(drawing.after, at, tool === 'brush' ? current.value : 0);
-    }
-    drawing.last = ijk;
-    put(drawing.k, drawing.after);
-  }
-  if (kind !== 'up') return;
-  const { before, after, k } = drawing, label = current;
-  drawing = null;
-  note({ label, k, before, after });
-  saved('Saving …');
-  timer = setTimeout(() => act(() => submitSlice(label, k)), STROKE_SAVED_MS);
+function drawSlice() {
+  const last = stage.grid.shape[2] - 1;
+  $('slice').value = stage.slice;
+  $('slice').setAttribute('aria-valuetext', `slice ${stage.slice} of ${last}`);
+  $('where').value = `${stage.slice} / ${last}`;
+  drawUnsure();
+  drawHint();
 }
 
-let corner = null;
-stage.addEventListener('pointer', ({ detail: { kind, ijk, negative } }) => {
-  try {
-    requireLabel();
-    if (tool === 'brush' || tool === 'eraser') return stroke(kind, ijk);
-    if (tool === 'box') {
-      if (kind === 'down') corner = ijk;
-      if (corner && ijk && kind === 'move') stage.drawMarks([{ from: corner, to: ijk }]);
-      if (kind === 'up' && corner && ijk && (corner[0] !== ijk[0] || corner[1] !== ijk[1])) {
-        const from = corner;
-        segment(one => { one.box = [from, ijk]; });
-      }
-      if (kind === 'up') corner = null;
-    } else if (kind === 'down' && ijk) segment(one => one[tool === 'negative' || negative ? 'negative' : 'positive'].push(ijk));
-  } catch (error) { if (kind === 'down') failed(error); }
-});
+study.addEventListener('change', () => { drawLabels(); if (stage.grid) { drawStrip(); drawUnsure(); drawHint(); } });
+stage.addEventListener('slice', drawSlice);
+stage.addEventListener('hover', ({ detail }) => { $('value').value = detail ? String(Math.round(stage.intensityAt(detail) * 10) / 10) : ''; });
 
-// --- what counts
-
-async function submitSlice(label, k) {
-  const voxels = stage.grid.read(stage.voxels, k).map(one => (one === label.value ? 1 : 0)), empty = !voxels.includes(1);
-  saved('Saving …');
-  const said = await server.submit(image, await maskFile(stage.grid, { [k]: voxels }), [[label.name, 1]], { [label.name]: { [empty ? 'empty' : 'annotated']: [k] } });
-  partial = said.partial;
-  asked = asked.filter(one => one.slice !== k || (one.label && one.label !== label.name));
-  uncertain[label.name] = (uncertain[label.name] ?? []).filter(one => one !== k);
-  storeHints();
-  drawStrip();
-  saved(`Saved: slice ${k}, ${empty ? `no ${label.name}` : label.name}`);
+function setView(view) {
+  stage.setView(view);
+  for (const one of $('views').children) one.setAttribute('aria-checked', String(one.dataset.view === view));
 }
 
-async function withdraw(label, k) {
-  partial = (await server.change(image, { [label.name]: { withdraw: [k] } })).partial;
-  drawStrip();
-  saved(`Saved: slice ${k} of ${label.name} does not count`);
+function useTool(name) {
+  tools.use(name);
+  for (const one of $('tools').children) one.setAttribute('aria-checked', String(one.dataset.tool === name));
 }
 
-async function step(change, forward) {
-  const { label, k, before, after, known } = change;
-  if (stage.slice !== k) stage.goTo(k);
-  if (before) put(k, forward ? after : before);
-  if (!forward) change.undoes?.();
-  if (known !== undefined && !forward) await (known ? submitSlice(label, k) : withdraw(label, k));
-  else if (known !== undefined || isKnown(label.name, k)) await submitSlice(label, k);
-  drawStrip();
-}
-
-const actions = {
-  accept: () => {
-    const label = requireLabel(), k = stage.slice, known = isKnown(label.name, k);
-    if (!stage.grid.read(stage.voxels, k).includes(label.value)) throw new Error(`There is no ${label.name} drawn on slice ${k}. If it is not there, press E.`);
-    return act(async () => { await submitSlice(label, k); note({ label, k, known }); });
-  },
-  notHere: () => {
-    const label = requireLabel(), k = stage.slice, known = isKnown(label.name, k);
-    return act(async () => {
-      const before = stage.grid.read(stage.voxels, k), after = before.map(one => (one === label.value ? 0 : one));
-      put(k, after);
-      prompts.delete(`${label.name} ${k}`);
-      showMarks();
-      await submitSlice(label, k);
-      note({ label, k, before, after, known });
-    });
-  },
-  eraseSlice: () => {
-    const label = requireLabel(), k = stage.slice;
-    prompts.delete(`${label.name} ${k}`);
-    showMarks();
-    replaceLabel(label, k, new Uint8Array(stage.grid.area));
-    if (isKnown(label.name, k)) return act(() => withdraw(label, k));
-    return null;
-  },
-  undo: () => act(async () => { const one = done.pop(); if (!one) return saved('Nothing to undo'); undone.push(one); await step(one, false); }),
-  redo: () => act(async () => { const one = undone.pop(); if (!one) return saved('Nothing to redo'); done.push(one); await step(one, true); }),
-  nextAsked: () => act(nextAsked),
-  adapt: () => act(adapt),
-  finish: () => act(finish),
-  exportNifti: () => act(async () => keep(await server.download('/datastore/label', { label: image, tag: 'partial' }), `${image}_labels.nii.gz`)),
-  exportNrrd: () => act(async () => keep(await server.download('/datastore/annotations/masks', { image, client_id: server.client }), `${image}_labels.nrrd`)),
-  exportSeg: () => act(async () => keep(await server.infer('fewshot', image, { adapt: false }, { output: 'dicom_seg' }), `${image}_seg.dcm`)),
-  previous: () => stage.goTo(stage.slice - 1),
-  next: () => stage.goTo(stage.slice + 1),
-  previousAnnotated: () => jump(-1),
-  nextAnnotated: () => jump(1),
-  toggleMask: () => stage.setOpacity(stage.opacity, !stage.shown),
-  planes: () => { stage.setPlanes(!stage.planes); $('planes').setAttribute('aria-pressed', String(stage.planes)); },
-  uncertain: () => { const worst = uncertain[requireLabel().name]?.[0]; if (worst === undefined) saved('No uncertain slice is known: adapt first'); else stage.goTo(worst); },
-  help: () => $('help').showModal(),
-  zoomIn: () => stage.zoom(1.2),
-  zoomOut: () => stage.zoom(1 / 1.2),
-};
+// --- actions
 
 function jump(way) {
-  const { annotated, empty } = slicesOf(requireLabel().name), found = [...annotated, ...empty].sort((a, b) => way * (a - b)).find(k => way * (k - stage.slice) > 0);
+  const { annotated, empty } = study.slicesOf(study.needLabel().name), found = [...annotated, ...empty].sort((a, b) => way * (a - b)).find(k => way * (k - stage.slice) > 0);
   if (found === undefined) saved(`No annotated slice ${way > 0 ? 'above' : 'below'}`); else stage.goTo(found);
 }
 
-function visit(one) {
-  if (one.label) choose(labelOf(one.label));
-  stage.goTo(one.slice);
-  notice(`Slice ${one.slice}${one.label ? `, ${one.label}` : ''}: ${one.why.replace(`slice ${one.slice}: `, '')}`);
+function ask(found) {
+  study.asked = found.reasons?.length ? found.reasons.map(({ label, slice, why }) => ({ label, slice, why })) : (found.slices ?? []).map(slice => ({ slice, label: '', why: 'asked for' }));
 }
 
 async function nextAsked() {
-  let open = asked.find(one => !one.seen);
+  let open = study.asked.find(one => !one.seen);
   if (!open) {
+    saved('Choosing slices …');
     const found = await server.nextSlices({ image });
+    saved('');
     if (!found.slices?.length) return notice(found.message ?? 'Nothing is left to annotate here.');
     ask(found);
-    open = asked[0];
+    open = study.asked[0];
   }
   open.seen = true;
-  visit(open);
-  storeHints();
-  drawStrip();
-  return null;
+  if (open.label) study.choose(study.label(open.label));
+  stage.goTo(open.slice);
+  notice(`Slice ${open.slice}${open.label ? `, ${open.label}` : ''}: ${open.why.replace(`slice ${open.slice}: `, '')}`);
+  return study.keepHints();
 }
 
-function ask(found) {
-  asked = found.reasons?.length ? found.reasons.map(({ label, slice, why }) => ({ label, slice, why })) : (found.slices ?? []).map(slice => ({ slice, label: '', why: 'asked for' }));
-}
-const storeHints = () => sessionStorage.setItem(`ssmsam-hints-${image}`, JSON.stringify({ uncertain, asked }));
-
-// --- adaptation
-
-function paint(voxels, names) {
-  const table = new Map(Object.entries(names).map(([name, value]) => [value, labelOf(name, { listed: true })]));
-  const replaced = new Set([...table.values()].map(one => one.value)), { area, shape } = stage.grid;
-  for (let k = 0; k < shape[2]; k++) {
-    const slice = stage.grid.read(stage.voxels, k);
-    for (let n = 0, at = k * area; n < area; n++, at++) {
-      const label = table.get(voxels[at]);
-      if (label) slice[n] = label.value;
-      else if (replaced.has(slice[n])) slice[n] = 0;
-    }
-    stage.grid.write(stage.voxels, k, slice);
-    countSlice(k, slice);
-  }
-  stage.colours(labels);
-  stage.refresh();
-  drawLabels();
-  drawStrip();
+function nextUncertain() {
+  const slices = study.uncertain[study.needLabel().name] ?? [], at = slices.indexOf(stage.slice);
+  if (!slices.length) return saved('No uncertain slice is known: adapt first');
+  return stage.goTo(slices[(at + 1) % slices.length]);
 }
 
-async function adapt() {
-  abort = new AbortController();
-  const { signal } = abort;
-  $('job').hidden = false;
-  showJob(null);
-  let following = true, job = null;
-  (async () => {
-    while (following) {
-      const mine = (await server.jobs().catch(() => [])).filter(one => one.image === image && !['done', 'failed', 'cancelled'].includes(one.state));
-      job = mine.at(0) ?? null;
-      if (following) showJob(job);
-      await new Promise(go => setTimeout(go, JOBS_MS));
-    }
-  })();
-  $('cancel').onclick = () => { abort.abort(); if (job) server.cancelJob(job.id).catch(failed); saved('Stopped'); };
-  try {
-    const first = await server.infer('fewshot', image, { adapt: true }, { signal });
-    paint(await readMask(first.mask), first.labels);
-    estimate(first.details);
-    if (!first.details.job) return notice(first.detail);
-    for (;;) {
-      const found = await server.call(`/jobs/${encodeURIComponent(first.details.job)}`, { signal }).then(answer => answer.json());
-      if (['failed', 'cancelled'].includes(found.state)) return notice(found.detail || 'The adaptation was stopped; the proposal stays.');
-      if (found.state === 'done') break;
-      await new Promise(go => setTimeout(go, JOBS_MS));
-    }
-    const second = await server.infer('fewshot', image, { adapt: true }, { signal });
-    paint(await readMask(second.mask), second.labels);
-    estimate(second.details, first.details.expected_dice);
-    notice(second.detail);
-  } finally {
-    following = false;
-    $('job').hidden = true;
-  }
-  return null;
-}
+const exporting = format => () => study.act(() => parts.download(study, format));
+const actions = {
+  accept: () => study.accept(), notHere: () => study.notHere(), erase: () => study.erase(), undo: () => study.undo(), redo: () => study.redo(),
+  nextAsked: () => study.act(nextAsked), uncertain: nextUncertain, adapt: () => proposal.adapt(), finish: () => study.act(() => parts.finish(study)),
+  nifti: exporting('nifti'), nrrd: exporting('nrrd'), dicom_seg: exporting('dicom_seg'), rtstruct: exporting('rtstruct'),
+  previous: () => stage.goTo(stage.slice - 1), next: () => stage.goTo(stage.slice + 1), back10: () => stage.goTo(stage.slice - 10), on10: () => stage.goTo(stage.slice + 10),
+  previousAnnotated: () => jump(-1), nextAnnotated: () => jump(1),
+  toggleMask: () => { stage.setOpacity(stage.opacity, !stage.shown); $('masks').setAttribute('aria-pressed', String(stage.shown)); },
+  toggleUnsure: () => { unsureShown = !unsureShown; $('unsure').setAttribute('aria-pressed', String(unsureShown)); drawUnsure(); },
+  window: () => { const list = $('window'); list.selectedIndex = (list.selectedIndex + 1) % list.length; list.onchange(); },
+  view: () => setView(VIEWS[(VIEWS.indexOf(stage.view) + 1) % VIEWS.length]), before: () => proposal.showBefore(true),
+  zoomIn: () => stage.zoom(1.2), zoomOut: () => stage.zoom(1 / 1.2), press: () => tools.pressCursor(), help: () => $('help').showModal(),
+};
 
-function showJob(job) {
-  const share = job?.total ? ` ${job.done} of ${job.total}` : '', left = job?.eta_s == null ? '' : `, ${Math.ceil(job.eta_s)} s left`;
-  $('job').querySelector('span').textContent = job ? `${job.phase || job.state}${share}${left}` : 'waits for the server';
-  const bar = $('job').querySelector('progress');
-  if (job?.total) { bar.max = job.total; bar.value = job.done; } else bar.removeAttribute('value');
-}
+const KEYS = [['a', 'accept', 'Accept the mask of this slice'], ['e', 'notHere', 'The label is not on this slice'], ['Delete', 'erase', 'Erase the label on this slice'],
+  ['z', 'undo', 'Undo'], ['y', 'redo', 'Redo'], ['ArrowUp', 'next', 'Next slice'], ['ArrowDown', 'previous', 'Previous slice'], ['PageUp', 'on10', 'Ten slices on'],
+  ['PageDown', 'back10', 'Ten slices back'], [']', 'nextAnnotated', 'Next annotated slice'], ['[', 'previousAnnotated', 'Previous annotated slice'],
+  ['n', 'nextAsked', 'Next slice to annotate, and why'], ['f', 'adapt', 'Adapt, and propose the rest'], ['u', 'uncertain', 'Next uncertain slice'],
+  ['o', 'before', 'Held: the masks before the adaptation'], ['t', 'toggleMask', 'Show or hide masks'], ['q', 'toggleUnsure', 'Show or hide what is uncertain'],
+  ['w', 'window', 'Next window'], ['v', 'view', 'Slice, planes, 3-D'], ['+', 'zoomIn', 'Zoom in'], ['-', 'zoomOut', 'Zoom out'], ['Enter', 'press', 'Put the cursor down'], ['?', 'help', 'This list']];
+const MORE = [['1–9', 'Choose a label'], ...TOOLS.map(([, key, title]) => [key, title]), ['Shift+arrows', 'Move the cursor'], ['Right click', 'Point out'],
+  ['Wheel', 'Change the slice'], ['Ctrl+wheel', 'Zoom'], ['Middle drag', 'Move the image']];
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-function estimate(details, before = {}) {
-  const far = details.expected_dice ?? {};
-  uncertain = structuredClone(details.uncertain_slices ?? {});
-  storeHints();
-  $('estimate').replaceChildren(element('h3', {}, 'Expected Dice'), element('ul', {}, ...Object.entries(far).map(([label, value]) => {
-    const change = before?.[label] !== undefined && Math.abs(value - before[label]) >= 0.005 ? ` (was ${per(before[label])})` : '';
-    const first = uncertain[label] ?? [];
-    return element('li', {}, `${label} ${per(value)}${change}`, ...first.map(k => element('button', { class: 'link', title: 'Look here first', onclick: () => { choose(labelOf(label)); stage.goTo(k); } }, `slice ${k}`)));
-  })));
-  drawStrip();
-}
+const run = name => { try { actions[name]()?.catch?.(failed); } catch (error) { failed(error); } };
 
-async function finish() {
-  const ask = text => new Promise(resolve => {
-    $('ask-text').textContent = text;
-    $('ask').onclose = () => resolve($('ask').returnValue === 'yes');
-    $('ask').returnValue = '';
-    $('ask').showModal();
-  });
-  try {
-    await server.message('finish_volume', image, {});
-  } catch (error) {
-    if (error.status !== 409) throw error;
-    if (!await ask(error.message.replace(/\. Run finish_volume again.*$/, '.'))) return notice('Nothing was finished.');
-  }
-  const said = await server.message('finish_volume', image, { confirm: true });
-  notice(said.detail);
-  saved('Saved: the study is finished');
-  return refresh();
-}
-
-// --- keys and controls
-
-const KEYS = [['a', 'accept', 'Accept the mask of this slice'], ['e', 'notHere', 'The label is not on this slice'], ['Delete', 'eraseSlice', 'Erase the label on this slice'],
-  ['z', 'undo', 'Undo'], ['y', 'redo', 'Redo'], ['ArrowUp', 'next', 'Next slice'], ['ArrowDown', 'previous', 'Previous slice'], [']', 'nextAnnotated', 'Next annotated slice'],
-  ['[', 'previousAnnotated', 'Previous annotated slice'], ['n', 'nextAsked', 'Next slice to annotate, and why'], ['u', 'uncertain', 'The most uncertain slice'], ['t', 'toggleMask', 'Show or hide masks'],
-  ['f', 'adapt', 'Adapt, and propose the rest'], ['v', 'planes', 'One slice or three planes'], ['+', 'zoomIn', 'Zoom in'], ['-', 'zoomOut', 'Zoom out'], ['?', 'help', 'This list']];
-
-const run = name => { try { const found = actions[name](); found?.catch?.(failed); } catch (error) { failed(error); } };
-
-function useTool(name) {
-  tool = name;
-  for (const one of $('tools').children) one.setAttribute('aria-checked', String(one.dataset.tool === name));
-  $('frame').dataset.tool = name;
-}
-
-addEventListener('keydown', event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector('dialog[open]')) return;
-  if (event.target.matches('input:not([type=range]):not([type=color]), select')) return;
-  if (event.target.matches('input[type=range]') && event.key.startsWith('Arrow')) return;
-  const chosen = TOOLS.find(([, key]) => key === event.key.toUpperCase()), known = KEYS.find(([key]) => key.toLowerCase() === event.key.toLowerCase());
-  if (/^[1-9]$/.test(event.key)) { const label = labels.filter(one => one.listed)[Number(event.key) - 1]; if (label) choose(label); }
-  else if (chosen) useTool(chosen[0]);
-  else if (event.key === 'Backspace') run('eraseSlice');
+function key(event) {
+  if (!stage.grid || event.ctrlKey || event.metaKey || event.altKey || document.querySelector('dialog[open]')) return;
+  const { target } = event;
+  if (target.matches('input:not([type=range]):not([type=color]), select, textarea')) return;
+  if (target.matches('input[type=range]') && /^(Arrow|Page|Home|End)/.test(event.key)) return;
+  if (target.matches('button, summary, a, input') && ['Enter', ' '].includes(event.key)) return;
+  const name = event.key === 'Backspace' ? 'Delete' : event.key, tool = TOOLS.find(([, one]) => one === name.toUpperCase()), known = KEYS.find(([one]) => one.toLowerCase() === name.toLowerCase());
+  if (event.shiftKey && ARROWS[name]) tools.moveCursor(...ARROWS[name]);
+  else if (/^[1-9]$/.test(name)) { const label = study.listed[Number(name) - 1]; if (label) study.choose(label); }
+  else if (tool) useTool(tool[0]);
   else if (known) run(known[1]);
   else return;
   event.preventDefault();
-});
+}
+
+function radios(place, of, chosen, choose) {
+  place.replaceChildren(...of.map(([name, title, more]) => element('button', { role: 'radio', 'aria-checked': String(name === chosen), ...more, onclick: () => choose(name) }, ...title)));
+}
 
 function controls() {
-  $('tools').replaceChildren(...TOOLS.map(([name, key, title]) => element('button', { role: 'radio', 'data-tool': name, onclick: () => useTool(name) }, title, element('kbd', {}, key))));
-  useTool('positive');
+  radios($('tools'), TOOLS.map(([name, letter, title]) => [name, [title, element('kbd', {}, letter)], { 'data-tool': name }]), 'positive', useTool);
+  radios($('views'), VIEWS.map(name => [name, [NAMES[name]], { 'data-view': name, title: `${NAMES[name]} (V)` }]), 'slice', setView);
   document.querySelectorAll('[data-do]').forEach(button => { button.onclick = () => run(button.dataset.do); });
-  $('planes').onclick = () => run('planes');
   $('help-button').onclick = () => run('help');
-  $('brush').oninput = () => { $('brush-size').value = $('brush').value; };
+  $('brush').oninput = () => { $('brush-size').value = $('brush').value; tools.radius = Number($('brush').value); };
   $('opacity').oninput = () => stage.setOpacity(Number($('opacity').value) / 100);
   $('slice').oninput = () => stage.goTo(Number($('slice').value));
   $('add-label').onsubmit = event => {
     event.preventDefault();
     const name = event.target.name.value.trim();
-    if (name) { choose(labelOf(name)); stage.colours(labels); }
+    if (name) study.choose(study.label(name));
     event.target.reset();
     $('frame').focus();
   };
-  $('keys').replaceChildren(...[...KEYS, ['1–9', '', 'Choose a label'], ...TOOLS.map(([, key, title]) => [key, '', title]), ['Shift + click', '', 'Point out'], ['Wheel', '', 'Change the slice; with Ctrl zoom']]
-    .flatMap(([key, , what]) => [element('dt', {}, element('kbd', {}, key.length === 1 ? key.toUpperCase() : key)), element('dd', {}, what)]));
-  stage.addEventListener('slice', () => {
-    $('slice').value = stage.slice;
-    $('slice').setAttribute('aria-valuetext', `slice ${stage.slice} of ${stage.grid.shape[2] - 1}`);
-    $('where').value = `${stage.slice} / ${stage.grid.shape[2] - 1}`;
-    showMarks();
-  });
+  const short = { ArrowUp: '↑', ArrowDown: '↓', Delete: 'Del' };
+  $('keys').replaceChildren(...[...KEYS.map(([one, , what]) => [short[one] ?? (one.length === 1 ? one.toUpperCase() : one), what]), ...MORE]
+    .map(([one, what]) => element('div', {}, element('dt', {}, element('kbd', {}, one)), element('dd', {}, what))));
+  addEventListener('keydown', key);
+  addEventListener('keyup', event => { if (event.key.toLowerCase() === 'o') proposal.showBefore(false); });
+  addEventListener('blur', () => proposal.showBefore(false));
+  addEventListener('beforeunload', event => { if (document.body.hasAttribute('data-busy')) event.preventDefault(); });
 }
 
-function windows() {
-  const kind = about.modality === 'CT' ? 'CT' : 'MR', presets = Object.entries(WINDOWS[kind]);
-  const use = ([, range]) => stage.window(...(kind === 'CT' ? range : stage.percentiles(range)));
+function windows(kind) {
+  const presets = Object.entries(WINDOWS[kind]), use = ([, range]) => stage.window(...(kind === 'CT' ? range : stage.percentiles(range)));
   $('window').replaceChildren(...presets.map(([name], n) => element('option', { value: n }, name)));
   $('window').onchange = () => use(presets[$('window').value]);
-  use(presets[0]);
+  if (kind !== 'CT') use(presets[0]); // a CT was opened with its first window
+}
+
+// --- opening
+
+function labels(offered) {
+  for (const one of remembered('labels', [])) study.label(one.name, { colour: one.colour, listed: one.listed });
+  if (!study.listed.length) offered.slice(0, 4).forEach(name => { study.label(name).listed = true; });
+  offered.forEach(name => study.label(name));
+  $('add-label').name.setAttribute('list', 'known-labels');
+  $('add-label').append(element('datalist', { id: 'known-labels' }, ...offered.map(name => element('option', { value: name }))));
+}
+
+// The middle slice is there before the volume is.
+async function firstPicture() {
+  const answer = await server.picture(image), towards = answer.headers.get('X-Ssmsam-Towards')?.split(' ') ?? [], [row, column] = (answer.headers.get('X-Ssmsam-Spacing') ?? '1 1').split(' ').map(Number);
+  const first = $('first');
+  first.src = URL.createObjectURL(await answer.blob());
+  await first.decode();
+  const tall = first.naturalHeight * row, wide = first.naturalWidth * column, scale = Math.min(first.parentNode.clientWidth / wide, first.parentNode.clientHeight / tall);
+  Object.assign(first.style, { width: `${wide * scale}px`, height: `${tall * scale}px`, transform: `scale(${towards[1] === 'R' ? -1 : 1}, ${['A', 'S'].includes(towards[0]) ? -1 : 1})` });
+  first.hidden = false;
+  window.ssmsam.firstImageMs = performance.now();
 }
 
 async function start() {
   controls();
-  window.ssmsam = { stage, server, labels: () => labels, partial: () => partial };
-  if (!image) throw new Error('No study is named: choose one in the list.');
+  window.ssmsam = { stage, server, study, tools, proposal, labels: () => study.labels, partial: () => study.partial };
+  if (!image) throw new Error('No study is named: choose one in the list');
   if (!document.body.dataset.niivue) { $('loading').hidden = true; return; }
+  firstPicture().catch(() => {}); // what is wrong with the image is said below
   const [niivue, found, info] = await Promise.all([import('./niivue.js'), server.about(image), server.info()]);
   about = found;
   $('study').textContent = `${image} · ${about.modality} · ${about.shape.join(' × ')}`;
+  $('study').title = `${about.spacing.join(' × ')} mm`;
   document.title = `${image} · ssmsam`;
-  for (const one of JSON.parse(localStorage.getItem('ssmsam-labels') ?? '[]')) labelOf(one.name, { colour: one.colour, listed: one.listed });
-  info.labels.slice(0, 4).forEach(name => { labelOf(name).listed = true; });
-  info.labels.forEach(name => labelOf(name));
-  $('add-label').name.setAttribute('list', 'known-labels');
-  $('add-label').append(element('datalist', { id: 'known-labels' }, ...info.labels.map(name => element('option', { value: name }))));
-  const url = `${server.root}/datastore/image?${new URLSearchParams({ image, client_id: server.client })}`;
-  await stage.open(niivue, url, about.file);
+  labels(info.labels);
+  const kind = about.modality === 'CT' ? 'CT' : 'MR';
+  await stage.open(niivue, server.imageAddress(image), kind === 'CT' ? Object.values(WINDOWS.CT)[0] : null);
   $('slice').max = stage.grid.shape[2] - 1;
-  windows();
+  windows(kind);
+  window.ssmsam.openedMs = performance.now();
   $('loading').hidden = true;
-  $('export-seg').hidden = !info.datastore?.remote && !(await server.studies()).remote;
-  const hints = JSON.parse(sessionStorage.getItem(`ssmsam-hints-${image}`) ?? '{}'), offered = JSON.parse(sessionStorage.getItem(`ssmsam-asked-${image}`) ?? 'null');
-  uncertain = hints.uncertain ?? {};
-  asked = hints.asked ?? [];
-  if (offered) { ask(offered); sessionStorage.removeItem(`ssmsam-asked-${image}`); }
-  await refresh();
-  const known = await server.call('/datastore/annotations/masks', { params: { image, client_id: server.client } });
-  const names = JSON.parse(decodeURIComponent(known.headers.get('X-Ssmsam-Labels') || '%7B%7D'));
-  paint(await readMask(await known.blob()), names);
-  choose(labels.find(one => slicesOf(one.name).annotated.length) ?? labels.find(one => one.listed));
-  stage.goTo(query.get('slice') ? Number(query.get('slice')) : slicesOf(current.name).annotated[0] ?? stage.slice);
+  const hints = remembered(`hints-${image}`, {}), offered = remembered(`asked-${image}`, null);
+  study.uncertain = hints.uncertain ?? {};
+  study.questions = hints.questions ?? {};
+  study.asked = hints.asked ?? [];
+  if (offered) { ask(offered); localStorage.removeItem(`ssmsam-asked-${image}`); }
+  await study.load();
+  study.choose(study.labels.find(one => study.slicesOf(one.name).annotated.length) ?? study.listed[0]);
+  stage.goTo(query.get('slice') ? Number(query.get('slice')) : study.slicesOf(study.current.name).annotated[0] ?? stage.slice);
   $('frame').focus();
   document.body.dataset.ready = 'yes';
+  drawHint();
+  parts.showReview(study).then(row => proposal.show(row?.expected ?? {})).catch(failed);
+  parts.showMeasurements(study).catch(failed);
 }
 
 start().catch(error => {
-  $('loading').textContent = error.message;
+  $('first').hidden = true;
+  $('loading').hidden = false;
+  $('loading').querySelector('span').textContent = sentence(error.message);
   $('loading').classList.add('error');
   console.warn(error);
 });

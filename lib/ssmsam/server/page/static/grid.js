@@ -44,8 +44,22 @@ export class Grid {
       for (let i = 0; i < columns; i++, to += si) volume[to] = slice[from++];
     }
   }
+
+  // One plane of the viewer, across its axis of stored slices, as a texture takes it.
+  plane(volume, at) {
+    const [nx, ny, nz] = this.dims, axis = this.sliceAxis;
+    if (axis === 2) return volume.subarray(at * nx * ny, (at + 1) * nx * ny);
+    const found = new Uint8Array(axis === 0 ? ny * nz : nx * nz);
+    let to = 0;
+    for (let z = 0; z < nz; z++) {
+      if (axis === 1) { found.set(volume.subarray((z * ny + at) * nx, (z * ny + at + 1) * nx), z * nx); continue; }
+      for (let y = 0; y < ny; y++) found[to++] = volume[(z * ny + y) * nx + at];
+    }
+    return found;
+  }
 }
 
+export const inflate = (bytes, kind = 'deflate') => through(bytes, new DecompressionStream(kind));
 const through = async (bytes, stream) => new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
 
 // The voxels of a NIfTI or NRRD mask of one byte each, in stored order.

@@ -6,12 +6,16 @@ export class Refused extends Error {
   constructor(message, status) { super(message); this.status = status; }
 }
 
-// Who works here: one name for each browser, so that its masks come back after a reload.
+// Who works here: one name for each browser until its reader gives one, so that masks come back after a reload.
 export const client = (() => {
   let name = localStorage.getItem('ssmsam-client');
   if (!name) localStorage.setItem('ssmsam-client', name = `page-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`);
   return name;
 })();
+export function callMyself(name) {
+  localStorage.setItem('ssmsam-client', name);
+  location.reload();
+}
 
 export const headers = () => {
   const token = sessionStorage.getItem('ssmsam-token');
@@ -72,6 +76,7 @@ export const about = image => call('/studies/about', { params: { image } }).then
 export const thumbnail = image => call('/studies/thumbnail', { params: { image } });
 export const annotations = image => call('/datastore/annotations', { params: { image } }).then(json);
 export const jobs = () => call('/jobs').then(json).then(found => found.jobs);
+export const job = (id, signal) => call(`/jobs/${encodeURIComponent(id)}`, { signal }).then(json);
 export const cancelJob = id => call(`/jobs/${encodeURIComponent(id)}`, { method: 'DELETE' }).then(json);
 export const checkpoints = () => call('/checkpoints').then(json);
 export const activate = (name, pin = false) => call(`/checkpoints/${encodeURIComponent(name)}/activate`, { method: 'POST', params: { pin } });
@@ -91,22 +96,33 @@ export const change = (image, slices) => call('/datastore/annotations', {
   method: 'PUT', params: { image }, body: form({ partial: JSON.stringify({ axis: 2, slices }), client_id: client }),
 }).then(json);
 
-// A model's mask (a gzipped NIfTI) and what the server says of it.
-export async function infer(model, image, options, { output = '', signal } = {}) {
-  const params = { client_id: client, result_extension: '.nii.gz', ...options };
-  const answer = await call(`/infer/${model}`, {
-    method: 'POST', signal, params: { image, ...(output && { output }) }, body: form({ params: JSON.stringify(params) }),
-  });
-  if (output === 'image') {
-    const header = name => JSON.parse(decodeURIComponent(answer.headers.get(name) || 'null'));
-    return { mask: await answer.blob(), labels: header('X-Ssmsam-Labels') ?? {}, detail: header('X-Ssmsam-Detail') ?? '' };
-  }
-  if (output) return answer.blob();
-  const parts = await answer.formData(), details = JSON.parse(parts.get('params'));
-  return { mask: parts.get('image'), labels: details.label_names, detail: details.detail, details };
-}
-export const message = (model, image, options) => infer(model, image, options, { output: 'json' }).then(async blob => {
-  const said = JSON.parse(await blob.text());
-  return said.params ?? said;
+const inferred = (model, image, options, { output = '', signal } = {}) => call(`/infer/${model}`, {
+  method: 'POST', signal, params: { image, ...(output && { output }) },
+  body: form({ params: JSON.stringify({ client_id: client, result_extension: '.nii.gz', ...options }) }),
 });
-export const download = (path, params) => call(path, { params }).then(answer => answer.blob());
+const details = async answer => { const said = await json(answer); return said.params ?? said; };
+
+// One slice of a label from prompts, and how unsure the server is of each of its voxels.
+export const click = (image, options) => inferred('sam_2d', image, { ...options, answer: 'slice' }, { output: 'json' }).then(details);
+export const message = (model, image, options) => inferred(model, image, options, { output: 'json' }).then(details);
+
+// The rest of a volume: a mask (a gzipped NIfTI), the values of its labels, and what the server says of it.
+export async function propose(image, options, signal) {
+  const parts = await (await inferred('fewshot', image, options, { signal })).formData(), said = JSON.parse(parts.get('params'));
+  return { mask: parts.get('image'), labels: said.label_names, detail: said.detail, details: said };
+}
+
+const header = (answer, name) => JSON.parse(decodeURIComponent(answer.headers.get(name) || '{}'));
+export const masks = async image => {
+  const answer = await call('/datastore/annotations/masks', { params: { image, client_id: client } });
+  return { blob: await answer.blob(), names: header(answer, 'X-Ssmsam-Labels') };
+};
+
+const file = async answer => ({ blob: await answer.blob(), name: /filename="?([^";]+)/.exec(answer.headers.get('Content-Disposition') ?? '')?.[1] ?? 'export' });
+export const exported = (image, format) => call('/studies/export', { params: { image, format } }).then(file);
+export const dataset = only => call('/studies/dataset', { params: { only } }).then(file);
+export const review = (image, verdict, note) => call('/studies/review', { method: 'POST', params: { image, verdict, client_id: client, ...(note && { note }) } }).then(json);
+export const agreement = image => call('/studies/agreement', { params: { image } }).then(json);
+export const measurements = image => call('/studies/measurements', { params: { image } }).then(json);
+export const imageAddress = image => `${root}/studies/image?${new URLSearchParams({ image, client_id: client })}`;
+export const picture = (image, slice) => call('/studies/picture', { params: { image, ...(slice && { slice }) } });

@@ -2,56 +2,65 @@
 
 import { headers } from './server.js';
 import { Grid } from './grid.js';
+import { shape } from './ui.js';
 
-const SVG = 'http://www.w3.org/2000/svg';
+export const VIEWS = ['slice', 'planes', '3d'];
+const RIM = 0.95; // opacity of a mask's outline: it is seen where the fill is faint
+const MOST_ZOOM = 12;
 
 export class Stage extends EventTarget {
   constructor(canvas, overlay) {
     super();
-    Object.assign(this, { canvas, overlay, slice: 0, planes: false, shown: true, opacity: 0.45, marks: [] });
+    Object.assign(this, { canvas, overlay, slice: 0, view: 'slice', shown: true, opacity: 0.3, marks: [], unsure: null });
     overlay.addEventListener('pointerdown', event => this.#pointer('down', event));
     overlay.addEventListener('pointermove', event => this.#pointer('move', event));
     overlay.addEventListener('pointerup', event => this.#pointer('up', event));
+    overlay.addEventListener('pointerleave', () => this.#hover(null));
     overlay.addEventListener('contextmenu', event => event.preventDefault());
     overlay.addEventListener('wheel', event => {
       event.preventDefault();
-      if (event.ctrlKey) return this.zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1);
+      if (event.ctrlKey) return this.zoom(event.deltaY < 0 ? 1.15 : 1 / 1.15, this.#pixel(event));
       this.goTo(this.slice + Math.sign(event.deltaY));
     }, { passive: false });
     new ResizeObserver(() => requestAnimationFrame(() => this.drawMarks())).observe(canvas);
   }
 
-  async open(module, url, name) {
+  // ``range``: the lowest and highest intensity to show, where it is known before.
+  async open(module, url, range = null) {
     this.nv = new module.Niivue({
       backColor: [0.03, 0.04, 0.05, 1], isRadiologicalConvention: true, isForceMouseClickToVoxelCenters: true, crosshairWidth: 0,
       crosshairColor: [0.35, 0.65, 0.85, 0.6], show3Dcrosshair: false, dragAndDropEnabled: false, isColorbar: false, isNearestInterpolation: false,
-      multiplanarShowRender: 0, fontColor: [0.75, 0.8, 0.85, 1], logLevel: 'error', fontMinPx: 15, isOrientationTextVisible: true, loadingText: '',
+      multiplanarShowRender: 1, multiplanarLayout: 2, fontColor: [0.85, 0.88, 0.92, 1], logLevel: 'error', fontMinPx: 16, isOrientationTextVisible: true,
+      showAllOrientationMarkers: true, loadingText: '',
     });
-    this.types = [this.nv.sliceTypeSagittal, this.nv.sliceTypeCoronal, this.nv.sliceTypeAxial];
-    this.every = this.nv.sliceTypeMultiplanar;
-    await this.nv.attachToCanvas(this.canvas);
-    await this.nv.loadVolumes([{ url, name, headers: headers() }]);
-    const volume = this.volume = this.nv.volumes[0], { dims, pixDims, affine } = volume.hdr;
+    const { nv } = this;
+    this.types = [nv.sliceTypeSagittal, nv.sliceTypeCoronal, nv.sliceTypeAxial];
+    await nv.attachToCanvas(this.canvas);
+    await nv.loadVolumes([{ url, name: 'image.nii', headers: headers(), ...(range && { cal_min: range[0], cal_max: range[1] }) }]);
+    const volume = this.volume = nv.volumes[0], { dims, pixDims, affine } = volume.hdr;
     this.grid = new Grid({ permutation: [...volume.permRAS], shape: [...dims.slice(1, 4)], affine, spacing: [...pixDims.slice(1, 4)] });
-    this.nv.createEmptyDrawing();
-    this.nv.setDrawOpacity(this.opacity);
-    this.setPlanes(false);
+    nv.createEmptyDrawing();
+    this.setOpacity(this.opacity);
+    this.setView('slice');
     this.goTo(Math.floor(this.grid.shape[2] / 2));
   }
 
   get voxels() { return this.nv.drawBitmap; }
 
-  setPlanes(on) {
-    this.planes = on;
-    this.nv.opts.crosshairWidth = on ? 1 : 0;
-    this.nv.setSliceType(on ? this.every : this.types[this.grid.sliceAxis]);
+  setView(view) {
+    const { nv } = this, all = { slice: this.types[this.grid.sliceAxis], planes: nv.sliceTypeMultiplanar, '3d': nv.sliceTypeRender };
+    const faint = view === '3d' ? 0 : 1; // the body would hide the masks
+    this.view = view;
+    nv.opts.crosshairWidth = view === 'planes' ? 1 : 0;
+    nv.opts.isOrientCube = view === '3d';
+    if (this.volume.opacity !== faint) { this.volume.opacity = faint; nv.updateGLVolume(); }
+    nv.setSliceType(all[view]);
     this.drawMarks();
   }
 
   goTo(k, ij = null) {
     k = Math.max(0, Math.min(this.grid.shape[2] - 1, k));
-    const at = this.grid.toStored([...this.nv.frac2vox(this.nv.scene.crosshairPos)]);
-    const [i, j] = ij ?? at;
+    const [i, j] = ij ?? this.grid.toStored([...this.nv.frac2vox(this.nv.scene.crosshairPos)]);
     this.slice = k;
     this.nv.scene.crosshairPos = this.nv.vox2frac(this.grid.toViewer([i, j, k]));
     this.nv.drawScene();
@@ -59,10 +68,23 @@ export class Stage extends EventTarget {
     this.dispatchEvent(new Event('slice'));
   }
 
-  zoom(factor) {
-    const pan = this.nv.scene.pan2Dxyzmm;
-    this.nv.setPan2Dxyzmm([pan[0], pan[1], pan[2], Math.max(1, Math.min(10, pan[3] * factor))]);
+  // --- zoom and pan: what is under the mouse stays there
+
+  zoom(factor, pixel = [this.canvas.width / 2, this.canvas.height / 2]) {
+    if (this.view === '3d') { this.nv.setScale(this.nv.scene.volScaleMultiplier * factor); return; }
+    const frac = this.nv.canvasPos2frac(pixel), pan = [...this.nv.scene.pan2Dxyzmm];
+    pan[3] = Math.max(1, Math.min(MOST_ZOOM, pan[3] * factor));
+    this.nv.setPan2Dxyzmm(pan[3] === 1 ? [0, 0, 0, 1] : pan);
+    if (frac[0] >= 0 && pan[3] > 1) this.#hold(frac, pixel);
     this.drawMarks();
+  }
+
+  #hold(frac, pixel) {
+    const now = this.nv.canvasPos2frac(pixel);
+    if (now[0] < 0) return;
+    const [a, b] = [this.nv.frac2mm(frac), this.nv.frac2mm(now)], pan = [...this.nv.scene.pan2Dxyzmm];
+    for (let axis = 0; axis < 3; axis++) pan[axis] += pan[3] * (b[axis] - a[axis]);
+    this.nv.setPan2Dxyzmm(pan);
   }
 
   window(low, high) {
@@ -74,11 +96,22 @@ export class Stage extends EventTarget {
   // The intensities below which a share of the voxels lies.
   percentiles(shares) {
     const { img } = this.volume, step = Math.max(1, Math.floor(img.length / 200000)), sample = [];
-    const { scl_slope: slope, scl_inter: inter } = this.volume.hdr, m = slope || 1;
-    for (let n = 0; n < img.length; n += step) sample.push(img[n] * m + (inter || 0));
+    for (let n = 0; n < img.length; n += step) sample.push(this.#intensity(img[n]));
     sample.sort((a, b) => a - b);
     return shares.map(share => sample[Math.round(share * (sample.length - 1))]);
   }
+
+  #intensity(raw) {
+    const { scl_slope: slope, scl_inter: inter } = this.volume.hdr;
+    return raw * (slope || 1) + (inter || 0);
+  }
+
+  intensityAt(ijk) {
+    const [columns, rows] = this.grid.shape;
+    return this.#intensity(this.volume.img[(ijk[2] * rows + ijk[1]) * columns + ijk[0]]);
+  }
+
+  // --- masks
 
   colours(labels) {
     const map = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [''] };
@@ -87,23 +120,45 @@ export class Stage extends EventTarget {
       map.R.push(r); map.G.push(g); map.B.push(b); map.A.push(visible ? 255 : 0); map.I.push(value); map.labels.push(name);
     }
     this.nv.setDrawColormap(map);
+    this.nv.drawScene();
   }
 
   setOpacity(opacity, shown = this.shown) {
     Object.assign(this, { opacity, shown });
-    this.nv.setDrawOpacity(shown ? opacity : 0);
+    this.nv.drawRimOpacity = shown ? RIM : 0;
+    this.nv.setDrawOpacity(shown ? Math.max(0.01, opacity) : 0);
   }
 
-  refresh() { this.nv.refreshDrawing(true); }
+  refresh() { this.#upload([0, 0, 0], this.grid.dims, this.voxels); }
+
+  // One stored slice to the screen: a whole volume takes too long for every stroke.
+  refreshSlice(k) {
+    const { dims, sliceAxis: axis } = this.grid, plane = [...dims], from = [0, 0, 0];
+    from[axis] = this.grid.toViewer([0, 0, k])[axis];
+    plane[axis] = 1;
+    this.#upload(from, plane, this.grid.plane(this.voxels, from[axis]));
+  }
+
+  #upload(from, size, voxels) {
+    const { gl, drawTexture } = this.nv;
+    gl.activeTexture(gl.TEXTURE7); // where NiiVue keeps the drawing
+    gl.bindTexture(gl.TEXTURE_3D, drawTexture);
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    gl.texSubImage3D(gl.TEXTURE_3D, 0, ...from, ...size, gl.RED, gl.UNSIGNED_BYTE, voxels);
+    this.nv.drawScene();
+  }
 
   // --- places on screen
 
-  #place(event) {
+  #pixel(event) {
     const { left, top, width } = this.canvas.getBoundingClientRect(), dpr = this.canvas.width / width;
-    const x = (event.clientX - left) * dpr, y = (event.clientY - top) * dpr, tile = this.nv.tileIndex(x, y);
-    const screen = this.nv.screenSlices[tile];
+    return [(event.clientX - left) * dpr, (event.clientY - top) * dpr];
+  }
+
+  #place(event) {
+    const pixel = this.#pixel(event), screen = this.nv.screenSlices[this.nv.tileIndex(...pixel)];
     if (!screen || screen.axCorSag > 2) return null;
-    const frac = this.nv.canvasPos2frac([x, y]);
+    const frac = this.nv.canvasPos2frac(pixel);
     if (!frac || frac[0] < 0) return null;
     const ijk = this.grid.toStored([...this.nv.frac2vox(frac)]);
     if (ijk.some((one, axis) => one < 0 || one >= this.grid.shape[axis])) return null;
@@ -111,35 +166,70 @@ export class Stage extends EventTarget {
   }
 
   #pointer(kind, event) {
-    if (!this.grid || (kind === 'move' && !event.buttons)) return;
+    if (!this.grid) return;
     if (kind === 'down') this.overlay.setPointerCapture(event.pointerId);
+    if (this.view === '3d') return this.#turn(event);
+    if (event.button === 1 || event.buttons === 4) return this.#pan(kind, event);
     const place = this.#place(event);
-    if (place && !place.ofSlices && kind !== 'up') return this.goTo(place.ijk[2], place.ijk);
+    if (place && !place.ofSlices && kind !== 'up' && event.buttons) return this.goTo(place.ijk[2], place.ijk);
     if (place?.ofSlices) place.ijk[2] = this.slice;
-    this.dispatchEvent(new CustomEvent('pointer', { detail: { kind, ijk: place?.ofSlices ? place.ijk : null, negative: event.shiftKey || event.button === 2 || event.buttons === 2 } }));
+    const ijk = place?.ofSlices ? place.ijk : null;
+    if (kind === 'move') this.#hover(ijk);
+    if (kind === 'move' && !event.buttons) return;
+    this.dispatchEvent(new CustomEvent('pointer', { detail: { kind, ijk, negative: event.shiftKey || event.button === 2 || event.buttons === 2 } }));
   }
 
-  // Where a voxel of the slice on screen is, in pixels of the page relative to the canvas.
+  #pan(kind, event) {
+    event.preventDefault();
+    const pixel = this.#pixel(event);
+    if (kind === 'down') this.held = this.nv.canvasPos2frac(pixel);
+    else if (kind === 'move' && this.held?.[0] >= 0) { this.#hold(this.held, pixel); this.drawMarks(); }
+  }
+
+  #turn(event) {
+    if (event.buttons !== 1) return;
+    const { renderAzimuth: a, renderElevation: e } = this.nv.scene;
+    this.nv.setRenderAzimuthElevation(a - event.movementX, Math.max(-90, Math.min(90, e + event.movementY)));
+  }
+
+  #hover(ijk) { this.dispatchEvent(new CustomEvent('hover', { detail: ijk })); }
+
+  // Where a voxel of the slice on screen is, in pixels of the page relative to the canvas; outside of it too.
   at(ijk) {
-    const found = this.nv.frac2canvasPosWithTile(this.nv.vox2frac(this.grid.toViewer(ijk)), this.types[this.grid.sliceAxis]);
-    const dpr = this.canvas.width / this.canvas.clientWidth;
-    return found && [found.pos[0] / dpr, found.pos[1] / dpr];
+    const type = this.types[this.grid.sliceAxis], tile = this.nv.screenSlices.find(one => one.axCorSag === type);
+    if (!tile) return null;
+    const mm = this.nv.frac2mm(this.nv.vox2frac(this.grid.toViewer(ijk))), axes = [0, 1, 2].filter(axis => axis !== this.grid.sliceAxis);
+    const [x, y] = axes.map((axis, n) => (mm[axis] - tile.leftTopMM[n]) / tile.fovMM[n]), [left, top, width, height] = tile.leftTopWidthHeight;
+    const dpr = this.canvas.width / this.canvas.clientWidth; // a negative width stands for a mirrored slice
+    return [(left + x * width) / dpr, (top + (1 - y) * height) / dpr];
   }
 
-  // marks: {ijk, negative} for points, {from, to} for a box.
-  drawMarks(marks = this.marks) {
-    this.marks = marks;
+  // marks: {kind: point | cursor | disc | box | line | area, points: [[i, j, k], ...], negative, radius}. ``unsure`` is a
+  // picture of the slice, by rows and columns, that is laid over it.
+  drawMarks(marks = this.marks, unsure = this.unsure) {
+    Object.assign(this, { marks, unsure });
     if (!this.nv?.screenSlices?.length) return;
-    this.overlay.replaceChildren(...marks.filter(one => (one.ijk ?? one.from)[2] === this.slice).map(one => {
-      if (one.ijk) {
-        const node = document.createElementNS(SVG, 'circle'), [x, y] = this.at(one.ijk) ?? [-9, -9];
-        for (const [name, value] of Object.entries({ cx: x, cy: y, r: 4, class: one.negative ? 'negative' : 'positive' })) node.setAttribute(name, value);
-        return node;
-      }
-      const node = document.createElementNS(SVG, 'rect'), [a, b] = [this.at(one.from) ?? [0, 0], this.at(one.to) ?? [0, 0]];
-      const box = { x: Math.min(a[0], b[0]), y: Math.min(a[1], b[1]), width: Math.abs(a[0] - b[0]), height: Math.abs(a[1] - b[1]) };
-      for (const [name, value] of Object.entries(box)) node.setAttribute(name, value);
-      return node;
-    }));
+    const own = this.view === '3d' ? [] : marks.filter(one => one.points.length && one.points[0][2] === this.slice);
+    const picture = unsure && this.view !== '3d' && unsure.slice === this.slice ? [this.#laid(unsure)] : [];
+    this.overlay.replaceChildren(...picture, ...own.map(one => this.#mark(one)));
+  }
+
+  #laid({ url, slice }) {
+    const [columns, rows] = this.grid.shape, at = (i, j) => this.at([i - 0.5, j - 0.5, slice]) ?? [0, 0];
+    const [o, x, y] = [at(0, 0), at(columns, 0), at(0, rows)];
+    const matrix = [(x[0] - o[0]) / columns, (x[1] - o[1]) / columns, (y[0] - o[0]) / rows, (y[1] - o[1]) / rows, ...o];
+    return shape('image', { href: url, width: columns, height: rows, preserveAspectRatio: 'none', transform: `matrix(${matrix})`, class: 'unsure' });
+  }
+
+  #mark({ kind, points, negative, radius }) {
+    const [a, b] = points.map(one => this.at(one) ?? [-99, -99]), tone = negative ? 'negative' : 'positive';
+    if (kind === 'point') return shape('circle', { cx: a[0], cy: a[1], r: 5, class: tone });
+    if (kind === 'disc') {
+      const beside = this.at([points[0][0] + radius, points[0][1], points[0][2]]) ?? a;
+      return shape('circle', { cx: a[0], cy: a[1], r: Math.max(2, Math.hypot(beside[0] - a[0], beside[1] - a[1])), class: 'disc' });
+    }
+    if (kind === 'cursor') return shape('path', { d: `M${a[0] - 9} ${a[1]}h18M${a[0]} ${a[1] - 9}v18`, class: 'cursor' });
+    if (kind === 'box') return shape('rect', { x: Math.min(a[0], b[0]), y: Math.min(a[1], b[1]), width: Math.abs(a[0] - b[0]), height: Math.abs(a[1] - b[1]) });
+    return shape(kind === 'area' ? 'polygon' : 'polyline', { points: points.map(one => this.at(one)).join(' '), class: `${kind} ${tone}` });
   }
 }

@@ -1,0 +1,43 @@
+"""A scheduler and workers as processes of their own, as somebody starts them by hand."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+class Processes:
+    """A scheduler and its workers, as somebody starts them by hand."""
+
+    def __init__(self, *options: str, scheme: str = "tcp", port: int = 0) -> None:
+        self.address = f"{scheme}://127.0.0.1:{port or free_port()}"
+        self._options = options
+        self._running = [self._start("scheduler", "--host", self.address, "--no-dashboard")]
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        """One more, without a process that starts it again."""
+        process = self._start("worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        self._running.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in self._running:
+            process.kill()
+        for process in self._running:
+            process.wait(20)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+        command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:], *self._options]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,0 +1,76 @@
+"""From a finished volume to one that a second person accepted, or sent back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pocket_service import annotate, make_service
+
+from ssmsam.annotation.review import ReviewVerdict
+from ssmsam.service.errors import InvalidRequest, NotNow, NotYours
+from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.jobs import act_for
+from ssmsam.service.study_list import study_list
+
+ACCEPT, SEND_BACK = ReviewVerdict.ACCEPT, ReviewVerdict.SEND_BACK
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> FewShotService:
+    return make_service(tmp_path)
+
+
+@pytest.fixture
+def logged_in() -> Iterator[None]:
+    yield
+    act_for("")
+
+
+def state(service: FewShotService, image: str = "a") -> str:
+    return service.studies.states()[image]
+
+
+def test_a_volume_goes_from_hand_to_hand(service: FewShotService, tmp_path: Path) -> None:
+    studies = service.studies
+    assert state(service) == "new"
+    annotate(service, "a", {"liver": [3, 4]}, tmp_path)
+    assert state(service) == "in work"
+    with pytest.raises(NotNow, match="a is in work"):
+        studies.review("a", ACCEPT, client="second")
+    annotate(service, "a", {"liver": [3, 4]}, tmp_path, complete=True)
+    assert state(service) == "to review"
+    with pytest.raises(InvalidRequest, match="note"):
+        studies.review("a", SEND_BACK, client="second")
+    studies.review("a", SEND_BACK, note="the top is missing", client="second")
+    assert state(service) == "in work"
+    assert studies.annotations("a").slices.keys(), "what was checked one by one still counts"
+    annotate(service, "a", {"liver": [3, 4, 5]}, tmp_path, complete=True)
+    assert state(service) == "to review"
+    given = studies.review("a", ACCEPT, client="second")
+    assert state(service) == "finished"
+    with pytest.raises(NotNow, match="a is finished"):
+        studies.review("a", ACCEPT, client="third")
+    studies._written()
+    row = next(one for one in study_list(studies, service.images) if one.image == "a")
+    assert (row.state, row.work.review) == ("finished", given)
+    assert [who for who, one in row.work.workers.items() if one.annotated] == ["reader"]
+    annotate(service, "a", {"liver": [6]}, tmp_path, complete=True)
+    assert state(service) == "to review", "another revision was accepted"
+
+
+def test_with_logins_nobody_reviews_their_own_work(service: FewShotService, tmp_path: Path, logged_in: None) -> None:
+    act_for("anna")
+    annotate(service, "a", {"liver": [3, 4]}, tmp_path, complete=True)
+    with pytest.raises(NotYours, match="a second person"):
+        service.studies.review("a", ACCEPT, client="another name")
+    act_for("bert")
+    assert service.studies.review("a", ACCEPT, client="reader").who == "bert"
+
+
+def test_what_is_expected_is_kept(service: FewShotService, tmp_path: Path) -> None:
+    service.studies.expect("a", {"liver": 0.87})
+    service.studies._written()
+    again = [one.work.expected for one in study_list(service.studies, service.images)]
+    assert again == [{"liver": 0.87}, {}]
