@@ -44,6 +44,14 @@ def test_a_mean_is_over_patients_before_organs_and_comes_with_its_interval(tmp_p
     assert "`small` 01234567" in rendered
 
 
+def test_model_cards_follow_one_template() -> None:
+    for card in sorted((ROOT / "lib" / "ssmsam" / "models" / "weights").glob("*.md")):
+        sections = [line for line in card.read_text().splitlines() if line.startswith("## ")]
+        assert sections == ["## What it is", "## Data and terms", "## Recipe", "## Results", "## Known failures"], (
+            card.name
+        )
+
+
 def test_only_what_stands_between_the_marks_changes() -> None:
     text = "before\n<!-- table one -->\nold\n<!-- end table -->\nafter\n"
     assert rewrite(text, str.upper) == "before\n<!-- table one -->\n\nONE\n<!-- end table -->\nafter\n"
