@@ -24,12 +24,10 @@ from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import DicomSeries
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_local, read_task, write_task
+from ssmsam.fewshot.adapted_task import AdaptedTask, read_local, read_task, write_task
 from ssmsam.fewshot.config import DEFAULTS, AdaptationConfig, FewShotConfig
 from ssmsam.fewshot.initialisations import DECODERS
-from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
-from ssmsam.fewshot.prediction import Prediction
+from ssmsam.fewshot.pipeline import Prediction, adapt, segment, with_pseudo_labels
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, method_of, read_card

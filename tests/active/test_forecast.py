@@ -10,8 +10,7 @@ import pytest
 from ssmsam.active.forecast import Expected, descriptors, expect
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.pipeline import segment
-from ssmsam.fewshot.prediction import assembled
+from ssmsam.fewshot.pipeline import assembled, segment
 from ssmsam_research.model_choice import PromptedModel
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.checkpoint_files import read_task
+from ssmsam.fewshot.adapted_task import read_task
 from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card

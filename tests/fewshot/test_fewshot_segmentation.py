@@ -13,8 +13,7 @@ from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kep
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, SegmentationConfig
-from ssmsam.fewshot.pipeline import adapt, segment
-from ssmsam.fewshot.prediction import assembled
+from ssmsam.fewshot.pipeline import adapt, assembled, segment
 from ssmsam.fewshot.proposals import Proposals, propose
 from ssmsam.fewshot.selection import Selected, expected_loss
 from ssmsam.fewshot.support import NothingToLearn

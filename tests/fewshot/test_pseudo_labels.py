@@ -13,8 +13,7 @@ from planted import ORGAN, SLICES, PocketDecoder, draw_volume, kept_and_read, la
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, PseudoLabelConfig, SegmentationConfig, SupportBankConfig
-from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
-from ssmsam.fewshot.pseudo_labels import slices_to_pseudo_label
+from ssmsam.fewshot.pipeline import adapt, segment, slices_to_pseudo_label, with_pseudo_labels
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.fewshot_decoder import Proposal
 

@@ -13,10 +13,8 @@ from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volu
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, RoiConfig
-from ssmsam.fewshot.pipeline import adapt, segment
-from ssmsam.fewshot.prediction import find
-from ssmsam.fewshot.proposals import Proposals
-from ssmsam.fewshot.roi_refinement import redrawn_in, refined_in_roi, side_mm, window_in
+from ssmsam.fewshot.pipeline import adapt, find, segment
+from ssmsam.fewshot.proposals import Proposals, redrawn_in, refined_in_roi, side_mm, window_in
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.frame import Frame, Window

@@ -30,8 +30,7 @@ from safetensors.torch import load, load_file, save, save_file
 
 import ssmsam
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_task, write_task
+from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask, read_task, write_task
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.pipeline import adapt, segment, with_support_again
 from ssmsam.fewshot.support import digest

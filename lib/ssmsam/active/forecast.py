@@ -13,8 +13,7 @@ from ssmsam.active.volume_state import Forecast
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings, slice_descriptors
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
-from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.prediction import Finding, find
+from ssmsam.fewshot.pipeline import Finding, adapt, find
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.selection import Selected, cell_probabilities
 from ssmsam.fewshot.support import Support

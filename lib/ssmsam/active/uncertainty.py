@@ -17,7 +17,7 @@ from ssmsam.active.forecast import calibrated
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
-from ssmsam.fewshot.prediction import find
+from ssmsam.fewshot.pipeline import find
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.selection import cell_probabilities
 from ssmsam.fewshot.support import Support

@@ -14,8 +14,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_local, read_old_task, read_task, remove_task, write_support, write_task
+from ssmsam.fewshot.adapted_task import (
+    LOCAL,
+    AdaptedTask,
+    read_local,
+    read_old_task,
+    read_task,
+    remove_task,
+    write_support,
+    write_task,
+)
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import (
     FEWSHOT,
