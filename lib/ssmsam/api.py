@@ -39,25 +39,9 @@ from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.registry import choose_encoder, default_encoder, load_decoder, load_encoder
 from ssmsam.progress import Progress, silent
-from ssmsam.reading import read_volume
 from ssmsam.volume import writing
 from ssmsam.volume.geometry import FILES_MM, Plane
 from ssmsam.volume.volume import Volume, as_volume
-
-__all__ = [
-    "Example",
-    "FewShotSegmenter",
-    "PromptMask",
-    "PromptSegmenter",
-    "Propagated",
-    "Segmentation",
-    "SegmentationTask",
-    "as_volume",
-    "read_volume",
-    "task_card",
-    "write_dicom_seg",
-    "write_volume",
-]
 
 _TARGET = "target"
 

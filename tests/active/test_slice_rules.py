@@ -216,7 +216,7 @@ def test_the_gain_falls_once_a_slice_is_taken() -> None:
 
 def test_what_may_go_on_past_an_annotated_end_is_asked_first() -> None:
     annotated = {"spleen": {10: True, 15: True, 19: True, 20: False}}
-    found = replace(with_planted(forecast(40, range(10, 20)), 17), asked=(9,))
+    found = replace(with_planted(forecast(40, range(10, 20)), 17), open_ends=(9,))
     first, second = next_slices(state(annotated=annotated, forecasts={"spleen": found}), 2, ["spleen"], rng())
     assert first.index == 9
     assert first.reasons["spleen"].sentence == "slice 9: is there still spleen?"

@@ -12,7 +12,7 @@ from planted import ORGAN, SLICES, PocketDecoder, draw_volume, labelled, quick
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.proposals import Proposals, corrected
+from ssmsam.fewshot.proposals import Proposals, Target, corrected
 from ssmsam.models.fewshot_decoder import Corrections, Proposal
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.models.prompt_small import PointKind
@@ -56,7 +56,7 @@ def test_only_clicked_slices_change(query: VolumeEmbeddings, task: AdaptedTask, 
     before = proposals.logits.copy()
     clicks = {3: SlicePrompt(positive=INSIDE), 7: SlicePrompt(negative=OUTSIDE), 8: SlicePrompt(positive=INSIDE)}
     decoder = Listening()
-    found = corrected(proposals, clicks, replace(task, decoder=decoder), "organ", query, CONFIG.segmentation)
+    found = corrected(proposals, clicks, Target(replace(task, decoder=decoder), "organ", query, CONFIG.segmentation))
     assert len(decoder.heard) == 2, "slice 8 was not proposed"
     assert (found.logits[[1, 3]] == 7).all()
     np.testing.assert_array_equal(found.logits[[0, 2]], before[[0, 2]])
@@ -69,7 +69,9 @@ def test_a_positive_click_makes_the_target_present_a_negative_one_does_not_decid
 ) -> None:
     boxed = SlicePrompt(box=(8.0, 10.0, 24.0, 26.0))
     clicks = {1: SlicePrompt(positive=INSIDE), 3: SlicePrompt(negative=OUTSIDE), 4: boxed}
-    found = corrected(proposals, clicks, replace(task, decoder=Listening()), "organ", query, CONFIG.segmentation)
+    found = corrected(
+        proposals, clicks, Target(replace(task, decoder=Listening()), "organ", query, CONFIG.segmentation)
+    )
     assert found.presence.tolist() == [1.0, 0.2, 1.0, 0.4]
     assert proposals.presence.tolist() == [0.1, 0.2, 0.3, 0.4]
 
@@ -79,7 +81,7 @@ def test_the_decoder_hears_the_clicks_and_its_own_proposal(
 ) -> None:
     decoder = Listening()
     clicks = {4: SlicePrompt(positive=INSIDE, negative=OUTSIDE)}
-    corrected(proposals, clicks, replace(task, decoder=decoder), "organ", query, CONFIG.segmentation)
+    corrected(proposals, clicks, Target(replace(task, decoder=decoder), "organ", query, CONFIG.segmentation))
     (heard,) = decoder.heard
     np.testing.assert_array_equal(heard.previous[0, 0].numpy(), proposals.logits[2])
     kinds = heard.kinds[0].tolist()
@@ -92,7 +94,7 @@ def test_the_decoder_hears_the_clicks_and_its_own_proposal(
 def test_clicks_move_what_a_real_decoder_says(query: VolumeEmbeddings, task: AdaptedTask, proposals: Proposals) -> None:
     """One positive point is answered otherwise than the same point as a negative one."""
     answers = [
-        corrected(proposals, {4: prompt}, task, "organ", query, CONFIG.segmentation).logits[2]
+        corrected(proposals, {4: prompt}, Target(task, "organ", query, CONFIG.segmentation)).logits[2]
         for prompt in (SlicePrompt(positive=INSIDE), SlicePrompt(negative=INSIDE))
     ]
     assert np.abs(answers[0] - answers[1]).max() > 1e-4

@@ -42,12 +42,8 @@ class OneNumber(TargetDecoder):
             torch.zeros(count, height * width, 1), torch.zeros(count, 1, height, width), torch.zeros(count, 0, 1, 1)
         )
 
-    def forward(
-        self,
-        embedding: Embedding,
-        context: DecoderContext,
-        corrections: Corrections | None = None,
-        features: CrossAttentionFeatures | None = None,
+    def decode(
+        self, embedding: Embedding, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> Proposal:
         count = len(embedding["image"])
         return Proposal(self.logit.expand(count, 32, 32), torch.zeros(count))

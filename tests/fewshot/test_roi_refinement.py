@@ -14,7 +14,7 @@ from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, RoiConfig
 from ssmsam.fewshot.pipeline import adapt, find, segment
-from ssmsam.fewshot.proposals import Proposals, redrawn_in, refined_in_roi, side_mm, window_in
+from ssmsam.fewshot.proposals import Proposals, Target, redrawn_in, refined_in_roi, side_mm, window_in
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.frame import Frame, Window
@@ -95,7 +95,7 @@ def test_windows_of_other_volumes_are_not_shown(embedder: Embedder, decoder: Poc
     final = find(both, query, range(SLICES), config=FROM_AFAR.segmentation)["organ"].final
     without = replace(both, roi_banks=adapt({"organ": first}, embedder, decoder, config=UNADAPTED).roi_banks)
     found, expected = (
-        refined_in_roi(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
+        refined_in_roi(final, Target(one, "organ", query, UNADAPTED.segmentation), {}) for one in (both, without)
     )
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
 

@@ -34,7 +34,7 @@ def embedder(sam: Sam) -> Embedder:
 
 @pytest.fixture(scope="module")
 def decoder(sam: Sam) -> SamTargetNetwork:
-    return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
+    return SamTargetNetwork(sam).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

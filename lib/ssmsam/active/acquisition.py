@@ -130,7 +130,7 @@ def end_questions(state: VolumeState, label: str) -> list[Choice]:
     """The slices just past annotated ends of which it should be asked whether the label is still there, those first
     where most of it would be missed."""
     forecast, found = state.forecasts[label], []
-    for index in forecast.asked:
+    for index in forecast.open_ends:
         rows = np.flatnonzero(forecast.slices == index)
         if len(rows) and index not in state.known(label):
             gain = float(forecast.expected_area[rows[0]] / max(float(forecast.area.sum()), 1e-6))

@@ -16,8 +16,8 @@ class Forecast:
     """What a model expects of one label on the n ``slices`` (n,) of a volume that it looked at, ascending.
 
     ``presence`` (n,) is the probability that the label is there. In mm2, (n,) each: ``area`` of the proposed mask, and
-    what is expected of the label if it is there, ``inside`` of the mask and ``outside``. ``asked`` are slices just past
-    an annotated end where something was proposed and left out: is the label still there?
+    what is expected of the label if it is there, ``inside`` of the mask and ``outside``. ``open_ends`` are slices
+    just past an annotated end where something was proposed and left out: is the label still there?
     """
 
     slices: np.ndarray
@@ -25,7 +25,7 @@ class Forecast:
     area: np.ndarray
     inside: np.ndarray
     outside: np.ndarray
-    asked: tuple[int, ...] = ()
+    open_ends: tuple[int, ...] = ()
 
     @property
     def area_if_there(self) -> np.ndarray:

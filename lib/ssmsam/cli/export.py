@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from ssmsam import __version__
-from ssmsam.api import read_volume, write_dicom_seg
+from ssmsam.api import write_dicom_seg
 from ssmsam.cli.command import Program, json_option, path_option
 from ssmsam.cli.labelled_files import parse_names
 from ssmsam.cli.options import names_option
 from ssmsam.dicom.seg_writer import FAMILIES, AlgorithmNotes
+from ssmsam.reading import read_volume
 from ssmsam.report import files_digest, run_manifest, write_result
 
 

@@ -20,16 +20,14 @@ from torch import nn
 
 from ssmsam.cache import Cache
 from ssmsam.embeddings.file_catalogue import Catalogue, fingerprint
-from ssmsam.embeddings.priority_lock import PriorityLock
-from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
-from ssmsam.embeddings.stored_volume import Fp16Embedding
+from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore, Fp16Embedding
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
-from ssmsam.progress import Progress, result_of, silent, stop_if_cancelled
+from ssmsam.progress import PriorityLock, Progress, result_of, silent, stop_if_cancelled
 from ssmsam.reading import read_volume
 from ssmsam.volume.body import body_centres
 from ssmsam.volume.errors import UnreadableVolume
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.intensity import IntensityRecipe, Scale, recipe_for
 from ssmsam.volume.volume import Grid, Volume
 
@@ -123,7 +121,7 @@ class VolumeEmbeddings:
     def done(self) -> np.ndarray:
         """(count,) bool: the slices that need no encoder any more."""
         memory, digest = self._embedder.memory, self.key.digest
-        in_memory = np.array([memory.holds(digest, index) for index in range(self.count)], dtype=bool)
+        in_memory = np.array([(digest, index) in memory for index in range(self.count)], dtype=bool)
         return in_memory | self._stored.done if self._stored else in_memory
 
     def slice(self, index: int) -> Embedding:
@@ -140,7 +138,7 @@ class VolumeEmbeddings:
     def half(self, index: int) -> Fp16Embedding:
         """The same as it is kept: float16, on the CPU."""
         index = self._checked(index)
-        half = self._embedder.memory.get(self.key.digest, index)
+        half = self._embedder.memory.get((self.key.digest, index))
         while half is None:
             in_flight, mine = self._acquire(index)
             if not mine:
@@ -209,12 +207,12 @@ class VolumeEmbeddings:
 
     def _known(self, index: int) -> Fp16Embedding | None:
         """From memory or from the disk."""
-        half = self._embedder.memory.get(self.key.digest, index)
+        half = self._embedder.memory.get((self.key.digest, index))
         if half is None and self._stored:
             half = self._stored.read(index)
             if half is not None:
                 half = self._embedder.restored(half, lambda: self.inputs([index]))
-                self._embedder.memory.put(self.key.digest, index, half)
+                self._embedder.memory.put((self.key.digest, index), half)
         return half
 
     # many slices, in the background
@@ -252,7 +250,7 @@ class VolumeEmbeddings:
         if self._stored:
             self._stored.write(indices, [self._embedder.storable(half) for half in halves])
         for index, half in zip(indices, halves, strict=True):
-            self._embedder.memory.put(self.key.digest, index, half)
+            self._embedder.memory.put((self.key.digest, index), half)
 
     # which slices this process is making right now
 
@@ -276,7 +274,6 @@ class VolumeEmbeddings:
         return int(index)
 
 
-STORED_SLICES = Plane(0)
 DEFAULT_MEMORY_BYTES = 2**30
 BATCH_SECONDS = 0.5
 """How long a background batch may keep a user's click waiting, where a single slice takes less."""
@@ -312,7 +309,8 @@ class Embedder:
         self.encoder = encoder
         self.bfloat16 = use_bfloat16(encoder.spec, self.device) if bfloat16 is None else bfloat16
         self.store = store
-        self.memory = SliceCache(memory_bytes)
+        self.memory: Cache[tuple[str, int], Fp16Embedding] = Cache(memory_bytes, size=half_bytes)
+        """Slices by the digest of the volume's key and their number."""
         self.derived: Cache[tuple[str, Hashable], Sized] = Cache(
             DERIVED_BYTES, size=lambda one: one.nbytes, keep_newest=True
         )
@@ -519,23 +517,6 @@ def _to_half(name: str, tensor: torch.Tensor) -> np.ndarray:
         logger.warning("embedding %s reaches %g: cut to the float16 range of %g", name, largest, LARGEST_HALF)
         tensor = tensor.clamp(-LARGEST_HALF, LARGEST_HALF)
     return tensor.to("cpu", torch.float16).contiguous().numpy()
-
-
-class SliceCache:
-    """Embeddings of slices by (volume's key digest, slice index), the least recently used forgotten first."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._halves: Cache[tuple[str, int], Fp16Embedding] = Cache(limit_bytes, size=half_bytes)
-
-    def get(self, digest: str, index: int) -> Fp16Embedding | None:
-        return self._halves.get((digest, index))
-
-    def put(self, digest: str, index: int, half: Fp16Embedding) -> None:
-        self._halves.put((digest, index), half)
-
-    def holds(self, digest: str, index: int) -> bool:
-        """Whether the slice is there; does not count as a use."""
-        return (digest, index) in self._halves
 
 
 def stacked(embeddings: Sequence[Embedding]) -> Embedding:

@@ -21,7 +21,7 @@ from ssmsam.fewshot.atlas import Atlas, guides_for
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig, PseudoLabelConfig, SegmentationConfig
 from ssmsam.fewshot.episodes import adaptation_tasks
 from ssmsam.fewshot.estimate import Estimate, SupportCheck, check_support, cross_validated, worth_it
-from ssmsam.fewshot.proposals import Clicks, Proposals, corrected, propose, refined_in_roi, roi_banks
+from ssmsam.fewshot.proposals import Clicks, Proposals, Target, corrected, propose, refined_in_roi, roi_banks
 from ssmsam.fewshot.selection import Selected, select_target
 from ssmsam.fewshot.support import LabelledSlice, Support, digest
 from ssmsam.fewshot.support_bank import SupportBank
@@ -79,7 +79,7 @@ def find(
     labels: Collection[str] | None = None,
     clicks: Mapping[str, Clicks] | None = None,
     config: SegmentationConfig,
-    up_to_ends: bool = False,
+    up_to_extent: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Finding]:
     """Label -> what a task finds of it in a volume.
@@ -91,7 +91,7 @@ def find(
         labels: Those of the task that are wanted, by default all.
         clicks: By label, what was clicked on single slices.
         config: Which steps follow on the decoder's proposals.
-        up_to_ends: Nothing is proposed past slices where the target ends; that saves time.
+        up_to_extent: Nothing is proposed past slices where the target ends; that saves time.
         progress: Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two
             batches.
     """
@@ -99,27 +99,21 @@ def find(
     task = replace(task, banks=banks)
     side, atlases = task.decoder.logits_side, task.atlases if config.atlases else ()
     guides = guides_for(atlases, banks, query, slices, side, progress=progress)
-    proposed = propose(task, query, slices, config=config, guides=guides, up_to_ends=up_to_ends, progress=progress)
+    proposed = propose(task, query, slices, config=config, guides=guides, up_to_extent=up_to_extent, progress=progress)
     found = {}
     for label, first in proposed.items():
-        clicked = (clicks or {}).get(label, {})
-        proposals = corrected(first, clicked, task, label, query, config)
-        kept = select_target(proposals, task, label, query, config, clicked=clicked)
-        if config.own_slices and not clicked and not banks[label].annotated(query.key.digest):
-            proposals, kept = _self_supported(proposals, kept, task, label, query, config, progress)
-        refined = refined_in_roi(kept.proposals, task, label, query, clicks=clicked, config=config, progress=progress)
+        target, clicked = Target(task, label, query, config), (clicks or {}).get(label, {})
+        proposals = corrected(first, clicked, target)
+        kept = select_target(proposals, target, clicked=clicked)
+        if config.own_slices and not clicked and not target.annotated:
+            proposals, kept = _self_supported(proposals, kept, target, progress)
+        refined = refined_in_roi(kept.proposals, target, clicked, progress=progress)
         found[label] = Finding(proposals, replace(kept, proposals=refined))
     return found
 
 
 def _self_supported(
-    proposals: Proposals,
-    kept: Selected,
-    task: AdaptedTask,
-    label: str,
-    query: VolumeEmbeddings,
-    config: SegmentationConfig,
-    progress: Progress,
+    proposals: Proposals, kept: Selected, target: Target, progress: Progress
 ) -> tuple[Proposals, Selected]:
     """The same after the best masks that were found, spread over the target, have supported the others.
 
@@ -127,20 +121,21 @@ def _self_supported(
     prototypes within one image, here by slices within one volume, which the decoder was trained to use. Kept where the
     volume head expects more of it.
     """
+    query, config, count = target.query, target.config, target.config.own_slices
     drawn = np.flatnonzero((kept.proposals.logits > 0).any(axis=(1, 2)))
-    if len(drawn) < 2 * config.own_slices:
+    if len(drawn) < 2 * count:
         return proposals, kept
-    best = [int(part[kept.dice[part].argmax()]) for part in np.array_split(drawn, config.own_slices)]
+    best = [int(part[kept.dice[part].argmax()]) for part in np.array_split(drawn, count)]
     own = [
         LabelledSlice(query, int(proposals.slices[row]), kept.proposals.pixels(row, query.frame) > 0) for row in best
     ]
-    bank = task.banks[label].joined(SupportBank.of(own, task.decoder))
-    guides = {label: proposals.guide} if proposals.guide else None
-    supported = replace(task, banks={label: bank}, initial=None)
+    bank = target.bank.joined(SupportBank.of(own, target.task.decoder))
+    guides = {target.label: proposals.guide} if proposals.guide else None
+    supported = replace(target.task, banks={target.label: bank}, initial=None)
     order = proposals.slices.tolist()
-    again = propose(supported, query, order, config=config, guides=guides, progress=progress)[label]
+    again = propose(supported, query, order, config=config, guides=guides, progress=progress)[target.label]
     again = replace(again, presence=proposals.presence)
-    second = select_target(again, task, label, query, config)
+    second = select_target(again, target)
     return (again, second) if second.overall >= kept.overall else (proposals, kept)
 
 
@@ -156,7 +151,7 @@ class Prediction:
         uncertainty: (labels, n) the expected loss of Dice in [0, 1].
         logits: (labels, n, S, S) in the encoder's frame.
         dice: Label -> the Dice in [0, 1] that is expected of its mask over the slices that nobody annotated.
-        asked: Label -> the slices just past its annotated ends where something was proposed and left out: a person
+        open_ends: Label -> the slices just past its annotated ends where something was proposed and left out: a person
             should say whether it is still there.
     """
 
@@ -167,7 +162,7 @@ class Prediction:
     uncertainty: np.ndarray
     logits: np.ndarray
     dice: Mapping[str, float] = field(default_factory=dict)
-    asked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    open_ends: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def assembled(found: Mapping[str, Selected], query: VolumeEmbeddings) -> Prediction:
@@ -187,7 +182,7 @@ def assembled(found: Mapping[str, Selected], query: VolumeEmbeddings) -> Predict
         uncertainty=np.stack([1 - one.dice for one in found.values()]),
         logits=np.stack([one.logits for one in proposals]),
         dice={label: one.overall for label, one in found.items()},
-        asked={label: one.proposals.asked for label, one in found.items() if one.proposals.asked},
+        open_ends={label: one.proposals.open_ends for label, one in found.items() if one.proposals.open_ends},
     )
 
 
@@ -421,7 +416,7 @@ def segment(
         labels=labels,
         clicks=clicks,
         config=config.segmentation,
-        up_to_ends=not clicks,
+        up_to_extent=not clicks,
         progress=progress,
     )
     prediction = assembled({label: one.selected for label, one in found.items()}, query)

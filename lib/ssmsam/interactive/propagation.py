@@ -81,16 +81,13 @@ class Chain:
         end: int,
         step: int,
         config: PropagationConfig,
-        *,
-        keep_probabilities: bool = False,
     ) -> None:
         self.embeddings, self.decoder, self.config = embeddings, decoder, config
         self.start, self.seed, self.end, self.step = start, np.asarray(seed, dtype=bool), end, step
         self.masks: dict[int, np.ndarray] = {}
         self.probabilities: dict[int, torch.Tensor] = {}
-        """(1, S, S) in [0, 1], half precision, of the accepted slices, when wanted."""
+        """(1, S, S) in [0, 1], half precision, of the accepted slices."""
         self.stop: Stop | None = None
-        self._keep_probabilities = keep_probabilities
         self._last, self._index = self.seed, start
         self._seen = self._described(start, self.seed)
         if not self.seed.any():
@@ -112,7 +109,7 @@ class Chain:
         index = self._index + self.step
         neighbour = Neighbour(
             embedding=self.embeddings.slice(self._index),
-            mask=self._drawn(),
+            mask=self._draw(self._index, self._last),
             distance_mm=self.embeddings.plane.slice_mm(self.embeddings.grid),
         )
         embedding = self.embeddings.slice(index)
@@ -126,17 +123,13 @@ class Chain:
             self.stop = Stop(self.start, index, reason)
             return
         self.masks[index] = mask
-        if self._keep_probabilities:
-            self.probabilities[index] = candidates.logits[:1].float().sigmoid().half().cpu()
+        self.probabilities[index] = candidates.logits[:1].float().sigmoid().half().cpu()
         self._last, self._index = mask, index
         self._look_ahead()
 
     def give_up(self) -> None:
         """Stop because time is up."""
         self._end("time")
-
-    def _drawn(self) -> torch.Tensor:
-        return self._draw(self._index, self._last)
 
     def _draw(self, index: int, mask: np.ndarray) -> torch.Tensor:
         device = self.embeddings.slice(index)["image"].device
@@ -296,8 +289,7 @@ class _Builder:
         first, last = 0 if lower is None else lower + 1, embeddings.count - 1 if upper is None else upper - 1
         for start, end, step in ((lower, last, 1), (upper, first, -1)):
             if start is not None:
-                seed, keep = seeds[start], self.between
-                self.chains.append(Chain(embeddings, decoder, start, seed, end, step, config, keep_probabilities=keep))
+                self.chains.append(Chain(embeddings, decoder, start, seeds[start], end, step, config))
 
     def section(self) -> Section:
         """What the chains found, put together."""

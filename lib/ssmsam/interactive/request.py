@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ssmsam.models.prompt_decoder import SlicePrompt
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.volume import Grid
 
 ANONYMOUS = "anonymous"
 """The client id of clients that send none."""
-
-STORED_SLICES = Plane(0)
 
 Box = tuple[np.ndarray, np.ndarray]
 """The lowest and the highest corner of a box, (3,) each as [i, j, k]; k is NaN where the box does not say it."""
@@ -96,10 +94,24 @@ class PromptRequest:
         """
         if dimension not in (2, 3):
             raise ValueError(f"dimension is 2 or 3, got {dimension!r}")
-        prompts = _Prompts.of(
-            _points(positive), _points(negative), _points(newest), box, slice, unusable_slice, grid, plane
+        inside, outside, last = _points(positive), _points(negative), _points(newest)
+        for name, points in (("foreground", inside), ("background", outside), ("current_point", last)):
+            _check_inside(points, name, grid)
+        inside, outside = _distinct(inside), _distinct(outside)
+        _check_agree(inside, outside)
+        rectangle, depth = _box(box, grid, plane)
+        prompts = _Prompts(
+            positive=plane.split(inside),
+            negative=plane.split(outside),
+            box=rectangle,
+            depth=depth,
+            # `slice` numbers stored slices; in another plane of work the points alone say where the user is
+            slice=slice if plane.axis == 0 else None,
+            newest=int(plane.split(last)[0][0]) if len(last) else None,
+            count=plane.count(grid),
+            unusable_slice=unusable_slice,
         )
-        z_range = _within(z_range, plane.count(grid), "z_range")
+        z_range = _within(z_range, prompts.count, "z_range")
         current = prompts.current_slice()
         return cls(
             dimension=dimension,
@@ -108,7 +120,7 @@ class PromptRequest:
             label=label,
             client_id=client_id,
             reset_state=reset_state,
-            limits=_intersect(z_range, prompts.depth),
+            limits=_intersect(z_range, depth),
             propagate=propagate,
             max_mm=max_mm if max_mm > 0 else None,
         )
@@ -131,35 +143,6 @@ class _Prompts:
     count: int
     unusable_slice: str = ""
     """What ``slice`` says, when it cannot be a slice number."""
-
-    @classmethod
-    def of(
-        cls,
-        positive: np.ndarray,
-        negative: np.ndarray,
-        newest: np.ndarray,
-        corners: Box | None,
-        slice: int | None,
-        unusable_slice: str,
-        grid: Grid,
-        plane: Plane,
-    ) -> _Prompts:
-        for name, points in (("foreground", positive), ("background", negative), ("current_point", newest)):
-            _check_inside(points, name, grid)
-        positive, negative = _distinct(positive), _distinct(negative)
-        _check_agree(positive, negative)
-        box, depth = _box(corners, grid, plane)
-        return cls(
-            positive=plane.split(positive),
-            negative=plane.split(negative),
-            box=box,
-            depth=depth,
-            # `slice` numbers stored slices; in another plane of work the points alone say where the user is
-            slice=slice if plane.axis == 0 else None,
-            newest=int(plane.split(newest)[0][0]) if len(newest) else None,
-            count=plane.count(grid),
-            unusable_slice=unusable_slice,
-        )
 
     def current_slice(self) -> int | None:
         """The slice that the user works on: ``slice``, else the newest point's, else the middle of the box."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -25,15 +24,6 @@ class Embedding(TypedDict):
 def take(embedding: Embedding, index: torch.Tensor) -> Embedding:
     """The embeddings of some slices of a batch, repeated where asked for more than once."""
     return {"image": embedding["image"][index], "levels": [level[index] for level in embedding["levels"]]}
-
-
-Adaptor = Callable[[int, torch.Tensor], torch.Tensor]
-"""``adaptor(stage, features)`` -> the features that go on: what a frozen encoder can be changed by."""
-
-
-def unchanged(stage: int, features: torch.Tensor) -> torch.Tensor:
-    """The adaptor that leaves an encoder as it is."""
-    return features
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
@@ -99,6 +100,26 @@ class CrossAttentionFeatures:
         )
 
 
+def likeness_votes(image: torch.Tensor, context: DecoderContext, sharpness: float) -> torch.Tensor:
+    """The share of the target in the support's cells that each cell of the query looks like.
+
+    Cosines times ``sharpness`` decide how much each support cell counts.
+
+    Args:
+        image: (N, D, h, w), the queries' embeddings.
+        context: With cells of the same D channels.
+        sharpness: Without unit; the larger, the fewer cells count.
+
+    Returns:
+        (N, 1, h, w) in [0, 1].
+    """
+    cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
+    scores = sharpness * cells @ F.normalize(context.cells, dim=2).transpose(1, 2)
+    scores = scores.masked_fill(~context.valid[:, None], -1e4)
+    vote = scores.softmax(2) @ context.shares[..., None]
+    return vote.transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))
+
+
 class TargetDecoder(nn.Module, ABC):
     """Embeddings of queries + DecoderContext (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
 
@@ -139,7 +160,6 @@ class TargetDecoder(nn.Module, ABC):
         """Compare N slices with the support slices: the part of :meth:`forward` that is the same before and after
         adaptation."""
 
-    @abstractmethod
     def forward(
         self,
         embedding: Embedding,
@@ -147,8 +167,26 @@ class TargetDecoder(nn.Module, ABC):
         corrections: Corrections | None = None,
         features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
-        """Embeddings of N slices, repeated for several targets of one slice. ``features`` is that of
-        :meth:`cross_attention`, where it was kept."""
+        """Propose a mask for each of N (slice, target) pairs.
+
+        Args:
+            embedding: Of N slices, as :meth:`view` gives it, repeated for several targets of one slice.
+            context: What is known of the targets, N each.
+            corrections: Clicks on earlier proposals.
+            features: Those of :meth:`cross_attention`, where they were kept.
+
+        Returns:
+            Logits (N, S, S) and presence logits (N,).
+        """
+        corrections = Corrections.none(context.prior) if corrections is None else corrections
+        features = self.cross_attention(embedding, context) if features is None else features
+        return self.decode(embedding, context, corrections, features)
+
+    @abstractmethod
+    def decode(
+        self, embedding: Embedding, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
+    ) -> Proposal:
+        """:meth:`forward` with everything given."""
 
     @abstractmethod
     def adaptable(self) -> list[nn.Parameter]:

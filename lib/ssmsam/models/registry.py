@@ -201,7 +201,7 @@ def load_target_decoder(
 
     sam = load_sam(encoder_name, path, device=device)
     with same_initial_state():
-        return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
+        return SamTargetNetwork(sam).eval().requires_grad_(False)
 
 
 @cache

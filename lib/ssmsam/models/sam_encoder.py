@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
+from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.models.tiny_vit import build_lite_medsam, take_published
 from ssmsam.models.weights import CorruptWeights, entry, weights_digest
 
@@ -181,8 +181,7 @@ class SamEncoder(Encoder):
         """Load a checkpoint of the official layout; frozen. Raises :class:`CorruptWeights`."""
         return cls(load_sam(name, path, device=device), name=name, weights_sha256=weights_digest(path), levels=levels)
 
-    def encode(self, slices: torch.Tensor, *, adaptor: Adaptor = unchanged) -> Embedding:
-        """``adaptor`` may change the tokens (B, h, w, width) that each block gets."""
+    def encode(self, slices: torch.Tensor) -> Embedding:
         size = self.spec.input_size
         if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
             raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
@@ -192,7 +191,7 @@ class SamEncoder(Encoder):
             tokens = tokens + vit.pos_embed
         kept = {}
         for number, block in enumerate(vit.blocks):
-            tokens = block(adaptor(number, tokens))
+            tokens = block(tokens)
             if number in self.levels:
                 kept[number] = vit.neck(tokens.permute(0, 3, 1, 2))
         return {"image": vit.neck(tokens.permute(0, 3, 1, 2)), "levels": [kept[level] for level in self.levels]}

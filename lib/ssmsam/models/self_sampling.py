@@ -27,7 +27,14 @@ from torch import nn
 
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
+from ssmsam.models.fewshot_decoder import (
+    Corrections,
+    CrossAttentionFeatures,
+    DecoderContext,
+    Proposal,
+    TargetDecoder,
+    likeness_votes,
+)
 from ssmsam.models.layers import Attention
 from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, LEAST_SHARE, RING_CELLS
 
@@ -294,16 +301,13 @@ class SelfSamplingDecoder(TargetDecoder):
 
     def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
         features = self.inner.cross_attention(embedding, context)
-        return replace(features, votes=torch.cat([features.votes, _match(embedding["image"], context)], dim=1))
+        return replace(
+            features, votes=torch.cat([features.votes, likeness_votes(embedding["image"], context, _SHARPNESS)], dim=1)
+        )
 
-    def forward(
-        self,
-        embedding: Embedding,
-        context: DecoderContext,
-        corrections: Corrections | None = None,
-        features: CrossAttentionFeatures | None = None,
+    def decode(
+        self, embedding: Embedding, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> Proposal:
-        features = self.cross_attention(embedding, context) if features is None else features
         image = embedding["image"]
         changed = image
         if self.config.self_sampling:
@@ -314,7 +318,7 @@ class SelfSamplingDecoder(TargetDecoder):
             if self.levels is not None:
                 changed = changed + self.levels(embedding["levels"], masks, self.mask_attention)
         inner = replace(features, votes=features.votes[:, :-1])
-        return self.inner({"image": changed, "levels": embedding["levels"]}, context, corrections, inner)
+        return self.inner.decode({"image": changed, "levels": embedding["levels"]}, context, corrections, inner)
 
     def adaptable(self) -> list[nn.Parameter]:
         return [parameter for group in self.groups().values() for parameter in group]
@@ -339,12 +343,3 @@ class SelfSamplingDecoder(TargetDecoder):
         prior = F.adaptive_avg_pool2d((context.prior / _SOFTNESS).sigmoid() * trusted, side)
         trust = context.trust[:, :, None, None].expand(-1, -1, *side)
         return torch.cat([prior, trust, matched if self.config.matched else torch.zeros_like(matched)], dim=1)
-
-
-def _match(image: torch.Tensor, context: DecoderContext) -> torch.Tensor:
-    """The share of the target in the support's cells that each cell of the query looks like: (N, 1, h, w)."""
-    cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
-    scores = _SHARPNESS * cells @ F.normalize(context.cells, dim=2).transpose(1, 2)
-    scores = scores.masked_fill(~context.valid[:, None], -1e4)
-    vote = scores.softmax(2) @ context.shares[..., None]
-    return vote.transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))

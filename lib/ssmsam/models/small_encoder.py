@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
+from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.models.layers import doubled
 
 STAGES = ((2, 32), (4, 64), (8, 128), (16, 256))
@@ -106,15 +106,12 @@ class SmallEncoder(Encoder):
         self.smooth4 = _smooth(middle)
         self.smooth2 = _smooth(fine)
 
-    def forward(self, slices: torch.Tensor, *, adaptor: Adaptor = unchanged) -> Embedding:
-        """(B, 3, H, W) in [0, 1], H and W multiples of 16 -> image at stride 8, levels at strides 2 and 4.
-
-        ``adaptor`` may change what each of the stages 0 to 3 says, at the strides 2, 4, 8 and 16.
-        """
-        at2 = adaptor(0, self.stem((slices - 0.4) / 0.3))
-        at4 = adaptor(1, self.stage4(at2))
-        at8 = adaptor(2, self.stage8(at4))
-        at16 = adaptor(3, self.stage16(at8))
+    def forward(self, slices: torch.Tensor) -> Embedding:
+        """(B, 3, H, W) in [0, 1], H and W multiples of 16 -> image at stride 8, levels at strides 2 and 4."""
+        at2 = self.stem((slices - 0.4) / 0.3)
+        at4 = self.stage4(at2)
+        at8 = self.stage8(at4)
+        at16 = self.stage16(at8)
         image = self.smooth8(self.lateral8(at8) + doubled(self.lateral16(at16)))
         level4 = self.smooth4(self.lateral4(at4) + doubled(self.narrow4(image)))
         level2 = self.smooth2(self.lateral2(at2) + doubled(self.narrow2(level4)))

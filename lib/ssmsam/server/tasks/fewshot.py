@@ -184,7 +184,7 @@ class FewShotTask(InferTask):
                 prediction.labels,
                 prediction.mask,
                 hints(prediction, asked.support, embeddings.key.digest),
-                {label: list(slices) for label, slices in prediction.asked.items()},
+                {label: list(slices) for label, slices in prediction.open_ends.items()},
                 dict(prediction.dice),
             )
 
