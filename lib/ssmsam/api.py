@@ -114,7 +114,7 @@ class _Segmenter:
         affine: np.ndarray | None = None,
         progress: Progress = silent,
     ) -> int:
-        """Send all slices of an image through the encoder now, so that what is asked of them later is quick.
+        """Send all slices of an image through the encoder now, so that later answers are quick.
 
         Returns how many that were: those in the store or in memory are left out. Finished ones stay when it is stopped.
         """
@@ -291,7 +291,7 @@ class SegmentationTask:
 
     @property
     def dice_estimate(self) -> dict[str, float]:
-        """Label -> Dice in [0, 1] on labelled slices that were asked for by the others; without labels whose slices are
+        """Label -> Dice in [0, 1] on labelled slices, each answered by the others; without labels whose slices are
         too few for that."""
         return {label: float(one["after"]) for label, one in self.card["dice_estimate"].items()}
 
@@ -381,7 +381,7 @@ class PromptMask:
 
 @dataclass(frozen=True, eq=False)
 class Propagated:
-    """The answer to prompts, carried through the volume.
+    """The answer to prompts, propagated through the volume.
 
     Attributes:
         mask: (slices, rows, columns) bool, on the image's own grid.

@@ -1,4 +1,4 @@
-"""Folders that programs and the server use unless they are told others."""
+"""Folders that programs and the server use by default."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def default_cache_folders() -> CacheFolders:
 
 
 def default_heads(studies: str) -> Path:
-    """Where the heads of a studies folder or store go: beside the embedding store, by the digest of its name."""
+    """Where a studies folder's or store's task checkpoints go: beside the embedding store, by its name's digest."""
     name = studies if "://" in studies else str(Path(studies).resolve())
     return default_store().parent / "heads" / hashlib.sha256(name.encode()).hexdigest()[:16]

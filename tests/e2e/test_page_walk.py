@@ -13,7 +13,7 @@ from sample_cases import CT, MR, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
 from viewers import TIMEOUT, ohif, stored_label
 
-from ssmsam.cli.orthanc import Orthanc
+from ssmsam.cli.pacs import Orthanc
 from ssmsam.server.routes.page import NIIVUE
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")

@@ -26,10 +26,10 @@ class Listening(PocketDecoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[Corrections] = []
+        self.received: list[Corrections] = []
 
     def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
-        self.heard.append(replace(corrections, previous=corrections.previous.clone()))
+        self.received.append(replace(corrections, previous=corrections.previous.clone()))
         return Proposal(torch.full_like(context.prior[:, 0], 7.0), torch.full((len(context.prior),), -9.0))
 
 
@@ -57,7 +57,7 @@ def test_only_clicked_slices_change(query: VolumeEmbeddings, task: AdaptedTask, 
     clicks = {3: SlicePrompt(positive=INSIDE), 7: SlicePrompt(negative=OUTSIDE), 8: SlicePrompt(positive=INSIDE)}
     decoder = Listening()
     found = corrected(proposals, clicks, Target(replace(task, decoder=decoder), "organ", query, CONFIG.segmentation))
-    assert len(decoder.heard) == 2, "slice 8 was not proposed"
+    assert len(decoder.received) == 2, "slice 8 was not proposed"
     assert (found.logits[[1, 3]] == 7).all()
     np.testing.assert_array_equal(found.logits[[0, 2]], before[[0, 2]])
     np.testing.assert_array_equal(proposals.logits, before)
@@ -82,11 +82,11 @@ def test_the_decoder_hears_the_clicks_and_its_own_proposal(
     decoder = Listening()
     clicks = {4: SlicePrompt(positive=INSIDE, negative=OUTSIDE)}
     corrected(proposals, clicks, Target(replace(task, decoder=decoder), "organ", query, CONFIG.segmentation))
-    (heard,) = decoder.heard
-    np.testing.assert_array_equal(heard.previous[0, 0].numpy(), proposals.logits[2])
-    kinds = heard.kinds[0].tolist()
+    (received,) = decoder.received
+    np.testing.assert_array_equal(received.previous[0, 0].numpy(), proposals.logits[2])
+    kinds = received.kinds[0].tolist()
     assert sorted(kinds) == sorted([PointKind.POSITIVE, PointKind.NEGATIVE, PointKind.NEGATIVE])
-    placed = heard.points[0].numpy()
+    placed = received.points[0].numpy()
     expected = query.frame.points_to_input(INSIDE)
     np.testing.assert_allclose(placed[[kind == PointKind.POSITIVE for kind in kinds]], expected, atol=1e-4)
 

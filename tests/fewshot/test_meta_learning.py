@@ -115,12 +115,14 @@ def test_learning_rates_follow_the_slope_of_the_query_loss(embedder: Embedder) -
 def test_a_start_is_learned_and_the_old_one_stays(embedder: Embedder) -> None:
     decoder = pocket_ssm()
     before = state_digest(decoder)
-    told: list[tuple[str, int, int]] = []
-    trained = meta_train(two_labels(embedder), embedder, decoder, config=SHORT, progress=lambda *now: told.append(now))
+    reported: list[tuple[str, int, int]] = []
+    trained = meta_train(
+        two_labels(embedder), embedder, decoder, config=SHORT, progress=lambda *now: reported.append(now)
+    )
     assert state_digest(decoder) == before != state_digest(trained.decoder)
     assert len(trained.losses) == SHORT.steps
     assert all(np.isfinite(trained.losses))
-    assert ("meta", 1, 2) in told and told[-1] == ("meta", 2, 2)
+    assert ("meta", 1, 2) in reported and reported[-1] == ("meta", 2, 2)
     assert not any(parameter.requires_grad for parameter in trained.decoder.parameters())
 
 
@@ -158,8 +160,8 @@ def test_queries_are_never_shown(embedder: Embedder) -> None:
         context = episode.query_batch(most=10).context
         hidden = bank.encoding[torch.tensor(episode.query)].tokens.flatten(0, 1)
         given = context.tokens[context.kinds > 0]
-        told = hidden[bank.encoding.kinds[list(episode.query)].flatten() > 0]
-        assert torch.cdist(given, told).min() > 1e-6
+        reported = hidden[bank.encoding.kinds[list(episode.query)].flatten() > 0]
+        assert torch.cdist(given, reported).min() > 1e-6
     assert {len(kind) for kind in kinds} == {1, 2}, "some queries are another patient, some are between the support"
 
 

@@ -58,7 +58,7 @@ def rows_of(proposals: Proposals) -> list[int]:
     return np.flatnonzero((proposals.logits > 0).any(axis=(1, 2))).tolist()
 
 
-def test_slices_are_kept_as_the_volume_head_says(embedder: Embedder) -> None:
+def test_slices_are_kept_as_the_volume_checkpoint_says(embedder: Embedder) -> None:
     found = selected(two_pieces(), Planned([3, 4]), among(embedder, task_of(embedder, ORGAN, (4,), 3)), several=False)
     assert rows_of(found.proposals) == [3, 4]
     assert found.proposals.presence[3] > 0.9 > 0.1 > found.proposals.presence[6]
@@ -94,7 +94,7 @@ def test_of_several_pieces_on_a_slice_the_surest_says_whether_the_target_is_ther
     assert (found.presence[2:7] > 0.9).all(), "the first piece is there, whatever the second says"
 
 
-def test_annotated_slices_stay_whatever_the_volume_head_says(embedder: Embedder) -> None:
+def test_annotated_slices_stay_whatever_the_volume_checkpoint_says(embedder: Embedder) -> None:
     around = among(embedder, task_of(embedder, BLOB, (3, 5, 7)))
     found = selected(two_pieces(), Planned([]), around, several=False).proposals
     assert rows_of(found) == [3, 5], "nothing is on slice 7, as was annotated"

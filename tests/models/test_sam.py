@@ -35,12 +35,12 @@ def randomise(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def a_small_sam(*, size: int = 256, depth: int = 2, heads: int = 4):
+def a_small_sam(*, size: int = 256, depth: int = 2, tasks: int = 4):
     """The stock classes at a small size: a windowed block whose window does not divide the grid, a global one."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     vit = ImageEncoderViT(
-        img_size=size, patch_size=16, embed_dim=8 * heads, depth=depth, num_heads=heads, out_chans=16,
+        img_size=size, patch_size=16, embed_dim=8 * tasks, depth=depth, num_heads=tasks, out_chans=16,
         use_rel_pos=True, window_size=7, global_attn_indexes=(depth - 1,),
     )  # fmt: skip
     grid = (size // 16, size // 16)
@@ -76,7 +76,7 @@ def test_the_encoder_gives_what_the_stock_one_gives(cells, monkeypatch):
     torch.testing.assert_close(found["image"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_global_attention_at_full_size_runs_head_by_head():
+def test_global_attention_at_full_size_runs_checkpoint_by_head():
     """64 x 64 tokens, as SAM has: the bias of one head alone is more than is made at once."""
     from segment_anything.modeling.image_encoder import Attention
 

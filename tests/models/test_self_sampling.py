@@ -128,8 +128,8 @@ def test_the_truth_of_the_query_changes_nothing(embedder: Embedder, steps: int) 
         given = np.where(np.isin(ALL, (2, 6))[:, None, None], ORGAN, truth)  # truth where it is annotated only
         own, other = draw_volume(), draw_volume(seed=5)
         support = {"organ": [*labelled(embedder, own, given, (2, 6)), *labelled(embedder, other, OTHER, (5,))]}
-        head = adapt(support, embedder, pocket_ssm(), config=config)
-        answers.append(segment(embedder.open(own), head, config=config))
+        task = adapt(support, embedder, pocket_ssm(), config=config)
+        answers.append(segment(embedder.open(own), task, config=config))
     for other in answers[1:]:
         assert np.array_equal(answers[0].logits, other.logits)
         assert np.array_equal(answers[0].mask, other.mask)
@@ -137,6 +137,6 @@ def test_the_truth_of_the_query_changes_nothing(embedder: Embedder, steps: int) 
 
 def test_the_same_twice_is_the_same_to_the_bit(embedder: Embedder) -> None:
     support = two_labels(embedder)
-    heads = [adapt(support, embedder, pocket_ssm(), config=quick()) for _ in range(2)]
-    states = [head.decoder.state_dict() for head in heads]
+    tasks = [adapt(support, embedder, pocket_ssm(), config=quick()) for _ in range(2)]
+    states = [task.decoder.state_dict() for task in tasks]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -35,10 +35,10 @@ def test_it_adapts_on_cached_embeddings_and_segments(embedder: Embedder, decoder
     volume = draw_volume()
     support = {"organ": labelled(embedder, volume, ORGAN, (2, 4, 6))}
     config = quick(adaptation=replace(QUICK, steps=2), pseudo_labels=replace(quick().pseudo_labels, slices=0))
-    head = adapt(support, embedder, decoder, config=config)
+    task = adapt(support, embedder, decoder, config=config)
     embedder.open(volume).embed()
     before = embedder.encoded
-    prediction = segment(embedder.open(volume), head, config=config)
+    prediction = segment(embedder.open(volume), task, config=config)
     assert embedder.encoded == before, "what is cached is not encoded again"
     assert prediction.logits.shape == (1, 9, 64, 64)
     assert prediction.mask.shape == volume.shape

@@ -34,8 +34,8 @@ def foreground_random(state: VolumeState, k: int, labels: Sequence[str], rng: np
 
 
 def representative(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
-    """k-centre greedy: the slice that looks least like those annotated or chosen so far, beginning with the most
-    typical one. Slices that are not embedded are left out; evenly spaced ones are chosen where too few are."""
+    """k-centre greedy (Sener and Savarese, 2018): the slice least like those annotated or chosen so far, beginning with
+    the most typical one. Slices that are not embedded are left out; evenly spaced ones are chosen where too few are."""
     left = [index for index in state.left(labels) if index in state.descriptors]
     if len(left) <= k:
         return spaced(state, k, labels)
@@ -89,7 +89,7 @@ def next_slices(
     rng: np.random.Generator,
     config: GainConfig | None = None,
 ) -> list[Choice]:
-    """The slices whose annotation is expected to mend the most, on them and around them, each label in its turn.
+    """The slices of the largest expected error reduction, on them and around them, each label in its turn.
 
     Before them, slices just past annotated ends of which it is not known whether the label is still there: one word
     about them tells where it ends. A slice that helps several labels is asked for all of them. Labels that no model
@@ -127,8 +127,8 @@ def next_slices(
 
 
 def end_questions(state: VolumeState, label: str) -> list[Choice]:
-    """The slices just past annotated ends of which it should be asked whether the label is still there, those first
-    where most of it would be missed."""
+    """The slices just past annotated ends that may still show the label, those first where most of it would be
+    missed."""
     forecast, found = state.forecasts[label], []
     for index in forecast.open_ends:
         rows = np.flatnonzero(forecast.slices == index)
@@ -178,7 +178,7 @@ def _least_sure(state: VolumeState, label: str) -> list[Choice]:
 
 
 def _in_turn(queues: Mapping[str, Sequence[Choice]], k: int) -> list[Choice]:
-    """At most ``k`` slices from the heads of the labels' queues, each label in its turn."""
+    """At most ``k`` slices from the fronts of the labels' queues, each label in its turn."""
     waiting = {label: list(queue) for label, queue in queues.items()}
     chosen: dict[int, Choice] = {}
     while len(chosen) < k and any(waiting.values()):

@@ -1,4 +1,4 @@
-"""How much of what is expected to be wrong in a volume one more annotated slice would mend."""
+"""The expected error reduction of one more annotated slice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GainConfig:
 
     reach_mm: float = 25.0
     """Errors grow with the distance to the nearest annotated slice, and less and less from this distance on."""
-    mended: float = 0.6
+    corrected: float = 0.6
     """Share of that growth which a new annotation nearby takes back."""
     unforeseen: float = 0.05
     """Share of a proposed mask that is taken to be wrong although the model is sure of it."""
@@ -32,7 +32,7 @@ class Gains:
     """The expected gains of one label's slices, which fall as slices are taken.
 
     A slice gains the error expected in its outline, some of that on slices far from any annotated one, and what it
-    tells of where the organ ends: an end is looked for where both answers leave little in doubt. In shares of the
+    tells of where the organ ends: an end is looked for where both answers leave little uncertain. In shares of the
     organ's volume: small organs count as much as large ones.
     """
 
@@ -59,8 +59,8 @@ class Gains:
         return self._values
 
     def _weigh(self) -> None:
-        self._of_ends = self._told_of_ends()
-        gains = (self._left @ self._mends() + self._of_ends) / self._organ
+        self._end_gain = self._end_gains()
+        gains = (self._left @ self._corrected_shares() + self._end_gain) / self._organ
         self._values = np.where(self._open, gains, -1.0)
 
     def _growth(self, away: np.ndarray) -> np.ndarray:
@@ -68,13 +68,13 @@ class Gains:
         grown: np.ndarray = 1 - np.exp(-away / self._config.reach_mm)
         return grown
 
-    def _mends(self) -> np.ndarray:
-        """(n, n) the share of each slice's errors that is mended when each slice is annotated: all of its own."""
+    def _corrected_shares(self) -> np.ndarray:
+        """(n, n) the share of each slice's errors that annotating each slice corrects: all of its own."""
         before = np.maximum(self._growth(self._nearest), 1e-6)[:, None]
         after = self._growth(np.minimum(self._nearest[:, None], self._away))
-        return np.where(self._away == 0, 1.0, self._config.mended * (1 - np.minimum(after / before, 1)))
+        return np.where(self._away == 0, 1.0, self._config.corrected * (1 - np.minimum(after / before, 1)))
 
-    def _told_of_ends(self) -> np.ndarray:
+    def _end_gains(self) -> np.ndarray:
         """(n,) mm2 by which the error at the organ's ends is expected to fall when a slice is looked at."""
         found = np.zeros(len(self._open))
         for end in self._ends:
@@ -105,9 +105,9 @@ class Gains:
         numbers = {
             **numbers_of(self._forecast, row, self._state, self._label),
             "gain": round(gain, 5),
-            "near_end": float(self._of_ends[row] > 0.5 * gain * self._organ),
+            "near_end": float(self._end_gain[row] > 0.5 * gain * self._organ),
         }
-        self._left = self._left * (1 - self._mends()[:, row])
+        self._left = self._left * (1 - self._corrected_shares()[:, row])
         self._nearest = np.minimum(self._nearest, self._away[row])
         self._open[row] = False
         self._taken |= {row}

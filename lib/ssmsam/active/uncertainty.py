@@ -1,7 +1,7 @@
 """How unsure a few-shot model is of every voxel.
 
 A decoder's own probabilities say how sure it is given its whole support. What it would have said without some of
-the annotated slices says how much hangs on these: the model is asked again without each part of them, and the entropy
+the annotated slices says how much hangs on these: the model answers again without each part of them, and the entropy
 is that of the mean answer (a deep ensemble's predictive entropy; here the members differ in their support, as in a
 jackknife, which costs no encoder pass and no training).
 """

@@ -127,7 +127,7 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
     if presence is not None and 0.25 <= presence <= 0.75:
         reasons.append(f"it is unclear whether {label} is there ({presence:.0%})")
     elif dice is not None and dice < 0.8:
-        reasons.append(f"the outline of {label} is doubtful there (expected Dice {dice:.2f})")
+        reasons.append(f"the outline of {label} is uncertain there (expected Dice {dice:.2f})")
     if away is None:
         reasons.append("nothing is annotated in this volume yet")
     elif away >= FAR_MM:
@@ -138,7 +138,7 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
 
 
 def end_question(index: int, label: str) -> str:
-    """What a person is asked of a slice just past an annotated end."""
+    """The question to a person about a slice just past an annotated end."""
     return f"slice {index}: is there still {label}?"
 
 

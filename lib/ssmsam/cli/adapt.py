@@ -10,10 +10,9 @@ from typing import Any
 import click
 
 from ssmsam.api import FewShotSegmenter, SegmentationTask
-from ssmsam.cli.command import Program, Reads, Several, json_option, path_option
+from ssmsam.cli.command import Program, ProgressBar, Reads, Several, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile, examples_from, label_numbers, parse_names, read_labelled
 from ssmsam.cli.options import METHODS, PLANES, loaded, model_options, names_option, on_cuda
-from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.fewshot.config import AdaptationConfig
 from ssmsam.progress import Progress
 from ssmsam.report import files_digest, run_manifest, write_result

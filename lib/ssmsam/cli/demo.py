@@ -24,7 +24,7 @@ from ssmsam.cli.command import FAILED, FINE, Program, Several, json_option, path
 from ssmsam.cli.live_server import LiveServer, ServerFailed, live_server
 from ssmsam.cli.options import encoder_option
 from ssmsam.cli.pictures import Panel, draw_overlays
-from ssmsam.cli.sample_data import IMAGES, LABELS, SampleCase, sample_cases
+from ssmsam.cli.samples import IMAGES, LABELS, SampleCase, sample_cases
 from ssmsam.cli.serve import app_folder
 from ssmsam.ops import dice
 from ssmsam.reading import read_volume

@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from ssmsam.api import PromptSegmenter
-from ssmsam.cli.command import BAD_INPUT, FAILED, FINE, Program, json_option
+from ssmsam.cli.command import BAD_INPUT, FAILED, FINE, Program, ProgressBar, json_option
 from ssmsam.cli.options import model_options, on_cuda, use_threads
-from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.dicom.file import looks_like_dicom
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.reading import read_volume

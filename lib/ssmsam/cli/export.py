@@ -14,7 +14,7 @@ from ssmsam.cli.labelled_files import parse_names
 from ssmsam.cli.options import names_option
 from ssmsam.dicom.seg_writer import FAMILIES, AlgorithmNotes
 from ssmsam.reading import read_volume
-from ssmsam.report import files_digest, run_manifest, write_result
+from ssmsam.report import files_digest, record_run
 
 
 @click.command(cls=Program, stopped="nothing was written")
@@ -55,7 +55,5 @@ def command(
     write_dicom_seg(read_volume(mask), series, out, labels=labels, algorithm=notes)
     print(f"{out}: {', '.join(labels)}")
     if record:
-        manifest = run_manifest(
-            protocol="export", data={"files": [mask.name], "sha256": files_digest([mask])}, weights={}
-        )
-        write_result(record, {"file": out.name, "labels": labels, "manifest": manifest})
+        data = {"files": [mask.name], "sha256": files_digest([mask])}
+        record_run(record, {"file": out.name, "labels": labels}, protocol="export", data=data)

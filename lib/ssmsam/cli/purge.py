@@ -10,7 +10,7 @@ import click
 
 from ssmsam.cli.command import FAILED, FINE, Program, json_option, path_option
 from ssmsam.paths import CacheFolders, default_cache_folders
-from ssmsam.report import run_manifest, write_result
+from ssmsam.report import record_run
 from ssmsam.service.patient_cache import cached, purge
 
 
@@ -51,9 +51,7 @@ def removed(folders: CacheFolders, *, yes: bool, record: Path | None) -> int:
     left = sum(place.bytes for place in places) if yes else 0
     if yes:
         print(f"Removed {sum(one['bytes'] for one in gone) / 1e6:.1f} MB.")
-    if record:
-        manifest = run_manifest(protocol="purge", data={}, weights={})
-        write_result(record, {"found": there, "removed": gone, "left_bytes": left, "manifest": manifest})
+    record_run(record, {"found": there, "removed": gone, "left_bytes": left}, protocol="purge")
     if left:
         print(f"{left / 1e6:.1f} MB could not be removed: is this the user who runs the server?", file=sys.stderr)
     return FAILED if left else FINE

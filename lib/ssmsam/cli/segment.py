@@ -12,11 +12,10 @@ import numpy as np
 
 from ssmsam.api import Segmentation, task_card, write_volume
 from ssmsam.cli.adapt import adaptation_options, learned, manifest_of, sources, support_option
-from ssmsam.cli.command import Program, json_option, path_option
+from ssmsam.cli.command import Program, ProgressBar, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile
 from ssmsam.cli.options import METHODS, loaded, model_options
 from ssmsam.cli.pictures import Panel, draw_overlays
-from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.reading import read_volume
 from ssmsam.report import write_result
 from ssmsam.volume.geometry import Plane

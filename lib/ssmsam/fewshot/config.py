@@ -111,7 +111,7 @@ class SegmentationConfig:
     volume_head: bool = True
     """Without it everything that was proposed is kept."""
     every_slice: bool = False
-    """The target is known to be on every slice that is asked for."""
+    """The target is known to be on every slice that is looked at."""
     bank: SupportBankConfig = field(default_factory=SupportBankConfig)
 
 
@@ -174,7 +174,7 @@ EVEN = 0.5
 SMALL_PIECE = 0.2
 """Pieces on a labelled slice below this share of the largest are details of the drawing: a *guess*."""
 
-# what the decoder and the volume head are told
+# what the decoder and the volume head read
 
 PRIOR_REACH = 20.0
 """Signed distances of the prior are cut off here, in cells; a slice known to be empty is this far outside everywhere. A
@@ -205,8 +205,8 @@ STOPS = (1.0, 2 / 3, 1 / 3)
 LEAST_SLICES = 3
 """With fewer slices that show a label, nothing can be held out and still be learned from."""
 CHECKED_SLICES = 16
-"""Of more labelled slices so many are asked for, evenly spread: a *guess*, which bounds the time."""
+"""Of more labelled slices so many are queries, evenly spread: a *guess*, which bounds the time."""
 LEAST_SUPPORT = 2
-"""Slices of an episode's support that must show the target, so that each can be asked for while another shows it."""
+"""Slices of an episode's support that must show the target, so that each can be a query while another shows it."""
 HELD_OUT_OF = 4
 """Meta-learning holds out every so many-th slice of a label and volume, where there are as many: a *guess*."""

@@ -64,7 +64,7 @@ def _packaged(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
 
 
 SHIPPED = "shipped"
-"""How the initialisation that came with the weights is asked for. Its name is "" wherever names are kept."""
+"""The name of the initialisation that came with the weights, in requests; "" wherever names are kept."""
 KEPT = 5
 """How many of the newest initialisations stay."""
 
@@ -82,7 +82,7 @@ class Initialisations:
         self._weights_sha256 = weights_sha256
         self._registry = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
         self._registry.migrate(shipped, weights_sha256=weights_sha256)
-        self._asked = ""
+        self._wanted = ""
         self._loaded: tuple[TargetDecoder, str] = shipped, ""
 
     @property
@@ -96,15 +96,15 @@ class Initialisations:
 
     def current(self) -> tuple[TargetDecoder, str]:
         """The initialisation that is used, and its name. The shipped one where another cannot be read."""
-        asked = self.state.active
-        if asked != self._asked:
-            self._loaded = self._load(asked) if asked else (self.shipped, "")
-            self._asked = asked
+        wanted = self.state.active
+        if wanted != self._wanted:
+            self._loaded = self._load(wanted) if wanted else (self.shipped, "")
+            self._wanted = wanted
         return self._loaded
 
     def publish(self, decoder: TargetDecoder, card: Mapping[str, Any], *, activate: bool) -> str:
-        """Keep a new initialisation under a name of its own, and use it from now on if so told. In one step for
-        readers."""
+        """Keep a new initialisation under a name of its own, and use it from now on with ``activate``. In one step
+        for readers."""
         card = {**card, "method": SSM_SAM, "weights_sha256": self._weights_sha256}
         return self._registry.publish(AdaptedTask(decoder, {}, card), decoder=self.shipped, activate=activate)
 

@@ -214,9 +214,9 @@ def adapt(
 ) -> AdaptedTask:
     """Adapt a decoder to a few labelled slices.
 
-    They are encoded, the online optimiser's regression is solved on them, and each is asked for by the others. With
-    ``config.adaptation.steps`` a copy of the decoder is also fitted to them by gradient steps; where the estimate on
-    held-out slices says that this does harm, the decoder stays as it was.
+    They are encoded, the online optimiser's regression is solved on them, and each is a query with the others as
+    context. With ``config.adaptation.steps`` a copy of the decoder is also fitted to them by gradient steps; where the
+    estimate on held-out slices says that this does harm, the decoder stays as it was.
 
     Args:
         support: Labelled slices by label.

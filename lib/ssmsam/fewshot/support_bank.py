@@ -286,7 +286,7 @@ class SupportBank:
         config: SupportBankConfig,
         atlas: torch.Tensor | None = None,
     ) -> DecoderContext:
-        """What a decoder is told of the target on some slices of a volume.
+        """The context of some slices of a volume.
 
         Args:
             query: The volume.

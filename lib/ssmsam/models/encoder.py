@@ -22,7 +22,7 @@ class Embedding(TypedDict):
 
 
 def take(embedding: Embedding, index: torch.Tensor) -> Embedding:
-    """The embeddings of some slices of a batch, repeated where asked for more than once."""
+    """The embeddings of some slices of a batch, repeated where ``index`` repeats them."""
     return {"image": embedding["image"][index], "levels": [level[index] for level in embedding["levels"]]}
 
 

@@ -1,4 +1,4 @@
-"""What every few-shot mask decoder is told, what it answers, and what it promises."""
+"""The interface of every few-shot mask decoder: its input, its answer, and what adaptation may change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ATLAS_MAPS = 3
 
 @dataclass(frozen=True, eq=False)
 class DecoderContext:
-    """What N (slice, target) pairs are told of the target: T tokens and M cells of all their support slices.
+    """The context of N (slice, target) pairs: T tokens and M cells of all their support slices.
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);

@@ -274,7 +274,7 @@ class SmallPromptDecoder:
 
 
 def size_and_stability(logits: torch.Tensor) -> torch.Tensor:
-    """How well each candidate (M, S, S) suits a lone click: (M,), higher is better.
+    """How well each candidate (M, S, S) suits a single click: (M,), higher is better.
 
     One click does not say how much is meant, and the predicted quality of the candidates, which differ in size,
     hardly differs. The share of a mask that stays when the threshold is raised says how sure its border is; among

@@ -138,7 +138,7 @@ def load_decoder(
     if trained is None:
         if not published:
             logger.info("no decoder of ours for these weights of %s: the published one knows boxes only", encoder_name)
-        return SamPromptDecoder.from_sam(sam, carries_box=True)
+        return SamPromptDecoder.from_sam(sam, propagates_box=True)
     return _with_weights(sam, trained, device)
 
 
@@ -164,7 +164,7 @@ def _with_weights(sam: Sam, path: Path, device: str) -> SamPromptDecoder:
     for name, part in parts.items():
         part.load_state_dict(part_of(load_file(str(path)), name))
         part.to(device)
-    return SamPromptDecoder(**parts, carries_box=True)
+    return SamPromptDecoder(**parts, propagates_box=True)
 
 
 VOLUME_HEAD = "volume_head"

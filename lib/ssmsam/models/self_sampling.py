@@ -248,7 +248,7 @@ _SOFTNESS = 2.0
 
 @dataclass(frozen=True)
 class SelfSamplingDecoderConfig:
-    """Which modules work. ``matched`` uses what looks alike in the support where no neighbour gives a prior.
+    """Which modules work. ``matched`` uses similar cells of the support where no neighbour gives a prior.
 
     ``levels`` are the channels of further maps of the encoder that mask attention reads, the coarsest last: of
     ``level_channels`` in its :class:`~ssmsam.models.encoder.EncoderSpec` the last so many. Self-sampling reads one

@@ -473,7 +473,7 @@ def _one_direction(
     config: RegistrationConfig,
     at: Callable[[int], None],
 ) -> Field:
-    """One direction; ``at`` is told before each step how many are done."""
+    """One direction; ``at`` gets before each step how many are done."""
     at(0)
     field = aligned(fixed.values, moving.values, here, there, config.alignment)
     for number, search in enumerate(config.searches, 1):

@@ -355,7 +355,7 @@ def volume_head(arguments: argparse.Namespace) -> None:
     """Collect what the decoder proposes in every volume, then train. May be stopped and started again."""
     import torch
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.embeddings.store import EmbeddingStore
     from ssmsam.models.registry import load_encoder, load_target_decoder
@@ -398,7 +398,7 @@ def fewshot(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.medsam_lite_encoder import REDUCTION, Reduction
     from ssmsam.models.registry import load_target_decoder
@@ -431,7 +431,7 @@ def lite(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
     from ssmsam.models.weights import find_weights
     from ssmsam_research.training.embedded_slices import load_slices
@@ -463,7 +463,7 @@ def ssm(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.fewshot.config import MetaConfig
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
