@@ -72,7 +72,7 @@ def test_a_checkpoint_gives_what_the_published_layout_gives() -> None:
 def test_its_parts_are_those_of_sam_for_both_decoders() -> None:
     sam = tiny_encoder().sam
     assert SamPromptDecoder.from_sam(sam).logits_size == 64
-    network = SamTargetNetwork.from_sam(sam)
+    network = SamTargetNetwork(sam)
     assert (network.stride, network.logits_side) == (4, 64)
 
 

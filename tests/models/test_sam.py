@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fakes import a_volume
-from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models import sam_encoder as attention
 from ssmsam.models.registry import ENCODERS, load_encoder
 from ssmsam.models.sam_encoder import (
@@ -125,28 +123,6 @@ def test_the_library_keeps_its_own_attention():
 
     use_headwise_attention(a_small_sam())
     assert type(Block(16, 2).attn) is Attention
-
-
-def test_levels_are_tokens_through_the_neck():
-    sam = use_headwise_attention(a_small_sam(depth=3))
-    encoder = SamEncoder(sam, name="sam_vit_b", weights_sha256="x", levels=(2, 0))
-    found = encoder.encode(torch.rand(1, 3, 256, 256))
-    assert torch.equal(found["levels"][0], found["image"])
-    assert not torch.equal(found["levels"][1], found["image"])
-    assert encoder.spec.level_names == ("block2", "block0")
-    assert encoder.spec.level_channels == (16, 16)
-    with pytest.raises(ValueError, match="blocks 0 to 2"):
-        SamEncoder(sam, name="sam_vit_b", weights_sha256="x", levels=(3,))
-
-
-def test_levels_change_the_key():
-    sam = use_headwise_attention(a_small_sam(depth=3))
-    volume = a_volume()
-    keys = {
-        Embedder(encoder=SamEncoder(sam, name="sam_vit_b", weights_sha256="x", levels=levels)).open(volume).key.digest
-        for levels in ((), (0,), (1,), (0, 1), (1, 0))
-    }
-    assert len(keys) == 5
 
 
 def test_medsam_reads_intensities_as_they_are():

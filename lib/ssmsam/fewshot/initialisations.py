@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from ssmsam.fewshot.adapted_task import AdaptedTask
@@ -44,15 +43,8 @@ def load_ssm_decoder(
         decoder = SelfSamplingDecoder(inner, width=inner.width, config=config)
     path = _packaged(encoder_name, weights, **wanted)
     if path is not None:
-        initialise(decoder, load_file(str(path)))
+        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
     return decoder.to(device).eval().requires_grad_(False)
-
-
-def initialise(decoder: SelfSamplingDecoder, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give a decoder the weights of an initialisation. What it reads of further levels begins without effect where that
-    knows nothing of them. Raises RuntimeError when they do not fit."""
-    own = {name: tensor for name, tensor in decoder.state_dict().items() if name.startswith("levels.")}
-    decoder.load_state_dict({**own, **{name: tensor.float() for name, tensor in weights.items()}})
 
 
 def _packaged(encoder_name: str, weights: str, **wanted: Any) -> Path | None:

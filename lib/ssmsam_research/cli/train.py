@@ -466,9 +466,10 @@ def ssm(arguments: argparse.Namespace) -> None:
     from ssmsam.cli.command import ProgressBar
     from ssmsam.fewshot.config import MetaConfig
     from ssmsam.models.fewshot_small import TargetNetwork
-    from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
+    from ssmsam.models.self_sampling import SelfSamplingDecoder
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
     from ssmsam_research.training.groups import GroupConfig
+    from ssmsam_research.training.level_attention import LevelledDecoder
     from ssmsam_research.training.pack import load_pack
     from ssmsam_research.training.ssm_training import SsmTrainingConfig, train_ssm
 
@@ -477,7 +478,11 @@ def ssm(arguments: argparse.Namespace) -> None:
     inner = TargetNetwork()
     inner.load_state_dict(part_of(load_file(str(arguments.weights)), "fewshot"))
     levels = SPEC.level_channels[len(SPEC.level_channels) - arguments.levels :]
-    decoder = SelfSamplingDecoder(inner, width=SPEC.channels, config=SelfSamplingDecoderConfig(levels=levels))
+    decoder = (
+        LevelledDecoder(inner, width=SPEC.channels, channels=levels)
+        if levels
+        else SelfSamplingDecoder(inner, width=SPEC.channels)
+    )
     if arguments.start is not None:
         earlier = load_file(str(arguments.start))
         for name in ("sampling", "mask_attention"):
