@@ -8,7 +8,15 @@ import torch
 from scipy import ndimage
 
 from ssmsam.progress import Cancelled
-from ssmsam.registration.register import CoarseVolume, Field, one_way, register
+from ssmsam.registration.register import (
+    CoarseVolume,
+    Field,
+    RegistrationConfig,
+    features_of,
+    lattice,
+    one_direction,
+    register,
+)
 from ssmsam.volume.intensity import Scale
 from ssmsam.volume.volume import Volume
 
@@ -65,7 +73,11 @@ def test_an_organ_is_carried_to_a_body_that_is_shifted_and_bent() -> None:
 def test_one_way_alone_is_the_same_and_its_border_blocks_are_finite() -> None:
     image, _ = body()
     fixed, moving = coarse(bent(image, order=1)), coarse(image[10:])
-    places = one_way(fixed, moving)
+    config = RegistrationConfig()
+    field = one_direction(
+        fixed, moving, *(features_of(one.values, intensity=config.intensity) for one in (fixed, moving)), config
+    )
+    places = field.at(lattice(field.shape, 1))
     assert torch.isfinite(places).all()
     assert torch.equal(places, register(fixed, moving).places)
 

@@ -134,6 +134,10 @@ class Places:
         )
 
 
+ARRAYS = ("positions", "distances", "centres", "cell_mm", "pseudo_labelled")
+"""The fields of a bank that are arrays of its K slices."""
+
+
 @dataclass(frozen=True, eq=False)
 class SupportBank:
     """K labelled slices.
@@ -198,12 +202,8 @@ class SupportBank:
             regression=self.regression[rows] if self.regression else None,
             encoding=self.encoding[torch.tensor(kept, dtype=torch.long)],
             volumes=tuple(self.volumes[k] for k in kept),
-            positions=self.positions[kept],
-            distances=self.distances[kept],
             descriptors=self.descriptors[kept],
-            centres=self.centres[kept],
-            cell_mm=self.cell_mm[kept],
-            pseudo_labelled=self.pseudo_labelled[kept],
+            **{name: getattr(self, name)[kept] for name in ARRAYS},
         )
 
     def with_pseudo_labels(self, other: SupportBank) -> SupportBank:
@@ -212,23 +212,17 @@ class SupportBank:
 
     def joined(self, other: SupportBank) -> SupportBank:
         """The same and after it the slices of ``other``."""
+        regression = self.regression
+        if regression is not None and other.regression is not None:
+            assert isinstance(other.regression, Regression)
+            regression = regression.joined(other.regression)
         return SupportBank(
-            SupportEncoding.cat([self.encoding, other.encoding]),
-            self.volumes + other.volumes,
-            np.concatenate([self.positions, other.positions]),
-            np.concatenate([self.distances, other.distances]),
-            torch.cat([self.descriptors, other.descriptors]),
-            np.concatenate([self.centres, other.centres]),
-            np.concatenate([self.cell_mm, other.cell_mm]),
-            np.concatenate([self.pseudo_labelled, other.pseudo_labelled]),
-            self._with_regression_of(other),
+            regression=regression,
+            encoding=SupportEncoding.cat([self.encoding, other.encoding]),
+            volumes=self.volumes + other.volumes,
+            descriptors=torch.cat([self.descriptors, other.descriptors]),
+            **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS},
         )
-
-    def _with_regression_of(self, other: SupportBank) -> Regression | SolvedRegression | None:
-        if self.regression is None or other.regression is None:
-            return self.regression
-        assert isinstance(other.regression, Regression)
-        return self.regression.joined(other.regression)
 
     @classmethod
     def of(cls, slices: Sequence[LabelledSlice], decoder: TargetDecoder) -> SupportBank:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ssmsam.fewshot.atlas import Atlas
-from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.fewshot.support_bank import ARRAYS, SupportBank
 from ssmsam.files import private_folder, write_bytes
 from ssmsam.models.closed_form import Regression, SliceSums
 from ssmsam.models.fewshot_decoder import TargetDecoder
@@ -33,7 +33,7 @@ FORMAT = 1
 """Part of every key: raise it when the files, or how banks are made, change."""
 QUOTA_BYTES = 2 * 2**30
 """A guess: some hundred tasks of a few annotated slices."""
-_ARRAYS = {name: name for name in ("positions", "distances", "centres", "cell_mm")} | {"pseudo_labelled": "completed"}
+_ARRAYS = {name: name for name in ARRAYS} | {"pseudo_labelled": "completed"}
 """Arrays of a bank, and how files call them."""
 _SUMS, _NAMES = "sums", "told"
 

@@ -148,7 +148,7 @@ def _load(name: str, path: Path) -> Sam:
 
 
 class SamEncoder(Encoder):
-    """SAM's image encoder (Kirillov et al., 2023). The whole network is at ``.sam``, for the prompt decoder to share."""
+    """SAM's image encoder (Kirillov et al., 2023). The whole network is at ``.sam``: the prompt decoder shares it."""
 
     def __init__(self, sam: Sam, *, name: str, weights_sha256: str) -> None:
         super().__init__()

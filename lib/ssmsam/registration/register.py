@@ -448,7 +448,7 @@ def register(
         def at(number: int, done: int = done) -> None:
             progress("register", done + number, total)
 
-        fields.append(_one_direction(one, other, features, other_features, config, at))
+        fields.append(one_direction(one, other, features, other_features, config, at))
     progress("register", total, total)
     cells = lattice(fields[0].shape, 1)
     places = fields[0].at(cells)
@@ -456,22 +456,13 @@ def register(
     return Registration(fixed.grid, places, fixed.cell_mm * error)
 
 
-def one_way(
-    fixed: CoarseVolume, moving: CoarseVolume, *, config: RegistrationConfig = RegistrationConfig()
-) -> torch.Tensor:
-    """The places of a :class:`Registration` without the way back: in half the time, and not known how far to trust."""
-    here, there = (features_of(one.values, intensity=config.intensity) for one in (fixed, moving))
-    field = _one_direction(fixed, moving, here, there, config, lambda number: None)
-    return field.at(lattice(field.shape, 1))
-
-
-def _one_direction(
+def one_direction(
     fixed: CoarseVolume,
     moving: CoarseVolume,
     here: torch.Tensor,
     there: torch.Tensor,
     config: RegistrationConfig,
-    at: Callable[[int], None],
+    at: Callable[[int], None] = lambda number: None,
 ) -> Field:
     """One direction; ``at`` gets before each step how many are done."""
     at(0)

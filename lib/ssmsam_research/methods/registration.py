@@ -24,7 +24,7 @@ from ssmsam.registration.register import (
     features_of,
     indices,
     lattice,
-    one_way,
+    one_direction,
     places_of,
     sampled,
 )
@@ -35,7 +35,10 @@ PACKAGES = ("torch", "SimpleITK", "convexadam", "itk-elastix")
 
 def ours(fixed: CoarseVolume, moving: CoarseVolume) -> torch.Tensor:
     """One direction of what the product computes; it needs both."""
-    return one_way(fixed, moving)
+    config = RegistrationConfig()
+    here, there = (features_of(one.values, intensity=config.intensity) for one in (fixed, moving))
+    field = one_direction(fixed, moving, here, there, config)
+    return field.at(lattice(field.shape, 1))
 
 
 def our_start(fixed: CoarseVolume, moving: CoarseVolume) -> torch.Tensor:
