@@ -201,7 +201,7 @@ class FewShotSegmenter(_Segmenter):
         """
         if method not in DECODERS:
             raise ValueError(f"unknown method {method!r}; valid names: {', '.join(DECODERS)}")
-        name, wanted = _choice(encoder, device, weights, download, allow_unverified)
+        name, wanted = _choice(encoder, device, weights, download=download, allow_unverified=allow_unverified)
         embedder = _embedder(name, store, wanted)
         cache = None if support_cache is None else SupportCache(Path(support_cache))
         return cls(embedder, DECODERS[method](name, **wanted), method=method, support_cache=cache)
@@ -432,7 +432,7 @@ class PromptSegmenter(_Segmenter):
     ) -> PromptSegmenter:
         """Load an encoder and its prompted decoder. Arguments and errors are those of
         :meth:`FewShotSegmenter.from_pretrained`."""
-        name, wanted = _choice(encoder, device, weights, download, allow_unverified)
+        name, wanted = _choice(encoder, device, weights, download=download, allow_unverified=allow_unverified)
         embedder = _embedder(name, store, wanted)  # before the decoder, which shares SAM's network
         return cls(embedder, load_decoder(name, **wanted))
 
@@ -614,20 +614,11 @@ def write_dicom_seg(
 
 
 def _choice(
-    encoder: str | None,
-    device: str | None,
-    weights: str | os.PathLike[str] | None,
-    download: bool,
-    allow_unverified: bool,
+    encoder: str | None, device: str | None, weights: str | os.PathLike[str] | None, **source: bool
 ) -> tuple[str, dict[str, Any]]:
     """The encoder's name, and what every loader of the registries takes."""
     folder = None if weights is None else Path(weights)
-    wanted = {
-        "folder": folder,
-        "download": download,
-        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        "allow_unverified": allow_unverified,
-    }
+    wanted = {"folder": folder, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"), **source}
     return choose_encoder(encoder or default_encoder(), folder=folder), wanted
 
 

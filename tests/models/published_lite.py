@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ssmsam.models.tiny_vit import TinyVitConfig, build_lite_medsam
 
 TINY = TinyVitConfig(
-    input_size=64, widths=(8, 16, 32, 32), depths=(1, 2, 1, 1), tasks=(1, 2, 4, 4), windows=(7, 7, 14, 7)
+    input_size=64, widths=(8, 16, 32, 32), depths=(1, 2, 1, 1), heads=(1, 2, 4, 4), windows=(7, 7, 14, 7)
 )
 """Windows reach over the edge in every stage, as they do at full size."""
 
@@ -43,7 +43,7 @@ def random_encoder(config: TinyVitConfig = TINY, *, seed: int = 0) -> State:
             make.norm(f"{name}.attn.norm", width)
             make.linear(f"{name}.attn.qkv", width, 3 * width)
             make.linear(f"{name}.attn.proj", width, width)
-            make.state[f"{name}.attn.attention_biases"] = make.normal(config.tasks[number], config.windows[number] ** 2)
+            make.state[f"{name}.attn.attention_biases"] = make.normal(config.heads[number], config.windows[number] ** 2)
             make.norm(f"{name}.mlp.norm", width)
             make.linear(f"{name}.mlp.fc1", width, inner)
             make.linear(f"{name}.mlp.fc2", inner, width)
@@ -69,7 +69,7 @@ def published_forward(state: State, x: torch.Tensor, config: TinyVitConfig = TIN
                 x = F.gelu(_inverted(state, name, x) + x)
                 continue
             tokens = x.permute(0, 2, 3, 1)
-            tokens = tokens + _attention(state, f"{name}.attn", tokens, config.tasks[number], config.windows[number])
+            tokens = tokens + _attention(state, f"{name}.attn", tokens, config.heads[number], config.windows[number])
             tokens = _conv(state, f"{name}.local_conv", tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             inner = F.gelu(_linear(state, f"{name}.mlp.fc1", _norm(state, f"{name}.mlp.norm", tokens)))
             x = (tokens + _linear(state, f"{name}.mlp.fc2", inner)).permute(0, 3, 1, 2)
@@ -140,7 +140,7 @@ def _map_norm(state: State, name: str, x: torch.Tensor) -> torch.Tensor:
     return (x - mean) / torch.sqrt(variance + 1e-6) * scale + shift
 
 
-def _attention(state: State, name: str, x: torch.Tensor, tasks: int, side: int) -> torch.Tensor:
+def _attention(state: State, name: str, x: torch.Tensor, heads: int, side: int) -> torch.Tensor:
     """Tokens (B, H, W, C), window after window."""
     _, height, width, channels = x.shape
     down, across = -(-height // side), -(-width // side)
@@ -152,7 +152,7 @@ def _attention(state: State, name: str, x: torch.Tensor, tasks: int, side: int) 
     for row, column in product(range(down), range(across)):
         here = (slice(None), slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
         tokens = _norm(state, f"{name}.norm", padded[here].flatten(1, 2))
-        each = _linear(state, f"{name}.qkv", tokens).unflatten(2, (tasks, 3, channels // tasks))
+        each = _linear(state, f"{name}.qkv", tokens).unflatten(2, (heads, 3, channels // heads))
         query, key, value = each.permute(3, 0, 2, 1, 4)
         weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias).softmax(-1)
         read = (weights @ value).transpose(1, 2).flatten(2)

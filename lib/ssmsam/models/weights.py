@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import pooch
 from safetensors import safe_open
 
 from ssmsam.files import whole_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PACKAGED = Path(__file__).parent / "weights"
 """Folder of the weights that come with this package."""
@@ -98,6 +101,14 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache("ssmsam")) / "weights"
 
 
+class WeightsSource(TypedDict, total=False):
+    """Where weights are looked for, and which are taken: the arguments of :func:`find_weights`."""
+
+    folder: Path | str | None
+    download: bool
+    allow_unverified: bool
+
+
 def find_weights(
     name: str, *, folder: Path | str | None = None, download: bool = False, allow_unverified: bool = False
 ) -> Path:
@@ -139,13 +150,13 @@ def weights_digest(path: Path) -> str:
     return digest
 
 
-def find_made_for(name: str, encoder_sha256: str, **wanted: Any) -> Path | None:
+def find_made_for(name: str, encoder_sha256: str, **source: Unpack[WeightsSource]) -> Path | None:
     """The weights ``name`` of a decoder of ours, where they belong to these weights of its encoder; else None.
 
-    ``wanted`` as for :func:`find_weights`. Raises :class:`CorruptWeights`.
+    Raises :class:`CorruptWeights`.
     """
     try:
-        path = find_weights(name, **wanted)
+        path = find_weights(name, **source)
     except MissingWeights:
         return None
     return path if made_for(path) == encoder_sha256 else None
