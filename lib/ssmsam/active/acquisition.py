@@ -1,4 +1,4 @@
-"""Rules that choose slices to annotate next. Each is a function of a :class:`VolumeState` alone."""
+"""Acquisition functions: which slices to annotate next. Each looks at a :class:`VolumeState` alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from ssmsam.active.expected_gain import GainConfig, Gains
 from ssmsam.active.volume_state import ANY, Choice, Forecast, Reason, VolumeState, end_question, in_words, numbers_of
 
 Rule = Callable[[VolumeState, int, Sequence[str], np.random.Generator], list[Choice]]
-"""``rule(state, k, labels, rng)`` -> at most ``k`` slices, the most wanted first; none when nothing is left.
+"""``rule(state, k, labels, rng)`` chooses slices to annotate next.
 
-Without ``labels`` they are chosen for whichever label the user draws."""
+Args:
+    state: What is known of the volume.
+    k: At most so many slices.
+    labels: For these; without any, for whichever label the user draws.
+    rng: Of the rules that draw at random.
+
+Returns:
+    The most wanted slice first; none when nothing is left.
+"""
 
 
 def random(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
@@ -35,7 +43,13 @@ def foreground_random(state: VolumeState, k: int, labels: Sequence[str], rng: np
 
 def representative(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
     """k-centre greedy (Sener and Savarese, 2018): the slice least like those annotated or chosen so far, beginning with
-    the most typical one. Slices that are not embedded are left out; evenly spaced ones are chosen where too few are."""
+    the most typical one. Slices that are not embedded are left out; evenly spaced ones are chosen where too few are.
+
+    Example:
+        >>> state = VolumeState(count=9, slice_mm=5.0, annotated={"liver": {4: True}})
+        >>> [one.index for one in representative(state, 3, ["liver"], np.random.default_rng(0))]
+        [1, 3, 7]
+    """
     left = [index for index in state.left(labels) if index in state.descriptors]
     if len(left) <= k:
         return spaced(state, k, labels)

@@ -13,7 +13,11 @@ from ssmsam.active.volume_state import Forecast, VolumeState, numbers_of
 
 @dataclass(frozen=True)
 class GainConfig:
-    """How errors are weighed and how far an annotation reaches."""
+    """How errors are weighed and how far an annotation reaches.
+
+    All *chosen on* ``chaos_t2_mr`` 20 and 21, which also report (``benchmarks/README.md``); the protocol ``active`` on
+    training patients would choose them anew.
+    """
 
     reach_mm: float = 25.0
     """Errors grow with the distance to the nearest annotated slice, and less and less from this distance on."""

@@ -9,12 +9,13 @@ from itertools import pairwise
 import numpy as np
 
 _SURE = 0.98
-"""No claim of presence counts for more."""
+"""No claim of presence counts for more: a *guess*."""
 
 
 @dataclass(frozen=True)
 class ExtentConfig:
-    """How much claims of presence are worth."""
+    """How much claims of presence are worth. *Chosen on* ``chaos_t2_mr`` 20 and 21, which also report: see
+    :class:`~ssmsam.active.expected_gain.GainConfig`."""
 
     alike_mm: float = 20.0
     """Slices within this distance look alike: what a model claims of them counts once."""

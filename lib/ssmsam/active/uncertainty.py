@@ -26,6 +26,7 @@ from ssmsam.models.frame import logits_to_pixels
 from ssmsam.progress import Progress, silent
 
 MOST_VIEWS = 8
+"""A *guess*, which bounds the time: every view answers the whole volume again."""
 
 
 def uncertainty_map(
@@ -38,10 +39,19 @@ def uncertainty_map(
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """How unsure a model is of every voxel: (slices, rows, columns) uint8 on the volume's grid, in per cent of one bit.
+    """How unsure a model is of every voxel; embeds the slices that are not.
 
-    0 is sure, 100 as good as a guess; of several labels the least sure counts. Pixels that ``support`` knows of this
-    volume are sure. ``views`` as in :func:`probabilities`. Embeds the slices that are not.
+    Args:
+        task: What answers.
+        query: The volume.
+        labels: By default all of the task; of several the least sure counts.
+        support: Pixels that it knows of this volume are sure.
+        views: As in :func:`probabilities`.
+        config: Settings of all steps.
+        progress: Raising :class:`~ssmsam.progress.Cancelled` in it stops.
+
+    Returns:
+        (slices, rows, columns) uint8 on the volume's grid, entropy in per cent of one bit: 0 is sure, 100 a coin toss.
     """
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)

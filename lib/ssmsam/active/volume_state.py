@@ -114,7 +114,11 @@ class Choice:
 
 
 FAR_MM = 15.0
-"""From here on a slice counts as far from the annotated ones: a guess."""
+"""From here on a slice counts as far from the annotated ones: a *guess*, of words alone."""
+UNCLEAR = (0.25, 0.75)
+"""Presence between these is called unclear: a *guess*, of words alone."""
+UNCERTAIN_DICE = 0.8
+"""An outline of less expected Dice is called uncertain: a *guess*, of words alone."""
 
 
 def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str:
@@ -124,9 +128,9 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
     reasons = []
     if numbers.get("near_end"):
         reasons.append(f"{label} seems to end near it, which no other slice can show")
-    if presence is not None and 0.25 <= presence <= 0.75:
+    if presence is not None and UNCLEAR[0] <= presence <= UNCLEAR[1]:
         reasons.append(f"it is unclear whether {label} is there ({presence:.0%})")
-    elif dice is not None and dice < 0.8:
+    elif dice is not None and dice < UNCERTAIN_DICE:
         reasons.append(f"the outline of {label} is uncertain there (expected Dice {dice:.2f})")
     if away is None:
         reasons.append("nothing is annotated in this volume yet")

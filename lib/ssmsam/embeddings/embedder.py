@@ -34,6 +34,7 @@ from ssmsam.volume.volume import Grid, Volume
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+"""How often what another process makes is looked for: a *guess*."""
 
 
 class VolumeEmbeddings:
@@ -125,9 +126,13 @@ class VolumeEmbeddings:
         return in_memory | self._stored.done if self._stored else in_memory
 
     def slice(self, index: int) -> Embedding:
-        """A batch of 1, float32, on the encoder's device. Goes before background work that waits for the encoder.
+        """One slice: a batch of 1, float32, on the encoder's device. Goes before background work.
 
-        Raises ValueError for an index outside the volume.
+        Args:
+            index: Its number along the plane, from 0.
+
+        Raises:
+            ValueError: An index outside the volume.
         """
         return self._embedder.embedding_of(self.half(index))
 
@@ -151,10 +156,17 @@ class VolumeEmbeddings:
         return half
 
     def embed(self, indices: Iterable[int] | None = None, *, progress: Progress = silent) -> None:
-        """Make the embeddings of these slices (default: all), in this order, leaving out those that are done.
+        """Make embeddings that are not there yet, in small batches.
 
-        Works in small batches. Raising :class:`Cancelled` in ``progress("embed", done, total)`` stops between two of
-        them; finished slices stay. Slices that another thread or process is making are left to it and waited for.
+        Slices that another thread or process is making are left to it and waited for.
+
+        Args:
+            indices: Numbers of slices, in the order wanted; all by default.
+            progress: ``progress("embed", done, total)``; raising :class:`Cancelled` in it stops between two batches.
+                Finished slices stay.
+
+        Raises:
+            ValueError: An index outside the volume.
         """
         wanted = [self._checked(index) for index in dict.fromkeys(range(self.count) if indices is None else indices)]
         made: set[int] = set()
@@ -341,9 +353,24 @@ class Embedder:
     def open(
         self, volume: Volume, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
     ) -> VolumeEmbeddings:
-        """The embeddings of a volume, made slice by slice when they are asked for.
+        """The embeddings of a volume, made slice by slice when they are needed.
 
-        ``recipe`` is :func:`recipe_for` the volume by default. Equal volume, recipe and plane give the same object.
+        Args:
+            volume: (slices, rows, columns).
+            recipe: How its intensities become [0, 1], :func:`recipe_for` the volume by default.
+            plane: The axis that slices are taken along.
+
+        Returns:
+            The same object for equal volume, recipe and plane, as long as somebody holds it.
+
+        Example:
+            >>> import numpy as np
+            >>> from ssmsam import as_volume
+            >>> from ssmsam.models.registry import load_encoder
+            >>> embedder = Embedder(encoder=load_encoder("small"))
+            >>> opened = embedder.open(as_volume(np.zeros((4, 32, 40), "int16"), affine=np.eye(4)))
+            >>> tuple(opened.slice(2)["image"].shape), opened.done.tolist()
+            ((1, 128, 32, 32), [False, False, True, False])
         """
         recipe = recipe or recipe_for(volume)
         return self._opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
@@ -354,7 +381,11 @@ class Embedder:
         """The same for a file or a DICOM folder, whose pixels are read only when a slice has to be encoded.
 
         That holds once a source has been opened before and as long as none of its files changes; the embedder needs
-        a store for it. Raises FileNotFoundError, and UnreadableVolume of :func:`read_volume`.
+        a store for it.
+
+        Raises:
+            FileNotFoundError: There is no such file or folder.
+            UnreadableVolume: As :func:`read_volume` does.
         """
         catalogue = Catalogue(self.store.root / "catalogue") if self.store else None
         known = catalogue.find(source) if catalogue else None
@@ -408,8 +439,19 @@ class Embedder:
             return opened
 
     def encode(self, slices: torch.Tensor, *, urgent: bool) -> list[Fp16Embedding]:
-        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. ``urgent`` goes before background work, which waits
-        between two blocks of the encoder. Raises :class:`~ssmsam.progress.Cancelled` between two blocks."""
+        """Send slices through the encoder.
+
+        Args:
+            slices: (B, 3, size, size) in [0, 1].
+            urgent: Go before background work, which waits between two blocks of the encoder.
+
+        Returns:
+            B slices as they are kept: float16, on the CPU.
+
+        Raises:
+            Cancelled: Between two blocks, where the work was cancelled.
+            ValueError: The encoder's answer is not finite.
+        """
         with self._gate.hold(urgent=urgent), self._interruptible(not urgent) as passing, torch.inference_mode():
             start = time.perf_counter()
             inputs = slices.to(self.device)

@@ -113,9 +113,15 @@ class StoredVolume:
         return {name: np.frombuffer(pieces[name], "<f2").reshape(layout[name].shape).copy() for name in layout}
 
     def write(self, indices: Sequence[int], halves: Sequence[Fp16Embedding]) -> bool:
-        """Store slices. False when the disk or the quota has no room or the folder cannot be written.
+        """Store slices.
 
-        That is logged once; the volume's embeddings then live in memory only, until the store is opened anew.
+        Args:
+            indices: Their numbers.
+            halves: Their embeddings, in the same order.
+
+        Returns:
+            False when the disk or the quota has no room or the folder cannot be written. That is logged once; the
+            volume's embeddings then live in memory only, until the store is opened anew.
         """
         if self._refused:
             return False
@@ -130,10 +136,15 @@ class StoredVolume:
             return self._refuse(f"{error}; free some space or choose another folder")
 
     def claim(self, index: int, *, timeout: float = 0.0) -> bool:
-        """Reserve the making of a slice for this process: False while another has it. A process's end frees it.
+        """Reserve the making of a slice for this process. A process's end frees it.
 
-        Waits up to ``timeout`` seconds. True without a claim where none can be made (a read-only store): two
-        processes may then do the same work, which is wasteful but not wrong.
+        Args:
+            index: The slice.
+            timeout: Seconds to wait for another process.
+
+        Returns:
+            False while another process has it. True without a claim where none can be made (a read-only store): two
+            processes may then do the same work, which is wasteful but not wrong.
         """
         claims = self.folder / "claims"
         try:
@@ -365,7 +376,13 @@ class EmbeddingStore:
     def open(self, key: EmbeddingKey, *, grid: Grid, count: int) -> StoredVolume:
         """The place of a volume's embeddings. Nothing is written before the first slice is.
 
-        The same key gives the same object while somebody holds it, and a volume that is held is never removed.
+        Args:
+            key: Everything that changes the embeddings.
+            grid: Of the volume, for people who look into the store.
+            count: How many slices it has.
+
+        Returns:
+            The same object for the same key while somebody holds it; a volume that is held is never removed.
         """
         with self._opening:
             stored = self._open.get(key.digest)

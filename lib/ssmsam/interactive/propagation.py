@@ -30,7 +30,7 @@ from ssmsam.progress import Progress, silent
 
 @dataclass(frozen=True)
 class PropagationConfig:
-    """When a chain stops, and where it may go."""
+    """When a chain stops, and where it may go. The numbers are a *guess*."""
 
     min_presence: float = 0.5
     """Below this predicted probability the target is not on the slice."""

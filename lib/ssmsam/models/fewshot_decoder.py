@@ -121,7 +121,10 @@ def likeness_votes(image: torch.Tensor, context: DecoderContext, sharpness: floa
 
 
 class TargetDecoder(nn.Module, ABC):
-    """Embeddings of queries + DecoderContext (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
+    """Embeddings of queries + DecoderContext (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels.
+
+    After Xie et al. (WACV 2024): target embeddings of labelled slices are prompts of a SAM-like mask decoder.
+    """
 
     pretrained: bool = True
     """Whether it learned to segment from labelled slices before any adaptation."""
@@ -146,19 +149,25 @@ class TargetDecoder(nn.Module, ABC):
         return None
 
     def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor | None:
-        """What :meth:`regression` has to know of slices whatever the label, where they are ``known`` (N, 1, S, S)."""
+        """What :meth:`regression` needs of N slices whatever the label; ``known`` (N, 1, S, S) is 0 or 1."""
         return None
 
     def regression(
         self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
     ) -> Regression | None:
-        """What N labelled slices tell the online optimiser, if there is one: see :class:`Regression`."""
+        """What N labelled slices tell the online optimiser; None without one.
+
+        Args:
+            view: Of the slices, as :meth:`view` gives it.
+            masks: (N, 1, S, S) in [0, 1], the target.
+            known: (N, 1, S, S) in [0, 1], where the masks are truth.
+            moments: Those of :meth:`moments` for the same ``known``, where they are there already.
+        """
         return None
 
     @abstractmethod
     def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
-        """Compare N slices with the support slices: the part of :meth:`forward` that is the same before and after
-        adaptation."""
+        """Compare N slices with their support slices: the part of :meth:`forward` that adaptation does not change."""
 
     def forward(
         self,

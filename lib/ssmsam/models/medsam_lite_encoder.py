@@ -97,7 +97,9 @@ on which it was measured: under a regression from five slices to the others of a
 
 
 class LiteMedSamEncoder(Encoder):
-    """The image encoder of LiteMedSAM. The whole network is at ``.sam``, for the prompt decoder to share.
+    """The image encoder of LiteMedSAM, distilled from MedSAM (Ma et al., 2024) into TinyViT (Wu et al., ECCV 2022).
+
+    The whole network is at ``.sam``, for the prompt decoder to share.
 
     With a ``reduction`` the stages :data:`LEVELS` are handed out too, reduced by it, and embeddings are kept with
     fewer channels; without one there are no levels, and everything is kept. With ``detail`` its pyramid follows, the

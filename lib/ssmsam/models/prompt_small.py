@@ -172,7 +172,10 @@ class PromptEncoder(nn.Module):
 
 
 class SmallPromptNetwork(nn.Module):
-    """Embeddings + :class:`Prompts` -> :class:`Answer`. Works at any input size that the encoder takes."""
+    """Embeddings + :class:`Prompts` -> :class:`Answer`, after SAM's mask decoder (Kirillov et al., 2023).
+
+    Works at any input size that the encoder takes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +194,15 @@ class SmallPromptNetwork(nn.Module):
         self.presence = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
 
     def forward(self, embedding: Embedding, prompts: Prompts) -> Answer:
-        """Embeddings of N slices (repeated for several targets of one slice) and N prompts."""
+        """Segment N (slice, target) pairs.
+
+        Args:
+            embedding: Of N slices, repeated for several targets of one slice.
+            prompts: N of them.
+
+        Returns:
+            Logits (N, CANDIDATES, S, S), quality logits (N, CANDIDATES) and presence logits (N,).
+        """
         image = embedding["image"]
         height, width = image.shape[-2:]
         at2, at4, at8 = self.prompts.maps(prompts, image)

@@ -82,8 +82,9 @@ def _smooth(width: int) -> nn.Sequential:
 class SmallEncoder(Encoder):
     """Residual pyramid (strides 2, 4, 8, 16), two context blocks at stride 16, and a top-down path back to stride 2.
 
-    Reads three neighbouring slices (k-1, k, k+1) as channels. Fully convolutional: any multiple of 16 works as
-    input size, which training on crops uses; :meth:`encode` is for the declared size.
+    After feature pyramids (Lin et al., CVPR 2017), with attention at the coarsest level. Reads three neighbouring
+    slices (k-1, k, k+1) as channels. Fully convolutional: any multiple of 16 works as input size, which training on
+    crops uses; :meth:`encode` is for the declared size.
     """
 
     spec = SPEC
@@ -125,7 +126,11 @@ class SmallEncoder(Encoder):
 
     @classmethod
     def from_file(cls, path: Path) -> SmallEncoder:
-        """The shipped weights, or any file that ``ssmsam train`` wrote; frozen, in evaluation mode."""
+        """The shipped weights, or any file that ``ssmsam train`` wrote; frozen, in evaluation mode.
+
+        Raises:
+            ValueError: A file without an encoder of this model.
+        """
         encoder = cls(weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         encoder.load_state_dict(part_of(load_file(str(path)), "encoder"))
         return encoder.eval().requires_grad_(False)

@@ -23,10 +23,11 @@ from ssmsam.volume.intensity import Scale
 from ssmsam.volume.volume import Grid, Volume
 
 CELLS_ACROSS = 70
-"""At least so many cells lie along the longest side of a slice."""
+"""At least so many cells lie along the longest side of a slice: a *guess*, which weighs time against detail."""
 LARGEST_CELL_MM = 4.0
+"""A *guess*, for the abdomen: organs of some cm, and seconds for a pair."""
 _MARGIN = 6
-"""Cells that are kept around the body."""
+"""Cells that are kept around the body: a *guess*."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +167,7 @@ def block_means(channels: torch.Tensor, step: int) -> torch.Tensor:
 
 
 _REACH = 2
-"""Cells from a cell to the six neighbours whose patches are compared with each other."""
+"""Cells from a cell to the six neighbours whose patches are compared with each other: as in ConvexAdam."""
 _NEIGHBOURS = ((0, 1, 1), (1, 1, 0), (1, 0, 1), (1, 1, 2), (2, 1, 1), (1, 2, 1))
 _PAIRS = tuple(
     (first, second)
@@ -175,7 +176,7 @@ _PAIRS = tuple(
     if sum((a - b) ** 2 for a, b in zip(first, second, strict=True)) == 2
 )
 _LEAST = 1e-3
-"""Of the mean variance: less is noise."""
+"""Of the mean variance: less is noise, as in ConvexAdam."""
 
 
 def features_of(values: torch.Tensor, *, intensity: float) -> torch.Tensor:
@@ -233,8 +234,11 @@ def dissimilarity(
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """``step`` is the side of a block in cells, ``overlap`` how many cells along the body both volumes share at
-    least."""
+    """``step`` is the side of a block in cells, ``overlap`` how many cells along the body both volumes share at least.
+
+    All a *guess*, made while looking at pairs of ``chaos_t2_mr`` and ``sabs_ct``; which ones was not recorded. The
+    protocol ``registration`` would choose them on training pairs.
+    """
 
     step: int = 5
     overlap: int = 15
@@ -310,7 +314,7 @@ class Search:
     step: int
     reach: int
     stiffness: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """What being moved otherwise than one's surroundings costs, from round to round."""
+    """What being moved otherwise than one's surroundings costs, from round to round: those of ConvexAdam."""
 
 
 def convex_search(field: Field, fixed: torch.Tensor, moving: torch.Tensor, search: Search) -> Field:
@@ -358,8 +362,8 @@ def _smooth(vectors: torch.Tensor) -> torch.Tensor:
 class Refinement:
     """Gradient steps on blocks of ``step`` cells.
 
-    ``steps`` and ``rate`` were fitted on 18 pairs of training cases (CT, MR, hippocampus): as good as 20 steps at a
-    rate of 0.5, in half the time.
+    ``steps`` and ``rate`` are *fitted on* 18 pairs of training cases (CT, MR, hippocampus): as good as 20 steps at a
+    rate of 0.5, in half the time. The others are a *guess*.
     """
 
     steps: int = 12
@@ -396,7 +400,8 @@ def _roughness(vectors: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RegistrationConfig:
-    """``intensity`` is what intensities count beside self-similarities."""
+    """Settings of :func:`register`. ``intensity`` is what intensities count beside self-similarities; that and the
+    ``searches``, from coarse to fine, are a *guess*."""
 
     intensity: float = 3.0
     alignment: AlignmentConfig = default(default_factory=AlignmentConfig)
@@ -432,10 +437,25 @@ def register(
     config: RegistrationConfig = RegistrationConfig(),
     progress: Progress = silent,
 ) -> Registration:
-    """Lay ``moving`` over ``fixed``: two patients, or two scans of one. Cells must be of one size; the volumes may show
-    different parts of the body as long as they share some. Raises ValueError for cells of different sizes.
+    """Lay ``moving`` over ``fixed``: two patients, or two scans of one, in both directions.
 
-    Raising :class:`~ssmsam.progress.Cancelled` in ``progress("register", done, total)`` stops it.
+    After ConvexAdam (Siebert et al., 2021): features of self-similarity, a convex search and Adam steps.
+
+    Args:
+        fixed: The volume whose cells are looked up in the other one.
+        moving: With cells of the same size; it may show another part of the body, as long as they share some.
+        config: Settings of all steps.
+        progress: ``progress("register", done, total)``; raising :class:`~ssmsam.progress.Cancelled` in it stops.
+
+    Returns:
+        Where each cell is, as (slice, row, column) of ``moving``, and the inverse inconsistency in mm.
+
+    Raises:
+        ValueError: Cells of different sizes.
+
+    Example:
+        >>> found = register(CoarseVolume.of(ct, scale, cell_mm=4.0), atlas.coarse)  # doctest: +SKIP
+        >>> mask = found.propagated(distances) > 0  # doctest: +SKIP
     """
     if abs(fixed.cell_mm / moving.cell_mm - 1) > 1e-3:
         raise ValueError(f"cells of one size are registered, got {fixed.cell_mm} and {moving.cell_mm} mm")
