@@ -69,8 +69,7 @@ class Gains:
 
     def _growth(self, away: np.ndarray) -> np.ndarray:
         """In [0, 1]: how far errors have grown at a distance in mm from the nearest slice that shows the label."""
-        grown: np.ndarray = 1 - np.exp(-away / self._config.reach_mm)
-        return grown
+        return np.asarray(1 - np.exp(-away / self._config.reach_mm))
 
     def _corrected_shares(self) -> np.ndarray:
         """(n, n) the share of each slice's errors that annotating each slice corrects: all of its own."""

@@ -119,12 +119,10 @@ def _parts(bank: SupportBank, views: int) -> list[list[int]]:
 
 def probability(proposals: Proposals) -> np.ndarray:
     """The probability (n, S, S) that the target is in each cell: there at all, and then there."""
-    probable: np.ndarray = (proposals.presence[:, None, None] * cell_probabilities(proposals.logits)).astype(np.float32)
-    return probable
+    return np.asarray((proposals.presence[:, None, None] * cell_probabilities(proposals.logits)).astype(np.float32))
 
 
 def _bits(p: np.ndarray) -> np.ndarray:
     """Entropy of a yes or no, in bits."""
     p = np.clip(p, 1e-7, 1 - 1e-7)
-    entropy: np.ndarray = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    return entropy
+    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))

@@ -30,26 +30,22 @@ class Forecast:
     @property
     def area_if_there(self) -> np.ndarray:
         """(n,) mm2 that the label is expected to have on each slice if it is there."""
-        area: np.ndarray = self.inside + self.outside
-        return area
+        return np.asarray(self.inside + self.outside)
 
     @property
     def outline(self) -> np.ndarray:
         """(n,) mm2 that are expected to be wrong if the label is there."""
-        wrong: np.ndarray = self.area - self.inside + self.outside
-        return wrong
+        return np.asarray(self.area - self.inside + self.outside)
 
     @property
     def expected_area(self) -> np.ndarray:
         """(n,) mm2 that the label is expected to have."""
-        area: np.ndarray = self.presence * self.area_if_there
-        return area
+        return np.asarray(self.presence * self.area_if_there)
 
     @property
     def error(self) -> np.ndarray:
         """(n,) mm2 that are expected to be wrong."""
-        wrong: np.ndarray = self.area - self.presence * (self.inside - self.outside)
-        return wrong
+        return np.asarray(self.area - self.presence * (self.inside - self.outside))
 
     @property
     def loss(self) -> np.ndarray:

@@ -173,5 +173,4 @@ def cells_of(values: torch.Tensor, grid: Grid, query: VolumeEmbeddings, slices: 
     xy = query.frame.points_to_slice((np.stack([x, y], axis=1) + 0.5) * (query.frame.size / side) - 0.5)
     ijk = [query.plane.join(np.full(len(xy), index), xy) for index in slices]
     cells = grid.to_ijk(query.grid.to_lps(np.concatenate(ijk)))
-    found: np.ndarray = sampled(values, places_of(cells, (len(slices), side, side))).numpy()
-    return found
+    return np.asarray(sampled(values, places_of(cells, (len(slices), side, side))).numpy())

@@ -203,7 +203,7 @@ def _answered(
     if not rows.all():
         index = torch.from_numpy(np.flatnonzero(rows)).to(context.prior.device)
         embedding = take(embedding, index)
-        context = DecoderContext(**{name: value[index] for name, value in vars(context).items()})
+        context = context[index]
     proposal = decoder(embedding, context)
     return proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()
 

@@ -214,14 +214,12 @@ def _past_the_ends(found: Proposals, among: Candidates, known: np.ndarray) -> tu
 
 def cell_probabilities(logits: np.ndarray) -> np.ndarray:
     """Logits -> the probability of each cell, where the target is on the slice at all."""
-    probability: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
-    return probability
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))))
 
 
 def confidence(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
     """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
-    sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
-    return sure
+    return np.asarray(presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2)))
 
 
 def expected_loss(logits: np.ndarray) -> np.ndarray:

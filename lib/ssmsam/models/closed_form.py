@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssmsam.models.encoder import Batch
+
 HIDDEN = 128
 """Rectified features. Random ones, as many as features, gained 1 (MR) and 5 points (CT) on two training patients.
 That they are half as many is a guess at what the time is worth."""
 
 
 @dataclass(frozen=True, eq=False)
-class SliceSums:
+class SliceSums(Batch):
     """Sums over the cells of N labelled slices, with cells x of d features, target's share s and weight 1 where known.
 
     ``inner`` (N, d, d) sums x xᵀ s, ``outer`` (N, d, d) sums x xᵀ (1 - s), ``inner_mean`` and ``outer_mean`` (N, d)
@@ -37,20 +39,11 @@ class SliceSums:
     inner_count: torch.Tensor
     outer_count: torch.Tensor
 
-    def __getitem__(self, index: torch.Tensor | slice) -> SliceSums:
-        return SliceSums(**{name: value[index] for name, value in vars(self).items()})
-
     def weighted(self, weights: torch.Tensor) -> SliceSums:
         """Q sums over the N slices, each with its weight: ``weights`` (Q, N)."""
         return SliceSums(
             **{name: torch.tensordot(weights.to(value), value, dims=1) for name, value in vars(self).items()}
         )
-
-    @staticmethod
-    def cat(several: list[SliceSums]) -> SliceSums:
-        """One after the other."""
-        names = vars(several[0])
-        return SliceSums(**{name: torch.cat([getattr(one, name) for one in several]) for name in names})
 
 
 @dataclass(frozen=True, eq=False)

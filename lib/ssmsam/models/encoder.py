@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Embedding(TypedDict):
@@ -25,6 +29,19 @@ class Embedding(TypedDict):
 def take(embedding: Embedding, index: torch.Tensor) -> Embedding:
     """The embeddings of some slices of a batch, repeated where ``index`` repeats them."""
     return {"image": embedding["image"][index], "levels": [level[index] for level in embedding["levels"]]}
+
+
+class Batch:
+    """What a frozen dataclass of tensors can do whose first axes count the same things."""
+
+    def __getitem__(self, index: torch.Tensor | slice) -> Self:
+        """Some of them, in the order of ``index``."""
+        return type(self)(**{name: value[index] for name, value in vars(self).items()})
+
+    @classmethod
+    def cat(cls, several: Sequence[Self]) -> Self:
+        """One after the other."""
+        return cls(**{name: torch.cat([getattr(one, name) for one in several]) for name in vars(several[0])})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
-from ssmsam.models.encoder import Embedding
+from ssmsam.models.encoder import Batch, Embedding
 
 ATLAS_MAPS = 3
 """Maps that say of each cell what registered volumes tell: distance, trust, and how likely the whole is right."""
 
 
 @dataclass(frozen=True, eq=False)
-class DecoderContext:
+class DecoderContext(Batch):
     """The context of N (slice, target) pairs: T tokens and M cells of all their support slices.
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
@@ -80,7 +80,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, eq=False)
-class CrossAttentionFeatures:
+class CrossAttentionFeatures(Batch):
     """What the cells of N queries found in the support slices before anything else is known: ``cells`` (N, h*w, D) and
     ``votes`` (N, V, h, w); ``fitted`` (N, 2, h', w') are the logits of the online optimiser and its fit, (N, 0, 1, 1)
     without one. It does not depend on the parameters that adaptation changes, so it is made once."""
@@ -88,16 +88,6 @@ class CrossAttentionFeatures:
     cells: torch.Tensor
     votes: torch.Tensor
     fitted: torch.Tensor
-
-    def __getitem__(self, index: torch.Tensor | slice) -> CrossAttentionFeatures:
-        return CrossAttentionFeatures(self.cells[index], self.votes[index], self.fitted[index])
-
-    @staticmethod
-    def cat(several: Sequence[CrossAttentionFeatures]) -> CrossAttentionFeatures:
-        """One after the other."""
-        return CrossAttentionFeatures(
-            *(torch.cat([getattr(one, name) for one in several]) for name in ("cells", "votes", "fitted"))
-        )
 
 
 def likeness_votes(image: torch.Tensor, context: DecoderContext, sharpness: float) -> torch.Tensor:
