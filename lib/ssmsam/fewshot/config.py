@@ -150,9 +150,6 @@ class MetaConfig:
     budget_s: float = 600.0
     tasks: int = 3
     outer_rate: float = 2e-4
-    rates_rate: float = 0.05
-    """Step of the logarithms of the learning rates, where ``learn_rates``."""
-    learn_rates: bool = False
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     queries: int = 6

@@ -464,14 +464,13 @@ def ssm(arguments: argparse.Namespace) -> None:
     from safetensors.torch import load_file
 
     from ssmsam.cli.command import ProgressBar
-    from ssmsam.fewshot.config import MetaConfig
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.self_sampling import SelfSamplingDecoder
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
     from ssmsam_research.training.groups import GroupConfig
     from ssmsam_research.training.level_attention import LevelledDecoder
     from ssmsam_research.training.pack import load_pack
-    from ssmsam_research.training.ssm_training import SsmTrainingConfig, train_ssm
+    from ssmsam_research.training.ssm_training import RatesConfig, SsmTrainingConfig, train_ssm
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -500,7 +499,7 @@ def ssm(arguments: argparse.Namespace) -> None:
             twin_share=arguments.twin_share,
             dataset_weights=json.loads(arguments.dataset_weights),
         ),
-        meta=MetaConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
+        meta=RatesConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
     )
     with ProgressBar() as progress:
         trainer = train_ssm(
