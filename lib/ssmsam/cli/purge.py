@@ -17,11 +17,11 @@ from ssmsam.service.patient_cache import cached, purge
 @click.command(cls=Program)
 @click.option("--yes", is_flag=True, help="Remove it, not only say what there is.")
 @path_option("--store", metavar="DIR", help="The server's --conf store, if it has one.")
-@path_option("--heads", metavar="DIR", help="Likewise --conf heads.")
+@path_option("--heads", "checkpoints", metavar="DIR", help="Likewise --conf heads.")
 @path_option("--dicom-folder", metavar="DIR", help="Likewise --conf dicom_folder.")
 @json_option
 def command(
-    *, yes: bool, store: Path | None, heads: Path | None, dicom_folder: Path | None, record: Path | None
+    *, yes: bool, store: Path | None, checkpoints: Path | None, dicom_folder: Path | None, record: Path | None
 ) -> int:
     """Remove what is cached of patients' images: embeddings, support caches, downloaded series, sessions.
 
@@ -33,7 +33,10 @@ def command(
     """
     usual = default_cache_folders()
     folders = replace(
-        usual, store=store or usual.store, heads=(heads,) if heads else usual.heads, dicom=dicom_folder or usual.dicom
+        usual,
+        store=store or usual.store,
+        checkpoints=(checkpoints,) if checkpoints else usual.checkpoints,
+        dicom=dicom_folder or usual.dicom,
     )
     return removed(folders, yes=yes, record=record)
 
