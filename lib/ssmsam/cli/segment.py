@@ -11,13 +11,14 @@ import click
 import numpy as np
 
 from ssmsam.api import Segmentation, task_card, write_volume
-from ssmsam.cli.adapt import adaptation_options, learned, manifest_of, sources, support_option
+from ssmsam.cli.adapt import adaptation_options, how, learned, sources, support_option
 from ssmsam.cli.command import Program, ProgressBar, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile
-from ssmsam.cli.options import METHODS, loaded, model_options
+from ssmsam.cli.options import METHODS, loaded, model_options, on_cuda
 from ssmsam.cli.pictures import Panel, draw_overlays
+from ssmsam.ops import evenly_spaced
 from ssmsam.reading import read_volume
-from ssmsam.report import write_result
+from ssmsam.report import record_run
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume, reoriented
@@ -89,8 +90,8 @@ def command(
     if record:
         files = [query, *sources(support), *([task_file] if task_file else [])]
         done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
-        manifest = manifest_of("segment", segmenter, task, files, device=model["device"], seed=seed)
-        write_result(record, {**done, "manifest": manifest})
+        device = on_cuda(model["device"])
+        record_run(record, done, **how(segmenter, task, files), protocol="segment", device=device, seed=seed)
 
 
 def method_of(task_file: Path | None, chosen: str | None) -> str:
@@ -120,9 +121,8 @@ def panels(found: Segmentation, volume: Volume, plane: Plane) -> list[Panel]:
     """Slices spread evenly over those on which something was found."""
     scale = recipe_for(volume).scale(volume)
     drawn = np.flatnonzero(plane.stack(found.label_map.array).any(axis=(1, 2)))
-    chosen = np.unique(drawn[np.linspace(0, len(drawn) - 1, PANELS).round().astype(int)]) if len(drawn) else [0]
     pictures = []
-    for index in map(int, chosen):
+    for index in [int(drawn[n]) for n in evenly_spaced(len(drawn), PANELS)] or [0]:
         image, pixel_mm = as_read(volume.array, volume, plane, index)
         numbers, _ = as_read(found.label_map.array, volume, plane, index)
         first, *others = [numbers == number for number in found.numbers.values()]
