@@ -196,21 +196,15 @@ class CheckpointRegistry:
     def activate(self, name: str, *, pin: bool) -> RegistryState:
         """Let a checkpoint answer: for going back to an earlier one, and with ``pin`` until :meth:`unpin`."""
         self.path(name)
-        with self._lock():
-            self._answer(name, pin=pin)
-        return self.state
+        return self._answered(name, pin=pin)
 
     def deactivate(self) -> RegistryState:
         """Let no checkpoint answer."""
-        with self._lock():
-            self._answer("")
-        return self.state
+        return self._answered("")
 
     def roll_back(self) -> RegistryState:
         """Let what answered before the active one answer again, which may be none: then ``active`` is ""."""
-        with self._lock():
-            self._answer(self.state.previous)
-        return self.state
+        return self._answered(None)
 
     def unpin(self) -> RegistryState:
         """Let newer ones take over again."""
@@ -244,6 +238,12 @@ class CheckpointRegistry:
     def _lock(self) -> FileLock:
         private_folder(self.folder)
         return FileLock(self.folder / ".lock", mode=0o600)
+
+    def _answered(self, name: str | None, *, pin: bool = False) -> RegistryState:
+        """Let a checkpoint answer, ``None`` standing for the one before."""
+        with self._lock():
+            self._answer(self.state.previous if name is None else name, pin=pin)
+            return self.state
 
     def _answer(self, name: str, *, pin: bool = False) -> None:
         state = self.state

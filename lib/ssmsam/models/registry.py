@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_initial_state
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ssmsam.models.prompt_sam import SamPromptDecoder
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _NO_ENCODERS = ("ssm", "lite_decoder", "volume_head")
 ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture not in _NO_ENCODERS)
@@ -183,13 +188,13 @@ def load_target_decoder(encoder_name: str, *, device: str = "cpu", **source: Unp
     if entry(encoder_name).architecture == "small":
         from ssmsam.models.fewshot_small import TargetNetwork
 
-        network = TargetNetwork()
-        network.load_state_dict(part_of(load_file(str(path)), "fewshot"))
-        return network.to(device).eval().requires_grad_(False)
+        return _ready(TargetNetwork(), part_of(load_file(str(path)), "fewshot"), device)
     if encoder_name in TRAINED_FEWSHOT_DECODERS:
         trained = find_made_for(TRAINED_FEWSHOT_DECODERS[encoder_name], weights_digest(path), **source)
         if trained is not None:
-            return _fused(trained).to(device)
+            from ssmsam.models.fewshot_fused import FusedTargetNetwork
+
+            return _ready(FusedTargetNetwork(), load_file(str(trained)), device)
     from ssmsam.models.fewshot_sam import SamTargetNetwork
     from ssmsam.models.sam_encoder import load_sam
 
@@ -202,14 +207,10 @@ def load_target_decoder(encoder_name: str, *, device: str = "cpu", **source: Unp
 def load_volume_head() -> VolumeHead:
     """What judges proposals along a volume, for every decoder: it comes with the package. Raises CorruptWeights."""
     path = find_weights(VOLUME_HEAD)
-    head = VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS)
-    head.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
-    return head.eval().requires_grad_(False)
+    return _ready(VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS), load_file(str(path)))
 
 
-def _fused(path: Path) -> TargetDecoder:
-    from ssmsam.models.fewshot_fused import FusedTargetNetwork
-
-    network = FusedTargetNetwork()
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
-    return network.eval().requires_grad_(False)
+def _ready(network: Network, state: Mapping[str, torch.Tensor], device: str = "cpu") -> Network:
+    """A network with these weights in single precision, frozen, in evaluation mode."""
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return network.to(device).eval().requires_grad_(False)
