@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ssmsam.dicom.series import find_series, read_dicom
 from ssmsam.volume.errors import UnreadableVolume, one_error
-from ssmsam.volume.formats import itk_grid, nifti_grid, read_itk, read_nifti
+from ssmsam.volume.itk import itk_grid, read_itk
+from ssmsam.volume.nifti import nifti_grid, read_nifti
 from ssmsam.volume.volume import Grid, Volume
 
 __all__ = ["UnreadableVolume", "read_grid", "read_volume"]

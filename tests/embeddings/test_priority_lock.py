@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ssmsam.progress import PriorityLock
+from ssmsam.embeddings.priority_lock import PriorityLock
 
 
 def test_a_user_goes_before_background_work_that_waited_longer():

@@ -27,7 +27,7 @@ from pydicom.uid import (
 
 from ssmsam.dicom.file import read_dataset
 from ssmsam.volume.errors import UnreadableVolume, expect_held, one_error
-from ssmsam.volume.formats import compact, rescaled
+from ssmsam.volume.voxels import compact, rescaled
 
 STORAGE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """All that GDCM is told of an image."""
