@@ -16,7 +16,7 @@ from ssmsam.active.acquisition import (
     spaced,
     uncertainty,
 )
-from ssmsam.active.expected_gain import GainConfig, Gains, ends_of, main_run, outlines
+from ssmsam.active.expected_gain import Gains, ends_of, main_run, outlines
 from ssmsam.active.volume_state import ANY, Forecast, VolumeState
 
 
@@ -206,7 +206,7 @@ def test_the_organ_is_the_largest_group_of_neighbours() -> None:
 
 def test_the_gain_falls_once_a_slice_is_taken() -> None:
     known = state(annotated={"liver": {20: True}}, forecasts={"liver": forecast(40, range(10, 30))})
-    gains = Gains(known, "liver", GainConfig())
+    gains = Gains(known, "liver")
     index = gains.best()
     assert index is not None
     before = gains.values()[index + 1]

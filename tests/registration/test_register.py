@@ -11,7 +11,6 @@ from ssmsam.progress import Cancelled
 from ssmsam.registration.register import (
     CoarseVolume,
     Field,
-    RegistrationConfig,
     features_of,
     lattice,
     one_direction,
@@ -73,10 +72,7 @@ def test_an_organ_is_carried_to_a_body_that_is_shifted_and_bent() -> None:
 def test_one_way_alone_is_the_same_and_its_border_blocks_are_finite() -> None:
     image, _ = body()
     fixed, moving = coarse(bent(image, order=1)), coarse(image[10:])
-    config = RegistrationConfig()
-    field = one_direction(
-        fixed, moving, *(features_of(one.values, intensity=config.intensity) for one in (fixed, moving)), config
-    )
+    field = one_direction(fixed, moving, *(features_of(one.values) for one in (fixed, moving)))
     places = field.at(lattice(field.shape, 1))
     assert torch.isfinite(places).all()
     assert torch.equal(places, register(fixed, moving).places)

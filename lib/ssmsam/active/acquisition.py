@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ssmsam.active.expected_gain import GainConfig, Gains
+from ssmsam.active.expected_gain import Gains
 from ssmsam.active.volume_state import ANY, Choice, Forecast, Reason, VolumeState, end_question, in_words, numbers_of
 
 Rule = Callable[[VolumeState, int, Sequence[str], np.random.Generator], list[Choice]]
@@ -96,20 +96,14 @@ def uncertainty(state: VolumeState, k: int, labels: Sequence[str], rng: np.rando
     return _in_turn(queues, k) if labels else representative(state, k, labels, rng)
 
 
-def next_slices(
-    state: VolumeState,
-    k: int,
-    labels: Sequence[str],
-    rng: np.random.Generator,
-    config: GainConfig | None = None,
-) -> list[Choice]:
+def next_slices(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
     """The slices of the largest expected error reduction, on them and around them, each label in its turn.
 
     Before them, slices just past annotated ends of which it is not known whether the label is still there: one word
     about them tells where it ends. A slice that helps several labels is asked for all of them. Labels that no model
     knows yet get representative slices, and so does everything at the beginning.
     """
-    gains = {label: Gains(state, label, config or GainConfig()) for label in labels if label in state.forecasts}
+    gains = {label: Gains(state, label) for label in labels if label in state.forecasts}
     if not gains:
         return representative(state, k, labels, rng)
     fresh = {label: representative(state, k, [label], rng) for label in labels if label not in gains}

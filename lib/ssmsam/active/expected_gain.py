@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ssmsam.active.extent import End, open_ends
 from ssmsam.active.volume_state import Forecast, VolumeState, numbers_of
 
-
-@dataclass(frozen=True)
-class GainConfig:
-    """How errors are weighed and how far an annotation reaches.
-
-    All *chosen on* ``chaos_t2_mr`` 20 and 21, which also report (``benchmarks/README.md``); the protocol ``active`` on
-    training patients would choose them anew.
-    """
-
-    reach_mm: float = 25.0
-    """Errors grow with the distance to the nearest annotated slice, and less and less from this distance on."""
-    corrected: float = 0.6
-    """Share of that growth which a new annotation nearby takes back."""
-    unforeseen: float = 0.05
-    """Share of a proposed mask that is taken to be wrong although the model is sure of it."""
-    overlooked: tuple[float, float] = (0.1, 0.3)
-    """The least and the most that is taken to be missed on a slice past an end where nothing is drawn, in shares of the
-    organ's mean area: organs taper, and what is large there may well be a neighbour."""
-    worthwhile: float = 0.5
-    """A slice chosen for one label is asked for another too from this share of that one's best gain on."""
+REACH_MM = 25.0
+"""Errors grow with the distance to the nearest annotated slice, and less and less from this distance on. This and the
+following are *chosen on* ``chaos_t2_mr`` 20 and 21, which also report (``benchmarks/README.md``); the protocol
+``active`` on training patients would choose them anew."""
+CORRECTED = 0.6
+"""Share of that growth which a new annotation nearby takes back."""
+UNFORESEEN = 0.05
+"""Share of a proposed mask that is taken to be wrong although the model is sure of it."""
+OVERLOOKED = (0.1, 0.3)
+"""The least and the most that is taken to be missed on a slice past an end where nothing is drawn, in shares of the
+organ's mean area: organs taper, and what is large there may well be a neighbour."""
+WORTHWHILE = 0.5
+"""A slice chosen for one label is annotated for another too from this share of that one's best gain on."""
 
 
 class Gains:
@@ -40,19 +32,19 @@ class Gains:
     organ's volume: small organs count as much as large ones.
     """
 
-    def __init__(self, state: VolumeState, label: str, config: GainConfig) -> None:
-        self._state, self._label, self._config = state, label, config
+    def __init__(self, state: VolumeState, label: str) -> None:
+        self._state, self._label = state, label
         self._forecast = found = state.forecasts[label]
         mm = found.slices * state.slice_mm
         self._away = np.abs(mm[:, None] - mm[None])
         known = state.slice_mm * np.array(state.showing(label), dtype=float)
         self._nearest = np.abs(mm[:, None] - known[None]).min(axis=1, initial=np.inf)
-        unseen = config.unforeseen * found.area * self._growth(self._nearest)
+        unseen = UNFORESEEN * found.area * self._growth(self._nearest)
         self._organ = max(float(found.area.sum()), float(found.error.mean()), 1e-6)
         self._open = ~np.isin(found.slices, list(state.known(label)))
         self._left = (found.presence * outlines(found) + unseen) * self._open
         mean_area = float(found.area[found.area > 0].mean()) if found.area.any() else 0.0
-        missed = np.clip(found.area_if_there, *(mean_area * np.array(config.overlooked)))
+        missed = np.clip(found.area_if_there, *(mean_area * np.array(OVERLOOKED)))
         self._if_there = np.where(found.area > 0, found.area_if_there, missed)
         self._ends = ends_of(found, state, label)
         self._taken: frozenset[int] = frozenset()
@@ -69,13 +61,13 @@ class Gains:
 
     def _growth(self, away: np.ndarray) -> np.ndarray:
         """In [0, 1]: how far errors have grown at a distance in mm from the nearest slice that shows the label."""
-        return np.asarray(1 - np.exp(-away / self._config.reach_mm))
+        return np.asarray(1 - np.exp(-away / REACH_MM))
 
     def _corrected_shares(self) -> np.ndarray:
         """(n, n) the share of each slice's errors that annotating each slice corrects: all of its own."""
         before = np.maximum(self._growth(self._nearest), 1e-6)[:, None]
         after = self._growth(np.minimum(self._nearest[:, None], self._away))
-        return np.where(self._away == 0, 1.0, self._config.corrected * (1 - np.minimum(after / before, 1)))
+        return np.where(self._away == 0, 1.0, CORRECTED * (1 - np.minimum(after / before, 1)))
 
     def _end_gains(self) -> np.ndarray:
         """(n,) mm2 by which the error at the organ's ends is expected to fall when a slice is looked at."""
@@ -99,7 +91,7 @@ class Gains:
     def is_worthwhile(self, index: int) -> bool:
         """Whether a slice that is opened anyway should be annotated for this label too."""
         rows = np.flatnonzero((self._forecast.slices == index) & self._open)
-        return bool(len(rows)) and bool(self.values()[rows[0]] >= self._config.worthwhile * self.highest)
+        return bool(len(rows)) and bool(self.values()[rows[0]] >= WORTHWHILE * self.highest)
 
     def take(self, index: int) -> dict[str, float | None]:
         """Count a slice as annotated; the numbers that spoke for it."""
