@@ -18,7 +18,7 @@ from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.weights import WeightsSource, find_made_for, find_weights, weights_digest
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,9 @@ from ssmsam.models.weights import (
 )
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from segment_anything.modeling import Sam
-    from typing_extensions import Unpack
 
     from ssmsam.models.prompt_sam import SamPromptDecoder
 

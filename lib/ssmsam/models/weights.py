@@ -21,7 +21,7 @@ from safetensors import safe_open
 from ssmsam.files import whole_file
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
 PACKAGED = Path(__file__).parent / "weights"
 """Folder of the weights that come with this package."""
