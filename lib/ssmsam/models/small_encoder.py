@@ -13,6 +13,7 @@ from torch import nn
 
 from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.models.layers import doubled
+from ssmsam.models.weights import tensors_of
 
 STAGES = ((2, 32), (4, 64), (8, 128), (16, 256))
 """Stride and channels of each stage of the pyramid."""
@@ -138,8 +139,7 @@ class SmallEncoder(Encoder):
 
 def part_of(state: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
     """The tensors of one part ("encoder", "prompting") of the small model's file, as float32."""
-    prefix = part + "."
-    found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    found = tensors_of(state, part)
     if not found:
         raise ValueError(f"no tensors of the part {part!r}: is this a file of the small model?")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import pooch
+import torch
 from safetensors import safe_open
 
 from ssmsam.files import whole_file
@@ -94,6 +96,12 @@ class MissingWeights(FileNotFoundError):
 
 class CorruptWeights(ValueError):
     """A weights file is there but is not what it should be. The message says what to do."""
+
+
+def tensors_of(state: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The tensors of one part of a file, ``part.NAME`` by NAME."""
+    prefix = part + "."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def cache_folder() -> Path:
