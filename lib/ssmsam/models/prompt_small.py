@@ -239,7 +239,7 @@ class SmallPromptDecoder:
 
     logits_size = SPEC.input_size // LOGITS_STRIDE
     least_likeness = 0.9
-    """*Chosen on* patients held out for reporting: good masks are above it, most of those past the organ's end below."""
+    """*Chosen on* patients held out for reporting: good masks are above it, most past the organ's end below."""
 
     def __init__(self, *, network: SmallPromptNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
