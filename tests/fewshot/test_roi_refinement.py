@@ -23,9 +23,10 @@ from ssmsam.volume.volume import Volume
 from ssmsam_research.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
-UNADAPTED = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, volume_head=False, own_slices=0))
+CONFIG = RoiConfig(labelled=4)  # the planted organs are on few slices
+SEGMENTATION = replace(UNADAPTED.segmentation, volume_head=False, own_slices=0, roi=CONFIG)
+UNADAPTED = replace(UNADAPTED, segmentation=SEGMENTATION)
 FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, roi=None))
-CONFIG = RoiConfig()
 ANNOTATED = (1, 3, 4, 6, 7)
 LARGE = ball((4, 20, 24), (3.3, 19, 22))
 
