@@ -230,13 +230,12 @@ class SupportBank:
         with torch.no_grad():
             view = decoder.view(stacked([one.embeddings.slice(one.index) for one in slices]))
         images, side = view["image"], decoder.logits_side
-        masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, images.device) for one in slices])
-        known = torch.cat([drawn_known(one, side).to(images.device) for one in slices])
+        masks, known, unknown = drawn_slices(slices, side, images.device)
         return cls.from_tensors(
             images,
             masks,
             known,
-            unknown=torch.cat([drawn_unknown(one, side) for one in slices]),
+            unknown=unknown,
             stride=decoder.stride,
             places=Places.of(slices, side=side),
             regression=decoder.regression(view, masks, known),
@@ -392,13 +391,14 @@ def _pieces(mask: np.ndarray) -> int:
     return int((sizes[1:] >= SMALL_PIECE * sizes.max()).sum())
 
 
-def drawn_known(one: LabelledSlice, side: int) -> torch.Tensor:
-    """Where the mask is truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
-    known = np.ones(one.mask.shape, dtype=bool) if one.known is None else one.known
-    return draw_mask(known, one.embeddings.frame, side)
-
-
-def drawn_unknown(one: LabelledSlice, side: int) -> torch.Tensor:
-    """Where the slice's mask is no truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
-    unknown = np.zeros(one.mask.shape, dtype=bool) if one.known is None else ~one.known
-    return draw_mask(unknown, one.embeddings.frame, side)
+def drawn_slices(
+    slices: Sequence[LabelledSlice], side: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of K labelled slices in the encoder's frame, (K, 1, side, side) in [0, 1], 0 outside the slice: the target,
+    where that is truth, and where inside the slice it is none."""
+    drawn = []
+    for one in slices:
+        known = np.ones(one.mask.shape, dtype=bool) if one.known is None else one.known
+        drawn.append([draw_mask(mask, one.embeddings.frame, side, device) for mask in (one.drawn, known, ~known)])
+    masks, known_, unknown = (torch.cat(several) for several in zip(*drawn, strict=True))
+    return masks, known_, unknown

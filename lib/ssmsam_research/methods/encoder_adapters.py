@@ -32,10 +32,9 @@ from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks, random_mov
 from ssmsam.fewshot.estimate import check_support
 from ssmsam.fewshot.pipeline import estimate_card, support_card
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_known, drawn_unknown
+from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_slices
 from ssmsam.models.encoder import Embedding, Encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.frame import draw_mask
 from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
 from ssmsam.models.sam_encoder import SamEncoder
 from ssmsam.models.small_encoder import STAGES, SmallEncoder
@@ -306,9 +305,7 @@ def _adaptation_task(
     moved, gamma = random_move(rng, config.views)
     inputs = torch.cat([one.embeddings.inputs([one.index]) for one in slices]).to(device)
     embedding = encoder.encode(moved(inputs).clamp(0, 1) ** gamma)
-    masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
-    known = torch.cat([drawn_known(one, side).to(device) for one in slices])
-    unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
+    masks, known, unknown = drawn_slices(slices, side, device)
     masks, known = moved(masks), moved(known)
     bank = SupportBank.from_tensors(
         embedding["image"].detach(),
