@@ -17,7 +17,7 @@ from sample_cases import CT, MR, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
 from viewers import TIMEOUT, ohif, read_mask, stored_label
 
-from ssmsam.cli.orthanc import Orthanc
+from ssmsam.cli.pacs import Orthanc
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
 

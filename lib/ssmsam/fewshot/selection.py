@@ -13,12 +13,11 @@ import torch
 from scipy import ndimage
 from scipy.special import expit, logit
 
-from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import AdaptedTask
+from ssmsam import ops
 from ssmsam.fewshot.atlas import Guide
-from ssmsam.fewshot.config import EVEN, MOST_LOG, NEAR_MM, NOWHERE, OBJECTS, SegmentationConfig
+from ssmsam.fewshot.config import EVEN, MOST_LOG, NEAR_MM, NOWHERE, OBJECTS
 from ssmsam.fewshot.estimate import SupportCheck
-from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.proposals import Proposals, Target
 from ssmsam.fewshot.support_bank import SupportBank, interpolated, signed_distance
 from ssmsam.models.registry import load_volume_head
 from ssmsam.models.volume_head import VolumeHead
@@ -82,21 +81,13 @@ class Selected:
     overall: float
 
 
-def select_target(
-    proposals: Proposals,
-    task: AdaptedTask,
-    label: str,
-    query: VolumeEmbeddings,
-    config: SegmentationConfig,
-    *,
-    clicked: Collection[int] = (),
-) -> Selected:
-    """What of the proposals for a label is the target. Masks on slices that were ``clicked`` on count as annotated."""
-    bank = task.banks[label]
-    among = candidates(proposals, bank, query, task.support_check(label), clicked=clicked)
-    if not config.volume_head:
+def select_target(proposals: Proposals, target: Target, *, clicked: Collection[int] = ()) -> Selected:
+    """What of the proposals is the target. Masks on slices that were ``clicked`` on count as annotated."""
+    among = candidates(proposals, target, clicked=clicked)
+    if not target.config.volume_head:
         return everything(proposals, among)
-    return selected(proposals, load_volume_head(), among, several=not bank.in_one_piece, every_slice=config.every_slice)
+    several, every_slice = not target.bank.in_one_piece, target.config.every_slice
+    return selected(proposals, load_volume_head(), among, several=several, every_slice=every_slice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,19 +101,12 @@ class Candidates:
     logits: np.ndarray
 
 
-def candidates(
-    proposals: Proposals,
-    bank: SupportBank,
-    query: VolumeEmbeddings,
-    check: SupportCheck,
-    *,
-    clicked: Collection[int] = (),
-) -> Candidates:
+def candidates(proposals: Proposals, target: Target, *, clicked: Collection[int] = ()) -> Candidates:
     """What the volume head judges. Masks on slices that were ``clicked`` on count as annotated."""
-    logits = proposals.logits.copy()
+    bank, query, logits = target.bank, target.query, proposals.logits.copy()
     rows = {int(index): row for row, index in enumerate(proposals.slices)}
     annotated: dict[int, np.ndarray] = {}
-    for index, number in bank.annotated_slices(query).items():
+    for index, number in target.annotated.items():
         if index in rows:
             row, distance = rows[index], bank.distances[number]
             logits[row] = np.where(distance == 0, logits[row], distance)
@@ -137,7 +121,7 @@ def candidates(
         cell_mm=query.frame.input_mm * query.frame.size / side,
         annotated=annotated,
         atlas=proposals.guide,
-        check=check,
+        check=target.task.support_check(target.label),
         volume=query.key.digest,
     )
     anchors = np.zeros(logits.shape, dtype=bool)
@@ -179,8 +163,8 @@ def selected(
         mask[row] = drawn
         expected[row] = 1.0
     found = replace(proposals, logits=ruled_out(among.logits, mask), presence=presence)
-    asked = _past_the_ends(found, among, known)
-    return Selected(replace(found, asked=asked), expected, float(overall[best]))
+    found = replace(found, open_ends=_past_the_ends(found, among, known))
+    return Selected(found, expected, float(overall[best]))
 
 
 def everything(proposals: Proposals, among: Candidates) -> Selected:
@@ -192,7 +176,7 @@ def everything(proposals: Proposals, among: Candidates) -> Selected:
 
 
 def judged(described: Described, volume_head: VolumeHead) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What the head says as probabilities and Dice in [0, 1]: (K, n), (K, n), (K,) and (K,), in the volume's order."""
+    """What the volume head says, in [0, 1] and the volume's order: (K, n), (K, n), (K,) and (K,)."""
     with torch.inference_mode():
         answers = volume_head(
             *(torch.from_numpy(one).float() for one in (described.slices, described.objects, described.drawn))
@@ -211,34 +195,31 @@ def ruled_out(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _past_the_ends(found: Proposals, among: Candidates, known: np.ndarray) -> tuple[int, ...]:
-    """The first slice past each annotated end where the target was ruled out though something hangs together with it:
-    whether it is still there should be asked."""
+    """The first slice past each annotated end on which what hangs together with the target was ruled out."""
     seen = among.around.shows
     if not seen or not among.objects:
         return ()
     proposed, kept = among.objects[0].any(axis=(1, 2)), (found.logits > 0).any(axis=(1, 2))
-    asked = []
+    open_ends = []
     for outwards in (range(max(seen) + 1, len(kept)), range(min(seen) - 1, -1, -1)):
         first = next((row for row in outwards if not kept[row]), None)
         if first is not None and proposed[first] and not known[first] and not known[list(outwards)].any():
-            asked.append(int(found.slices[first]))
-    return tuple(asked)
+            open_ends.append(int(found.slices[first]))
+    return tuple(open_ends)
 
 
-# what the volume head is told: a few numbers for each slice and for the whole. All are free of units of one modality or
+# what the volume head reads: a few numbers for each slice and for the whole. All are free of units of one modality or
 # organ: areas are compared with annotated ones, probabilities are log odds, lengths are in millimetres
 
 
 def cell_probabilities(logits: np.ndarray) -> np.ndarray:
     """Logits -> the probability of each cell, where the target is on the slice at all."""
-    probability: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
-    return probability
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))))
 
 
 def confidence(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
     """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
-    sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
-    return sure
+    return np.asarray(presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2)))
 
 
 def expected_loss(logits: np.ndarray) -> np.ndarray:
@@ -377,7 +358,7 @@ def _of_masks(
         _overlap(mask, np.roll(mask, -1, axis=0)) * (np.arange(len(mask)) < len(mask) - 1),
         *_beside_annotated(mask, area, around),
         *_beside_atlas(mask, around),
-        np.zeros(len(mask)) if shapes is None else _dice(mask, shapes),
+        np.zeros(len(mask)) if shapes is None else ops.dice(mask, shapes, axis=(-2, -1), both_empty=0.0),
     ]
     return np.stack(columns, axis=1).astype(np.float64)
 
@@ -414,7 +395,7 @@ def _beside_atlas(mask: np.ndarray, around: Surroundings) -> list[np.ndarray]:
     propagated, trust = around.atlas.distances > 0, around.atlas.trust
     size = propagated.sum(axis=(1, 2))
     trusted = (trust * propagated).sum(axis=(1, 2)) / np.maximum(size, 1)
-    return [_dice(mask, propagated), size / max(float(size.max()), 1.0), trusted]
+    return [ops.dice(mask, propagated, axis=(-2, -1), both_empty=0.0), size / max(float(size.max()), 1.0), trusted]
 
 
 def _between(around: Surroundings, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -520,12 +501,6 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """IoU over the last two axes, 0 of two empty masks."""
     both, either = (one & other).sum(axis=(-2, -1)), (one | other).sum(axis=(-2, -1))
     return np.asarray(both / np.maximum(either, 1))
-
-
-def _dice(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Dice over the last two axes, 0 of two empty masks."""
-    areas = one.sum(axis=(-2, -1)) + other.sum(axis=(-2, -1))
-    return np.asarray(2 * (one & other).sum(axis=(-2, -1)) / np.maximum(areas, 1))
 
 
 def _odds(probability: np.ndarray | float) -> np.ndarray:

@@ -56,7 +56,13 @@ class VolumeHead(nn.Module):
         self.whole = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, 2))
 
     def forward(self, slices: torch.Tensor, objects: torch.Tensor, drawn: torch.Tensor) -> Judgement:
-        """``slices`` (K, n, D), ``objects`` (K, E), ``drawn`` (K, n) 1 where the object has a mask, else 0."""
+        """Judge K objects on n slices.
+
+        Args:
+            slices: (K, n, D) descriptors of each object's slices, in the order of their positions.
+            objects: (K, E) descriptors of the objects.
+            drawn: (K, n) 1 where the object has a mask, else 0.
+        """
         x = F.gelu(self.slices(slices) + self.objects(objects)[:, None])
         weight = drawn[..., None] / drawn.sum(1).clamp(min=1)[:, None, None]
         for norm, along, mix, mean in zip(self.norms, self.along, self.mixes, self.means, strict=True):

@@ -360,7 +360,7 @@ def volume_head(arguments: argparse.Namespace) -> None:
     """Collect what the decoder proposes in every volume, then train. May be stopped and started again."""
     import torch
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.embeddings.store import EmbeddingStore
     from ssmsam.models.registry import load_encoder, load_target_decoder
@@ -403,7 +403,7 @@ def fewshot(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.medsam_lite_encoder import REDUCTION, Reduction
     from ssmsam.models.registry import load_target_decoder
@@ -442,7 +442,7 @@ def lite(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
     from ssmsam.models.weights import find_weights
     from ssmsam_research.training.embedded_slices import load_slices
@@ -476,21 +476,25 @@ def ssm(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.cli.progress_bar import ProgressBar
-    from ssmsam.fewshot.config import MetaConfig
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.fewshot_small import TargetNetwork
-    from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
+    from ssmsam.models.self_sampling import SelfSamplingDecoder
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
     from ssmsam_research.training.groups import GroupConfig
+    from ssmsam_research.training.level_attention import LevelledDecoder
     from ssmsam_research.training.pack import load_pack
-    from ssmsam_research.training.ssm_training import SsmTrainingConfig, train_ssm
+    from ssmsam_research.training.ssm_training import RatesConfig, SsmTrainingConfig, train_ssm
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     inner = TargetNetwork()
     inner.load_state_dict(part_of(load_file(str(arguments.weights)), "fewshot"))
     levels = SPEC.level_channels[len(SPEC.level_channels) - arguments.levels :]
-    decoder = SelfSamplingDecoder(inner, width=SPEC.channels, config=SelfSamplingDecoderConfig(levels=levels))
+    decoder = (
+        LevelledDecoder(inner, width=SPEC.channels, channels=levels)
+        if levels
+        else SelfSamplingDecoder(inner, width=SPEC.channels)
+    )
     if arguments.start is not None:
         earlier = load_file(str(arguments.start))
         for name in ("sampling", "mask_attention"):
@@ -508,7 +512,7 @@ def ssm(arguments: argparse.Namespace) -> None:
             twin_share=arguments.twin_share,
             dataset_weights=json.loads(arguments.dataset_weights),
         ),
-        meta=MetaConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
+        meta=RatesConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
     )
     with ProgressBar() as progress:
         trainer = train_ssm(

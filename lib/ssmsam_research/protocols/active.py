@@ -23,8 +23,7 @@ from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.estimate import mean_estimate
-from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.prediction import assembled
+from ssmsam.fewshot.pipeline import adapt, assembled
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import draw_mask
