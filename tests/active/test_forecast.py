@@ -33,7 +33,8 @@ def test_errors_and_losses_are_within_their_ranges(expected: Expected) -> None:
     assert (forecast.error >= 0).all() and (forecast.expected_area >= 0).all()
     assert (forecast.error <= forecast.area + forecast.expected_area + 1e-6).all()
     assert ((forecast.loss >= 0) & (forecast.loss <= 1)).all()
-    assert 0 <= forecast.expected_dice() <= 1
+    assert forecast.dice == expected.selected.expected
+    assert 0 <= forecast.dice <= 1
 
 
 def test_the_organ_is_expected_between_annotated_slices_that_show_it(expected: Expected) -> None:

@@ -33,7 +33,7 @@ class Planned(nn.Module):
         keep = torch.full(shown.shape, -5.0)
         keep[:, self.rows] = 5.0
         target = torch.tensor(self.targets or [5.0] * len(shown))[: len(shown)]
-        return Judgement(keep, torch.zeros_like(keep), target, torch.full((len(shown),), 2.0))
+        return Judgement(keep, torch.zeros_like(keep), target, torch.zeros(len(shown)), torch.full((len(shown),), 2.0))
 
 
 def task_of(embedder: Embedder, mask: np.ndarray, slices: tuple[int, ...], seed: int = 0) -> AdaptedTask:
@@ -62,7 +62,7 @@ def test_slices_are_kept_as_the_volume_checkpoint_says(embedder: Embedder) -> No
     found = selected(two_pieces(), Planned([3, 4]), among(embedder, task_of(embedder, ORGAN, (4,), 3)), several=False)
     assert rows_of(found.proposals) == [3, 4]
     assert found.proposals.presence[3] > 0.9 > 0.1 > found.proposals.presence[6]
-    assert found.overall == pytest.approx(0.88, abs=0.01)
+    assert found.expected == pytest.approx(0.88, abs=0.01)
     everywhere = selected(
         two_pieces(), Planned([]), among(embedder, task_of(embedder, ORGAN, (4,), 3)), several=False, every_slice=True
     )

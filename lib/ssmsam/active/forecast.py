@@ -62,7 +62,7 @@ def expect(
     expected = {}
     for label, found in find(task, query, slices, config=config.segmentation, progress=progress).items():
         likely = calibrated(found, task.banks[label], query)
-        expected[label] = Expected(found.selected, _foreseen(likely, found.final, query))
+        expected[label] = Expected(found.selected, _foreseen(likely, found.selected, query))
     return expected
 
 
@@ -84,10 +84,11 @@ def calibrated(found: Finding, bank: SupportBank, query: VolumeEmbeddings) -> Pr
     return replace(proposals, presence=presence_given(presence, proposals.slices, known, query.slice_mm))
 
 
-def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -> Forecast:
+def _foreseen(proposals: Proposals, selected: Selected, query: VolumeEmbeddings) -> Forecast:
     """Areas by the probabilities of cells, inside the final mask and outside."""
     cell_mm2 = (query.frame.input_mm * query.frame.size / proposals.logits.shape[-1]) ** 2
     cells = cell_probabilities(proposals.logits)
-    mask = final.logits > 0
+    mask = selected.proposals.logits > 0
     area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
-    return Forecast(proposals.slices, proposals.presence, area, inside, outside, final.open_ends)
+    ends = selected.proposals.open_ends
+    return Forecast(proposals.slices, proposals.presence, area, inside, outside, selected.expected, ends)

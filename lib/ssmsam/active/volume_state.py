@@ -16,8 +16,9 @@ class Forecast:
     """What a model expects of one label on the n ``slices`` (n,) of a volume that it looked at, ascending.
 
     ``presence`` (n,) is the probability that the label is there. In mm2, (n,) each: ``area`` of the proposed mask, and
-    what is expected of the label if it is there, ``inside`` of the mask and ``outside``. ``open_ends`` are slices
-    just past an annotated end where something was proposed and left out: is the label still there?
+    what is expected of the label if it is there, ``inside`` of the mask and ``outside``. ``dice`` in [0, 1] is what the
+    volume head expects over all slices that nobody annotated. ``open_ends`` are slices just past an annotated end where
+    something was proposed and left out: is the label still there?
     """
 
     slices: np.ndarray
@@ -25,6 +26,7 @@ class Forecast:
     area: np.ndarray
     inside: np.ndarray
     outside: np.ndarray
+    dice: float
     open_ends: tuple[int, ...] = ()
 
     @property
@@ -51,12 +53,6 @@ class Forecast:
     def loss(self) -> np.ndarray:
         """(n,) in [0, 1]: the expected 1 - Dice of each slice, 0 for one that is surely empty."""
         return self.error / np.maximum(self.area + self.expected_area, 1e-6)
-
-    def expected_dice(self, without: Iterable[int] = ()) -> float:
-        """The Dice in [0, 1] that the proposed mask expects of itself over all slices but some."""
-        rows = ~np.isin(self.slices, list(without))
-        total = float((self.area + self.expected_area)[rows].sum())
-        return 1 - float(self.error[rows].sum()) / total if total > 0 else 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,7 +136,8 @@ def _self_supported(
     again = propose(supported, query, order, config=config, guides=guides, progress=progress)[target.label]
     again = replace(again, presence=proposals.presence)
     second = select_target(again, target)
-    return (again, second) if second.overall >= kept.overall else (proposals, kept)
+    # what to expect was judged before own masks passed for annotated ones
+    return (again, replace(second, expected=kept.expected)) if second.rank >= kept.rank else (proposals, kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +182,7 @@ def assembled(found: Mapping[str, Selected], query: VolumeEmbeddings) -> Predict
         presence=np.stack([one.presence for one in proposals]),
         uncertainty=np.stack([1 - one.dice for one in found.values()]),
         logits=np.stack([one.logits for one in proposals]),
-        dice={label: one.overall for label, one in found.items()},
+        dice={label: one.expected for label, one in found.items()},
         open_ends={label: one.proposals.open_ends for label, one in found.items() if one.proposals.open_ends},
     )
 

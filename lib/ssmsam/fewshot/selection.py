@@ -74,11 +74,13 @@ def _tracked(masks: np.ndarray, found: np.ndarray, first: int) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Selected:
     """``proposals`` with what is not the target ruled out and ``presence`` (n,) by the volume head; the Dice in [0, 1]
-    that is expected of each slice's mask (n,), ``dice``, and over all slices that nobody annotated, ``overall``."""
+    that is expected of each slice's mask (n,), ``dice``, and over all slices that nobody annotated, ``expected``;
+    ``rank`` is greater of better proposals for the same volume."""
 
     proposals: Proposals
     dice: np.ndarray
-    overall: float
+    expected: float
+    rank: float
 
 
 def select_target(proposals: Proposals, target: Target, *, clicked: Collection[int] = ()) -> Selected:
@@ -145,9 +147,9 @@ def selected(
         presence[row] = float(mask.any())
     if among.described is None:
         return Selected(
-            replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence), np.ones(count), 1.0
+            replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence), np.ones(count), 1.0, 1.0
         )
-    keep, dice, target, overall = judged(among.described, volume_head)
+    keep, dice, target, rank, overall = judged(among.described, volume_head)
     drawn_on = [one.any(axis=(1, 2)) for one in among.objects]
     best = int(target.argmax())
     chosen = [n for n in range(len(target)) if n == best or (several and target[n] > EVEN)]
@@ -163,8 +165,8 @@ def selected(
         mask[row] = drawn
         expected[row] = 1.0
     found = replace(proposals, logits=ruled_out(among.logits, mask), presence=presence)
-    found = replace(found, open_ends=_past_the_ends(found, among, known))
-    return Selected(found, expected, float(overall[best]))
+    ends = _past_the_ends(found, among, known)
+    return Selected(replace(found, open_ends=ends), expected, float(overall[best]), float(rank[best]))
 
 
 def everything(proposals: Proposals, among: Candidates) -> Selected:
@@ -172,17 +174,17 @@ def everything(proposals: Proposals, among: Candidates) -> Selected:
     drawn = (among.logits > 0).any(axis=(1, 2))
     dice = np.where(drawn, 1 - expected_loss(among.logits), 1.0)
     overall = float(dice[drawn].mean()) if drawn.any() else 1.0
-    return Selected(replace(proposals, logits=among.logits), dice, overall)
+    return Selected(replace(proposals, logits=among.logits), dice, overall, overall)
 
 
-def judged(described: Described, volume_head: VolumeHead) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What the volume head says, in [0, 1] and the volume's order: (K, n), (K, n), (K,) and (K,)."""
+def judged(described: Described, volume_head: VolumeHead) -> tuple[np.ndarray, ...]:
+    """What the head says, a :class:`Judgement` in probabilities and Dice in [0, 1] and in the volume's order."""
     with torch.inference_mode():
         answers = volume_head(
             *(torch.from_numpy(one).float() for one in (described.slices, described.objects, described.drawn))
         )
-    keep, dice, target, overall = (expit(one.double().numpy()) for one in vars(answers).values())
-    return (keep[:, ::-1], dice[:, ::-1], target, overall) if described.backwards else (keep, dice, target, overall)
+    found = [expit(one.double().numpy()) for one in vars(answers).values()]
+    return tuple(one[:, ::-1] if one.ndim == 2 and described.backwards else one for one in found)
 
 
 def ruled_out(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:

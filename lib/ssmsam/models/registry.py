@@ -205,9 +205,12 @@ def load_target_decoder(encoder_name: str, *, device: str = "cpu", **source: Unp
 
 
 @cache
-def load_volume_head() -> VolumeHead:
-    """What judges proposals along a volume, for every decoder: it comes with the package. Raises CorruptWeights."""
-    path = find_weights(VOLUME_HEAD)
+def load_volume_head(path: Path | None = None) -> VolumeHead:
+    """What judges proposals along a volume, for every decoder: by default that which comes with the package.
+
+    Raises CorruptWeights.
+    """
+    path = path or find_weights(VOLUME_HEAD)
     return _ready(VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS), load_file(str(path)))
 
 

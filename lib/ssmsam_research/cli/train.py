@@ -176,6 +176,7 @@ def _add_volume_head(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
     parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
+    parser.add_argument("--start", type=Path, help="weights whose choices are kept: only what to expect is learned")
     parser.add_argument("--within", type=int, default=4, help="times that slices of a volume itself are annotated")
     parser.add_argument("--across", type=int, default=2, help="times that slices of other volumes are")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
@@ -363,7 +364,7 @@ def volume_head(arguments: argparse.Namespace) -> None:
     from ssmsam.cli.command import ProgressBar
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.embeddings.store import EmbeddingStore
-    from ssmsam.models.registry import load_encoder, load_target_decoder
+    from ssmsam.models.registry import load_encoder, load_target_decoder, load_volume_head
     from ssmsam_research.labelled_sets import open_set
     from ssmsam_research.training.loop import write_weights
     from ssmsam_research.training.volume_head_examples import (
@@ -373,7 +374,12 @@ def volume_head(arguments: argparse.Namespace) -> None:
         within,
         write_examples,
     )
-    from ssmsam_research.training.volume_head_training import VolumeHeadConfig, train_volume_head
+    from ssmsam_research.training.volume_head_training import (
+        Summaries,
+        VolumeHeadConfig,
+        learn_estimate,
+        train_volume_head,
+    )
 
     torch.set_num_threads(arguments.threads)
     store = EmbeddingStore(arguments.cache / "embeddings")
@@ -392,8 +398,12 @@ def volume_head(arguments: argparse.Namespace) -> None:
                     several += across(volume, others, embedder, decoder, rng)
                 write_examples(files[-1], several)
     examples = [one for file in files for one in read_examples(file)]
-    with ProgressBar() as bar:
-        head = train_volume_head(examples, VolumeHeadConfig(seed=arguments.seed), progress=bar)
+    if arguments.start:
+        head = load_volume_head(arguments.start)
+        learn_estimate(head, Summaries.of(head, examples))
+    else:
+        with ProgressBar() as bar:
+            head = train_volume_head(examples, VolumeHeadConfig(seed=arguments.seed), progress=bar)
     write_weights(arguments.out, head.state_dict(), {})
     print(f"{len(examples)} examples of {len(files)} volumes -> {arguments.out}")
 
