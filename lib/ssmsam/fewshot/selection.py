@@ -146,9 +146,10 @@ def selected(
     for row, mask in among.around.annotated.items():
         presence[row] = float(mask.any())
     if among.described is None:
-        return Selected(
-            replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence), np.ones(count), 1.0, 1.0
-        )
+        # nothing is right where the target is nowhere, and all wrong where it was missed
+        missed = float(presence.max(initial=0.0, where=~np.isin(np.arange(count), list(among.around.annotated))))
+        empty = replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence)
+        return Selected(empty, np.ones(count), 1 - missed, 1 - missed)
     keep, dice, target, rank, overall = judged(among.described, volume_head)
     drawn_on = [one.any(axis=(1, 2)) for one in among.objects]
     best = int(target.argmax())
