@@ -45,8 +45,8 @@ VALUES = 4
 class MaskAttentionConfig:
     """``most_keys`` bounds the cells that are attended to; larger maps are pooled for that.
 
-    *Chosen on* five MR training patients (complete, five slices, 20 organs): 256 and 64 gave the Dice of 1024 to 0.1, in
-    two thirds of the time.
+    *Chosen on* five MR training patients (complete, five slices, 20 organs): 256 and 64 gave the Dice of 1024 to 0.1,
+    in two thirds of the time.
     """
 
     depth: int = 2

@@ -429,7 +429,8 @@ class AnnotatedStudies:
             found = known.get(image, Overview())
             if image not in finished:
                 return "in work" if found.annotated else "new"
-            return "finished" if not found.finished or self.work(image).accepted(found.revision) else "to review"
+            open_to_review = found.finished and found.by_people  # not what was brought along
+            return "finished" if not open_to_review or self.work(image).accepted(found.revision) else "to review"
 
         return {image: state(image) for image in self.files.list_images()}
 
