@@ -4,8 +4,8 @@ A decoder answers slice by slice. What it found on all slices of a volume is des
 and object (:mod:`ssmsam.fewshot.selection`), and a small network reads them along the slices. It is trained on
 proposals for training patients and takes the place of thresholds and rules.
 
-What a user is told of the quality is a part of its own, a regression from means and spreads of the same numbers. The
-network learned where the decoder is good, on organs that it knows, and expects as much of any other.
+What a user is told of the quality is a part of its own, a regression from means and spreads of the same numbers. Both
+learned where the decoder is good, on organs that it knows: of others they may expect too much.
 """
 
 from __future__ import annotations
