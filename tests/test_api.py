@@ -273,7 +273,10 @@ def test_wrong_prompts_are_refused_with_the_next_step(prompted: PromptSegmenter)
         prompted.propagate()
 
 
-@pytest.mark.parametrize("module", ["ssmsam", "ssmsam.api", "ssmsam.volume.volume"])
+EXAMPLES = ("active.acquisition", "api", "embeddings.embedder", "models.encoder", "models.registry", "volume.volume")
+
+
+@pytest.mark.parametrize("module", ["ssmsam", *(f"ssmsam.{name}" for name in EXAMPLES)])
 def test_the_examples_in_docstrings_run(module: str) -> None:
     outcome = doctest.testmod(importlib.import_module(module))
     assert outcome.attempted

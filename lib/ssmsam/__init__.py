@@ -22,12 +22,12 @@ if TYPE_CHECKING:
         Propagated,
         Segmentation,
         SegmentationTask,
-        as_volume,
-        read_volume,
         task_card,
         write_dicom_seg,
         write_volume,
     )
+    from ssmsam.reading import read_volume
+    from ssmsam.volume.volume import as_volume
 
 __all__ = [
     "Example",

@@ -24,12 +24,10 @@ from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import DicomSeries
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_local, read_task, write_task
+from ssmsam.fewshot.adapted_task import AdaptedTask, read_local, read_task, write_task
 from ssmsam.fewshot.config import DEFAULTS, AdaptationConfig, FewShotConfig
 from ssmsam.fewshot.initialisations import DECODERS
-from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
-from ssmsam.fewshot.prediction import Prediction
+from ssmsam.fewshot.pipeline import Prediction, adapt, segment, with_pseudo_labels
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, method_of, read_card
@@ -41,25 +39,9 @@ from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.registry import choose_encoder, default_encoder, load_decoder, load_encoder
 from ssmsam.progress import Progress, silent
-from ssmsam.reading import read_volume
 from ssmsam.volume import writing
 from ssmsam.volume.geometry import FILES_MM, Plane
 from ssmsam.volume.volume import Volume, as_volume
-
-__all__ = [
-    "Example",
-    "FewShotSegmenter",
-    "PromptMask",
-    "PromptSegmenter",
-    "Propagated",
-    "Segmentation",
-    "SegmentationTask",
-    "as_volume",
-    "read_volume",
-    "task_card",
-    "write_dicom_seg",
-    "write_volume",
-]
 
 _TARGET = "target"
 
@@ -132,7 +114,7 @@ class _Segmenter:
         affine: np.ndarray | None = None,
         progress: Progress = silent,
     ) -> int:
-        """Send all slices of an image through the encoder now, so that what is asked of them later is quick.
+        """Send all slices of an image through the encoder now, so that later answers are quick.
 
         Returns how many that were: those in the store or in memory are left out. Finished ones stay when it is stopped.
         """
@@ -219,7 +201,7 @@ class FewShotSegmenter(_Segmenter):
         """
         if method not in DECODERS:
             raise ValueError(f"unknown method {method!r}; valid names: {', '.join(DECODERS)}")
-        name, wanted = _choice(encoder, device, weights, download, allow_unverified)
+        name, wanted = _choice(encoder, device, weights, download=download, allow_unverified=allow_unverified)
         embedder = _embedder(name, store, wanted)
         cache = None if support_cache is None else SupportCache(Path(support_cache))
         return cls(embedder, DECODERS[method](name, **wanted), method=method, support_cache=cache)
@@ -309,7 +291,7 @@ class SegmentationTask:
 
     @property
     def dice_estimate(self) -> dict[str, float]:
-        """Label -> Dice in [0, 1] on labelled slices that were asked for by the others; without labels whose slices are
+        """Label -> Dice in [0, 1] on labelled slices, each answered by the others; without labels whose slices are
         too few for that."""
         return {label: float(one["after"]) for label, one in self.card["dice_estimate"].items()}
 
@@ -399,7 +381,7 @@ class PromptMask:
 
 @dataclass(frozen=True, eq=False)
 class Propagated:
-    """The answer to prompts, carried through the volume.
+    """The answer to prompts, propagated through the volume.
 
     Attributes:
         mask: (slices, rows, columns) bool, on the image's own grid.
@@ -450,7 +432,7 @@ class PromptSegmenter(_Segmenter):
     ) -> PromptSegmenter:
         """Load an encoder and its prompted decoder. Arguments and errors are those of
         :meth:`FewShotSegmenter.from_pretrained`."""
-        name, wanted = _choice(encoder, device, weights, download, allow_unverified)
+        name, wanted = _choice(encoder, device, weights, download=download, allow_unverified=allow_unverified)
         embedder = _embedder(name, store, wanted)  # before the decoder, which shares SAM's network
         return cls(embedder, load_decoder(name, **wanted))
 
@@ -632,20 +614,11 @@ def write_dicom_seg(
 
 
 def _choice(
-    encoder: str | None,
-    device: str | None,
-    weights: str | os.PathLike[str] | None,
-    download: bool,
-    allow_unverified: bool,
+    encoder: str | None, device: str | None, weights: str | os.PathLike[str] | None, **source: bool
 ) -> tuple[str, dict[str, Any]]:
     """The encoder's name, and what every loader of the registries takes."""
     folder = None if weights is None else Path(weights)
-    wanted = {
-        "folder": folder,
-        "download": download,
-        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        "allow_unverified": allow_unverified,
-    }
+    wanted = {"folder": folder, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"), **source}
     return choose_encoder(encoder or default_encoder(), folder=folder), wanted
 
 

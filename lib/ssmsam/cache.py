@@ -69,7 +69,7 @@ class Cache(Generic[K, V]):
     """The values that were used last, the least recently used forgotten first. Safe for threads.
 
     The key has to hold everything that a value depends on. ``limit`` bounds the sum of what ``size`` says of each
-    value: their number unless told, or bytes. A value above the limit is not kept, or with ``keep_newest`` kept alone.
+    value: their number by default, or bytes. A value above the limit is not kept, or with ``keep_newest`` kept alone.
     """
 
     def __init__(self, limit: int, *, size: Callable[[V], int] = one, keep_newest: bool = False) -> None:

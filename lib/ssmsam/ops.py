@@ -41,7 +41,7 @@ def dice(
 
     Args:
         one, other: Masks whose shapes broadcast.
-        axis: The axes of one mask; all of them unless told.
+        axis: The axes of one mask; all of them by default.
         both_empty: What two empty masks are worth, in [0, 1].
         scale: 100 for per cent.
 

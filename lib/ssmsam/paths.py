@@ -1,4 +1,4 @@
-"""Folders that programs and the server use unless they are told others."""
+"""Folders that programs and the server use by default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CacheFolders:
 
     store: Path
     """The embedding store."""
-    heads: tuple[Path, ...]
+    checkpoints: tuple[Path, ...]
     """Folders with task checkpoints, at any depth."""
     support: tuple[Path, ...] = ()
     """Support caches beside none of these."""
@@ -57,14 +57,14 @@ def default_cache_folders() -> CacheFolders:
     sessions = os.environ.get("MONAI_LABEL_SESSION_PATH", "").strip()
     return CacheFolders(
         store=default_store(),
-        heads=(default_store().parent / "heads",),
+        checkpoints=(default_store().parent / "heads",),
         support=(default_support(),),
         dicom=default_dicom_folder(),
         sessions=Path(sessions) if sessions else Path.home() / ".cache" / "monailabel" / "sessions",
     )
 
 
-def default_heads(studies: str) -> Path:
-    """Where the heads of a studies folder or store go: beside the embedding store, by the digest of its name."""
+def default_checkpoints(studies: str) -> Path:
+    """Where a studies folder's or store's task checkpoints go: beside the embedding store, by its name's digest."""
     name = studies if "://" in studies else str(Path(studies).resolve())
     return default_store().parent / "heads" / hashlib.sha256(name.encode()).hexdigest()[:16]

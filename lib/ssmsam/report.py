@@ -26,8 +26,8 @@ _PACKAGES = ("ssmsam", "torch", "numpy", "scipy", "SimpleITK", "monai", "monaila
 def run_manifest(
     *,
     protocol: str,
-    data: Mapping[str, Any],
-    weights: Mapping[str, str],
+    data: Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
     device: str = "cpu",
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -45,9 +45,9 @@ def run_manifest(
         "threads": torch.get_num_threads(),
         "seed": seed,
         "code": code_version(),
-        "weights_sha256": dict(weights),
+        "weights_sha256": dict(weights or {}),
         "settings": dict(settings or {}),
-        "data": dict(data),
+        "data": dict(data or {}),
     }
 
 
@@ -103,6 +103,12 @@ def write_result(path: Path, result: dict[str, Any]) -> Path:
     with whole_file(path) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def record_run(path: Path | None, result: Mapping[str, Any], **manifest: Any) -> None:
+    """Write what a command did and its :func:`run_manifest`; nothing where there is no path to write to."""
+    if path:
+        write_result(path, {**result, "manifest": run_manifest(**manifest)})
 
 
 @dataclass(frozen=True)

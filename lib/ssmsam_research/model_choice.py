@@ -76,7 +76,9 @@ class PromptedModel:
         }
         encoder, bfloat16 = load_encoder(choice.encoder, **wanted), choice.bfloat16
         if choice.published and isinstance(encoder, LiteMedSamEncoder):
-            encoder, bfloat16 = encoder.unreduced(), False
+            # its makers' decoder reads the output whole, and no levels
+            whole = LiteMedSamEncoder(encoder.sam, name=encoder.spec.name, weights_sha256=encoder.weights_sha256)
+            encoder, bfloat16 = whole, False
         return cls(
             Embedder(encoder=encoder, bfloat16=bfloat16),
             load_decoder(choice.encoder, published=choice.published, **wanted),

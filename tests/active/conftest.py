@@ -36,7 +36,7 @@ def query(model: PromptedModel, organ: np.ndarray) -> VolumeEmbeddings:
 
 
 @pytest.fixture(scope="module")
-def head(model: PromptedModel, query: VolumeEmbeddings, organ: np.ndarray) -> AdaptedTask:
+def task(model: PromptedModel, query: VolumeEmbeddings, organ: np.ndarray) -> AdaptedTask:
     support = {"organ": [LabelledSlice(query, index, organ[index]) for index in (1, 4)]}
     encoded = model.embedder.encoded
     made = prompted(support, model.embedder, model.target)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from submissions import drawn, empty, submission
 
 from ssmsam.annotation.interpretation import Context, interpret
@@ -19,6 +20,7 @@ from ssmsam.annotation.store import (
     SCHEMA,
     AnnotationStore,
     CorruptAnnotations,
+    MaskFile,
     UnknownSchema,
     image_folder,
     read_index,
@@ -262,3 +264,9 @@ def test_mutated_work_logs(tmp_path: Path, rounds: int) -> None:
         read_json(path, schema=SCHEMA)
         for old in path.parent.glob("*.damaged-*"):
             old.unlink()
+
+
+@pytest.mark.parametrize("name", ["../x.npz", "/etc/x.npz", "a/b.npz", "x.npz\n", "..npz", "x.npz\0", "\\x.npz", ""])
+def test_masks_lie_in_the_folder_of_their_record(name: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(MaskFile).validate_python(name)

@@ -59,10 +59,6 @@ def test_the_log_counts_each_person(tmp_path: Path) -> None:
     assert [log.summary("case").accepted(revision) for revision in (3, 4, 5)] == [False, True, False]
 
 
-def test_what_nobody_worked_on_needs_no_review() -> None:
-    assert WorkSummary(workers={"a": Worker(at(0))}).accepted(1)
-
-
 def said(
     known: Annotations, client: str, masks: dict[int, np.ndarray], *, source: Source = Source.CLIENT
 ) -> Annotations:

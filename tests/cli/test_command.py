@@ -12,7 +12,7 @@ import pytest
 from ssmsam import read_volume, write_volume
 from ssmsam.cli import main
 from ssmsam.cli.command import COMMANDS, FAILED, ssmsam
-from ssmsam.cli.sample_data import LABELS, sample_cases
+from ssmsam.cli.samples import LABELS, sample_cases
 from ssmsam.dicom.rtstruct import read_rtstruct
 from ssmsam.dicom.seg_reader import read_seg
 from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
@@ -73,7 +73,7 @@ def test_bad_input_is_one_sentence_and_status_2(
 def test_what_needs_research_says_how_to_have_it(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ssmsam.cli.research.find_spec", lambda _: None)
+    monkeypatch.setattr("ssmsam.cli.command.find_spec", lambda _: None)
     assert main([name, "--help"]) == 2
     assert "clone the repository" in capsys.readouterr().err
 

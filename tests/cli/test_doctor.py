@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam.cli import checks as doctor
-from ssmsam.cli.checks import FAIL, OK, WARN, Place, examine, studies_folder
+from ssmsam.cli import doctor
+from ssmsam.cli.doctor import FAIL, OK, WARN, Place, examine, studies_folder
 from ssmsam.cli.live_server import free_port
-from ssmsam.cli.orthanc import INSTALL, is_installed, running_orthanc
+from ssmsam.cli.pacs import INSTALL, is_installed, running_orthanc
 from ssmsam.models.weights import entry
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
@@ -119,8 +119,8 @@ def test_the_program_ends_with_1_exactly_when_something_fails(tmp_path, nowhere,
 
 
 def test_a_dicom_store_that_is_down_is_reported(tmp_path):
-    asked = Place(studies="http://127.0.0.1:9/dicom-web")
-    (down,) = doctor.dicom_store(asked)
+    there = Place(studies="http://127.0.0.1:9/dicom-web")
+    (down,) = doctor.dicom_store(there)
     assert down.level == FAIL
     assert "cannot be reached" in down.text
     assert list(doctor.dicom_store(Place(orthanc_port=9))) == [], "nobody asked, and none runs"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.checkpoint_files import read_task
+from ssmsam.fewshot.adapted_task import read_task
 from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card
@@ -49,7 +49,7 @@ def support(folder: Path, slices: str = "") -> list[str]:
     return ["--support", f"{folder / 'one.nii.gz'}:{folder / 'labels.nii.gz'}{slices}"]
 
 
-def test_a_head_is_made_and_used(
+def test_a_checkpoint_is_made_and_used(
     folder: Path, model: list[str], tmp_path: Path, random_small, load_app, capsys
 ) -> None:
     head, out, record = tmp_path / "organs.safetensors", tmp_path / "found.nii.gz", tmp_path / "record.json"
@@ -84,7 +84,7 @@ def test_a_head_is_made_and_used(
     assert len(result["organ"]["presence"]) == len(result["stone"]["uncertainty"]) == SHAPE[0]
 
 
-def test_a_head_knows_its_method(folder: Path, model: list[str], tmp_path: Path, load_app, capsys) -> None:
+def test_a_checkpoint_knows_its_method(folder: Path, model: list[str], tmp_path: Path, load_app, capsys) -> None:
     head, out = tmp_path / "head.safetensors", tmp_path / "found.nii.gz"
     made = [*support(folder), "--names", "organ=3", "--out", str(head), "--method", "ssm_sam", *model]
     assert load_app("adapt").main(made) == 0
@@ -164,7 +164,9 @@ def test_wrong_options_are_refused_before_anything_is_done(
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_head_is_refused(folder: Path, model: list[str], tmp_path: Path, load_app, capsys) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(
+    folder: Path, model: list[str], tmp_path: Path, load_app, capsys
+) -> None:
     options = ["--query", str(folder / "two.nii.gz"), "--out", str(tmp_path / "found.nii.gz"), *model]
     assert load_app("segment").main(["--head", str(folder / "labels.nii.gz"), *options]) == 2
     assert "labels.nii.gz is no task checkpoint" in capsys.readouterr().err

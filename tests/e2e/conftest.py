@@ -8,8 +8,8 @@ import pytest
 from sample_cases import CT, MR, SAMPLES, Truth, copy_of
 from serving import Server, free_port
 
-from ssmsam.cli.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
-from ssmsam.cli.sample_data import write_sample_studies
+from ssmsam.cli.pacs import INSTALL, Orthanc, is_installed, running_orthanc
+from ssmsam.cli.samples import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import reoriented
 from ssmsam.volume.writing import write_volume

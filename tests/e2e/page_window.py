@@ -33,7 +33,7 @@ class Window:
         page.add_init_script(
             f"localStorage.getItem('ssmsam-client') ?? localStorage.setItem('ssmsam-client', '{reader}')"
         )
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(240_000)
 
     def open(self, url: str, image: str) -> None:
         self.page.goto(f"{url}/annotate?image={image}")

@@ -12,7 +12,7 @@ import pydicom
 import requests
 import SimpleITK as sitk
 
-from ssmsam.cli.orthanc import Orthanc
+from ssmsam.cli.pacs import Orthanc
 from ssmsam.volume.volume import Volume
 
 

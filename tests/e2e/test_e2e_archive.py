@@ -16,8 +16,8 @@ from sample_cases import LABELS, SAMPLES, Truth
 from serving import Server, free_port
 from stored_segs import read_by_dcmqi, stored_seg
 
-from ssmsam.cli.orthanc import Orthanc, running_orthanc
-from ssmsam.cli.sample_data import write_sample_studies
+from ssmsam.cli.pacs import Orthanc, running_orthanc
+from ssmsam.cli.samples import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume

@@ -18,7 +18,7 @@ from viewers import TIMEOUT, slicer, stored_label, submit_slices
 
 from ssmsam import FewShotSegmenter, read_volume
 from ssmsam.cli import main
-from ssmsam.cli.orthanc import Orthanc
+from ssmsam.cli.pacs import Orthanc
 from ssmsam.cluster import Study, studies_of
 from ssmsam.cluster.studies import files_of
 from ssmsam.dicom.seg_reader import read_seg

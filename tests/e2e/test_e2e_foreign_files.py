@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import requests
 from pydicom.uid import RLELossless
 from sample_cases import SAMPLES
 from serving import free_port
 
-from ssmsam.cli.orthanc import INSTALL, Orthanc, is_installed, running_orthanc
+from ssmsam.cli.pacs import INSTALL, Orthanc, is_installed, running_orthanc
 from ssmsam.dicom.web import DicomStore, StoreAccess
 from ssmsam.reading import read_volume
 from ssmsam.server.datastore.dicomweb import DicomWebArchive
@@ -21,6 +22,13 @@ from ssmsam.server.datastore.dicomweb import DicomWebArchive
 DATA = Path(os.environ.get("SSMSAM_DATA", "../shared/data")) / "dicom_seg_rt"
 DCMQI = DATA / "dcmqi" / "data" / "segmentations"
 needs_fixtures = pytest.mark.skipif(not DATA.is_dir(), reason=f"no fixtures at {DATA}; SSMSAM_DATA names their folder")
+
+
+def remove_series(archive: Orthanc, series_uid: str) -> None:
+    """Delete a series, as its owner would in the archive."""
+    query = {"Level": "Series", "Query": {"SeriesInstanceUID": series_uid}}
+    for name in requests.post(f"{archive.root}/tools/find", json=query, timeout=60).json():
+        requests.delete(f"{archive.root}/series/{name}", timeout=60).raise_for_status()
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def test_a_foreign_seg_removed_from_the_archive_frees_its_image(empty_archive: O
     empty_archive.upload([*sorted((DCMQI / "ct-3slice").glob("*.dcm")), DCMQI / "liver.dcm"])
     studies = studies_of(empty_archive, tmp_path / "local")
     (image,) = studies.get_labeled_images()
-    empty_archive.remove_series(str(pydicom.dcmread(DCMQI / "liver.dcm").SeriesInstanceUID))
+    remove_series(empty_archive, str(pydicom.dcmread(DCMQI / "liver.dcm").SeriesInstanceUID))
     assert studies.get_unlabeled_images() == [image]
 
 

@@ -15,7 +15,7 @@ from sample_cases import SLICE_DICE, Truth, dice, resampled
 from serving import Server
 from stored_segs import read_by_dcmqi, stored_seg
 
-from ssmsam.cli.orthanc import Orthanc
+from ssmsam.cli.pacs import Orthanc
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
 

@@ -17,7 +17,7 @@ from sample_cases import CT, MR, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
 from viewers import TIMEOUT, ohif, read_mask, stored_label
 
-from ssmsam.cli.orthanc import Orthanc
+from ssmsam.cli.pacs import Orthanc
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
 
@@ -214,13 +214,13 @@ def test_by_keys_alone(served: Server, window: Window, ct: Truth) -> None:
 
 
 def test_two_people_at_once(served: Server, browser: Browser, window: Window) -> None:
-    truth, label = Truth.of(MR), "liver"
+    truth, label = Truth.of(MR), "right kidney"
     slices = np.flatnonzero(truth.mask(label).any(axis=(1, 2)))
     one, two = int(slices[len(slices) // 3]), int(slices[2 * len(slices) // 3])
     with opened_window(browser, "page-second") as other:
         for user in (window, other):
             user.open(served.url, MR)
-            user.press("1")
+            user.press("3")
         window.click(truth.click(label, k=one))
         other.click(truth.click(label, k=two))
         assert not other.mask(label, one, truth).any(), "what is not accepted is its reader's own"

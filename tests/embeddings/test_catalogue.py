@@ -79,7 +79,7 @@ def test_a_source_that_changes_under_our_hands_is_refused(tmp_path, source, read
         opened.slice(0)
 
 
-def test_recipe_and_plane_are_asked_for_each_time(tmp_path, source, reads):
+def test_recipe_and_plane_are_chosen_each_time(tmp_path, source, reads):
     an_embedder(tmp_path).open_source(source)
     embedder = an_embedder(tmp_path)
     opened = [

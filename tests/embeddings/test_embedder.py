@@ -278,9 +278,9 @@ def test_slices_outside_the_volume_are_refused(embedder, index):
 
 def test_embeddings_can_be_trained_on(embedder):
     image = embedder.open(a_volume()).slice(0)["image"]
-    head = torch.nn.Conv2d(8, 1, 1)
-    head(image).sum().backward()
-    assert head.weight.grad is not None
+    task = torch.nn.Conv2d(8, 1, 1)
+    task(image).sum().backward()
+    assert task.weight.grad is not None
 
 
 @given(st.integers(1, 60).flatmap(lambda count: st.tuples(st.integers(0, count - 1), st.just(count))))

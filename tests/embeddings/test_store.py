@@ -275,7 +275,7 @@ def test_a_full_disk_costs_only_the_disk(tmp_path, monkeypatch, caplog):
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ssmsam.embeddings.stored_volume.os.fsync", no_room)
+    monkeypatch.setattr("ssmsam.embeddings.store.os.fsync", no_room)
     volume.embed()
     assert embedder.encoded == 12
     assert volume.done.all()

@@ -17,8 +17,7 @@ import torch
 from fakes import PocketDecoder, PocketEncoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import fit
-from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_task, write_task
+from ssmsam.fewshot.adapted_task import AdaptedTask, read_task, write_task
 from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig, ViewConfig
 from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks
 from ssmsam.fewshot.support import LabelledSlice, Support

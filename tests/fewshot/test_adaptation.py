@@ -151,17 +151,17 @@ def test_a_slice_alone_is_shown_in_another_view_than_its_own(
 
     config = replace(QUICK, steps=12, views=ViewConfig(views=2))
     tasks = tasks_of({"organ": labelled(embedder, draw_volume(), ORGAN, (4,))}, embedder, decoder, config)
-    asked = []
+    queried = []
     plain = AdaptationTask.query_batch_from
 
     def noted(self: AdaptationTask, numbers, other: AdaptationTask, **hidden):
-        asked.append((self, other))
+        queried.append((self, other))
         return plain(self, numbers, other, **hidden)
 
     monkeypatch.setattr(AdaptationTask, "query_batch_from", noted)
     fit(decoder, tasks, config)
-    assert len(asked) == config.steps
-    assert all(one is not other for one, other in asked)
+    assert len(queried) == config.steps
+    assert all(one is not other for one, other in queried)
 
 
 def test_unknown_pixels_carry_no_gradient() -> None:

@@ -1,4 +1,4 @@
-"""A labelled volume as an atlas: its mask is carried to where the target is, with how far it is to be trusted."""
+"""A labelled volume as an atlas: its mask is propagated to where the target is, with how far it is to be trusted."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def embedder() -> Embedder:
 
 
 @pytest.fixture(scope="module")
-def head(embedder: Embedder) -> AdaptedTask:
+def task(embedder: Embedder) -> AdaptedTask:
     return adapt(two_labels(embedder), embedder, PocketDecoder(), config=quick(folds=2))
 
 
-def test_a_completed_head_has_an_atlas_that_its_file_keeps(head: AdaptedTask, tmp_path: Path) -> None:
-    (atlas,) = head.atlases
-    assert set(atlas.distances) == set(head.labels)
-    loaded = kept_and_read(head, tmp_path, PocketDecoder())
+def test_a_completed_checkpoint_has_an_atlas_that_its_file_keeps(task: AdaptedTask, tmp_path: Path) -> None:
+    (atlas,) = task.atlases
+    assert set(atlas.distances) == set(task.labels)
+    loaded = kept_and_read(task, tmp_path, PocketDecoder())
     (again,) = loaded.atlases
     assert again.volume == atlas.volume and again.grid.matches(atlas.grid)
     assert torch.equal(again.image, atlas.image)
-    assert all(torch.equal(again.distances[label], atlas.distances[label]) for label in head.labels)
+    assert all(torch.equal(again.distances[label], atlas.distances[label]) for label in task.labels)
 
 
-def test_an_atlas_guides_other_volumes_only(head: AdaptedTask, embedder: Embedder) -> None:
+def test_an_atlas_guides_other_volumes_only(task: AdaptedTask, embedder: Embedder) -> None:
     own, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
-    label = head.labels[0]
-    assert guide_for(head.atlases, label, own, [0, 1], 32) is None
-    assert guide_for(head.atlases, "unknown", other, [0, 1], 32) is None
-    guide = guide_for(head.atlases, label, other, [2, 3, 4], 32)
+    label = task.labels[0]
+    assert guide_for(task.atlases, label, own, [0, 1], 32) is None
+    assert guide_for(task.atlases, "unknown", other, [0, 1], 32) is None
+    guide = guide_for(task.atlases, label, other, [2, 3, 4], 32)
     assert guide is not None and guide.distances.shape == guide.trust.shape == (3, 32, 32)
     assert guide.trust.min() >= 0 and guide.trust.max() <= 1
 
 
 def test_without_atlases_nothing_is_registered(
-    head: AdaptedTask, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+    task: AdaptedTask, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("registered")
@@ -57,9 +57,9 @@ def test_without_atlases_nothing_is_registered(
     config = quick(folds=0)
     config = replace(config, segmentation=replace(config.segmentation, atlases=False))
     query = embedder.open(draw_volume(seed=11))
-    segment(query, head, config=config)
+    segment(query, task, config=config)
     with pytest.raises(AssertionError, match="registered"):
-        segment(query, head)
+        segment(query, task)
 
 
 @pytest.mark.parametrize("turned", [(), (0,), (1,), (2,), (0, 1, 2)])
@@ -110,15 +110,15 @@ class Registered:
 
 
 def test_where_registration_contradicts_itself_a_carried_mask_is_not_trusted(
-    head: AdaptedTask, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+    task: AdaptedTask, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    query, label = embedder.open(draw_volume(seed=3)), head.labels[0]
-    (atlas,) = head.atlases
+    query, label = embedder.open(draw_volume(seed=3)), task.labels[0]
+    (atlas,) = task.atlases
     mm = atlas.grid.spacing[0]
 
     def guide(error_mm: float) -> Guide:
         monkeypatch.setattr("ssmsam.fewshot.atlas.registered", lambda *_, **__: Registered(atlas.grid, error_mm))
-        found = guide_for(head.atlases, label, query, [2, 3, 4], 32)
+        found = guide_for(task.atlases, label, query, [2, 3, 4], 32)
         assert found is not None
         return found
 

@@ -19,117 +19,117 @@ from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 
 
 @pytest.fixture
-def head(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
+def task(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
     return adapt(two_labels(embedder), embedder, decoder, config=quick())
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> CheckpointRegistry:
+def registry(tmp_path: Path) -> CheckpointRegistry:
     return CheckpointRegistry(tmp_path / "heads", keep=3)
 
 
-def exported(head: AdaptedTask) -> bytes:
-    return head.checkpoint(PocketDecoder()).to_bytes()
+def exported(task: AdaptedTask) -> bytes:
+    return task.checkpoint(PocketDecoder()).to_bytes()
 
 
-def take(shelf: CheckpointRegistry, data: bytes, name: str) -> str:
-    return shelf.add_file(data, name, PocketDecoder(), weights_sha256="pocket")
+def take(registry: CheckpointRegistry, data: bytes, name: str) -> str:
+    return registry.add_file(data, name, PocketDecoder(), weights_sha256="pocket")
 
 
-def half_written(shelf: CheckpointRegistry) -> list[str]:
-    return [path.name for path in shelf.folder.iterdir() if path.name.startswith(".writing")]
+def half_written(registry: CheckpointRegistry) -> list[str]:
+    return [path.name for path in registry.folder.iterdir() if path.name.startswith(".writing")]
 
 
-def test_the_newest_head_answers(
-    shelf: CheckpointRegistry, head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder
+def test_the_newest_checkpoint_answers(
+    registry: CheckpointRegistry, task: AdaptedTask, embedder: Embedder, decoder: PocketDecoder
 ) -> None:
-    assert shelf.state == RegistryState("", False)
-    assert shelf.names() == []
-    first, second = shelf.publish(head, decoder=PocketDecoder()), shelf.publish(head, decoder=PocketDecoder())
+    assert registry.state == RegistryState("", False)
+    assert registry.names() == []
+    first, second = registry.publish(task, decoder=PocketDecoder()), registry.publish(task, decoder=PocketDecoder())
     assert first < second
-    assert shelf.state == CheckpointRegistry(shelf.folder).state == RegistryState(second, False, first)
-    loaded = shelf.load(second, decoder, weights_sha256="pocket")
-    assert state_digest(loaded.decoder) == state_digest(head.decoder)
+    assert registry.state == CheckpointRegistry(registry.folder).state == RegistryState(second, False, first)
+    loaded = registry.load(second, decoder, weights_sha256="pocket")
+    assert state_digest(loaded.decoder) == state_digest(task.decoder)
     query = embedder.open(draw_volume())
-    assert (segment(query, loaded).mask == segment(query, head).mask).all()
-    assert shelf.card(first) == shelf.cards()[first]
-    assert shelf.card(first)["labels"] == ["organ", "other"]
-    assert half_written(shelf) == []
+    assert (segment(query, loaded).mask == segment(query, task).mask).all()
+    assert registry.card(first) == registry.cards()[first]
+    assert registry.card(first)["labels"] == ["organ", "other"]
+    assert half_written(registry) == []
 
 
-def test_a_head_that_is_not_to_answer_only_waits(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    first = shelf.publish(head, decoder=PocketDecoder())
-    second = shelf.publish(head, decoder=PocketDecoder(), activate=False)
-    assert shelf.state.active == first
-    assert shelf.activate(second, pin=False) == RegistryState(second, False, first)
+def test_a_checkpoint_that_is_not_to_answer_only_waits(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    first = registry.publish(task, decoder=PocketDecoder())
+    second = registry.publish(task, decoder=PocketDecoder(), activate=False)
+    assert registry.state.active == first
+    assert registry.activate(second, pin=False) == RegistryState(second, False, first)
 
 
-def test_a_pinned_head_answers_until_it_is_unpinned(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    first = shelf.publish(head, decoder=PocketDecoder())
-    shelf.activate(first, pin=True)
-    second = shelf.publish(head, decoder=PocketDecoder())
-    assert shelf.state == RegistryState(first, True)
-    assert shelf.unpin() == RegistryState(first, False)
-    assert shelf.activate(second, pin=False).active == second
+def test_a_pinned_checkpoint_answers_until_it_is_unpinned(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    first = registry.publish(task, decoder=PocketDecoder())
+    registry.activate(first, pin=True)
+    second = registry.publish(task, decoder=PocketDecoder())
+    assert registry.state == RegistryState(first, True)
+    assert registry.unpin() == RegistryState(first, False)
+    assert registry.activate(second, pin=False).active == second
 
 
-def test_old_heads_go_but_never_the_one_that_answers(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    first = shelf.publish(head, decoder=PocketDecoder())
-    shelf.activate(first, pin=True)
-    later = [shelf.publish(head, decoder=PocketDecoder()) for _ in range(4)]
-    assert shelf.names() == [first, *later[-3:]]
-    cards = {path.stem for path in shelf.folder.glob("*.json")} - {"shelf"}
-    assert cards == set(shelf.names()), "a card goes with its head"
+def test_old_checkpoints_go_but_never_the_one_that_answers(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    first = registry.publish(task, decoder=PocketDecoder())
+    registry.activate(first, pin=True)
+    later = [registry.publish(task, decoder=PocketDecoder()) for _ in range(4)]
+    assert registry.names() == [first, *later[-3:]]
+    cards = {path.stem for path in registry.folder.glob("*.json")} - {"shelf"}
+    assert cards == set(registry.names()), "a card goes with its checkpoint"
 
 
-def test_removing(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    first, second = shelf.publish(head, decoder=PocketDecoder()), shelf.publish(head, decoder=PocketDecoder())
-    with pytest.raises(ValueError, match=f"{second} is the head that answers: activate another one first"):
-        shelf.remove(second)
-    shelf.remove(first)
-    assert shelf.names() == [second]
-    with pytest.raises(UnknownCheckpoint, match=f"there is no head '{first}'; there are {second}"):
-        shelf.remove(first)
+def test_removing(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    first, second = registry.publish(task, decoder=PocketDecoder()), registry.publish(task, decoder=PocketDecoder())
+    with pytest.raises(ValueError, match=f"{second} is the task checkpoint that answers: activate another one first"):
+        registry.remove(second)
+    registry.remove(first)
+    assert registry.names() == [second]
+    with pytest.raises(UnknownCheckpoint, match=f"there is no task checkpoint '{first}'; there are {second}"):
+        registry.remove(first)
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", "", ".hidden", "x" * 101])
-def test_names_cannot_leave_the_folder(shelf: CheckpointRegistry, head: AdaptedTask, name: str) -> None:
-    (shelf.folder.parent / "secret.safetensors").write_bytes(exported(head))
-    shelf.publish(head, decoder=PocketDecoder())
+def test_names_cannot_leave_the_folder(registry: CheckpointRegistry, task: AdaptedTask, name: str) -> None:
+    (registry.folder.parent / "secret.safetensors").write_bytes(exported(task))
+    registry.publish(task, decoder=PocketDecoder())
     with pytest.raises(UnknownCheckpoint):
-        shelf.path(name)
+        registry.path(name)
     with pytest.raises(UnknownCheckpoint):
-        shelf.activate(name, pin=False)
-    with pytest.raises(ValueError, match="a head's name is made of letters"):
-        take(shelf, exported(head), name)
+        registry.activate(name, pin=False)
+    with pytest.raises(ValueError, match="a task checkpoint's name is made of letters"):
+        take(registry, exported(task), name)
 
 
-def test_an_exported_head_is_carried_over(shelf: CheckpointRegistry, head: AdaptedTask, tmp_path: Path) -> None:
-    name = shelf.publish(head, decoder=PocketDecoder())
+def test_an_exported_checkpoint_is_taken_over(registry: CheckpointRegistry, task: AdaptedTask, tmp_path: Path) -> None:
+    name = registry.publish(task, decoder=PocketDecoder())
     other = CheckpointRegistry(tmp_path / "other")
-    assert take(other, shelf.path(name).read_bytes(), "from-elsewhere") == "from-elsewhere"
+    assert take(other, registry.path(name).read_bytes(), "from-elsewhere") == "from-elsewhere"
     assert other.state.active == "", "it answers only once it is activated"
-    here = {key: value for key, value in shelf.card(name).items() if key not in LOCAL}
+    here = {key: value for key, value in registry.card(name).items() if key not in LOCAL}
     assert other.card("from-elsewhere") == here
-    with pytest.raises(ValueError, match="there is a head 'from-elsewhere' already"):
-        take(other, exported(head), "from-elsewhere")
+    with pytest.raises(ValueError, match="there is a task checkpoint 'from-elsewhere' already"):
+        take(other, exported(task), "from-elsewhere")
 
 
-def test_a_damaged_file_leaves_nothing(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    name = shelf.publish(head, decoder=PocketDecoder())
+def test_a_damaged_file_leaves_nothing(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    name = registry.publish(task, decoder=PocketDecoder())
     with pytest.raises(UnusableCheckpoint, match="is no task checkpoint, or is damaged"):
-        take(shelf, exported(head)[:1000], "damaged")
-    assert shelf.names() == [name]
-    assert half_written(shelf) == []
-    shelf.path(name).write_bytes(b"damaged later")
-    assert shelf.cards() == {}, "one damaged head hides no other and breaks no list"
+        take(registry, exported(task)[:1000], "damaged")
+    assert registry.names() == [name]
+    assert half_written(registry) == []
+    registry.path(name).write_bytes(b"damaged later")
+    assert registry.cards() == {}, "one damaged task checkpoint hides no other and breaks no list"
     with pytest.raises(UnusableCheckpoint):
-        shelf.card(name)
+        registry.card(name)
 
 
-def test_several_threads_publish_at_once(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    """Nobody ever reads half a state, and every head is there afterwards."""
-    wide = CheckpointRegistry(shelf.folder, keep=100)
+def test_several_threads_publish_at_once(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    """Nobody ever reads half a state, and every task checkpoint is there afterwards."""
+    wide = CheckpointRegistry(registry.folder, keep=100)
     seen: list[str] = []
     over = threading.Event()
 
@@ -139,7 +139,7 @@ def test_several_threads_publish_at_once(shelf: CheckpointRegistry, head: Adapte
 
     def publish() -> None:
         for _ in range(3):
-            wide.publish(replace(head, banks={}), decoder=PocketDecoder())
+            wide.publish(replace(task, banks={}), decoder=PocketDecoder())
 
     watcher = threading.Thread(target=watch)
     writers = [threading.Thread(target=publish) for _ in range(3)]
@@ -155,67 +155,69 @@ def test_several_threads_publish_at_once(shelf: CheckpointRegistry, head: Adapte
     assert {json.loads(one)["active"] for one in seen} <= {"", *wide.names()}
 
 
-def test_going_back_to_what_answered_before(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    assert shelf.roll_back() == RegistryState("", False, "")
-    first, second = shelf.publish(head, decoder=PocketDecoder()), shelf.publish(head, decoder=PocketDecoder())
-    assert shelf.state == RegistryState(second, False, first)
-    assert shelf.roll_back() == RegistryState(first, False, second)
-    assert shelf.roll_back() == RegistryState(second, False, first)
-    assert shelf.deactivate() == RegistryState("", False, second)
-    shelf.activate(first, pin=False)
-    assert shelf.activate(first, pin=True) == RegistryState(first, True, ""), "pinning is no change of heads"
+def test_going_back_to_what_answered_before(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    assert registry.roll_back() == RegistryState("", False, "")
+    first, second = registry.publish(task, decoder=PocketDecoder()), registry.publish(task, decoder=PocketDecoder())
+    assert registry.state == RegistryState(second, False, first)
+    assert registry.roll_back() == RegistryState(first, False, second)
+    assert registry.roll_back() == RegistryState(second, False, first)
+    assert registry.deactivate() == RegistryState("", False, second)
+    registry.activate(first, pin=False)
+    assert registry.activate(first, pin=True) == RegistryState(first, True, ""), "pinning is no change of checkpoints"
 
 
-def test_the_head_before_stays_too_until_it_is_removed(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    first = shelf.publish(head, decoder=PocketDecoder())
-    second = shelf.publish(head, decoder=PocketDecoder())
+def test_the_checkpoint_before_stays_too_until_it_is_removed(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    first = registry.publish(task, decoder=PocketDecoder())
+    second = registry.publish(task, decoder=PocketDecoder())
     for _ in range(4):
-        shelf.publish(head, decoder=PocketDecoder(), activate=False)
-    assert {first, second} <= set(shelf.names())
-    shelf.remove(first)
-    assert shelf.roll_back() == RegistryState("", False, second)
+        registry.publish(task, decoder=PocketDecoder(), activate=False)
+    assert {first, second} <= set(registry.names())
+    registry.remove(first)
+    assert registry.roll_back() == RegistryState("", False, second)
 
 
-def test_heads_of_another_method_are_refused(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
-    other = replace(head, card={**head.card, "method": "ssm_sam"})
+def test_checkpoints_of_another_method_are_refused(registry: CheckpointRegistry, task: AdaptedTask) -> None:
+    other = replace(task, card={**task.card, "method": "ssm_sam"})
     with pytest.raises(UnusableCheckpoint, match="one of ssm_sam, not of fewshot: import it with method=ssm_sam"):
-        take(shelf, exported(other), "other")
-    assert shelf.names() == []
-    assert take(CheckpointRegistry(shelf.folder, method="ssm_sam"), exported(other), "other") == "other"
+        take(registry, exported(other), "other")
+    assert registry.names() == []
+    assert take(CheckpointRegistry(registry.folder, method="ssm_sam"), exported(other), "other") == "other"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"active": 7}', '{"else": ""}', "\x00" * 20, "[" * 100_000])
 def test_a_damaged_note_of_what_answers_stops_nobody(
-    shelf: CheckpointRegistry, head: AdaptedTask, content: str
+    registry: CheckpointRegistry, task: AdaptedTask, content: str
 ) -> None:
-    name = shelf.publish(head, decoder=PocketDecoder())
-    (shelf.folder / "shelf.json").write_text(content)
-    assert shelf.state == RegistryState()
-    assert list(shelf.cards()) == [name]
-    assert shelf.activate(name, pin=True) == RegistryState(name, True, "")
+    name = registry.publish(task, decoder=PocketDecoder())
+    (registry.folder / "shelf.json").write_text(content)
+    assert registry.state == RegistryState()
+    assert list(registry.cards()) == [name]
+    assert registry.activate(name, pin=True) == RegistryState(name, True, "")
 
 
 @pytest.mark.parametrize("name", ["shelf", "training"])
-def test_names_of_other_files_in_the_folder_are_taken(shelf: CheckpointRegistry, head: AdaptedTask, name: str) -> None:
+def test_names_of_other_files_in_the_folder_are_taken(
+    registry: CheckpointRegistry, task: AdaptedTask, name: str
+) -> None:
     with pytest.raises(ValueError, match="and is not shelf or training"):
-        take(shelf, exported(head), name)
+        take(registry, exported(task), name)
 
 
-def test_a_checkpoint_of_other_weights_is_not_taken(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
+def test_a_checkpoint_of_other_weights_is_not_taken(registry: CheckpointRegistry, task: AdaptedTask) -> None:
     with pytest.raises(UnusableCheckpoint, match="start the server with that encoder, or adapt again"):
-        shelf.add_file(exported(head), "imported", PocketDecoder(), weights_sha256="another")
+        registry.add_file(exported(task), "imported", PocketDecoder(), weights_sha256="another")
     with pytest.raises(UnusableCheckpoint, match="another version of the few-shot decoder"):
-        shelf.add_file(exported(head), "imported", PocketDecoder(seed=1), weights_sha256="pocket")
-    assert shelf.names() == []
+        registry.add_file(exported(task), "imported", PocketDecoder(seed=1), weights_sha256="pocket")
+    assert registry.names() == []
 
 
-def test_only_what_a_checkpoint_means_is_written(shelf: CheckpointRegistry, head: AdaptedTask) -> None:
+def test_only_what_a_checkpoint_means_is_written(registry: CheckpointRegistry, task: AdaptedTask) -> None:
     """A card may bring along what it likes; it is not handed on."""
-    data = exported(head)
+    data = exported(task)
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]
     card = json.loads(metadata["card"]) | {"support": {"organ": [{"image": "somebody"}]}, "PatientID": "4711"}
-    take(shelf, save(load(data), {"card": json.dumps(card), "more": "somebody"}), "imported")
-    written = shelf.path("imported").read_bytes()
+    take(registry, save(load(data), {"card": json.dumps(card), "more": "somebody"}), "imported")
+    written = registry.path("imported").read_bytes()
     assert b"somebody" not in written
-    assert set(shelf.card("imported")) & {*LOCAL, "PatientID"} == set()
+    assert set(registry.card("imported")) & {*LOCAL, "PatientID"} == set()

@@ -12,7 +12,7 @@ from planted import ORGAN, SLICES, PocketDecoder, draw_volume, labelled, quick
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.proposals import Proposals, corrected
+from ssmsam.fewshot.proposals import Proposals, Target, corrected
 from ssmsam.models.fewshot_decoder import Corrections, Proposal
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.models.prompt_small import PointKind
@@ -26,10 +26,10 @@ class Listening(PocketDecoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[Corrections] = []
+        self.received: list[Corrections] = []
 
     def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
-        self.heard.append(replace(corrections, previous=corrections.previous.clone()))
+        self.received.append(replace(corrections, previous=corrections.previous.clone()))
         return Proposal(torch.full_like(context.prior[:, 0], 7.0), torch.full((len(context.prior),), -9.0))
 
 
@@ -56,8 +56,8 @@ def test_only_clicked_slices_change(query: VolumeEmbeddings, task: AdaptedTask, 
     before = proposals.logits.copy()
     clicks = {3: SlicePrompt(positive=INSIDE), 7: SlicePrompt(negative=OUTSIDE), 8: SlicePrompt(positive=INSIDE)}
     decoder = Listening()
-    found = corrected(proposals, clicks, replace(task, decoder=decoder), "organ", query, CONFIG.segmentation)
-    assert len(decoder.heard) == 2, "slice 8 was not proposed"
+    found = corrected(proposals, clicks, Target(replace(task, decoder=decoder), "organ", query, CONFIG.segmentation))
+    assert len(decoder.received) == 2, "slice 8 was not proposed"
     assert (found.logits[[1, 3]] == 7).all()
     np.testing.assert_array_equal(found.logits[[0, 2]], before[[0, 2]])
     np.testing.assert_array_equal(proposals.logits, before)
@@ -69,7 +69,9 @@ def test_a_positive_click_makes_the_target_present_a_negative_one_does_not_decid
 ) -> None:
     boxed = SlicePrompt(box=(8.0, 10.0, 24.0, 26.0))
     clicks = {1: SlicePrompt(positive=INSIDE), 3: SlicePrompt(negative=OUTSIDE), 4: boxed}
-    found = corrected(proposals, clicks, replace(task, decoder=Listening()), "organ", query, CONFIG.segmentation)
+    found = corrected(
+        proposals, clicks, Target(replace(task, decoder=Listening()), "organ", query, CONFIG.segmentation)
+    )
     assert found.presence.tolist() == [1.0, 0.2, 1.0, 0.4]
     assert proposals.presence.tolist() == [0.1, 0.2, 0.3, 0.4]
 
@@ -79,12 +81,12 @@ def test_the_decoder_hears_the_clicks_and_its_own_proposal(
 ) -> None:
     decoder = Listening()
     clicks = {4: SlicePrompt(positive=INSIDE, negative=OUTSIDE)}
-    corrected(proposals, clicks, replace(task, decoder=decoder), "organ", query, CONFIG.segmentation)
-    (heard,) = decoder.heard
-    np.testing.assert_array_equal(heard.previous[0, 0].numpy(), proposals.logits[2])
-    kinds = heard.kinds[0].tolist()
+    corrected(proposals, clicks, Target(replace(task, decoder=decoder), "organ", query, CONFIG.segmentation))
+    (received,) = decoder.received
+    np.testing.assert_array_equal(received.previous[0, 0].numpy(), proposals.logits[2])
+    kinds = received.kinds[0].tolist()
     assert sorted(kinds) == sorted([PointKind.POSITIVE, PointKind.NEGATIVE, PointKind.NEGATIVE])
-    placed = heard.points[0].numpy()
+    placed = received.points[0].numpy()
     expected = query.frame.points_to_input(INSIDE)
     np.testing.assert_allclose(placed[[kind == PointKind.POSITIVE for kind in kinds]], expected, atol=1e-4)
 
@@ -92,7 +94,7 @@ def test_the_decoder_hears_the_clicks_and_its_own_proposal(
 def test_clicks_move_what_a_real_decoder_says(query: VolumeEmbeddings, task: AdaptedTask, proposals: Proposals) -> None:
     """One positive point is answered otherwise than the same point as a negative one."""
     answers = [
-        corrected(proposals, {4: prompt}, task, "organ", query, CONFIG.segmentation).logits[2]
+        corrected(proposals, {4: prompt}, Target(task, "organ", query, CONFIG.segmentation)).logits[2]
         for prompt in (SlicePrompt(positive=INSIDE), SlicePrompt(negative=INSIDE))
     ]
     assert np.abs(answers[0] - answers[1]).max() > 1e-4

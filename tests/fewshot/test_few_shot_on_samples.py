@@ -48,23 +48,23 @@ def test_the_rest_of_a_volume(model: tuple[Embedder, TargetDecoder]) -> None:
     image = read_labelled(sample("ct_01", ANNOTATED))
     truth = image.labels == 1
     support = support_of(examples_from([image], LIVER), embedder)
-    head = adapt(support, embedder, decoder, config=FewShotConfig(folds=0))
-    mask = segment(embedder.open(image.image), head, support=support).mask == 1
-    asked = [index for index in range(ANNOTATED[0], ANNOTATED[-1]) if index not in ANNOTATED]
+    task = adapt(support, embedder, decoder, config=FewShotConfig(folds=0))
+    mask = segment(embedder.open(image.image), task, support=support).mask == 1
+    queried = [index for index in range(ANNOTATED[0], ANNOTATED[-1]) if index not in ANNOTATED]
     distances = {float(index): signed_distance(truth[index]) for index in ANNOTATED}
-    between = np.stack([interpolated(distances, index, truth.shape[1:]).distance > 0 for index in asked])
-    ours, interpolation = dice(mask[asked], truth[asked]), dice(between, truth[asked])
-    nearest = np.stack([truth[min(ANNOTATED, key=lambda k, i=index: abs(k - i))] for index in asked])
+    between = np.stack([interpolated(distances, index, truth.shape[1:]).distance > 0 for index in queried])
+    ours, interpolation = dice(mask[queried], truth[queried]), dice(between, truth[queried])
+    nearest = np.stack([truth[min(ANNOTATED, key=lambda k, i=index: abs(k - i))] for index in queried])
     assert ours > 88
-    assert ours > dice(nearest, truth[asked]) + 3
+    assert ours > dice(nearest, truth[queried]) + 3
     assert ours > interpolation - 2, "the prior is a prompt: the image must not make it worse"
 
 
 def test_another_patient(model: tuple[Embedder, TargetDecoder]) -> None:
     embedder, decoder = model
     shown, query = read_labelled(sample("ct_01", ANNOTATED)), read_labelled(sample("ct_03"))
-    head = adapt(support_of(examples_from([shown], LIVER), embedder), embedder, decoder, config=FewShotConfig(folds=0))
-    found = segment(embedder.open(query.image), head)
+    task = adapt(support_of(examples_from([shown], LIVER), embedder), embedder, decoder, config=FewShotConfig(folds=0))
+    found = segment(embedder.open(query.image), task)
     truth = query.labels == 1
     assert dice(found.mask == 1, truth) > 65
     there = truth.any(axis=(1, 2))

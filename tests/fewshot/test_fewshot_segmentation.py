@@ -13,8 +13,7 @@ from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kep
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, SegmentationConfig
-from ssmsam.fewshot.pipeline import adapt, segment
-from ssmsam.fewshot.prediction import assembled
+from ssmsam.fewshot.pipeline import adapt, assembled, segment
 from ssmsam.fewshot.proposals import Proposals, propose
 from ssmsam.fewshot.selection import Selected, expected_loss
 from ssmsam.fewshot.support import NothingToLearn
@@ -50,15 +49,15 @@ EVERYTHING = replace(UNADAPTED, segmentation=UNJUDGED)
 
 
 def proposals(logits: np.ndarray, presence: float = 1.0) -> Proposals:
-    looks = np.eye(len(logits), SPEC.channels)
-    return Proposals(np.arange(len(logits)), logits.astype(np.float32), np.full(len(logits), presence), looks)
+    descriptors = np.eye(len(logits), SPEC.channels)
+    return Proposals(np.arange(len(logits)), logits.astype(np.float32), np.full(len(logits), presence), descriptors)
 
 
 def selected(logits: np.ndarray) -> Selected:
     return Selected(proposals(logits), np.ones(len(logits)), 1.0)
 
 
-def head_of(embedder: Embedder, decoder: PocketDecoder, support) -> AdaptedTask:
+def task_of(embedder: Embedder, decoder: PocketDecoder, support) -> AdaptedTask:
     return adapt(support, embedder, decoder, config=UNADAPTED)
 
 
@@ -87,8 +86,8 @@ def test_an_empty_annotation_empties_its_slice_of_that_label_only(embedder: Embe
         "b": labelled(embedder, draw_volume(), OTHER, (5,)),
     }
     anywhere = FewShotConfig(segmentation=UNJUDGED)
-    head = head_of(embedder, Everywhere(), support)
-    found = segment(embedder.open(draw_volume()), head, support=support, config=anywhere)
+    adapted = task_of(embedder, Everywhere(), support)
+    found = segment(embedder.open(draw_volume()), adapted, support=support, config=anywhere)
     assert (found.mask[4] != 1).all()
     assert (found.mask[4] == 2).all()
 
@@ -99,20 +98,20 @@ def test_what_is_unknown_is_proposed(embedder: Embedder) -> None:
     known[:, :, :24] = True
     support = {"organ": labelled(embedder, draw_volume(), ORGAN & known, (3, 5), known=known)}
     for given in (support, None):
-        head = head_of(embedder, Everywhere(), support)
-        found = segment(embedder.open(draw_volume()), head, support=given, config=EVERYTHING)
+        adapted = task_of(embedder, Everywhere(), support)
+        found = segment(embedder.open(draw_volume()), adapted, support=given, config=EVERYTHING)
         assert found.mask[3][1:-1, 27:].all()
         assert found.mask[4].all()
     truth = (ORGAN & known)[3]
-    found = segment(embedder.open(draw_volume()), head_of(embedder, Everywhere(), support), support=support)
+    found = segment(embedder.open(draw_volume()), task_of(embedder, Everywhere(), support), support=support)
     np.testing.assert_array_equal(found.mask[3][:, :24] == 1, truth[:, :24])
 
 
 def test_masks_of_other_volumes_never_enter(embedder: Embedder, decoder: PocketDecoder) -> None:
     support = two_labels(embedder)
-    head = adapt(support, embedder, decoder, config=quick())
+    adapted = adapt(support, embedder, decoder, config=quick())
     query = embedder.open(draw_volume(seed=3))
-    assert np.array_equal(segment(query, head, support=support).mask, segment(query, head).mask)
+    assert np.array_equal(segment(query, adapted, support=support).mask, segment(query, adapted).mask)
 
 
 # overlaps and parts
@@ -146,8 +145,8 @@ def test_a_sure_mask_expects_no_loss_and_a_vague_one_does() -> None:
 
 def test_between_annotated_slices_the_prior_leads(embedder: Embedder) -> None:
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (1, 3, 5, 7))}
-    head = head_of(embedder, Echo(), support)
-    found = segment(embedder.open(draw_volume()), head, support=support, config=EVERYTHING)
+    adapted = task_of(embedder, Echo(), support)
+    found = segment(embedder.open(draw_volume()), adapted, support=support, config=EVERYTHING)
     assert dice(found.mask[[2, 4, 6]], ORGAN[[2, 4, 6]]) > 85
 
 
@@ -162,8 +161,8 @@ def test_the_storage_order_does_not_matter(embedder: Embedder, decoder: PocketDe
         drawn = np.flatnonzero(plane.stack(mask).any(axis=(1, 2)))
         chosen = [int(index) for index in drawn]
         support = {"organ": labelled(embedder, volume, mask, chosen, plane=plane)}
-        head = adapt(support, embedder, decoder, config=UNADAPTED)
-        return volume.with_array(segment(embedder.open(volume, plane=plane), head, support=support).mask)
+        adapted = adapt(support, embedder, decoder, config=UNADAPTED)
+        return volume.with_array(segment(embedder.open(volume, plane=plane), adapted, support=support).mask)
 
     mask = np.zeros_like(ORGAN)
     mask[list(indices)] = ORGAN[list(indices)]
@@ -180,17 +179,17 @@ def test_the_storage_order_does_not_matter(embedder: Embedder, decoder: PocketDe
 def test_an_image_of_one_slice(embedder: Embedder, decoder: PocketDecoder) -> None:
     flat = [Volume(draw_volume(seed).array[4:5], draw_volume().affine, modality="MR") for seed in (0, 1)]
     support = {"organ": labelled(embedder, flat[0], ORGAN[4:5], (0,))}
-    head = adapt(support, embedder, decoder, config=quick())
-    found = segment(embedder.open(flat[1]), head, support=support)
+    adapted = adapt(support, embedder, decoder, config=quick())
+    found = segment(embedder.open(flat[1]), adapted, support=support)
     assert found.mask.shape == (1, *ORGAN.shape[1:])
-    own = segment(embedder.open(flat[0]), head, support=support)
+    own = segment(embedder.open(flat[0]), adapted, support=support)
     np.testing.assert_array_equal(own.mask == 1, ORGAN[4:5])
 
 
 def test_some_slices_only(embedder: Embedder, decoder: PocketDecoder) -> None:
-    head = head_of(embedder, Everywhere(), {"organ": labelled(embedder, draw_volume(), ORGAN, (4,))})
+    adapted = task_of(embedder, Everywhere(), {"organ": labelled(embedder, draw_volume(), ORGAN, (4,))})
     query = embedder.open(draw_volume(seed=3))
-    found = segment(query, head, slices=[6, 2], config=EVERYTHING)
+    found = segment(query, adapted, slices=[6, 2], config=EVERYTHING)
     assert found.slices.tolist() == [2, 6]
     assert found.presence.shape == found.uncertainty.shape == (1, 2)
     assert found.mask.any(axis=(1, 2)).tolist() == [index in (2, 6) for index in range(SLICES)]
@@ -198,21 +197,21 @@ def test_some_slices_only(embedder: Embedder, decoder: PocketDecoder) -> None:
 
 
 def test_a_second_segmentation_encodes_nothing(embedder: Embedder, decoder: PocketDecoder) -> None:
-    head, query = head_of(embedder, decoder, two_labels(embedder)), embedder.open(draw_volume(seed=3))
-    first, before = segment(query, head), embedder.encoder.seen
-    assert np.array_equal(segment(query, head).mask, first.mask)
+    adapted, query = task_of(embedder, decoder, two_labels(embedder)), embedder.open(draw_volume(seed=3))
+    first, before = segment(query, adapted), embedder.encoder.seen
+    assert np.array_equal(segment(query, adapted).mask, first.mask)
     assert embedder.encoder.seen == before
 
 
 def test_cancelling_stops_between_batches(embedder: Embedder, decoder: PocketDecoder) -> None:
-    head = head_of(embedder, decoder, two_labels(embedder))
+    adapted = task_of(embedder, decoder, two_labels(embedder))
 
     def stop(phase: str, done: int, total: int) -> None:
         if phase == "segment" and done:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        segment(embedder.open(draw_volume()), head, progress=stop)
+        segment(embedder.open(draw_volume()), adapted, progress=stop)
 
 
 def test_the_harm_that_an_estimate_finds_is_avoided(
@@ -222,9 +221,9 @@ def test_the_harm_that_an_estimate_finds_is_avoided(
     from ssmsam.fewshot.estimate import Estimate
 
     monkeypatch.setattr(method, "cross_validated", lambda *_, **__: {"organ": Estimate(0.9, 0.2, 3)})
-    head = adapt(two_labels(embedder), embedder, decoder, config=quick(folds=2))
-    assert not head.card["adapted"]
-    pairs = zip(head.decoder.state_dict().values(), decoder.state_dict().values(), strict=True)
+    adapted = adapt(two_labels(embedder), embedder, decoder, config=quick(folds=2))
+    assert not adapted.card["adapted"]
+    pairs = zip(adapted.decoder.state_dict().values(), decoder.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -249,8 +248,8 @@ class Constant(PocketDecoder):
 
 
 def test_past_the_annotated_slices_the_unadapted_decoder_answers(embedder: Embedder) -> None:
-    head = head_of(embedder, PocketDecoder(), {"organ": labelled(embedder, draw_volume(), ORGAN, (3, 5))})
-    task, config = replace(head, decoder=Constant(2.0), initial=Constant(-1.0)), SegmentationConfig()
+    adapted = task_of(embedder, PocketDecoder(), {"organ": labelled(embedder, draw_volume(), ORGAN, (3, 5))})
+    task, config = replace(adapted, decoder=Constant(2.0), initial=Constant(-1.0)), SegmentationConfig()
     query, other = embedder.open(draw_volume()), embedder.open(draw_volume(seed=3))
     found = propose(task, query, range(SLICES), config=config)["organ"]
     expected = np.where(np.isin(np.arange(SLICES), (3, 4, 5)), 2.0, -1.0)
@@ -261,7 +260,7 @@ def test_past_the_annotated_slices_the_unadapted_decoder_answers(embedder: Embed
 
 
 @pytest.mark.parametrize(("steps", "pretrained"), [(2, True), (2, False), (0, True)])
-def test_a_head_knows_its_start_where_it_was_adapted_from_one_that_knows_something(
+def test_a_checkpoint_knows_its_start_where_it_was_adapted_from_one_that_knows_something(
     embedder: Embedder, tmp_path: Path, steps: int, pretrained: bool
 ) -> None:
     decoder = PocketDecoder()
@@ -269,5 +268,5 @@ def test_a_head_knows_its_start_where_it_was_adapted_from_one_that_knows_somethi
     support = {"organ": labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))}
     made = adapt(support, embedder, decoder, config=replace(UNADAPTED, adaptation=replace(QUICK, steps=steps)))
     read = kept_and_read(made, tmp_path, decoder)
-    for head in (made, read):
-        assert head.initial is (decoder if steps and pretrained else None)
+    for adapted in (made, read):
+        assert adapted.initial is (decoder if steps and pretrained else None)

@@ -13,8 +13,7 @@ from planted import ORGAN, SLICES, PocketDecoder, draw_volume, kept_and_read, la
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, PseudoLabelConfig, SegmentationConfig, SupportBankConfig
-from ssmsam.fewshot.pipeline import adapt, segment, with_pseudo_labels
-from ssmsam.fewshot.pseudo_labels import slices_to_pseudo_label
+from ssmsam.fewshot.pipeline import adapt, segment, slices_to_pseudo_label, with_pseudo_labels
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.fewshot_decoder import Proposal
 
@@ -34,7 +33,7 @@ class Echo(PocketDecoder):
         return Proposal(context.prior[:, 0], torch.ones(len(context.prior)))
 
 
-def head(
+def task(
     embedder: Embedder, decoder: PocketDecoder, config: FewShotConfig, indices: tuple[int, ...] = (2, 4, 6)
 ) -> AdaptedTask:
     return adapt({"organ": labelled(embedder, draw_volume(), ORGAN, indices)}, embedder, decoder, config=config)
@@ -46,7 +45,7 @@ def slices_of(embedder: Embedder, seed: int, indices: Sequence[int]) -> list[Lab
 
 def test_other_slices_of_the_labelled_volume_join_the_bank_as_they_were_found(embedder: Embedder) -> None:
     query = embedder.open(draw_volume())
-    sparse, dense = (head(embedder, Echo(), config, (0, 2, 4, 6, 8)) for config in (SPARSE, UNADAPTED))
+    sparse, dense = (task(embedder, Echo(), config, (0, 2, 4, 6, 8)) for config in (SPARSE, UNADAPTED))
     bank = dense.banks["organ"]
     found = segment(query, sparse, config=UNADAPTED).mask == 1
     assert bank.pseudo_labelled.tolist() == [False] * 5 + [True] * 4
@@ -57,7 +56,7 @@ def test_other_slices_of_the_labelled_volume_join_the_bank_as_they_were_found(em
 
 def test_the_labelled_volume_itself_is_segmented_as_without(embedder: Embedder, decoder: PocketDecoder) -> None:
     query = embedder.open(draw_volume())
-    sparse, dense = (head(embedder, decoder, config) for config in (SPARSE, UNADAPTED))
+    sparse, dense = (task(embedder, decoder, config) for config in (SPARSE, UNADAPTED))
     found, expected = (segment(query, one, config=UNADAPTED) for one in (dense, sparse))
     np.testing.assert_array_equal(found.mask, expected.mask)
     np.testing.assert_array_equal(found.logits, expected.logits)
@@ -76,7 +75,7 @@ def test_what_is_completed_later_is_the_same(embedder: Embedder, decoder: Pocket
     assert with_pseudo_labels(later, support, config=UNADAPTED).banks["organ"] is later.banks["organ"]
 
 
-def test_a_volume_that_a_head_does_not_know_is_not_completed(embedder: Embedder, decoder: PocketDecoder) -> None:
+def test_a_volume_that_a_checkpoint_does_not_know_is_not_completed(embedder: Embedder, decoder: PocketDecoder) -> None:
     first, second = (labelled(embedder, draw_volume(seed), ORGAN, (2, 4, 6)) for seed in (0, 1))
     sparse = adapt({"organ": first}, embedder, decoder, pseudo_labels=False, config=UNADAPTED)
     bank = with_pseudo_labels(sparse, {"organ": [*first, *second]}, config=UNADAPTED).banks["organ"]
@@ -85,17 +84,17 @@ def test_a_volume_that_a_head_does_not_know_is_not_completed(embedder: Embedder,
 
 
 def test_queries_are_not_shown_them(embedder: Embedder, decoder: PocketDecoder) -> None:
-    bank = head(embedder, decoder, UNADAPTED).banks["organ"]
+    bank = task(embedder, decoder, UNADAPTED).banks["organ"]
     alike = bank.descriptors[int(np.flatnonzero(bank.pseudo_labelled)[0])][None]
     for volume in ("another", bank.volumes[0]):
         context = bank.context_at(volume, [0.0], alike, np.zeros((1, 2)), config=SupportBankConfig())
         assert context.tokens.shape[1] == 3 * bank.encoding.tokens.shape[1]
 
 
-def test_a_head_remembers_which_slices_nobody_labelled(
+def test_a_checkpoint_remembers_which_slices_nobody_labelled(
     embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
-    made = head(embedder, decoder, UNADAPTED)
+    made = task(embedder, decoder, UNADAPTED)
     read = kept_and_read(made, tmp_path, decoder)
     query = embedder.open(draw_volume(seed=3))
     assert read.banks["organ"].pseudo_labelled.tolist() == made.banks["organ"].pseudo_labelled.tolist()

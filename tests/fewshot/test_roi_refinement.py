@@ -13,10 +13,8 @@ from planted import AFFINE, ORGAN, OTHER, SLICES, PocketDecoder, ball, draw_volu
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig, RoiConfig
-from ssmsam.fewshot.pipeline import adapt, segment
-from ssmsam.fewshot.prediction import find
-from ssmsam.fewshot.proposals import Proposals
-from ssmsam.fewshot.roi_refinement import redrawn_in, refined_in_roi, side_mm, window_in
+from ssmsam.fewshot.pipeline import adapt, find, segment
+from ssmsam.fewshot.proposals import Proposals, Target, redrawn_in, refined_in_roi, side_mm, window_in
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import Proposal
 from ssmsam.models.frame import Frame, Window
@@ -25,9 +23,10 @@ from ssmsam.volume.volume import Volume
 from ssmsam_research.metrics import dice
 
 UNADAPTED = quick(adaptation=replace(quick().adaptation, steps=0))
-UNADAPTED = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, volume_head=False, own_slices=0))
+CONFIG = RoiConfig(labelled=4)  # the planted organs are on few slices
+SEGMENTATION = replace(UNADAPTED.segmentation, volume_head=False, own_slices=0, roi=CONFIG)
+UNADAPTED = replace(UNADAPTED, segmentation=SEGMENTATION)
 FROM_AFAR = replace(UNADAPTED, segmentation=replace(UNADAPTED.segmentation, roi=None))
-CONFIG = RoiConfig()
 ANNOTATED = (1, 3, 4, 6, 7)
 LARGE = ball((4, 20, 24), (3.3, 19, 22))
 
@@ -45,7 +44,7 @@ class Echo(PocketDecoder):
         return Proposal(context.prior[:, 0] + 0.01, torch.full((len(context.prior),), 4.0))
 
 
-def head_of(
+def task_of(
     embedder: Embedder, mask: np.ndarray, decoder: PocketDecoder | None = None, config: FewShotConfig = UNADAPTED
 ) -> AdaptedTask:
     support = {"organ": labelled(embedder, draw_volume(), mask, ANNOTATED)}
@@ -62,16 +61,16 @@ def query(embedder: Embedder) -> VolumeEmbeddings:
 
 
 def test_masks_get_finer(embedder: Embedder, query: VolumeEmbeddings) -> None:
-    head = head_of(embedder, OTHER)
+    task = task_of(embedder, OTHER)
     others = [5]
-    close, afar = (segment(query, head, config=config).mask[others] == 1 for config in (UNADAPTED, FROM_AFAR))
+    close, afar = (segment(query, task, config=config).mask[others] == 1 for config in (UNADAPTED, FROM_AFAR))
     assert dice(close, OTHER[others]) > dice(afar, OTHER[others]) + 1
 
 
 def test_it_decides_nothing_but_outlines(embedder: Embedder, query: VolumeEmbeddings) -> None:
-    head = head_of(embedder, ORGAN)
+    task = task_of(embedder, ORGAN)
     close, afar = (
-        find(head, query, range(SLICES), config=config.segmentation)["organ"] for config in (UNADAPTED, FROM_AFAR)
+        find(task, query, range(SLICES), config=config.segmentation)["organ"] for config in (UNADAPTED, FROM_AFAR)
     )
     np.testing.assert_array_equal(close.final.presence, afar.final.presence)
     shows = [(one.final.logits > 0).any(axis=(1, 2)) for one in (close, afar)]
@@ -84,8 +83,8 @@ def test_it_decides_nothing_but_outlines(embedder: Embedder, query: VolumeEmbedd
 
 
 def test_volumes_without_annotations_are_seen_from_afar_only(embedder: Embedder) -> None:
-    head, other = head_of(embedder, ORGAN), embedder.open(draw_volume(seed=3))
-    close, afar = (segment(other, head, config=config) for config in (UNADAPTED, FROM_AFAR))
+    task, other = task_of(embedder, ORGAN), embedder.open(draw_volume(seed=3))
+    close, afar = (segment(other, task, config=config) for config in (UNADAPTED, FROM_AFAR))
     np.testing.assert_array_equal(close.mask, afar.mask)
 
 
@@ -97,15 +96,15 @@ def test_windows_of_other_volumes_are_not_shown(embedder: Embedder, decoder: Poc
     final = find(both, query, range(SLICES), config=FROM_AFAR.segmentation)["organ"].final
     without = replace(both, roi_banks=adapt({"organ": first}, embedder, decoder, config=UNADAPTED).roi_banks)
     found, expected = (
-        refined_in_roi(final, one, "organ", query, clicks={}, config=UNADAPTED.segmentation) for one in (both, without)
+        refined_in_roi(final, Target(one, "organ", query, UNADAPTED.segmentation), {}) for one in (both, without)
     )
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
 
 
 def test_targets_that_fill_the_slice_are_large_enough(embedder: Embedder, query: VolumeEmbeddings) -> None:
-    assert not head_of(embedder, LARGE).roi_banks
-    assert head_of(embedder, ORGAN).roi_banks
-    assert not head_of(embedder, ORGAN, config=FROM_AFAR).roi_banks
+    assert not task_of(embedder, LARGE).roi_banks
+    assert task_of(embedder, ORGAN).roi_banks
+    assert not task_of(embedder, ORGAN, config=FROM_AFAR).roi_banks
 
 
 def test_few_labelled_slices_are_seen_from_afar_only(embedder: Embedder) -> None:
@@ -119,7 +118,7 @@ def test_a_decoder_that_never_saw_enlarged_slices_is_spared_them(embedder: Embed
     class Stiff(Echo):
         enlarges = False
 
-    assert not head_of(embedder, ORGAN, Stiff()).roi_banks
+    assert not task_of(embedder, ORGAN, Stiff()).roi_banks
 
 
 @pytest.mark.parametrize("flips", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
@@ -152,15 +151,15 @@ def test_one_more_slice_does_not_move_the_window(embedder: Embedder) -> None:
 
 
 def test_windows_are_encoded_once(embedder: Embedder, query: VolumeEmbeddings) -> None:
-    head = head_of(embedder, ORGAN)
-    first = segment(query, head, config=UNADAPTED)
+    task = task_of(embedder, ORGAN)
+    first = segment(query, task, config=UNADAPTED)
     before = embedder.encoded
-    np.testing.assert_array_equal(segment(query, head, config=UNADAPTED).mask, first.mask)
+    np.testing.assert_array_equal(segment(query, task, config=UNADAPTED).mask, first.mask)
     assert embedder.encoded == before
 
 
-def test_a_head_from_a_file_looks_as_closely(embedder: Embedder, query: VolumeEmbeddings, tmp_path: Path) -> None:
-    made, decoder = head_of(embedder, ORGAN), Echo()
+def test_a_checkpoint_from_a_file_looks_as_closely(embedder: Embedder, query: VolumeEmbeddings, tmp_path: Path) -> None:
+    made, decoder = task_of(embedder, ORGAN), Echo()
     read = kept_and_read(made, tmp_path, decoder)
     found, expected = (segment(query, one, config=UNADAPTED) for one in (read, made))
     np.testing.assert_array_equal(found.mask, expected.mask)
@@ -168,23 +167,23 @@ def test_a_head_from_a_file_looks_as_closely(embedder: Embedder, query: VolumeEm
 
 
 def test_clicks_are_heard_in_the_window(embedder: Embedder, query: VolumeEmbeddings) -> None:
-    head = head_of(embedder, ORGAN)
-    assert isinstance(head.decoder, Echo)
-    window = window_in(head.banks["organ"], query, CONFIG)
+    task = task_of(embedder, ORGAN)
+    assert isinstance(task.decoder, Echo)
+    window = window_in(task.banks["organ"], query, CONFIG)
     assert window is not None
     inside, outside = np.array([[16.0, 18.0]]), np.array([[45.0, 36.0]])
     assert window.holds(inside)
     assert not window.holds(outside)
     clicks = {"organ": {2: SlicePrompt(positive=inside), 5: SlicePrompt(negative=outside)}}
-    found = find(head, query, range(SLICES), clicks=clicks, config=UNADAPTED.segmentation)["organ"].final
+    found = find(task, query, range(SLICES), clicks=clicks, config=UNADAPTED.segmentation)["organ"].final
     assert found.roi is not None
     assert found.roi.drawn[2]
     assert not found.roi.drawn[5], "who clicks outside the window wants what is there changed"
     expected = [query.frame.points_to_input(inside), query.frame.points_to_input(outside)]
     expected.append(found.roi.frame.points_to_input(inside))
-    assert len(head.decoder.clicked) == 3
-    for heard, point in zip(head.decoder.clicked, expected, strict=True):
-        np.testing.assert_allclose(heard, point, atol=1e-4)
+    assert len(task.decoder.clicked) == 3
+    for received, point in zip(task.decoder.clicked, expected, strict=True):
+        np.testing.assert_allclose(received, point, atol=1e-4)
 
 
 def test_what_does_not_touch_the_mask_as_it_was_is_dropped() -> None:

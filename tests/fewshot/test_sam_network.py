@@ -34,7 +34,7 @@ def embedder(sam: Sam) -> Embedder:
 
 @pytest.fixture(scope="module")
 def decoder(sam: Sam) -> SamTargetNetwork:
-    return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
+    return SamTargetNetwork(sam).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def test_adaptation_learns_and_leaves_the_given_decoder_alone(
     volume, ball = patient
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
     support = {"ball": labelled_slices(embedder, volume, ball, 2, 4, 6)}
-    head = adapt(support, embedder, decoder, config=quick(30))
+    task = adapt(support, embedder, decoder, config=quick(30))
     for name, tensor in decoder.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    found = segment(embedder.open(volume), head, support=support, config=quick(30)).mask == 1
+    found = segment(embedder.open(volume), task, support=support, config=quick(30)).mask == 1
     rest = [1, 3, 5, 7]
     overlap = 2 * (found[rest] & ball[rest]).sum() / (found[rest].sum() + ball[rest].sum())
     assert overlap > 0.7
@@ -97,7 +97,7 @@ def test_the_answer_to_a_slice_does_not_depend_on_its_batch(
 ) -> None:
     volume, ball = patient
     support = {"ball": labelled_slices(embedder, volume, ball, 2, 6)}
-    head = adapt(support, embedder, decoder, config=quick(0))
+    task = adapt(support, embedder, decoder, config=quick(0))
     alone = replace(quick(0), segmentation=replace(quick(0).segmentation, batch=1))
-    together = segment(embedder.open(volume), head, config=quick(0)).logits
-    np.testing.assert_allclose(segment(embedder.open(volume), head, config=alone).logits, together, atol=1e-3)
+    together = segment(embedder.open(volume), task, config=quick(0)).logits
+    np.testing.assert_allclose(segment(embedder.open(volume), task, config=alone).logits, together, atol=1e-3)

@@ -45,14 +45,16 @@ def context_slices(bank: SupportBank, tokens: torch.Tensor, kinds: torch.Tensor)
     ]
 
 
-def asked(bank: SupportBank, volume: str, position: float, *, config: SupportBankConfig | None = None, without=()):
-    looks = slice_descriptors(images(1, seed=5))
-    return bank.context_at(volume, [position], looks, HERE, config=config or SupportBankConfig(), without=without)
+def queried(bank: SupportBank, volume: str, position: float, *, config: SupportBankConfig | None = None, without=()):
+    slice_vectors = slice_descriptors(images(1, seed=5))
+    return bank.context_at(
+        volume, [position], slice_vectors, HERE, config=config or SupportBankConfig(), without=without
+    )
 
 
 def test_cells_of_other_volumes_are_shown_where_they_would_be_in_the_query_s_body() -> None:
     bank = a_bank()
-    context = asked(bank, "a", 10.0)
+    context = queried(bank, "a", 10.0)
     places = context.places[0].unflatten(0, (len(VOLUMES), CELLS)).numpy()
     kept = bank.encoding.places.numpy()
     np.testing.assert_array_equal(places[:3], kept[:3])  # its own volume lies as it lies
@@ -62,7 +64,7 @@ def test_cells_of_other_volumes_are_shown_where_they_would_be_in_the_query_s_bod
 
 def test_a_query_is_never_shown_a_hidden_slice() -> None:
     bank = a_bank()
-    context = asked(bank, "a", 10.0, without=(1, 4))
+    context = queried(bank, "a", 10.0, without=(1, 4))
     assert context_slices(bank, context.tokens[0], context.kinds[0]) == [0, 2, 3]
     known = {0.0: bank.distances[0], 30.0: bank.distances[2]}
     expected = interpolated(known, 10.0, (SIDE, SIDE))
@@ -73,14 +75,14 @@ def test_a_query_is_never_shown_a_hidden_slice() -> None:
 
 def test_slices_of_other_volumes_give_no_prior() -> None:
     bank = a_bank()
-    context = asked(bank, "c", 10.0)
+    context = queried(bank, "c", 10.0)
     assert context_slices(bank, context.tokens[0], context.kinds[0]) == [0, 1, 2, 3, 4]
     for silent in (context.prior, context.trust, context.near, context.cells_near):
         assert not silent.any()
 
 
 def test_own_slices_say_how_near_they_are() -> None:
-    context = asked(a_bank(), "b", 4.0)
+    context = queried(a_bank(), "b", 4.0)
     near = context.near[0].unflatten(0, (-1, len(KINDS)))
     assert (near == near[:, :1]).all()
     torch.testing.assert_close(near[:, 0], torch.tensor([0, 0, 0, closeness(4), closeness(6)]))
@@ -92,10 +94,10 @@ def test_own_slices_say_how_near_they_are() -> None:
 def test_of_many_slices_the_nearest_and_the_most_alike_are_shown() -> None:
     bank = a_bank()
     config = SupportBankConfig(own=1, others=1)
-    context = asked(bank, "a", 24.0, config=config)
+    context = queried(bank, "a", 24.0, config=config)
     likeness = slice_descriptors(images(1, seed=5)) @ bank.descriptors[3:].T
     assert context_slices(bank, context.tokens[0], context.kinds[0]) == [2, 3 + int(likeness.argmax())]
-    prompted_by_one = asked(bank, "a", 24.0, config=SupportBankConfig(own=1, others=0)).trust[0]
+    prompted_by_one = queried(bank, "a", 24.0, config=SupportBankConfig(own=1, others=0)).trust[0]
     torch.testing.assert_close(prompted_by_one, torch.tensor([0.0, closeness(6)]))
 
 

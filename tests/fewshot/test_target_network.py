@@ -49,12 +49,12 @@ def agree(one: Proposal, other: Proposal, atol: float = 1e-4) -> None:
 
 @torch.no_grad()
 def test_a_query_is_answered_the_same_alone_and_in_a_batch(decoder: PocketDecoder) -> None:
-    several, asked = embedding(4), context(4, 3)
-    together = decoder(several, asked)
+    several, queried = embedding(4), context(4, 3)
+    together = decoder(several, queried)
     assert together.logits.shape == (4, SIDE // 2, SIDE // 2)
     for number in range(4):
         index = slice(number, number + 1)
-        alone = decoder(picked(several, [number]), rows(asked, index))
+        alone = decoder(picked(several, [number]), rows(queried, index))
         agree(alone, Proposal(together.logits[index], together.presence[index]))
     assert not torch.allclose(together.logits[0], together.logits[1])
 
@@ -83,27 +83,27 @@ def test_what_a_missing_token_holds_does_not_matter(decoder: PocketDecoder) -> N
 
 @torch.no_grad()
 def test_a_reading_that_was_kept_gives_the_same_answer(decoder: PocketDecoder) -> None:
-    query, asked = embedding(2), context(2, 3)
-    features = decoder.cross_attention(query, asked)
-    agree(decoder(query, asked), decoder(query, asked, features=features), atol=1e-6)
-    other = decoder(query, asked, features=replace(features, votes=features.votes * 0))
-    assert not torch.allclose(decoder(query, asked).logits, other.logits)
+    query, queried = embedding(2), context(2, 3)
+    features = decoder.cross_attention(query, queried)
+    agree(decoder(query, queried), decoder(query, queried, features=features), atol=1e-6)
+    other = decoder(query, queried, features=replace(features, votes=features.votes * 0))
+    assert not torch.allclose(decoder(query, queried).logits, other.logits)
 
 
 @torch.no_grad()
 def test_a_prior_without_trust_is_not_looked_at(decoder: PocketDecoder) -> None:
-    asked = replace(context(1, 2), trust=torch.zeros(1, 2))
-    other = replace(asked, prior=asked.prior * -30)
-    agree(decoder(embedding(1), asked), decoder(embedding(1), other), atol=0)
-    trusted = replace(asked, trust=torch.ones(1, 2))
-    assert not torch.allclose(decoder(embedding(1), asked).logits, decoder(embedding(1), trusted).logits)
+    queried = replace(context(1, 2), trust=torch.zeros(1, 2))
+    other = replace(queried, prior=queried.prior * -30)
+    agree(decoder(embedding(1), queried), decoder(embedding(1), other), atol=0)
+    trusted = replace(queried, trust=torch.ones(1, 2))
+    assert not torch.allclose(decoder(embedding(1), queried).logits, decoder(embedding(1), trusted).logits)
 
 
 @torch.no_grad()
 def test_votes_are_shares_of_what_was_read(decoder: PocketDecoder) -> None:
-    asked = context(2, 3)
-    every = replace(asked, shares=torch.ones_like(asked.shares))
-    votes = decoder.cross_attention(embedding(2), asked).votes[:, 2:]
+    queried = context(2, 3)
+    every = replace(queried, shares=torch.ones_like(queried.shares))
+    votes = decoder.cross_attention(embedding(2), queried).votes[:, 2:]
     assert votes.min() >= 0 and votes.max() <= 1
     torch.testing.assert_close(decoder.cross_attention(embedding(2), every).votes[:, 2:], torch.ones_like(votes))
 
@@ -120,12 +120,12 @@ def test_gradients_reach_what_adapts_and_nothing_else(decoder: PocketDecoder) ->
     kinds = torch.tensor([[int(kind) for kind in PointKind]]).expand(2, -1)
     points = torch.rand(2, kinds.shape[1], 2, generator=torch.Generator().manual_seed(4)) * SIDE
     corrections = Corrections(points, kinds, torch.randn(2, 1, SIDE // 2, SIDE // 2))
-    asked = context(2, 3)
-    asked = replace(asked, kinds=asked.kinds.clone())
-    asked.kinds[:, -1] = TokenKind.NONE  # every kind of token is met
+    queried = context(2, 3)
+    queried = replace(queried, kinds=queried.kinds.clone())
+    queried.kinds[:, -1] = TokenKind.NONE  # every kind of token is met
     for parameter in decoder.adaptable():
         parameter.requires_grad_(True)
-    proposal = decoder(embedding(2), asked, corrections)
+    proposal = decoder(embedding(2), queried, corrections)
     (proposal.logits.square().mean() + proposal.presence.square().mean()).backward()
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     adaptable = {names[id(parameter)] for parameter in decoder.adaptable()}

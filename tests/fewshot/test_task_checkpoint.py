@@ -30,8 +30,7 @@ from safetensors.torch import load, load_file, save, save_file
 
 import ssmsam
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_task, write_task
+from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask, read_task, write_task
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.pipeline import adapt, segment, with_support_again
 from ssmsam.fewshot.support import digest
@@ -60,7 +59,7 @@ def decoder() -> PocketDecoder:
 
 
 @pytest.fixture(scope="module")
-def head(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
+def task(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
     """Adapted, with pseudo-labels in other volumes, of an image whose id must not leave the machine."""
     support = {
         label: [replace(one, image=HERE) for one in slices] for label, slices in two_labels(embedder, (0, 2, 4)).items()
@@ -69,8 +68,8 @@ def head(embedder: Embedder, decoder: PocketDecoder) -> AdaptedTask:
 
 
 @pytest.fixture(scope="module")
-def data(head: AdaptedTask, decoder: PocketDecoder) -> bytes:
-    return head.checkpoint(decoder).to_bytes()
+def data(task: AdaptedTask, decoder: PocketDecoder) -> bytes:
+    return task.checkpoint(decoder).to_bytes()
 
 
 @pytest.fixture
@@ -114,20 +113,20 @@ def two_volumes():
 
 
 def test_where_it_was_made_it_gives_the_same_bits(
-    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    task: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     before = state_digest(decoder)
-    loaded = kept_and_read(head, tmp_path / "deep", decoder)
-    assert state_digest(loaded.decoder) == state_digest(head.decoder) != before
+    loaded = kept_and_read(task, tmp_path / "deep", decoder)
+    assert state_digest(loaded.decoder) == state_digest(task.decoder) != before
     assert state_digest(decoder) == before, "the unadapted decoder stays as it is"
-    assert loaded.labels == head.labels == ("organ", "other")
+    assert loaded.labels == task.labels == ("organ", "other")
     assert not loaded.summarised
-    assert same_answers(head, loaded, embedder)
+    assert same_answers(task, loaded, embedder)
     assert kept_and_read(loaded, tmp_path / "again", decoder).card == loaded.card
 
 
 def test_lost_labelled_slices_are_made_again(
-    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    task: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     bare = adapt(two_labels(embedder), embedder, decoder, config=quick(), pseudo_labels=False)
     lost = kept_and_read(bare, tmp_path, decoder, elsewhere=True)
@@ -138,11 +137,11 @@ def test_lost_labelled_slices_are_made_again(
 
 
 def test_elsewhere_it_answers_from_the_summary(
-    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    task: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
-    loaded = kept_and_read(head, tmp_path, decoder, elsewhere=True)
+    loaded = kept_and_read(task, tmp_path, decoder, elsewhere=True)
     assert loaded.summarised
-    assert loaded.labels == head.labels
+    assert loaded.labels == task.labels
     assert loaded.learned_from == {"organ": 3, "other": 3}
     assert not loaded.roi_banks and not loaded.atlases
     assert not set(loaded.card) & set(LOCAL)
@@ -156,9 +155,9 @@ def test_elsewhere_it_answers_from_the_summary(
 
 
 def test_a_summary_says_what_the_labelled_slices_say_of_other_volumes(
-    head: AdaptedTask, decoder: PocketDecoder
+    task: AdaptedTask, decoder: PocketDecoder
 ) -> None:
-    bank = head.banks["organ"]
+    bank = task.banks["organ"]
     there = TargetSummary.of(bank).bank(decoder.logits_side)
     labelled, shows = ~bank.pseudo_labelled, bank.shows
     areas = (bank.distances[labelled & shows] > 0).sum(axis=(1, 2)) * bank.cell_mm[labelled & shows] ** 2
@@ -181,10 +180,10 @@ def test_a_target_of_one_pixel_is_kept_too(embedder: Embedder, decoder: PocketDe
 
 
 def test_it_holds_what_adaptation_changed_and_no_more(
-    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder
+    task: AdaptedTask, embedder: Embedder, decoder: PocketDecoder
 ) -> None:
-    delta = delta_of(head.decoder, decoder)
-    now, before = head.decoder.state_dict(), decoder.state_dict()
+    delta = delta_of(task.decoder, decoder)
+    now, before = task.decoder.state_dict(), decoder.state_dict()
     assert set(delta) == {name for name in now if not torch.equal(now[name], before[name])}
     assert 0 < len(delta) < len(now), "what adaptation leaves alone is not written"
     unadapted = quick(adaptation=replace(quick().adaptation, steps=0))
@@ -193,10 +192,10 @@ def test_it_holds_what_adaptation_changed_and_no_more(
     assert len(plain.checkpoint(decoder).to_bytes()) < 300_000
 
 
-def test_it_is_small_and_shows_no_patient(head: AdaptedTask, data: bytes, embedder: Embedder) -> None:
+def test_it_is_small_and_shows_no_patient(task: AdaptedTask, data: bytes, embedder: Embedder) -> None:
     assert len(data) < 4_000_000
-    bank = head.banks["organ"]
-    secrets = [HERE.encode(), *(name.encode() for name in set(bank.volumes)), head.card["support_digest"].encode()]
+    bank = task.banks["organ"]
+    secrets = [HERE.encode(), *(name.encode() for name in set(bank.volumes)), task.card["support_digest"].encode()]
     secrets += [bytes.fromhex(name) for name in set(bank.volumes)]
     stored = two_labels(embedder)["organ"][0].embeddings.slice(2)["image"].numpy()
     secrets += [stored[0, :, row, column].tobytes() for row in range(8) for column in range(8)]
@@ -210,10 +209,10 @@ def test_it_is_small_and_shows_no_patient(head: AdaptedTask, data: bytes, embedd
 
 
 def test_files_are_for_their_owner_alone(
-    head: AdaptedTask, decoder: PocketDecoder, tmp_path: Path, data: bytes, open_umask: None
+    task: AdaptedTask, decoder: PocketDecoder, tmp_path: Path, data: bytes, open_umask: None
 ) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
-    name = registry.publish(head, decoder=decoder)
+    name = registry.publish(task, decoder=decoder)
     registry.activate(name, pin=True)
     registry.add_file(data, "imported", decoder, weights_sha256="pocket")
     found = {path: stat.S_IMODE(path.stat().st_mode) for path in [registry.folder, *registry.folder.rglob("*")]}
@@ -221,7 +220,7 @@ def test_files_are_for_their_owner_alone(
     assert {path.name: oct(mode) for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
 
 
-def test_the_card_tells_the_story_and_leaves_out_who(head: AdaptedTask, data: bytes, tmp_path: Path) -> None:
+def test_the_card_tells_the_story_and_leaves_out_who(task: AdaptedTask, data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "it.safetensors"
     path.write_bytes(data)
     card = read_card(path)
@@ -235,20 +234,20 @@ def test_the_card_tells_the_story_and_leaves_out_who(head: AdaptedTask, data: by
     assert not set(card) & set(LOCAL)
 
 
-def test_a_bounded_cache_forgets_what_was_not_used_for_longest(head: AdaptedTask, tmp_path: Path) -> None:
-    size = len(head.support.to_bytes())
+def test_a_bounded_cache_forgets_what_was_not_used_for_longest(task: AdaptedTask, tmp_path: Path) -> None:
+    size = len(task.support.to_bytes())
     cache = SupportCache(tmp_path / "support", quota_bytes=int(2.5 * size))
     for number, key in enumerate("abc"):
-        cache.put(key, head.support)
+        cache.put(key, task.support)
         os.utime(tmp_path / "support" / f"{key}.safetensors", (number, number))
         if key == "b":
-            assert cache.find("a", head.decoder) is not None, "and this counts as a use"
-    assert cache.find("b", head.decoder) is None
-    assert isinstance(cache.find("a", head.decoder), SupportBanks)
-    SupportCache(tmp_path / "none", quota_bytes=size - 1).put("a", head.support)
+            assert cache.find("a", task.decoder) is not None, "and this counts as a use"
+    assert cache.find("b", task.decoder) is None
+    assert isinstance(cache.find("a", task.decoder), SupportBanks)
+    SupportCache(tmp_path / "none", quota_bytes=size - 1).put("a", task.support)
     assert not list((tmp_path / "none").iterdir()), "what never fits is not kept"
     (tmp_path / "support" / "a.safetensors").write_bytes(b"damaged")
-    assert cache.find("a", head.decoder) is None
+    assert cache.find("a", task.decoder) is None
     assert cache.clear() == size
 
 
@@ -360,43 +359,43 @@ def test_the_product_unpickles_nothing() -> None:
     assert [path.name for path in library.rglob("*.py") if readers.search(path.read_text())] == []
 
 
-def old_file(head: AdaptedTask, path: Path) -> None:
+def old_file(task: AdaptedTask, path: Path) -> None:
     """As earlier versions wrote it: the whole decoder, all banks and atlases."""
-    shown, told = head.support.to_bytes(), {}
+    shown, reported = task.support.to_bytes(), {}
     header = json.loads(shown[8 : 8 + int.from_bytes(shown[:8], "little")])
-    told = json.loads(header["__metadata__"]["told"])
-    tensors = {f"decoder.{name}": tensor for name, tensor in head.decoder.state_dict().items()} | load(shown)
-    card = {**{key: value for key, value in head.card.items() if key != "learned_from"}, "format": 5, **told}
+    reported = json.loads(header["__metadata__"]["told"])
+    tensors = {f"decoder.{name}": tensor for name, tensor in task.decoder.state_dict().items()} | load(shown)
+    card = {**{key: value for key, value in task.card.items() if key != "learned_from"}, "format": 5, **reported}
     save_file(tensors, path, {"card": json.dumps(card)})
-    path.with_suffix(".json").write_text(json.dumps(dict(head.card)))
+    path.with_suffix(".json").write_text(json.dumps(dict(task.card)))
 
 
 def test_files_of_earlier_versions_become_task_checkpoints(
-    head: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
+    task: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
     registry.folder.mkdir()
     for name in ("first", "second"):
-        old_file(head, registry.folder / f"{name}.safetensors")
+        old_file(task, registry.folder / f"{name}.safetensors")
     assert registry.cards() == {}
     loaded = registry.load("first", decoder, weights_sha256="pocket")
-    assert same_answers(head, loaded, embedder)
+    assert same_answers(task, loaded, embedder)
     registry.migrate(decoder, weights_sha256="pocket")
     assert list(registry.cards()) == ["first", "second"]
     for name in ("first", "second"):
         assert HERE.encode() not in registry.path(name).read_bytes()
-        assert registry.card(name)["support_digest"] == head.card["support_digest"]
-        assert same_answers(head, registry.load(name, decoder, weights_sha256="pocket"), embedder)
+        assert registry.card(name)["support_digest"] == task.card["support_digest"]
+        assert same_answers(task, registry.load(name, decoder, weights_sha256="pocket"), embedder)
         assert {key for key in load_file(registry.path(name)) if key.startswith(("bank", "atlas", "decoder"))} == set()
 
 
 def test_large_files_of_earlier_versions_become_small_ones(
-    head: AdaptedTask, data: bytes, decoder: PocketDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: AdaptedTask, data: bytes, decoder: PocketDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ssmsam.fewshot.task_checkpoint.LARGEST", len(data) + 1000)
     registry = CheckpointRegistry(tmp_path / "heads")
     registry.folder.mkdir()
-    old_file(head, registry.folder / "old.safetensors")
+    old_file(task, registry.folder / "old.safetensors")
     assert registry.path("old").stat().st_size > len(data) + 1000
     assert not registry.load("old", decoder, weights_sha256="pocket").summarised
     assert not registry.load("old", decoder, weights_sha256="pocket").summarised, "from the new files"
@@ -404,11 +403,11 @@ def test_large_files_of_earlier_versions_become_small_ones(
 
 
 def test_old_files_of_other_weights_stay_and_are_refused(
-    head: AdaptedTask, decoder: PocketDecoder, tmp_path: Path
+    task: AdaptedTask, decoder: PocketDecoder, tmp_path: Path
 ) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
     registry.folder.mkdir()
-    old_file(head, registry.folder / "old.safetensors")
+    old_file(task, registry.folder / "old.safetensors")
     registry.migrate(decoder, weights_sha256="another")
     assert registry.cards() == {}
     with pytest.raises(UnusableCheckpoint, match="start the server with that encoder, or adapt again"):
@@ -444,7 +443,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def survive(data: bytes, decoder: PocketDecoder, count: int) -> None:
-    """Nothing but :class:`UnusableCheckpoint` comes of damaged files, or a head that can be asked."""
+    """Nothing but :class:`UnusableCheckpoint` comes of damaged files, or a task checkpoint that answers."""
     rng, refused = np.random.default_rng(0), 0
     for _ in range(count):
         try:
@@ -463,12 +462,12 @@ def test_many_damaged_files_raise_one_error(data: bytes, decoder: PocketDecoder)
     survive(data, decoder, 10_000)
 
 
-def test_written_files_are_whole_or_not_there(head: AdaptedTask, decoder: PocketDecoder, tmp_path: Path) -> None:
+def test_written_files_are_whole_or_not_there(task: AdaptedTask, decoder: PocketDecoder, tmp_path: Path) -> None:
     path = tmp_path / "it.safetensors"
-    write_task(path, head, base=decoder, cache=SupportCache(tmp_path / "support"))
+    write_task(path, task, base=decoder, cache=SupportCache(tmp_path / "support"))
     assert [one.name for one in tmp_path.rglob("*") if one.name.startswith(".")] == []
     local = json.loads(path.with_suffix(".json").read_text())
-    assert local["support_digest"] == head.card["support_digest"]
+    assert local["support_digest"] == task.card["support_digest"]
     path.with_suffix(".json").write_text("{")
     loaded = read_task(path, base=decoder, weights_sha256="pocket", cache=SupportCache(tmp_path / "support"))
     assert loaded.summarised

@@ -46,16 +46,16 @@ VOXELS = st.lists(st.tuples(st.integers(0, 49), st.integers(0, 39)), min_size=1,
 def test_every_click_is_obeyed_whatever_the_mask(clicks: list, split: int, seed: int) -> None:
     """Corrections never undo each other, and cleaning does not undo them."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 2)
-    asked = prompt(clicks[:split], clicks[split:])
-    mask = without_islands(enforce_clicks(noise > 0, noise, asked, CONFIG), asked, CONFIG)
-    assert satisfied(mask, asked) == len(clicks)
+    queried = prompt(clicks[:split], clicks[split:])
+    mask = without_islands(enforce_clicks(noise > 0, noise, queried, CONFIG), queried, CONFIG)
+    assert satisfied(mask, queried) == len(clicks)
 
 
 def test_a_satisfied_mask_is_left_alone() -> None:
     mask = disc(20, 20, 10)
-    asked = prompt([[20, 20]], [[40, 20]])
-    assert not violates(mask, asked)
-    assert np.array_equal(enforce_clicks(mask, logits_of(mask), asked, CONFIG), mask)
+    queried = prompt([[20, 20]], [[40, 20]])
+    assert not violates(mask, queried)
+    assert np.array_equal(enforce_clicks(mask, logits_of(mask), queried, CONFIG), mask)
 
 
 def test_a_negative_click_removes_the_piece_that_nobody_asked_for() -> None:

@@ -146,12 +146,12 @@ def test_when_time_is_short_the_nearest_slices_come_first(bench: Bench) -> None:
 
 
 def test_progress_and_cancel(bench: Bench) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     found = propagate(
-        bench.embeddings, bench.decoder, seed(9), progress=lambda _, done, total: told.append((done, total))
+        bench.embeddings, bench.decoder, seed(9), progress=lambda _, done, total: reported.append((done, total))
     )
-    assert [done for done, _ in told[:-1]] == list(range(found.steps))
-    assert told[-1] == (SLICES - 1, SLICES - 1)
+    assert [done for done, _ in reported[:-1]] == list(range(found.steps))
+    assert reported[-1] == (SLICES - 1, SLICES - 1)
 
     def stop(phase: str, done: int, total: int) -> None:
         if done == 3:

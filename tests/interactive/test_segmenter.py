@@ -36,7 +36,7 @@ def test_a_box_finds_the_organ_and_nothing_outside(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "clicked",
     [
         prompt([[20, 30]], [[22, 32]]),
         prompt([[20, 30], [50, 34], [60, 60]]),
@@ -44,9 +44,9 @@ def test_a_box_finds_the_organ_and_nothing_outside(bench: Bench) -> None:
         prompt([[20, 30], [21, 30]], [[20, 31], [21, 31]]),
     ],
 )
-def test_clicks_are_kept_even_against_the_image(bench: Bench, asked: SlicePrompt) -> None:
-    answer = segment_slice(bench.embeddings, bench.decoder, 9, asked)
-    assert satisfied(answer.mask, asked) == asked.clicks
+def test_clicks_are_kept_even_against_the_image(bench: Bench, clicked: SlicePrompt) -> None:
+    answer = segment_slice(bench.embeddings, bench.decoder, 9, clicked)
+    assert satisfied(answer.mask, clicked) == clicked.clicks
 
 
 def test_the_candidate_with_more_satisfied_clicks_beats_the_better_predicted_one() -> None:

@@ -57,8 +57,8 @@ def context_of(one: FusedTargetNetwork, view: Embedding, masks: torch.Tensor, *,
         places=places,
         regression=one.regression(take(view, torch.arange(supports)), masks[:supports], known),
     )
-    looks = slice_descriptors(view["image"][supports:])
-    return bank.context_at("volume", [7.0], looks, np.zeros((1, 2)), config=SupportBankConfig())
+    descriptors = slice_descriptors(view["image"][supports:])
+    return bank.context_at("volume", [7.0], descriptors, np.zeros((1, 2)), config=SupportBankConfig())
 
 
 def test_before_training_it_is_the_decoder_that_it_was_made_from() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from published_lite import TINY, published_forward, random_checkpoint
+from safetensors.torch import save_file
 
 from ssmsam.embeddings.embedder import Embedder, half_bytes
 from ssmsam.embeddings.store import EmbeddingKey
@@ -71,7 +72,7 @@ def test_a_checkpoint_gives_what_the_published_layout_gives() -> None:
 def test_its_parts_are_those_of_sam_for_both_decoders() -> None:
     sam = tiny_encoder().sam
     assert SamPromptDecoder.from_sam(sam).logits_size == 64
-    network = SamTargetNetwork.from_sam(sam)
+    network = SamTargetNetwork(sam)
     assert (network.stride, network.logits_side) == (4, 64)
 
 
@@ -107,14 +108,16 @@ def test_embeddings_of_another_reduction_have_another_key() -> None:
 
 def test_a_projection_keeps_what_varies() -> None:
     torch.manual_seed(0)
-    few = torch.randn(3, 20, 20)
-    maps = torch.einsum("cd,dhw->chw", torch.randn(12, 3), few) + 5
-    found = Projection.fit([maps], 3)
+    axes = torch.linalg.qr(torch.randn(12, 3))[0]
+    maps = torch.einsum("cd,dhw->chw", axes, torch.randn(3, 20, 20)) + 5
+    found = Projection(torch.full((12,), 5.0), axes)
     torch.testing.assert_close(found.invert(found.apply(maps[None]))[0], maps, rtol=1e-3, atol=1e-3)
 
 
-def test_a_reduction_survives_its_file(tmp_path: Path) -> None:
-    Reduction.save(tiny_reduction().projections, tmp_path / "r.safetensors")
+def test_a_reduction_is_read_from_its_file(tmp_path: Path) -> None:
+    projections = tiny_reduction().projections
+    parts = {f"{name}.{part}": getattr(one, part) for name, one in projections.items() for part in ("mean", "basis")}
+    save_file({name: tensor.contiguous() for name, tensor in parts.items()}, tmp_path / "r.safetensors")
     found = Reduction.from_file(tmp_path / "r.safetensors")
     assert set(found.projections) == {"image", "stage2", "stage4"} and found.channels("stage3", 32) == 32
     assert len(found.digest) == 64

@@ -80,7 +80,7 @@ def test_our_decoder_is_taken_for_its_own_encoder_only(
     assert isinstance(decoder, SamPromptDecoder)
     ours = not any(tensor.any() for tensor in decoder.mask_decoder.state_dict().values())
     assert ours == (made_for is None)
-    assert decoder.carries_box
+    assert decoder.propagates_box
     published = load_decoder("medsam_lite", folder=tmp_path, allow_unverified=True, published=True)
-    assert isinstance(published, SamPromptDecoder) and published.carries_box
+    assert isinstance(published, SamPromptDecoder) and published.propagates_box
     assert any(tensor.any() for tensor in published.mask_decoder.state_dict().values())

@@ -130,7 +130,7 @@ def test_clicks_beside_a_neighbour_replace_its_points_but_not_its_box(
 
 
 def test_a_carried_box_is_wider_and_comes_without_points(sam: Sam, embedding: Embedding) -> None:
-    decoder = SamPromptDecoder.from_sam(sam, carries_box=True)
+    decoder = SamPromptDecoder.from_sam(sam, propagates_box=True)
     drawn = torch.zeros(1, 1, 256, 256)
     drawn[..., 100:141, 60:121] = 1
     neighbour = Neighbour(embedding, drawn, 5.0)
@@ -147,7 +147,7 @@ def test_a_neighbour_of_a_single_pixel_is_carried_on(sam: Sam, embedding: Embedd
     assert neighbour.mask.max() < 0.6
     small = Neighbour(embedding, neighbour.mask / 4, 3.0)
     for one in (neighbour, small):
-        assert SamPromptDecoder.from_sam(sam, carries_box=True).predict(embedding, frame=FRAME, neighbour=one)
+        assert SamPromptDecoder.from_sam(sam, propagates_box=True).predict(embedding, frame=FRAME, neighbour=one)
     x0, y0, x1, y1 = SamPromptDecoder.from_sam(sam)._box(SlicePrompt(), FRAME, small)
     at = FRAME.points_to_input(np.array([[200, 150]]))[0]
     assert x0 - 4 <= at[0] <= x1 + 4 and y0 - 4 <= at[1] <= y1 + 4 and x1 - x0 <= 8

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fakes import a_volume
-from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models import sam_encoder as attention
 from ssmsam.models.registry import ENCODERS, load_encoder
 from ssmsam.models.sam_encoder import (
@@ -35,12 +33,12 @@ def randomise(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def a_small_sam(*, size: int = 256, depth: int = 2, heads: int = 4):
+def a_small_sam(*, size: int = 256, depth: int = 2, tasks: int = 4):
     """The stock classes at a small size: a windowed block whose window does not divide the grid, a global one."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     vit = ImageEncoderViT(
-        img_size=size, patch_size=16, embed_dim=8 * heads, depth=depth, num_heads=heads, out_chans=16,
+        img_size=size, patch_size=16, embed_dim=8 * tasks, depth=depth, num_heads=tasks, out_chans=16,
         use_rel_pos=True, window_size=7, global_attn_indexes=(depth - 1,),
     )  # fmt: skip
     grid = (size // 16, size // 16)
@@ -76,7 +74,7 @@ def test_the_encoder_gives_what_the_stock_one_gives(cells, monkeypatch):
     torch.testing.assert_close(found["image"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_global_attention_at_full_size_runs_head_by_head():
+def test_global_attention_at_full_size_runs_checkpoint_by_head():
     """64 x 64 tokens, as SAM has: the bias of one head alone is more than is made at once."""
     from segment_anything.modeling.image_encoder import Attention
 
@@ -125,28 +123,6 @@ def test_the_library_keeps_its_own_attention():
 
     use_headwise_attention(a_small_sam())
     assert type(Block(16, 2).attn) is Attention
-
-
-def test_levels_are_tokens_through_the_neck():
-    sam = use_headwise_attention(a_small_sam(depth=3))
-    encoder = SamEncoder(sam, name="sam_vit_b", weights_sha256="x", levels=(2, 0))
-    found = encoder.encode(torch.rand(1, 3, 256, 256))
-    assert torch.equal(found["levels"][0], found["image"])
-    assert not torch.equal(found["levels"][1], found["image"])
-    assert encoder.spec.level_names == ("block2", "block0")
-    assert encoder.spec.level_channels == (16, 16)
-    with pytest.raises(ValueError, match="blocks 0 to 2"):
-        SamEncoder(sam, name="sam_vit_b", weights_sha256="x", levels=(3,))
-
-
-def test_levels_change_the_key():
-    sam = use_headwise_attention(a_small_sam(depth=3))
-    volume = a_volume()
-    keys = {
-        Embedder(encoder=SamEncoder(sam, name="sam_vit_b", weights_sha256="x", levels=levels)).open(volume).key.digest
-        for levels in ((), (0,), (1,), (0, 1), (1, 0))
-    }
-    assert len(keys) == 5
 
 
 def test_medsam_reads_intensities_as_they_are():

@@ -11,10 +11,9 @@ from planted import ALL, ORGAN, OTHER, QUICK, PocketDecoder, draw_volume, labell
 from pocket_ssm import pocket_ssm
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.initialisations import initialise
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support_bank import SupportBank
-from ssmsam.models.self_sampling import VALUES, SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
+from ssmsam.models.self_sampling import SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
 from ssmsam.models.support_encoding import LEAST_SHARE
 
 
@@ -39,34 +38,6 @@ def test_each_module_changes_the_answer_and_can_be_left_out(embedder: Embedder, 
     whole = decoder(query_batch.embedding, query_batch.context).logits
     decoder.config = replace(decoder.config, **{module: False})
     assert not torch.allclose(decoder(query_batch.embedding, query_batch.context).logits, whole, atol=1e-3)
-
-
-def test_mask_attention_reads_further_levels_where_it_was_taught_to(embedder: Embedder) -> None:
-    channels = embedder.encoder.spec.level_channels[-1:]
-    plain, levelled = pocket_ssm(), pocket_ssm(config=SelfSamplingDecoderConfig(levels=channels))
-    initialise(levelled, plain.state_dict())
-    query_batch = query_batch_of(embedder, plain)
-
-    def answer(decoder: SelfSamplingDecoder) -> torch.Tensor:
-        return decoder(query_batch.embedding, query_batch.context).logits
-
-    assert torch.equal(answer(levelled), answer(plain)), "a start that knows nothing of levels begins as it was"
-    assert levelled.levels is not None
-    levelled.levels.gains.fill_(0.5)
-    assert not torch.allclose(answer(levelled), answer(plain), atol=1e-3)
-    maps, masks = query_batch.embedding["levels"], torch.rand(2, VALUES, 32, 32)
-    other = [*maps[:-1], maps[-1].flip(-1)]
-    said, said_of_other = (levelled.levels(one, masks, levelled.mask_attention) for one in (maps, other))
-    assert said.shape == (2, 128, 32, 32) and not torch.allclose(said, said_of_other, atol=1e-3)
-    adaptable = {id(parameter) for parameter in levelled.adaptable()}
-    assert all(id(parameter) in adaptable for parameter in levelled.levels.parameters())
-
-
-def test_levels_that_an_encoder_does_not_give_are_missed(embedder: Embedder) -> None:
-    decoder = pocket_ssm(config=SelfSamplingDecoderConfig(levels=(16, 48)))
-    query_batch = query_batch_of(embedder, decoder)
-    with pytest.raises(ValueError, match="load the encoder with its levels"):
-        decoder({"image": query_batch.embedding["image"], "levels": []}, query_batch.context)
 
 
 def test_a_kept_reading_gives_the_same_answer(embedder: Embedder) -> None:
@@ -128,8 +99,8 @@ def test_the_truth_of_the_query_changes_nothing(embedder: Embedder, steps: int) 
         given = np.where(np.isin(ALL, (2, 6))[:, None, None], ORGAN, truth)  # truth where it is annotated only
         own, other = draw_volume(), draw_volume(seed=5)
         support = {"organ": [*labelled(embedder, own, given, (2, 6)), *labelled(embedder, other, OTHER, (5,))]}
-        head = adapt(support, embedder, pocket_ssm(), config=config)
-        answers.append(segment(embedder.open(own), head, config=config))
+        task = adapt(support, embedder, pocket_ssm(), config=config)
+        answers.append(segment(embedder.open(own), task, config=config))
     for other in answers[1:]:
         assert np.array_equal(answers[0].logits, other.logits)
         assert np.array_equal(answers[0].mask, other.mask)
@@ -137,6 +108,6 @@ def test_the_truth_of_the_query_changes_nothing(embedder: Embedder, steps: int) 
 
 def test_the_same_twice_is_the_same_to_the_bit(embedder: Embedder) -> None:
     support = two_labels(embedder)
-    heads = [adapt(support, embedder, pocket_ssm(), config=quick()) for _ in range(2)]
-    states = [head.decoder.state_dict() for head in heads]
+    tasks = [adapt(support, embedder, pocket_ssm(), config=quick()) for _ in range(2)]
+    states = [task.decoder.state_dict() for task in tasks]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -1,4 +1,4 @@
-"""Registration: a body that was moved, stored otherwise or cut off is found again, and doubt is told."""
+"""Registration: a body that was moved, stored otherwise or cut off is found again, and how far to trust it is said."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import torch
 from scipy import ndimage
 
 from ssmsam.progress import Cancelled
-from ssmsam.registration.register import CoarseVolume, Field, one_way, register
+from ssmsam.registration.register import (
+    CoarseVolume,
+    Field,
+    features_of,
+    lattice,
+    one_direction,
+    register,
+)
 from ssmsam.volume.intensity import Scale
 from ssmsam.volume.volume import Volume
 
@@ -56,16 +63,17 @@ def test_an_organ_is_carried_to_a_body_that_is_shifted_and_bent() -> None:
     fixed, moving = coarse(bent(image, order=1)), coarse(image)
     found = register(fixed, moving)
     truth = on(fixed, bent(organ, order=0) > 0.5).numpy() > 0.5
-    carried = found.propagated(on(moving, organ)).numpy() > 0.5
+    propagated_mask = found.propagated(on(moving, organ)).numpy() > 0.5
     assert dice(on(moving, organ).numpy() > 0.5, truth) < 0.6, "the two lie apart before"
-    assert dice(carried, truth) > 0.85
+    assert dice(propagated_mask, truth) > 0.85
     assert float(found.error_mm[torch.from_numpy(truth)].median()) < 4.0
 
 
 def test_one_way_alone_is_the_same_and_its_border_blocks_are_finite() -> None:
     image, _ = body()
     fixed, moving = coarse(bent(image, order=1)), coarse(image[10:])
-    places = one_way(fixed, moving)
+    field = one_direction(fixed, moving, *(features_of(one.values) for one in (fixed, moving)))
+    places = field.at(lattice(field.shape, 1))
     assert torch.isfinite(places).all()
     assert torch.equal(places, register(fixed, moving).places)
 
@@ -99,8 +107,8 @@ def test_parts_of_a_body_are_registered_and_thin_volumes_do_no_harm() -> None:
     affine[2, 3] += 14 * 4.0
     fixed, moving = coarse(part), coarse(image)
     found = register(fixed, moving)
-    carried = found.propagated(on(moving, organ)).numpy() > 0.5
-    assert dice(carried, on(fixed, organ[14:]).numpy() > 0.5) > 0.85
+    propagated_mask = found.propagated(on(moving, organ)).numpy() > 0.5
+    assert dice(propagated_mask, on(fixed, organ[14:]).numpy() > 0.5) > 0.85
     thin = register(coarse(image[24:25]), moving)
     assert torch.isfinite(thin.places).all() and torch.isfinite(thin.error_mm).all()
 

@@ -942,3 +942,19 @@ def test_a_store_that_takes_a_seg_and_falls_silent_gets_it_once(
         time.sleep(0.1)
     open_studies().save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
     assert [header.Modality for header in archive.headers()].count("SEG") == 1
+
+
+def test_a_batch_in_a_process_of_its_own_loses_no_label(
+    open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    """Both write the record, and each keeps it in memory."""
+    first, second = add(1), add(2)
+    server, batch = open_studies(), open_studies()
+    for uid in (first, second):
+        server.get_image_uri(uid), batch.get_image_uri(uid)
+    some_mask(server, first, tmp_path / "mask.nii.gz")
+    for tag, studies, uid in (("a", server, first), ("b", batch, first), ("c", server, second), ("d", batch, second)):
+        studies.save_label(uid, str(tmp_path / "mask.nii.gz"), tag, {"label_info": NAMES})
+    known = open_studies()
+    assert set(known.get_labels_by_image_id(first)) == {"a", "b"}
+    assert set(known.get_labels_by_image_id(second)) == {"c", "d"}

@@ -15,7 +15,7 @@ from pocket_service import annotate
 from service_over_folder import make_service
 
 from ssmsam.fewshot import pipeline as method
-from ssmsam.fewshot.prediction import Prediction
+from ssmsam.fewshot.pipeline import Prediction
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
 from ssmsam.server.clients.rest import InferenceCommand

@@ -36,7 +36,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheFolders:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
     return CacheFolders(
         store=tmp_path / "store",
-        heads=(tmp_path / "heads",),
+        checkpoints=(tmp_path / "heads",),
         support=(tmp_path / "support",),
         dicom=tmp_path / "dicom",
         sessions=tmp_path / "sessions",
@@ -64,7 +64,7 @@ def test_caches_are_listed_and_removed_and_work_stays(folders: CacheFolders, tmp
 
 def test_missing_folders_hold_nothing(tmp_path: Path) -> None:
     none = tmp_path / "none"
-    folders = CacheFolders(store=none, heads=(none,), dicom=none, sessions=none)
+    folders = CacheFolders(store=none, checkpoints=(none,), dicom=none, sessions=none)
     assert [place.name for place in cached(folders) if place.files and place.name != "temporary"] == []
 
 

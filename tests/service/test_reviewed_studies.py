@@ -60,6 +60,14 @@ def test_a_volume_goes_from_hand_to_hand(service: FewShotService, tmp_path: Path
     assert state(service) == "to review", "another revision was accepted"
 
 
+def test_a_lost_record_of_the_work_accepts_nothing(service: FewShotService, tmp_path: Path) -> None:
+    annotate(service, "a", {"liver": [3, 4]}, tmp_path, complete=True)
+    assert state(service) == "to review"
+    for lost in tmp_path.rglob("work.json"):
+        lost.unlink()
+    assert state(service) == "to review"
+
+
 def test_with_logins_nobody_reviews_their_own_work(service: FewShotService, tmp_path: Path, logged_in: None) -> None:
     act_for("anna")
     annotate(service, "a", {"liver": [3, 4]}, tmp_path, complete=True)

@@ -1,4 +1,4 @@
-"""Rules that choose slices to annotate next. Each is a function of a :class:`VolumeState` alone."""
+"""Acquisition functions: which slices to annotate next. Each looks at a :class:`VolumeState` alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ssmsam.active.expected_gain import GainConfig, Gains
+from ssmsam.active.expected_gain import Gains
 from ssmsam.active.volume_state import ANY, Choice, Forecast, Reason, VolumeState, end_question, in_words, numbers_of
 
 Rule = Callable[[VolumeState, int, Sequence[str], np.random.Generator], list[Choice]]
-"""``rule(state, k, labels, rng)`` -> at most ``k`` slices, the most wanted first; none when nothing is left.
+"""``rule(state, k, labels, rng)`` chooses slices to annotate next.
 
-Without ``labels`` they are chosen for whichever label the user draws."""
+Args:
+    state: What is known of the volume.
+    k: At most so many slices.
+    labels: For these; without any, for whichever label the user draws.
+    rng: Of the rules that draw at random.
+
+Returns:
+    The most wanted slice first; none when nothing is left.
+"""
 
 
 def random(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
@@ -34,8 +42,14 @@ def foreground_random(state: VolumeState, k: int, labels: Sequence[str], rng: np
 
 
 def representative(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
-    """k-centre greedy: the slice that looks least like those annotated or chosen so far, beginning with the most
-    typical one. Slices that are not embedded are left out; evenly spaced ones are chosen where too few are."""
+    """k-centre greedy (Sener and Savarese, 2018): the slice least like those annotated or chosen so far, beginning with
+    the most typical one. Slices that are not embedded are left out; evenly spaced ones are chosen where too few are.
+
+    Example:
+        >>> state = VolumeState(count=9, slice_mm=5.0, annotated={"liver": {4: True}})
+        >>> [one.index for one in representative(state, 3, ["liver"], np.random.default_rng(0))]
+        [1, 3, 7]
+    """
     left = [index for index in state.left(labels) if index in state.descriptors]
     if len(left) <= k:
         return spaced(state, k, labels)
@@ -82,20 +96,14 @@ def uncertainty(state: VolumeState, k: int, labels: Sequence[str], rng: np.rando
     return _in_turn(queues, k) if labels else representative(state, k, labels, rng)
 
 
-def next_slices(
-    state: VolumeState,
-    k: int,
-    labels: Sequence[str],
-    rng: np.random.Generator,
-    config: GainConfig | None = None,
-) -> list[Choice]:
-    """The slices whose annotation is expected to mend the most, on them and around them, each label in its turn.
+def next_slices(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
+    """The slices of the largest expected error reduction, on them and around them, each label in its turn.
 
     Before them, slices just past annotated ends of which it is not known whether the label is still there: one word
     about them tells where it ends. A slice that helps several labels is asked for all of them. Labels that no model
     knows yet get representative slices, and so does everything at the beginning.
     """
-    gains = {label: Gains(state, label, config or GainConfig()) for label in labels if label in state.forecasts}
+    gains = {label: Gains(state, label) for label in labels if label in state.forecasts}
     if not gains:
         return representative(state, k, labels, rng)
     fresh = {label: representative(state, k, [label], rng) for label in labels if label not in gains}
@@ -127,10 +135,10 @@ def next_slices(
 
 
 def end_questions(state: VolumeState, label: str) -> list[Choice]:
-    """The slices just past annotated ends of which it should be asked whether the label is still there, those first
-    where most of it would be missed."""
+    """The slices just past annotated ends that may still show the label, those first where most of it would be
+    missed."""
     forecast, found = state.forecasts[label], []
-    for index in forecast.asked:
+    for index in forecast.open_ends:
         rows = np.flatnonzero(forecast.slices == index)
         if len(rows) and index not in state.known(label):
             gain = float(forecast.expected_area[rows[0]] / max(float(forecast.area.sum()), 1e-6))
@@ -178,7 +186,7 @@ def _least_sure(state: VolumeState, label: str) -> list[Choice]:
 
 
 def _in_turn(queues: Mapping[str, Sequence[Choice]], k: int) -> list[Choice]:
-    """At most ``k`` slices from the heads of the labels' queues, each label in its turn."""
+    """At most ``k`` slices from the fronts of the labels' queues, each label in its turn."""
     waiting = {label: list(queue) for label, queue in queues.items()}
     chosen: dict[int, Choice] = {}
     while len(chosen) < k and any(waiting.values()):

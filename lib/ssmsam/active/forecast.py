@@ -13,8 +13,7 @@ from ssmsam.active.volume_state import Forecast
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings, slice_descriptors
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
-from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.prediction import Finding, find
+from ssmsam.fewshot.pipeline import Finding, adapt, find
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.selection import Selected, cell_probabilities
 from ssmsam.fewshot.support import Support
@@ -63,7 +62,7 @@ def expect(
     expected = {}
     for label, found in find(task, query, slices, config=config.segmentation, progress=progress).items():
         likely = calibrated(found, task.banks[label], query)
-        expected[label] = Expected(found.selected, _foreseen(likely, found.final, query))
+        expected[label] = Expected(found.selected, _foreseen(likely, found.selected, query))
     return expected
 
 
@@ -75,20 +74,21 @@ def descriptors(query: VolumeEmbeddings, slices: Sequence[int]) -> dict[int, np.
 
 def calibrated(found: Finding, bank: SupportBank, query: VolumeEmbeddings) -> Proposals:
     """What was proposed, with the presence that the volume head sees, given what is annotated."""
-    proposals, presence = found.proposed, found.final.presence
+    proposals, presence, shows = found.proposed, found.final.presence, bank.shows
     known = {
-        query.index_at(bank.positions[number]): bool(bank.shows[number])
-        for number in bank.annotated(query.key.digest)
+        index: bool(shows[number])
+        for index, number in bank.annotated_slices(query).items()
         # a slice that is known in parts says nothing of the label's absence
-        if bank.shows[number] or (bank.distances[number] != 0).all()
+        if shows[number] or (bank.distances[number] != 0).all()
     }
     return replace(proposals, presence=presence_given(presence, proposals.slices, known, query.slice_mm))
 
 
-def _foreseen(proposals: Proposals, final: Proposals, query: VolumeEmbeddings) -> Forecast:
+def _foreseen(proposals: Proposals, selected: Selected, query: VolumeEmbeddings) -> Forecast:
     """Areas by the probabilities of cells, inside the final mask and outside."""
     cell_mm2 = (query.frame.input_mm * query.frame.size / proposals.logits.shape[-1]) ** 2
     cells = cell_probabilities(proposals.logits)
-    mask = final.logits > 0
+    mask = selected.proposals.logits > 0
     area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
-    return Forecast(proposals.slices, proposals.presence, area, inside, outside, final.asked)
+    ends = selected.proposals.open_ends
+    return Forecast(proposals.slices, proposals.presence, area, inside, outside, selected.expected, ends)

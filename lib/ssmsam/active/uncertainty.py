@@ -1,7 +1,7 @@
 """How unsure a few-shot model is of every voxel.
 
 A decoder's own probabilities say how sure it is given its whole support. What it would have said without some of
-the annotated slices says how much hangs on these: the model is asked again without each part of them, and the entropy
+the annotated slices says how much hangs on these: the model answers again without each part of them, and the entropy
 is that of the mean answer (a deep ensemble's predictive entropy; here the members differ in their support, as in a
 jackknife, which costs no encoder pass and no training).
 """
@@ -17,7 +17,7 @@ from ssmsam.active.forecast import calibrated
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
-from ssmsam.fewshot.prediction import find
+from ssmsam.fewshot.pipeline import find
 from ssmsam.fewshot.proposals import Proposals
 from ssmsam.fewshot.selection import cell_probabilities
 from ssmsam.fewshot.support import Support
@@ -26,6 +26,7 @@ from ssmsam.models.frame import logits_to_pixels
 from ssmsam.progress import Progress, silent
 
 MOST_VIEWS = 8
+"""A *guess*, which bounds the time: every view answers the whole volume again."""
 
 
 def uncertainty_map(
@@ -38,10 +39,19 @@ def uncertainty_map(
     config: FewShotConfig = DEFAULTS,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """How unsure a model is of every voxel: (slices, rows, columns) uint8 on the volume's grid, in per cent of one bit.
+    """How unsure a model is of every voxel; embeds the slices that are not.
 
-    0 is sure, 100 as good as a guess; of several labels the least sure counts. Pixels that ``support`` knows of this
-    volume are sure. ``views`` as in :func:`probabilities`. Embeds the slices that are not.
+    Args:
+        task: What answers.
+        query: The volume.
+        labels: By default all of the task; of several the least sure counts.
+        support: Pixels that it knows of this volume are sure.
+        views: As in :func:`probabilities`.
+        config: Settings of all steps.
+        progress: Raising :class:`~ssmsam.progress.Cancelled` in it stops.
+
+    Returns:
+        (slices, rows, columns) uint8 on the volume's grid, entropy in per cent of one bit: 0 is sure, 100 a coin toss.
     """
     unsure = np.zeros(query.grid.shape, dtype=np.uint8)
     stack = query.plane.stack(unsure)
@@ -109,12 +119,10 @@ def _parts(bank: SupportBank, views: int) -> list[list[int]]:
 
 def probability(proposals: Proposals) -> np.ndarray:
     """The probability (n, S, S) that the target is in each cell: there at all, and then there."""
-    probable: np.ndarray = (proposals.presence[:, None, None] * cell_probabilities(proposals.logits)).astype(np.float32)
-    return probable
+    return np.asarray((proposals.presence[:, None, None] * cell_probabilities(proposals.logits)).astype(np.float32))
 
 
 def _bits(p: np.ndarray) -> np.ndarray:
     """Entropy of a yes or no, in bits."""
     p = np.clip(p, 1e-7, 1 - 1e-7)
-    entropy: np.ndarray = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    return entropy
+    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))

@@ -16,8 +16,9 @@ class Forecast:
     """What a model expects of one label on the n ``slices`` (n,) of a volume that it looked at, ascending.
 
     ``presence`` (n,) is the probability that the label is there. In mm2, (n,) each: ``area`` of the proposed mask, and
-    what is expected of the label if it is there, ``inside`` of the mask and ``outside``. ``asked`` are slices just past
-    an annotated end where something was proposed and left out: is the label still there?
+    what is expected of the label if it is there, ``inside`` of the mask and ``outside``. ``dice`` in [0, 1] is what the
+    volume head expects over all slices that nobody annotated. ``open_ends`` are slices just past an annotated end where
+    something was proposed and left out: is the label still there?
     """
 
     slices: np.ndarray
@@ -25,42 +26,33 @@ class Forecast:
     area: np.ndarray
     inside: np.ndarray
     outside: np.ndarray
-    asked: tuple[int, ...] = ()
+    dice: float
+    open_ends: tuple[int, ...] = ()
 
     @property
     def area_if_there(self) -> np.ndarray:
         """(n,) mm2 that the label is expected to have on each slice if it is there."""
-        area: np.ndarray = self.inside + self.outside
-        return area
+        return np.asarray(self.inside + self.outside)
 
     @property
     def outline(self) -> np.ndarray:
         """(n,) mm2 that are expected to be wrong if the label is there."""
-        wrong: np.ndarray = self.area - self.inside + self.outside
-        return wrong
+        return np.asarray(self.area - self.inside + self.outside)
 
     @property
     def expected_area(self) -> np.ndarray:
         """(n,) mm2 that the label is expected to have."""
-        area: np.ndarray = self.presence * self.area_if_there
-        return area
+        return np.asarray(self.presence * self.area_if_there)
 
     @property
     def error(self) -> np.ndarray:
         """(n,) mm2 that are expected to be wrong."""
-        wrong: np.ndarray = self.area - self.presence * (self.inside - self.outside)
-        return wrong
+        return np.asarray(self.area - self.presence * (self.inside - self.outside))
 
     @property
     def loss(self) -> np.ndarray:
         """(n,) in [0, 1]: the expected 1 - Dice of each slice, 0 for one that is surely empty."""
         return self.error / np.maximum(self.area + self.expected_area, 1e-6)
-
-    def expected_dice(self, without: Iterable[int] = ()) -> float:
-        """The Dice in [0, 1] that the proposed mask expects of itself over all slices but some."""
-        rows = ~np.isin(self.slices, list(without))
-        total = float((self.area + self.expected_area)[rows].sum())
-        return 1 - float(self.error[rows].sum()) / total if total > 0 else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +106,11 @@ class Choice:
 
 
 FAR_MM = 15.0
-"""From here on a slice counts as far from the annotated ones: a guess."""
+"""From here on a slice counts as far from the annotated ones: a *guess*, of words alone."""
+UNCLEAR = (0.25, 0.75)
+"""Presence between these is called unclear: a *guess*, of words alone."""
+UNCERTAIN_DICE = 0.8
+"""An outline of less expected Dice is called uncertain: a *guess*, of words alone."""
 
 
 def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str:
@@ -124,10 +120,10 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
     reasons = []
     if numbers.get("near_end"):
         reasons.append(f"{label} seems to end near it, which no other slice can show")
-    if presence is not None and 0.25 <= presence <= 0.75:
+    if presence is not None and UNCLEAR[0] <= presence <= UNCLEAR[1]:
         reasons.append(f"it is unclear whether {label} is there ({presence:.0%})")
-    elif dice is not None and dice < 0.8:
-        reasons.append(f"the outline of {label} is doubtful there (expected Dice {dice:.2f})")
+    elif dice is not None and dice < UNCERTAIN_DICE:
+        reasons.append(f"the outline of {label} is uncertain there (expected Dice {dice:.2f})")
     if away is None:
         reasons.append("nothing is annotated in this volume yet")
     elif away >= FAR_MM:
@@ -138,7 +134,7 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
 
 
 def end_question(index: int, label: str) -> str:
-    """What a person is asked of a slice just past an annotated end."""
+    """The question to a person about a slice just past an annotated end."""
     return f"slice {index}: is there still {label}?"
 
 

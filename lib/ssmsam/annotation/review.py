@@ -72,9 +72,7 @@ class WorkSummary:
     """Label -> the Dice in [0, 1] that was expected last on slices that nobody annotated."""
 
     def accepted(self, revision: int) -> bool:
-        """Whether a second person accepted this revision, or nobody worked on it here: it was brought as it is."""
-        if not any(worker.annotated for worker in self.workers.values()):
-            return True
+        """Whether a second person accepted this revision."""
         last = self.review
         return last is not None and last.verdict is ReviewVerdict.ACCEPT and last.revision == revision
 

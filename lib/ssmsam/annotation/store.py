@@ -132,6 +132,8 @@ class Overview:
     """Whether a label was finished once and is not now."""
     revision: int = 0
     """The number of the last revision."""
+    by_people: bool = False
+    """Whether anybody submitted something, rather than that a label was brought along."""
 
     @property
     def finished(self) -> bool:
@@ -299,7 +301,9 @@ class IndexRecord(Record):
         states = (self.states or {}).items()
         annotated = frozenset(label for label, state in states if state.annotated)
         complete = frozenset(label for label, state in states if state.complete)
-        return Overview(annotated, complete, self.reopened, self.revisions[-1].number if self.revisions else 0)
+        last = self.revisions[-1].number if self.revisions else 0
+        by_people = any(record.client for record in self.revisions)
+        return Overview(annotated, complete, self.reopened, last, by_people)
 
 
 def read_index(path: Path) -> IndexRecord:

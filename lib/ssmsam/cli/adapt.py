@@ -10,13 +10,12 @@ from typing import Any
 import click
 
 from ssmsam.api import FewShotSegmenter, SegmentationTask
-from ssmsam.cli.command import Program, Reads, Several, json_option, path_option
+from ssmsam.cli.command import Program, ProgressBar, Reads, Several, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile, examples_from, label_numbers, parse_names, read_labelled
 from ssmsam.cli.options import METHODS, PLANES, loaded, model_options, names_option, on_cuda
-from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.fewshot.config import AdaptationConfig
 from ssmsam.progress import Progress
-from ssmsam.report import files_digest, run_manifest, write_result
+from ssmsam.report import files_digest, record_run
 
 
 def support_option(*, required: bool) -> Any:
@@ -94,8 +93,10 @@ def command(
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB) after {seconds:.1f} s")
     if record:
         done = {"head": out.name, "card": dict(task.card), "seconds": round(seconds, 2)}
-        manifest = manifest_of("adapt", segmenter, task, sources(support), device=model["device"], seed=seed)
-        write_result(record, {**done, "manifest": manifest})
+        files = sources(support)
+        record_run(
+            record, done, **how(segmenter, task, files), protocol="adapt", device=on_cuda(model["device"]), seed=seed
+        )
 
 
 def learned(
@@ -131,22 +132,11 @@ def sources(support: Sequence[LabelledFile]) -> list[Path]:
     return [path for file in support for path in (file.image, file.labels)]
 
 
-def manifest_of(
-    protocol: str,
-    segmenter: FewShotSegmenter,
-    task: SegmentationTask,
-    paths: Sequence[Path],
-    *,
-    device: str | None,
-    seed: int,
-) -> dict[str, Any]:
-    """What must be known to do it again; no path of this machine."""
+def how(segmenter: FewShotSegmenter, task: SegmentationTask, paths: Sequence[Path]) -> dict[str, Any]:
+    """Data, weights and settings for a run's manifest; no path of this machine."""
     files = [path for path in paths if path.is_file()]
-    return run_manifest(
-        protocol=protocol,
-        data={"files": [path.name for path in files], "sha256": files_digest(files)},
-        weights={segmenter.encoder: segmenter.weights_sha256},
-        device=on_cuda(device),
-        seed=seed,
-        settings=task.card.get("settings"),
-    )
+    return {
+        "data": {"files": [path.name for path in files], "sha256": files_digest(files)},
+        "weights": {segmenter.encoder: segmenter.weights_sha256},
+        "settings": task.card.get("settings"),
+    }

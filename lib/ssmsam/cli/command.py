@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from ssmsam import __version__
 from ssmsam.progress import Cancelled
@@ -29,6 +32,8 @@ COMMANDS = {
     "samples": "Write the sample volumes into a folder.",
 }
 """Name -> what the list of commands says of it. Each is ``command`` of a module of that name."""
+RESEARCH = ("benchmark", "train")
+"""Those that ``ssmsam_research`` has: it stands beside this package in a clone and is not installed with it."""
 FINE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 """How a command ends: 1 when something was done and did not work out, 2 when it cannot be done as it was asked for."""
 
@@ -42,7 +47,7 @@ class Several(click.Option):
 
 
 class Reads(click.ParamType):
-    """Values that ``read`` makes of their text. The user is told the ValueError that it raises."""
+    """Values that ``read`` makes of their text. The user sees the ValueError that it raises."""
 
     def __init__(self, read: Callable[[str], Any], name: str) -> None:
         self.read = read
@@ -84,6 +89,8 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in RESEARCH:
+            return passed_on(name)
         return import_module(f"ssmsam.cli.{name}").command if name in COMMANDS else None
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -149,3 +156,61 @@ def _each_with_its_name(arguments: Sequence[str], several: set[str]) -> list[str
         else:
             found.append(argument)
     return found
+
+
+def require_research(what: str) -> None:
+    """Raises ValueError, with what to do, where ``ssmsam_research`` cannot be found."""
+    if find_spec("ssmsam_research") is None:
+        raise ValueError(
+            f"ssmsam {what} needs ssmsam_research, which is not part of the package: clone the repository and run "
+            "`pip install -e .` in it"
+        )
+
+
+def passed_on(name: str) -> Program:
+    """The command whose parser is ``main(arguments)`` of a module of ``ssmsam_research.cli``."""
+
+    def run(arguments: Sequence[str]) -> int:
+        require_research(name)
+        return import_module(f"ssmsam_research.cli.{name}").main(list(arguments))
+
+    return Program(
+        name,
+        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
+        callback=run,
+        help=COMMANDS[name],
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    )
+
+
+class ProgressBar:
+    """A :data:`~ssmsam.progress.Progress` that draws one bar for each phase, one after the other.
+
+    A context manager. Nothing is drawn where the output is not a terminal. ``name`` stands before the phase.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name
+        self._bar: tqdm | None = None
+        self._at = ("", 0)
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        last_phase, last_done = self._at
+        if self._bar is None or phase != last_phase or done < last_done:
+            self._close()
+            self._bar = tqdm(total=total, desc=f"{self._name} {phase}".strip(), disable=None)
+            last_done = 0
+        self._bar.update(done - last_done)
+        self._at = phase, done
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

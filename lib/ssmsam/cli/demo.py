@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ssmsam.cli.command import FAILED, FINE, Program, Several, json_option, path
 from ssmsam.cli.live_server import LiveServer, ServerFailed, live_server
 from ssmsam.cli.options import encoder_option
 from ssmsam.cli.pictures import Panel, draw_overlays
-from ssmsam.cli.sample_data import IMAGES, LABELS, SampleCase, sample_cases
+from ssmsam.cli.samples import IMAGES, LABELS, SampleCase, sample_cases
 from ssmsam.cli.serve import app_folder
 from ssmsam.ops import dice
 from ssmsam.reading import read_volume
@@ -113,12 +112,11 @@ def annotate(server: LiveServer, cases: Sequence[SampleCase], scratch: Path) -> 
     records: list[dict[str, Any]] = []
     panels: list[Panel] = []
     seconds: dict[str, list[float]] = {}
-    with polling(f"{server.url}/info/") as seconds["info during inference"]:
-        for case in cases:
-            print(f"annotating {case.name} ...", flush=True)
-            found = annotate_case(client, case, seconds, panels)
-            print(f"submitting {SUBMITTED} slices of each organ, and asking for the rest ...", flush=True)
-            records += complete_case(client, case, seconds, panels, scratch, found)
+    for case in cases:
+        print(f"annotating {case.name} ...", flush=True)
+        found = annotate_case(client, case, seconds, panels)
+        print(f"submitting {SUBMITTED} slices of each organ, and asking for the rest ...", flush=True)
+        records += complete_case(client, case, seconds, panels, scratch, found)
     headline, weights = by_label(records, HEADLINE), records[0]["weights_sha256"]
     files = [path for case in cases for path in (case.image, case.labels)]
     data = {"set": IMAGES, "cases": [case.name for case in cases], "sha256": files_digest(files)}
@@ -246,28 +244,6 @@ def wait_until_warm(url: str, timeout_s: float = 120.0) -> dict[str, Any]:
         if info["warm"] or time.monotonic() > until:
             return info
         time.sleep(0.2)
-
-
-@contextmanager
-def polling(url: str, every_s: float = 0.1) -> Iterator[list[float]]:
-    """Ask ``url`` all the time from another thread; the list fills with the seconds that each answer took."""
-    seconds: list[float] = []
-    stop = threading.Event()
-
-    def poll() -> None:
-        with requests.Session() as session:
-            while not stop.wait(every_s):
-                started = time.perf_counter()
-                session.get(url, timeout=60).raise_for_status()
-                seconds.append(time.perf_counter() - started)
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield seconds
-    finally:
-        stop.set()
-        thread.join()
 
 
 def targets_of(labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worke
 from ssmsam.cli.options import model_options, on_cuda, store_gb_option
 from ssmsam.cluster import EmbedStudy
 from ssmsam.models.registry import load_encoder
-from ssmsam.report import run_manifest, write_result
+from ssmsam.report import record_run
 
 
 @click.command(cls=Program, stopped="what was finished is kept, start again to go on")
@@ -58,18 +58,20 @@ def command(
         if outcome.state == "done":
             slices, encoded = outcome.details["slices"], outcome.details["encoded"]
             print(f"{titles[outcome.study]}: {slices} slices, {encoded} of them new, {outcome.seconds:.1f} s")
-    if record:
-        done = [
-            {
-                "name": titles[one.study],
-                "seconds": one.seconds,
-                **(one.details if one.state == "done" else {"error": one.reason}),
-            }
-            for one in cohort.outcomes
-        ]
-        data = {"set": Path(studies).name, "cases": list(titles.values())}
-        manifest = run_manifest(
-            protocol="embed", data=data, weights={model.encoder: weights}, device=on_cuda(model.device)
-        )
-        write_result(record, {"encoder": model.encoder, "studies": done, "manifest": manifest})
+    done = [
+        {
+            "name": titles[one.study],
+            "seconds": one.seconds,
+            **(one.details if one.state == "done" else {"error": one.reason}),
+        }
+        for one in cohort.outcomes
+    ]
+    record_run(
+        record,
+        {"encoder": model.encoder, "studies": done},
+        protocol="embed",
+        data={"set": Path(studies).name, "cases": list(titles.values())},
+        weights={model.encoder: weights},
+        device=on_cuda(model.device),
+    )
     return status_of(cohort)

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from ssmsam.cli.command import FAILED, FINE, path_option
-from ssmsam.cli.progress_bar import ProgressBar
+from ssmsam.cli.command import FAILED, FINE, ProgressBar, path_option
 from ssmsam.cluster import Cohort, Study, Tls, open_engine, run_cohort, studies_of
 from ssmsam.cluster.work import Model, Work
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable

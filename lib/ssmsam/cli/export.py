@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from ssmsam import __version__
-from ssmsam.api import read_volume
 from ssmsam.cli.command import Program, json_option, path_option
 from ssmsam.cli.labelled_files import parse_names
 from ssmsam.cli.options import names_option
 from ssmsam.dicom.seg_writer import FAMILIES, AlgorithmNotes
-from ssmsam.report import files_digest, run_manifest, write_result
+from ssmsam.reading import read_volume
+from ssmsam.report import files_digest, record_run
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.exports import FORMATS, OF_DICOM, folder_cases, write_labels, write_nnunet
 
@@ -88,10 +88,8 @@ def command(
         raise click.UsageError(str(error)) from None
     print(f"{out}: {', '.join(labels_by_name)}")
     if record:
-        manifest = run_manifest(
-            protocol="export", data={"files": [mask.name], "sha256": files_digest([mask])}, weights={}
-        )
-        write_result(record, {"file": out.name, "labels": labels_by_name, "manifest": manifest})
+        data = {"files": [mask.name], "sha256": files_digest([mask])}
+        record_run(record, {"file": out.name, "labels": labels_by_name}, protocol="export", data=data)
 
 
 def _require(format: str, series: Path | None, names: Sequence[str], out: Path) -> None:

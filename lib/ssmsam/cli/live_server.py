@@ -73,7 +73,7 @@ def live_server(
             _wait(process, url, log, timeout_s)
             yield LiveServer(url=url, pid=process.pid, start_s=time.perf_counter() - started, log=log)
         finally:
-            _stop(process)
+            end(process)
 
 
 def free_port() -> int:
@@ -93,16 +93,24 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: floa
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise ServerFailed(f"the server ended with status {process.returncode}:\n{_end_of(log)}")
+            raise ServerFailed(f"the server ended with status {process.returncode}:\n{last_lines(log)}")
         try:
             with urllib.request.urlopen(f"{url}/info/", timeout=5):
                 return
         except OSError:  # not listening yet, or not ready: that is what the loop waits for
             time.sleep(0.1)
-    raise ServerFailed(f"the server did not answer within {timeout_s:.0f} s:\n{_end_of(log)}")
+    raise ServerFailed(f"the server did not answer within {timeout_s:.0f} s:\n{last_lines(log)}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def is_used(port: int) -> bool:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and see to it."""
     process.terminate()
     try:
         process.wait(timeout=20)
@@ -111,7 +119,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _end_of(log: Path, lines: int = 30) -> str:
+def last_lines(log: Path, lines: int = 30) -> str:
+    """The end of what a process printed."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 

@@ -10,18 +10,18 @@ import click
 
 from ssmsam.cli.command import FAILED, FINE, Program, json_option, path_option
 from ssmsam.paths import CacheFolders, default_cache_folders
-from ssmsam.report import run_manifest, write_result
+from ssmsam.report import record_run
 from ssmsam.service.patient_cache import cached, purge
 
 
 @click.command(cls=Program)
 @click.option("--yes", is_flag=True, help="Remove it, not only say what there is.")
 @path_option("--store", metavar="DIR", help="The server's --conf store, if it has one.")
-@path_option("--heads", metavar="DIR", help="Likewise --conf heads.")
+@path_option("--heads", "checkpoints", metavar="DIR", help="Likewise --conf heads.")
 @path_option("--dicom-folder", metavar="DIR", help="Likewise --conf dicom_folder.")
 @json_option
 def command(
-    *, yes: bool, store: Path | None, heads: Path | None, dicom_folder: Path | None, record: Path | None
+    *, yes: bool, store: Path | None, checkpoints: Path | None, dicom_folder: Path | None, record: Path | None
 ) -> int:
     """Remove what is cached of patients' images: embeddings, support caches, downloaded series, sessions.
 
@@ -33,7 +33,10 @@ def command(
     """
     usual = default_cache_folders()
     folders = replace(
-        usual, store=store or usual.store, heads=(heads,) if heads else usual.heads, dicom=dicom_folder or usual.dicom
+        usual,
+        store=store or usual.store,
+        checkpoints=(checkpoints,) if checkpoints else usual.checkpoints,
+        dicom=dicom_folder or usual.dicom,
     )
     return removed(folders, yes=yes, record=record)
 
@@ -51,9 +54,7 @@ def removed(folders: CacheFolders, *, yes: bool, record: Path | None) -> int:
     left = sum(place.bytes for place in places) if yes else 0
     if yes:
         print(f"Removed {sum(one['bytes'] for one in gone) / 1e6:.1f} MB.")
-    if record:
-        manifest = run_manifest(protocol="purge", data={}, weights={})
-        write_result(record, {"found": there, "removed": gone, "left_bytes": left, "manifest": manifest})
+    record_run(record, {"found": there, "removed": gone, "left_bytes": left}, protocol="purge")
     if left:
         print(f"{left / 1e6:.1f} MB could not be removed: is this the user who runs the server?", file=sys.stderr)
     return FAILED if left else FINE

@@ -14,7 +14,7 @@ from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worke
 from ssmsam.cli.options import model_options, on_cuda, store_gb_option
 from ssmsam.cluster import ScoreStudy
 from ssmsam.cluster.work import task_file
-from ssmsam.report import run_manifest, write_result
+from ssmsam.report import record_run
 
 
 @click.command(cls=Program, stopped="what was finished is kept, start again to go on")
@@ -59,14 +59,17 @@ def command(
     for outcome in sorted(scored, key=lambda one: _expected(one.details["labels"])):
         labels = outcome.details["labels"]
         print(f"{outcome.study}: " + "; ".join(f"{label} {_figures(one)}" for label, one in labels.items()))
-    if record:
-        data = {"set": Path(studies).name, "cases": [one.study for one in cohort.outcomes]}
-        manifest = run_manifest(
-            protocol="score", data=data, weights={"task": work.task_sha256}, device=on_cuda(model.device)
-        )
-        per_case = [{"case": one.study, **one.details["labels"]} for one in scored]
-        failed = {one.study: one.reason for one in cohort.failed}
-        write_result(record, {"per_case": per_case, "failed": failed, "manifest": manifest})
+    record_run(
+        record,
+        {
+            "per_case": [{"case": one.study, **one.details["labels"]} for one in scored],
+            "failed": {one.study: one.reason for one in cohort.failed},
+        },
+        protocol="score",
+        data={"set": Path(studies).name, "cases": [one.study for one in cohort.outcomes]},
+        weights={"task": work.task_sha256},
+        device=on_cuda(model.device),
+    )
     return status_of(cohort)
 
 

@@ -11,17 +11,18 @@ from typing import Any
 import click
 import numpy as np
 
-from ssmsam.api import Segmentation, read_volume, task_card, write_volume
-from ssmsam.cli.adapt import adaptation_options, learned, manifest_of, sources, support_option
-from ssmsam.cli.command import FINE, Program, json_option, path_option
+from ssmsam.api import Segmentation, task_card, write_volume
+from ssmsam.cli.adapt import adaptation_options, how, learned, sources, support_option
+from ssmsam.cli.command import FINE, Program, ProgressBar, json_option, path_option
 from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worked_on
 from ssmsam.cli.labelled_files import LabelledFile
 from ssmsam.cli.options import METHODS, loaded, model_options, on_cuda, store_gb_option
 from ssmsam.cli.pictures import Panel, draw_overlays
-from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.cluster import SegmentStudy
 from ssmsam.cluster.work import task_file as task_of_file
-from ssmsam.report import run_manifest, write_result
+from ssmsam.ops import evenly_spaced
+from ssmsam.reading import read_volume
+from ssmsam.report import record_run
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume, reoriented
@@ -124,22 +125,22 @@ def command(
     if record:
         files = [query, *sources(support), *([task_file] if task_file else [])]
         done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
-        manifest = manifest_of("segment", segmenter, task, files, device=model["device"], seed=seed)
-        write_result(record, {**done, "manifest": manifest})
+        device = on_cuda(model["device"])
+        record_run(record, done, **how(segmenter, task, files), protocol="segment", device=device, seed=seed)
     return FINE
 
 
 def segment_cohort(studies: str, work: SegmentStudy, *, out: Path, record: Path | None, **engine: Any) -> int:
     """Segment every study of a cohort."""
     cohort = worked_on(listed(studies), work, out=out, model=work.model, **engine)
-    if record:
-        manifest = run_manifest(
-            protocol="segment",
-            data={"cases": [one.study for one in cohort.outcomes]},
-            weights={"task": work.task_sha256},
-            device=on_cuda(work.model.device),
-        )
-        write_result(record, {"studies": [asdict(one) for one in cohort.outcomes], "manifest": manifest})
+    record_run(
+        record,
+        {"studies": [asdict(one) for one in cohort.outcomes]},
+        protocol="segment",
+        data={"cases": [one.study for one in cohort.outcomes]},
+        weights={"task": work.task_sha256},
+        device=on_cuda(work.model.device),
+    )
     return status_of(cohort)
 
 
@@ -170,9 +171,8 @@ def panels(found: Segmentation, volume: Volume, plane: Plane) -> list[Panel]:
     """Slices spread evenly over those on which something was found."""
     scale = recipe_for(volume).scale(volume)
     drawn = np.flatnonzero(plane.stack(found.label_map.array).any(axis=(1, 2)))
-    chosen = np.unique(drawn[np.linspace(0, len(drawn) - 1, PANELS).round().astype(int)]) if len(drawn) else [0]
     pictures = []
-    for index in map(int, chosen):
+    for index in [int(drawn[n]) for n in evenly_spaced(len(drawn), PANELS)] or [0]:
         image, pixel_mm = as_read(volume.array, volume, plane, index)
         numbers, _ = as_read(found.label_map.array, volume, plane, index)
         first, *others = [numbers == number for number in found.numbers.values()]

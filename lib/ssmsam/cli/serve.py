@@ -14,7 +14,7 @@ import click
 import platformdirs
 
 from ssmsam.cli.command import Program, json_option
-from ssmsam.report import run_manifest, write_result
+from ssmsam.report import record_run
 
 APP = Path(__file__).parents[1] / "server" / "app_folder" / "main.py"
 
@@ -52,8 +52,7 @@ def command(
     print(f"serving {studies}; stop with Ctrl-C")
     print(f"   3D Slicer, MONAI Label module, server address: {url}")
     print(f"   what the server offers:                        {url}/info/", flush=True)
-    if record:
-        write_result(record, {"url": url, "manifest": run_manifest(protocol="serve", data={}, weights={})})
+    record_run(record, {"url": url}, protocol="serve")
     settings = [part for key, value in conf for part in ("--conf", key, value)]
     options = ["--app", str(app_folder()), "--studies", studies, "--host", host, "--port", str(port), *settings, *more]
     return run_monailabel(["start_server", *options])

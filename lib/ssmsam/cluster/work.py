@@ -18,7 +18,7 @@ import torch
 from pydicom.uid import generate_uid
 
 from ssmsam import __version__
-from ssmsam.api import FewShotSegmenter, Segmentation, SegmentationTask, read_volume, write_dicom_seg, write_volume
+from ssmsam.api import FewShotSegmenter, Segmentation, SegmentationTask, write_dicom_seg, write_volume
 from ssmsam.cluster.studies import Study, archive, files_of
 from ssmsam.dicom.file import read_dataset
 from ssmsam.embeddings.object_store import ObjectStore, open_store
@@ -27,6 +27,7 @@ from ssmsam.models.weights import sha256_of
 from ssmsam.ops import dice
 from ssmsam.paths import default_support
 from ssmsam.progress import Progress, silent
+from ssmsam.reading import read_volume
 from ssmsam.volume.geometry import FILES_MM, Plane
 from ssmsam.volume.volume import Volume
 

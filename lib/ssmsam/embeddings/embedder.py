@@ -22,21 +22,21 @@ from torch import nn
 from ssmsam.cache import Cache
 from ssmsam.embeddings.file_catalogue import Catalogue, fingerprint
 from ssmsam.embeddings.priority_lock import PriorityLock
-from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore
-from ssmsam.embeddings.stored_volume import Fp16Embedding
+from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore, Fp16Embedding
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
 from ssmsam.progress import PATIENCE_S, Progress, is_urgent, result_of, silent, stop_if_cancelled
 from ssmsam.reading import read_volume
 from ssmsam.volume.body import body_centres
 from ssmsam.volume.errors import UnreadableVolume
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.intensity import IntensityRecipe, Scale, recipe_for
 from ssmsam.volume.volume import Grid, Volume
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+"""How often what another process makes is looked for: a *guess*."""
 
 
 @dataclass(eq=False)
@@ -132,14 +132,18 @@ class VolumeEmbeddings:
     def done(self) -> np.ndarray:
         """(count,) bool: the slices that need no encoder any more."""
         memory, digest = self._embedder.memory, self.key.digest
-        in_memory = np.array([memory.holds(digest, index) for index in range(self.count)], dtype=bool)
+        in_memory = np.array([(digest, index) in memory for index in range(self.count)], dtype=bool)
         return in_memory | self._stored.done if self._stored else in_memory
 
     def slice(self, index: int) -> Embedding:
-        """A batch of 1, float32, on the encoder's device. Goes before long work that waits for the encoder, unless this
-        is long work too.
+        """One slice: a batch of 1, float32, on the encoder's device. Goes before long work that waits for the encoder,
+        unless this is long work too.
 
-        Raises ValueError for an index outside the volume.
+        Args:
+            index: Its number along the plane, from 0.
+
+        Raises:
+            ValueError: An index outside the volume.
         """
         return self._embedder.embedding_of(self.half(index))
 
@@ -150,7 +154,7 @@ class VolumeEmbeddings:
     def half(self, index: int) -> Fp16Embedding:
         """The same as it is kept: float16, on the CPU."""
         index = self._checked(index)
-        half = self._embedder.memory.get(self.key.digest, index)
+        half = self._embedder.memory.get((self.key.digest, index))
         while half is None:
             in_flight, mine = self._acquire(index)
             in_flight.urgent |= is_urgent()
@@ -164,10 +168,17 @@ class VolumeEmbeddings:
         return half
 
     def embed(self, indices: Iterable[int] | None = None, *, progress: Progress = silent) -> None:
-        """Make the embeddings of these slices (default: all), in this order, leaving out those that are done.
+        """Make embeddings that are not there yet, in small batches.
 
-        Works in small batches. Raising :class:`Cancelled` in ``progress("embed", done, total)`` stops between two of
-        them; finished slices stay. Slices that another thread or process is making are left to it and waited for.
+        Slices that another thread or process is making are left to it and waited for.
+
+        Args:
+            indices: Numbers of slices, in the order wanted; all by default.
+            progress: ``progress("embed", done, total)``; raising :class:`Cancelled` in it stops between two batches.
+                Finished slices stay.
+
+        Raises:
+            ValueError: An index outside the volume.
         """
         wanted = [self._checked(index) for index in dict.fromkeys(range(self.count) if indices is None else indices)]
         made: set[int] = set()
@@ -225,12 +236,12 @@ class VolumeEmbeddings:
 
     def _known(self, index: int) -> Fp16Embedding | None:
         """From memory or from the disk."""
-        half = self._embedder.memory.get(self.key.digest, index)
+        half = self._embedder.memory.get((self.key.digest, index))
         if half is None and self._stored:
             half = self._stored.read(index)
             if half is not None:
                 half = self._embedder.restored(half, lambda: self.inputs([index]))
-                self._embedder.memory.put(self.key.digest, index, half)
+                self._embedder.memory.put((self.key.digest, index), half)
         return half
 
     # many slices, in the background
@@ -268,7 +279,7 @@ class VolumeEmbeddings:
         if self._stored:
             self._stored.write(indices, [self._embedder.storable(half) for half in halves])
         for index, half in zip(indices, halves, strict=True):
-            self._embedder.memory.put(self.key.digest, index, half)
+            self._embedder.memory.put((self.key.digest, index), half)
 
     # which slices this process is making right now
 
@@ -295,7 +306,6 @@ class VolumeEmbeddings:
         return int(index)
 
 
-STORED_SLICES = Plane(0)
 DEFAULT_MEMORY_BYTES = 2**30
 BATCH_SECONDS = 0.5
 """How long a background batch may keep a user's click waiting, where a single slice takes less."""
@@ -334,7 +344,8 @@ class Embedder:
         self.encoder = encoder
         self.bfloat16 = use_bfloat16(encoder.spec, self.device) if bfloat16 is None else bfloat16
         self.store = store
-        self.memory = SliceCache(memory_bytes)
+        self.memory: Cache[tuple[str, int], Fp16Embedding] = Cache(memory_bytes, size=half_bytes)
+        """Slices by the digest of the volume's key and their number."""
         self.derived: Cache[tuple[str, Hashable], Sized] = Cache(
             DERIVED_BYTES, size=lambda one: one.nbytes, keep_newest=True
         )
@@ -365,9 +376,24 @@ class Embedder:
     def open(
         self, volume: Volume, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
     ) -> VolumeEmbeddings:
-        """The embeddings of a volume, made slice by slice when they are asked for.
+        """The embeddings of a volume, made slice by slice when they are needed.
 
-        ``recipe`` is :func:`recipe_for` the volume by default. Equal volume, recipe and plane give the same object.
+        Args:
+            volume: (slices, rows, columns).
+            recipe: How its intensities become [0, 1], :func:`recipe_for` the volume by default.
+            plane: The axis that slices are taken along.
+
+        Returns:
+            The same object for equal volume, recipe and plane, as long as somebody holds it.
+
+        Example:
+            >>> import numpy as np
+            >>> from ssmsam import as_volume
+            >>> from ssmsam.models.registry import load_encoder
+            >>> embedder = Embedder(encoder=load_encoder("small"))
+            >>> opened = embedder.open(as_volume(np.zeros((4, 32, 40), "int16"), affine=np.eye(4)))
+            >>> tuple(opened.slice(2)["image"].shape), opened.done.tolist()
+            ((1, 128, 32, 32), [False, False, True, False])
         """
         recipe = recipe or recipe_for(volume)
         return self._opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
@@ -378,7 +404,11 @@ class Embedder:
         """The same for a file or a DICOM folder, whose pixels are read only when a slice has to be encoded.
 
         That holds once a source has been opened before and as long as none of its files changes; the embedder needs
-        a store for it. Raises FileNotFoundError, and UnreadableVolume of :func:`read_volume`.
+        a store for it.
+
+        Raises:
+            FileNotFoundError: There is no such file or folder.
+            UnreadableVolume: As :func:`read_volume` does.
         """
         catalogue = Catalogue(self.store.root / "catalogue") if self.store else None
         known = catalogue.find(source) if catalogue else None
@@ -432,9 +462,20 @@ class Embedder:
             return opened
 
     def encode(self, slices: torch.Tensor, *, urgent: Callable[[], bool] | None = None) -> list[Fp16Embedding]:
-        """Encoder inputs (B, 3, size, size) in [0, 1] -> B slices. While it is ``urgent``, by default unless it is long
-        work, it goes before what is not, which waits between two blocks of the encoder. Raises
-        :class:`~ssmsam.progress.Cancelled` between two blocks."""
+        """Send slices through the encoder.
+
+        Args:
+            slices: (B, 3, size, size) in [0, 1].
+            urgent: Whether somebody waits for them, by default unless this is long work. While it is so they go before
+                what is not, which waits between two blocks of the encoder.
+
+        Returns:
+            B slices as they are kept: float16, on the CPU.
+
+        Raises:
+            Cancelled: Between two blocks, where the work was cancelled.
+            ValueError: The encoder's answer is not finite.
+        """
         usual = is_urgent()
         urgent = urgent or (lambda: usual)
         patience = max(PATIENCE_S, PATIENT_SLICES * (self._seconds or 0.0))
@@ -548,23 +589,6 @@ def _to_half(name: str, tensor: torch.Tensor) -> np.ndarray:
         logger.warning("embedding %s reaches %g: cut to the float16 range of %g", name, largest, LARGEST_HALF)
         tensor = tensor.clamp(-LARGEST_HALF, LARGEST_HALF)
     return tensor.to("cpu", torch.float16).contiguous().numpy()
-
-
-class SliceCache:
-    """Embeddings of slices by (volume's key digest, slice index), the least recently used forgotten first."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._halves: Cache[tuple[str, int], Fp16Embedding] = Cache(limit_bytes, size=half_bytes)
-
-    def get(self, digest: str, index: int) -> Fp16Embedding | None:
-        return self._halves.get((digest, index))
-
-    def put(self, digest: str, index: int, half: Fp16Embedding) -> None:
-        self._halves.put((digest, index), half)
-
-    def holds(self, digest: str, index: int) -> bool:
-        """Whether the slice is there; does not count as a use."""
-        return (digest, index) in self._halves
 
 
 def stacked(embeddings: Sequence[Embedding]) -> Embedding:

@@ -18,8 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ssmsam.embeddings.store import DEFAULT_QUOTA_BYTES, EmbeddingKey, EmbeddingStore
-from ssmsam.embeddings.stored_volume import StoredVolume
+from ssmsam.embeddings.store import DEFAULT_QUOTA_BYTES, EmbeddingKey, EmbeddingStore, StoredVolume
 from ssmsam.paths import default_store
 from ssmsam.volume.volume import Grid
 

@@ -5,22 +5,288 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import threading
+import time
 import uuid
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from filelock import FileLock
+import numpy as np
+from filelock import FileLock, Timeout
 
-from ssmsam.embeddings.stored_volume import StoredVolume
+from ssmsam.files import whole_file
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.frame import Window
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
+
+logger = logging.getLogger(__name__)
+
+Fp16Embedding = dict[str, np.ndarray]
+"""Of one slice: "image" (c, h, w) and "level0", "level1", ... (c_l, h_l, w_l), all float16."""
+
+RECORD = np.dtype([("done", "<u4"), ("checksum", "<u4")])
+DONE = 0x646F6E65  # the letters "done": neither zeros nor noise mean it
+USED_SECONDS = 60.0  # how exact the time of the last use is
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies in its file."""
+
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def slice_bytes(self) -> int:
+        return int(np.prod(self.shape)) * 2
+
+    def start(self, index: int) -> int:
+        """Of slice ``index``, in bytes from the start of the file."""
+        return self.offset + index * self.slice_bytes
+
+
+Layout = dict[str, Tensor]
+
+
+class StoredVolume:
+    """Reading and writing single slices of one volume. Several threads and processes may do so at once.
+
+    A folder with one ``.npy`` file per tensor, (slices, c, h, w) float16, made at full length at once but sparse;
+    ``slices.bin`` with a record per slice; ``meta.json``, written last, without which nothing else counts; ``used``,
+    whose time of change is the time of the last use; and ``claims/`` with a lock file per slice that is being made.
+
+    A slice counts as done only when its record says so, the record is written after the bytes have reached the disk,
+    and it carries their checksum: what a killed process or a bad disk leaves behind is found out and made again.
+
+    Made by :meth:`EmbeddingStore.open`. ``identity`` is what ``meta.json`` says of the volume and must be JSON;
+    ``reserve(bytes)`` makes room in the store before the files are made and answers whether there is any.
+    """
+
+    def __init__(
+        self, folder: Path, *, count: int, identity: dict[str, Any], lock: FileLock, reserve: Callable[[int], bool]
+    ) -> None:
+        self.folder = folder
+        self.count = count
+        self._identity = identity
+        self._lock = lock
+        self._reserve = reserve
+        self._layout: Layout | None = None
+        self._claims: dict[int, FileLock] = {}
+        self._refused = False
+        self._used = 0.0
+
+    @property
+    def done(self) -> np.ndarray:
+        """(count,) bool: which slices are stored."""
+        if self._known_layout() is None:
+            return np.zeros(self.count, dtype=bool)
+        return self._records()["done"] == DONE
+
+    def read(self, index: int) -> Fp16Embedding | None:
+        """A slice, or None when it is not stored. A damaged one is reported, forgotten, and None."""
+        layout = self._known_layout()
+        if layout is None:
+            return None
+        record = self._records()[index]
+        if record["done"] != DONE:
+            return None
+        try:
+            pieces = {name: self._read_piece(name, tensor, index) for name, tensor in layout.items()}
+        except OSError as error:
+            logger.warning("cannot read the embedding of slice %d in %s: %s", index, self.folder, error)
+            return None
+        if _checksum(index, pieces) != record["checksum"]:
+            logger.warning(
+                "the stored embedding of slice %d in %s is damaged and will be made again", index, self.folder
+            )
+            self._forget(index)
+            return None
+        self._touch()
+        return {name: np.frombuffer(pieces[name], "<f2").reshape(layout[name].shape).copy() for name in layout}
+
+    def write(self, indices: Sequence[int], halves: Sequence[Fp16Embedding]) -> bool:
+        """Store slices.
+
+        Args:
+            indices: Their numbers.
+            halves: Their embeddings, in the same order.
+
+        Returns:
+            False when the disk or the quota has no room or the folder cannot be written. That is logged once; the
+            volume's embeddings then live in memory only, until the store is opened anew.
+        """
+        if self._refused:
+            return False
+        try:
+            for _ in range(2):  # again, when another process has just removed this volume to make room
+                try:
+                    return self._write(indices, halves)
+                except FileNotFoundError:
+                    self._layout = None
+            return False
+        except OSError as error:
+            return self._refuse(f"{error}; free some space or choose another folder")
+
+    def claim(self, index: int, *, timeout: float = 0.0) -> bool:
+        """Reserve the making of a slice for this process. A process's end frees it.
+
+        Args:
+            index: The slice.
+            timeout: Seconds to wait for another process.
+
+        Returns:
+            False while another process has it. True without a claim where none can be made (a read-only store): two
+            processes may then do the same work, which is wasteful but not wrong.
+        """
+        claims = self.folder / "claims"
+        try:
+            claims.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(claims / f"{index:05d}.lock", timeout=timeout, thread_local=False)
+            lock.acquire()
+        except Timeout:
+            return False
+        except OSError as error:
+            logger.debug("no claim on slice %d in %s: %s", index, self.folder, error)
+            return True
+        self._claims[index] = lock
+        return True
+
+    def release(self, index: int) -> None:
+        """Give the claim on a slice back, if there is one."""
+        lock = self._claims.pop(index, None)
+        if lock is not None:
+            lock.release()
+
+    # how it lies on the disk
+
+    def _known_layout(self) -> Layout | None:
+        """From memory or from the disk; None when the volume is not there, not whole, or of another identity."""
+        if self._layout is None:
+            try:
+                meta = json.loads((self.folder / "meta.json").read_text())
+                layout = {name: Tensor(tuple(shape), offset) for name, (shape, offset) in meta["tensors"].items()}
+                sizes = [(self.folder / f"{name}.npy").stat().st_size for name in layout]
+                whole = sizes == [tensor.start(self.count) for tensor in layout.values()]
+                if whole and meta["identity"] == self._identity:
+                    self._layout = layout
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged: as if not there
+                return None
+        return self._layout
+
+    def _records(self) -> np.ndarray:
+        try:
+            records = np.fromfile(self.folder / "slices.bin", RECORD)
+        except OSError:
+            records = np.zeros(0, RECORD)
+        return records if len(records) == self.count else np.zeros(self.count, RECORD)
+
+    def _read_piece(self, name: str, tensor: Tensor, index: int) -> bytes:
+        with (self.folder / f"{name}.npy").open("rb") as stream:
+            stream.seek(tensor.start(index))
+            return stream.read(tensor.slice_bytes)
+
+    def _write(self, indices: Sequence[int], halves: Sequence[Fp16Embedding]) -> bool:
+        layout = self._known_layout()
+        if layout is None or not _fits(halves[0], layout):
+            layout = self._create(halves[0])
+        if layout is None:
+            return self._refuse("it is larger than what the quota leaves")
+        for name, tensor in layout.items():
+            with (self.folder / f"{name}.npy").open("r+b") as stream:
+                for index, half in zip(indices, halves, strict=True):
+                    stream.seek(tensor.start(index))
+                    stream.write(_bytes(half[name]))
+                _flush(stream)
+        for index, half in zip(indices, halves, strict=True):
+            checksum = _checksum(index, {name: _bytes(half[name]) for name in layout})
+            self._record(index, np.array((DONE, checksum), RECORD))
+        self._touch()
+        if self.done.all():
+            shutil.rmtree(self.folder / "claims", ignore_errors=True)
+        return True
+
+    def _create(self, half: Fp16Embedding) -> Layout | None:
+        """Make the files, unless another process just did. None when there is no room for them."""
+        with self._lock:
+            self._layout = None
+            layout = self._known_layout()
+            if layout is not None and _fits(half, layout):
+                return layout
+            if not self._reserve(self.count * sum(array.nbytes for array in half.values())):
+                return None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "meta.json").unlink(missing_ok=True)
+            layout = {name: self._create_tensor(name, array.shape) for name, array in half.items()}
+            np.zeros(self.count, RECORD).tofile(self.folder / "slices.bin")
+            (self.folder / "used").touch()
+            tensors = {name: (tensor.shape, tensor.offset) for name, tensor in layout.items()}
+            with whole_file(self.folder / "meta.json") as partial:
+                partial.write_text(json.dumps({"identity": self._identity, "tensors": tensors}, indent=1))
+            self._layout = layout
+            return layout
+
+    def _create_tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (self.count, *shape)}
+        with (self.folder / f"{name}.npy").open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            tensor = Tensor(shape, stream.tell())
+            stream.truncate(tensor.start(self.count))
+        return tensor
+
+    def _record(self, index: int, record: np.ndarray) -> None:
+        with (self.folder / "slices.bin").open("r+b") as stream:
+            stream.seek(index * RECORD.itemsize)
+            stream.write(record.tobytes())
+
+    def _forget(self, index: int) -> None:
+        try:
+            self._record(index, np.zeros((), RECORD))
+        except OSError as error:
+            logger.debug("cannot mark slice %d in %s as damaged: %s", index, self.folder, error)
+
+    def _touch(self) -> None:
+        now = time.monotonic()
+        if now - self._used > USED_SECONDS or not self._used:
+            try:
+                (self.folder / "used").touch()
+            except OSError as error:  # a store that may only be read
+                logger.debug("cannot note the use of %s: %s", self.folder, error)
+            self._used = now
+
+    def _refuse(self, reason: str) -> bool:
+        self._refused = True
+        logger.warning("embeddings of this volume are kept in memory only, not in %s: %s", self.folder, reason)
+        return False
+
+
+def _fits(half: Fp16Embedding, layout: Layout) -> bool:
+    return {name: array.shape for name, array in half.items()} == {name: layout[name].shape for name in layout}
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    return array.astype("<f2", copy=False).tobytes()
+
+
+def _checksum(index: int, pieces: dict[str, bytes]) -> int:
+    """Over all tensors of a slice, and over which slice it is."""
+    checksum = zlib.crc32(str(index).encode())
+    for name in sorted(pieces):
+        checksum = zlib.crc32(pieces[name], checksum)
+    return checksum
+
+
+def _flush(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +376,13 @@ class EmbeddingStore:
     def open(self, key: EmbeddingKey, *, grid: Grid, count: int) -> StoredVolume:
         """The place of a volume's embeddings. Nothing is written before the first slice is.
 
-        The same key gives the same object while somebody holds it, and a volume that is held is never removed.
+        Args:
+            key: Everything that changes the embeddings.
+            grid: Of the volume, for people who look into the store.
+            count: How many slices it has.
+
+        Returns:
+            The same object for the same key while somebody holds it; a volume that is held is never removed.
         """
         with self._opening:
             stored = self._open.get(key.digest)

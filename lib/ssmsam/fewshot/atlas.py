@@ -32,7 +32,7 @@ class Guide:
     likelihood: float
 
     def maps(self, rows: Sequence[int]) -> torch.Tensor:
-        """What a decoder is told of some of the slices: see :func:`drawn_maps`."""
+        """What a decoder reads of some of the slices: see :func:`drawn_maps`."""
         return drawn_maps(self.distances[rows], self.trust[rows], self.likelihood)
 
 
@@ -150,14 +150,14 @@ def averaged(guides: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[np
 
 
 def drawn_maps(distance: np.ndarray, trust: np.ndarray, likely: float) -> torch.Tensor:
-    """What a decoder is told of propagated masks on n slices, from ``distance`` (n, S, S) in cells and ``trust``
+    """What a decoder reads of propagated masks on n slices, from ``distance`` (n, S, S) in cells and ``trust``
     (n, S, S): (n, 3, S, S) in [-1, 1]."""
     maps = [np.clip(distance, -ATLAS_REACH, ATLAS_REACH) / ATLAS_REACH, trust, np.full_like(trust, likely)]
     return torch.from_numpy(np.stack(maps, axis=1).astype(np.float32))
 
 
 def registered(atlas: Atlas, query: VolumeEmbeddings, *, progress: Progress = silent) -> Registration:
-    """Where each place of a volume is in an atlas. Reads the voxels, unless it was asked before."""
+    """Where each place of a volume is in an atlas. Reads the voxels, unless it is remembered."""
 
     def made() -> Registration:
         here = CoarseVolume.of(query.volume, query.scale, cell_mm=atlas.grid.spacing[0])
@@ -173,5 +173,4 @@ def cells_of(values: torch.Tensor, grid: Grid, query: VolumeEmbeddings, slices: 
     xy = query.frame.points_to_slice((np.stack([x, y], axis=1) + 0.5) * (query.frame.size / side) - 0.5)
     ijk = [query.plane.join(np.full(len(xy), index), xy) for index in slices]
     cells = grid.to_ijk(query.grid.to_lps(np.concatenate(ijk)))
-    found: np.ndarray = sampled(values, places_of(cells, (len(slices), side, side))).numpy()
-    return found
+    return np.asarray(sampled(values, places_of(cells, (len(slices), side, side))).numpy())

@@ -14,8 +14,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask
-from ssmsam.fewshot.checkpoint_files import read_local, read_old_task, read_task, remove_task, write_support, write_task
+from ssmsam.fewshot.adapted_task import (
+    LOCAL,
+    AdaptedTask,
+    read_local,
+    read_old_task,
+    read_task,
+    remove_task,
+    write_support,
+    write_task,
+)
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import (
     FEWSHOT,
@@ -77,7 +85,9 @@ class CheckpointRegistry:
         except FileNotFoundError:
             return RegistryState()
         except (ValueError, TypeError, RecursionError):
-            logger.warning("which head answers cannot be read in %s: none does until one is chosen", self.folder)
+            logger.warning(
+                "which task checkpoint answers cannot be read in %s: none does until one is chosen", self.folder
+            )
             return RegistryState()
         sound = isinstance(found.active, str) and isinstance(found.pinned, bool) and isinstance(found.previous, str)
         return found if sound else RegistryState()
@@ -105,7 +115,7 @@ class CheckpointRegistry:
         """The file of a checkpoint. Raises :class:`UnknownCheckpoint`."""
         if not _NAME.fullmatch(name) or not self._path(name).is_file():
             known = ", ".join(self.names()) or "none yet: annotate a few slices and run the few-shot model"
-            raise UnknownCheckpoint(f"there is no head {name!r}; there are {known}")
+            raise UnknownCheckpoint(f"there is no task checkpoint {name!r}; there are {known}")
         return self._path(name)
 
     def load(self, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
@@ -159,7 +169,7 @@ class CheckpointRegistry:
                 try:
                     self._migrated(name, decoder, weights_sha256)
                 except (UnusableCheckpoint, FileNotFoundError) as error:
-                    logger.warning("a head of an earlier version stays as it is: %s", error)
+                    logger.warning("a task checkpoint of an earlier version stays as it is: %s", error)
 
     def add_file(self, data: bytes, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> str:
         """Put an exported checkpoint here under a name, without activating it. Only what it means is written.
@@ -168,8 +178,8 @@ class CheckpointRegistry:
         """
         if not _NAME.fullmatch(name) or name in _TAKEN:
             raise ValueError(
-                f"a head's name is made of letters, digits, '.', '_' and '-', and is not {' or '.join(_TAKEN)}; "
-                f"got {name!r}"
+                f"a task checkpoint's name is made of letters, digits, '.', '_' and '-', and is not "
+                f"{' or '.join(_TAKEN)}; got {name!r}"
             )
         checkpoint = TaskCheckpoint.from_bytes(data, "the file")
         self._require_method(checkpoint.card)
@@ -177,28 +187,24 @@ class CheckpointRegistry:
         checkpoint.adapted(decoder, "the file")
         with self._lock():
             if self._path(name).exists():
-                raise ValueError(f"there is a head {name!r} already: choose another name, or remove it first")
+                raise ValueError(
+                    f"there is a task checkpoint {name!r} already: choose another name, or remove it first"
+                )
             checkpoint.save(self._path(name))
         return name
 
     def activate(self, name: str, *, pin: bool) -> RegistryState:
         """Let a checkpoint answer: for going back to an earlier one, and with ``pin`` until :meth:`unpin`."""
         self.path(name)
-        with self._lock():
-            self._answer(name, pin=pin)
-        return self.state
+        return self._answered(name, pin=pin)
 
     def deactivate(self) -> RegistryState:
         """Let no checkpoint answer."""
-        with self._lock():
-            self._answer("")
-        return self.state
+        return self._answered("")
 
     def roll_back(self) -> RegistryState:
         """Let what answered before the active one answer again, which may be none: then ``active`` is ""."""
-        with self._lock():
-            self._answer(self.state.previous)
-        return self.state
+        return self._answered(None)
 
     def unpin(self) -> RegistryState:
         """Let newer ones take over again."""
@@ -211,7 +217,7 @@ class CheckpointRegistry:
         self.path(name)
         with self._lock():
             if self.state.active == name:
-                raise ValueError(f"{name} is the head that answers: activate another one first")
+                raise ValueError(f"{name} is the task checkpoint that answers: activate another one first")
             if self.state.previous == name:
                 self._write(replace(self.state, previous=""))
             self._unlink(name)
@@ -226,12 +232,18 @@ class CheckpointRegistry:
         """The task of an old file, whose place a task checkpoint and the cache take."""
         task = read_old_task(self._path(name), decoder, weights_sha256=weights_sha256)
         self.replace(name, task, decoder=decoder)
-        logger.info("the head %s of an earlier version was turned into a task checkpoint", name)
+        logger.info("the file %s of an earlier version was turned into a task checkpoint", name)
         return task
 
     def _lock(self) -> FileLock:
         private_folder(self.folder)
         return FileLock(self.folder / ".lock", mode=0o600)
+
+    def _answered(self, name: str | None, *, pin: bool = False) -> RegistryState:
+        """Let a checkpoint answer, ``None`` standing for the one before."""
+        with self._lock():
+            self._answer(self.state.previous if name is None else name, pin=pin)
+            return self.state
 
     def _answer(self, name: str, *, pin: bool = False) -> None:
         state = self.state
@@ -241,7 +253,8 @@ class CheckpointRegistry:
         method = method_of(card)
         if method != self.method:
             raise UnusableCheckpoint(
-                f"this head is one of {method[:40]}, not of {self.method}: import it with method={method[:40]}"
+                f"this task checkpoint is one of {method[:40]}, not of {self.method}: "
+                f"import it with method={method[:40]}"
             )
 
     def _write(self, state: RegistryState) -> None:

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from ssmsam.embeddings.embedder import Embedder, stacked
 from ssmsam.fewshot.config import AdaptationConfig, SupportBankConfig, ViewConfig
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_known, drawn_unknown
+from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_slices
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import CrossAttentionFeatures, DecoderContext, TargetDecoder
-from ssmsam.models.frame import draw_mask
 from ssmsam.progress import Progress, silent
 
 _BATCH = 8
@@ -221,8 +220,9 @@ class _EncodedView:
     @torch.no_grad()
     def of(cls, slices: Sequence[LabelledSlice], view: View, decoder: TargetDecoder) -> _EncodedView:
         embedding = _channels_last(decoder.view(view.embedding))
-        whole = torch.cat([drawn_known(replace(one, known=None), decoder.logits_side) for one in slices])
-        return cls(view, embedding, decoder.moments(embedding, view.moved(whole.to(embedding["image"].device))))
+        device = embedding["image"].device
+        _, whole, _ = drawn_slices([replace(one, known=None) for one in slices], decoder.logits_side, device)
+        return cls(view, embedding, decoder.moments(embedding, view.moved(whole)))
 
 
 def _adaptation_task(
@@ -234,9 +234,7 @@ def _adaptation_task(
 ) -> AdaptationTask:
     side = decoder.logits_side
     view, device = encoded.view, encoded.embedding["image"].device
-    masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
-    known = torch.cat([drawn_known(one, side).to(device) for one in slices])
-    unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
+    masks, known, unknown = drawn_slices(slices, side, device)
     embedding = picked(encoded.embedding, rows)
     whole = encoded.moments is not None and all(one.known is None for one in slices)
     moments = encoded.moments[list(rows)] if whole and encoded.moments is not None else None

@@ -136,7 +136,7 @@ def mean_estimate(card: Mapping[str, Any]) -> float | None:
 @dataclass(frozen=True)
 class SupportCheck:
     """Of the labelled slices of one label, each answered by the others: the Dice in [0, 1] over all cells of those that
-    were asked for, ``slices`` of them; the least ``presence`` where the target is and the greatest where it is not,
+    were queries, ``slices`` of them; the least ``presence`` where the target is and the greatest where it is not,
     ``absence``. None where nothing is known."""
 
     dice: float | None = None
@@ -151,18 +151,18 @@ def check_support(decoder: TargetDecoder, adaptation_task: AdaptationTask) -> Su
     shows = adaptation_task.bank.shows
     if shows.sum() < 2:
         return SupportCheck()
-    asked = evenly_spaced(len(shows), CHECKED_SLICES)
-    presence, total = np.zeros(len(asked)), np.zeros(2)
-    for start in range(0, len(asked), BATCH):
+    queries = evenly_spaced(len(shows), CHECKED_SLICES)
+    presence, total = np.zeros(len(queries)), np.zeros(2)
+    for start in range(0, len(queries), BATCH):
         stop_if_cancelled()
-        numbers = asked[start : start + BATCH]
+        numbers = queries[start : start + BATCH]
         query_batch = adaptation_task.query_batch(numbers)
         proposal = decoder(query_batch.embedding, query_batch.context, features=query_batch.features)
         presence[start : start + len(numbers)] = proposal.presence.sigmoid().cpu().numpy()
         # whether a mask is kept where the target is not, is for the volume head to say
         drawn = torch.from_numpy(shows[numbers]).to(proposal.logits.device)[:, None, None]
         total += tally((proposal.logits > 0) & drawn, query_batch)
-    there = shows[asked]
+    there = shows[queries]
     return SupportCheck(
         dice=float(total[0] / total[1]) if total[1] else None,
         presence=float(presence[there].min()) if there.any() else None,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import load_file
 
 from ssmsam.fewshot.adapted_task import AdaptedTask
@@ -15,8 +14,11 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_initial_state
 from ssmsam.models.registry import load_target_decoder
-from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
-from ssmsam.models.weights import find_made_for, find_weights, weights_digest
+from ssmsam.models.self_sampling import SelfSamplingDecoder
+from ssmsam.models.weights import WeightsSource, find_made_for, find_weights, weights_digest
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -24,47 +26,31 @@ META_LEARNED = {"small": "small_ssm"}
 """The meta-learned initialisations in the manifest, by encoder."""
 
 
-def load_ssm_decoder(
-    encoder_name: str,
-    *,
-    folder: Path | str | None = None,
-    download: bool = False,
-    device: str = "cpu",
-    allow_unverified: bool = False,
-    config: SelfSamplingDecoderConfig | None = None,
-) -> SelfSamplingDecoder:
+def load_ssm_decoder(encoder_name: str, *, device: str = "cpu", **source: Unpack[WeightsSource]) -> SelfSamplingDecoder:
     """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, frozen, in evaluation mode.
 
     It begins with the packaged initialisation that was meta-learned for the very weights of the encoder; for others,
     which is logged, with the target decoder of :func:`load_target_decoder`, whose arguments and errors these are."""
-    wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
-    inner = load_target_decoder(encoder_name, device=device, **wanted)
-    weights = weights_digest(find_weights(encoder_name, **wanted))
+    inner = load_target_decoder(encoder_name, device=device, **source)
+    weights = weights_digest(find_weights(encoder_name, **source))
     with same_initial_state():
-        decoder = SelfSamplingDecoder(inner, width=inner.width, config=config)
-    path = _packaged(encoder_name, weights, **wanted)
+        decoder = SelfSamplingDecoder(inner, width=inner.width)
+    path = _packaged(encoder_name, weights, **source)
     if path is not None:
-        initialise(decoder, load_file(str(path)))
+        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
     return decoder.to(device).eval().requires_grad_(False)
 
 
-def initialise(decoder: SelfSamplingDecoder, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give a decoder the weights of an initialisation. What it reads of further levels begins without effect where that
-    knows nothing of them. Raises RuntimeError when they do not fit."""
-    own = {name: tensor for name, tensor in decoder.state_dict().items() if name.startswith("levels.")}
-    decoder.load_state_dict({**own, **{name: tensor.float() for name, tensor in weights.items()}})
-
-
-def _packaged(encoder_name: str, weights: str, **wanted: Any) -> Path | None:
+def _packaged(encoder_name: str, weights: str, **source: Unpack[WeightsSource]) -> Path | None:
     """The file of the initialisation for these weights of the encoder, or None."""
-    path = find_made_for(META_LEARNED[encoder_name], weights, **wanted) if encoder_name in META_LEARNED else None
+    path = find_made_for(META_LEARNED[encoder_name], weights, **source) if encoder_name in META_LEARNED else None
     if path is None:
         logger.info("no meta-learned initialisation for these weights of %s: ssm_sam begins like fewshot", encoder_name)
     return path
 
 
 SHIPPED = "shipped"
-"""How the initialisation that came with the weights is asked for. Its name is "" wherever names are kept."""
+"""The name of the initialisation that came with the weights, in requests; "" wherever names are kept."""
 KEPT = 5
 """How many of the newest initialisations stay."""
 
@@ -82,7 +68,7 @@ class Initialisations:
         self._weights_sha256 = weights_sha256
         self._registry = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
         self._registry.migrate(shipped, weights_sha256=weights_sha256)
-        self._asked = ""
+        self._wanted = ""
         self._loaded: tuple[TargetDecoder, str] = shipped, ""
 
     @property
@@ -96,15 +82,15 @@ class Initialisations:
 
     def current(self) -> tuple[TargetDecoder, str]:
         """The initialisation that is used, and its name. The shipped one where another cannot be read."""
-        asked = self.state.active
-        if asked != self._asked:
-            self._loaded = self._load(asked) if asked else (self.shipped, "")
-            self._asked = asked
+        wanted = self.state.active
+        if wanted != self._wanted:
+            self._loaded = self._load(wanted) if wanted else (self.shipped, "")
+            self._wanted = wanted
         return self._loaded
 
     def publish(self, decoder: TargetDecoder, card: Mapping[str, Any], *, activate: bool) -> str:
-        """Keep a new initialisation under a name of its own, and use it from now on if so told. In one step for
-        readers."""
+        """Keep a new initialisation under a name of its own, and use it from now on with ``activate``. In one step
+        for readers."""
         card = {**card, "method": SSM_SAM, "weights_sha256": self._weights_sha256}
         return self._registry.publish(AdaptedTask(decoder, {}, card), decoder=self.shipped, activate=activate)
 

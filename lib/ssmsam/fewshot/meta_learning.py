@@ -2,9 +2,7 @@
 
 First-order MAML (Finn et al., 2017) as Zhang et al. (WACV 2024) use it: a copy of the decoder is adapted to the support
 of an episode, and the gradient of the query's loss at the *adapted* weights is applied to the initialisation. The inner
-loop is the online optimiser itself, :func:`ssmsam.fewshot.adaptation.fit`. Its learning rates can be learned too, one
-for each group of parameters: with theta' = theta - exp(r) u, to first order dL/dr is the product of dL/dtheta' with
-theta' - theta."""
+loop is the online optimiser itself, :func:`ssmsam.fewshot.adaptation.fit`."""
 
 from __future__ import annotations
 
@@ -25,7 +23,6 @@ from ssmsam.fewshot.estimate import Estimate, overlap
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support, checked
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.progress import Progress, silent
 
 
@@ -105,22 +102,16 @@ class MetaLearner:
     def step(self, episodes: Sequence[Episode], *, seed: int) -> float:
         """One outer step over some episodes: the mean loss on their queries after adaptation."""
         self._outer.zero_grad(set_to_none=True)
-        losses, slopes = [], []
-        for number, episode in enumerate(episodes):
-            loss, slope = self._through(episode, seed + number, len(episodes))
-            losses.append(loss)
-            slopes.append(slope)
+        losses = [self._through(episode, seed + number, len(episodes)) for number, episode in enumerate(episodes)]
         nn.utils.clip_grad_norm_(self.decoder.adaptable(), self.config.clip_norm)
         self._outer.step()
-        if self.config.learn_rates and isinstance(self.decoder, SelfSamplingDecoder):
-            self._learn_rates(self.decoder, np.mean(slopes, axis=0))
         return float(np.mean(losses))
 
-    def _through(self, episode: Episode, seed: int, episodes: int) -> tuple[float, list[float]]:
-        """Adapt a copy to one episode, judge it on the query, and give the initialisation the gradient.
+    def adapted(self, fitted: TargetDecoder, gradients: Mapping[int, torch.Tensor | None]) -> None:
+        """For subclasses: what an episode's adaptation led to, and the query loss's gradients there by parameter id."""
 
-        Also the slope of the loss over the logarithm of each group's learning rate.
-        """
+    def _through(self, episode: Episode, seed: int, episodes: int) -> float:
+        """Adapt a copy to one episode, judge it on the query, and give the initialisation the gradient."""
         inner = replace(self.config.inner, seed=seed)
         fitted = fit(self.decoder, episode.tasks, inner, held_out=episode.held_out).decoder
         learned = [parameter.requires_grad_(True) for parameter in fitted.adaptable()]
@@ -132,24 +123,8 @@ class MetaLearner:
             if gradient is not None:
                 share = gradient / episodes
                 initial.grad = share if initial.grad is None else initial.grad + share
-        return float(loss.detach()), self._slopes(fitted, dict(zip(map(id, learned), gradients, strict=True)))
-
-    def _slopes(self, fitted: TargetDecoder, gradients: dict[int, torch.Tensor | None]) -> list[float]:
-        slopes = []
-        for (after, _), (before, _) in zip(fitted.rated(), self.decoder.rated(), strict=True):
-            moved = [
-                float((gradients[id(new)] * (new.detach() - old.detach())).sum())  # type: ignore[operator]
-                for new, old in zip(after, before, strict=True)
-                if gradients[id(new)] is not None
-            ]
-            slopes.append(sum(moved))
-        return slopes
-
-    def _learn_rates(self, decoder: SelfSamplingDecoder, slopes: np.ndarray) -> None:
-        """A step of fixed length down the slope, by its sign: the losses of episodes are of very different size."""
-        with torch.no_grad():
-            decoder.log_rates -= self.config.rates_rate * torch.from_numpy(np.sign(slopes)).to(decoder.log_rates)
-            decoder.log_rates.clamp_(-3, 3)
+        self.adapted(fitted, dict(zip(map(id, learned), gradients, strict=True)))
+        return float(loss.detach())
 
 
 def meta_train(

@@ -6,26 +6,202 @@ The server's task, the command line and notebooks call :func:`adapt` and :func:`
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
+
+import numpy as np
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.atlas import Atlas
-from ssmsam.fewshot.config import DEFAULTS, FewShotConfig
+from ssmsam.fewshot.atlas import Atlas, guides_for
+from ssmsam.fewshot.config import DEFAULTS, FewShotConfig, PseudoLabelConfig, SegmentationConfig
 from ssmsam.fewshot.episodes import adaptation_tasks
 from ssmsam.fewshot.estimate import Estimate, SupportCheck, check_support, cross_validated, worth_it
-from ssmsam.fewshot.prediction import Prediction, as_annotated, assembled, find
-from ssmsam.fewshot.proposals import Clicks
-from ssmsam.fewshot.pseudo_labels import as_labelled, slices_to_pseudo_label
-from ssmsam.fewshot.roi_refinement import roi_banks
-from ssmsam.fewshot.support import Support, digest
+from ssmsam.fewshot.proposals import Clicks, Proposals, Target, corrected, propose, refined_in_roi, roi_banks
+from ssmsam.fewshot.selection import Selected, select_target
+from ssmsam.fewshot.support import LabelledSlice, Support, digest
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Progress, silent, stop_if_cancelled
+
+
+def slices_to_pseudo_label(
+    slices: Sequence[LabelledSlice], config: PseudoLabelConfig
+) -> Iterator[tuple[VolumeEmbeddings, list[int]]]:
+    """Volumes of one label's labelled slices, each with the slices to give pseudo-labels to, ascending."""
+    if config.slices == 0:
+        return
+    counts = Counter(one.volume for one in slices)
+    for volume, _ in counts.most_common(config.volumes):
+        labelled = [one for one in slices if one.volume == volume]
+        taken = {one.index for one in labelled}
+        embeddings = labelled[0].embeddings
+        spread = [index for index in evenly_spread(embeddings, config) if index not in taken]
+        if spread:
+            yield embeddings, spread
+
+
+def evenly_spread(embeddings: VolumeEmbeddings, config: PseudoLabelConfig) -> list[int]:
+    """Slices from the first to the last of a volume, about equally far apart."""
+    length = (embeddings.count - 1) * embeddings.slice_mm
+    return evenly_spaced(embeddings.count, max(1, min(config.slices, int(length / config.spacing_mm) + 1)))
+
+
+def as_labelled(embeddings: VolumeEmbeddings, mask: np.ndarray, slices: Sequence[int]) -> list[LabelledSlice]:
+    """Some slices of a mask on the volume's own grid (slices, rows, columns) bool."""
+    stack = embeddings.plane.stack(mask)
+    return [LabelledSlice(embeddings, index, stack[index]) for index in slices]
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """Of one label on some slices: what the decoder ``proposed``, and what is kept of it."""
+
+    proposed: Proposals
+    selected: Selected
+
+    @property
+    def final(self) -> Proposals:
+        """The masks as they are served."""
+        return self.selected.proposals
+
+
+def find(
+    task: AdaptedTask,
+    query: VolumeEmbeddings,
+    slices: Sequence[int],
+    *,
+    labels: Collection[str] | None = None,
+    clicks: Mapping[str, Clicks] | None = None,
+    config: SegmentationConfig,
+    up_to_extent: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Finding]:
+    """Label -> what a task finds of it in a volume.
+
+    Args:
+        task: Decoder and support banks.
+        query: The volume.
+        slices: Numbers of slices, which should be embedded.
+        labels: Those of the task that are wanted, by default all.
+        clicks: By label, what was clicked on single slices.
+        config: Which steps follow on the decoder's proposals.
+        up_to_extent: Nothing is proposed past slices where the target ends; that saves time.
+        progress: Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two
+            batches.
+    """
+    banks = {label: bank for label, bank in task.banks.items() if labels is None or label in labels}
+    task = replace(task, banks=banks)
+    side, atlases = task.decoder.logits_side, task.atlases if config.atlases else ()
+    guides = guides_for(atlases, banks, query, slices, side, progress=progress)
+    proposed = propose(task, query, slices, config=config, guides=guides, up_to_extent=up_to_extent, progress=progress)
+    found = {}
+    for label, first in proposed.items():
+        target, clicked = Target(task, label, query, config), (clicks or {}).get(label, {})
+        proposals = corrected(first, clicked, target)
+        kept = select_target(proposals, target, clicked=clicked)
+        if config.own_slices and not clicked and not target.annotated:
+            proposals, kept = _self_supported(proposals, kept, target, progress)
+        refined = refined_in_roi(kept.proposals, target, clicked, progress=progress)
+        found[label] = Finding(proposals, replace(kept, proposals=refined))
+    return found
+
+
+def _self_supported(
+    proposals: Proposals, kept: Selected, target: Target, progress: Progress
+) -> tuple[Proposals, Selected]:
+    """The same after the best masks that were found, spread over the target, have supported the others.
+
+    Patients differ more from each other than the slices of one do: the self-support of Fan et al. (2022), there by
+    prototypes within one image, here by slices within one volume, which the decoder was trained to use. Kept where the
+    volume head expects more of it.
+    """
+    query, config, count = target.query, target.config, target.config.own_slices
+    drawn = np.flatnonzero((kept.proposals.logits > 0).any(axis=(1, 2)))
+    if len(drawn) < 2 * count:
+        return proposals, kept
+    best = [int(part[kept.dice[part].argmax()]) for part in np.array_split(drawn, count)]
+    own = [
+        LabelledSlice(query, int(proposals.slices[row]), kept.proposals.pixels(row, query.frame) > 0) for row in best
+    ]
+    bank = target.bank.joined(SupportBank.of(own, target.task.decoder))
+    guides = {target.label: proposals.guide} if proposals.guide else None
+    supported = replace(target.task, banks={target.label: bank}, initial=None)
+    order = proposals.slices.tolist()
+    again = propose(supported, query, order, config=config, guides=guides, progress=progress)[target.label]
+    again = replace(again, presence=proposals.presence)
+    second = select_target(again, target)
+    # what to expect was judged before own masks passed for annotated ones
+    return (again, replace(second, expected=kept.expected)) if second.rank >= kept.rank else (proposals, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What was found in one volume.
+
+    Attributes:
+        labels: Names of the values 1, 2, ... of ``mask``.
+        mask: (slices, rows, columns) uint8, on the volume's own grid.
+        slices: (n,) numbers of the slices that were looked at, along the plane of work.
+        presence: (labels, n) probabilities in [0, 1] that the label is on the slice.
+        uncertainty: (labels, n) the expected loss of Dice in [0, 1].
+        logits: (labels, n, S, S) in the encoder's frame.
+        dice: Label -> the Dice in [0, 1] that is expected of its mask over the slices that nobody annotated.
+        open_ends: Label -> the slices just past its annotated ends where something was proposed and left out: a person
+            should say whether it is still there.
+    """
+
+    labels: tuple[str, ...]
+    mask: np.ndarray
+    slices: np.ndarray
+    presence: np.ndarray
+    uncertainty: np.ndarray
+    logits: np.ndarray
+    dice: Mapping[str, float] = field(default_factory=dict)
+    open_ends: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def assembled(found: Mapping[str, Selected], query: VolumeEmbeddings) -> Prediction:
+    """Masks on the volume's own grid. Where labels overlap the one with the highest logit has the voxel."""
+    labels = tuple(found)
+    proposals = [one.proposals for one in found.values()]
+    mask = np.zeros(query.grid.shape, dtype=np.uint8)
+    stack = query.plane.stack(mask)
+    for row, index in enumerate(proposals[0].slices):
+        pixels = np.stack([one.pixels(row, query.frame) for one in proposals])
+        stack[index] = np.where(pixels.max(axis=0) > 0, pixels.argmax(axis=0) + 1, 0)
+    return Prediction(
+        labels=labels,
+        mask=mask,
+        slices=proposals[0].slices,
+        presence=np.stack([one.presence for one in proposals]),
+        uncertainty=np.stack([1 - one.dice for one in found.values()]),
+        logits=np.stack([one.logits for one in proposals]),
+        dice={label: one.expected for label, one in found.items()},
+        open_ends={label: one.proposals.open_ends for label, one in found.items() if one.proposals.open_ends},
+    )
+
+
+def as_annotated(mask: np.ndarray, labels: Sequence[str], query: VolumeEmbeddings, support: Support) -> np.ndarray:
+    """A copy of a label map (slices, rows, columns) of 1, 2, ... for ``labels`` that holds what was annotated.
+
+    Where an annotation says that a label is not, another label that was proposed there stays.
+    """
+    mask = mask.copy()
+    stack = query.plane.stack(mask)
+    for number, label in enumerate(labels, 1):
+        for one in support.get(label, ()):
+            if one.volume == query.key.digest:
+                known = np.ones_like(one.mask) if one.known is None else one.known
+                pixels = stack[one.index]
+                pixels[(pixels == number) & known & ~one.mask] = 0
+                pixels[one.mask & known] = number
+    return mask
 
 
 def adapt(
@@ -39,9 +215,9 @@ def adapt(
 ) -> AdaptedTask:
     """Adapt a decoder to a few labelled slices.
 
-    They are encoded, the online optimiser's regression is solved on them, and each is asked for by the others. With
-    ``config.adaptation.steps`` a copy of the decoder is also fitted to them by gradient steps; where the estimate on
-    held-out slices says that this does harm, the decoder stays as it was.
+    They are encoded, the online optimiser's regression is solved on them, and each is a query with the others as
+    context. With ``config.adaptation.steps`` a copy of the decoder is also fitted to them by gradient steps; where the
+    estimate on held-out slices says that this does harm, the decoder stays as it was.
 
     Args:
         support: Labelled slices by label.
@@ -241,7 +417,7 @@ def segment(
         labels=labels,
         clicks=clicks,
         config=config.segmentation,
-        up_to_ends=not clicks,
+        up_to_extent=not clicks,
         progress=progress,
     )
     prediction = assembled({label: one.selected for label, one in found.items()}, query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,13 +12,15 @@ import torch
 from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.atlas import Guide
-from ssmsam.fewshot.config import NOT_THERE, NOWHERE, SegmentationConfig
+from ssmsam.fewshot.config import NOT_THERE, NOWHERE, RoiConfig, SegmentationConfig
+from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import Corrections, DecoderContext, TargetDecoder
-from ssmsam.models.frame import Frame, logits_to_pixels
+from ssmsam.models.frame import OUTSIDE, Frame, Window, logits_to_pixels, on_cells
 from ssmsam.models.prompt_decoder import SlicePrompt
 from ssmsam.models.prompt_small import point_tensors
+from ssmsam.ops import evenly_spaced, touching
 from ssmsam.progress import Progress, silent
 
 Clicks = Mapping[int, SlicePrompt]
@@ -39,8 +42,8 @@ class Proposals:
     """Of one label on n slices of a volume: ``logits`` (n, S, S) float32 in the encoder's frame and ``presence`` (n,)
     probabilities; ``slices`` (n,) their numbers, ascending; ``descriptors`` (n, D) as in a bank. ``roi`` holds what was
     drawn anew in an enlarged window, which the logits follow as well as their cells can. ``guide`` is what volumes that
-    were registered with this one say. ``asked`` are slices just past annotated ends of which it should be asked whether
-    the target is still there: something was proposed on them, and left out."""
+    were registered with this one say. ``open_ends`` are slices just past annotated ends where something was proposed
+    and left out: whether the target is still there is for a person to say."""
 
     slices: np.ndarray
     logits: np.ndarray
@@ -48,7 +51,7 @@ class Proposals:
     descriptors: np.ndarray
     roi: Roi | None = None
     guide: Guide | None = None
-    asked: tuple[int, ...] = ()
+    open_ends: tuple[int, ...] = ()
 
     def pixels(self, row: int, frame: Frame) -> np.ndarray:
         """The logits of one slice (height, width)."""
@@ -60,6 +63,26 @@ class Proposals:
         return pixels
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One label of a task in one volume, and by which settings it is looked for."""
+
+    task: AdaptedTask
+    label: str
+    query: VolumeEmbeddings
+    config: SegmentationConfig
+
+    @property
+    def bank(self) -> SupportBank:
+        """The labelled slices of the label."""
+        return self.task.banks[self.label]
+
+    @property
+    def annotated(self) -> dict[int, int]:
+        """Slices of the volume that a person labelled -> their numbers in the bank."""
+        return self.bank.annotated_slices(self.query)
+
+
 @torch.inference_mode()
 def propose(
     task: AdaptedTask,
@@ -68,7 +91,7 @@ def propose(
     *,
     config: SegmentationConfig,
     guides: Mapping[str, Guide] | None = None,
-    up_to_ends: bool = False,
+    up_to_extent: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
     """Proposals for all labels of a task on some slices of a volume.
@@ -79,26 +102,26 @@ def propose(
         slices: Numbers of slices, which should be embedded.
         config: How many slices at once, and how many labelled ones for each.
         guides: What registered volumes say of the same slices in ascending order, by label.
-        up_to_ends: Nothing is proposed past a slice, outwards from the annotated ones, where the decoder sees nothing
+        up_to_extent: Nothing is proposed past a slice, outwards from the annotated ones, where the decoder sees nothing
             of the target; that saves time.
         progress: Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two
             batches.
     """
     order = sorted(slices)
     targets = {
-        label: _Target.of(task, label, query, order, guide=(guides or {}).get(label), up_to_ends=up_to_ends)
+        label: _Proposing.of(Target(task, label, query, config), order, (guides or {}).get(label), up_to_extent)
         for label in task.labels
     }
     descriptors: list[np.ndarray] = [np.empty(0)] * len(order)
     done = 0
-    for rows in _outwards(order, [one.ends for one in targets.values() if one.ends], config.batch):
+    for rows in _outwards(order, [one.extent for one in targets.values() if one.extent], config.batch):
         progress("segment", done, len(order))
         embedding = task.decoder.view(query.batch([order[row] for row in rows]))
         described = slice_descriptors(embedding["image"])
         for row, one in zip(rows, described.cpu().numpy(), strict=True):
             descriptors[row] = one
         for target in targets.values():
-            target.propose(rows, embedding, described, config)
+            target.propose(rows, embedding, described)
         done += len(rows)
     progress("segment", len(order), len(order))
     where, stack = np.array(order), np.stack(descriptors)
@@ -106,80 +129,66 @@ def propose(
 
 
 @dataclass(eq=False)
-class _Target:
-    """What is proposed of one label, batch by batch: ``logits`` (n, S, S) and ``presence`` (n,) of all slices of the
-    ``order``. ``ends`` are the outermost annotated slices that show it, if it is followed outwards from these, and
+class _Proposing:
+    """What is proposed of one target, batch by batch: ``logits`` (n, S, S) and ``presence`` (n,) of all slices of the
+    ``order``. ``extent`` are the outermost annotated slices that show it, if it is followed outwards from these, and
     ``low`` and ``high`` the nearest slices past them that end it."""
 
-    task: AdaptedTask
-    bank: SupportBank
-    query: VolumeEmbeddings
+    target: Target
     order: Sequence[int]
+    guide: Guide | None
     logits: np.ndarray
     presence: np.ndarray
-    guide: Guide | None
     annotated: Sequence[int]
-    ends: tuple[int, int] | None
+    extent: tuple[int, int] | None
     low: float = -np.inf
     high: float = np.inf
 
     @classmethod
-    def of(
-        cls,
-        task: AdaptedTask,
-        label: str,
-        query: VolumeEmbeddings,
-        order: Sequence[int],
-        *,
-        guide: Guide | None,
-        up_to_ends: bool,
-    ) -> _Target:
+    def of(cls, target: Target, order: Sequence[int], guide: Guide | None, up_to_extent: bool) -> _Proposing:
         """Of which nothing is proposed yet. Where no slice of the volume shows it, it may be anywhere."""
-        bank, side = task.banks[label], task.decoder.logits_side
+        side, shows, annotated = target.task.decoder.logits_side, target.bank.shows, target.annotated
         logits = np.full((len(order), side, side), NOWHERE, dtype=np.float32)
-        annotated = bank.annotated_slices(query)
-        on = [index for index, number in annotated.items() if bank.shows[number]] if up_to_ends else []
-        ends = (min(on), max(on)) if on else None
+        on = [index for index, number in annotated.items() if shows[number]] if up_to_extent else []
         presence = np.zeros(len(order), dtype=np.float32)
-        return cls(task, bank, query, order, logits, presence, guide, list(annotated), ends)
+        return cls(target, order, guide, logits, presence, list(annotated), (min(on), max(on)) if on else None)
 
-    def propose(
-        self, batch: Sequence[int], embedding: Embedding, descriptors: torch.Tensor, config: SegmentationConfig
-    ) -> None:
+    def propose(self, batch: Sequence[int], embedding: Embedding, descriptors: torch.Tensor) -> None:
         """Ask the decoders about those slices of a batch of rows on which the target may be."""
+        task, bank, config = self.target.task, self.target.bank, self.target.config.bank
         kept = [n for n, row in enumerate(batch) if self.low <= self.order[row] <= self.high]
         if not kept:
             return
         rows, device = [batch[n] for n in kept], descriptors.device
         slices, index = [self.order[row] for row in rows], torch.tensor(kept, device=device)
         atlas = self.guide.maps(rows).to(device) if self.guide else None
-        context = self.bank.context_of(self.query, slices, descriptors[index], config=config.bank, atlas=atlas)
+        context = bank.context_of(self.target.query, slices, descriptors[index], config=config, atlas=atlas)
         part = embedding if len(kept) == len(batch) else take(embedding, index)
         past = np.zeros(len(slices), dtype=bool)
-        if self.task.initial and self.annotated:
+        if task.initial and self.annotated:
             past = (np.array(slices) < min(self.annotated)) | (np.array(slices) > max(self.annotated))
-        for decoder, some in ((self.task.decoder, ~past), (self.task.initial, past)):
+        for decoder, some in ((task.decoder, ~past), (task.initial, past)):
             if decoder is not None and some.any():
                 answered = _answered(decoder, part, context, some)
                 self.logits[np.array(rows)[some]], self.presence[np.array(rows)[some]] = answered
-        self._find_ends(rows)
+        self._find_extent(rows)
 
-    def _find_ends(self, rows: Sequence[int]) -> None:
+    def _find_extent(self, rows: Sequence[int]) -> None:
         """Learn from what was proposed on some slices where the target ends."""
-        if self.ends is None:
+        if self.extent is None:
             return
         for row in rows:
             if not (self.logits[row] > 0).any() or self.presence[row] < NOT_THERE:
-                if self.order[row] < self.ends[0]:
+                if self.order[row] < self.extent[0]:
                     self.low = max(self.low, self.order[row])
-                elif self.order[row] > self.ends[1]:
+                elif self.order[row] > self.extent[1]:
                     self.high = min(self.high, self.order[row])
 
 
-def _outwards(order: Sequence[int], ends: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
+def _outwards(order: Sequence[int], extents: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
     """All rows of ascending slices in batches: those between the annotated ends first, then up, then down."""
-    low = min((first for first, _ in ends), default=-1)
-    high = max((last for _, last in ends), default=np.inf)
+    low = min((first for first, _ in extents), default=-1)
+    high = max((last for _, last in extents), default=np.inf)
     below = [row for row, index in enumerate(order) if index < low][::-1]
     between = [row for row, index in enumerate(order) if low <= index <= high]
     above = [row for row, index in enumerate(order) if index > high]
@@ -194,23 +203,17 @@ def _answered(
     if not rows.all():
         index = torch.from_numpy(np.flatnonzero(rows)).to(context.prior.device)
         embedding = take(embedding, index)
-        context = DecoderContext(**{name: value[index] for name, value in vars(context).items()})
+        context = context[index]
     proposal = decoder(embedding, context)
     return proposal.logits.cpu().numpy(), proposal.presence.sigmoid().cpu().numpy()
 
 
 @torch.inference_mode()
-def corrected(
-    proposals: Proposals,
-    clicks: Clicks,
-    task: AdaptedTask,
-    label: str,
-    query: VolumeEmbeddings,
-    config: SegmentationConfig,
-) -> Proposals:
+def corrected(proposals: Proposals, clicks: Clicks, target: Target) -> Proposals:
     """The same with the clicked slices proposed again. The target is there wherever something was clicked positively,
     and a slice that was only clicked negatively keeps its presence. Slices that are not among the proposals are left
     out."""
+    task, query = target.task, target.query
     logits, presence = proposals.logits.copy(), proposals.presence.copy()
     row_of = {number: row for row, number in enumerate(proposals.slices.tolist())}
     for clicked, prompt in clicks.items():
@@ -218,7 +221,7 @@ def corrected(
             continue
         row, embedding = row_of[clicked], task.decoder.view(query.slice(clicked))
         device, described = embedding["image"].device, slice_descriptors(embedding["image"])
-        context = task.banks[label].context_of(query, [clicked], described, config=config.bank)
+        context = target.bank.context_of(query, [clicked], described, config=target.config.bank)
         points, kinds = point_tensors(prompt, query.frame)
         previous = torch.from_numpy(logits[row])[None, None].to(device)
         corrections = Corrections(points[None].to(device), kinds[None].to(device), previous)
@@ -226,3 +229,124 @@ def corrected(
         if not prompt.empty:
             presence[row] = 1.0
     return replace(proposals, logits=logits, presence=presence)
+
+
+def roi_banks(
+    banks: Mapping[str, SupportBank], support: Support, decoder: TargetDecoder, config: RoiConfig
+) -> dict[str, SupportBank]:
+    """Label -> its labelled slices in windows, for the labels that are worth refinement. Embeds them."""
+    found = {}
+    for label, bank in banks.items():
+        slices = _enlarged(support[label], bank, config)
+        if slices:
+            found[label] = SupportBank.of(slices, decoder)
+    return found
+
+
+def _enlarged(slices: Sequence[LabelledSlice], bank: SupportBank, config: RoiConfig) -> list[LabelledSlice]:
+    found: list[LabelledSlice] = []
+    for volume in dict.fromkeys(one.volume for one in slices):
+        several = [one for one in slices if one.volume == volume]
+        window = window_in(bank, several[0].embeddings, config)
+        if window is not None:
+            part = several[0].embeddings.within(window)
+            spread = evenly_spaced(len(several), config.slices)
+            part.embed([several[n].index for n in spread])
+            found += [replace(several[n], embeddings=part) for n in spread]
+    return found
+
+
+def refined_in_roi(final: Proposals, target: Target, clicks: Clicks, *, progress: Progress = silent) -> Proposals:
+    """The same, with the masks of a small target drawn anew in an enlarged window; embeds it.
+
+    Slices that were found to be empty stay so, annotated ones as they are, and so do those with clicks outside the
+    window. Of what is drawn anew only the parts stay that touch the mask as it was. Only this volume's labelled slices
+    are its support.
+    """
+    task, label, query, config = target.task, target.label, target.query, target.config
+    window = window_in(target.bank, query, config.roi) if config.roi and label in task.roi_banks else None
+    if window is None:
+        return final
+    left_alone = {*target.annotated, *(i for i, one in clicks.items() if not window.holds(one.points))}
+    drawn = np.flatnonzero((final.logits > 0).any(axis=(1, 2)))
+    rows = [int(row) for row in drawn if int(final.slices[row]) not in left_alone]
+    if not rows:
+        return final
+    enlarged, slices = query.within(window), [int(final.slices[row]) for row in rows]
+    enlarged.embed(slices, progress=progress)
+    own = replace(config, bank=replace(config.bank, others=0))
+    near = Target(replace(task, banks={label: task.roi_banks[label]}), label, enlarged, own)
+    proposals = propose(near.task, enlarged, slices, config=own, progress=progress)[label]
+    proposals = corrected(proposals, clicks, near)
+    return redrawn_in(final, rows, proposals.logits, query.frame, enlarged.frame)
+
+
+def redrawn_in(final: Proposals, rows: Sequence[int], seen: np.ndarray, whole: Frame, part: Frame) -> Proposals:
+    """``seen`` (rows, S, S) in the window in place of what was drawn on these rows."""
+    side = final.logits.shape[-1]
+    before = np.stack([final.pixels(row, whole) > 0 for row in rows])
+    logits, anchors = np.full_like(final.logits, OUTSIDE), np.zeros(final.logits.shape, dtype=bool)
+    logits[rows] = seen
+    anchors[rows] = on_cells(before, part, side) > 0.5
+    strayed = (logits > 0) & ~touching(logits > 0, anchors)
+    logits[strayed] = OUTSIDE
+    roi = Roi(part, logits, (logits > 0).any(axis=(1, 2)))
+    redrawn, cells = replace(final, roi=roi), final.logits.copy()
+    for row in np.flatnonzero(roi.drawn):
+        cells[row] = on_cells(redrawn.pixels(row, whole)[None], whole, side)[0]
+    return replace(redrawn, logits=cells)
+
+
+def side_mm(masks: Mapping[str, tuple[np.ndarray, float]], config: RoiConfig) -> float | None:
+    """The side of a label's windows in millimetres, from its masks by volume and their cells' sides; None for targets
+    that fill the slice, or no cell."""
+    extents, fields = [], []
+    for drawn, cell_mm in masks.values():
+        box = _box(drawn)
+        if box is not None:
+            extents.append(max(box[2] - box[0], box[3] - box[1]) * cell_mm)
+            fields.append(drawn.shape[-1] * cell_mm)
+    if not extents:  # smaller than a cell on every slice
+        return None
+    smallest = max(fields) / config.most
+    steps = math.ceil(math.log(max(1.0, config.margin * max(extents) / smallest), config.step))
+    side = smallest * config.step**steps
+    return side if side * config.least < min(fields) else None
+
+
+def window_in(bank: SupportBank, volume: VolumeEmbeddings, config: RoiConfig) -> Window | None:
+    """Where to enlarge a volume, whole slices of which are in the bank: around what is annotated there. None where
+    nothing is, too little, or where enlarging shows no more."""
+    every = bank.annotated_masks()
+    if volume.key.digest not in every:
+        return None
+    side, masks = side_mm(every, config), every[volume.key.digest][0]
+    box = _box(masks)
+    if side is None or box is None or masks.any(axis=(1, 2)).sum() < config.labelled:
+        return None
+    frame = volume.frame
+    cell = frame.size / masks.shape[-1]
+    centre = np.array([(box[1] + box[3]) / 2, (box[0] + box[2]) / 2]) * cell - 0.5
+    x, y = frame.points_to_slice(centre)[0]
+    height, width = (max(1, round(side / mm)) for mm in frame.pixel_mm)
+    # the same part of the body however the volume is stored
+    rows, first_row = _span(y, height, frame.height, config, turned=frame.mirrored[0])
+    columns, first_column = _span(x, width, frame.width, config, turned=frame.mirrored[1])
+    return Window(first_row, first_column, rows, columns)
+
+
+def _span(centre: float, wanted: int, available: int, config: RoiConfig, *, turned: bool) -> tuple[int, int]:
+    """How many pixels, and the first of them; ``turned`` counts the steps from the other end."""
+    length = min(wanted, available)
+    step = max(1, length // config.raster)
+    middle = available - 1 - centre if turned else centre
+    first = int(np.clip(round((middle + 0.5 - length / 2) / step) * step, 0, available - length))
+    return length, available - length - first if turned else first
+
+
+def _box(masks: np.ndarray) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right) of masks (n, S, S), the last two outside; None when they are empty."""
+    rows, columns = (np.flatnonzero(masks.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

@@ -13,12 +13,11 @@ import torch
 from scipy import ndimage
 from scipy.special import expit, logit
 
-from ssmsam.embeddings.embedder import VolumeEmbeddings
-from ssmsam.fewshot.adapted_task import AdaptedTask
+from ssmsam import ops
 from ssmsam.fewshot.atlas import Guide
-from ssmsam.fewshot.config import EVEN, MOST_LOG, NEAR_MM, NOWHERE, OBJECTS, SegmentationConfig
+from ssmsam.fewshot.config import EVEN, MOST_LOG, NEAR_MM, NOWHERE, OBJECTS
 from ssmsam.fewshot.estimate import SupportCheck
-from ssmsam.fewshot.proposals import Proposals
+from ssmsam.fewshot.proposals import Proposals, Target
 from ssmsam.fewshot.support_bank import SupportBank, interpolated, signed_distance
 from ssmsam.models.registry import load_volume_head
 from ssmsam.models.volume_head import VolumeHead
@@ -75,28 +74,22 @@ def _tracked(masks: np.ndarray, found: np.ndarray, first: int) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Selected:
     """``proposals`` with what is not the target ruled out and ``presence`` (n,) by the volume head; the Dice in [0, 1]
-    that is expected of each slice's mask (n,), ``dice``, and over all slices that nobody annotated, ``overall``."""
+    that is expected of each slice's mask (n,), ``dice``, and over all slices that nobody annotated, ``expected``;
+    ``rank`` is greater of better proposals for the same volume."""
 
     proposals: Proposals
     dice: np.ndarray
-    overall: float
+    expected: float
+    rank: float
 
 
-def select_target(
-    proposals: Proposals,
-    task: AdaptedTask,
-    label: str,
-    query: VolumeEmbeddings,
-    config: SegmentationConfig,
-    *,
-    clicked: Collection[int] = (),
-) -> Selected:
-    """What of the proposals for a label is the target. Masks on slices that were ``clicked`` on count as annotated."""
-    bank = task.banks[label]
-    among = candidates(proposals, bank, query, task.support_check(label), clicked=clicked)
-    if not config.volume_head:
+def select_target(proposals: Proposals, target: Target, *, clicked: Collection[int] = ()) -> Selected:
+    """What of the proposals is the target. Masks on slices that were ``clicked`` on count as annotated."""
+    among = candidates(proposals, target, clicked=clicked)
+    if not target.config.volume_head:
         return everything(proposals, among)
-    return selected(proposals, load_volume_head(), among, several=not bank.in_one_piece, every_slice=config.every_slice)
+    several, every_slice = not target.bank.in_one_piece, target.config.every_slice
+    return selected(proposals, load_volume_head(), among, several=several, every_slice=every_slice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,19 +103,12 @@ class Candidates:
     logits: np.ndarray
 
 
-def candidates(
-    proposals: Proposals,
-    bank: SupportBank,
-    query: VolumeEmbeddings,
-    check: SupportCheck,
-    *,
-    clicked: Collection[int] = (),
-) -> Candidates:
+def candidates(proposals: Proposals, target: Target, *, clicked: Collection[int] = ()) -> Candidates:
     """What the volume head judges. Masks on slices that were ``clicked`` on count as annotated."""
-    logits = proposals.logits.copy()
+    bank, query, logits = target.bank, target.query, proposals.logits.copy()
     rows = {int(index): row for row, index in enumerate(proposals.slices)}
     annotated: dict[int, np.ndarray] = {}
-    for index, number in bank.annotated_slices(query).items():
+    for index, number in target.annotated.items():
         if index in rows:
             row, distance = rows[index], bank.distances[number]
             logits[row] = np.where(distance == 0, logits[row], distance)
@@ -137,7 +123,7 @@ def candidates(
         cell_mm=query.frame.input_mm * query.frame.size / side,
         annotated=annotated,
         atlas=proposals.guide,
-        check=check,
+        check=target.task.support_check(target.label),
         volume=query.key.digest,
     )
     anchors = np.zeros(logits.shape, dtype=bool)
@@ -160,10 +146,11 @@ def selected(
     for row, mask in among.around.annotated.items():
         presence[row] = float(mask.any())
     if among.described is None:
-        return Selected(
-            replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence), np.ones(count), 1.0
-        )
-    keep, dice, target, overall = judged(among.described, volume_head)
+        # nothing is right where the target is nowhere, and all wrong where it was missed
+        missed = float(presence.max(initial=0.0, where=~np.isin(np.arange(count), list(among.around.annotated))))
+        empty = replace(proposals, logits=np.minimum(among.logits, NOWHERE), presence=presence)
+        return Selected(empty, np.ones(count), 1 - missed, 1 - missed)
+    keep, dice, target, rank, overall = judged(among.described, volume_head)
     drawn_on = [one.any(axis=(1, 2)) for one in among.objects]
     best = int(target.argmax())
     chosen = [n for n in range(len(target)) if n == best or (several and target[n] > EVEN)]
@@ -179,8 +166,8 @@ def selected(
         mask[row] = drawn
         expected[row] = 1.0
     found = replace(proposals, logits=ruled_out(among.logits, mask), presence=presence)
-    asked = _past_the_ends(found, among, known)
-    return Selected(replace(found, asked=asked), expected, float(overall[best]))
+    ends = _past_the_ends(found, among, known)
+    return Selected(replace(found, open_ends=ends), expected, float(overall[best]), float(rank[best]))
 
 
 def everything(proposals: Proposals, among: Candidates) -> Selected:
@@ -188,17 +175,17 @@ def everything(proposals: Proposals, among: Candidates) -> Selected:
     drawn = (among.logits > 0).any(axis=(1, 2))
     dice = np.where(drawn, 1 - expected_loss(among.logits), 1.0)
     overall = float(dice[drawn].mean()) if drawn.any() else 1.0
-    return Selected(replace(proposals, logits=among.logits), dice, overall)
+    return Selected(replace(proposals, logits=among.logits), dice, overall, overall)
 
 
-def judged(described: Described, volume_head: VolumeHead) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What the head says as probabilities and Dice in [0, 1]: (K, n), (K, n), (K,) and (K,), in the volume's order."""
+def judged(described: Described, volume_head: VolumeHead) -> tuple[np.ndarray, ...]:
+    """What the head says, a :class:`Judgement` in probabilities and Dice in [0, 1] and in the volume's order."""
     with torch.inference_mode():
         answers = volume_head(
             *(torch.from_numpy(one).float() for one in (described.slices, described.objects, described.drawn))
         )
-    keep, dice, target, overall = (expit(one.double().numpy()) for one in vars(answers).values())
-    return (keep[:, ::-1], dice[:, ::-1], target, overall) if described.backwards else (keep, dice, target, overall)
+    found = [expit(one.double().numpy()) for one in vars(answers).values()]
+    return tuple(one[:, ::-1] if one.ndim == 2 and described.backwards else one for one in found)
 
 
 def ruled_out(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -211,34 +198,31 @@ def ruled_out(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _past_the_ends(found: Proposals, among: Candidates, known: np.ndarray) -> tuple[int, ...]:
-    """The first slice past each annotated end where the target was ruled out though something hangs together with it:
-    whether it is still there should be asked."""
+    """The first slice past each annotated end on which what hangs together with the target was ruled out."""
     seen = among.around.shows
     if not seen or not among.objects:
         return ()
     proposed, kept = among.objects[0].any(axis=(1, 2)), (found.logits > 0).any(axis=(1, 2))
-    asked = []
+    open_ends = []
     for outwards in (range(max(seen) + 1, len(kept)), range(min(seen) - 1, -1, -1)):
         first = next((row for row in outwards if not kept[row]), None)
         if first is not None and proposed[first] and not known[first] and not known[list(outwards)].any():
-            asked.append(int(found.slices[first]))
-    return tuple(asked)
+            open_ends.append(int(found.slices[first]))
+    return tuple(open_ends)
 
 
-# what the volume head is told: a few numbers for each slice and for the whole. All are free of units of one modality or
+# what the volume head reads: a few numbers for each slice and for the whole. All are free of units of one modality or
 # organ: areas are compared with annotated ones, probabilities are log odds, lengths are in millimetres
 
 
 def cell_probabilities(logits: np.ndarray) -> np.ndarray:
     """Logits -> the probability of each cell, where the target is on the slice at all."""
-    probability: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
-    return probability
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))))
 
 
 def confidence(logits: np.ndarray, presence: np.ndarray) -> np.ndarray:
     """What speaks for the target on each slice (n,): it is there, and its mask is sure of itself. 0 without a mask."""
-    sure: np.ndarray = presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2))
-    return sure
+    return np.asarray(presence * (1 - expected_loss(logits)) * (logits > 0).any(axis=(1, 2)))
 
 
 def expected_loss(logits: np.ndarray) -> np.ndarray:
@@ -377,7 +361,7 @@ def _of_masks(
         _overlap(mask, np.roll(mask, -1, axis=0)) * (np.arange(len(mask)) < len(mask) - 1),
         *_beside_annotated(mask, area, around),
         *_beside_atlas(mask, around),
-        np.zeros(len(mask)) if shapes is None else _dice(mask, shapes),
+        np.zeros(len(mask)) if shapes is None else ops.dice(mask, shapes, axis=(-2, -1), both_empty=0.0),
     ]
     return np.stack(columns, axis=1).astype(np.float64)
 
@@ -414,7 +398,7 @@ def _beside_atlas(mask: np.ndarray, around: Surroundings) -> list[np.ndarray]:
     propagated, trust = around.atlas.distances > 0, around.atlas.trust
     size = propagated.sum(axis=(1, 2))
     trusted = (trust * propagated).sum(axis=(1, 2)) / np.maximum(size, 1)
-    return [_dice(mask, propagated), size / max(float(size.max()), 1.0), trusted]
+    return [ops.dice(mask, propagated, axis=(-2, -1), both_empty=0.0), size / max(float(size.max()), 1.0), trusted]
 
 
 def _between(around: Surroundings, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -520,12 +504,6 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """IoU over the last two axes, 0 of two empty masks."""
     both, either = (one & other).sum(axis=(-2, -1)), (one | other).sum(axis=(-2, -1))
     return np.asarray(both / np.maximum(either, 1))
-
-
-def _dice(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Dice over the last two axes, 0 of two empty masks."""
-    areas = one.sum(axis=(-2, -1)) + other.sum(axis=(-2, -1))
-    return np.asarray(2 * (one & other).sum(axis=(-2, -1)) / np.maximum(areas, 1))
 
 
 def _odds(probability: np.ndarray | float) -> np.ndarray:

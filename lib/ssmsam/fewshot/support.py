@@ -55,8 +55,7 @@ class LabelledSlice:
     @property
     def body_centre(self) -> np.ndarray:
         """(2,): the centre of the body on the slice as (x, y) in input pixels."""
-        centre: np.ndarray = self.embeddings.body_centres[self.index]
-        return centre
+        return np.asarray(self.embeddings.body_centres[self.index])
 
     @property
     def position_mm(self) -> float:

@@ -134,6 +134,10 @@ class Places:
         )
 
 
+ARRAYS = ("positions", "distances", "centres", "cell_mm", "pseudo_labelled")
+"""The fields of a bank that are arrays of its K slices."""
+
+
 @dataclass(frozen=True, eq=False)
 class SupportBank:
     """K labelled slices.
@@ -198,12 +202,8 @@ class SupportBank:
             regression=self.regression[rows] if self.regression else None,
             encoding=self.encoding[torch.tensor(kept, dtype=torch.long)],
             volumes=tuple(self.volumes[k] for k in kept),
-            positions=self.positions[kept],
-            distances=self.distances[kept],
             descriptors=self.descriptors[kept],
-            centres=self.centres[kept],
-            cell_mm=self.cell_mm[kept],
-            pseudo_labelled=self.pseudo_labelled[kept],
+            **{name: getattr(self, name)[kept] for name in ARRAYS},
         )
 
     def with_pseudo_labels(self, other: SupportBank) -> SupportBank:
@@ -212,23 +212,17 @@ class SupportBank:
 
     def joined(self, other: SupportBank) -> SupportBank:
         """The same and after it the slices of ``other``."""
+        regression = self.regression
+        if regression is not None and other.regression is not None:
+            assert isinstance(other.regression, Regression)
+            regression = regression.joined(other.regression)
         return SupportBank(
-            SupportEncoding.cat([self.encoding, other.encoding]),
-            self.volumes + other.volumes,
-            np.concatenate([self.positions, other.positions]),
-            np.concatenate([self.distances, other.distances]),
-            torch.cat([self.descriptors, other.descriptors]),
-            np.concatenate([self.centres, other.centres]),
-            np.concatenate([self.cell_mm, other.cell_mm]),
-            np.concatenate([self.pseudo_labelled, other.pseudo_labelled]),
-            self._with_regression_of(other),
+            regression=regression,
+            encoding=SupportEncoding.cat([self.encoding, other.encoding]),
+            volumes=self.volumes + other.volumes,
+            descriptors=torch.cat([self.descriptors, other.descriptors]),
+            **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS},
         )
-
-    def _with_regression_of(self, other: SupportBank) -> Regression | SolvedRegression | None:
-        if self.regression is None or other.regression is None:
-            return self.regression
-        assert isinstance(other.regression, Regression)
-        return self.regression.joined(other.regression)
 
     @classmethod
     def of(cls, slices: Sequence[LabelledSlice], decoder: TargetDecoder) -> SupportBank:
@@ -236,13 +230,12 @@ class SupportBank:
         with torch.no_grad():
             view = decoder.view(stacked([one.embeddings.slice(one.index) for one in slices]))
         images, side = view["image"], decoder.logits_side
-        masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, images.device) for one in slices])
-        known = torch.cat([drawn_known(one, side).to(images.device) for one in slices])
+        masks, known, unknown = drawn_slices(slices, side, images.device)
         return cls.from_tensors(
             images,
             masks,
             known,
-            unknown=torch.cat([drawn_unknown(one, side) for one in slices]),
+            unknown=unknown,
             stride=decoder.stride,
             places=Places.of(slices, side=side),
             regression=decoder.regression(view, masks, known),
@@ -286,7 +279,7 @@ class SupportBank:
         config: SupportBankConfig,
         atlas: torch.Tensor | None = None,
     ) -> DecoderContext:
-        """What a decoder is told of the target on some slices of a volume.
+        """The context of some slices of a volume.
 
         Args:
             query: The volume.
@@ -398,13 +391,14 @@ def _pieces(mask: np.ndarray) -> int:
     return int((sizes[1:] >= SMALL_PIECE * sizes.max()).sum())
 
 
-def drawn_known(one: LabelledSlice, side: int) -> torch.Tensor:
-    """Where the mask is truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
-    known = np.ones(one.mask.shape, dtype=bool) if one.known is None else one.known
-    return draw_mask(known, one.embeddings.frame, side)
-
-
-def drawn_unknown(one: LabelledSlice, side: int) -> torch.Tensor:
-    """Where the slice's mask is no truth, in the encoder's frame: (1, 1, side, side) in [0, 1], 0 outside the slice."""
-    unknown = np.zeros(one.mask.shape, dtype=bool) if one.known is None else ~one.known
-    return draw_mask(unknown, one.embeddings.frame, side)
+def drawn_slices(
+    slices: Sequence[LabelledSlice], side: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of K labelled slices in the encoder's frame, (K, 1, side, side) in [0, 1], 0 outside the slice: the target,
+    where that is truth, and where inside the slice it is none."""
+    drawn = []
+    for one in slices:
+        known = np.ones(one.mask.shape, dtype=bool) if one.known is None else one.known
+        drawn.append([draw_mask(mask, one.embeddings.frame, side, device) for mask in (one.drawn, known, ~known)])
+    masks, known_, unknown = (torch.cat(several) for several in zip(*drawn, strict=True))
+    return masks, known_, unknown

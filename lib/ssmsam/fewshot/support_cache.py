@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ssmsam.fewshot.atlas import Atlas
-from ssmsam.fewshot.support_bank import SupportBank
+from ssmsam.fewshot.support_bank import ARRAYS, SupportBank
 from ssmsam.files import private_folder, write_bytes
 from ssmsam.models.closed_form import Regression, SliceSums
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.support_encoding import SupportEncoding
+from ssmsam.models.weights import tensors_of
 from ssmsam.volume.volume import Grid
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ FORMAT = 1
 """Part of every key: raise it when the files, or how banks are made, change."""
 QUOTA_BYTES = 2 * 2**30
 """A guess: some hundred tasks of a few annotated slices."""
-_ARRAYS = {name: name for name in ("positions", "distances", "centres", "cell_mm")} | {"pseudo_labelled": "completed"}
+_ARRAYS = {name: name for name in ARRAYS} | {"pseudo_labelled": "completed"}
 """Arrays of a bank, and how files call them."""
 _SUMS, _NAMES = "sums", "told"
 
@@ -78,13 +79,13 @@ class SupportBanks:
         """What a file held. Raises LookupError, TypeError, ValueError, RuntimeError or AttributeError for damage."""
         banks, enlarged = (
             {
-                label: _bank(_part(tensors, f"{kind}{number}"), tuple(volumes), decoder)
+                label: _bank(tensors_of(tensors, f"{kind}{number}"), tuple(volumes), decoder)
                 for number, (label, volumes) in enumerate(names["volumes"][kind].items())
             }
             for kind in ("bank", "close")
         )
         atlases = tuple(
-            _atlas(_part(tensors, f"atlas{number}"), **one) for number, one in enumerate(names.get("atlases", ()))
+            _atlas(tensors_of(tensors, f"atlas{number}"), **one) for number, one in enumerate(names.get("atlases", ()))
         )
         return cls(banks, enlarged, atlases)
 
@@ -134,18 +135,19 @@ class SupportCache:
         """Remove everything; how many bytes that were."""
         size = 0
         for path in self._files():
-            size += _bytes(path)
+            size += _used_and_bytes(path)[1]
             path.unlink(missing_ok=True)
         return size
 
     def _make_room(self, newcomer: str) -> None:
-        files = sorted((one for one in self._files() if one.stem != newcomer), key=_used)
-        excess = sum(map(_bytes, self._files())) - self._quota_bytes
-        for path in files:
+        files = sorted((*_used_and_bytes(path), path) for path in self._files())
+        excess = sum(size for _, size, _ in files) - self._quota_bytes
+        for _, size, path in files:
             if excess <= 0:
                 return
-            excess -= _bytes(path)
-            path.unlink(missing_ok=True)
+            if path.stem != newcomer:
+                excess -= size
+                path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return list(self.folder.glob("*.safetensors"))
@@ -161,18 +163,13 @@ def support_key(card: Mapping[str, Any], delta_digest: str) -> str:
     return hashlib.sha256(json.dumps([FORMAT, known, delta_digest], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _used(path: Path) -> float:
+def _used_and_bytes(path: Path) -> tuple[float, int]:
+    """When a file was used last, and its size; zeros where it is gone."""
     try:
-        return path.stat().st_mtime
+        status = path.stat()
     except FileNotFoundError:
-        return 0.0
-
-
-def _bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+        return 0.0, 0
+    return status.st_mtime, status.st_size
 
 
 def _of_bank(bank: SupportBank) -> dict[str, torch.Tensor]:
@@ -183,13 +180,8 @@ def _of_bank(bank: SupportBank) -> dict[str, torch.Tensor]:
     return fields
 
 
-def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
-    prefix = part + "."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...], decoder: TargetDecoder) -> SupportBank:
-    sums, optimiser = _part(tensors, _SUMS), decoder.online_optimiser()
+    sums, optimiser = tensors_of(tensors, _SUMS), decoder.online_optimiser()
     regression = Regression(optimiser, SliceSums(**sums)) if optimiser is not None else None
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{_SUMS}.")}
     arrays = {name: np.asarray(tensors.pop(key).numpy()) for name, key in _ARRAYS.items()}

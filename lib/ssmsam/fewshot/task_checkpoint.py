@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from ssmsam.fewshot.target_summary import TargetSummary
 from ssmsam.files import write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.weights import tensors_of
 
 FORMAT = 6
 LARGEST = 48 * 2**20
@@ -83,14 +84,14 @@ class TaskCheckpoint:
         except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, MemoryError) as error:
             raise _damaged(name, error) from error
         try:
-            parts = [_part(tensors, f"target{number}") for number in range(len(card["labels"]))]
+            parts = [tensors_of(tensors, f"target{number}") for number in range(len(card["labels"]))]
             targets = {
                 label: TargetSummary.from_parts(part, facts)
                 for label, part, facts in zip(card["labels"], parts, card["targets"], strict=True)
             }
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise UnusableCheckpoint(f"{name} lacks parts of a task checkpoint: export it again. {error}") from error
-        delta = _part(tensors, "delta")
+        delta = tensors_of(tensors, "delta")
         if len(delta) + sum(map(len, parts)) != len(tensors):
             raise UnusableCheckpoint(f"{name} holds more than a task checkpoint: export it again")
         return cls({key: card[key] for key in PUBLIC if key in card}, delta, targets)
@@ -289,8 +290,3 @@ def _require_small(size: int, name: str) -> None:
         raise UnusableCheckpoint(
             f"{name} has {size / 2**20:.0f} MB, a task checkpoint has at most {LARGEST >> 20}: is this an exported one?"
         )
-
-
-def _part(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
-    prefix = part + "."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class CorrectionConfig:
-    """How far corrections reach, in pixels or as a share."""
+    """How far corrections reach, in pixels or as a share. All a *guess*."""
 
     least_radius: float = 2.0
     """Everything this near to a violated click changes."""

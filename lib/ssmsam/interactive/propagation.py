@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ from ssmsam.progress import Progress, silent
 
 @dataclass(frozen=True)
 class PropagationConfig:
-    """When a chain stops, and where it may go."""
+    """When a chain stops, and where it may go. The numbers are a *guess*."""
 
     min_presence: float = 0.5
     """Below this predicted probability the target is not on the slice."""
@@ -81,16 +81,13 @@ class Chain:
         end: int,
         step: int,
         config: PropagationConfig,
-        *,
-        keep_probabilities: bool = False,
     ) -> None:
         self.embeddings, self.decoder, self.config = embeddings, decoder, config
         self.start, self.seed, self.end, self.step = start, np.asarray(seed, dtype=bool), end, step
         self.masks: dict[int, np.ndarray] = {}
         self.probabilities: dict[int, torch.Tensor] = {}
-        """(1, S, S) in [0, 1], half precision, of the accepted slices, when wanted."""
+        """(1, S, S) in [0, 1], half precision, of the accepted slices."""
         self.stop: Stop | None = None
-        self._keep_probabilities = keep_probabilities
         self._last, self._index = self.seed, start
         self._seen = self._described(start, self.seed)
         if not self.seed.any():
@@ -112,7 +109,7 @@ class Chain:
         index = self._index + self.step
         neighbour = Neighbour(
             embedding=self.embeddings.slice(self._index),
-            mask=self._drawn(),
+            mask=self._draw(self._index, self._last),
             distance_mm=self.embeddings.plane.slice_mm(self.embeddings.grid),
         )
         embedding = self.embeddings.slice(index)
@@ -126,17 +123,13 @@ class Chain:
             self.stop = Stop(self.start, index, reason)
             return
         self.masks[index] = mask
-        if self._keep_probabilities:
-            self.probabilities[index] = candidates.logits[:1].float().sigmoid().half().cpu()
+        self.probabilities[index] = candidates.logits[:1].float().sigmoid().half().cpu()
         self._last, self._index = mask, index
         self._look_ahead()
 
     def give_up(self) -> None:
         """Stop because time is up."""
         self._end("time")
-
-    def _drawn(self) -> torch.Tensor:
-        return self._draw(self._index, self._last)
 
     def _draw(self, index: int, mask: np.ndarray) -> torch.Tensor:
         device = self.embeddings.slice(index)["image"].device
@@ -226,11 +219,11 @@ def propagate(
     """
     wanted = _sections(seeds, config, embeddings.count)
     found = {key: known[key] for key in wanted if known and key in known and known[key].complete}
-    builders = {
-        key: _Builder(embeddings, decoder, seeds, *bounds, config) for key, bounds in wanted.items() if key not in found
+    chains = {
+        key: _chains(embeddings, decoder, seeds, bounds, config) for key, bounds in wanted.items() if key not in found
     }
-    steps = _walk([chain for builder in builders.values() for chain in builder.chains], config, progress)
-    sections = {key: found[key] if key in found else builders[key].section() for key in wanted}
+    steps = _walk([chain for several in chains.values() for chain in several], config, progress)
+    sections = {key: found[key] if key in found else _section(chains[key]) for key in wanted}
     masks = SliceMasks({index: mask for index, mask in seeds.items() if mask.any()})
     for section in sections.values():
         masks.update(section.masks)
@@ -278,59 +271,56 @@ def _walk(chains: list[Chain], config: PropagationConfig, progress: Progress) ->
     return steps
 
 
-class _Builder:
-    """A section under construction: one chain at an end of the volume, two between seeds."""
+def _chains(
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    seeds: Mapping[int, np.ndarray],
+    bounds: tuple[int | None, int | None],
+    config: PropagationConfig,
+) -> list[Chain]:
+    """The chains of a section: one at an end of the volume, two between seeds."""
+    lower, upper = bounds
+    first, last = 0 if lower is None else lower + 1, embeddings.count - 1 if upper is None else upper - 1
+    return [
+        Chain(embeddings, decoder, start, seeds[start], end, step, config)
+        for start, end, step in ((lower, last, 1), (upper, first, -1))
+        if start is not None
+    ]
 
-    def __init__(
-        self,
-        embeddings: VolumeEmbeddings,
-        decoder: PromptDecoder,
-        seeds: Mapping[int, np.ndarray],
-        lower: int | None,
-        upper: int | None,
-        config: PropagationConfig,
-    ) -> None:
-        self.frame = embeddings.frame
-        self.between = lower is not None and upper is not None
-        self.chains: list[Chain] = []
-        first, last = 0 if lower is None else lower + 1, embeddings.count - 1 if upper is None else upper - 1
-        for start, end, step in ((lower, last, 1), (upper, first, -1)):
-            if start is not None:
-                seed, keep = seeds[start], self.between
-                self.chains.append(Chain(embeddings, decoder, start, seed, end, step, config, keep_probabilities=keep))
 
-    def section(self) -> Section:
-        """What the chains found, put together."""
-        masks = self._blended() if self.between else self.chains[0].masks
-        stops = tuple(chain.stop for chain in self.chains if chain.stop is not None)
-        return Section(
-            masks=SliceMasks({index: mask for index, mask in masks.items() if mask.any()}),
-            stops=tuple(stop for stop in stops if stop.reason != "end"),
-            complete=all(stop.reason != "time" for stop in stops),
-        )
+def _section(chains: Sequence[Chain]) -> Section:
+    """What the chains of a section found, put together."""
+    masks = chains[0].masks if len(chains) == 1 else _blended(*chains)
+    stops = tuple(chain.stop for chain in chains if chain.stop is not None)
+    return Section(
+        masks=SliceMasks({index: mask for index, mask in masks.items() if mask.any()}),
+        stops=tuple(stop for stop in stops if stop.reason != "end"),
+        complete=all(stop.reason != "time" for stop in stops),
+    )
 
-    def _blended(self) -> dict[int, np.ndarray]:
-        """Between two seeds: both chains weighted by nearness, one alone where the other ended.
 
-        Where neither arrived, the shape between the two seeds: a user who prompted both means what lies between.
-        """
-        up, down = self.chains
-        lower, upper = up.start, down.start
-        masks = {}
-        for index in range(lower + 1, upper):
-            nearness = (upper - index) / (upper - lower)
-            if index in up.masks and index in down.masks:
-                masks[index] = self._blend(up, down, index, nearness)
-            elif index in up.masks or index in down.masks:
-                masks[index] = up.masks[index] if index in up.masks else down.masks[index]
-            elif up.may_reach(index) or down.may_reach(index):
-                masks[index] = _shape_between(up.seed, down.seed, nearness)
-        return masks
+def _blended(up: Chain, down: Chain) -> dict[int, np.ndarray]:
+    """Between two seeds: both chains weighted by nearness, one alone where the other ended.
 
-    def _blend(self, up: Chain, down: Chain, index: int, nearness: float) -> np.ndarray:
-        probability = nearness * up.probabilities[index].float() + (1 - nearness) * down.probabilities[index].float()
-        mask = logits_to_pixels(probability - 0.5, self.frame)[0] > 0
-        return touching(mask, up.masks[index] | down.masks[index])
+    Where neither arrived, the shape between the two seeds: a user who prompted both means what lies between.
+    """
+    lower, upper = up.start, down.start
+    masks = {}
+    for index in range(lower + 1, upper):
+        nearness = (upper - index) / (upper - lower)
+        if index in up.masks and index in down.masks:
+            masks[index] = _blend(up, down, index, nearness)
+        elif index in up.masks or index in down.masks:
+            masks[index] = up.masks[index] if index in up.masks else down.masks[index]
+        elif up.may_reach(index) or down.may_reach(index):
+            masks[index] = _shape_between(up.seed, down.seed, nearness)
+    return masks
+
+
+def _blend(up: Chain, down: Chain, index: int, nearness: float) -> np.ndarray:
+    probability = nearness * up.probabilities[index].float() + (1 - nearness) * down.probabilities[index].float()
+    mask = logits_to_pixels(probability - 0.5, up.embeddings.frame)[0] > 0
+    return touching(mask, up.masks[index] | down.masks[index])
 
 
 def _shape_between(lower: np.ndarray, upper: np.ndarray, nearness: float) -> np.ndarray:

@@ -10,13 +10,11 @@ import numpy.typing as npt
 
 from ssmsam.interactive.strokes import lasso_mask, middle
 from ssmsam.models.prompt_decoder import SlicePrompt, Stroke
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.volume import Grid
 
 ANONYMOUS = "anonymous"
 """The client id of clients that send none."""
-
-STORED_SLICES = Plane(0)
 
 Box = tuple[np.ndarray, np.ndarray]
 """The lowest and the highest corner of a box, (3,) each as [i, j, k]; k is NaN where the box does not say it."""

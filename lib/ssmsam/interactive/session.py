@@ -14,7 +14,7 @@ import torch
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.interactive.click_constraints import violates
 from ssmsam.interactive.prompt_state import SegmentationState, same
-from ssmsam.interactive.propagation import DEFAULTS, Propagation, PropagationConfig, Section, propagate
+from ssmsam.interactive.propagation import DEFAULTS, Propagation, PropagationConfig, propagate
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
 from ssmsam.interactive.segmenter import SliceAnswer, SliceMasks, correct_slice, segment_slice, uncertainty
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
@@ -135,9 +135,8 @@ def segment_3d(
         if not request.empty:
             config = _merged(config, request)
             answers = _prompted_slices(request.slices, embeddings, decoder, state, progress)
-            spread = request.propagate and not request.negative_only
-            spreader = _Spreader(embeddings, decoder, config if spread else None, progress)
-            found = spreader.run(answers, request.slices, state)
+            rules = config if request.propagate and not request.negative_only else None
+            found = _spread(answers, request.slices, embeddings, decoder, state, rules, progress)
             _remember(state, request, answers, found)
         masks = SliceMasks(found.masks)  # the state's own change with the next request
     details = {
@@ -199,53 +198,40 @@ def _prompted_slice(
     return answer
 
 
-class _Spreader:
-    """Propagation, with negative clicks on propagated slices taken into account."""
+def _spread(
+    answers: dict[int, SliceAnswer],
+    slices: Mapping[int, SlicePrompt],
+    embeddings: VolumeEmbeddings,
+    decoder: PromptDecoder,
+    state: SegmentationState,
+    config: PropagationConfig | None,
+    progress: Progress,
+) -> Propagation:
+    """Spread the prompted slices, then correct the nearest slice on which a negative click is inside the mask, and
+    again until none is left. Corrected slices join ``answers``. Without ``config`` nothing is propagated.
 
-    def __init__(
-        self,
-        embeddings: VolumeEmbeddings,
-        decoder: PromptDecoder,
-        config: PropagationConfig | None,
-        progress: Progress,
-    ) -> None:
-        self.embeddings, self.decoder, self.config, self.progress = embeddings, decoder, config, progress
-        self.known: dict[str, Section] = {}
-        self.steps = 0
-
-    def run(
-        self, answers: dict[int, SliceAnswer], slices: Mapping[int, SlicePrompt], state: SegmentationState
-    ) -> Propagation:
-        """Spread the prompted slices, then correct the nearest slice on which a negative click is inside the mask,
-        and again until none is left. Corrected slices join ``answers``.
-
-        The order follows from the prompts alone, not from that in which they were set, so that the same prompts
-        always lead to the same mask.
-        """
-        self.known = dict(state.sections)
-        prompted = sorted(answers)
-        while True:
-            found = self._spread(answers, state)
-            wrong = [
-                index
-                for index, prompt in slices.items()
-                if index not in answers and index in found.masks and violates(found.masks[index], prompt)
-            ]
-            if not wrong:
-                return replace(found, steps=self.steps)
-            index = min(wrong, key=lambda index: (_distance(index, prompted), index))
-            answers[index] = correct_slice(self.embeddings, self.decoder, index, slices[index], found.masks[index])
-
-    def _spread(self, answers: Mapping[int, SliceAnswer], state: SegmentationState) -> Propagation:
+    The order follows from the prompts alone, not from that in which they were set, so that the same prompts always
+    lead to the same mask.
+    """
+    known, prompted, steps = dict(state.sections), sorted(answers), 0
+    while True:
         seeds = {index: answer.mask for index, answer in answers.items()}
-        if self.config is None:
-            masks = SliceMasks({**state.masks, **seeds})
-            masks = SliceMasks({index: mask for index, mask in masks.items() if mask.any()})
-            return Propagation(masks=masks, stops=(), sections=state.sections, steps=0)
-        found = propagate(self.embeddings, self.decoder, seeds, self.config, self.progress, known=self.known)
-        self.known.update(found.sections)
-        self.steps += found.steps
-        return found
+        if config is None:
+            masks = SliceMasks({index: mask for index, mask in {**state.masks, **seeds}.items() if mask.any()})
+            found = Propagation(masks=masks, stops=(), sections=state.sections, steps=0)
+        else:
+            found = propagate(embeddings, decoder, seeds, config, progress, known=known)
+            known.update(found.sections)
+            steps += found.steps
+        wrong = [
+            index
+            for index, prompt in slices.items()
+            if index not in answers and index in found.masks and violates(found.masks[index], prompt)
+        ]
+        if not wrong:
+            return replace(found, steps=steps)
+        index = min(wrong, key=lambda index: (_distance(index, prompted), index))
+        answers[index] = correct_slice(embeddings, decoder, index, slices[index], found.masks[index])
 
 
 def _distance(index: int, others: Iterable[int]) -> int:

@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssmsam.models.encoder import Batch
+
 HIDDEN = 128
 """Rectified features. Random ones, as many as features, gained 1 (MR) and 5 points (CT) on two training patients.
 That they are half as many is a guess at what the time is worth."""
 
 
 @dataclass(frozen=True, eq=False)
-class SliceSums:
+class SliceSums(Batch):
     """Sums over the cells of N labelled slices, with cells x of d features, target's share s and weight 1 where known.
 
     ``inner`` (N, d, d) sums x xᵀ s, ``outer`` (N, d, d) sums x xᵀ (1 - s), ``inner_mean`` and ``outer_mean`` (N, d)
@@ -37,20 +39,11 @@ class SliceSums:
     inner_count: torch.Tensor
     outer_count: torch.Tensor
 
-    def __getitem__(self, index: torch.Tensor | slice) -> SliceSums:
-        return SliceSums(**{name: value[index] for name, value in vars(self).items()})
-
     def weighted(self, weights: torch.Tensor) -> SliceSums:
         """Q sums over the N slices, each with its weight: ``weights`` (Q, N)."""
         return SliceSums(
             **{name: torch.tensordot(weights.to(value), value, dims=1) for name, value in vars(self).items()}
         )
-
-    @staticmethod
-    def cat(several: list[SliceSums]) -> SliceSums:
-        """One after the other."""
-        names = vars(several[0])
-        return SliceSums(**{name: torch.cat([getattr(one, name) for one in several]) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +161,14 @@ class ClosedFormOptimiser(nn.Module):
     def regression(
         self, scaled: torch.Tensor, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
     ) -> Regression:
-        """``scaled`` (N, d + 1, h, w), ``masks`` and ``known`` (N, 1, S, S) in [0, 1] -> what N slices say. ``moments``
-        are those of :meth:`moments` for the same ``known``, where they are there already."""
+        """What N labelled slices say.
+
+        Args:
+            scaled: (N, d + 1, h, w), those of :meth:`scaled`.
+            masks: (N, 1, S, S) in [0, 1], the target.
+            known: (N, 1, S, S) in [0, 1], where the masks are truth.
+            moments: Those of :meth:`moments` for the same ``known``, where they are there already.
+        """
         side = scaled.shape[-2], scaled.shape[-1]
         known = F.adaptive_avg_pool2d(known, side).flatten(1)
         shares = F.adaptive_avg_pool2d(masks, side).flatten(1) * (known > 0.5)
@@ -177,8 +176,18 @@ class ClosedFormOptimiser(nn.Module):
         return Regression(self, self.sums(cells, shares, counted, moments))
 
     def solve(self, sums: SliceSums, across: torch.Tensor | None = None) -> torch.Tensor:
-        """Q sums and ``across`` (Q,) as in :meth:`Regression.solved` -> weights (Q, d + 1) of the regression to 1
-        inside the target and -1 outside."""
+        """Ridge regression to y = 1 inside the target and -1 outside: w = (sum_i a_i x_i x_iᵀ + D)⁻¹ sum_i a_i y_i x_i.
+
+        a_i balances target and background, D is diagonal with the learned penalties (Bertinetto et al., ICLR 2019, eq.
+        4, with weights).
+
+        Args:
+            sums: Of Q selections of slices.
+            across: (Q,) as in :meth:`Regression.solved`, 0 by default.
+
+        Returns:
+            Weights w (Q, d + 1).
+        """
         across = torch.zeros(len(sums.inner_count)) if across is None else across
         share = self.balance.sigmoid()
         inner = share / sums.inner_count.clamp(min=1e-3)

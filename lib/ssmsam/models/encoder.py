@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from typing import Self
+
 
 class Embedding(TypedDict):
-    """What an encoder makes of B slices.
+    """What an encoder makes of B slices, float32.
 
-    ``image`` (B, channels, h, w) with h = input_size / stride; ``levels`` are further maps, finest first, each
-    (B, c, h_l, w_l) covering the same input.
+    Attributes:
+        image: (B, channels, h, w) with h = w = input_size / stride; rows, then columns.
+        levels: Further maps (B, c, h_l, w_l) that cover the same input.
     """
 
     image: torch.Tensor
@@ -23,17 +27,21 @@ class Embedding(TypedDict):
 
 
 def take(embedding: Embedding, index: torch.Tensor) -> Embedding:
-    """The embeddings of some slices of a batch, repeated where asked for more than once."""
+    """The embeddings of some slices of a batch, repeated where ``index`` repeats them."""
     return {"image": embedding["image"][index], "levels": [level[index] for level in embedding["levels"]]}
 
 
-Adaptor = Callable[[int, torch.Tensor], torch.Tensor]
-"""``adaptor(stage, features)`` -> the features that go on: what a frozen encoder can be changed by."""
+class Batch:
+    """What a frozen dataclass of tensors can do whose first axes count the same things."""
 
+    def __getitem__(self, index: torch.Tensor | slice) -> Self:
+        """Some of them, in the order of ``index``."""
+        return type(self)(**{name: value[index] for name, value in vars(self).items()})
 
-def unchanged(stage: int, features: torch.Tensor) -> torch.Tensor:
-    """The adaptor that leaves an encoder as it is."""
-    return features
+    @classmethod
+    def cat(cls, several: Sequence[Self]) -> Self:
+        """One after the other."""
+        return cls(**{name: torch.cat([getattr(one, name) for one in several]) for name in vars(several[0])})
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,15 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module, ABC):
-    """``encode(slices)`` of frozen weights. Intensities come in as [0, 1] by the volume's intensity recipe."""
+    """An image encoder with frozen weights. It sees intensities in [0, 1] by the volume's intensity recipe.
+
+    Example:
+        >>> from ssmsam.models.registry import load_encoder
+        >>> encoder = load_encoder("small")
+        >>> embedding = encoder.encode(torch.zeros(2, 3, 256, 256))
+        >>> tuple(embedding["image"].shape), [tuple(level.shape) for level in embedding["levels"]]
+        ((2, 128, 32, 32), [(2, 16, 128, 128), (2, 48, 64, 64)])
+    """
 
     spec: EncoderSpec
     weights_sha256: str
@@ -70,10 +86,21 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, slices: torch.Tensor) -> Embedding:
-        """(B, 3, input_size, input_size) float in [0, 1] -> :class:`Embedding`."""
+        """Encode slices.
+
+        Args:
+            slices: (B, 3, input_size, input_size) float in [0, 1]; rows, then columns. The channels are the slice
+                three times, or with its neighbours where ``spec.context`` says so.
+
+        Returns:
+            The embedding of the B slices.
+
+        Raises:
+            ValueError: Slices of another shape.
+        """
 
     def remake(self, slices: torch.Tensor) -> list[torch.Tensor]:
-        """The last ``spec.remade`` levels of what :meth:`encode` gives for the same slices."""
+        """The last ``spec.remade`` levels of what :meth:`encode` gives for the same slices (B, 3, S, S)."""
         return []
 
     def compress(self, embedding: Embedding) -> Embedding:

@@ -1,25 +1,26 @@
-"""What every few-shot mask decoder is told, what it answers, and what it promises."""
+"""The interface of every few-shot mask decoder: its input, its answer, and what adaptation may change."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
-from ssmsam.models.encoder import Embedding
+from ssmsam.models.encoder import Batch, Embedding
 
 ATLAS_MAPS = 3
 """Maps that say of each cell what registered volumes tell: distance, trust, and how likely the whole is right."""
 
 
 @dataclass(frozen=True, eq=False)
-class DecoderContext:
-    """What N (slice, target) pairs are told of the target: T tokens and M cells of all their support slices.
+class DecoderContext(Batch):
+    """The context of N (slice, target) pairs: T tokens and M cells of all their support slices.
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
@@ -79,7 +80,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, eq=False)
-class CrossAttentionFeatures:
+class CrossAttentionFeatures(Batch):
     """What the cells of N queries found in the support slices before anything else is known: ``cells`` (N, h*w, D) and
     ``votes`` (N, V, h, w); ``fitted`` (N, 2, h', w') are the logits of the online optimiser and its fit, (N, 0, 1, 1)
     without one. It does not depend on the parameters that adaptation changes, so it is made once."""
@@ -88,19 +89,32 @@ class CrossAttentionFeatures:
     votes: torch.Tensor
     fitted: torch.Tensor
 
-    def __getitem__(self, index: torch.Tensor | slice) -> CrossAttentionFeatures:
-        return CrossAttentionFeatures(self.cells[index], self.votes[index], self.fitted[index])
 
-    @staticmethod
-    def cat(several: Sequence[CrossAttentionFeatures]) -> CrossAttentionFeatures:
-        """One after the other."""
-        return CrossAttentionFeatures(
-            *(torch.cat([getattr(one, name) for one in several]) for name in ("cells", "votes", "fitted"))
-        )
+def likeness_votes(image: torch.Tensor, context: DecoderContext, sharpness: float) -> torch.Tensor:
+    """The share of the target in the support's cells that each cell of the query looks like.
+
+    Cosines times ``sharpness`` decide how much each support cell counts.
+
+    Args:
+        image: (N, D, h, w), the queries' embeddings.
+        context: With cells of the same D channels.
+        sharpness: Without unit; the larger, the fewer cells count.
+
+    Returns:
+        (N, 1, h, w) in [0, 1].
+    """
+    cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
+    scores = sharpness * cells @ F.normalize(context.cells, dim=2).transpose(1, 2)
+    scores = scores.masked_fill(~context.valid[:, None], -1e4)
+    vote = scores.softmax(2) @ context.shares[..., None]
+    return vote.transpose(1, 2).unflatten(2, (image.shape[-2], image.shape[-1]))
 
 
 class TargetDecoder(nn.Module, ABC):
-    """Embeddings of queries + DecoderContext (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels."""
+    """Embeddings of queries + DecoderContext (+ :class:`Corrections`) -> :class:`Proposal`. Never sees pixels.
+
+    After Xie et al. (WACV 2024): target embeddings of labelled slices are prompts of a SAM-like mask decoder.
+    """
 
     pretrained: bool = True
     """Whether it learned to segment from labelled slices before any adaptation."""
@@ -125,21 +139,26 @@ class TargetDecoder(nn.Module, ABC):
         return None
 
     def moments(self, view: Embedding, known: torch.Tensor) -> torch.Tensor | None:
-        """What :meth:`regression` has to know of slices whatever the label, where they are ``known`` (N, 1, S, S)."""
+        """What :meth:`regression` needs of N slices whatever the label; ``known`` (N, 1, S, S) is 0 or 1."""
         return None
 
     def regression(
         self, view: Embedding, masks: torch.Tensor, known: torch.Tensor, moments: torch.Tensor | None = None
     ) -> Regression | None:
-        """What N labelled slices tell the online optimiser, if there is one: see :class:`Regression`."""
+        """What N labelled slices tell the online optimiser; None without one.
+
+        Args:
+            view: Of the slices, as :meth:`view` gives it.
+            masks: (N, 1, S, S) in [0, 1], the target.
+            known: (N, 1, S, S) in [0, 1], where the masks are truth.
+            moments: Those of :meth:`moments` for the same ``known``, where they are there already.
+        """
         return None
 
     @abstractmethod
     def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
-        """Compare N slices with the support slices: the part of :meth:`forward` that is the same before and after
-        adaptation."""
+        """Compare N slices with their support slices: the part of :meth:`forward` that adaptation does not change."""
 
-    @abstractmethod
     def forward(
         self,
         embedding: Embedding,
@@ -147,8 +166,26 @@ class TargetDecoder(nn.Module, ABC):
         corrections: Corrections | None = None,
         features: CrossAttentionFeatures | None = None,
     ) -> Proposal:
-        """Embeddings of N slices, repeated for several targets of one slice. ``features`` is that of
-        :meth:`cross_attention`, where it was kept."""
+        """Propose a mask for each of N (slice, target) pairs.
+
+        Args:
+            embedding: Of N slices, as :meth:`view` gives it, repeated for several targets of one slice.
+            context: What is known of the targets, N each.
+            corrections: Clicks on earlier proposals.
+            features: Those of :meth:`cross_attention`, where they were kept.
+
+        Returns:
+            Logits (N, S, S) and presence logits (N,).
+        """
+        corrections = Corrections.none(context.prior) if corrections is None else corrections
+        features = self.cross_attention(embedding, context) if features is None else features
+        return self.decode(embedding, context, corrections, features)
+
+    @abstractmethod
+    def decode(
+        self, embedding: Embedding, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
+    ) -> Proposal:
+        """:meth:`forward` with everything given."""
 
     @abstractmethod
     def adaptable(self) -> list[nn.Parameter]:

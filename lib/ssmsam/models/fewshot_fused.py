@@ -117,14 +117,9 @@ class FusedTargetNetwork(TargetNetwork):
         return [at2, at4, at8]
 
     def decode(
-        self,
-        embedding: Embedding,
-        context: DecoderContext,
-        corrections: Corrections,
-        features: CrossAttentionFeatures,
-        maps: list[torch.Tensor],
+        self, embedding: Embedding, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> Proposal:
-        proposal = super().decode(embedding, context, corrections, features, maps)
+        proposal = super().decode(embedding, context, corrections, features)
         pull = self.follow(features.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
         logits = proposal.logits + pull * _to(features.fitted[:, :1], context.prior.shape[-2:])[:, 0]
         distance, trust, likely = context.atlas.unbind(1)

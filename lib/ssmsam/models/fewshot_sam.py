@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import Corrections, CrossAttentionFeatures, DecoderContext, Proposal, TargetDecoder
+from ssmsam.models.fewshot_decoder import (
+    Corrections,
+    CrossAttentionFeatures,
+    DecoderContext,
+    Proposal,
+    TargetDecoder,
+    likeness_votes,
+)
 from ssmsam.models.prompt_small import PointKind
 from ssmsam.models.support_encoding import TokenKind
 
@@ -47,6 +54,7 @@ class SamTargetNetwork(TargetDecoder):
     enlarges = False
 
     def __init__(self, sam: Sam) -> None:
+        """Copies SAM's small parts; its image encoder is not kept alive."""
         super().__init__()
         self.prompts = copy.deepcopy(sam.prompt_encoder)
         self.decoder = copy.deepcopy(sam.mask_decoder)
@@ -66,19 +74,10 @@ class SamTargetNetwork(TargetDecoder):
             self.presence.weight.copy_(torch.tensor([[4.0, 0.0, 0.0]]))
             self.presence.bias.zero_()
 
-    @classmethod
-    def from_sam(cls, sam: Sam) -> SamTargetNetwork:
-        """Copies of SAM's small parts; its image encoder is not kept alive."""
-        return cls(sam)
-
     def cross_attention(self, embedding: Embedding, context: DecoderContext) -> CrossAttentionFeatures:
         image = embedding["image"]
-        cells = F.normalize(image.flatten(2).transpose(1, 2), dim=2)
-        scores = _SHARPNESS * cells @ F.normalize(context.cells, dim=2).transpose(1, 2)
-        scores = scores.masked_fill(~context.valid[:, None], -1e4)
-        vote = (scores.softmax(2) @ context.shares[..., None]).transpose(1, 2)
-        votes = vote.unflatten(2, (image.shape[-2], image.shape[-1]))
-        return CrossAttentionFeatures(cells.new_zeros(len(cells), 0, 0), votes, image.new_zeros(len(image), 0, 1, 1))
+        votes, count = likeness_votes(image, context, _SHARPNESS), len(image)
+        return CrossAttentionFeatures(image.new_zeros(count, 0, 0), votes, image.new_zeros(count, 0, 1, 1))
 
     def adaptable(self) -> list[nn.Parameter]:
         fixed = {
@@ -92,15 +91,9 @@ class SamTargetNetwork(TargetDecoder):
         fixed |= {id(p) for module in unused for p in module.parameters()}
         return [p for p in self.parameters() if id(p) not in fixed]
 
-    def forward(
-        self,
-        embedding: Embedding,
-        context: DecoderContext,
-        corrections: Corrections | None = None,
-        features: CrossAttentionFeatures | None = None,
+    def decode(
+        self, embedding: Embedding, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> Proposal:
-        corrections = Corrections.none(context.prior) if corrections is None else corrections
-        features = self.cross_attention(embedding, context) if features is None else features
         pull = F.softplus(self.pull(context.trust)) * (context.trust.amax(1, keepdim=True) > 0)
         prior = pull[..., None, None] * context.prior / _OFFSET
         dense = self.prompts.mask_downscaling(self._earlier_mask(features, prior, corrections))

@@ -143,17 +143,6 @@ class TargetNetwork(TargetDecoder):
         alike = torch.cat([self._alike(image, context), votes.unflatten(2, (height, width))], dim=1)
         return CrossAttentionFeatures(read, alike, image.new_zeros(len(image), 0, 1, 1))
 
-    def forward(
-        self,
-        embedding: Embedding,
-        context: DecoderContext,
-        corrections: Corrections | None = None,
-        features: CrossAttentionFeatures | None = None,
-    ) -> Proposal:
-        corrections = Corrections.none(context.prior) if corrections is None else corrections
-        features = self.cross_attention(embedding, context) if features is None else features
-        return self.decode(embedding, context, corrections, features, self.dense_maps(context, corrections, features))
-
     def dense_maps(
         self, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> list[torch.Tensor]:
@@ -161,17 +150,11 @@ class TargetNetwork(TargetDecoder):
         return self.maps(context, corrections)
 
     def decode(
-        self,
-        embedding: Embedding,
-        context: DecoderContext,
-        corrections: Corrections,
-        features: CrossAttentionFeatures,
-        maps: list[torch.Tensor],
+        self, embedding: Embedding, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> Proposal:
-        """The same with the maps of :meth:`dense_maps`."""
         image = embedding["image"]
         height, width = image.shape[-2:]
-        at2, at4, at8 = maps
+        at2, at4, at8 = self.dense_maps(context, corrections, features)
         places = self.place.cells(height, width, STRIDE)
         votes = features.votes[:, 2:]
         cells = (image + at8 + self.alike(features.votes)).flatten(2).transpose(1, 2) + features.cells

@@ -157,5 +157,4 @@ def on_cells(pixels: np.ndarray, frame: Frame, side: int) -> np.ndarray:
     0 outside the slice."""
     drawn = frame.to_input(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))[:, None])
     small = F.interpolate(drawn, (side, side), mode="bilinear", align_corners=False, antialias=True)
-    cells: np.ndarray = small[:, 0].numpy()
-    return cells
+    return np.asarray(small[:, 0].numpy())

@@ -106,7 +106,17 @@ class PromptDecoder(Protocol):
     ) -> Candidates:
         """Segment one slice.
 
-        ``previous`` (1, 1, S, S) are the logits of the answer before the last click, fed back. At least one of
-        a non-empty ``prompt``, ``previous`` and ``neighbour`` must be given, else ValueError.
+        Args:
+            embedding: Of the slice, a batch of 1.
+            frame: Where the slice lies in the encoder's input.
+            prompt: Clicks and a box in pixels of the slice, (x, y) = (column, row).
+            previous: (1, 1, S, S) logits of the answer before the last click.
+            neighbour: A slice of the same volume whose mask is known.
+
+        Returns:
+            Candidates, the most likely first.
+
+        Raises:
+            ValueError: None of a non-empty ``prompt``, ``previous`` and ``neighbour`` is given.
         """
         ...

@@ -19,8 +19,8 @@ STABILITY_OFFSET = 1.0
 """Logits by which the threshold is raised and lowered to see how much a mask depends on it."""
 NEIGHBOUR_POINTS = 3
 """Interior points that are taken from a neighbour's mask."""
-CARRIED_MARGIN = 3
-"""Input pixels by which a neighbour's box is widened for LiteMedSAM: what its makers do when they carry a box."""
+BOX_MARGIN = 3
+"""Input pixels by which a neighbour's box is widened for LiteMedSAM: what its makers do when they propagate a box."""
 
 
 class SamPromptDecoder:
@@ -28,15 +28,17 @@ class SamPromptDecoder:
 
     A single click is ambiguous: it gets the three candidates that SAM makes for that case. Everything else gets the
     one that SAM trained for clear prompts. A neighbour's mask becomes a mask input, its bounding box, and points at
-    its largest inner distances: SAM knows no better description of a target on another slice. With ``carries_box`` it
-    becomes the mask and a somewhat wider box, and no points: LiteMedSAM answers that better.
+    its largest inner distances: SAM knows no better description of a target on another slice. With ``propagates_box``
+    it becomes the mask and a somewhat wider box, and no points: LiteMedSAM answers that better.
 
     SAM predicts no presence. Ours is a rule of thumb, predicted IoU times stability (the IoU between the mask at a
     raised and at a lowered threshold): both are low where nothing fits the prompt. It is not a probability.
     """
 
-    def __init__(self, *, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, carries_box: bool = False) -> None:
-        self.carries_box = carries_box
+    def __init__(
+        self, *, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, propagates_box: bool = False
+    ) -> None:
+        self.propagates_box = propagates_box
         self.prompt_encoder = prompt_encoder.eval().requires_grad_(False)
         self.mask_decoder = mask_decoder.eval().requires_grad_(False)
         self.mask_decoder.to(memory_format=torch.channels_last)  # a fifth less time a click
@@ -45,9 +47,9 @@ class SamPromptDecoder:
         self.least_likeness = 0.0
 
     @classmethod
-    def from_sam(cls, sam: Sam, *, carries_box: bool = False) -> SamPromptDecoder:
+    def from_sam(cls, sam: Sam, *, propagates_box: bool = False) -> SamPromptDecoder:
         """Share the small parts of a whole SAM; its image encoder is not kept alive."""
-        return cls(prompt_encoder=sam.prompt_encoder, mask_decoder=sam.mask_decoder, carries_box=carries_box)
+        return cls(prompt_encoder=sam.prompt_encoder, mask_decoder=sam.mask_decoder, propagates_box=propagates_box)
 
     @torch.inference_mode()
     def predict(
@@ -95,7 +97,7 @@ class SamPromptDecoder:
         positive, negative = (np.reshape(points, (-1, 2)) for points in (prompt.positive, prompt.negative))
         xy = [frame.points_to_input(np.concatenate([positive, negative]))]
         labels = [1] * len(positive) + [0] * len(negative)
-        if neighbour is not None and not len(positive) and not self.carries_box:
+        if neighbour is not None and not len(positive) and not self.propagates_box:
             inner = self._to_input(interior_points(self._inside(neighbour), NEIGHBOUR_POINTS))
             xy.append(inner)
             labels += [1] * len(inner)
@@ -109,8 +111,8 @@ class SamPromptDecoder:
             return None
         y, x = np.nonzero(self._inside(neighbour))
         corners = self._to_input(np.array([[x.min(), y.min()], [x.max(), y.max()]]))
-        if self.carries_box:
-            corners = corners + CARRIED_MARGIN * np.array([[-1], [1]])
+        if self.propagates_box:
+            corners = corners + BOX_MARGIN * np.array([[-1], [1]])
         return torch.from_numpy(corners).float().reshape(4)
 
     def _inside(self, neighbour: Neighbour) -> np.ndarray:

@@ -172,7 +172,10 @@ class PromptEncoder(nn.Module):
 
 
 class SmallPromptNetwork(nn.Module):
-    """Embeddings + :class:`Prompts` -> :class:`Answer`. Works at any input size that the encoder takes."""
+    """Embeddings + :class:`Prompts` -> :class:`Answer`, after SAM's mask decoder (Kirillov et al., 2023).
+
+    Works at any input size that the encoder takes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +194,15 @@ class SmallPromptNetwork(nn.Module):
         self.presence = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
 
     def forward(self, embedding: Embedding, prompts: Prompts) -> Answer:
-        """Embeddings of N slices (repeated for several targets of one slice) and N prompts."""
+        """Segment N (slice, target) pairs.
+
+        Args:
+            embedding: Of N slices, repeated for several targets of one slice.
+            prompts: N of them.
+
+        Returns:
+            Logits (N, CANDIDATES, S, S), quality logits (N, CANDIDATES) and presence logits (N,).
+        """
         image = embedding["image"]
         height, width = image.shape[-2:]
         at2, at4, at8 = self.prompts.maps(prompts, image)
@@ -220,7 +231,7 @@ CLOSENESS_MM = 10.0
 STABILITY_OFFSET = 1.0
 """By how much the threshold on logits is moved to see how stable a mask is."""
 SIZE_WEIGHT = 0.15
-"""Weight of the logarithm of a mask's area against its stability, chosen on the validation patients."""
+"""Weight of the logarithm of a mask's area against its stability. *Chosen on* patients held out for reporting."""
 
 
 class SmallPromptDecoder:
@@ -228,7 +239,7 @@ class SmallPromptDecoder:
 
     logits_size = SPEC.input_size // LOGITS_STRIDE
     least_likeness = 0.9
-    """Chosen on the validation patients: good masks are above it, most of those past the organ's end below."""
+    """*Chosen on* patients held out for reporting: good masks are above it, most past the organ's end below."""
 
     def __init__(self, *, network: SmallPromptNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -274,7 +285,7 @@ class SmallPromptDecoder:
 
 
 def size_and_stability(logits: torch.Tensor) -> torch.Tensor:
-    """How well each candidate (M, S, S) suits a lone click: (M,), higher is better.
+    """How well each candidate (M, S, S) suits a single click: (M,), higher is better.
 
     One click does not say how much is meant, and the predicted quality of the candidates, which differ in size,
     hardly differs. The share of a mask that stays when the threshold is raised says how sure its border is; among

@@ -5,23 +5,38 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_initial_state
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.small_encoder import part_of
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, VolumeHead
-from ssmsam.models.weights import MissingWeights, entry, find_made_for, find_weights, manifest, weights_digest
+from ssmsam.models.weights import (
+    MissingWeights,
+    WeightsSource,
+    entry,
+    find_made_for,
+    find_weights,
+    manifest,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from segment_anything.modeling import Sam
 
     from ssmsam.models.prompt_sam import SamPromptDecoder
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _NO_ENCODERS = ("ssm", "lite_decoder", "volume_head")
 ENCODERS: tuple[str, ...] = tuple(name for name, known in manifest().items() if known.architecture not in _NO_ENCODERS)
@@ -64,23 +79,26 @@ def other_choice(name: str) -> str:
     return "The quick one: --conf encoder small"
 
 
-def load_encoder(
-    name: str,
-    *,
-    folder: Path | str | None = None,
-    download: bool = False,
-    device: str = "cpu",
-    allow_unverified: bool = False,
-) -> Encoder:
-    """A frozen encoder in evaluation mode on ``device``. Number of threads and other global settings stay as they are.
+def load_encoder(name: str, *, device: str = "cpu", **source: Unpack[WeightsSource]) -> Encoder:
+    """A frozen encoder in evaluation mode. Number of threads and other global settings stay as they are.
 
-    ``folder``, ``download`` and ``allow_unverified`` are those of :func:`ssmsam.models.weights.find_weights`, whose
-    errors are raised: ValueError for an unknown name, MissingWeights, CorruptWeights.
+    Args:
+        name: One of :data:`ENCODERS`.
+        device: Of torch.
+        **source: ``folder``, ``download`` and ``allow_unverified`` of :func:`~ssmsam.models.weights.find_weights`.
+
+    Raises:
+        ValueError: An unknown name.
+        MissingWeights, CorruptWeights: As ``find_weights`` does.
+
+    Example:
+        >>> load_encoder("small").spec.input_size
+        256
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; valid names: {', '.join(ENCODERS)}")
     architecture = entry(name).architecture
-    path = find_weights(name, folder=folder, download=download, allow_unverified=allow_unverified)
+    path = find_weights(name, **source)
     if architecture == "small":
         from ssmsam.models.small_encoder import SmallEncoder
 
@@ -101,26 +119,19 @@ TRAINED_PROMPT_DECODERS = {"medsam_lite": "medsam_lite_decoder"}
 
 
 def load_decoder(
-    encoder_name: str,
-    *,
-    folder: Path | str | None = None,
-    download: bool = False,
-    device: str = "cpu",
-    allow_unverified: bool = False,
-    published: bool = False,
+    encoder_name: str, *, device: str = "cpu", published: bool = False, **source: Unpack[WeightsSource]
 ) -> PromptDecoder:
-    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, from the same weights file.
+    """The prompt decoder for the embeddings of ``load_encoder(encoder_name, ...)``, from the same weights file.
 
     For ``medsam_lite`` it is the one that was trained here for clicks, where that belongs to the very weights of the
     encoder; else, which is logged, or where ``published`` is asked for, the published one, which knows boxes only.
 
     Load the encoder first and keep it: a SAM decoder then shares its network instead of reading the file again.
 
-    The other arguments and errors are those of :func:`ssmsam.models.registry.load_encoder`.
+    The other arguments and errors are those of :func:`load_encoder`.
     """
     architecture = entry(encoder_name).architecture
-    wanted: dict[str, Any] = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
-    files = decoder_weights(encoder_name, published=published, **wanted)
+    files = decoder_weights(encoder_name, published=published, **source)
     path = files[encoder_name]
     if architecture == "small":
         from ssmsam.models.prompt_small import SmallPromptDecoder
@@ -138,22 +149,19 @@ def load_decoder(
     if trained is None:
         if not published:
             logger.info("no decoder of ours for these weights of %s: the published one knows boxes only", encoder_name)
-        return SamPromptDecoder.from_sam(sam, carries_box=True)
+        return SamPromptDecoder.from_sam(sam, propagates_box=True)
     return _with_weights(sam, trained, device)
 
 
-def decoder_weights(encoder_name: str, *, published: bool = False, **wanted: Any) -> dict[str, Path]:
+def decoder_weights(encoder_name: str, *, published: bool = False, **source: Unpack[WeightsSource]) -> dict[str, Path]:
     """Name -> file of the weights that :func:`load_decoder` reads: those of the encoder, which hold a decoder too, and
-    those of our own decoder where it takes that one's place. ``wanted`` and errors as for :func:`find_weights`."""
-    path = find_weights(encoder_name, **wanted)
+    those of our own decoder where it takes that one's place. Errors as for :func:`find_weights`."""
+    path = find_weights(encoder_name, **source)
     if published or encoder_name not in TRAINED_PROMPT_DECODERS:
         return {encoder_name: path}
-    trained = find_made_for(TRAINED_PROMPT_DECODERS[encoder_name], weights_digest(path), **wanted)
-    return (
-        {encoder_name: path}
-        if trained is None
-        else {encoder_name: path, TRAINED_PROMPT_DECODERS[encoder_name]: trained}
-    )
+    name = TRAINED_PROMPT_DECODERS[encoder_name]
+    trained = find_made_for(name, weights_digest(path), **source)
+    return {encoder_name: path} if trained is None else {encoder_name: path, name: trained}
 
 
 def _with_weights(sam: Sam, path: Path, device: str) -> SamPromptDecoder:
@@ -164,7 +172,7 @@ def _with_weights(sam: Sam, path: Path, device: str) -> SamPromptDecoder:
     for name, part in parts.items():
         part.load_state_dict(part_of(load_file(str(path)), name))
         part.to(device)
-    return SamPromptDecoder(**parts, carries_box=True)
+    return SamPromptDecoder(**parts, propagates_box=True)
 
 
 VOLUME_HEAD = "volume_head"
@@ -172,50 +180,41 @@ TRAINED_FEWSHOT_DECODERS = {"medsam_lite": "medsam_lite_fewshot"}
 """Encoders for which a decoder was trained here, and the name of its weights."""
 
 
-def load_target_decoder(
-    encoder_name: str,
-    *,
-    folder: Path | str | None = None,
-    download: bool = False,
-    device: str = "cpu",
-    allow_unverified: bool = False,
-) -> TargetDecoder:
-    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, from the same weights file.
+def load_target_decoder(encoder_name: str, *, device: str = "cpu", **source: Unpack[WeightsSource]) -> TargetDecoder:
+    """The few-shot decoder for the embeddings of ``load_encoder(encoder_name, ...)``, frozen, in evaluation mode.
 
-    The arguments and errors are those of :func:`ssmsam.models.registry.load_encoder`.
+    The arguments and errors are those of :func:`load_encoder`.
     """
-    path = find_weights(encoder_name, folder=folder, download=download, allow_unverified=allow_unverified)
+    path = find_weights(encoder_name, **source)
     if entry(encoder_name).architecture == "small":
         from ssmsam.models.fewshot_small import TargetNetwork
 
-        network = TargetNetwork()
-        network.load_state_dict(part_of(load_file(str(path)), "fewshot"))
-        return network.to(device).eval().requires_grad_(False)
+        return _ready(TargetNetwork(), part_of(load_file(str(path)), "fewshot"), device)
     if encoder_name in TRAINED_FEWSHOT_DECODERS:
-        wanted = {"folder": folder, "download": download, "allow_unverified": allow_unverified}
-        trained = find_made_for(TRAINED_FEWSHOT_DECODERS[encoder_name], weights_digest(path), **wanted)
+        trained = find_made_for(TRAINED_FEWSHOT_DECODERS[encoder_name], weights_digest(path), **source)
         if trained is not None:
-            return _fused(trained).to(device)
+            from ssmsam.models.fewshot_fused import FusedTargetNetwork
+
+            return _ready(FusedTargetNetwork(), load_file(str(trained)), device)
     from ssmsam.models.fewshot_sam import SamTargetNetwork
     from ssmsam.models.sam_encoder import load_sam
 
     sam = load_sam(encoder_name, path, device=device)
     with same_initial_state():
-        return SamTargetNetwork.from_sam(sam).eval().requires_grad_(False)
+        return SamTargetNetwork(sam).eval().requires_grad_(False)
 
 
 @cache
-def load_volume_head() -> VolumeHead:
-    """What judges proposals along a volume, for every decoder: it comes with the package. Raises CorruptWeights."""
-    path = find_weights(VOLUME_HEAD)
-    head = VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS)
-    head.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
-    return head.eval().requires_grad_(False)
+def load_volume_head(path: Path | None = None) -> VolumeHead:
+    """What judges proposals along a volume, for every decoder: by default that which comes with the package.
+
+    Raises CorruptWeights.
+    """
+    path = path or find_weights(VOLUME_HEAD)
+    return _ready(VolumeHead(SLICE_DESCRIPTORS, OBJECT_DESCRIPTORS), load_file(str(path)))
 
 
-def _fused(path: Path) -> TargetDecoder:
-    from ssmsam.models.fewshot_fused import FusedTargetNetwork
-
-    network = FusedTargetNetwork()
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
-    return network.eval().requires_grad_(False)
+def _ready(network: Network, state: Mapping[str, torch.Tensor], device: str = "cpu") -> Network:
+    """A network with these weights in single precision, frozen, in evaluation mode."""
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return network.to(device).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
+from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.models.tiny_vit import build_lite_medsam, take_published
 from ssmsam.models.weights import CorruptWeights, entry, weights_digest
 
@@ -148,41 +148,27 @@ def _load(name: str, path: Path) -> Sam:
 
 
 class SamEncoder(Encoder):
-    """SAM's image encoder. The whole network is at ``.sam``, for the prompt decoder to share.
+    """SAM's image encoder (Kirillov et al., 2023). The whole network is at ``.sam``: the prompt decoder shares it."""
 
-    ``levels`` names blocks whose tokens are returned too, passed through the network's neck: a tuple of block
-    numbers, in the order wanted. None by default, for each level makes the store larger by as much as ``image``.
-    """
-
-    def __init__(self, sam: Sam, *, name: str, weights_sha256: str, levels: tuple[int, ...] = ()) -> None:
+    def __init__(self, sam: Sam, *, name: str, weights_sha256: str) -> None:
         super().__init__()
         vit = sam.image_encoder
-        if not all(0 <= level < len(vit.blocks) for level in levels):
-            raise ValueError(f"{name} has blocks 0 to {len(vit.blocks) - 1}, got levels {levels}")
-        stride, channels = vit.patch_embed.proj.stride[0], vit.neck[0].out_channels
         self.sam = sam
-        self.levels = levels
         self.weights_sha256 = weights_sha256
         self.spec = EncoderSpec(
             name=name,
             input_size=vit.img_size,
-            stride=stride,
-            channels=channels,
-            level_strides=(stride,) * len(levels),
-            level_channels=(channels,) * len(levels),
-            level_names=tuple(f"block{level}" for level in levels),
+            stride=vit.patch_embed.proj.stride[0],
+            channels=vit.neck[0].out_channels,
             licence=entry(name).licence,
         )
 
     @classmethod
-    def from_file(
-        cls, path: Path, *, name: str = "sam_vit_b", device: str = "cpu", levels: tuple[int, ...] = ()
-    ) -> SamEncoder:
+    def from_file(cls, path: Path, *, name: str = "sam_vit_b", device: str = "cpu") -> SamEncoder:
         """Load a checkpoint of the official layout; frozen. Raises :class:`CorruptWeights`."""
-        return cls(load_sam(name, path, device=device), name=name, weights_sha256=weights_digest(path), levels=levels)
+        return cls(load_sam(name, path, device=device), name=name, weights_sha256=weights_digest(path))
 
-    def encode(self, slices: torch.Tensor, *, adaptor: Adaptor = unchanged) -> Embedding:
-        """``adaptor`` may change the tokens (B, h, w, width) that each block gets."""
+    def encode(self, slices: torch.Tensor) -> Embedding:
         size = self.spec.input_size
         if slices.ndim != 4 or tuple(slices.shape[1:]) != (3, size, size):
             raise ValueError(f"expected slices (B, 3, {size}, {size}), got {tuple(slices.shape)}")
@@ -190,12 +176,9 @@ class SamEncoder(Encoder):
         tokens = vit.patch_embed(self._standardised(slices))
         if vit.pos_embed is not None:
             tokens = tokens + vit.pos_embed
-        kept = {}
-        for number, block in enumerate(vit.blocks):
-            tokens = block(adaptor(number, tokens))
-            if number in self.levels:
-                kept[number] = vit.neck(tokens.permute(0, 3, 1, 2))
-        return {"image": vit.neck(tokens.permute(0, 3, 1, 2)), "levels": [kept[level] for level in self.levels]}
+        for block in vit.blocks:
+            tokens = block(tokens)
+        return {"image": vit.neck(tokens.permute(0, 3, 1, 2)), "levels": []}
 
     def _standardised(self, slices: torch.Tensor) -> torch.Tensor:
         if self.spec.name in UNIT_INTENSITIES:

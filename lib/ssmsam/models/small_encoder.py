@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from ssmsam.models.encoder import Adaptor, Embedding, Encoder, EncoderSpec, unchanged
+from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.models.layers import doubled
+from ssmsam.models.weights import tensors_of
 
 STAGES = ((2, 32), (4, 64), (8, 128), (16, 256))
 """Stride and channels of each stage of the pyramid."""
@@ -82,8 +83,9 @@ def _smooth(width: int) -> nn.Sequential:
 class SmallEncoder(Encoder):
     """Residual pyramid (strides 2, 4, 8, 16), two context blocks at stride 16, and a top-down path back to stride 2.
 
-    Reads three neighbouring slices (k-1, k, k+1) as channels. Fully convolutional: any multiple of 16 works as
-    input size, which training on crops uses; :meth:`encode` is for the declared size.
+    After feature pyramids (Lin et al., CVPR 2017), with attention at the coarsest level. Reads three neighbouring
+    slices (k-1, k, k+1) as channels. Fully convolutional: any multiple of 16 works as input size, which training on
+    crops uses; :meth:`encode` is for the declared size.
     """
 
     spec = SPEC
@@ -106,15 +108,12 @@ class SmallEncoder(Encoder):
         self.smooth4 = _smooth(middle)
         self.smooth2 = _smooth(fine)
 
-    def forward(self, slices: torch.Tensor, *, adaptor: Adaptor = unchanged) -> Embedding:
-        """(B, 3, H, W) in [0, 1], H and W multiples of 16 -> image at stride 8, levels at strides 2 and 4.
-
-        ``adaptor`` may change what each of the stages 0 to 3 says, at the strides 2, 4, 8 and 16.
-        """
-        at2 = adaptor(0, self.stem((slices - 0.4) / 0.3))
-        at4 = adaptor(1, self.stage4(at2))
-        at8 = adaptor(2, self.stage8(at4))
-        at16 = adaptor(3, self.stage16(at8))
+    def forward(self, slices: torch.Tensor) -> Embedding:
+        """(B, 3, H, W) in [0, 1], H and W multiples of 16 -> image at stride 8, levels at strides 2 and 4."""
+        at2 = self.stem((slices - 0.4) / 0.3)
+        at4 = self.stage4(at2)
+        at8 = self.stage8(at4)
+        at16 = self.stage16(at8)
         image = self.smooth8(self.lateral8(at8) + doubled(self.lateral16(at16)))
         level4 = self.smooth4(self.lateral4(at4) + doubled(self.narrow4(image)))
         level2 = self.smooth2(self.lateral2(at2) + doubled(self.narrow2(level4)))
@@ -128,7 +127,11 @@ class SmallEncoder(Encoder):
 
     @classmethod
     def from_file(cls, path: Path) -> SmallEncoder:
-        """The shipped weights, or any file that ``ssmsam train`` wrote; frozen, in evaluation mode."""
+        """The shipped weights, or any file that ``ssmsam train`` wrote; frozen, in evaluation mode.
+
+        Raises:
+            ValueError: A file without an encoder of this model.
+        """
         encoder = cls(weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         encoder.load_state_dict(part_of(load_file(str(path)), "encoder"))
         return encoder.eval().requires_grad_(False)
@@ -136,8 +139,7 @@ class SmallEncoder(Encoder):
 
 def part_of(state: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
     """The tensors of one part ("encoder", "prompting") of the small model's file, as float32."""
-    prefix = part + "."
-    found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    found = tensors_of(state, part)
     if not found:
         raise ValueError(f"no tensors of the part {part!r}: is this a file of the small model?")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}

@@ -12,6 +12,8 @@ from enum import IntEnum
 import torch
 import torch.nn.functional as F
 
+from ssmsam.models.encoder import Batch
+
 FOREGROUND_CELLS, RING_CELLS, FAR_CELLS = 64, 32, 96
 CELLS = FOREGROUND_CELLS + RING_CELLS + FAR_CELLS
 """Cells kept of a slice."""
@@ -39,7 +41,7 @@ KINDS = (TokenKind.TARGET, *(TokenKind.PART,) * PARTS, TokenKind.RING, TokenKind
 
 
 @dataclass(frozen=True, eq=False)
-class SupportEncoding:
+class SupportEncoding(Batch):
     """Of N labelled slices, T = len(KINDS) tokens and M = CELLS cells each.
 
     ``tokens`` (N, T, D), ``kinds`` (N, T) of :class:`TokenKind`, NONE where there is nothing to summarise;
@@ -53,16 +55,6 @@ class SupportEncoding:
     places: torch.Tensor
     shares: torch.Tensor
     valid: torch.Tensor
-
-    def __getitem__(self, index: torch.Tensor | slice) -> SupportEncoding:
-        """The descriptions of some of the slices."""
-        return SupportEncoding(**{name: value[index] for name, value in vars(self).items()})
-
-    @staticmethod
-    def cat(several: list[SupportEncoding]) -> SupportEncoding:
-        """One after the other."""
-        names = vars(several[0])
-        return SupportEncoding(**{name: torch.cat([getattr(one, name) for one in several]) for name in names})
 
 
 def describe(image: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, stride: int) -> SupportEncoding:

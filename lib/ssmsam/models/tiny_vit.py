@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -185,13 +184,10 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(
-        self, x: torch.Tensor, changed: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the stage says, as ``changed`` makes it, and what goes on to the next one."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the stage says, and what goes on to the next one."""
         for block in self.blocks:
             x = block(x)
-        x = x if changed is None else changed(x)
         return x, x if self.downsample is None else self.downsample(x)
 
 
@@ -240,27 +236,14 @@ class TinyVit(nn.Module):
                 module.lay_out_bias()
         self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        keep: Callable[[int, torch.Tensor], object] | None = None,
-        adaptor: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """``keep(stage, features)`` gets the features (B, C, h, w) that each stage ends with, 0 being the first.
-
-        ``adaptor(stage, features)`` may change them before they go on.
-        """
+    def forward(self, x: torch.Tensor, keep: Callable[[int, torch.Tensor], object] | None = None) -> torch.Tensor:
+        """``keep(stage, features)`` gets the features (B, C, h, w) that each stage ends with, 0 being the first."""
         x = self.patch_embed(x.permute(0, 2, 3, 1))
         for number, stage in enumerate(self.layers):
-            said, x = stage(x, None if adaptor is None else partial(_as_maps, adaptor, number))
+            said, x = stage(x)
             if keep is not None:
                 keep(number, said.permute(0, 3, 1, 2))
         return self.neck(x).permute(0, 3, 1, 2)
-
-
-def _as_maps(adaptor: Callable[[int, torch.Tensor], torch.Tensor], number: int, maps: torch.Tensor) -> torch.Tensor:
-    """An adaptor of maps (B, C, h, w) on one of (B, h, w, C)."""
-    return adaptor(number, maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def for_inference(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,9 @@
 A decoder answers slice by slice. What it found on all slices of a volume is described by a few numbers for each slice
 and object (:mod:`ssmsam.fewshot.selection`), and a small network reads them along the slices. It is trained on
 proposals for training patients and takes the place of thresholds and rules.
+
+What a user is told of the quality is a part of its own, a regression from means and spreads of the same numbers. Both
+learned where the decoder is good, on organs that it knows: of others they may expect too much.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ OBJECT_DESCRIPTORS = 17
 _WIDTH = 48
 _DROPPED = 0.1
 """Share of hidden values dropped in training: a guess."""
+_FARTHEST = 3.0
+"""Standard deviations from what it was trained on, beyond which a number says no more about the Dice: a guess."""
+_KNOWN = slice(8, 10)
+"""The descriptors of a slice that say that it is annotated, with the target or without."""
 _DILATIONS = (1, 2, 4, 8)
 """Of the convolutions along the slices: together they see 30 slices to either side, as long as most organs."""
 
@@ -26,13 +33,14 @@ _DILATIONS = (1, 2, 4, 8)
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """Of K objects on n slices, all as logits: ``keep`` (K, n) that the object's mask there is mostly the target,
-    ``dice`` (K, n) of that mask, ``target`` (K,) that the object is the target and ``overall`` (K,) the Dice of what is
-    kept over all slices that nobody annotated."""
+    ``dice`` (K, n) of that mask, ``target`` (K,) that the object is the target, ``overall`` (K,) by which proposals for
+    one volume compare, and ``expected`` (K,) the Dice of what is kept over all slices that nobody annotated."""
 
     keep: torch.Tensor
     dice: torch.Tensor
     target: torch.Tensor
     overall: torch.Tensor
+    expected: torch.Tensor
 
 
 class VolumeHead(nn.Module):
@@ -40,6 +48,9 @@ class VolumeHead(nn.Module):
 
     Residual convolutions along the slices, with a mean over the slices that show the object fed back to each of them.
     """
+
+    centre: torch.Tensor
+    spread: torch.Tensor
 
     def __init__(self, slice_descriptors: int, object_descriptors: int) -> None:
         super().__init__()
@@ -54,9 +65,23 @@ class VolumeHead(nn.Module):
         self.drop = nn.Dropout(_DROPPED)
         self.each = nn.Sequential(nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, 2))
         self.whole = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, 2))
+        numbers = object_descriptors + 2 * slice_descriptors
+        self.register_buffer("centre", torch.zeros(numbers))
+        self.register_buffer("spread", torch.ones(numbers))
+        self.estimate = nn.Linear(numbers, 1)
+
+    def usual(self, numbers: torch.Tensor) -> torch.Tensor:
+        """What :func:`summary` says, in standard deviations from the mean of what the head was trained on."""
+        return ((numbers - self.centre) / self.spread).clamp(-_FARTHEST, _FARTHEST)
 
     def forward(self, slices: torch.Tensor, objects: torch.Tensor, drawn: torch.Tensor) -> Judgement:
-        """``slices`` (K, n, D), ``objects`` (K, E), ``drawn`` (K, n) 1 where the object has a mask, else 0."""
+        """Judge K objects on n slices.
+
+        Args:
+            slices: (K, n, D) descriptors of each object's slices, in the order of their positions.
+            objects: (K, E) descriptors of the objects.
+            drawn: (K, n) 1 where the object has a mask, else 0.
+        """
         x = F.gelu(self.slices(slices) + self.objects(objects)[:, None])
         weight = drawn[..., None] / drawn.sum(1).clamp(min=1)[:, None, None]
         for norm, along, mix, mean in zip(self.norms, self.along, self.mixes, self.means, strict=True):
@@ -66,4 +91,15 @@ class VolumeHead(nn.Module):
         kept = (keep.sigmoid() * drawn)[..., None]
         over = (x * kept).sum(1) / kept.sum(1).clamp(min=1e-3)
         target, overall = self.whole(torch.cat([(x * weight).sum(1), over], dim=1)).unbind(-1)
-        return Judgement(keep, dice, target, overall)
+        expected = self.estimate(self.usual(summary(slices, objects, keep.sigmoid() * drawn)))[:, 0]
+        return Judgement(keep, dice, target, overall, expected)
+
+
+def summary(slices: torch.Tensor, objects: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Descriptors of objects beside mean and spread of those of the slices that are ``kept`` (K, n) in [0, 1] of each
+    and that nobody annotated: (K, E + 2 D)."""
+    weight = (kept * (1 - slices[..., _KNOWN].sum(-1).clamp(max=1)))[..., None]
+    total = weight.sum(1).clamp(min=1e-3)
+    mean = (slices * weight).sum(1) / total
+    spread = ((slices - mean[:, None]).square() * weight).sum(1) / total
+    return torch.cat([objects, mean, spread.clamp(min=1e-6).sqrt()], dim=1)

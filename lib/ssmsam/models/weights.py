@@ -9,16 +9,21 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import pooch
+import torch
 from safetensors import safe_open
 
 from ssmsam.files import whole_file
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 PACKAGED = Path(__file__).parent / "weights"
 """Folder of the weights that come with this package."""
@@ -93,9 +98,23 @@ class CorruptWeights(ValueError):
     """A weights file is there but is not what it should be. The message says what to do."""
 
 
+def tensors_of(state: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The tensors of one part of a file, ``part.NAME`` by NAME."""
+    prefix = part + "."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
 def cache_folder() -> Path:
     """The user's own folder for downloaded weights."""
     return Path(pooch.os_cache("ssmsam")) / "weights"
+
+
+class WeightsSource(TypedDict, total=False):
+    """Where weights are looked for, and which are taken: the arguments of :func:`find_weights`."""
+
+    folder: Path | str | None
+    download: bool
+    allow_unverified: bool
 
 
 def find_weights(
@@ -139,13 +158,13 @@ def weights_digest(path: Path) -> str:
     return digest
 
 
-def find_made_for(name: str, encoder_sha256: str, **wanted: Any) -> Path | None:
+def find_made_for(name: str, encoder_sha256: str, **source: Unpack[WeightsSource]) -> Path | None:
     """The weights ``name`` of a decoder of ours, where they belong to these weights of its encoder; else None.
 
-    ``wanted`` as for :func:`find_weights`. Raises :class:`CorruptWeights`.
+    Raises :class:`CorruptWeights`.
     """
     try:
-        path = find_weights(name, **wanted)
+        path = find_weights(name, **source)
     except MissingWeights:
         return None
     return path if made_for(path) == encoder_sha256 else None

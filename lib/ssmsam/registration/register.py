@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from dataclasses import field as default
 from itertools import product
 
 import numpy as np
@@ -23,10 +22,11 @@ from ssmsam.volume.intensity import Scale
 from ssmsam.volume.volume import Grid, Volume
 
 CELLS_ACROSS = 70
-"""At least so many cells lie along the longest side of a slice."""
+"""At least so many cells lie along the longest side of a slice: a *guess*, which weighs time against detail."""
 LARGEST_CELL_MM = 4.0
+"""A *guess*, for the abdomen: organs of some cm, and seconds for a pair."""
 _MARGIN = 6
-"""Cells that are kept around the body."""
+"""Cells that are kept around the body: a *guess*."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ def block_means(channels: torch.Tensor, step: int) -> torch.Tensor:
 
 
 _REACH = 2
-"""Cells from a cell to the six neighbours whose patches are compared with each other."""
+"""Cells from a cell to the six neighbours whose patches are compared with each other: as in ConvexAdam."""
 _NEIGHBOURS = ((0, 1, 1), (1, 1, 0), (1, 0, 1), (1, 1, 2), (2, 1, 1), (1, 2, 1))
 _PAIRS = tuple(
     (first, second)
@@ -175,13 +175,17 @@ _PAIRS = tuple(
     if sum((a - b) ** 2 for a, b in zip(first, second, strict=True)) == 2
 )
 _LEAST = 1e-3
-"""Of the mean variance: less is noise."""
+"""Of the mean variance: less is noise, as in ConvexAdam."""
 
 
-def features_of(values: torch.Tensor, *, intensity: float) -> torch.Tensor:
+INTENSITY = 3.0
+"""What intensities count beside self-similarities: a *guess*."""
+
+
+def features_of(values: torch.Tensor) -> torch.Tensor:
     """Values (D, H, W) in [0, 1] -> (13, D, H, W): twelve self-similarities in [0, 1], which survive other contrasts
-    (MIND-SSC, Heinrich et al. 2013), and the intensity times ``intensity``."""
-    return torch.cat([self_similarities(values), intensity * values[None]])
+    (MIND-SSC, Heinrich et al. 2013), and the intensity times :data:`INTENSITY`."""
+    return torch.cat([self_similarities(values), INTENSITY * values[None]])
 
 
 def self_similarities(values: torch.Tensor) -> torch.Tensor:
@@ -231,44 +235,34 @@ def dissimilarity(
     return of_move
 
 
-@dataclass(frozen=True)
-class AlignmentConfig:
-    """``step`` is the side of a block in cells, ``overlap`` how many cells along the body both volumes share at
-    least."""
-
-    step: int = 5
-    overlap: int = 15
-    sideways: int = 2
-    """Blocks that a block may move sideways while offsets are compared."""
-    along: int = 1
-    """The same along the body."""
-    stiffness: float = 0.09
-    """What moving sideways by a block costs, in standard deviations of likeness."""
-    stiffness_along: float = 0.3
-    most_scale: float = 1.25
-    """How much wider or narrower one body may be."""
+STEP, OVERLAP = 5, 15
+"""The side of a block in cells, and how many cells along the body both volumes share at least. These and the following
+are a *guess*, made while looking at pairs of ``chaos_t2_mr`` and ``sabs_ct``; which ones was not recorded. The protocol
+``registration`` would choose them on training pairs."""
+SIDEWAYS, ALONG = 2, 1
+"""Blocks that a block may move sideways, and along the body, while offsets are compared."""
+STIFFNESS, STIFFNESS_ALONG = 0.09, 0.3
+"""What moving by a block costs, in standard deviations of likeness."""
+MOST_SCALE = 1.25
+"""How much wider or narrower one body may be."""
 
 
 def aligned(
-    fixed: torch.Tensor,
-    moving: torch.Tensor,
-    fixed_features: torch.Tensor,
-    moving_features: torch.Tensor,
-    config: AlignmentConfig,
+    fixed: torch.Tensor, moving: torch.Tensor, fixed_features: torch.Tensor, moving_features: torch.Tensor
 ) -> Field:
     """Values (D, H, W) in [0, 1] of two volumes with cells of one size, and what :func:`features_of` says of
     them -> the field that lays the bodies' boxes over each other, at the best offset along the body."""
-    start = _boxes_aligned(fixed, moving, config.most_scale)
-    offsets, likeness = _likeness(start, fixed_features, moving_features, config)
+    start = _boxes_aligned(fixed, moving)
+    offsets, likeness = _likeness(start, fixed_features, moving_features)
     offset = start.offset.clone()
     offset[0] += float(offsets[likeness.argmax()])
     return Field(start.scale, offset, start.displacement)
 
 
-def _boxes_aligned(fixed: torch.Tensor, moving: torch.Tensor, most_scale: float) -> Field:
+def _boxes_aligned(fixed: torch.Tensor, moving: torch.Tensor) -> Field:
     """Rows and columns by the bodies' boxes, slices as they are counted."""
     (low, high), (other_low, other_high) = (typical_box(one) for one in (fixed, moving))
-    wider = ((other_high - other_low) / (high - low).clip(min=1.0)).clip(1 / most_scale, most_scale)
+    wider = ((other_high - other_low) / (high - low).clip(min=1.0)).clip(1 / MOST_SCALE, MOST_SCALE)
     offset = (other_low + other_high) / 2 - wider * (low + high) / 2
     return Field(
         torch.tensor([1.0, *wider], dtype=torch.float32),
@@ -277,54 +271,47 @@ def _boxes_aligned(fixed: torch.Tensor, moving: torch.Tensor, most_scale: float)
     )
 
 
-def _likeness(
-    start: Field, fixed: torch.Tensor, moving: torch.Tensor, config: AlignmentConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _likeness(start: Field, fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Offsets (n,) along the body in cells of the moving volume, and by how much blocks are more alike under each than
     by chance (n,)."""
-    step, side = config.step, config.sideways
-    least = -max(0, (start.shape[0] - config.overlap) // step)
-    most = max(0, (moving.shape[1] - config.overlap) // step)
-    of_move = dissimilarity(start, fixed, moving, step, (max(-least, most), side, side))
-    ways = [(y, x) for y in range(-side, side + 1) for x in range(-side, side + 1)]
+    least = -max(0, (start.shape[0] - OVERLAP) // STEP)
+    most = max(0, (moving.shape[1] - OVERLAP) // STEP)
+    of_move = dissimilarity(start, fixed, moving, STEP, (max(-least, most), SIDEWAYS, SIDEWAYS))
+    aside = range(-SIDEWAYS, SIDEWAYS + 1)
+    ways = [(y, x) for y in aside for x in aside]
     cost = torch.stack([torch.stack([of_move((z, *way)) for way in ways]) for z in range(least, most + 1)])
     gain = torch.nan_to_num(torch.nanmean(cost, dim=(0, 1)) - cost, nan=0.0)
     gain = averaged(gain.flatten(0, 1)[:, None])[:, 0].reshape(gain.shape)
     unit = gain.std()
     moved = torch.tensor([y * y + x * x for y, x in ways], dtype=torch.float32)[:, None, None, None]
-    best = (gain - config.stiffness * unit * moved).amax(1)
-    likeness = torch.stack([_with_freedom(best, number, float(unit), config) for number in range(len(best))])
-    return torch.arange(least, most + 1) * float(step), likeness
+    best = (gain - STIFFNESS * unit * moved).amax(1)
+    likeness = torch.stack([_with_freedom(best, number, float(unit)) for number in range(len(best))])
+    return torch.arange(least, most + 1) * float(STEP), likeness
 
 
-def _with_freedom(gain: torch.Tensor, number: int, unit: float, config: AlignmentConfig) -> torch.Tensor:
+def _with_freedom(gain: torch.Tensor, number: int, unit: float) -> torch.Tensor:
     """The mean gain at one offset, where every block may take a neighbouring one: (n, d, h, w) -> scalar."""
-    near = range(max(0, number - config.along), min(len(gain), number + config.along + 1))
-    return torch.stack([gain[n] - config.stiffness_along * unit * (n - number) ** 2 for n in near]).amax(0).mean()
+    near = range(max(0, number - ALONG), min(len(gain), number + ALONG + 1))
+    return torch.stack([gain[n] - STIFFNESS_ALONG * unit * (n - number) ** 2 for n in near]).amax(0).mean()
 
 
-@dataclass(frozen=True)
-class Search:
-    """Blocks of ``step`` cells look for their like up to ``reach`` blocks away along each axis."""
-
-    step: int
-    reach: int
-    stiffness: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """What being moved otherwise than one's surroundings costs, from round to round."""
+SEARCHES = ((5, 3), (3, 2), (2, 2))
+"""Of each search, the side of a block in cells and how many blocks away along each axis its like may be: a *guess*."""
+SEARCH_STIFFNESS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""What being moved otherwise than one's surroundings costs, from round to round: as in ConvexAdam."""
 
 
-def convex_search(field: Field, fixed: torch.Tensor, moving: torch.Tensor, search: Search) -> Field:
+def convex_search(field: Field, fixed: torch.Tensor, moving: torch.Tensor, step: int, reach: int) -> Field:
     """The field after every block of the fixed volume was moved to where it looks most alike, as its surroundings
     move: convex search over discrete displacements (Heinrich et al. 2014; Siebert et al. 2021), ours in blocks of the
     volume as it was moved before.
 
     ``fixed`` and ``moving`` (C, D, H, W) are features.
     """
-    step, reach = search.step, search.reach
     moves = torch.tensor(list(product(range(-reach, reach + 1), repeat=3)), dtype=torch.float32)
     cost = _costs(field, fixed, moving, step, reach)
     moved = _smooth(moves.T[:, cost.argmin(0)])
-    for stiffness in search.stiffness:
+    for stiffness in SEARCH_STIFFNESS:
         stop_if_cancelled()
         moved = _smooth(_smooth(moves.T[:, _with_stiffness(moves, moved, cost, stiffness / reach).argmin(0)]))
     nodes = lattice(field.shape, step)
@@ -354,54 +341,36 @@ def _smooth(vectors: torch.Tensor) -> torch.Tensor:
     return averaged(vectors[None])[0]
 
 
-@dataclass(frozen=True)
-class Refinement:
-    """Gradient steps on blocks of ``step`` cells.
-
-    ``steps`` and ``rate`` were fitted on 18 pairs of training cases (CT, MR, hippocampus): as good as 20 steps at a
-    rate of 0.5, in half the time.
-    """
-
-    steps: int = 12
-    step: int = 2
-    rate: float = 0.8
-    likeness: float = 100.0
-    """What likeness counts beside smoothness."""
+REFINEMENT_STEPS, RATE = 12, 0.8
+"""*Fitted on* 18 pairs of training cases (CT, MR, hippocampus): as good as 20 steps at a rate of 0.5, in half the
+time."""
+REFINEMENT_STEP, LIKENESS = 2, 100.0
+"""The side of a block in cells, and what likeness counts beside smoothness: a *guess*."""
 
 
 @torch.enable_grad()
-def refined(field: Field, fixed: torch.Tensor, moving: torch.Tensor, config: Refinement) -> Field:
+def refined(field: Field, fixed: torch.Tensor, moving: torch.Tensor) -> Field:
     """The field after gradient steps (Adam) on likeness and smoothness."""
-    here = block_means(fixed, config.step)
-    nodes = lattice(field.shape, config.step)
+    here = block_means(fixed, REFINEMENT_STEP)
+    nodes = lattice(field.shape, REFINEMENT_STEP)
     start = field.at(nodes)
     change = torch.zeros_like(start, requires_grad=True)
-    optimiser = torch.optim.Adam([change], lr=config.rate)
-    for _ in range(config.steps):
+    optimiser = torch.optim.Adam([change], lr=RATE)
+    for _ in range(REFINEMENT_STEPS):
         stop_if_cancelled()
         places = start + _smooth(_smooth(change))
         distance = ((sampled(moving, places) - here) ** 2).mean(0)
         known = inside(places.detach(), moving.shape[1:])
-        loss = config.likeness * (distance * known).sum() / known.sum().clamp_min(1) + _roughness(places - nodes)
+        loss = LIKENESS * (distance * known).sum() / known.sum().clamp_min(1) + _roughness(places - nodes)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return field.moved_to(start + _smooth(_smooth(change.detach())), config.step)
+    return field.moved_to(start + _smooth(_smooth(change.detach())), REFINEMENT_STEP)
 
 
 def _roughness(vectors: torch.Tensor) -> torch.Tensor:
     """Mean squared differences between neighbours of (3, d, h, w), over all axes."""
     return torch.stack([vectors.diff(dim=axis).square().mean() for axis in (1, 2, 3) if vectors.shape[axis] > 1]).sum()
-
-
-@dataclass(frozen=True)
-class RegistrationConfig:
-    """``intensity`` is what intensities count beside self-similarities."""
-
-    intensity: float = 3.0
-    alignment: AlignmentConfig = default(default_factory=AlignmentConfig)
-    searches: tuple[Search, ...] = (Search(5, 3), Search(3, 2), Search(2, 2))
-    refinement: Refinement = default(default_factory=Refinement)
 
 
 @dataclass(frozen=True, eq=False)
@@ -425,22 +394,30 @@ class Registration:
         return sampled(values[None], self.places)[0]
 
 
-def register(
-    fixed: CoarseVolume,
-    moving: CoarseVolume,
-    *,
-    config: RegistrationConfig = RegistrationConfig(),
-    progress: Progress = silent,
-) -> Registration:
-    """Lay ``moving`` over ``fixed``: two patients, or two scans of one. Cells must be of one size; the volumes may show
-    different parts of the body as long as they share some. Raises ValueError for cells of different sizes.
+def register(fixed: CoarseVolume, moving: CoarseVolume, *, progress: Progress = silent) -> Registration:
+    """Lay ``moving`` over ``fixed``: two patients, or two scans of one, in both directions.
 
-    Raising :class:`~ssmsam.progress.Cancelled` in ``progress("register", done, total)`` stops it.
+    After ConvexAdam (Siebert et al., 2021): features of self-similarity, a convex search and Adam steps.
+
+    Args:
+        fixed: The volume whose cells are looked up in the other one.
+        moving: With cells of the same size; it may show another part of the body, as long as they share some.
+        progress: ``progress("register", done, total)``; raising :class:`~ssmsam.progress.Cancelled` in it stops.
+
+    Returns:
+        Where each cell is, as (slice, row, column) of ``moving``, and the inverse inconsistency in mm.
+
+    Raises:
+        ValueError: Cells of different sizes.
+
+    Example:
+        >>> found = register(CoarseVolume.of(ct, scale, cell_mm=4.0), atlas.coarse)  # doctest: +SKIP
+        >>> mask = found.propagated(distances) > 0  # doctest: +SKIP
     """
     if abs(fixed.cell_mm / moving.cell_mm - 1) > 1e-3:
         raise ValueError(f"cells of one size are registered, got {fixed.cell_mm} and {moving.cell_mm} mm")
-    total = 2 * (len(config.searches) + 2)
-    here, there = (features_of(one.values, intensity=config.intensity) for one in (fixed, moving))
+    total = 2 * (len(SEARCHES) + 2)
+    here, there = (features_of(one.values) for one in (fixed, moving))
     fields: list[Field] = []
     for one, features, other, other_features in ((fixed, here, moving, there), (moving, there, fixed, here)):
         done = len(fields) * total // 2
@@ -448,7 +425,7 @@ def register(
         def at(number: int, done: int = done) -> None:
             progress("register", done + number, total)
 
-        fields.append(_one_direction(one, other, features, other_features, config, at))
+        fields.append(one_direction(one, other, features, other_features, at))
     progress("register", total, total)
     cells = lattice(fields[0].shape, 1)
     places = fields[0].at(cells)
@@ -456,28 +433,18 @@ def register(
     return Registration(fixed.grid, places, fixed.cell_mm * error)
 
 
-def one_way(
-    fixed: CoarseVolume, moving: CoarseVolume, *, config: RegistrationConfig = RegistrationConfig()
-) -> torch.Tensor:
-    """The places of a :class:`Registration` without the way back: in half the time, and not known how far to trust."""
-    here, there = (features_of(one.values, intensity=config.intensity) for one in (fixed, moving))
-    field = _one_direction(fixed, moving, here, there, config, lambda number: None)
-    return field.at(lattice(field.shape, 1))
-
-
-def _one_direction(
+def one_direction(
     fixed: CoarseVolume,
     moving: CoarseVolume,
     here: torch.Tensor,
     there: torch.Tensor,
-    config: RegistrationConfig,
-    at: Callable[[int], None],
+    at: Callable[[int], None] = lambda number: None,
 ) -> Field:
-    """One direction; ``at`` is told before each step how many are done."""
+    """One direction; ``at`` gets before each step how many are done."""
     at(0)
-    field = aligned(fixed.values, moving.values, here, there, config.alignment)
-    for number, search in enumerate(config.searches, 1):
+    field = aligned(fixed.values, moving.values, here, there)
+    for number, (step, reach) in enumerate(SEARCHES, 1):
         at(number)
-        field = convex_search(field, here, there, search)
-    at(len(config.searches) + 1)
-    return refined(field, here, there, config.refinement)
+        field = convex_search(field, here, there, step, reach)
+    at(len(SEARCHES) + 1)
+    return refined(field, here, there)

@@ -29,7 +29,7 @@ from ssmsam.fewshot.initialisations import DECODERS, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.models.registry import ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
 from ssmsam.models.weights import CorruptWeights, MissingWeights
-from ssmsam.paths import CacheFolders, default_cache_folders, default_dicom_folder, default_heads
+from ssmsam.paths import CacheFolders, default_cache_folders, default_checkpoints, default_dicom_folder
 from ssmsam.progress import Cancelled, Turns
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, InferenceCommand, require_keys
 from ssmsam.server.clients.slicer import with_known_labels
@@ -206,7 +206,7 @@ class ServerApp(MONAILabelApp):
 
     def _service(self, method: str) -> FewShotService:
         """The services share everything but the decoder and what was learned."""
-        decoder, folder = self.target_decoders[method], self.configuration.heads or default_heads(self.studies)
+        decoder, folder = self.target_decoders[method], self.configuration.heads or default_checkpoints(self.studies)
         initialisations = None
         if method != FEWSHOT:
             folder = folder / method
@@ -276,7 +276,7 @@ class ServerApp(MONAILabelApp):
         return replace(
             usual,
             store=self.configuration.store,
-            heads=(self.configuration.heads or default_heads(self.studies),),
+            checkpoints=(self.configuration.heads or default_checkpoints(self.studies),),
             support=(),
             dicom=self.configuration.dicom_folder or usual.dicom,
             sessions=usual.sessions if sessions is None else Path(sessions.store_path),

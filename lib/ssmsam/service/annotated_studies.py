@@ -322,19 +322,15 @@ class AnnotatedStudies:
         label: str,
         client: str,
         plane: Plane = STORED_SLICES,
-        only: Iterable[int] | None = None,
         prompted: Iterable[int] = (),
         when: str = "",
     ) -> None:
         """Remember a mask (slices, rows, columns) of one label that a client was sent, or the slices of it that it was
         sent. It is written in the background.
 
-        ``only`` are the slices that it takes over (None for all), ``prompted`` those it clicked on. Give the masks
-        of one answer with many labels the same ``when``.
+        ``prompted`` are the slices it clicked on. Give the masks of one answer with many labels the same ``when``.
         """
-        served = Served.of(
-            mask, label=label, client=client, plane=plane, only=only, prompted=prompted, when=when or now()
-        )
+        served = Served.of(mask, label=label, client=client, plane=plane, prompted=prompted, when=when or now())
         # nobody waits for the disk between two clicks
         self._writer.submit(self._note, self._service.log.serve, image_id, served, who=person(client))
 
@@ -433,7 +429,8 @@ class AnnotatedStudies:
             found = known.get(image, Overview())
             if image not in finished:
                 return "in work" if found.annotated else "new"
-            return "finished" if not found.finished or self.work(image).accepted(found.revision) else "to review"
+            open_to_review = found.finished and found.by_people  # not what was brought along
+            return "finished" if not open_to_review or self.work(image).accepted(found.revision) else "to review"
 
         return {image: state(image) for image in self.files.list_images()}
 

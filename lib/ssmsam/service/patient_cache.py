@@ -54,14 +54,14 @@ def cached(folders: CacheFolders) -> list[CachePlace]:
             "support",
             "annotated slices as task checkpoints read them; made again of the annotations",
             (
-                *(file for folder in folders.heads for file in _listed(folder, f"**/{SUPPORT}/*")),
+                *(file for folder in folders.checkpoints for file in _listed(folder, f"**/{SUPPORT}/*")),
                 *(file for folder in folders.support for file in _listed(folder, "*")),
             ),
         ),
         CachePlace(
             "old heads",
             "files of earlier versions with copies of images, which could not be turned into task checkpoints",
-            tuple(_old_heads(folders.heads)),
+            tuple(_old_heads(folders.checkpoints)),
         ),
         CachePlace("series", "series downloaded by DICOMweb", tuple(_listed(folders.dicom, f"*/{SERIES}/*"))),
         CachePlace("sessions", "images that viewers sent for a while", tuple(_listed(folders.sessions, "*"))),

@@ -28,7 +28,7 @@ def expect_held(claimed: float, path: Path, *, compressed: bool = True) -> None:
 
 @contextmanager
 def named(path: Path | str, name: str) -> Iterator[None]:
-    """What cannot be read inside is told by a name that people know, not by its path."""
+    """What cannot be read inside is reported by a name that people know, not by its path."""
     try:
         yield
     except UnreadableVolume as error:

@@ -174,3 +174,6 @@ class Plane:
         """The inverse of :meth:`split`: (N,) slice indices and (N, 2) points -> (N, 3) [i, j, k]."""
         yx = np.asarray(xy, dtype=np.float64).reshape(-1, 2)[:, ::-1]
         return np.insert(yx, self.axis, np.asarray(index, dtype=np.float64), axis=1)[:, ::-1]
+
+
+STORED_SLICES = Plane()

@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ssmsam.cli.command import ProgressBar
 from ssmsam.cli.live_server import ServerFailed, live_server
-from ssmsam.cli.progress_bar import ProgressBar
 from ssmsam.cluster import Model, studies_of
 from ssmsam.models.registry import ENCODERS, choose_encoder, default_encoder
 from ssmsam.models.weights import CorruptWeights, MissingWeights

@@ -176,6 +176,7 @@ def _add_volume_head(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="CASE", help="cases kept for validation")
     parser.add_argument("--limit", type=int, default=10**6, help="at most this many cases of a folder")
+    parser.add_argument("--start", type=Path, help="weights whose choices are kept: only what to expect is learned")
     parser.add_argument("--within", type=int, default=4, help="times that slices of a volume itself are annotated")
     parser.add_argument("--across", type=int, default=2, help="times that slices of other volumes are")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
@@ -360,10 +361,10 @@ def volume_head(arguments: argparse.Namespace) -> None:
     """Collect what the decoder proposes in every volume, then train. May be stopped and started again."""
     import torch
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.embeddings.embedder import Embedder
     from ssmsam.embeddings.store import EmbeddingStore
-    from ssmsam.models.registry import load_encoder, load_target_decoder
+    from ssmsam.models.registry import load_encoder, load_target_decoder, load_volume_head
     from ssmsam_research.labelled_sets import open_set
     from ssmsam_research.training.loop import write_weights
     from ssmsam_research.training.volume_head_examples import (
@@ -373,7 +374,12 @@ def volume_head(arguments: argparse.Namespace) -> None:
         within,
         write_examples,
     )
-    from ssmsam_research.training.volume_head_training import VolumeHeadConfig, train_volume_head
+    from ssmsam_research.training.volume_head_training import (
+        Summaries,
+        VolumeHeadConfig,
+        learn_estimate,
+        train_volume_head,
+    )
 
     torch.set_num_threads(arguments.threads)
     store = EmbeddingStore(arguments.cache / "embeddings")
@@ -392,8 +398,12 @@ def volume_head(arguments: argparse.Namespace) -> None:
                     several += across(volume, others, embedder, decoder, rng)
                 write_examples(files[-1], several)
     examples = [one for file in files for one in read_examples(file)]
-    with ProgressBar() as bar:
-        head = train_volume_head(examples, VolumeHeadConfig(seed=arguments.seed), progress=bar)
+    if arguments.start:
+        head = load_volume_head(arguments.start)
+        learn_estimate(head, Summaries.of(head, examples))
+    else:
+        with ProgressBar() as bar:
+            head = train_volume_head(examples, VolumeHeadConfig(seed=arguments.seed), progress=bar)
     write_weights(arguments.out, head.state_dict(), {})
     print(f"{len(examples)} examples of {len(files)} volumes -> {arguments.out}")
 
@@ -403,7 +413,7 @@ def fewshot(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.fewshot_small import TargetNetwork
     from ssmsam.models.medsam_lite_encoder import REDUCTION, Reduction
     from ssmsam.models.registry import load_target_decoder
@@ -442,7 +452,7 @@ def lite(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
 
-    from ssmsam.cli.progress_bar import ProgressBar
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
     from ssmsam.models.weights import find_weights
     from ssmsam_research.training.embedded_slices import load_slices
@@ -476,21 +486,25 @@ def ssm(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from ssmsam.cli.progress_bar import ProgressBar
-    from ssmsam.fewshot.config import MetaConfig
+    from ssmsam.cli.command import ProgressBar
     from ssmsam.models.fewshot_small import TargetNetwork
-    from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
+    from ssmsam.models.self_sampling import SelfSamplingDecoder
     from ssmsam.models.small_encoder import SPEC, SmallEncoder, part_of
     from ssmsam_research.training.groups import GroupConfig
+    from ssmsam_research.training.level_attention import LevelledDecoder
     from ssmsam_research.training.pack import load_pack
-    from ssmsam_research.training.ssm_training import SsmTrainingConfig, train_ssm
+    from ssmsam_research.training.ssm_training import RatesConfig, SsmTrainingConfig, train_ssm
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     inner = TargetNetwork()
     inner.load_state_dict(part_of(load_file(str(arguments.weights)), "fewshot"))
     levels = SPEC.level_channels[len(SPEC.level_channels) - arguments.levels :]
-    decoder = SelfSamplingDecoder(inner, width=SPEC.channels, config=SelfSamplingDecoderConfig(levels=levels))
+    decoder = (
+        LevelledDecoder(inner, width=SPEC.channels, channels=levels)
+        if levels
+        else SelfSamplingDecoder(inner, width=SPEC.channels)
+    )
     if arguments.start is not None:
         earlier = load_file(str(arguments.start))
         for name in ("sampling", "mask_attention"):
@@ -508,7 +522,7 @@ def ssm(arguments: argparse.Namespace) -> None:
             twin_share=arguments.twin_share,
             dataset_weights=json.loads(arguments.dataset_weights),
         ),
-        meta=MetaConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
+        meta=RatesConfig(learn_rates=arguments.learn_rates, seed=arguments.seed),
     )
     with ProgressBar() as progress:
         trainer = train_ssm(

@@ -14,7 +14,8 @@ import copy
 import hashlib
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Generic, TypeVar
 
@@ -31,10 +32,9 @@ from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks, random_mov
 from ssmsam.fewshot.estimate import check_support
 from ssmsam.fewshot.pipeline import estimate_card, support_card
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
-from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_known, drawn_unknown
-from ssmsam.models.encoder import Adaptor, Embedding, Encoder
+from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_slices
+from ssmsam.models.encoder import Embedding, Encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.frame import draw_mask
 from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
 from ssmsam.models.sam_encoder import SamEncoder
 from ssmsam.models.small_encoder import STAGES, SmallEncoder
@@ -57,6 +57,33 @@ def high_pass(slices: torch.Tensor) -> torch.Tensor:
     keep[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half] = 0
     filtered = torch.fft.ifft2(torch.fft.ifftshift(spectrum * keep, dim=(-2, -1)), norm="forward")
     return filtered.real.abs()
+
+
+Adaptor = Callable[[int, torch.Tensor], torch.Tensor]
+"""``adaptor(stage, features)`` -> the features that go on, (B, C, h, w) or tokens (B, h, w, C)."""
+
+
+@contextmanager
+def adapting(stages: Sequence[nn.Module], adaptor: Adaptor, *, before: bool = False) -> Iterator[None]:
+    """In this block an adaptor changes what each stage answers, or what it is asked, ``before`` it."""
+
+    def after_stage(number: int) -> Callable[..., torch.Tensor]:
+        return lambda stage, given, answer: adaptor(number, answer)
+
+    def before_stage(number: int) -> Callable[..., torch.Tensor]:
+        return lambda stage, given: adaptor(number, *given)
+
+    hooks = [
+        stage.register_forward_pre_hook(before_stage(number))
+        if before
+        else stage.register_forward_hook(after_stage(number))
+        for number, stage in enumerate(stages)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 Base = TypeVar("Base", bound=Encoder)
@@ -124,7 +151,9 @@ class AdaptedSmallEncoder(AdaptedPyramid[SmallEncoder]):
         super().__init__(base, {stage: channels for stage, (_, channels) in enumerate(STAGES)})
 
     def encode(self, slices: torch.Tensor) -> Embedding:
-        return self.base(slices, adaptor=self.adaptor(slices))
+        base = self.base
+        with adapting((base.stem, base.stage4, base.stage8, base.stage16), self.adaptor(slices)):
+            return base(slices)
 
 
 class AdaptedLiteMedSamEncoder(AdaptedPyramid[LiteMedSamEncoder]):
@@ -136,7 +165,13 @@ class AdaptedLiteMedSamEncoder(AdaptedPyramid[LiteMedSamEncoder]):
         super().__init__(base, {stage: widths[stage] for stage in range(1, len(widths))})
 
     def encode(self, slices: torch.Tensor) -> Embedding:
-        return self.base.encode(slices, adaptor=self.adaptor(slices))
+        adaptor = self.adaptor(slices)
+
+        def on_maps(stage: int, features: torch.Tensor) -> torch.Tensor:
+            return adaptor(stage, features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+        with adapting([stage.blocks[-1] for stage in self.base.sam.image_encoder.layers], on_maps):
+            return self.base.encode(slices)
 
 
 class AdaptedSamEncoder(AdaptedEncoder[SamEncoder]):
@@ -164,7 +199,8 @@ class AdaptedSamEncoder(AdaptedEncoder[SamEncoder]):
         def adaptor(block: int, tokens: torch.Tensor) -> torch.Tensor:
             return tokens + self.shared(F.gelu(self.each[block](narrow)))
 
-        return self.base.encode(slices, adaptor=adaptor)
+        with adapting(self.base.sam.image_encoder.blocks, adaptor, before=True):
+            return self.base.encode(slices)
 
 
 def adapted_encoder(base: Encoder) -> AdaptedEncoder:
@@ -269,9 +305,7 @@ def _adaptation_task(
     moved, gamma = random_move(rng, config.views)
     inputs = torch.cat([one.embeddings.inputs([one.index]) for one in slices]).to(device)
     embedding = encoder.encode(moved(inputs).clamp(0, 1) ** gamma)
-    masks = torch.cat([draw_mask(one.drawn, one.embeddings.frame, side, device) for one in slices])
-    known = torch.cat([drawn_known(one, side).to(device) for one in slices])
-    unknown = torch.cat([drawn_unknown(one, side).to(device) for one in slices])
+    masks, known, unknown = drawn_slices(slices, side, device)
     masks, known = moved(masks), moved(known)
     bank = SupportBank.from_tensors(
         embedding["image"].detach(),

@@ -17,14 +17,12 @@ import numpy as np
 import torch
 
 from ssmsam.registration.register import (
-    AlignmentConfig,
     CoarseVolume,
-    RegistrationConfig,
     aligned,
     features_of,
     indices,
     lattice,
-    one_way,
+    one_direction,
     places_of,
     sampled,
 )
@@ -35,13 +33,14 @@ PACKAGES = ("torch", "SimpleITK", "convexadam", "itk-elastix")
 
 def ours(fixed: CoarseVolume, moving: CoarseVolume) -> torch.Tensor:
     """One direction of what the product computes; it needs both."""
-    return one_way(fixed, moving)
+    field = one_direction(fixed, moving, features_of(fixed.values), features_of(moving.values))
+    return field.at(lattice(field.shape, 1))
 
 
 def our_start(fixed: CoarseVolume, moving: CoarseVolume) -> torch.Tensor:
     """The bodies' boxes laid over each other at the best offset along the body."""
-    here, there = (features_of(one.values, intensity=RegistrationConfig().intensity) for one in (fixed, moving))
-    field = aligned(fixed.values, moving.values, here, there, AlignmentConfig())
+    here, there = (features_of(one.values) for one in (fixed, moving))
+    field = aligned(fixed.values, moving.values, here, there)
     return field.at(lattice(field.shape, 1))
 
 

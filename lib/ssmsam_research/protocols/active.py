@@ -23,8 +23,7 @@ from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.estimate import mean_estimate
-from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.prediction import assembled
+from ssmsam.fewshot.pipeline import adapt, assembled
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import draw_mask
@@ -247,7 +246,7 @@ def score(masks: Mapping[int, np.ndarray], answered: Answered, truth: np.ndarray
             OTHER: round(dice(kept[other], truth[other]), 3),
             WHOLE: round(dice(kept, truth), 3),
         },
-        "expected_dice": round(100 * forecast.expected_dice(without=masks), 3),
+        "expected_dice": round(100 * forecast.dice, 3),
         "estimate": None if answered.estimate is None else round(100 * answered.estimate, 3),
         "reliability": {
             "loss of drawn slices": binned(forecast.loss[drawn], losses[drawn]),

@@ -12,7 +12,7 @@ import torch
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.atlas import distances_on, propagated_to
 from ssmsam.fewshot.config import ATLAS_STEPS, PseudoLabelConfig
-from ssmsam.fewshot.pseudo_labels import evenly_spread
+from ssmsam.fewshot.pipeline import evenly_spread
 from ssmsam.fewshot.support_bank import signed_distance
 from ssmsam.files import whole_file
 from ssmsam.models.frame import draw_mask

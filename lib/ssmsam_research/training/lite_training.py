@@ -22,7 +22,7 @@ from scipy import ndimage
 from torch import nn
 
 from ssmsam.models.frame import mask_to_logits
-from ssmsam.models.prompt_sam import CARRIED_MARGIN
+from ssmsam.models.prompt_sam import BOX_MARGIN
 from ssmsam.models.prompt_small import PointKind
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.embedded_slices import EmbeddedSlices
@@ -262,7 +262,7 @@ def _carried(masks: np.ndarray) -> torch.Tensor:
     for mask in masks:
         y, x = np.nonzero(mask)
         found.append([x.min(), y.min(), x.max(), y.max()])
-    return torch.tensor(found).float() + CARRIED_MARGIN * torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    return torch.tensor(found).float() + BOX_MARGIN * torch.tensor([-1.0, -1.0, 1.0, 1.0])
 
 
 def _label_count(places: list[tuple[EmbeddedSlices, int]]) -> int:

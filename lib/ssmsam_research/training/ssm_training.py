@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ssmsam.fewshot.config import LEAST_SUPPORT, MetaConfig, SupportBankConfig
 from ssmsam.fewshot.episodes import AdaptationTask
 from ssmsam.fewshot.meta_learning import Episode, MetaLearner
 from ssmsam.fewshot.support_bank import Places, SupportBank
+from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.progress import Progress, silent
@@ -27,6 +28,45 @@ from ssmsam_research.training.loop import Trainer, follow, log_losses, write_wei
 from ssmsam_research.training.pack import PackedVolume
 from ssmsam_research.training.proposals import group_losses
 from ssmsam_research.training.semantics import Vocabulary
+
+
+@dataclass(frozen=True)
+class RatesConfig(MetaConfig):
+    """``rates_rate`` is the step of the logarithms of the learning rates, where ``learn_rates``."""
+
+    rates_rate: float = 0.05
+    learn_rates: bool = False
+
+
+class RateLearner(MetaLearner):
+    """Learns the learning rates of the inner loop too, one for each group of parameters (Li et al., 2017).
+
+    With theta' = theta - exp(r) u, to first order dL/dr is the product of dL/dtheta' with theta' - theta.
+    """
+
+    decoder: SelfSamplingDecoder
+    config: RatesConfig
+
+    def step(self, episodes: Sequence[Episode], *, seed: int) -> float:
+        self._slopes: list[list[float]] = []
+        loss = super().step(episodes, seed=seed)
+        if self.config.learn_rates:
+            with torch.no_grad():  # a step of fixed length: the losses of episodes are of very different size
+                down = torch.from_numpy(np.sign(np.mean(self._slopes, axis=0))).to(self.decoder.log_rates)
+                self.decoder.log_rates -= self.config.rates_rate * down
+                self.decoder.log_rates.clamp_(-3, 3)
+        return loss
+
+    def adapted(self, fitted: TargetDecoder, gradients: Mapping[int, torch.Tensor | None]) -> None:
+        slopes = []
+        for (after, _), (before, _) in zip(fitted.rated(), self.decoder.rated(), strict=True):
+            moved = [
+                float((gradients[id(new)] * (new.detach() - old.detach())).sum())  # type: ignore[operator]
+                for new, old in zip(after, before, strict=True)
+                if gradients[id(new)] is not None
+            ]
+            slopes.append(sum(moved))
+        self._slopes.append(slopes)
 
 
 @dataclass(frozen=True)
@@ -48,7 +88,7 @@ class SsmTrainingConfig:
     groups: GroupConfig = field(default_factory=GroupConfig)
     episode_slices: int = 8
     episode_side: int = 256
-    meta: MetaConfig = field(default_factory=MetaConfig)
+    meta: RatesConfig = field(default_factory=RatesConfig)
 
 
 class _Drawn(IterableDataset["Group | GroupBatch"]):
@@ -156,7 +196,7 @@ def _plain(trainer: SsmTrainer, groups: Groups, out: Path, progress: Progress) -
 
 def _meta(trainer: SsmTrainer, groups: Groups, out: Path, progress: Progress) -> None:
     config = trainer.config
-    learner = MetaLearner(trainer.average, config=config.meta)
+    learner = RateLearner(trainer.average, config=config.meta)
     drawn = _loader(_Drawn(groups, seed=config.seed + 1, side=config.episode_side), config.workers)
     stream = _episodes(drawn, trainer, np.random.default_rng(config.seed))
     losses: list[float] = []

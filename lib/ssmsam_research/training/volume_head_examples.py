@@ -13,7 +13,7 @@ from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.atlas import guides_for
 from ssmsam.fewshot.config import DEFAULTS, SegmentationConfig
 from ssmsam.fewshot.pipeline import adapt
-from ssmsam.fewshot.proposals import propose
+from ssmsam.fewshot.proposals import Target, propose
 from ssmsam.fewshot.selection import candidates
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.files import whole_file
@@ -126,9 +126,9 @@ def examples(
     task = replace(task, banks={label: task.banks[label] for label in truth})
     side, config = task.decoder.logits_side, SegmentationConfig()
     guides = guides_for(task.atlases, task.banks, query, slices, side)
-    proposed = propose(task, query, slices, config=config, guides=guides, up_to_ends=True)
+    proposed = propose(task, query, slices, config=config, guides=guides, up_to_extent=True)
     for label, proposals in proposed.items():
-        among = candidates(proposals, task.banks[label], query, task.support_check(label))
+        among = candidates(proposals, Target(task, label, query, config))
         if among.described is None:
             continue
         stack = query.plane.stack(truth[label])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ssmsam.fewshot.config import EVEN, OBJECTS
-from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, Judgement, VolumeHead
+from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, Judgement, VolumeHead, summary
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.volume_head_examples import Example
 
@@ -52,7 +52,65 @@ def train_volume_head(
             optimiser.step()
             schedule.step()
     progress("train", config.epochs, config.epochs)
-    return head.eval()
+    head.eval()
+    return learn_estimate(head, Summaries.of(head, several))
+
+
+PENALTY = 30.0
+"""Of squared weights in the regression that says what Dice to expect: of 2, 10, 30 and 100 the one with the least error
+on training sets left out in turn."""
+_ROUNDS = 25
+"""Of Newton's method, which has converged long before."""
+
+
+@dataclass(frozen=True, eq=False)
+class Summaries:
+    """Of N examples: ``numbers`` (N, E + 2 D) as in :func:`~ssmsam.models.volume_head.summary` of the object that the
+    head takes for the target, the ``dice`` (N,) of what it keeps of that, and how much each counts."""
+
+    numbers: torch.Tensor
+    dice: torch.Tensor
+    weight: torch.Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, head: VolumeHead, several: Sequence[Example]) -> Summaries:
+        """None, one, two or three, and more annotated slices count alike; so do, among these, volumes."""
+        numbers, dice, groups = [], [], []
+        for one in several:
+            batch = padded([one])
+            found = judged(head, batch)
+            exists = batch.shown[0].amax(1) > 0
+            best = int(found.target[0].masked_fill(~exists, -torch.inf).argmax())
+            kept = found.keep.sigmoid() * batch.shown
+            numbers.append(summary(batch.slices[0], batch.objects[0], kept[0])[best])
+            dice.append(overall_dice((found.keep > 0).float(), batch)[0, best])
+            shown = round(float(np.expm1(one.objects[0, 0])))
+            groups.append((min(shown, 2) + (shown > 3), one.name.rpartition("/")[0]))
+        volumes = [sum(other == group for other in groups) for group in groups]
+        counts = [len({other[1] for other in groups if other[0] == group[0]}) for group in groups]
+        weight = torch.tensor([1 / (v * c) for v, c in zip(volumes, counts, strict=True)])
+        return cls(torch.stack(numbers), torch.stack(dice), weight / weight.mean())
+
+
+@torch.no_grad()
+def learn_estimate(head: VolumeHead, known: Summaries, *, penalty: float = PENALTY) -> VolumeHead:
+    """Teach a head what Dice to expect, by logistic regression; what it keeps stays as it is."""
+    head.centre.copy_(known.numbers.mean(0))
+    head.spread.copy_(known.numbers.std(0).clamp(min=0.05))
+    one = torch.ones(len(known.dice), 1, dtype=torch.double)
+    cells = torch.cat([head.usual(known.numbers).double(), one], dim=1)
+    weights = cells.new_zeros(cells.shape[1])
+    penalties = torch.full_like(weights, penalty)
+    penalties[-1] = 1e-6  # the offset is free
+    for _ in range(_ROUNDS):
+        found = (cells @ weights).sigmoid()
+        slope = cells.T @ (known.weight * (known.dice - found)) - penalties * weights
+        curve = (cells * (known.weight * (found * (1 - found)).clamp(min=0.02))[:, None]).T @ cells
+        weights += torch.linalg.solve(curve + penalties.diag(), slope)
+    head.estimate.weight.copy_(weights[None, :-1])
+    head.estimate.bias.copy_(weights[-1:])
+    return head
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,4 +201,4 @@ def chosen_dice(head: VolumeHead, several: Sequence[Example]) -> tuple[np.ndarra
     best = found.target.masked_fill(~exists, -torch.inf).argmax(1)
     rows = torch.arange(len(best))
     keep = (found.keep.sigmoid() > EVEN).float()
-    return overall_dice(keep, batch)[rows, best].numpy(), found.overall.sigmoid()[rows, best].numpy()
+    return overall_dice(keep, batch)[rows, best].numpy(), found.expected.sigmoid()[rows, best].numpy()

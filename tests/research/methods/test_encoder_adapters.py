@@ -134,7 +134,7 @@ def test_the_full_mode_adapts_encoder_and_decoder(support_of) -> None:
 def test_the_full_mode_works_on_lite_medsam(support_of) -> None:
     """Embeddings of the adapted encoder are kept as reduced as those of the frozen one."""
     embedder = Embedder(encoder=lite(), bfloat16=False)
-    decoder = SamTargetNetwork.from_sam(embedder.encoder.sam).eval().requires_grad_(False)
+    decoder = SamTargetNetwork(embedder.encoder.sam).eval().requires_grad_(False)
     volume, support = support_of(embedder)
     online = adapt_online(support, embedder, decoder, config=replace(SHORT, steps=1))
     assert len(online.losses) == 1

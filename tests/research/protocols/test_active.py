@@ -75,7 +75,12 @@ class CopyingLearner:
         doubt = np.where(np.isin(np.arange(COUNT), [HARDEST]), 0.9, 0.05)
         doubt[list(masks)] = 0
         forecast = Forecast(
-            np.arange(COUNT), np.where(area > 0, 0.95, 0.05), area, area * (1 - doubt / 2), area * doubt / 2
+            np.arange(COUNT),
+            np.where(area > 0, 0.95, 0.05),
+            area,
+            area * (1 - doubt / 2),
+            area * doubt / 2,
+            dice=1 - doubt.mean(),
         )
         return Answered(mask, Expected(None, forecast))  # type: ignore[arg-type]  # the proposals are not looked at
 
@@ -92,7 +97,7 @@ def chosen_by(strategy: str, truth: np.ndarray, *, budget: int = 5) -> tuple[lis
     """The slices that a strategy asked for, and the Dice that was expected after each."""
     annotator, rng = Annotator(truth), np.random.default_rng(3)
     steps = run_episode(CopyingLearner(), "organ", annotator, RULES[strategy], start=10, budget=budget, rng=rng)
-    return annotator.drawn, [answered.expected.forecast.expected_dice() for _, answered in steps]
+    return annotator.drawn, [answered.expected.forecast.dice for _, answered in steps]
 
 
 @pytest.mark.parametrize("strategy", ["next_slices", "uncertainty"])

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from planted import ORGAN, PocketEncoder, draw_volume, labelled, tasks_of
+from pocket_ssm import pocket_ssm
 from safetensors.torch import load_file
 
-from ssmsam.fewshot.config import AdaptationConfig, MetaConfig
+from ssmsam.embeddings.embedder import Embedder
+from ssmsam.fewshot.config import AdaptationConfig
+from ssmsam.fewshot.meta_learning import Episode
 from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SPEC, SmallEncoder
@@ -19,9 +23,13 @@ from ssmsam.models.weights import made_for
 from ssmsam_research.training.groups import GroupConfig, Groups
 from ssmsam_research.training.pack import PackedVolume
 from ssmsam_research.training.semantics import Vocabulary
-from ssmsam_research.training.ssm_training import SsmTrainer, SsmTrainingConfig, train_ssm
+from ssmsam_research.training.ssm_training import RateLearner, RatesConfig, SsmTrainer, SsmTrainingConfig, train_ssm
 
 INNER = AdaptationConfig(steps=1, budget_s=float("inf"), warm_up=1)
+PLAIN = AdaptationConfig(
+    steps=1, budget_s=float("inf"), batch=2, optimiser="sgd", learning_rate=0.5, warm_up=1, weight_decay=0.0,
+    clip_norm=1e9, prior_truth=0.0,
+)  # fmt: skip
 CONFIG = SsmTrainingConfig(
     minutes=0.03,
     meta_minutes=0.03,
@@ -30,7 +38,7 @@ CONFIG = SsmTrainingConfig(
     groups=GroupConfig(groups=1, targets=2, sides=(64,), rows=6),
     episode_slices=6,
     episode_side=64,
-    meta=MetaConfig(tasks=1, inner=INNER, learn_rates=True),
+    meta=RatesConfig(tasks=1, inner=INNER, learn_rates=True),
 )
 
 
@@ -93,3 +101,25 @@ def test_plain_training_goes_on_from_a_checkpoint(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     losses = [one.plain_step(batch, np.random.default_rng(1)) for one in (trainer, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_learning_rates_follow_the_slope_of_the_query_loss() -> None:
+    """A rate grows where the inner step and the query's descent agree; the rule is checked against the loss itself."""
+    embedder = Embedder(encoder=PocketEncoder())
+    support = {"organ": labelled(embedder, draw_volume(), ORGAN, (1, 2, 4, 6))}
+    decoder = pocket_ssm()
+    adaptation_task = tasks_of(support, embedder, decoder)["organ"][0]
+    episode = Episode("organ", [adaptation_task], (1,))
+    config = RatesConfig(
+        inner=replace(PLAIN, learning_rate=0.01), tasks=1, learn_rates=True, outer_rate=0.0, weight_decay=0
+    )
+    RateLearner(decoder, config=config).step([episode], seed=0)
+    moved = decoder.log_rates.clone()
+    assert set(moved.tolist()) <= {np.float32(0.05).item(), np.float32(-0.05).item(), 0.0}
+
+    def query_loss(rates: torch.Tensor) -> float:
+        fresh = pocket_ssm()
+        fresh.log_rates.copy_(rates)
+        return RateLearner(fresh, config=replace(config, learn_rates=False)).step([episode], seed=0)
+
+    assert query_loss(4 * moved) < query_loss(torch.zeros_like(moved)) < query_loss(-4 * moved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
 from ssmsam_research.training.volume_head_examples import Example, read_examples, write_examples
 from ssmsam_research.training.volume_head_training import (
+    Summaries,
     VolumeHeadConfig,
     chosen_dice,
+    learn_estimate,
     overall_dice,
     padded,
     train_volume_head,
@@ -49,6 +52,19 @@ def test_it_learns_which_slices_of_which_object_are_the_target() -> None:
     everything = overall_dice(torch.ones_like(padded(unseen).shown), padded(unseen))[:, 0].numpy()
     assert everything.mean() < 0.7 < 0.85 < found.mean()
     assert abs(found.mean() - expected.mean()) < 0.1
+
+
+def test_what_to_expect_is_learned_anew_and_what_is_kept_is_not() -> None:
+    several = [example(seed) for seed in range(12)]
+    head = train_volume_head(several, VolumeHeadConfig(epochs=1))
+    before, first = chosen_dice(head, several)
+    worse = [replace(one, inside=one.inside // 4) for one in several]
+    known = Summaries.of(head, worse)
+    learn_estimate(head, known)
+    after, second = chosen_dice(head, several)
+    assert (after == before).all()
+    assert second.mean() == pytest.approx(float(known.dice.mean()), abs=0.05)
+    assert second.mean() < first.mean() - 0.1
 
 
 def test_the_same_seed_gives_the_same_head() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ssmsam.interactive.request import ANONYMOUS, STORED_SLICES, Box, InvalidPrompt, PromptRequest, Scribble
+from ssmsam.interactive.request import ANONYMOUS, Box, InvalidPrompt, PromptRequest, Scribble
 from ssmsam.json_text import InvalidJson, read_json_text
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.volume import Grid
 
 _TRUE = {"true", "yes", "on", "1"}

@@ -247,6 +247,7 @@ class DicomWebArchive(SoundRecord):
         if path := str(LocalDatastore.get_label_uri(self, label_id, label_tag)):
             Path(path).unlink(missing_ok=True)
         with self._registry:
+            self._init_from_datastore_file()
             image = self._datastore.objects.get(label_id)
             if image and image.labels.pop(label_tag, None):
                 self._update_datastore_file()
@@ -347,6 +348,7 @@ class DicomWebArchive(SoundRecord):
 
     def _note_stored(self, image_id: str, record: SegmentationRecord, digest: str) -> None:
         with self._registry:
+            self._register(image_id)
             info = self._datastore.objects[image_id].image.info
             before = [uid for uid in self._stored_before(image_id) if uid != record.instance_uid]
             info[STORED] = [*before, record.instance_uid][-MOST_STORED:]
@@ -381,6 +383,7 @@ class DicomWebArchive(SoundRecord):
 
     def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
         with self._registry:
+            self._register(image_id)
             return str(SoundRecord.save_label(self, image_id, file, tag, info))
 
     def _find(self, image_id: str) -> SeriesRecord | None:
@@ -402,8 +405,10 @@ class DicomWebArchive(SoundRecord):
         return record
 
     def _register(self, image_id: str) -> None:
-        """Make a place for what will be known of an image of the store."""
+        """Make a place for what will be known of an image of the store. Batches, in processes of their own, write to
+        the record too."""
         with self._registry:
+            self._init_from_datastore_file()
             if image_id not in self._datastore.objects:
                 self._datastore.objects[image_id] = ImageLabelModel(image=_image_model(image_id))
                 self._update_datastore_file()

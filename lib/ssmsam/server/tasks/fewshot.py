@@ -21,8 +21,7 @@ from ssmsam.annotation.slice_state import now
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.initialisations import SSM_SAM
-from ssmsam.fewshot.pipeline import segment
-from ssmsam.fewshot.prediction import Prediction, as_annotated
+from ssmsam.fewshot.pipeline import Prediction, as_annotated, segment
 from ssmsam.fewshot.proposals import Clicks
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
@@ -187,7 +186,7 @@ class FewShotTask(InferTask):
                 prediction.labels,
                 prediction.mask,
                 hints(prediction, asked.support, embeddings.key.digest),
-                {label: list(slices) for label, slices in prediction.asked.items()},
+                {label: list(slices) for label, slices in prediction.open_ends.items()},
                 dict(prediction.dice),
             )
 

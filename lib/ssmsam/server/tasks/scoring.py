@@ -85,8 +85,7 @@ class UncertaintyScore(ScoringMethod):
             except (*UNUSABLE, Cancelled):
                 continue
             per_label = {
-                label: round(1 - forecast.expected_dice(without=volume_forecast.state.known(label)), 4)
-                for label, forecast in volume_forecast.state.forecasts.items()
+                label: round(1 - forecast.dice, 4) for label, forecast in volume_forecast.state.forecasts.items()
             }
             mean = round(float(np.mean(list(per_label.values()))), 4)
             found[image] = {
