@@ -174,17 +174,18 @@ def _after(result: Result, row: Row, *, slices: int) -> Summary:
     return Summary(found["mean_dice"], tuple(found["ci95"]), len(result["per_case"]))
 
 
+_FORMATS = {"n": "d", "correlation": ".2f", "bias": "+.1f", "mean_absolute_error": ".1f"}
+
+
 def _reliability(result: Result, row: Row, *, key: str) -> str | None:
     """Of *active*: what the model expects against what is true; not an interval but a figure over so many masks."""
-    found = result["reliability"].get(row.method, {})
-    value = found.get(key)
-    return None if value is None else f"{value:+.1f}" if key == "bias" else f"{value:.2f}" if key != "n" else str(value)
+    value = result["reliability"].get(row.method, {}).get(key)
+    return None if value is None else format(value, _FORMATS[key])
 
 
 def _agreement(result: Result, row: Row, *, key: str) -> str:
     """Of the regression behind the Dice that users are told to expect."""
-    value = result["agreement"][row.method][key]
-    return str(value) if key == "n" else f"{value:+.1f}" if key == "bias" else f"{value:.{2 - (key != 'correlation')}f}"
+    return format(result["agreement"][row.method][key], _FORMATS[key])
 
 
 def _registration(result: Result, row: Row, *, data: str) -> Summary:
@@ -431,7 +432,7 @@ TABLES: dict[str, Table] = {
     "estimates": Table(
         "The Dice that a user is told to expect of a mask against its true Dice on slices that nobody annotated, in "
         "points. Protocol: proposals of `medsam_lite` for patients of its training, each set (or fifth of the volumes) "
-        "judged by a regression that was fitted without it. *Bias* above 0: too much is expected. No interval was recorded.",
+        "judged by a regression that was fitted without it. *Bias* above 0: too much is expected. No interval recorded.",
         {
             "masks": partial(_agreement, key="n"),
             "correlation": partial(_agreement, key="correlation"),
