@@ -432,7 +432,7 @@ TABLES: dict[str, Table] = {
     "estimates": Table(
         "The Dice that a user is told to expect of a mask against its true Dice on slices that nobody annotated, in "
         "points. Protocol: proposals of `medsam_lite` for patients of its training, each set (or fifth of the volumes) "
-        "judged by a regression that was fitted without it. *Bias* above 0: too much is expected. No interval recorded.",
+        "judged by a regression that was fitted without it. *Bias* above 0: too much is expected. No interval.",
         {
             "masks": partial(_agreement, key="n"),
             "correlation": partial(_agreement, key="correlation"),
