@@ -65,9 +65,10 @@ def test_a_series_of_an_archive_is_segmented_into_it_once(
     for out in ("one", "two"):  # the second run knows nothing of the first
         assert main(["segment", "--studies", str(listed), "--out", str(tmp_path / out), *options]) == 0
         assert segs(orthanc) == before + 1
-    stored_seg(orthanc, image.name, tmp_path / "seg.dcm")
+    seg = stored_seg(orthanc, image.name, tmp_path / "seg.dcm")
     with files_of(image) as folder:
         found = read_seg(tmp_path / "seg.dcm", read_volume(folder).grid)
+    orthanc.remove_series(str(seg.SeriesInstanceUID))  # the archive is that of other tests too
     assert dice(found.volume.array == found.labels[ORGAN], ct.mask(ORGAN)) > FOUND
 
 
@@ -150,6 +151,7 @@ def test_what_cannot_be_done_is_said(server: Server, work: str, params: dict, st
     assert answer.status_code == status and said in answer.text
 
 
+@pytest.mark.faults
 def test_a_scheduler_that_is_away_and_comes_back(start: Callable[..., Server], tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     copy_of(MR, tmp_path / "studies")

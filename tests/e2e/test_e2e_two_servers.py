@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import requests
 from sample_cases import CT, LABELS, Truth, copy_of
 from serving import Server
@@ -24,6 +25,7 @@ def annotated(server: Server) -> set[int]:
     return set(found["partial"]["slices"].get(ORGAN, {"annotated": []})["annotated"])
 
 
+@pytest.mark.faults
 def test_what_one_takes_the_other_knows(start: Callable[..., Server], ct: Truth, tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     studies.mkdir()

@@ -54,7 +54,7 @@ def proposals(logits: np.ndarray, presence: float = 1.0) -> Proposals:
 
 
 def selected(logits: np.ndarray) -> Selected:
-    return Selected(proposals(logits), np.ones(len(logits)), 1.0)
+    return Selected(proposals(logits), np.ones(len(logits)), 1.0, 1.0)
 
 
 def task_of(embedder: Embedder, decoder: PocketDecoder, support) -> AdaptedTask:

@@ -49,11 +49,11 @@ def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path
     First clicks and boxes become masks. Then five slices of every organ are submitted, and the few-shot model proposes
     the rest of each volume. The server is started by MONAI Label's own command and asked through MONAI Label's own
     client. The truth reaches it only as clicks, boxes and the submitted slices. Nothing outside a temporary folder and
-    the output files is written.
+    the output files is written; the studies and what was annotated stay beside the picture, to be looked at.
     """
     cases = sample_cases(volumes)
     try:
-        with studies_of(cases) as (studies, scratch):
+        with studies_of(cases, picture.parent) as (studies, scratch):
             print(f"starting the server on {len(cases)} sample volumes ...", flush=True)
             conf = {"store": str(scratch / "store"), "encoder": encoder}
             with live_server(app=app_folder(scratch / "app"), studies=studies, conf=conf) as server:
@@ -66,19 +66,21 @@ def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path
     print(f"\npicture: {draw_overlays(picture, panels, columns=len(panels) // len(cases), title=title)}")
     if record:
         print(f"result:  {write_result(record, result)}")
+    print(f"page:    ssmsam serve {studies}   (in a clone: make serve STUDIES={studies})")
+    print(f"         then open http://127.0.0.1:8000/annotate?image={cases[0].name}")
     return FINE
 
 
 @contextmanager
-def studies_of(cases: Sequence[SampleCase]) -> Iterator[tuple[Path, Path]]:
-    """Copies of the images, without their labels, in a folder of their own beside an empty one for everything else."""
+def studies_of(cases: Sequence[SampleCase], output: Path) -> Iterator[tuple[Path, Path]]:
+    """Copies of the images, without their labels, in a new folder of ``output``, and an empty one for everything else,
+    which goes."""
+    studies = output / f"demo_{time.strftime('%Y%m%dT%H%M%S')}"
+    studies.mkdir(parents=True)
+    for case in cases:
+        shutil.copy(case.image, studies)
     with tempfile.TemporaryDirectory(prefix="ssmsam-demo-") as folder:
-        studies, scratch = Path(folder) / "studies", Path(folder) / "scratch"
-        studies.mkdir()
-        scratch.mkdir()
-        for case in cases:
-            shutil.copy(case.image, studies)
-        yield studies, scratch
+        yield studies, Path(folder)
 
 
 @dataclass
