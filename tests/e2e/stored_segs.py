@@ -28,6 +28,13 @@ def stored_seg(orthanc: Orthanc, image: str, file: Path) -> pydicom.Dataset:
     raise AssertionError("the archive has no SEG of this image")
 
 
+def remove_series(archive: Orthanc, series_uid: str) -> None:
+    """Delete a series, as its owner would in the archive."""
+    query = {"Level": "Series", "Query": {"SeriesInstanceUID": series_uid}}
+    for name in requests.post(f"{archive.root}/tools/find", json=query, timeout=60).json():
+        requests.delete(f"{archive.root}/series/{name}", timeout=60).raise_for_status()
+
+
 def read_by_dcmqi(seg: Path, folder: Path) -> list[Volume]:
     """One mask for each segment."""
     folder.mkdir()

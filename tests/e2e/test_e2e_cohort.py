@@ -13,7 +13,7 @@ import requests
 from dask_processes import Processes, free_port
 from sample_cases import CT, MR, SAMPLES, Truth, copy_of, dice
 from serving import Server
-from stored_segs import stored_seg
+from stored_segs import remove_series, stored_seg
 from viewers import TIMEOUT, slicer, stored_label, submit_slices
 
 from ssmsam import FewShotSegmenter, read_volume
@@ -68,7 +68,7 @@ def test_a_series_of_an_archive_is_segmented_into_it_once(
     seg = stored_seg(orthanc, image.name, tmp_path / "seg.dcm")
     with files_of(image) as folder:
         found = read_seg(tmp_path / "seg.dcm", read_volume(folder).grid)
-    orthanc.remove_series(str(seg.SeriesInstanceUID))  # the archive is that of other tests too
+    remove_series(orthanc, str(seg.SeriesInstanceUID))  # the archive is that of other tests too
     assert dice(found.volume.array == found.labels[ORGAN], ct.mask(ORGAN)) > FOUND
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import requests
 from pydicom.uid import RLELossless
 from sample_cases import SAMPLES
 from serving import free_port
+from stored_segs import remove_series
 
 from ssmsam.cli.pacs import INSTALL, Orthanc, is_installed, running_orthanc
 from ssmsam.dicom.web import DicomStore, StoreAccess
@@ -22,13 +22,6 @@ from ssmsam.server.datastore.dicomweb import DicomWebArchive
 DATA = Path(os.environ.get("SSMSAM_DATA", "../shared/data")) / "dicom_seg_rt"
 DCMQI = DATA / "dcmqi" / "data" / "segmentations"
 needs_fixtures = pytest.mark.skipif(not DATA.is_dir(), reason=f"no fixtures at {DATA}; SSMSAM_DATA names their folder")
-
-
-def remove_series(archive: Orthanc, series_uid: str) -> None:
-    """Delete a series, as its owner would in the archive."""
-    query = {"Level": "Series", "Query": {"SeriesInstanceUID": series_uid}}
-    for name in requests.post(f"{archive.root}/tools/find", json=query, timeout=60).json():
-        requests.delete(f"{archive.root}/series/{name}", timeout=60).raise_for_status()
 
 
 @pytest.fixture
