@@ -716,7 +716,7 @@ def run_load_test(options: argparse.Namespace) -> int:
         labelled_set(options, options.data),
         LoadProtocol(annotators=options.annotators, seconds=options.seconds),
     )
-    with tempfile.TemporaryDirectory(prefix="ssmsam-load-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ssmsam-load-", ignore_cleanup_errors=True) as folder:
         studies = Path(folder) / "studies"
         studies.mkdir()
         for case in data.cases:

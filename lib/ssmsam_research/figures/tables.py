@@ -567,7 +567,7 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "load": Table(
-        "Protocol *load*: twenty annotators at one server for five minutes on the sample volumes, `medsam_lite`, two "
+        "Protocol *load*: twenty annotators at one server for two minutes on the sample volumes, `medsam_lite`, two "
         "cores for server and annotators together, one training beside. Seconds; one run, so there is no interval.",
         {
             "requests": partial(_route, key="n"),
