@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ssmsam.cluster import EmbedStudy, Model, Study, open_engine, run_cohort
+import numpy as np
+
+from ssmsam.cluster import EmbedStudy, Model, Study, open_engine, run_cohort, studies_of
 from ssmsam.cluster.engine import DaskEngine
 from ssmsam.progress import Progress, silent
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,11 @@ def measure_scaling(
 
 def _embedding(studies: Sequence[Study], model: Model, count: int) -> float:
     """Seconds that ``count`` processes take, the models loaded."""
-    with open_engine(workers=count, threads=1, own_process=True) as engine:
-        warm = [replace(studies[0], name=f"warm-{number}") for number in range(count)]
-        run_cohort(warm, EmbedStudy(model=model, plane="coronal"), engine=engine)
+    with tempfile.TemporaryDirectory() as folder, open_engine(workers=count, threads=1, own_process=True) as engine:
+        for number in range(2 * count):  # small ones, for which the models are loaded
+            noise = np.random.default_rng(number).normal(size=(1, 64, 64)).astype(np.float32)
+            write_volume(Volume(noise, np.eye(4)), Path(folder) / f"{number}.nii.gz")
+        run_cohort(studies_of(folder), EmbedStudy(model=model), engine=engine)
         started = time.perf_counter()
         failed = run_cohort(studies, EmbedStudy(model=model), engine=engine).failed
         taken = time.perf_counter() - started
@@ -108,7 +115,9 @@ def _sleepers(count: int) -> Iterator[DaskEngine]:
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=count, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=count, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield DaskEngine(client)
