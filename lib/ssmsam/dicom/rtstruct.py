@@ -24,12 +24,9 @@ from ssmsam.dicom.file import read_dataset
 from ssmsam.dicom.seg_check import SegMismatch
 from ssmsam.dicom.seg_writer import (
     AlgorithmNotes,
-    expect_grid,
-    image_headers,
-    label_values,
-    present_labels,
+    prepared,
 )
-from ssmsam.dicom.series import DicomSeries, find_series
+from ssmsam.dicom.series import DicomSeries
 from ssmsam.dicom.terminology import concept_of
 from ssmsam.files import whole_file
 from ssmsam.volume.volume import Grid, Volume
@@ -60,12 +57,7 @@ def write_rtstruct(
 
     Raises EmptySegmentation and ValueError as :func:`~ssmsam.dicom.seg_writer.write_seg` does, and SegMismatch.
     """
-    if not isinstance(series, DicomSeries):
-        series = find_series(Path(series))
-    expect_grid(mask, series)
-    mask = mask.with_array(label_values(mask.array))
-    rois = present_labels(mask, labels)
-    headers, _ = image_headers(series)
+    mask, rois, headers, _ = prepared(mask, labels, series)
     data = _structure_set(mask, rois, headers, algorithm)
     with whole_file(Path(path), ".dcm") as partial:
         data.save_as(partial, write_like_original=False)

@@ -96,17 +96,24 @@ def write_seg(
     Raises EmptySegmentation when no label has a voxel; ValueError when the mask is not on the grid of the series,
     holds values without a name, or names or headers cannot be written; SegMismatch when the comparison fails.
     """
-    if not isinstance(series, DicomSeries):
-        series = find_series(Path(series))
-    expect_grid(mask, series)
-    mask = mask.with_array(label_values(mask.array))
-    segments = present_labels(mask, labels)
-    headers, jitter_mm = image_headers(series)
+    mask, segments, headers, jitter_mm = prepared(mask, labels, series)
     seg = _segmentation(mask, segments, headers, algorithm)
     with whole_file(Path(path), ".dcm") as partial:
         seg.save_as(partial, write_like_original=False)
         check_seg(partial, mask, segments, jitter_mm=jitter_mm)
     return Path(path)
+
+
+def prepared(
+    mask: Volume, labels: Mapping[str, int], series: DicomSeries | str | os.PathLike[str]
+) -> tuple[Volume, dict[str, int], list[pydicom.Dataset], float]:
+    """What a file of ``mask`` is made of: the mask in whole numbers, the labels that have a voxel, the headers of its
+    images, and how far these lie from even spacing, in mm. Raises as :func:`write_seg`."""
+    if not isinstance(series, DicomSeries):
+        series = find_series(Path(series))
+    expect_grid(mask, series)
+    mask = mask.with_array(label_values(mask.array))
+    return mask, present_labels(mask, labels), *image_headers(series)
 
 
 def present_labels(mask: Volume, labels: Mapping[str, int]) -> dict[str, int]:

@@ -270,6 +270,9 @@ _MODULES = {
     "ssm_without_matching_prompted": "without matching",
 }
 
+_OF_ESTIMATES = {"masks": "n", "correlation": "correlation", "bias": "bias", "mean error": "mean_absolute_error"}
+"""Column -> its key in a record."""
+
 TABLES: dict[str, Table] = {
     "headline": Table(
         "Five annotated slices of an organ, the others proposed (protocol *complete*: the organ's first and last "
@@ -433,12 +436,7 @@ TABLES: dict[str, Table] = {
         "The Dice that a user is told to expect of a mask against its true Dice on slices that nobody annotated, in "
         "points. Protocol: proposals of `medsam_lite` for patients of its training, each set (or fifth of the volumes) "
         "judged by a regression that was fitted without it. *Bias* above 0: too much is expected. No interval.",
-        {
-            "masks": partial(_agreement, key="n"),
-            "correlation": partial(_agreement, key="correlation"),
-            "bias": partial(_agreement, key="bias"),
-            "mean error": partial(_agreement, key="mean_absolute_error"),
-        },
+        {title: partial(_agreement, key=key) for title, key in _OF_ESTIMATES.items()},
         [
             Row(text, "training/volume_head_estimate", key)
             for text, key in (
@@ -460,12 +458,7 @@ TABLES: dict[str, Table] = {
         "Protocol *active*: the Dice that the cells of a mask expect of themselves (not what users are told), and that "
         "on annotated slices held out, against the true Dice on the slices that nobody annotated, over all masks of a "
         "run, in points. Masks of one patient are not independent, so there is no interval.",
-        {
-            "masks": partial(_reliability, key="n"),
-            "correlation": partial(_reliability, key="correlation"),
-            "bias": partial(_reliability, key="bias"),
-            "mean error": partial(_reliability, key="mean_absolute_error"),
-        },
+        {title: partial(_reliability, key=key) for title, key in _OF_ESTIMATES.items()},
         [
             Row(f"{what}: {text}", file, method)
             for file, what in (
