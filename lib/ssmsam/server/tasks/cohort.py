@@ -85,7 +85,7 @@ def _run(app: ServerApp, job: Job, studies: Sequence[Study], work: Work) -> Coho
         job.detail = str(error)
         raise
     failed = "; ".join(f"{one.study}: {one.reason}" for one in cohort.failed[:_LISTED])
-    job.detail = f"{len(cohort.outcomes) - len(cohort.failed)} of {len(cohort.outcomes)} images done"
+    job.detail = f"{cohort.count} images done"
     job.detail += f". Left out: {failed}" if failed else ""
     return cohort
 
