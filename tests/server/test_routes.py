@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 from monailabel.config import settings
 from monailabel.endpoints import infer
@@ -172,16 +172,18 @@ def test_a_server_that_is_away(web: TestClient, monkeypatch: pytest.MonkeyPatch)
     assert "127.0.0.1" not in answer.text
 
 
-def test_a_missing_stock_route_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infer.router, "routes", [])
-    with pytest.raises(RuntimeError, match=r"POST /infer/\{model\}"):
+def test_a_stock_route_that_moved_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = APIRouter()
+    moved.post("/v2/infer/{model}")(lambda: None)
+    monkeypatch.setattr(infer.router, "routes", moved.routes)
+    with pytest.raises(RuntimeError, match=r"POST /v2/infer/\{model\}"):
         patches.replace_routes(FastAPI(), ROUTERS)
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_the_stock_route_is_gone_wherever_fastapi_keeps_it(copied: bool) -> None:
+def test_the_stock_route_is_gone_wherever_fastapi_keeps_it(copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Older versions copy a router's routes into the app, newer ones look into the router."""
-    stock = FastAPI()
+    stock = APIRouter()
 
     @stock.post("/thing/{name}")
     async def old(name: str) -> str:
@@ -189,15 +191,17 @@ def test_the_stock_route_is_gone_wherever_fastapi_keeps_it(copied: bool) -> None
 
     app = FastAPI()
     if copied:
-        app.router.routes.extend(stock.router.routes)
+        app.router.routes.extend(stock.routes)
     else:
-        app.include_router(stock.router)
-    patches._remove(app, patches.Stock(stock, "/thing/{name}", frozenset({"POST"})))  # type: ignore[arg-type]
+        app.include_router(stock)
+    monkeypatch.setattr(patches, "STOCK", (SimpleNamespace(router=stock),))
+    ours = APIRouter()
 
-    @app.post("/thing/{name}")
+    @ours.post("/thing/{name}")
     def new(name: str) -> str:
         return "new"
 
+    patches.replace_routes(app, [ours])
     assert TestClient(app).post("/thing/x").json() == "new"
 
 

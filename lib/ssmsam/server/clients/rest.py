@@ -293,7 +293,7 @@ class FewShotCommand(Options):
     wait: Flag = False
     """Adapt first and answer then."""
     adapt: Flag = True
-    budget_s: float = Field(DEFAULTS.adaptation.budget_s, gt=0, le=3600)
+    budget_s: float = Field(default=DEFAULTS.adaptation.budget_s, gt=0, le=3600)
     replaces_screen: bool = False
     """Whether the viewer drops every segment that the answer leaves out."""
 
@@ -307,10 +307,10 @@ class FewShotCommand(Options):
 class NextSampleCommand(Options):
     """What a client asks of a strategy."""
 
-    k: int = Field(3, ge=1, le=100)
+    k: int = Field(default=3, ge=1, le=100)
     labels: Names = ()
     image: str = ""
-    budget_s: float = Field(10.0, gt=0, le=600)
+    budget_s: float = Field(default=10.0, gt=0, le=600)
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> NextSampleCommand:

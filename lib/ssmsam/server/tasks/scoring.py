@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class ScoreOptions(Options):
     """Of ``uncertainty``: the most seconds that it may take."""
 
-    budget_s: float = Field(3600.0, gt=0)
+    budget_s: float = Field(default=3600.0, gt=0)
 
 
 class DiceScore(ScoringMethod):

@@ -110,10 +110,10 @@ class Training(TrainTask):
 class FewShotOptions(Options):
     """Of ``fewshot_decoder``."""
 
-    steps: int = Field(200, gt=0, le=100_000)
-    budget_s: float = Field(120.0, gt=0, le=86_400)
-    learning_rate: float = Field(6e-4, gt=0, lt=1)
-    views: int = Field(6, ge=0, le=100)
+    steps: int = Field(default=200, gt=0, le=100_000)
+    budget_s: float = Field(default=120.0, gt=0, le=86_400)
+    learning_rate: float = Field(default=6e-4, gt=0, lt=1)
+    views: int = Field(default=6, ge=0, le=100)
     seed: int = 0
 
 
@@ -181,12 +181,12 @@ MOST_SLICES = 96
 class MetaOptions(Options):
     """Of ``ssm_sam_meta``."""
 
-    steps: int = Field(60, gt=0, le=100_000)
-    budget_s: float = Field(300.0, gt=0, le=86_400)
-    inner_steps: int = Field(3, gt=0, le=100)
-    outer_rate: float = Field(2e-4, gt=0, lt=1)
-    views: int = Field(2, ge=0, le=100)
-    estimate_steps: int = Field(15, ge=0, le=1000)
+    steps: int = Field(default=60, gt=0, le=100_000)
+    budget_s: float = Field(default=300.0, gt=0, le=86_400)
+    inner_steps: int = Field(default=3, gt=0, le=100)
+    outer_rate: float = Field(default=2e-4, gt=0, lt=1)
+    views: int = Field(default=2, ge=0, le=100)
+    estimate_steps: int = Field(default=15, ge=0, le=1000)
     seed: int = 0
 
 

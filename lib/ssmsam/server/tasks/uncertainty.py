@@ -23,7 +23,7 @@ NOT_YET = (
 class MapOptions(Options):
     """How often to ask again without a part of the annotated slices."""
 
-    views: int = Field(0, ge=0, le=MOST_VIEWS)
+    views: int = Field(default=0, ge=0, le=MOST_VIEWS)
 
 
 class UncertaintyMap(InferTask):
