@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 LOOPBACK = "127.0.0.1"
 
@@ -31,10 +34,14 @@ class LiveServer:
     log: Path
 
     def memory_mb(self) -> dict[str, float]:
-        """Resident memory of the server's processes now, and the peak of the main one, in MB (Linux only)."""
-        pids = [self.pid, *_children(self.pid)]
-        now = sum(_status_kb(pid, "VmRSS") for pid in pids)
-        return {"now": now / 1024, "peak": max(_status_kb(pid, "VmHWM") for pid in pids) / 1024}
+        """Resident memory of the server's processes now, and the peak of the main one (Linux only), in MB."""
+        main, now = psutil.Process(self.pid), 0.0
+        for process in (main, *main.children(recursive=True)):
+            with suppress(psutil.Error):  # it ended meanwhile
+                now += process.memory_info().rss / 2**20
+        status = Path(f"/proc/{self.pid}/status")
+        peak = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
+        return {"now": now, "peak": int(peak[1]) / 1024 if peak else 0.0}
 
 
 @contextmanager
@@ -122,22 +129,3 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def last_lines(log: Path, lines: int = 30) -> str:
     """The end of what a process printed."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def _children(pid: int) -> list[int]:
-    """Processes below ``pid``, as Linux lists them."""
-    try:
-        direct = [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return direct + [below for child in direct for below in _children(child)]
-
-
-def _status_kb(pid: int, field: str) -> float:
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return float(line.split()[1])
-    except OSError:
-        return 0.0  # it ended meanwhile, or this is not Linux
-    return 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,26 +29,14 @@ class Answer:
     expected: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class _Packed:
-    labels: tuple[str, ...]
-    shape: tuple[int, ...]
-    data: bytes
-    uncertain: Mapping[str, list[int]]
-    asked: Mapping[str, list[int]]
-    expected: Mapping[str, float]
-
-    def opened(self) -> Answer:
-        mask = np.frombuffer(zlib.decompress(self.data), dtype=np.uint8).reshape(self.shape)
-        return Answer(self.labels, mask, self.uncertain, self.asked, self.expected)
-
-
 class AnswerMemory:
     """The answers that were given last, within a limit of bytes. The key has to hold everything that they depend on.
     Safe for threads."""
 
     def __init__(self, limit_bytes: int = MEMORY_BYTES) -> None:
-        self._kept: Cache[Hashable, _Packed] = Cache(limit_bytes, size=lambda one: len(one.data), keep_newest=True)
+        self._kept: Cache[Hashable, tuple[Answer, bytes]] = Cache(
+            limit_bytes, size=lambda kept: len(kept[1]), keep_newest=True
+        )
 
     def clear(self) -> None:
         """Forget all answers."""
@@ -58,14 +46,13 @@ class AnswerMemory:
         """The answer, and whether it was known; several who ask at once wait for the one who makes it."""
         made: list[Answer] = []
 
-        def packed() -> _Packed:
+        def packed() -> tuple[Answer, bytes]:
             made.append(make())
-            return _packed(made[0])
+            mask = made[0].mask
+            data = zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes(), _QUICK)
+            return replace(made[0], mask=np.broadcast_to(np.uint8(0), mask.shape)), data
 
-        found = self._kept.recalled(key, packed)
-        return (made[0], False) if made else (found.opened(), True)
-
-
-def _packed(answer: Answer) -> _Packed:
-    data = zlib.compress(np.ascontiguousarray(answer.mask, dtype=np.uint8).tobytes(), _QUICK)
-    return _Packed(answer.labels, answer.mask.shape, data, answer.uncertain, answer.asked, answer.expected)
+        answer, data = self._kept.recalled(key, packed)
+        if made:
+            return made[0], False
+        return replace(answer, mask=np.frombuffer(zlib.decompress(data), np.uint8).reshape(answer.mask.shape)), True

@@ -24,26 +24,24 @@ from ssmsam.volume.writing import write_volume
 logger = logging.getLogger(__name__)
 
 
-class WarmUp:
-    """Runs once in a thread of its own. ``done`` tells whether it is over, for better or worse."""
+class WarmUp(threading.Thread):
+    """Runs once. ``done`` tells whether it is over, for better or worse."""
 
     def __init__(self, *, encoder: Encoder, decoder: PromptDecoder) -> None:
+        super().__init__(name="warm-up", daemon=True)
         self._encoder, self._decoder = encoder, decoder
-        self._thread = threading.Thread(target=self._run, name="warm-up", daemon=True)
-        self.done = False
 
-    def start(self) -> None:
-        self._thread.start()
+    @property
+    def done(self) -> bool:
+        return self.ident is not None and not self.is_alive()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         started = time.perf_counter()
         try:
             warm_up(self._encoder, self._decoder)
             logger.info("Warm after %.1f s", time.perf_counter() - started)
         except Exception:  # the server works without it; a real fault shows again in the first request
             logger.exception("The warm-up failed")
-        finally:
-            self.done = True
 
 
 def warm_up(encoder: Encoder, decoder: PromptDecoder) -> None:
