@@ -201,10 +201,11 @@ class FewShotSegmenter(_Segmenter):
         """
         if method not in DECODERS:
             raise ValueError(f"unknown method {method!r}; valid names: {', '.join(DECODERS)}")
-        name, wanted = _choice(encoder, device, weights, download=download, allow_unverified=allow_unverified)
-        embedder = _embedder(name, store, wanted)
+        source = {"device": device, "weights": weights, "download": download, "allow_unverified": allow_unverified}
+        embedder = load_embedder(encoder, store=store, **source)
+        decoder = DECODERS[method](embedder.encoder.spec.name, **_wanted(**source))
         cache = None if support_cache is None else SupportCache(Path(support_cache))
-        return cls(embedder, DECODERS[method](name, **wanted), method=method, support_cache=cache)
+        return cls(embedder, decoder, method=method, support_cache=cache)
 
     def adapt(
         self,
@@ -432,9 +433,9 @@ class PromptSegmenter(_Segmenter):
     ) -> PromptSegmenter:
         """Load an encoder and its prompted decoder. Arguments and errors are those of
         :meth:`FewShotSegmenter.from_pretrained`."""
-        name, wanted = _choice(encoder, device, weights, download=download, allow_unverified=allow_unverified)
-        embedder = _embedder(name, store, wanted)  # before the decoder, which shares SAM's network
-        return cls(embedder, load_decoder(name, **wanted))
+        source = {"device": device, "weights": weights, "download": download, "allow_unverified": allow_unverified}
+        embedder = load_embedder(encoder, store=store, **source)  # before the decoder, which shares SAM's network
+        return cls(embedder, load_decoder(embedder.encoder.spec.name, **_wanted(**source)))
 
     def set_image(self, image: Any, *, plane: str | None = None, affine: np.ndarray | None = None) -> None:
         """Work on this image from now on; its slices are encoded when they are first prompted.
@@ -613,19 +614,26 @@ def write_dicom_seg(
     return write_seg(as_volume(mask), labels, series, path, algorithm=algorithm)
 
 
-def _choice(
-    encoder: str | None, device: str | None, weights: str | os.PathLike[str] | None, **source: bool
-) -> tuple[str, dict[str, Any]]:
-    """The encoder's name, and what every loader of the registries takes."""
-    folder = None if weights is None else Path(weights)
-    wanted = {"folder": folder, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"), **source}
-    return choose_encoder(encoder or default_encoder(), folder=folder), wanted
-
-
-def _embedder(name: str, store: EmbeddingStore | str | os.PathLike[str] | None, wanted: Mapping[str, Any]) -> Embedder:
+def load_embedder(
+    encoder: str | None = None,
+    *,
+    store: EmbeddingStore | str | os.PathLike[str] | None = None,
+    **source: Any,
+) -> Embedder:
+    """An encoder with its store. Arguments and errors are those of :meth:`FewShotSegmenter.from_pretrained`."""
+    wanted = _wanted(**source)
+    name = choose_encoder(encoder or default_encoder(), folder=wanted["folder"])
     if store is not None and not isinstance(store, EmbeddingStore):
         store = EmbeddingStore(Path(store))
     return Embedder(encoder=load_encoder(name, **wanted), store=store)
+
+
+def _wanted(
+    *, device: str | None = None, weights: str | os.PathLike[str] | None = None, **source: bool
+) -> dict[str, Any]:
+    """What every loader of the registries takes."""
+    folder = None if weights is None else Path(weights)
+    return {"folder": folder, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"), **source}
 
 
 def _no_cache(path: Path) -> SupportCache:

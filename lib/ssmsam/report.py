@@ -72,9 +72,9 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def code_version(folder: Path | None = None) -> dict[str, Any]:
+def code_version() -> dict[str, Any]:
     """The git commit of the code, and whether files differed from it. Both None outside a git checkout."""
-    folder = folder or Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "changed": None if changed is None else bool(changed)}

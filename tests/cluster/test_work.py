@@ -11,7 +11,7 @@ import pytest
 
 from ssmsam import FewShotSegmenter, read_volume
 from ssmsam.cluster import EmbedStudy, Model, ScoreStudy, SegmentStudy, run_cohort, studies_of
-from ssmsam.cluster.work import segmenter_of, task_file, task_of
+from ssmsam.cluster.work import embedder_of, segmenter_of, task_file, task_of
 from ssmsam.paths import default_support
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
@@ -37,6 +37,7 @@ def cohort(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(random_small: ModelChoice, tmp_path: Path) -> Model:
+    embedder_of.cache_clear()
     segmenter_of.cache_clear()
     task_of.cache_clear()
     return Model(
@@ -58,7 +59,7 @@ def test_what_is_embedded_is_not_embedded_again(cohort: Path, model: Model) -> N
     first = run_cohort(studies_of(cohort), EmbedStudy(model=model))
     assert [one.study for one in first.failed] == ["broken"]
     assert [one.details for one in first.outcomes if one.state == "done"] == [{"slices": 5, "encoded": 5}] * 3
-    segmenter_of.cache_clear()
+    embedder_of.cache_clear()
     second = run_cohort(studies_of(cohort), EmbedStudy(model=model))
     assert [one.details["encoded"] for one in second.outcomes if one.state == "done"] == [0, 0, 0]
 

@@ -85,24 +85,94 @@ def studies_of(cases: Sequence[SampleCase], output: Path) -> Iterator[tuple[Path
 
 @dataclass
 class Annotator:
-    """Asks the server for masks of one object of one image, and keeps the time that each answer took."""
+    """A person who asks the server for masks; what came of it."""
 
     client: MONAILabelClient
-    image: str
-    label: str
-    seconds: dict[str, list[float]]
-    details: dict[str, Any] = field(default_factory=dict)
-    """What the server said about its last answer."""
+    scratch: Path
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Kind of answer -> how long each took."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """One for each organ of each volume."""
+    panels: list[Panel] = field(default_factory=list)
 
-    def ask(self, model: str, kind: str, params: dict[str, object], *, anew: bool) -> np.ndarray:
-        """The mask (slices, rows, columns) that ``model`` answers. ``anew`` forgets what was clicked before."""
+    def ask(self, model: str, image: str, kind: str, **params: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """The label map (slices, rows, columns) that ``model`` answers, and the details."""
         started = time.perf_counter()
-        request = {**params, "label": self.label, "reset_state": anew, "result_extension": ".nrrd"}
-        file, self.details = self.client.infer(model, self.image, request)
-        self.seconds.setdefault(kind, []).append(time.perf_counter() - started)
-        mask = read_volume(Path(file)).array != 0
+        file, details = self.client.infer(model, image, {**params, "result_extension": ".nrrd"})
+        self.seconds.setdefault(f"{model}, {kind}", []).append(time.perf_counter() - started)
+        mask = read_volume(Path(file)).array
         Path(file).unlink()
-        return mask
+        return mask, details
+
+    def click(self, case: SampleCase) -> None:
+        """Every organ of a volume, with clicks and a box on its widest slice, and with clicks through the volume."""
+        volume, labels = case.read()
+        whole = {}
+        for label, truth in targets_of(labels).items():
+            index = int(truth.sum(axis=(1, 2)).argmax())
+            flat, there = truth[index], {"image": case.name, "label": label}
+            clicks, masks = self._clicked(flat, index, there)
+            scores = {
+                f"sam_2d, {n} click{'s' * (n > 1)}": percent(masks[min(n, len(masks)) - 1], flat) for n in (1, 3, 5)
+            }
+            box, details = self.ask(
+                "sam_2d", kind="box", reset_state=True, **there, **click_params(index, [], bounding_box(flat))
+            )
+            scores["sam_2d, box"] = percent(box[index] != 0, flat)
+            count = min(VOLUME_CLICKS, len(clicks))
+            for n in range(1, count + 1):
+                kind = "first click" if n == 1 else "later click"
+                found, _ = self.ask("sam_3d", kind=kind, reset_state=n == 1, **there, **click_params(index, clicks[:n]))
+                whole[label] = found != 0
+                if n == 1:
+                    scores["sam_3d, 1 click"] = percent(whole[label], truth)
+            scores["sam_3d, 3 clicks"] = percent(whole[label], truth)
+            about = {"case": case.name, "label": label, "slice": index}
+            self.records.append({**about, "dice": scores, "weights_sha256": details["encoder_sha256"]})
+            title = f"{case.name}, {label}: {scores[HEADLINE]:.0f} %"
+            image = recipe_for(volume).scale(volume).apply(volume.array[index])
+            pixel_mm = volume.spacing[1:]
+            self.panels.append(Panel(title, image, masks[-1], truth=flat, clicks=clicks, pixel_mm=pixel_mm))
+        self.panels.append(coronal_panel(f"{case.name}, sam_3d", volume, whole, labels))
+
+    def _clicked(self, truth: np.ndarray, index: int, there: dict[str, str]) -> tuple[list[Click], list[np.ndarray]]:
+        """Click on one slice until it is right or five clicks are made: the clicks, and the mask after each."""
+        clicks: list[Click] = []
+        masks: list[np.ndarray] = []
+        wanted: Click | None = first_click(truth)
+        while wanted is not None and len(clicks) < SLICE_CLICKS:
+            clicks.append(wanted)
+            kind = "later click" if masks else "first click"
+            found, _ = self.ask("sam_2d", kind=kind, reset_state=not masks, **there, **click_params(index, clicks))
+            masks.append(found[index] != 0)
+            wanted = next_click(truth, masks[-1], clicked=clicks)
+        return clicks, masks
+
+    def submit(self, case: SampleCase) -> None:
+        """Submit some slices of every organ, and note Dice of the models that learn from them on all others."""
+        volume, labels = case.read()
+        targets = targets_of(labels)
+        slices = {label: spread(truth, SUBMITTED) for label, truth in targets.items()}
+        drawn = np.zeros(volume.shape, dtype=np.uint8)
+        for value, (label, truth) in enumerate(targets.items(), 1):
+            drawn[slices[label]] = np.where(truth[slices[label]], value, drawn[slices[label]])
+        file = self.scratch / f"{case.name}-slices.nii.gz"
+        write_volume(volume.with_array(drawn), file)
+        said = {
+            "label_info": [{"name": label, "idx": value} for value, label in enumerate(targets, 1)],
+            "partial": {"slices": {label: {"annotated": found} for label, found in slices.items()}},
+        }
+        self.client.save_label(case.name, str(file), tag="partial", params=said)
+        for model in LEARNERS:
+            for kind in ("adapting", "again"):
+                mask, details = self.ask(model, image=case.name, kind=kind, wait=True)
+            whole = {label: mask == value for label, value in details["label_names"].items()}
+            for record in self.records:
+                if record["case"] == case.name:
+                    truth = targets[record["label"]]
+                    rest = np.setdiff1d(np.arange(len(truth)), slices[record["label"]])
+                    record["dice"][model] = percent(whole[record["label"]][rest], truth[rest])
+            self.panels.append(coronal_panel(f"{case.name}, {model}", volume, whole, labels))
 
 
 def annotate(server: LiveServer, cases: Sequence[SampleCase], scratch: Path) -> tuple[dict[str, Any], list[Panel]]:
@@ -110,132 +180,39 @@ def annotate(server: LiveServer, cases: Sequence[SampleCase], scratch: Path) -> 
     print(f"it answered after {server.start_s:.1f} s at {server.url}", flush=True)
     info = wait_until_warm(server.url)
     # the client keeps answers under the name that the server gave them, which must not be the server's own file
-    client = MONAILabelClient(server.url, tmpdir=str(scratch))
-    records: list[dict[str, Any]] = []
-    panels: list[Panel] = []
-    seconds: dict[str, list[float]] = {}
+    annotator = Annotator(MONAILabelClient(server.url, tmpdir=str(scratch)), scratch)
     for case in cases:
         print(f"annotating {case.name} ...", flush=True)
-        found = annotate_case(client, case, seconds, panels)
+        annotator.click(case)
         print(f"submitting {SUBMITTED} slices of each organ, and asking for the rest ...", flush=True)
-        records += complete_case(client, case, seconds, panels, scratch, found)
+        annotator.submit(case)
+    records = annotator.records
+    for record in records:
+        record["dice"] = {name: round(score, 3) for name, score in record["dice"].items()}
     headline, weights = by_label(records, HEADLINE), records[0]["weights_sha256"]
     files = [path for case in cases for path in (case.image, case.labels)]
-    data = {"set": IMAGES, "cases": [case.name for case in cases], "sha256": files_digest(files)}
+    names = [case.name for case in cases]
+    data = {"set": IMAGES, "cases": names, "sha256": files_digest(files)}
     result = {
         "protocol": "demo",
         "method": ", ".join(("sam_2d", "sam_3d", *LEARNERS)),
         "encoder": info["encoder"],
         "weights_sha256": weights,
-        "settings": {"headline": HEADLINE, "volumes": [case.name for case in cases]},
+        "settings": {"headline": HEADLINE, "volumes": names},
         "mean_dice": round(mean_over_labels(headline), 3),
         "per_label": {label: summary.as_json() for label, summary in headline.items()},
         "per_case": records,
-        "seconds": {"server start": round(server.start_s, 2), **{kind: timed(kept) for kind, kept in seconds.items()}},
+        "seconds": {
+            "server start": round(server.start_s, 2),
+            **{
+                kind: {"median": round(float(np.median(kept)), 4), "worst": round(max(kept), 4), "n": len(kept)}
+                for kind, kept in annotator.seconds.items()
+            },
+        },
         "memory_mb": {name: round(value) for name, value in server.memory_mb().items()},
         "manifest": run_manifest(protocol="demo", data=data, weights={info["encoder"]: weights}, device=info["device"]),
     }
-    return result, panels
-
-
-def annotate_case(
-    client: MONAILabelClient,
-    case: SampleCase,
-    seconds: dict[str, list[float]],
-    panels: list[Panel],
-) -> list[dict[str, Any]]:
-    """Every organ of one volume, with a click, more clicks and a box, on its widest slice and through the volume."""
-    volume, labels = case.read()
-    records, whole = [], {}
-    for label, truth in targets_of(labels).items():
-        index = int(truth.sum(axis=(1, 2)).argmax())
-        annotator = Annotator(client, case.name, label, seconds)
-        clicks, mask, scores = click_slice(annotator, truth[index], index)
-        box = click_params(index, [], bounding_box(truth[index]))
-        scores["sam_2d, box"] = percent(annotator.ask("sam_2d", "sam_2d, box", box, anew=True)[index], truth[index])
-        whole[label], found = click_volume(annotator, truth, index, clicks)
-        records.append(
-            {
-                "case": case.name,
-                "label": label,
-                "slice": index,
-                "dice": rounded({**scores, **found}),
-                "weights_sha256": annotator.details["encoder_sha256"],
-            }
-        )
-        panels.append(
-            slice_panel(f"{case.name}, {label}: {scores[HEADLINE]:.0f} %", volume, index, mask, truth, clicks)
-        )
-    panels.append(coronal_panel(f"{case.name}, sam_3d", volume, whole, labels))
-    return records
-
-
-def complete_case(
-    client: MONAILabelClient,
-    case: SampleCase,
-    seconds: dict[str, list[float]],
-    panels: list[Panel],
-    scratch: Path,
-    records: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """The same records with Dice of the models that learn from slices, on the slices that were not submitted."""
-    volume, labels = case.read()
-    targets = targets_of(labels)
-    slices = {label: spread(truth, SUBMITTED) for label, truth in targets.items()}
-    drawn = np.zeros(volume.shape, dtype=np.uint8)
-    for value, (label, truth) in enumerate(targets.items(), 1):
-        drawn[slices[label]] = np.where(truth[slices[label]], value, drawn[slices[label]])
-    file = scratch / f"{case.name}-slices.nii.gz"
-    write_volume(volume.with_array(drawn), file)
-    said = {
-        "label_info": [{"name": label, "idx": value} for value, label in enumerate(targets, 1)],
-        "partial": {"slices": {label: {"annotated": found} for label, found in slices.items()}},
-    }
-    client.save_label(case.name, str(file), tag="partial", params=said)
-    for model in LEARNERS:
-        for kind in (f"{model}, adapting", f"{model}, again"):
-            started = time.perf_counter()
-            answer, details = client.infer(model, case.name, {"result_extension": ".nrrd", "wait": True})
-            seconds.setdefault(kind, []).append(time.perf_counter() - started)
-            mask = read_volume(Path(answer)).array
-            Path(answer).unlink()
-        for record in records:
-            truth, value = targets[record["label"]], details["label_names"][record["label"]]
-            rest = np.setdiff1d(np.arange(len(truth)), slices[record["label"]])
-            record["dice"][model] = round(percent(mask[rest] == value, truth[rest]), 3)
-        whole = {label: mask == value for label, value in details["label_names"].items()}
-        panels.append(coronal_panel(f"{case.name}, {model}", volume, whole, labels))
-    return records
-
-
-def click_slice(
-    annotator: Annotator, truth: np.ndarray, index: int
-) -> tuple[list[Click], np.ndarray, dict[str, float]]:
-    """Click on one slice until it is right or five clicks are made: the clicks, the mask, and Dice after 1, 3 and 5."""
-    clicks, scores = [first_click(truth)], {}
-    while True:
-        first = len(clicks) == 1
-        kind = "sam_2d, first click" if first else "sam_2d, later click"
-        mask = annotator.ask("sam_2d", kind, click_params(index, clicks), anew=first)[index]
-        scores[len(clicks)] = percent(mask, truth)
-        click = next_click(truth, mask, clicked=clicks)
-        if click is None or len(clicks) == SLICE_CLICKS:
-            break
-        clicks.append(click)
-    last = scores[max(scores)]
-    return clicks, mask, {f"sam_2d, {n} click{'s' * (n > 1)}": scores.get(n, last) for n in (1, 3, 5)}
-
-
-def click_volume(
-    annotator: Annotator, truth: np.ndarray, index: int, clicks: list[Click]
-) -> tuple[np.ndarray, dict[str, float]]:
-    """The same clicks for the whole volume, one after the other: the last mask, and Dice after 1 and 3 of them."""
-    scores, mask = {}, np.zeros(truth.shape, dtype=bool)
-    for n in range(1, min(VOLUME_CLICKS, len(clicks)) + 1):
-        kind = "sam_3d, first click" if n == 1 else "sam_3d, later click"
-        mask = annotator.ask("sam_3d", kind, click_params(index, clicks[:n]), anew=n == 1)
-        scores[n] = percent(mask, truth)
-    return mask, {"sam_3d, 1 click": scores[1], "sam_3d, 3 clicks": scores[max(scores)]}
+    return result, annotator.panels
 
 
 def wait_until_warm(url: str, timeout_s: float = 120.0) -> dict[str, Any]:
@@ -265,13 +242,6 @@ def percent(mask: np.ndarray, truth: np.ndarray) -> float:
     return float(dice(mask, truth, scale=100.0))
 
 
-def slice_panel(
-    title: str, volume: Volume, index: int, mask: np.ndarray, truth: np.ndarray, clicks: list[Click]
-) -> Panel:
-    image = recipe_for(volume).scale(volume).apply(volume.array[index])
-    return Panel(title, image, mask, truth=truth[index], clicks=clicks, pixel_mm=volume.spacing[1:])
-
-
 def coronal_panel(title: str, volume: Volume, whole: dict[str, np.ndarray], labels: np.ndarray) -> Panel:
     """All organs as sam_3d found them, on the coronal slice that shows most of their truth, head up."""
     row = int((labels > 0).sum(axis=(0, 2)).argmax())
@@ -282,19 +252,10 @@ def coronal_panel(title: str, volume: Volume, whole: dict[str, np.ndarray], labe
     return Panel(title, image[up], first, truth=labels[up, row] > 0, pixel_mm=pixel_mm, others=others)
 
 
-def rounded(scores: dict[str, float]) -> dict[str, float]:
-    return {name: round(score, 3) for name, score in scores.items()}
-
-
 def by_label(records: list[dict[str, Any]], prompt: str) -> dict[str, Summary]:
     """Label -> summary over the volumes."""
     labels = dict.fromkeys(record["label"] for record in records)
     return {label: summarise(r["dice"][prompt] for r in records if r["label"] == label) for label in labels}
-
-
-def timed(seconds: list[float]) -> dict[str, float]:
-    median, worst = float(np.median(seconds)), max(seconds)
-    return {"median": round(median, 4), "worst": round(worst, 4), "n": len(seconds)}
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
 import click
 import numpy as np
@@ -24,19 +23,6 @@ IMAGES, TRUTH, SERIES = "abdomen", "abdomen_labels", "abdomen_dicom"
 """Folders of the sample dataset: images, their labels under the same names, and DICOM series."""
 _PLACES = (Path(__file__).parents[1] / "sample_datasets", Path(__file__).parents[3] / "sample-datasets")
 """In the installed package, which has some of the volumes, and in a clone, which has all."""
-
-
-class SampleImage(Protocol):
-    """How one synthetic patient is described in DICOM."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def contrast(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -101,16 +87,16 @@ def copy_samples(out: Path, only: Sequence[str] | None = None) -> list[Path]:
     return written
 
 
-def write_sample_studies(samples: Path, out: Path, *, cases: Sequence[SampleImage] | None = None) -> list[Path]:
+def write_sample_studies(samples: Path, out: Path) -> list[Path]:
     """Write one folder for each case of the sample dataset in ``samples``; returns the folders, in order.
 
     Cases that the dataset holds as DICOM already are taken from there as they are. The others are stored the way
     scanners do it (LPS), whatever the order of their axes in the dataset.
     """
-    return [_series(samples, out, case) for case in (sample_cases() if cases is None else cases)]
+    return [_series(samples, out, case) for case in sample_cases()]
 
 
-def _series(samples: Path, out: Path, case: SampleImage) -> Path:
+def _series(samples: Path, out: Path, case: SampleCase) -> Path:
     ready = samples / SERIES / case.name
     if ready.is_dir():
         return ready

@@ -18,10 +18,12 @@ import torch
 from pydicom.uid import generate_uid
 
 from ssmsam import __version__
-from ssmsam.api import FewShotSegmenter, Segmentation, SegmentationTask, write_dicom_seg, write_volume
+from ssmsam.api import FewShotSegmenter, Segmentation, SegmentationTask, load_embedder, write_dicom_seg, write_volume
 from ssmsam.cluster.studies import Study, archive, files_of
 from ssmsam.dicom.file import read_dataset
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.object_store import ObjectStore, open_store
+from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.models.weights import sha256_of
 from ssmsam.ops import dice
@@ -92,16 +94,36 @@ class EmbedStudy:
         return {"work": self.name, **self.model.identity, "plane": self.plane, "store": self.model.store}
 
     def __call__(self, study: Study, *, progress: Progress = silent) -> dict[str, Any]:
-        segmenter = segmenter_of(self.model, FEWSHOT)
+        embedder = embedder_of(self.model)
         with files_of(study) as path:
             volume = read_volume(path)
-        made = segmenter.embed(volume, plane=self.plane, progress=progress)
-        _kept(segmenter, volume, self.plane)
-        return {"slices": Plane.named(self.plane, volume.grid).count(volume.grid), "encoded": made}
+        before, opened = embedder.encoded, embedder.open(volume, plane=Plane.named(self.plane, volume.grid))
+        opened.embed(progress=progress)
+        if embedder.store is not None:
+            _published(embedder.store, opened)
+        return {"slices": opened.count, "encoded": embedder.encoded - before}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentStudy:
+class _TaskStudy:
+    """A task's labels in a study."""
+
+    model: Model
+    task: str
+    task_sha256: str
+    method: str = FEWSHOT
+
+    def _found(self, path: Path, progress: Progress) -> tuple[Segmentation, dict[str, dict[str, Any]]]:
+        """The segmentation of an image, and what is told of each label."""
+        task = task_of(self.model, self.method, self.task, self.task_sha256)
+        volume = read_volume(path)
+        found = task.segment(volume, progress=progress)
+        plane = Plane.named(task.card.get("plane"), volume.grid)
+        return found, {label: summary(found, label, plane) for label in found.labels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentStudy(_TaskStudy):
     """The labels of a task in every study: a label map in ``out``/labels, or a DICOM SEG in the archive of the series.
 
     Attributes:
@@ -113,10 +135,6 @@ class SegmentStudy:
         to_archive: store a DICOM SEG where the series came from.
     """
 
-    model: Model
-    task: str
-    task_sha256: str
-    method: str = FEWSHOT
     out: str
     to_archive: bool = False
     name = "segment"
@@ -130,13 +148,9 @@ class SegmentStudy:
     def __call__(self, study: Study, *, progress: Progress = silent) -> dict[str, Any]:
         if self.to_archive and study.series is None:
             raise ValueError("a DICOM SEG goes back to the DICOMweb store that the series is from: this is a file")
-        task = task_of(self.model, self.method, self.task, self.task_sha256)
         with files_of(study) as path:
-            volume = read_volume(path)
-            found = task.segment(volume, progress=progress)
-            written = self._write(found, study, path)
-        plane = Plane.named(task.card.get("plane"), volume.grid)
-        return {**written, "labels": {label: summary(found, label, plane) for label in found.labels}}
+            found, labels = self._found(path, progress)
+            return {**self._write(found, study, path), "labels": labels}
 
     def _write(self, found: Segmentation, study: Study, path: Path) -> dict[str, Any]:
         if not self.to_archive:
@@ -160,10 +174,6 @@ class ScoreStudy:
         truth: a folder of label maps with the names and numbers of the task; None without truth.
     """
 
-    model: Model
-    task: str
-    task_sha256: str
-    method: str = FEWSHOT
     truth: str | None = None
     name = "score"
 
@@ -172,14 +182,10 @@ class ScoreStudy:
         return {"work": self.name, **self.model.identity, "task": self.task_sha256, "truth": self.truth}
 
     def __call__(self, study: Study, *, progress: Progress = silent) -> dict[str, Any]:
-        task = task_of(self.model, self.method, self.task, self.task_sha256)
         with files_of(study) as path:
-            volume = read_volume(path)
-        found = task.segment(volume, progress=progress)
-        plane = Plane.named(task.card.get("plane"), volume.grid)
-        labels = {label: summary(found, label, plane) for label in found.labels}
+            found, labels = self._found(path, progress)
         if self.truth:
-            truth = self._truth(study, volume)
+            truth = self._truth(study, found.label_map)
             for label, number in found.numbers.items():
                 labels[label]["dice"] = round(float(dice(found.mask[label], truth == number)), 4)
         return {"labels": labels}
@@ -214,20 +220,24 @@ def summary(found: Segmentation, label: str, plane: Plane) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
+def embedder_of(model: Model) -> Embedder:
+    """The encoder and its store, loaded once in each process."""
+    return load_embedder(model.encoder, **_settings(model))
+
+
+@lru_cache(maxsize=2)
 def segmenter_of(model: Model, method: str) -> FewShotSegmenter:
     """The model, loaded once in each process."""
+    support = default_support()
+    return FewShotSegmenter.from_pretrained(model.encoder, method=method, support_cache=support, **_settings(model))
+
+
+def _settings(model: Model) -> dict[str, Any]:
     if model.threads:
         torch.set_num_threads(model.threads)
     store = open_store(model.store, cache=model.cache, quota_bytes=int(model.store_gb * GB)) if model.store else None
-    return FewShotSegmenter.from_pretrained(
-        model.encoder,
-        method=method,
-        device=model.device,
-        weights=model.weights,
-        allow_unverified=model.allow_unverified,
-        store=store,
-        support_cache=default_support(),
-    )
+    told = {name: getattr(model, name) for name in ("device", "weights", "allow_unverified")}
+    return {**told, "store": store}
 
 
 @lru_cache(maxsize=2)
@@ -238,12 +248,8 @@ def task_of(model: Model, method: str, path: str, sha256: str) -> SegmentationTa
     return segmenter_of(model, method).load_task(path)
 
 
-def _kept(segmenter: FewShotSegmenter, volume: Volume, plane: str | None) -> None:
+def _published(store: EmbeddingStore, opened: VolumeEmbeddings) -> None:
     """Raises OSError where the store did not take every slice; what is complete goes to those who share the store."""
-    store = segmenter.embedder.store
-    if store is None:
-        return
-    opened = segmenter.embedder.open(volume, plane=Plane.named(plane, volume.grid))
     done = store.open(opened.key, grid=opened.grid, count=opened.count).done
     if not done.all():
         raise OSError(

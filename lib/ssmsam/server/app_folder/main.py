@@ -14,9 +14,9 @@ class SsmsamApp(WebApp, MONAILabelApp):  # MONAI Label looks for a class with th
     MODELS: ClassVar = {
         "sam_2d": partial(prompts.PromptTask, dimension=2),
         "sam_3d": partial(prompts.PromptTask, dimension=3),
-        "accept_slice": partial(messages.SliceVerdict, verdict=Verdict.ACCEPTED),
-        "empty_slice": partial(messages.SliceVerdict, verdict=Verdict.EMPTY),
-        "withdraw_slice": messages.WithdrawSlice,
+        "accept_slice": partial(messages.SliceMessage, verdict=Verdict.ACCEPTED),
+        "empty_slice": partial(messages.SliceMessage, verdict=Verdict.EMPTY),
+        "withdraw_slice": partial(messages.SliceMessage, verdict=None),
         "undo": messages.Undo,
         "finish_volume": messages.FinishVolume,
     }

@@ -172,13 +172,13 @@ def read_range(value: Any, name: str) -> tuple[int, int] | None:
     return round(min(numbers)), round(max(numbers))
 
 
-def read_roi(value: Any, name: str = "roi") -> Box | None:
+def read_roi(value: Any) -> Box | None:
     """A box as its lowest and highest corner, (3,) each as [i, j, k]; k is NaN when the box does not say it.
 
     Six numbers are pairs [i0, i1, j0, j1, k0, k1], each in either order (a viewer that walks from low to high
     patient coordinates gets descending indices). Four numbers are two corners [x1, y1, x2, y2].
     """
-    numbers = [read_number(number, name) for number in read_list(value, name)]
+    numbers = [read_number(number, "roi") for number in read_list(value, "roi")]
     if not numbers:
         return None
     if len(numbers) == 6:
@@ -186,7 +186,7 @@ def read_roi(value: Any, name: str = "roi") -> Box | None:
     elif len(numbers) == 4:
         pairs = np.array([numbers[0::2], numbers[1::2], [np.nan, np.nan]])
     else:
-        raise InvalidPrompt(f"{name} must be [i0, i1, j0, j1, k0, k1] or [x1, y1, x2, y2], got {len(numbers)} numbers")
+        raise InvalidPrompt(f"roi must be [i0, i1, j0, j1, k0, k1] or [x1, y1, x2, y2], got {len(numbers)} numbers")
     return pairs.min(axis=1), pairs.max(axis=1)
 
 

@@ -165,11 +165,6 @@ def known_image(app: App, image: str) -> str:
     return app.images.require(image)
 
 
-def known_id(app: App, id: str) -> str:
-    """The same where the parameter is called ``id``."""
-    return app.images.require(id)
-
-
 def scratch_folder() -> Iterator[Path]:
     """A folder for what the request sends, which goes when the request is over, however it ends."""
     with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
@@ -178,7 +173,6 @@ def scratch_folder() -> Iterator[Path]:
 
 Scratch = Annotated[Path, Depends(scratch_folder)]
 KnownImage = Annotated[str, Depends(known_image)]
-KnownId = Annotated[str, Depends(known_id)]
 
 
 def require_label(app: ServerApp, label: str, tag: str) -> None:

@@ -23,7 +23,6 @@ from ssmsam.server.routes.common import (
     AnyUser,
     App,
     JsonText,
-    KnownId,
     KnownImage,
     Scratch,
     Upload,
@@ -66,8 +65,8 @@ def add_image(
 
 @router.delete("/", include_in_schema=False, deprecated=True)
 @router.delete("/image", summary="Remove an image and its labels")
-def remove_image(user: Admin, id: KnownId) -> dict[str, Any]:
-    return stock.remove_image(id, user.username)
+def remove_image(app: App, user: Admin, id: str) -> dict[str, Any]:
+    return stock.remove_image(app.images.require(id), user.username)
 
 
 @router.head("/image", summary="Whether an image exists")

@@ -78,8 +78,31 @@ class MessageTask(InferTask):
         raise NotImplementedError
 
 
+SLICE_MESSAGES = {
+    Verdict.ACCEPTED: (
+        "Counts the mask of this slice as right: click on the organ, then run this",
+        "the mask of {label} on slice {index} counts as right",
+    ),
+    Verdict.EMPTY: (
+        "Counts this slice as one without the organ: click on the slice, then run this",
+        "slice {index} counts as one without {label}",
+    ),
+    None: (
+        "Takes back what was said of this slice: click on the organ, then run this",
+        "slice {index} does not count as annotated for {label} any longer",
+    ),
+}
+"""What the message of a verdict does, and what was done, in words; None withdraws what was said before."""
+
+
 class SliceMessage(MessageTask):
-    """A message about one label on one slice: the clicked one, or the one that ``slice`` names with a ``label``."""
+    """``accept_slice``, ``empty_slice`` and ``withdraw_slice``: a message about one label on one slice, the clicked one
+    or the one that ``slice`` names with a ``label``."""
+
+    def __init__(self, prompting: PromptService, *, verdict: Verdict | None) -> None:
+        description, self._done = SLICE_MESSAGES[verdict]
+        super().__init__(prompting, description=description)
+        self._verdict = verdict
 
     def carry_out(self, request: InferenceCommand, image: OpenImage, studies: AnnotatedStudies) -> dict[str, Any]:
         plane = image.embeddings.plane
@@ -89,59 +112,24 @@ class SliceMessage(MessageTask):
             raise InvalidRequest(CLICK_FIRST)
         if prompts.label and is_reserved(prompts.label):
             raise InvalidRequest(f"{prompts.label!r} is no label that a slice can be about: choose an organ")
-        client = request.client
+        image_id, client = image.source.image_id, request.client
         label = prompts.label or studies.clicked_label(
-            image.source.image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
+            image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
         )
         self._prompting.since(image, replace(prompts, label=label))  # this click is older than what it says
-        receipt = self.say(studies, image.source.image_id, SliceKey(label, plane.axis, index), client)
-        said = [self.done(label, index), *receipt.update.notes, *receipt.new_label_lines]
+        if self._verdict is None:
+            receipt = self._withdraw(studies, image_id, SliceKey(label, plane.axis, index), client)
+        else:
+            receipt = studies.mark(image_id, Mark(label, index, self._verdict, plane.axis, client, now()))
+        said = [self._done.format(label=label, index=index), *receipt.update.notes, *receipt.new_label_lines]
         return {**receipt.answer(), "label": label, "slice": index, "detail": "; ".join(said)}
 
-    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
-        raise NotImplementedError
-
-    def done(self, label: str, index: int) -> str:
-        """What was done, in words."""
-        raise NotImplementedError
-
-
-class SliceVerdict(SliceMessage):
-    """``accept_slice`` and ``empty_slice``: the slice counts as annotated."""
-
-    def __init__(self, prompting: PromptService, *, verdict: Verdict) -> None:
-        said = {
-            Verdict.ACCEPTED: "Counts the mask of this slice as right: click on the organ, then run this",
-            Verdict.EMPTY: "Counts this slice as one without the organ: click on the slice, then run this",
-        }
-        super().__init__(prompting, description=said[verdict])
-        self._verdict = verdict
-
-    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
-        return studies.mark(image_id, Mark(key.label, key.index, self._verdict, key.axis, client, now()))
-
-    def done(self, label: str, index: int) -> str:
-        if self._verdict is Verdict.EMPTY:
-            return f"slice {index} counts as one without {label}"
-        return f"the mask of {label} on slice {index} counts as right"
-
-
-class WithdrawSlice(SliceMessage):
-    """``withdraw_slice``: the slice does not count as annotated any longer."""
-
-    def __init__(self, prompting: PromptService) -> None:
-        super().__init__(
-            prompting, description="Takes back what was said of this slice: click on the organ, then run this"
-        )
-
-    def say(self, studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
+    @staticmethod
+    def _withdraw(studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
         if key not in studies.annotations(image_id).slices:
             raise InvalidRequest(f"slice {key.index} does not count as annotated for {key.label}: nothing to take back")
         partial = {"axis": 2 - key.axis, "slices": {key.label: {"withdraw": [key.index]}}}
         return studies.change(image_id, partial, client=client)
-
-    def done(self, label: str, index: int) -> str:
-        return f"slice {index} does not count as annotated for {label} any longer"
 
 
 class Undo(MessageTask):

@@ -15,6 +15,7 @@ from pydantic import Field
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.labels import read_label_info
 from ssmsam.annotation.slice_state import SliceAnnotation
+from ssmsam.ops import dice
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
 from ssmsam.server.clients.rest import Options
@@ -128,13 +129,9 @@ def compare(datastore: StudiesDatastore, image: str, tag: str, known: Annotation
 
 def overlap(slices: list[tuple[SliceAnnotation, np.ndarray]]) -> dict[str, Any]:
     """Dice in [0, 1] over all slices together, where they are known; 1 when all are rightly empty."""
-    shared = total = 0
-    for entry, drawn in slices:
-        known = entry.weight > 0
-        truth, mask = entry.mask.array & known, drawn & known
-        shared += int((truth & mask).sum())
-        total += int(truth.sum()) + int(mask.sum())
-    return {"dice": round(2 * shared / total, 4) if total else 1.0, "slices": len(slices)}
+    truth = np.concatenate([entry.mask.array[entry.weight > 0] for entry, _ in slices])
+    mask = np.concatenate([drawn[entry.weight > 0] for entry, drawn in slices])
+    return {"dice": round(float(dice(truth, mask)), 4), "slices": len(slices)}
 
 
 def _values(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
