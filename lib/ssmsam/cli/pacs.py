@@ -54,17 +54,12 @@ class Orthanc:
 
     def upload(self, files: Iterable[Path]) -> int:
         """Store DICOM files; those that are there already stay. Returns how many were sent."""
-        sent = 0
-        with self._session() as session:
-            for file in files:
-                sent += 1
+        known = list(files)
+        with requests.Session() as session:
+            session.auth = (self.user, self.password) if self.user else None
+            for file in known:
                 session.post(f"{self.root}/instances", data=file.read_bytes(), timeout=60).raise_for_status()
-        return sent
-
-    def _session(self) -> requests.Session:
-        session = requests.Session()
-        session.auth = (self.user, self.password) if self.user else None
-        return session
+        return len(known)
 
 
 @contextmanager
@@ -153,12 +148,15 @@ def command(
             sent = 0 if empty else fill(orthanc)
             print(f"DICOMweb store: {orthanc.url} ({sent} sample images), files in {folder}", flush=True)
             record_run(record, {"url": orthanc.url, "images": sent}, protocol="pacs")
-            return subprocess.call(run) if run else wait()
+            if run:
+                return subprocess.call(run)
+            threading.Event().wait()
     except OrthancFailed as error:
         print(f"pacs: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        return FINE
+        pass
+    return FINE
 
 
 def fill(orthanc: Orthanc) -> int:
@@ -166,8 +164,3 @@ def fill(orthanc: Orthanc) -> int:
     with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
         series = write_sample_studies(sample_folder(), Path(scratch))
         return sum(orthanc.upload(sorted(folder.glob("*.dcm"))) for folder in series)
-
-
-def wait() -> int:
-    threading.Event().wait()
-    return FINE

@@ -110,10 +110,12 @@ KEPT = frozenset(
 REMOVED = frozenset(
     {
         ("POST", "/infer/wsi/{model}"), ("POST", "/infer/wsi_v2/{model}"), ("POST", "/train/"), ("POST", "/scoring/"),
+        *((verb, f"/proxy/dicom/{op}/{{path:path}}") for op in ("wado", "qido", "stow") for verb in ("GET", "POST")),
     }
 )  # fmt: skip
-"""Those that nothing takes the place of. Whole-slide pathology: this app has no such model, and the routes read any
-path that a request names. Training and scoring by everything there is: no client asks for it."""
+"""Those without one of ours of the same path. Whole-slide pathology: this app has no such model, and the routes read
+any path that a request names. Training and scoring by everything there is: no client asks for it. Our proxy is one call
+for all services."""
 STOCK = (
     activelearning,
     batch_infer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ssmsam.server.clients.rest import INFERENCE, OPTIONS, SAMPLE, SUBMISSION, Key, object_schema
@@ -62,112 +62,106 @@ PARAMETERS = {
 """What parameters mean, by their names."""
 
 
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a route answers with 200: an object with these keys, or a file where there are none."""
+    """What a route answers with 200: an object with these keys, or a file where there is no name."""
 
     name: str
     about: str
-    keys: Mapping[str, Key]
-    example: Any = None
+    keys: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    """Key -> what it means, and an example of it, which is of its type."""
+
+    @property
+    def example(self) -> dict[str, Any]:
+        return {name: value for name, (_, value) in self.keys.items()}
 
     def schema(self) -> dict[str, Any]:
-        return {**object_schema(self.keys), "additionalProperties": True, "description": self.about, "title": self.name}
+        keys = {name: Key(_TYPES.get(type(value), "object"), about) for name, (about, value) in self.keys.items()}
+        return {**object_schema(keys), "additionalProperties": True, "description": self.about, "title": self.name}
 
 
 def _file(kind: str) -> Answer:
-    return Answer("", f"The file ({kind}).", {})
+    return Answer("", f"The file ({kind}).")
 
 
 _TASK = Answer(
     "ProcessTask", "Work in a process of its own, or null where there is none.",
     {
-        "id": Key("string", "Of the job, see /jobs/{name}."),
-        "status": Key("string", "SUBMITTED, RUNNING, DONE, ERROR or STOPPED."),
-        "request": Key("object", "What was asked for."),
-        "start_ts": Key("string", "When it was queued."),
-        "end_ts": Key("string", "When it ended."),
-        "details": Key("array", "What the process wrote last."),
+        "id": ("Of the job, see /jobs/{name}.", "3f0c6f1e-8c1d-4d1b-9a44-5a5f6f8f3c11"),
+        "status": ("SUBMITTED, RUNNING, DONE, ERROR or STOPPED.", "RUNNING"),
+        "request": ("What was asked for.", {"model": "fewshot_decoder"}),
+        "start_ts": ("When it was queued.", "2026-03-01 10:12:00"),
+        "end_ts": ("When it ended.", "2026-03-01 10:14:00"),
+        "details": ("What the process wrote last.", []),
     },
-    {"id": "3f0c6f1e-8c1d-4d1b-9a44-5a5f6f8f3c11", "status": "RUNNING", "request": {"model": "fewshot_decoder"}},
 )  # fmt: skip
+_PARTIAL = ("All that is known now, in the shape of params.partial.", {"slices": {"liver": {"annotated": [31]}}})
 _RECEIPT = Answer(
     "Receipt", "What became of a submission.",
     {
-        "counted": Key("array", "What counts as annotated now, a line each, for people."),
-        "detail": Key("string", "The same in one line."),
-        "new_labels": Key("array", "Labels that nobody knew before."),
-        "tag": Key("string", "final for a finished volume, else partial."),
-        "revision": Key("integer", "Of the annotations."),
-        "partial": Key("object|array", "All that is known now, in the shape of params.partial."),
+        "counted": ("What counts as annotated now, a line each, for people.", ["counted as annotated: 31 (liver)"]),
+        "detail": ("The same in one line.", "counted as annotated: 31 (liver)"),
+        "new_labels": ("Labels that nobody knew before.", []),
+        "tag": ("final for a finished volume, else partial.", "partial"),
+        "revision": ("Of the annotations.", 1),
+        "partial": _PARTIAL,
     },
-    {"counted": ["counted as annotated: 31 (liver)"], "new_labels": [], "tag": "partial", "revision": 1},
 )  # fmt: skip
 _STATE = {
-    "active": Key("string", "The one that answers; empty for none yet."),
-    "pinned": Key("boolean", "Whether it answers whatever is annotated later."),
-    "previous": Key("string", "The one that answered before it."),
+    "active": ("The one that answers; empty for none yet.", "0002"),
+    "previous": ("The one that answered before it.", "0001"),
 }
-_CHECKPOINT = Answer("CheckpointState", "Which one answers.", _STATE, {"active": "0002", "pinned": False})
-_CHECKPOINTS = Answer(
-    "Checkpoints", "All task checkpoints of a method.",
-    {**_STATE, "heads": Key("object", "Name to card: learned_from, dice_estimate, settings, created.")},
-    {"active": "0002", "pinned": False, "previous": "0001", "heads": {"0002": {"learned_from": {"liver": 3}}}},
-)  # fmt: skip
-_START = {"active": _STATE["active"], "previous": _STATE["previous"]}
+_PINNED = {"pinned": ("Whether it answers whatever is annotated later.", False)}
+_CHECKPOINT = Answer("CheckpointState", "Which one answers.", {**_STATE, **_PINNED})
 _INFO = Answer(
     "Info", "What the server offers.",
     {
-        "name": Key("string", "Of the app."),
-        "version": Key("string", "Of the app."),
-        "labels": Key("array", "The labels that are offered, in their order."),
-        "models": Key("object", "Name to type, labels, dimension, description and config (its options)."),
-        "trainers": Key("object", "Name to description and config."),
-        "strategies": Key("object", "Name to description and config."),
-        "scoring": Key("object", "Name to description."),
-        "train_stats": Key("object", "Name to how far a training is, or what came of it."),
-        "datastore": Key("object", "total, completed, finished and partial count images."),
-        "ssmsam": Key("object", "encoder, device, warm, embedding, set_aside (images that cannot be read), notices."),
+        "name": ("Of the app.", "ssmsam"),
+        "version": ("Of the app.", "0.1.0"),
+        "labels": ("The labels that are offered, in their order.", ["liver"]),
+        "models": ("Name to type, labels, dimension, description and config (its options).",
+                   {"sam_2d": {"type": "deepgrow", "dimension": 2}}),
+        "trainers": ("Name to description and config.", {}),
+        "strategies": ("Name to description and config.", {}),
+        "scoring": ("Name to description.", {}),
+        "train_stats": ("Name to how far a training is, or what came of it.", {}),
+        "datastore": ("total, completed, finished and partial count images.", {"total": 7, "completed": 2}),
+        "ssmsam": ("encoder, device, warm, embedding, set_aside (images that cannot be read), notices.",
+                   {"warm": True}),
     },
-    {"name": "ssmsam", "labels": ["liver"], "models": {"sam_2d": {"type": "deepgrow", "dimension": 2}}},
 )  # fmt: skip
 _SAMPLE = Answer(
     "Sample", "The next image; without an id nothing is left, and message says so.",
     {
-        "id": Key("string", "The image."),
-        "slices": Key("array", "The slices to annotate."),
-        "axis": Key("integer", "Of a client's [i, j, k] along which they are counted; 2 are the stored slices."),
-        "slices_by_label": Key("object", "Label to its slices."),
-        "reasons": Key("array", "Why: slice, label, and a sentence."),
-        "hint": Key("string", "The slices in words, for people."),
-        "assignments": Key("array", "Names of what is noted as asked for."),
-        "message": Key("string", "Why there is none."),
+        "id": ("The image.", "case07"),
+        "slices": ("The slices to annotate.", [31, 58]),
+        "axis": ("Of a client's [i, j, k] along which they are counted; 2 are the stored slices.", 2),
+        "slices_by_label": ("Label to its slices.", {"liver": [31, 58]}),
+        "reasons": ("Why: slice, label, and a sentence.", []),
+        "hint": ("The slices in words, for people.", "slices 31,58"),
+        "assignments": ("Names of what is noted as asked for.", []),
+        "message": ("Why there is none.", ""),
     },
-    {"id": "case07", "slices": [31, 58], "axis": 2, "slices_by_label": {"liver": [31, 58]}},
 )  # fmt: skip
 _DETAILS = Answer(
     "Inference", "With output=json. With image it is the mask's file, its labels and a sentence in headers "
     "(X-Ssmsam-Labels, X-Ssmsam-Detail: percent-encoded JSON); with all both as multipart.",
     {
-        "label_names": Key("object", "Label to value in the mask."),
-        "centroids": Key("object", "Label to the voxel [i, j, k] in its middle."),
-        "detail": Key("string", "What was done, for people."),
-        "latencies": Key("object", "Seconds by phase."),
+        "label_names": ("Label to value in the mask.", {"liver": 1}),
+        "centroids": ("Label to the voxel [i, j, k] in its middle.", {"liver": [120, 88, 31]}),
+        "detail": ("What was done, for people.", ""),
+        "latencies": ("Seconds by phase.", {"total": 0.1}),
     },
-    {"label_names": {"liver": 1}, "centroids": {"liver": [120, 88, 31]}, "latencies": {"total": 0.1}},
 )  # fmt: skip
-_KNOWN = Answer(
-    "KnownSlices", "What is known of an image's slices.",
-    {
-        "partial": _RECEIPT.keys["partial"],
-        "finished": Key("boolean", "Whether the volume was declared finished."),
-        "revisions": Key("array", "revision, client_id, when and counted of each change."),
-    },
-    {"partial": {"slices": {"liver": {"annotated": [31]}}}, "finished": False, "revisions": []},
-)  # fmt: skip
-_NOTED = Answer("Noted", "What is noted, by name.", {}, {"ts": 1760000000})
-_NOTHING = Answer("Done", "Nothing: it is done.", {}, {})
-_PLACES = Key("array", "name, what, files and bytes of each kind.")
+_NOTED = Answer("Noted", "What is noted, by name.", {"ts": ("When, in seconds since 1970.", 1760000000)})
+_NOTHING = Answer("Done", "Nothing: it is done.")
+_PLACES = ("name, what, files and bytes of each kind.", [])
+_ID = {"image": ("Its id.", "case07")}
+_SENT_BACK = {"verdict": "send_back", "note": "the dome is missing", "client": "reader-b",
+              "when": "2026-03-01T11:00:00+00:00"}  # fmt: skip
 
 ANSWERS: dict[tuple[str, str], Answer] = {
     ("get", "/info/"): _INFO,
@@ -177,96 +171,95 @@ ANSWERS: dict[tuple[str, str], Answer] = {
     **{("post", path): _TASK for path in ("/batch/infer/{model}", "/train/{model}", "/scoring/{method}")},
     ("get", "/datastore/"): Answer(
         "Contents", "Counts; with output=all every image with its labels, with train pairs of files.",
-        {"total": Key("integer", "Images."), "completed": Key("integer", "Images to learn from."),
-         "objects": Key("object", "With output=all: image to its labels.")},
-        {"total": 7, "completed": 2},
+        {"total": ("Images.", 7), "completed": ("Images to learn from.", 2),
+         "objects": ("With output=all: image to its labels.", {})},
     ),
-    ("put", "/datastore/image"): Answer("Added", "Its id.", {"image": Key("string", "")}, {"image": "case07"}),
+    ("put", "/datastore/image"): Answer("Added", "Its id.", _ID),
     ("get", "/datastore/image"): _file("the image"),
     ("get", "/datastore/label"): _file("the label"),
     ("get", "/datastore/dataset"): _file("a ZIP archive"),
     ("get", "/datastore/annotations/masks"): _file("a label map, NRRD"),
     ("get", "/studies"): Answer(
         "Studies", "Every image, by name.",
-        {"studies": Key("array", "image, state (new, in work, to review, finished, unreadable), reason, labels, "
-                                 "expected (label to Dice), workers, seconds, review and info of each."),
-         "remote": Key("boolean", "Whether the images are in an archive.")},
-        {"studies": [{"image": "case07", "state": "in work", "reason": "", "labels": {"liver": 3}, "info": {},
-                      "expected": {"liver": 0.93}, "seconds": 340, "review": None,
-                      "workers": [{"client": "reader-a", "last": "2026-03-01T10:12:00+00:00", "seconds": 340,
-                                   "annotated": True}]}],
-         "remote": False},
+        {"studies": (
+            "image, state (new, in work, to review, finished, unreadable), reason, labels, expected (label to Dice), "
+            "workers, seconds, review and info of each.",
+            [{"image": "case07", "state": "in work", "reason": "", "labels": {"liver": 3}, "info": {},
+              "expected": {"liver": 0.93}, "seconds": 340, "review": None,
+              "workers": [{"client": "reader-a", "last": "2026-03-01T10:12:00+00:00", "seconds": 340,
+                           "annotated": True}]}]),
+         "remote": ("Whether the images are in an archive.", False)},
     ),
     ("post", "/studies/review"): Answer(
         "Reviewed", "What counts now.",
-        {"image": Key("string", "Its id."), "state": Key("string", "finished, or in work again."),
-         "review": Key("object", "verdict, note, client and when."), "detail": Key("string", "The same in words.")},
-        {"image": "case07", "state": "in work", "detail": "sent back: the dome is missing",
-         "review": {"verdict": "send_back", "note": "the dome is missing", "client": "reader-b",
-                    "when": "2026-03-01T11:00:00+00:00"}},
+        {**_ID, "state": ("finished, or in work again.", "in work"),
+         "review": ("verdict, note, client and when.", _SENT_BACK),
+         "detail": ("The same in words.", "sent back: the dome is missing")},
     ),
     ("get", "/studies/measurements"): Answer(
         "Measurements", "By slice; none where nothing was measured.",
-        {"image": Key("string", "Its id."),
-         "measurements": Key("array", "kind (point, arrow, line, polyline, polygon), source (SR or PR), text, slice, "
-                                      "points [i, j, k], and prompts for sam_2d.")},
-        {"image": "1.2.840.5", "measurements": [
-            {"kind": "line", "source": "SR", "text": "Long Axis 23.1 mm, Liver", "slice": 31,
-             "points": [[110.5, 84, 31], [131.2, 90, 31]],
-             "prompts": {"slice": 31, "scribbles": [{"points": [[112.6, 84.6, 31], [129.1, 89.4, 31]]}]}}]},
+        {**_ID, "measurements": (
+            "kind (point, arrow, line, polyline, polygon), source (SR or PR), text, slice, points [i, j, k], and "
+            "prompts for sam_2d.",
+            [{"kind": "line", "source": "SR", "text": "Long Axis 23.1 mm, Liver", "slice": 31,
+              "points": [[110.5, 84, 31], [131.2, 90, 31]],
+              "prompts": {"slice": 31, "scribbles": [{"points": [[112.6, 84.6, 31], [129.1, 89.4, 31]]}]}}])},
     ),
     ("get", "/studies/agreement"): Answer(
         "Agreements", "None where no two drew the same slice.",
-        {"image": Key("string", "Its id."),
-         "agreement": Key("array", "label, clients, slices (how many), dice, and per_slice the axis, slice and dice.")},
-        {"image": "case07", "agreement": [
-            {"label": "liver", "clients": ["reader-a", "reader-b"], "slices": 1, "dice": 0.94,
-             "per_slice": [{"axis": 2, "slice": 31, "dice": 0.94}]}]},
+        {**_ID, "agreement": (
+            "label, clients, slices (how many), dice, and per_slice the axis, slice and dice.",
+            [{"label": "liver", "clients": ["reader-a", "reader-b"], "slices": 1, "dice": 0.94,
+              "per_slice": [{"axis": 2, "slice": 31, "dice": 0.94}]}])},
     ),
     ("get", "/studies/about"): Answer(
         "StudyDetails", "What is known once the image is opened.",
-        {"image": Key("string", "Its id."), "modality": Key("string", "CT, MR or what the file says."),
-         "shape": Key("array", "(columns, rows, slices)."), "spacing": Key("array", "The same, in millimetres."),
-         "file": Key("string", "A name for the file, with its suffix.")},
-        {"image": "case07", "modality": "CT", "shape": [512, 512, 120], "spacing": [0.7, 0.7, 2.5]},
+        {**_ID, "modality": ("CT, MR or what the file says.", "CT"),
+         "shape": ("(columns, rows, slices).", [512, 512, 120]),
+         "spacing": ("The same, in millimetres.", [0.7, 0.7, 2.5]),
+         "file": ("A name for the file, with its suffix.", "image.nii.gz")},
     ),
     **{("get", f"/studies/{what}"): _file("PNG") for what in ("thumbnail", "picture")},
     ("get", "/studies/image"): _file("a NIfTI file"),
     ("get", "/studies/export"): _file("NIfTI, NRRD, DICOM SEG or RT Structure Set"),
     ("get", "/studies/dataset"): _file("a ZIP archive"),
-    ("put", "/datastore/label"): _RECEIPT,
-    ("put", "/datastore/label/info"): _RECEIPT,
-    ("put", "/datastore/annotations"): _RECEIPT,
-    ("get", "/datastore/annotations"): _KNOWN,
+    **{("put", f"/datastore/{what}"): _RECEIPT for what in ("label", "label/info", "annotations")},
+    ("get", "/datastore/annotations"): Answer(
+        "KnownSlices", "What is known of an image's slices.",
+        {"partial": _PARTIAL, "finished": ("Whether the volume was declared finished.", False),
+         "revisions": ("revision, client_id, when and counted of each change.", [])},
+    ),
     **{("get", f"/datastore/{what}/info"): _NOTED for what in ("image", "label")},
     **{(method, f"/datastore/{what}"): _NOTHING for what in ("image", "label") for method in ("head", "delete")},
     ("put", "/datastore/image/info"): _NOTHING,
     ("delete", "/datastore/annotations"): _NOTHING,
     ("post", "/datastore/annotations/opened"): _NOTHING,
-    ("get", "/checkpoints"): _CHECKPOINTS,
+    ("get", "/checkpoints"): Answer(
+        "Checkpoints", "All task checkpoints of a method.",
+        {**_STATE, **_PINNED, "heads": ("Name to card: learned_from, dice_estimate, settings, created.",
+                                        {"0002": {"learned_from": {"liver": 3}}})},
+    ),
     ("get", "/checkpoints/{name}/file"): _file("safetensors"),
-    ("put", "/checkpoints/{name}"): Answer("Taken", "Its name.", {"head": Key("string", "")}, {"head": "0003"}),
-    ("delete", "/checkpoints/{name}"): Answer("Removed", "Its name.", {"removed": Key("string", "")}, {"removed": "1"}),
+    ("put", "/checkpoints/{name}"): Answer("Taken", "Its name.", {"head": ("It.", "0003")}),
+    ("delete", "/checkpoints/{name}"): Answer("Removed", "Its name.", {"removed": ("It.", "0001")}),
     ("post", "/checkpoints/{name}/activate"): _CHECKPOINT,
     ("post", "/checkpoints/unpin"): _CHECKPOINT,
     ("delete", "/checkpoints/adaptation"): Answer(
-        "Cancelled", "Whether there was any.", {"cancelled": Key("boolean", "")}, {"cancelled": True}
+        "Cancelled", "Whether there was any.", {"cancelled": ("Whether.", True)}
     ),
-    ("get", "/initialisations"): Answer(
-        "Initialisations", "All of them.", {**_START, "starts": Key("object", "Name to card.")}, {"active": "shipped"}
-    ),
-    **{("post", f"/initialisations/{what}"): Answer("InitialisationState", "Which is used.", _START, {"active": "1"})
+    ("get", "/initialisations"): Answer("Initialisations", "All of them.", {**_STATE, "starts": ("Name to card.", {})}),
+    **{("post", f"/initialisations/{what}"): Answer("InitialisationState", "Which is used.", _STATE)
        for what in ("roll_back", "{name}/activate")},
-    ("get", "/cache"): Answer("CachePlaces", "What there is.", {"places": _PLACES}, {"places": []}),
-    ("delete", "/cache"): Answer("Purged", "What was removed.", {"removed": _PLACES}, {"removed": []}),
+    ("get", "/cache"): Answer("CachePlaces", "What there is.", {"places": _PLACES}),
+    ("delete", "/cache"): Answer("Purged", "What was removed.", {"removed": _PLACES}),
     ("get", "/logs/"): _file("a page, or text"),
     ("get", "/logs/gpu"): _file("text"),
-    **{(method, "/session/{session_id}"): Answer("Session", "It.", {}, {"image": "a.nii.gz", "expiry": 3600})
+    **{(method, "/session/{session_id}"): Answer("Session", "It.", {"image": ("Its file.", "a.nii.gz")})
        for method in ("get", "delete")},
     ("put", "/session/"): Answer(
         "NewSession", "What was made.",
-        {"session_id": Key("string", "To be sent with inferences."), "session_info": Key("object", "Its details.")},
-        {"session_id": "0f8fad5b-d9cb-469f-a165-70867728950e"},
+        {"session_id": ("To be sent with inferences.", "0f8fad5b-d9cb-469f-a165-70867728950e"),
+         "session_info": ("Its details.", {"image": "a.nii.gz", "expiry": 3600})},
     ),
     ("get", "/model/info/{model}"): _NOTED,
     **{(method, "/model/{model}"): _file("none: weights are chosen at start") for method in ("get", "put", "delete")},

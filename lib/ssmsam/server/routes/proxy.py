@@ -33,30 +33,17 @@ async def _body(request: Request) -> bytes:
 Body = Annotated[bytes, Depends(_body)]
 
 
-@router.api_route("/wado/{path:path}", methods=["GET", "POST"])
-def wado(app: App, user: AnyUser, request: Request, path: str, body: Body) -> Response:
-    _note_opened(app, request, path)
-    return _forward(request, settings.MONAI_LABEL_WADO_PREFIX, path, body)
-
-
-@router.api_route("/qido/{path:path}", methods=["GET", "POST"])
-def qido(app: App, user: AnyUser, request: Request, path: str, body: Body) -> Response:
-    # some viewers ask for metadata among their queries
-    metadata = path.endswith("metadata")
-    _note_opened(app, request, path)
-    return _forward(
-        request, settings.MONAI_LABEL_WADO_PREFIX if metadata else settings.MONAI_LABEL_QIDO_PREFIX, path, body
-    )
-
-
-@router.api_route("/stow/{path:path}", methods=["GET", "POST"])
-def stow(user: AnyUser, request: Request, path: str, body: Body) -> Response:
-    return _forward(request, settings.MONAI_LABEL_STOW_PREFIX, path, body)
-
-
 @router.api_route("/{path:path}", methods=["GET", "POST"])
-def other(user: AnyUser, request: Request, path: str, body: Body) -> Response:
-    return _forward(request, None, path, body)
+def forward(app: App, user: AnyUser, request: Request, path: str, body: Body) -> Response:
+    """What begins with ``wado/``, ``qido/`` or ``stow/`` has the prefix of that service on the DICOMweb server."""
+    service, _, rest = path.partition("/")
+    if service not in ("wado", "qido", "stow"):
+        return _forward(request, None, path, body)
+    if service == "qido" and rest.endswith("metadata"):  # some viewers ask for metadata among their queries
+        service = "wado"
+    if service == "wado":
+        _note_opened(app, request, rest)
+    return _forward(request, getattr(settings, f"MONAI_LABEL_{service.upper()}_PREFIX"), rest, body)
 
 
 def _note_opened(app: ServerApp, request: Request, path: str) -> None:
