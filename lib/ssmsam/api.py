@@ -628,9 +628,7 @@ def load_embedder(
     return Embedder(encoder=load_encoder(name, **wanted), store=store)
 
 
-def _wanted(
-    *, device: str | None = None, weights: str | os.PathLike[str] | None = None, **source: bool
-) -> dict[str, Any]:
+def _wanted(*, device: Any = None, weights: Any = None, **source: Any) -> dict[str, Any]:
     """What every loader of the registries takes."""
     folder = None if weights is None else Path(weights)
     return {"folder": folder, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"), **source}

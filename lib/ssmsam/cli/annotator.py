@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -76,7 +77,7 @@ def bounding_box(truth: np.ndarray) -> tuple[int, int, int, int]:
 
 def click_params(
     index: int, clicks: Sequence[Click], box: tuple[float, float, float, float] | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Clicks and a box on stored slice ``index`` as the parameters of an inference request."""
     points: dict[bool, list[list[int]]] = {True: [], False: []}
     for click in clicks:

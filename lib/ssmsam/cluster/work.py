@@ -167,7 +167,7 @@ class SegmentStudy(_TaskStudy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreStudy:
+class ScoreStudy(_TaskStudy):
     """How well a task does on every study: what it expects, and the Dice where there is truth. Writes no mask.
 
     Attributes:

@@ -158,7 +158,7 @@ _DETAILS = Answer(
 )  # fmt: skip
 _NOTED = Answer("Noted", "What is noted, by name.", {"ts": ("When, in seconds since 1970.", 1760000000)})
 _NOTHING = Answer("Done", "Nothing: it is done.")
-_PLACES = ("name, what, files and bytes of each kind.", [])
+_PLACES: tuple[str, Any] = ("name, what, files and bytes of each kind.", [])
 _ID = {"image": ("Its id.", "case07")}
 _SENT_BACK = {"verdict": "send_back", "note": "the dome is missing", "client": "reader-b",
               "when": "2026-03-01T11:00:00+00:00"}  # fmt: skip
