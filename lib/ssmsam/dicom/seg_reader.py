@@ -108,14 +108,9 @@ class _SegFile(NamedTuple):
 def _open(path: Path, grid: Grid) -> _SegFile:
     with one_error(path):
         seg = read_seg_dataset(path)
-        try:
-            segments = segments_of(seg)
-            voxels = _claimed(seg, {segment.number for segment in segments}, grid)
-            return _SegFile(seg, segments, voxels, _source_series(seg), str(seg.get("FrameOfReferenceUID") or ""))
-        except UnreadableVolume as error:
-            if str(error).startswith(str(path)):
-                raise
-            raise UnreadableVolume(f"{path}: {error}") from error
+        segments = segments_of(seg)
+        voxels = _claimed(seg, {segment.number for segment in segments}, grid)
+        return _SegFile(seg, segments, voxels, _source_series(seg), str(seg.get("FrameOfReferenceUID") or ""))
 
 
 def _claimed(seg: FileDataset, described: set[int], grid: Grid) -> Counter[int]:
