@@ -211,8 +211,6 @@ class ServerApp(MONAILabelApp):
         if method != FEWSHOT:
             folder = folder / method
             initialisations = Initialisations(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
-        registry = CheckpointRegistry(folder, method=method)
-        registry.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
         return FewShotService(
             method=method,
             images=self.images,
@@ -221,7 +219,7 @@ class ServerApp(MONAILabelApp):
             decoder=decoder,
             initialisations=initialisations,
             background=self.background,
-            registry=registry,
+            registry=CheckpointRegistry(folder, method=method),
             labels=self.configuration.labels,
             jobs=self.jobs,
             answers=self.answers,
