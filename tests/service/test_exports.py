@@ -129,6 +129,18 @@ def test_a_target_says_what_is_known_and_ignores_the_rest(data: st.DataObject) -
         assert set(np.unique(target[k][~drawn])) <= {0 if len(masks) == 2 else 3}
 
 
+def test_a_target_of_many_labels() -> None:
+    """One more number than labels is needed: that of what is unknown."""
+    grid = Grid((1, 20, 20), np.eye(4))
+    names = [f"label {n:03d}" for n in range(255)]
+    masks = (np.arange(400).reshape(20, 20) == n for n in range(255))
+    drawn = zip(names, masks, strict=True)
+    entries = {SliceKey(name, 0, 0): SliceAnnotation(PackedMask.of(mask), Source.CLIENT, "r") for name, mask in drawn}
+    values = {name: value for value, name in enumerate([*names, "unseen"], start=1)}
+    target = nnunet_target(Annotations(grid).merge(Update(grid, entries)), values)
+    np.testing.assert_array_equal(target.ravel(), [*range(1, 256), *[257] * 145])
+
+
 def test_a_data_set_of_nnunet(service: FewShotService, tmp_path: Path) -> None:
     annotate(service, "a", {"liver": list(range(SHAPE[0])), "spleen": list(range(SHAPE[0]))}, tmp_path, complete=True)
     annotate(service, "odd name", {"liver": [3, 4]}, tmp_path)

@@ -206,7 +206,7 @@ def nnunet_target(annotations: Annotations, values: Mapping[str, int]) -> np.nda
     """(slices, rows, columns) with the ``values`` of labels, 0 where it is known that none of them is there, and one
     more than the last value elsewhere."""
     array, own = label_map(annotations, order=list(values), only=values)
-    table = np.zeros(len(own) + 1, dtype=np.uint8)
+    table = np.zeros(len(own) + 1, dtype=np.uint8 if len(values) < 255 else np.uint16)
     for name, value in own.items():
         table[value] = values[name]
     target = table[array]

@@ -129,12 +129,9 @@ def as_volume(image: ImageLike, *, affine: Any = None) -> Volume:
     with one_error(source):
         if isinstance(image, np.ndarray):
             volume = _of_array(image, affine, source)
-        elif isinstance(image, sitk.Image):
-            array, grid = itk_voxels(image, source)
-            volume = Volume(array, grid.affine)
-        elif isinstance(image, nib.Nifti1Pair):
-            array, grid = nifti_voxels(image, source)
-            volume = Volume(array, grid.affine)
+        elif isinstance(image, sitk.Image | nib.Nifti1Pair):
+            read = itk_voxels(image, source) if isinstance(image, sitk.Image) else nifti_voxels(image, source)
+            volume = Volume(read[0], read[1].affine)
         else:
             volume = _of_array(np.asanyarray(image.dataobj).T, RAS_LPS @ image.affine, source)
         expect_numbers(volume.array, source)
