@@ -13,6 +13,7 @@ from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.itk import itk_grid, read_itk
 from ssmsam.volume.nifti import nifti_grid, nifti_slice, read_nifti
 from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.voxels import expect_numbers
 
 __all__ = ["UnreadableVolume", "read_grid", "read_slice", "read_volume"]
 
@@ -30,9 +31,12 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     path = Path(path)
     with one_error(path):
         if _is_folder(path):
-            return read_dicom(path)
-        array, grid = read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
-        return Volume(array, grid.affine)
+            volume = read_dicom(path)
+        else:
+            array, grid = read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
+            volume = Volume(array, grid.affine)
+        expect_numbers(volume.array, path)
+        return volume
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
@@ -63,7 +67,7 @@ def _is_folder(path: Path) -> bool:
     """Whether ``path`` is a folder; False for a file of a known kind. Raises UnreadableVolume for anything else."""
     if path.is_dir():
         return True
-    if not path.exists():
+    if not path.is_file():
         raise UnreadableVolume(f"{path}: there is no such file or folder.")
     if not path.name.lower().endswith(NIFTI + ITK):
         raise UnreadableVolume(

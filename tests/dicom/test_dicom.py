@@ -182,6 +182,14 @@ def blank_place(header: pydicom.Dataset, n: int) -> None:
     header.PixelSpacing = None
 
 
+def backwards(header: pydicom.Dataset, n: int) -> None:
+    header.PixelSpacing = ["-1.5", "0.75"]
+
+
+def one_direction(header: pydicom.Dataset, n: int) -> None:
+    header.ImageOrientationPatient = [1, 0, 0, 1, 0, 0]
+
+
 def sizes(header: pydicom.Dataset, n: int) -> None:
     if n == 4:
         header.PixelSpacing = ["1.6", "0.75"]
@@ -199,6 +207,8 @@ def sizes(header: pydicom.Dataset, n: int) -> None:
         (colour, "colour"),
         (placeless, "no ImagePositionPatient"),
         (blank_place, "no PixelSpacing"),
+        (backwards, "PixelSpacing no distance above 0"),
+        (one_direction, "no two directions at right angles"),
         (sizes, "different sizes or pixel spacings"),
     ],
 )

@@ -148,7 +148,9 @@ def test_a_padding_value_that_tissue_has_too_stays(folder: Path) -> None:
     np.testing.assert_array_equal(read_volume(folder).array, HU)
 
 
-@pytest.mark.parametrize(("slope", "intercept"), [("0", "0"), ("nan", "0"), ("1,0", "-1024"), ("1", "inf")])
+@pytest.mark.parametrize(
+    ("slope", "intercept"), [("0", "0"), ("0", "5"), ("nan", "0"), ("1,0", "-1024"), ("1", "inf"), ("1e38", "0")]
+)
 def test_a_rescale_that_makes_no_values_is_refused(folder: Path, slope: str, intercept: str) -> None:
     def change(header: pydicom.Dataset) -> None:
         for tag, value in ((0x00281053, slope), (0x00281052, intercept)):

@@ -48,15 +48,6 @@ def test_a_file_by_dcmqi_holds_what_it_was_made_of(ct: Volume) -> None:
     np.testing.assert_array_equal(read.volume.array == read.labels["Liver"], expected)
 
 
-def test_known_labels_decide_the_value(ct: Volume) -> None:
-    plain = read_seg(DCMQI / "liver.dcm", ct.grid)
-    named = read_seg(DCMQI / "liver.dcm", ct.grid, labels={"Liver": 6, "spleen": 1})
-    assert (plain.labels, named.labels) == ({"Liver": 1}, {"Liver": 6})
-    np.testing.assert_array_equal(named.volume.array, plain.volume.array * 6)
-    other = read_seg(DCMQI / "liver.dcm", ct.grid, labels={"spleen": 1})
-    assert other.labels == {"Liver": 2}
-
-
 def test_where_segments_overlap_the_later_covers_and_it_is_counted() -> None:
     truths = [read_volume(DCMQI / f"partial_overlaps-{n}.nrrd") for n in (1, 2, 3)]
     grid = truths[0].grid

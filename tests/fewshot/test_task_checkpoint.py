@@ -26,7 +26,7 @@ from planted import (
     state_digest,
     two_labels,
 )
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, save, save_file
 
 import ssmsam
 from ssmsam.embeddings.embedder import Embedder
@@ -38,10 +38,10 @@ from ssmsam.fewshot.support_cache import SupportBanks, SupportCache
 from ssmsam.fewshot.target_summary import TargetSummary
 from ssmsam.fewshot.task_checkpoint import (
     LARGEST,
-    OldCheckpoint,
     TaskCheckpoint,
     UnusableCheckpoint,
     delta_of,
+    is_old,
     read_card,
 )
 
@@ -269,7 +269,7 @@ def test_other_weights_are_refused(data: bytes, decoder: PocketDecoder) -> None:
     ("card", "message"),
     [
         ({"format": 99}, "format '99', this version reads 6"),
-        ({"format": 5}, "holds copies of patients' images.*export that; or adapt again"),
+        ({"format": 5}, "holds copies of patients' images.*adapt again"),
         ({"labels": ["organ", "organ"]}, "labels that are no names"),
         ({"labels": ["organ", 7]}, "labels that are no names"),
         ({"labels": "organ"}, "'labels' is a str"),
@@ -370,50 +370,21 @@ def old_file(task: AdaptedTask, path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps(dict(task.card)))
 
 
-def test_files_of_earlier_versions_become_task_checkpoints(
-    task: AdaptedTask, embedder: Embedder, decoder: PocketDecoder, tmp_path: Path
-) -> None:
-    registry = CheckpointRegistry(tmp_path / "heads")
-    registry.folder.mkdir()
-    for name in ("first", "second"):
-        old_file(task, registry.folder / f"{name}.safetensors")
-    assert registry.cards() == {}
-    loaded = registry.load("first", decoder, weights_sha256="pocket")
-    assert same_answers(task, loaded, embedder)
-    registry.migrate(decoder, weights_sha256="pocket")
-    assert list(registry.cards()) == ["first", "second"]
-    for name in ("first", "second"):
-        assert HERE.encode() not in registry.path(name).read_bytes()
-        assert registry.card(name)["support_digest"] == task.card["support_digest"]
-        assert same_answers(task, registry.load(name, decoder, weights_sha256="pocket"), embedder)
-        assert {key for key in load_file(registry.path(name)) if key.startswith(("bank", "atlas", "decoder"))} == set()
-
-
-def test_large_files_of_earlier_versions_become_small_ones(
-    task: AdaptedTask, data: bytes, decoder: PocketDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ssmsam.fewshot.task_checkpoint.LARGEST", len(data) + 1000)
-    registry = CheckpointRegistry(tmp_path / "heads")
-    registry.folder.mkdir()
-    old_file(task, registry.folder / "old.safetensors")
-    assert registry.path("old").stat().st_size > len(data) + 1000
-    assert not registry.load("old", decoder, weights_sha256="pocket").summarised
-    assert not registry.load("old", decoder, weights_sha256="pocket").summarised, "from the new files"
-    assert list(registry.cards()) == ["old"]
-
-
-def test_old_files_of_other_weights_stay_and_are_refused(
-    task: AdaptedTask, decoder: PocketDecoder, tmp_path: Path
+def test_files_of_earlier_versions_are_refused(
+    task: AdaptedTask, decoder: PocketDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = CheckpointRegistry(tmp_path / "heads")
     registry.folder.mkdir()
     old_file(task, registry.folder / "old.safetensors")
-    registry.migrate(decoder, weights_sha256="another")
+    assert is_old(registry.path("old"))
     assert registry.cards() == {}
-    with pytest.raises(UnusableCheckpoint, match="start the server with that encoder, or adapt again"):
-        registry.load("old", decoder, weights_sha256="another")
     old = registry.path("old").read_bytes()
-    with pytest.raises(OldCheckpoint, match="holds copies of patients' images"):
+    for largest in (2**30, 1000):
+        monkeypatch.setattr("ssmsam.fewshot.task_checkpoint.LARGEST", largest)
+        with pytest.raises(UnusableCheckpoint, match="holds copies of patients' images"):
+            registry.load("old", decoder, weights_sha256="pocket")
+    monkeypatch.setattr("ssmsam.fewshot.task_checkpoint.LARGEST", 2**30)
+    with pytest.raises(UnusableCheckpoint, match="holds copies of patients' images"):
         registry.add_file(old, "imported", decoder, weights_sha256="pocket")
     assert registry.names() == ["old"]
 

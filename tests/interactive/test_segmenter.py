@@ -7,7 +7,7 @@ import pytest
 from bench import ORGAN, OTHER, SATELLITE, Bench
 
 from fakes import SIZE
-from ssmsam.interactive.click_constraints import CorrectionConfig, satisfied
+from ssmsam.interactive.click_constraints import satisfied
 from ssmsam.interactive.segmenter import choose, correct_slice, segment_slice
 from ssmsam.models.prompt_decoder import SlicePrompt
 
@@ -53,14 +53,14 @@ def test_the_candidate_with_more_satisfied_clicks_beats_the_better_predicted_one
     small, large = np.full((2, 10, 10), -1.0)
     small[2:4, 2:4] = large[2:8, 2:8] = 1
     pixels = np.stack([small, large])
-    assert choose(pixels, prompt([[3, 3]]), CorrectionConfig()) == 0
-    assert choose(pixels, prompt([[3, 3], [6, 6]]), CorrectionConfig()) == 1
-    assert choose(pixels, prompt([[3, 3]], [[6, 6]]), CorrectionConfig()) == 0
+    assert choose(pixels, prompt([[3, 3]])) == 0
+    assert choose(pixels, prompt([[3, 3], [6, 6]])) == 1
+    assert choose(pixels, prompt([[3, 3]], [[6, 6]])) == 0
 
 
 def test_an_empty_candidate_is_never_chosen_over_a_mask() -> None:
     pixels = np.stack([np.full((10, 10), -1.0), np.ones((10, 10))])
-    assert choose(pixels, prompt([], [[1, 1]], box=(4, 4, 5, 5)), CorrectionConfig()) == 1
+    assert choose(pixels, prompt([], [[1, 1]], box=(4, 4, 5, 5))) == 1
 
 
 def test_a_shown_mask_is_what_a_click_corrects(bench: Bench) -> None:

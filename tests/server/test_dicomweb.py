@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -787,6 +788,34 @@ def test_a_finished_label_while_the_archive_is_down_gets_there_later(
         assert ((stored == values[one["name"]]) == (mask.array == one["idx"])).all()
     submitted(studies, uid, tmp_path / "mask.nii.gz")
     assert [header.Modality for header in archive.headers()].count("SEG") == 1
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["", "down at first"])
+def test_labels_that_overlap_do_so_in_the_archive(
+    down: bool, archive: Archive, open_whole: Callable[[], DicomWebStudies], add: Callable[..., str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    uid = add(1)
+    monkeypatch.setattr(DicomWebStudies, "deliver_later", lambda self: None)
+    studies = open_whole()
+    image = read_volume(studies.get_image_uri(uid))
+    organ = (LIVER | SPLEEN).astype(np.uint8)
+    for name, array in (("spleen", SPLEEN), ("organ", organ)):  # the later covers the earlier
+        write_volume(image.with_array(array), tmp_path / "mask.nii.gz")
+        archive.status = 503 if down and name == "organ" else 200
+        with pytest.raises(StoreUnavailable) if archive.status == 503 else nullcontext():
+            studies.submit(uid, tmp_path / "mask.nii.gz", {"label_info": [{"name": name, "idx": 1}]}, tag="final")
+    archive.status = 200
+    assert studies.deliver() == 0
+    seg = pydicom.dcmread(DicomBytesIO(archive.files[-1]))
+    assert seg.Modality == "SEG"
+    assert [item.SegmentLabel for item in seg.SegmentSequence] == ["organ", "spleen"]
+    voxels = dict.fromkeys(["organ", "spleen"], 0)
+    for frame, groups in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        voxels[seg.SegmentSequence[number - 1].SegmentLabel] += int(frame.sum())
+    assert voxels == {"organ": int(organ.sum()), "spleen": int(SPLEEN.sum())}
+    assert "the DICOM SEG holds all of them" in studies.get_label_info(uid, "final")["notes"][0]
 
 
 def test_what_was_opened_again_while_the_archive_was_down_is_not_sent(

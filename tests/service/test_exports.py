@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pytest
@@ -67,6 +68,39 @@ def test_every_format_gives_back_the_mask(tmp_path: Path, codes: str) -> None:
         np.testing.assert_array_equal(read, mask.array, err_msg=format)
 
 
+def test_labels_overlap_in_the_formats_of_dicom(tmp_path: Path) -> None:
+    image = Volume(np.arange(60, dtype=np.int16).reshape(GRID.shape), GRID.affine, "CT")
+    write_dicom_series(image, tmp_path / "series", patient=DicomPatient("Test^One", "1", "test"))
+    organ, lesion = np.zeros((2, *GRID.shape), bool)
+    organ[1, 1:, 1:] = True
+    lesion[1, 2, 2:4] = True
+    known = Annotations(GRID)
+    for label, mask in (("lesion", lesion), ("node", lesion), ("organ", organ)):  # the later covers the earlier
+        entry = SliceAnnotation(PackedMask.of(mask[1]), Source.CLIENT, "r")
+        known = known.merge(Update(GRID, {SliceKey(label, 0, 1): entry}))
+    mask, values, covered = annotated_labels(known)
+    assert {label: int(area.sum()) for label, area in covered.items()} == {"lesion": 2, "node": 2}
+    assert set(np.unique(mask.array)) == {0, values["organ"]}
+    for format in ("dicom_seg", "rtstruct"):
+        path = tmp_path / f"{format}.dcm"
+        write_labels(mask, values, path, format=format, source=tmp_path / "series", covered=covered)
+        drawn = {"lesion": lesion, "node": lesion, "organ": organ}
+        if format == "dicom_seg":
+            seg = hd.seg.segread(path)
+            numbers = {item.SegmentLabel: item.SegmentNumber for item in seg.SegmentSequence}
+            read = {
+                name: seg.get_pixels_by_source_instance(
+                    [uid for _, _, uid in seg.get_source_image_uids()], segment_numbers=[number]
+                )[..., 0]
+                for name, number in numbers.items()
+            }
+            assert {name: int(found.sum()) for name, found in read.items()} == {
+                name: int(area.sum()) for name, area in drawn.items()
+            }
+        else:
+            np.testing.assert_equal(read_rtstruct(path, image.grid), drawn)
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     mask = Volume(np.zeros((2, 3, 4), np.uint8), np.eye(4))
     for format, source, said in (
@@ -93,6 +127,18 @@ def test_a_target_says_what_is_known_and_ignores_the_rest(data: st.DataObject) -
         drawn = np.any(list(masks.values()), axis=0) if masks else np.zeros((4, 5), bool)
         np.testing.assert_array_equal((target[k] == 1) | (target[k] == 2), drawn)
         assert set(np.unique(target[k][~drawn])) <= {0 if len(masks) == 2 else 3}
+
+
+def test_a_target_of_many_labels() -> None:
+    """One more number than labels is needed: that of what is unknown."""
+    grid = Grid((1, 20, 20), np.eye(4))
+    names = [f"label {n:03d}" for n in range(255)]
+    masks = (np.arange(400).reshape(20, 20) == n for n in range(255))
+    drawn = zip(names, masks, strict=True)
+    entries = {SliceKey(name, 0, 0): SliceAnnotation(PackedMask.of(mask), Source.CLIENT, "r") for name, mask in drawn}
+    values = {name: value for value, name in enumerate([*names, "unseen"], start=1)}
+    target = nnunet_target(Annotations(grid).merge(Update(grid, entries)), values)
+    np.testing.assert_array_equal(target.ravel(), [*range(1, 256), *[257] * 145])
 
 
 def test_a_data_set_of_nnunet(service: FewShotService, tmp_path: Path) -> None:

@@ -152,3 +152,9 @@ def test_intensities_near_four_billion_keep_their_steps(tmp_path: Path) -> None:
         volume = read_volume(tmp_path / f"{name}.nii.gz")
         grey[name] = recipe_for(volume).scale(volume).apply(volume.array)
     np.testing.assert_allclose(grey["large"], grey["small"], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_as_far_apart_as_float32_goes_are_scaled() -> None:
+    array = np.array([-3e38, 0, 3e38], np.float32)
+    np.testing.assert_allclose(Scale(-3e38, 3e38).apply(array), [0, 0.5, 1])

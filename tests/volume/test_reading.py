@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from ssmsam.reading import UnreadableVolume, read_grid, read_volume
+from ssmsam.reading import UnreadableVolume, read_grid, read_slice, read_volume
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
@@ -179,3 +180,62 @@ def test_what_does_not_exist_or_has_no_known_suffix_is_refused(tmp_path: Path) -
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(UnreadableVolume, match="unknown kind of file"):
         read_volume(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("array", "slope", "message"),
+    [
+        (np.full((2, 3, 4), np.nan, np.float32), 1.0, "no voxel holds a number"),
+        (np.full((2, 3, 4), 1e300), 1.0, "voxels of more than 3.4e\\+38"),
+        (np.arange(24, dtype=np.int16).reshape(2, 3, 4), 1e38, "a slope of 1e\\+38 and an intercept of 0 make voxels"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_number_is_refused(tmp_path: Path, array: np.ndarray, slope: float, message: str) -> None:
+    path = save(tmp_path / "a.nii", array)
+    set_rescale(path, slope, 0)
+    with pytest.raises(UnreadableVolume, match=message):
+        read_volume(path)
+
+
+def test_one_slice_is_that_of_the_volume(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.arange(24, dtype=">i2").reshape(2, 3, 4))
+    for slope, intercept in ((1, 0), (1, -1024), (0.5, 3)):
+        set_rescale(path, slope, intercept)
+        volume = read_volume(path)
+        pixels, _ = read_slice(path, 2)
+        assert pixels.dtype == volume.array.dtype
+        np.testing.assert_array_equal(pixels, volume.array[2])
+
+
+def test_axes_without_a_direction_are_refused(tmp_path: Path) -> None:
+    head = "NRRD0005\ntype: short\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nendian: little\nspace: LPS\n"
+    for directions, refused in (("none (0,1,0) (0,0,1)", True), ("(1,0,0) (0,1,0) (0,0,1)", False)):
+        path = tmp_path / "a.nrrd"
+        path.write_bytes(f"{head}space directions: {directions}\n\n".encode() + bytes(240))
+        with pytest.raises(UnreadableVolume, match="2 axes only") if refused else nullcontext():
+            read_grid(path)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+def test_a_compressed_metaimage_with_a_changed_byte_is_refused(tmp_path: Path, name: str) -> None:
+    array = np.random.default_rng(0).integers(0, 2000, (9, 20, 30)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / name), True)
+    np.testing.assert_array_equal(read_volume(tmp_path / name).array, array)
+    path = tmp_path / (name if name == "a.mha" else "a.zraw")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+    with pytest.raises(UnreadableVolume, match="damaged"):
+        read_volume(tmp_path / name)
+
+
+def test_a_file_under_the_name_of_the_other_kind_says_so(tmp_path: Path) -> None:
+    plain = save(tmp_path / "a.nii", np.zeros((2, 3, 4), np.int16)).read_bytes()
+    for name, content, step in (
+        ("b.nii", gzip.compress(plain), "name it .nii.gz"),
+        ("c.nii.gz", plain, "name it .nii"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableVolume, match=step):
+            read_volume(tmp_path / name)

@@ -272,10 +272,15 @@ def label_map(
     return array, values
 
 
-def hidden_voxels(annotations: Annotations, array: np.ndarray, values: Mapping[str, int]) -> dict[str, int]:
-    """Label -> its voxels that a :func:`label_map` gives to labels drawn over it; only those that have some."""
-    found = {label: int((annotations.target(label)[0] & (array != value)).sum()) for label, value in values.items()}
-    return {label: count for label, count in found.items() if count}
+def covered_voxels(annotations: Annotations, array: np.ndarray, values: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Label -> where (slices, rows, columns) bool it is, while a :func:`label_map` gives the voxel to one drawn over
+    it; only those that have such voxels."""
+    found = {}
+    for label, value in values.items():
+        beneath = annotations.target(label)[0] & (array != value)
+        if beneath.any():
+            found[label] = beneath
+    return found
 
 
 def check_slice(key: SliceKey, grid: Grid) -> SliceKey:

@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import StrictInt, StrictStr
 
 from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
@@ -53,14 +55,13 @@ class Source(str, Enum):
     """The user drew on it, and nothing had been served."""
 
 
-@dataclass(frozen=True, order=True)
-class SliceKey:
-    """One label on one slice."""
+class SliceKey(NamedTuple):
+    """One label on one slice. ``axis`` is the array axis that the slice is perpendicular to: 0 stored slices, 1 rows, 2
+    columns."""
 
-    label: str
-    axis: int
-    """The array axis that the slice is perpendicular to: 0 stored slices, 1 rows, 2 columns."""
-    index: int
+    label: StrictStr
+    axis: StrictInt
+    index: StrictInt  # type: ignore[assignment]  # nobody counts in a key
 
     @property
     def plane(self) -> Plane:

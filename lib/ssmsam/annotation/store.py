@@ -12,7 +12,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeAlias
@@ -151,8 +151,6 @@ class Record(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-Key: TypeAlias = tuple[StrictStr, StrictInt, StrictInt]
-"""Label, axis and index of a slice."""
 MaskFile = Annotated[StrictStr, StringConstraints(pattern=r"^[\w-]+\.npz$")]
 
 
@@ -170,6 +168,10 @@ class EntryRecord(Record):
     """Whether the mask of what is known follows the mask of the slice."""
 
 
+SETS = ("predicted", "complete", "labels", "withdrawn", "reopened", "undoes")
+"""What an :class:`Update` holds as sets, and files as sorted lists."""
+
+
 class RevisionRecord(Record):
     """What a revision says, beside the file of its masks."""
 
@@ -180,10 +182,10 @@ class RevisionRecord(Record):
     masks: MaskFile
     sha256: StrictStr
     entries: tuple[EntryRecord, ...]
-    predicted: tuple[Key, ...]
+    predicted: tuple[SliceKey, ...]
     complete: tuple[StrictStr, ...]
     labels: tuple[StrictStr, ...]
-    withdrawn: tuple[Key, ...] = ()
+    withdrawn: tuple[SliceKey, ...] = ()
     reopened: tuple[StrictStr, ...] = ()
     undoes: tuple[StrictInt, ...] = ()
 
@@ -195,9 +197,7 @@ class RevisionRecord(Record):
             masks += [entry.mask] if entry.known is None else [entry.mask, entry.known]
             entries.append(
                 EntryRecord(
-                    label=key.label,
-                    axis=key.axis,
-                    index=key.index,
+                    **key._asdict(),
                     shape=entry.mask.shape,
                     source=entry.source,
                     client=entry.client,
@@ -214,12 +214,7 @@ class RevisionRecord(Record):
             masks=name,
             sha256=write_masks(folder / name, masks),
             entries=tuple(entries),
-            predicted=tuple(astuple(key) for key in sorted(update.predicted)),
-            complete=tuple(sorted(update.complete)),
-            labels=tuple(sorted(update.labels)),
-            withdrawn=tuple(astuple(key) for key in sorted(update.withdrawn)),
-            reopened=tuple(sorted(update.reopened)),
-            undoes=tuple(sorted(update.undoes)),
+            **{name: tuple(sorted(getattr(update, name))) for name in SETS},
         )
 
     def read(self, folder: Path, grid: Grid, read: ReadMasks = read_masks) -> Revision:
@@ -237,19 +232,8 @@ class RevisionRecord(Record):
             mask, known = next(masks, blank), next(masks, blank) if entry.partly else None
             key = SliceKey(entry.label, entry.axis, entry.index)
             entries[key] = SliceAnnotation(mask, entry.source, entry.client, entry.when, known)
-        return Update(
-            grid,
-            entries,
-            frozenset(SliceKey(*key) for key in self.predicted),
-            frozenset(self.complete),
-            frozenset(self.labels),
-            self.client,
-            self.when,
-            self.notes,
-            frozenset(SliceKey(*key) for key in self.withdrawn),
-            frozenset(self.reopened),
-            frozenset(self.undoes),
-        )
+        sets = {name: frozenset(getattr(self, name)) for name in SETS}
+        return Update(grid, entries, client=self.client, when=self.when, notes=self.notes, **sets)
 
 
 class GridRecord(Record):

@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from ssmsam.dicom.file import read_dataset
-from ssmsam.volume.errors import UnreadableVolume, expect_held, one_error
+from ssmsam.volume.errors import UnreadableVolume, expect_held, one_error, reason_of
 from ssmsam.volume.voxels import compact, rescaled
 
 STORAGE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
@@ -80,10 +80,9 @@ def decoded(header: FileDataset, path: Path) -> np.ndarray:
     except UnreadableVolume:
         raise
     except Exception as error:  # the decoders raise what they like
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise UnreadableVolume(
             f"{path}: the pixels cannot be decoded ({syntax.name}). The file is damaged or cut short, or its "
-            f"compression is not known here: export it again, uncompressed. ({reason})"
+            f"compression is not known here: export it again, uncompressed. ({reason_of(error)})"
         ) from error
 
 

@@ -21,11 +21,8 @@ from skimage.measure import find_contours, points_in_poly
 
 from ssmsam.dicom.colors import distinct_colours
 from ssmsam.dicom.file import read_dataset
-from ssmsam.dicom.seg_check import SegMismatch
-from ssmsam.dicom.seg_writer import (
-    AlgorithmNotes,
-    prepared,
-)
+from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, SegMismatch, label_mask
+from ssmsam.dicom.seg_writer import AlgorithmNotes, prepared
 from ssmsam.dicom.series import DicomSeries
 from ssmsam.dicom.terminology import concept_of
 from ssmsam.files import whole_file
@@ -48,22 +45,25 @@ def write_rtstruct(
     path: str | os.PathLike[str],
     *,
     algorithm: AlgorithmNotes,
+    covered: Covered = NOTHING_COVERED,
 ) -> Path:
     """Write ``mask`` as an RT Structure Set of ``series`` (or of the folder that holds it). Returns ``path``.
 
     Every label that has a voxel becomes a region of interest, with one closed contour for each of its pieces on each
-    slice; a hole is joined to its piece by a cut without width. The file is read back and compared voxel by voxel
-    before it appears at ``path``.
+    slice; a hole is joined to its piece by a cut without width. What labels hide of one another is ``covered``, as in
+    :func:`~ssmsam.dicom.seg_writer.write_seg`. The file is read back and compared voxel by voxel before it appears at
+    ``path``.
 
     Raises EmptySegmentation and ValueError as :func:`~ssmsam.dicom.seg_writer.write_seg` does, and SegMismatch.
     """
-    mask, rois, headers, _ = prepared(mask, labels, series)
-    data = _structure_set(mask, rois, headers, algorithm)
+    mask, rois, headers, _ = prepared(mask, labels, series, covered)
+    masks = {name: label_mask(mask, name, value, covered) for name, value in rois.items()}
+    data = _structure_set(masks, mask.grid, headers, algorithm)
     with whole_file(Path(path), ".dcm") as partial:
         data.save_as(partial, write_like_original=False)
         read = read_rtstruct(partial, mask.grid)
-        for name, value in rois.items():
-            if not np.array_equal(read[name], mask.array == value):
+        for name, area in masks.items():
+            if not np.array_equal(read[name], area):
                 raise SegMismatch(f"{Path(path).name}: the contours of {name} do not give back its voxels.")
     return Path(path)
 
@@ -116,7 +116,7 @@ def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _structure_set(
-    mask: Volume, rois: Mapping[str, int], headers: Sequence[Dataset], algorithm: AlgorithmNotes
+    masks: Mapping[str, np.ndarray], grid: Grid, headers: Sequence[Dataset], algorithm: AlgorithmNotes
 ) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = RTStructureSetStorage
@@ -139,13 +139,13 @@ def _structure_set(
     data.ApprovalStatus, data.PositionReferenceIndicator = "UNAPPROVED", ""
     data.ReferencedFrameOfReferenceSequence = [_frame_of_reference(headers)]
     data.StructureSetROISequence, data.ROIContourSequence, data.RTROIObservationsSequence = [], [], []
-    colours = distinct_colours([concept_of(name).colour for name in rois])
-    for number, ((name, value), colour) in enumerate(zip(rois.items(), colours, strict=True), start=1):
+    colours = distinct_colours([concept_of(name).colour for name in masks])
+    for number, ((name, mask), colour) in enumerate(zip(masks.items(), colours, strict=True), start=1):
         roi, contours, observation = Dataset(), Dataset(), Dataset()
         roi.ROINumber, roi.ROIName, roi.ROIGenerationAlgorithm = number, name, algorithm.kind
         roi.ReferencedFrameOfReferenceUID = data.FrameOfReferenceUID
         contours.ROIDisplayColor, contours.ReferencedROINumber = list(colour), number
-        contours.ContourSequence = list(_contours(mask, value, headers))
+        contours.ContourSequence = list(_contours(mask, grid, headers))
         observation.ObservationNumber, observation.ReferencedROINumber = number, number
         observation.RTROIInterpretedType, observation.ROIInterpreter = "", algorithm.creator
         data.StructureSetROISequence.append(roi)
@@ -171,14 +171,14 @@ def _reference(header: Dataset) -> Dataset:
     return found
 
 
-def _contours(mask: Volume, value: int, headers: Sequence[pydicom.Dataset]) -> Iterator[Dataset]:
-    for k in np.flatnonzero((mask.array == value).any(axis=(1, 2))).tolist():
-        for number, xy in enumerate(contours_of(mask.array[k] == value), start=1):
+def _contours(mask: np.ndarray, grid: Grid, headers: Sequence[pydicom.Dataset]) -> Iterator[Dataset]:
+    for k in np.flatnonzero(mask.any(axis=(1, 2))).tolist():
+        for number, xy in enumerate(contours_of(mask[k]), start=1):
             contour = Dataset()
             contour.ContourNumber = number
             contour.ContourImageSequence = [_reference(headers[k])]
             contour.ContourGeometricType = "CLOSED_PLANAR"
             contour.NumberOfContourPoints = len(xy)
-            lps = mask.grid.to_lps(np.column_stack([xy, np.full(len(xy), k)]))
+            lps = grid.to_lps(np.column_stack([xy, np.full(len(xy), k)]))
             contour.ContourData = [f"{one:.4f}" for one in lps.ravel()]
             yield contour

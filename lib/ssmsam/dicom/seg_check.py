@@ -4,77 +4,84 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
-from pydicom.dataset import FileDataset
 
-from ssmsam.dicom.seg_frames import read_seg_dataset, segment_frames, segments_of
-from ssmsam.volume.volume import Volume
+from ssmsam.dicom.seg_frames import SegmentFrame, read_seg_dataset, segment_frames, segments_of
+from ssmsam.volume.volume import Grid, Volume
 
 EXACT_MM = 1e-2
 """Centroids closer than this are equal: decimal strings in DICOM files round more finely."""
+
+
+Covered: TypeAlias = Mapping[str, np.ndarray]
+"""Label -> where (slices, rows, columns) bool it lies beneath another one, which a label map cannot show."""
+NOTHING_COVERED: Covered = MappingProxyType({})
+
+
+def label_mask(mask: Volume, name: str, value: int, covered: Covered, *, at: int | slice = slice(None)) -> np.ndarray:
+    """Where a label is, beneath others too: (slices, rows, columns) bool, or (rows, columns) ``at`` a slice."""
+    here = mask.array[at] == value
+    return here | covered[name][at] if name in covered else here
 
 
 class SegMismatch(RuntimeError):
     """What a written DICOM SEG says is not what the mask says. The file is not kept."""
 
 
-def check_seg(path: Path, mask: Volume, labels: Mapping[str, int], *, jitter_mm: float = 0.0) -> None:
-    """Compare the file at ``path`` with ``mask``, segment by segment: names, numbers, voxels and centroids.
+def check_seg(
+    path: Path,
+    mask: Volume,
+    labels: Mapping[str, int],
+    *,
+    jitter_mm: float = 0.0,
+    covered: Covered = NOTHING_COVERED,
+) -> None:
+    """Compare the file at ``path`` with ``mask`` and what is ``covered`` in it, segment by segment: names, numbers,
+    voxels and centroids.
 
     ``labels`` gives the value of every segment in the order of the file. ``jitter_mm`` is how far the slices of the
     series lie from an even grid. Raises SegMismatch that names the segment and both figures.
     """
     seg = read_seg_dataset(path)
-    described = {segment.name: segment.label for segment in segments_of(seg)}
-    if list(described.items()) != list(labels.items()):
-        raise SegMismatch(f"{path.name} describes the segments {described} instead of {dict(labels)}.")
-    counts, sums = _read_back(path, seg, mask, list(labels.values()))
+    segments = segments_of(seg)
+    described = [(segment.name, segment.label) for segment in segments]
+    if described != list(labels.items()):
+        raise SegMismatch(f"{path.name} describes the segments {dict(described)} instead of {dict(labels)}.")
+    name_of = {segment.number: segment.name for segment in segments}
+    moments = {name: np.zeros(4) for name in labels}
+    for frame in segment_frames(seg):
+        name = name_of.get(frame.segment)
+        if name is None:
+            raise SegMismatch(f"{path.name}: a frame belongs to segment {frame.segment}, which is not described.")
+        k = _slice_of(frame, mask.grid)
+        if k is None or not np.array_equal(frame.pixels, label_mask(mask, name, labels[name], covered, at=k)):
+            raise SegMismatch(f"{path.name}: the pixels at slice {k} are not those of {name}.")
+        moment = _moment(frame.pixels)
+        moments[name] += [*(frame.to_lps @ moment), moment[2]]
     for name, value in labels.items():
-        count, centroid = _measure(mask, value)
-        if counts[value] != count:
-            raise SegMismatch(f"{path.name}: {name} has {counts[value]} voxels instead of {count}.")
-        distance = float(np.linalg.norm(sums[value] / count - centroid))
+        planes = [_moment(label_mask(mask, name, value, covered, at=k)) for k in range(mask.shape[0])]
+        x, y, count = np.sum(planes, axis=0)
+        z = sum(k * inside for k, (_, _, inside) in enumerate(planes))
+        if moments[name][3] != count:
+            raise SegMismatch(f"{path.name}: {name} has {moments[name][3]:.0f} voxels instead of {count:.0f}.")
+        centroid = mask.grid.to_lps(np.array([[x, y, z]]) / count)[0]
+        distance = float(np.linalg.norm(moments[name][:3] / count - centroid))
         if distance > EXACT_MM + jitter_mm:
             raise SegMismatch(f"{path.name}: the centre of {name} is off by {distance:.3f} mm.")
 
 
-def _read_back(
-    path: Path, seg: FileDataset, mask: Volume, values: list[int]
-) -> tuple[dict[int, int], dict[int, np.ndarray]]:
-    """Voxels and summed LPS coordinates of each label value, from the frames and their own places alone."""
-    value_of = {segment.number: value for segment, value in zip(segments_of(seg), values, strict=True)}
-    counts = dict.fromkeys(values, 0)
-    sums = {value: np.zeros(3) for value in values}
-    for frame in segment_frames(seg):
-        value = value_of.get(frame.segment)
-        if value is None:
-            raise SegMismatch(f"{path.name}: a frame belongs to segment {frame.segment}, which is not described.")
-        _expect_slice(path, mask, value, frame.to_lps, frame.pixels)
-        per_row, per_column = frame.pixels.sum(axis=1), frame.pixels.sum(axis=0)
-        count = int(per_row.sum())
-        moment = (per_column @ np.arange(len(per_column)), per_row @ np.arange(len(per_row)), count)
-        counts[value] += count
-        sums[value] += frame.to_lps @ np.array(moment, dtype=np.float64)
-    return counts, sums
+def _slice_of(frame: SegmentFrame, grid: Grid) -> int | None:
+    """The slice at the frame's place, None where there is none."""
+    rows, columns = frame.pixels.shape
+    centre = frame.to_lps @ ((columns - 1) / 2, (rows - 1) / 2, 1)
+    k = int(np.rint(grid.to_ijk(centre[None])[0, 2]))
+    return k if 0 <= k < grid.shape[0] else None
 
 
-def _expect_slice(path: Path, mask: Volume, value: int, to_lps: np.ndarray, pixels: np.ndarray) -> None:
-    """The frame's pixels are those of the mask's slice at its place."""
-    slices, rows, columns = mask.shape
-    centre = to_lps @ ((columns - 1) / 2, (rows - 1) / 2, 1)
-    k = int(np.rint(mask.grid.to_ijk(centre[None])[0, 2]))
-    if not 0 <= k < slices or not np.array_equal(pixels, mask.array[k] == value):
-        raise SegMismatch(f"{path.name}: the pixels at slice {k} are not those of label {value}.")
-
-
-def _measure(mask: Volume, value: int) -> tuple[int, np.ndarray]:
-    """Voxels of a label and their mean place in LPS millimetres."""
-    count, sums = 0, np.zeros(3)
-    for k, plane in enumerate(mask.array):
-        here = plane == value
-        per_row, per_column = here.sum(axis=1), here.sum(axis=0)
-        inside = int(per_row.sum())
-        count += inside
-        sums += (per_column @ np.arange(len(per_column)), per_row @ np.arange(len(per_row)), k * inside)
-    return count, mask.grid.to_lps(sums[None] / count)[0]
+def _moment(pixels: np.ndarray) -> np.ndarray:
+    """(sum of columns, sum of rows, count) of a slice's pixels (rows, columns) bool."""
+    per_row, per_column = pixels.sum(axis=1), pixels.sum(axis=0)
+    return np.array([per_column @ np.arange(len(per_column)), per_row @ np.arange(len(per_row)), per_row.sum()], float)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,22 +44,20 @@ class SegMask(NamedTuple):
     left_out: dict[int, str]
 
 
-def read_seg(path: str | os.PathLike[str], grid: Grid, *, labels: Mapping[str, int] | None = None) -> SegMask:
+def read_seg(path: str | os.PathLike[str], grid: Grid) -> SegMask:
     """Read a BINARY, FRACTIONAL (from a half on) or LABELMAP file onto ``grid``, by the place of every frame.
 
     Frames may be stored in any order, flipped or turned against the grid, or cover only a part of it; nothing is
-    resampled. A segment gets the value that ``labels`` has for its name, else the number it had when it was written
-    here, else its segment number, else the next free one. Segments of one name are one label. Where segments overlap,
-    the smaller covers the larger, as a lesion its organ, in whatever order they are described; of equal ones the later.
+    resampled. A segment gets the number it had when it was written here, else its segment number, else the next free
+    one. Segments of one name are one label. Where segments overlap, the smaller covers the larger, as a lesion its
+    organ, in whatever order they are described; of equal ones the later.
 
     Raises UnreadableVolume when the file is no segmentation, or does not fit the grid.
     """
-    return read_segs([path], grid, labels=labels)
+    return read_segs([path], grid)
 
 
-def read_segs(
-    paths: Sequence[str | os.PathLike[str]], grid: Grid, *, labels: Mapping[str, int] | None = None
-) -> SegMask:
+def read_segs(paths: Sequence[str | os.PathLike[str]], grid: Grid) -> SegMask:
     """Read several files of one image as one mask, the newest first: a label is what the newest file says that has it.
 
     Files that cannot be read are left out; raises UnreadableVolume when all are. Else as :func:`read_seg`.
@@ -79,7 +78,7 @@ def read_segs(
     nothing = sorted(name for name in source if name.casefold() == BACKGROUND)
     source = {name: n for name, n in source.items() if name not in nothing}
     chosen = [(n, segment) for n in files for segment in files[n].segments if source.get(segment.name) == n]
-    values = _values([segment for _, segment in chosen], labels or {})
+    values = _values([segment for _, segment in chosen])
     # the oldest file first, so that of segments of one size the later covers
     covering = sorted(sorted(chosen, key=lambda one: -one[0]), key=lambda one: -files[one[0]].voxels[one[1].number])
     owner, hidden, overlap = _painted(files, [(n, one.number, values[one.name]) for n, one in covering], grid)
@@ -108,14 +107,9 @@ class _SegFile(NamedTuple):
 def _open(path: Path, grid: Grid) -> _SegFile:
     with one_error(path):
         seg = read_seg_dataset(path)
-        try:
-            segments = segments_of(seg)
-            voxels = _claimed(seg, {segment.number for segment in segments}, grid)
-            return _SegFile(seg, segments, voxels, _source_series(seg), str(seg.get("FrameOfReferenceUID") or ""))
-        except UnreadableVolume as error:
-            if str(error).startswith(str(path)):
-                raise
-            raise UnreadableVolume(f"{path}: {error}") from error
+        segments = segments_of(seg)
+        voxels = _claimed(seg, {segment.number for segment in segments}, grid)
+        return _SegFile(seg, segments, voxels, _source_series(seg), str(seg.get("FrameOfReferenceUID") or ""))
 
 
 def _claimed(seg: FileDataset, described: set[int], grid: Grid) -> Counter[int]:
@@ -221,18 +215,14 @@ def _source_series(seg: pydicom.Dataset) -> str:
     return str(referenced[0].get("SeriesInstanceUID") or "") if referenced else ""
 
 
-def _values(segments: Sequence[Segment], known: Mapping[str, int]) -> dict[str, int]:
+def _values(segments: Sequence[Segment]) -> dict[str, int]:
     """A value for every name, never one value for two names."""
-    values = {segment.name: known[segment.name] for segment in segments if segment.name in known}
-    used = set(known.values()) | {0}
-    for preference in (lambda segment: segment.label, lambda segment: segment.number):
+    values: dict[str, int] = {}
+    used = {0}
+    free = (value for value in count(1) if value not in used)
+    for preference in (lambda one: one.label, lambda one: one.number, lambda _: next(free)):
         for segment in segments:
-            value = preference(segment)
-            if segment.name not in values and value is not None and value not in used:
+            if segment.name not in values and (value := preference(segment)) is not None and value not in used:
                 values[segment.name] = value
                 used.add(value)
-    for segment in segments:
-        if segment.name not in values:
-            values[segment.name] = next(value for value in range(1, len(used) + 2) if value not in used)
-            used.add(values[segment.name])
     return {segment.name: values[segment.name] for segment in segments}

@@ -22,7 +22,7 @@ from pydicom.valuerep import DA, TM
 
 from ssmsam.dicom.colors import RGB, cielab, distinct_colours
 from ssmsam.dicom.file import read_dataset
-from ssmsam.dicom.seg_check import check_seg
+from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, check_seg, label_mask
 from ssmsam.dicom.seg_frames import NUMBER_ELEMENT, NUMBER_GROUP, NUMBER_OWNER
 from ssmsam.dicom.series import DicomSeries, find_series
 from ssmsam.dicom.terminology import PRIVATE_SCHEME, Code, Concept, concept_of
@@ -85,38 +85,43 @@ def write_seg(
     path: str | os.PathLike[str],
     *,
     algorithm: AlgorithmNotes,
+    covered: Covered = NOTHING_COVERED,
 ) -> Path:
     """Write ``mask`` as a BINARY DICOM SEG of ``series`` (or of the folder that holds it). Returns ``path``.
 
     ``labels`` names the values of the mask; 0 is background. Every label that has a voxel becomes a segment, numbered
     1, 2, 3 ... in the order of the values, as the standard wants; the values themselves are kept beside. Labels
-    without a voxel are left out, with a warning in the log. The file is read back and compared with the mask before
-    it appears at ``path``: it is there whole and right, or not at all.
+    without a voxel are left out, with a warning in the log. Segments overlap where labels are ``covered`` by others,
+    which a label map cannot show. The file is read back and compared with the mask before it appears at ``path``: it
+    is there whole and right, or not at all.
 
     Raises EmptySegmentation when no label has a voxel; ValueError when the mask is not on the grid of the series,
     holds values without a name, or names or headers cannot be written; SegMismatch when the comparison fails.
     """
-    mask, segments, headers, jitter_mm = prepared(mask, labels, series)
-    seg = _segmentation(mask, segments, headers, algorithm)
+    mask, segments, headers, jitter_mm = prepared(mask, labels, series, covered)
+    seg = _segmentation(mask, segments, headers, algorithm, covered)
     with whole_file(Path(path), ".dcm") as partial:
         seg.save_as(partial, write_like_original=False)
-        check_seg(partial, mask, segments, jitter_mm=jitter_mm)
+        check_seg(partial, mask, segments, jitter_mm=jitter_mm, covered=covered)
     return Path(path)
 
 
 def prepared(
-    mask: Volume, labels: Mapping[str, int], series: DicomSeries | str | os.PathLike[str]
+    mask: Volume,
+    labels: Mapping[str, int],
+    series: DicomSeries | str | os.PathLike[str],
+    covered: Covered = NOTHING_COVERED,
 ) -> tuple[Volume, dict[str, int], list[pydicom.Dataset], float]:
     """What a file of ``mask`` is made of: the mask in whole numbers, the labels that have a voxel, the headers of its
     images, and how far these lie from even spacing, in mm. Raises as :func:`write_seg`."""
     if not isinstance(series, DicomSeries):
         series = find_series(Path(series))
-    expect_grid(mask, series)
-    mask = mask.with_array(label_values(mask.array))
-    return mask, present_labels(mask, labels), *image_headers(series)
+    _expect_grid(mask, series)
+    mask = mask.with_array(_label_values(mask.array))
+    return mask, _present_labels(mask, labels, covered), *_image_headers(series)
 
 
-def present_labels(mask: Volume, labels: Mapping[str, int]) -> dict[str, int]:
+def _present_labels(mask: Volume, labels: Mapping[str, int], covered: Covered) -> dict[str, int]:
     """The labels that have a voxel in ``mask`` (whole numbers), in the order of their values.
 
     Raises EmptySegmentation or ValueError as :func:`write_seg` does.
@@ -124,6 +129,7 @@ def present_labels(mask: Volume, labels: Mapping[str, int]) -> dict[str, int]:
     named = {name: value for name, value in labels.items() if value != 0}
     _expect_names(named)
     found = {value for plane in mask.array for value in np.flatnonzero(np.bincount(plane.ravel())).tolist()} - {0}
+    found |= {named[name] for name, area in covered.items() if name in named and area.any()}
     if not found:
         raise EmptySegmentation(
             "The mask has no voxel of any label, so there is nothing to store as DICOM SEG. "
@@ -150,7 +156,7 @@ def _expect_names(labels: Mapping[str, int]) -> None:
         raise ValueError(f"several labels have the same value: {dict(labels)}. Give each its own.")
 
 
-def expect_grid(mask: Volume, series: DicomSeries) -> None:
+def _expect_grid(mask: Volume, series: DicomSeries) -> None:
     """Raises ValueError where a mask is not on the grid of a series."""
     if not mask.grid.matches(series.grid):
         raise ValueError(
@@ -160,7 +166,7 @@ def expect_grid(mask: Volume, series: DicomSeries) -> None:
         )
 
 
-def label_values(array: np.ndarray) -> np.ndarray:
+def _label_values(array: np.ndarray) -> np.ndarray:
     """The same whole numbers as uint16. Raises ValueError for anything else."""
     values = array.astype(np.uint16) if array.size and array.min() >= 0 and array.max() <= 65535 else None
     if values is None or not np.array_equal(values, array):
@@ -168,7 +174,7 @@ def label_values(array: np.ndarray) -> np.ndarray:
     return values
 
 
-def image_headers(series: DicomSeries) -> tuple[list[pydicom.Dataset], float]:
+def _image_headers(series: DicomSeries) -> tuple[list[pydicom.Dataset], float]:
     """What the SEG takes over from the images, in the order of the slices, and how far they lie from an even grid."""
     first = read_dataset(series.files[0], pixels=False)
     headers: list[pydicom.Dataset] = [first]
@@ -204,13 +210,21 @@ def _complete(header: pydicom.Dataset, series: DicomSeries) -> None:
 
 
 def _segmentation(
-    mask: Volume, segments: Mapping[str, int], headers: Sequence[pydicom.Dataset], algorithm: AlgorithmNotes
+    mask: Volume,
+    segments: Mapping[str, int],
+    headers: Sequence[pydicom.Dataset],
+    algorithm: AlgorithmNotes,
+    covered: Covered,
 ) -> Segmentation:
-    number_of = np.zeros(int(mask.array.max()) + 1, dtype=np.uint8 if len(segments) < 256 else np.uint16)
-    number_of[list(segments.values())] = np.arange(1, len(segments) + 1)
+    if covered:
+        pixels = np.stack([label_mask(mask, name, value, covered) for name, value in segments.items()], axis=-1)
+    else:
+        number_of = np.zeros(int(mask.array.max()) + 1, dtype=np.uint8 if len(segments) < 256 else np.uint16)
+        number_of[list(segments.values())] = np.arange(1, len(segments) + 1)
+        pixels = number_of[mask.array]
     seg = Segmentation(
         source_images=headers,
-        pixel_array=number_of[mask.array],
+        pixel_array=pixels,
         segmentation_type=SegmentationTypeValues.BINARY,  # label maps do not open in OHIF 3.9 and older
         segment_descriptions=_descriptions(segments, algorithm),
         series_instance_uid=generate_uid(prefix=None),

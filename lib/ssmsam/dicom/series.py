@@ -159,8 +159,17 @@ def _stack(folder: Path, headers: list[pydicom.Dataset]) -> tuple[list[int], Gri
 
 
 def _expect_parallel(folder: Path, headers: list[pydicom.Dataset], orientation: np.ndarray) -> None:
-    if np.linalg.norm(orientation.reshape(-1, 2, 3), axis=2).min() < 0.5:
-        raise UnreadableVolume(f"{folder}: ImageOrientationPatient holds no directions. Export the series again.")
+    axes = orientation.reshape(-1, 2, 3)
+    lengths = np.linalg.norm(axes, axis=2)
+    if not (lengths >= 0.5).all() or np.abs((axes[:, 0] * axes[:, 1]).sum(axis=1) / lengths.prod(axis=1)).max() > 0.1:
+        raise UnreadableVolume(
+            f"{folder}: ImageOrientationPatient holds no two directions at right angles. Export the series again."
+        )
+    places = np.array([[*h.ImagePositionPatient, *h.PixelSpacing] for h in headers], dtype=np.float64)
+    if not np.isfinite(places).all() or not (places[:, 3:] > 0).all():
+        raise UnreadableVolume(
+            f"{folder}: ImagePositionPatient is no place, or PixelSpacing no distance above 0. Export the series again."
+        )
     if np.abs(orientation - orientation[0]).max() > SAME_DIRECTION:
         raise UnreadableVolume(
             f"{folder}: slices of different orientations in one series (a localizer?). "

@@ -518,14 +518,17 @@ class Embedder:
 
     def storable(self, half: Fp16Embedding) -> Fp16Embedding:
         """What of a slice is kept on disk."""
-        return without_last(half, self.encoder.spec.remade)
+        levels = len(half) - 1 - self.encoder.spec.remade
+        return {"image": half["image"]} | {f"level{i}": half[f"level{i}"] for i in range(levels)}
 
     def restored(self, stored: Fp16Embedding, inputs: Callable[[], torch.Tensor]) -> Fp16Embedding:
         """A slice again from what :meth:`storable` left of it; ``inputs()`` gives what the encoder sees of it."""
         if not self.encoder.spec.remade:
             return stored
         with torch.inference_mode():
-            return with_more(stored, self.encoder.remake(inputs().to(self.device)))
+            more = self.encoder.remake(inputs().to(self.device))
+        names = [f"level{len(stored) - 1 + i}" for i in range(len(more))]
+        return stored | {name: _to_half(name, level)[0] for name, level in zip(names, more, strict=True)}
 
     def embedding_of(self, half: Fp16Embedding) -> Embedding:
         """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""
@@ -556,29 +559,14 @@ def to_halves(embedding: Embedding) -> list[Fp16Embedding]:
 
 def to_embedding(half: Fp16Embedding, device: torch.device) -> Embedding:
     """One slice -> a batch of 1, float32, on ``device``."""
-    tensors = [torch.from_numpy(array).to(device, torch.float32)[None] for array in _in_order(half)]
+    names = ["image", *(f"level{i}" for i in range(len(half) - 1))]
+    tensors = [torch.from_numpy(half[name]).to(device, torch.float32)[None] for name in names]
     return {"image": tensors[0], "levels": tensors[1:]}
-
-
-def without_last(half: Fp16Embedding, count: int) -> Fp16Embedding:
-    """A slice without the last ``count`` of its levels."""
-    levels = len(half) - 1
-    return {"image": half["image"]} | {f"level{i}": half[f"level{i}"] for i in range(levels - count)}
-
-
-def with_more(half: Fp16Embedding, levels: list[torch.Tensor]) -> Fp16Embedding:
-    """A slice with further levels, each a batch of 1."""
-    first = len(half) - 1
-    return half | {f"level{first + i}": _to_half(f"level{first + i}", one)[0] for i, one in enumerate(levels)}
 
 
 def half_bytes(half: Fp16Embedding) -> int:
     """Bytes that a slice takes."""
     return sum(array.nbytes for array in half.values())
-
-
-def _in_order(half: Fp16Embedding) -> list[np.ndarray]:
-    return [half["image"], *(half[f"level{i}"] for i in range(len(half) - 1))]
 
 
 def _to_half(name: str, tensor: torch.Tensor) -> np.ndarray:

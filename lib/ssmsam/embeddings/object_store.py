@@ -13,6 +13,8 @@ import shutil
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ class ObjectStore(EmbeddingStore):
     def publish(self, key: EmbeddingKey) -> None:
         """Put a volume whose slices are all stored where the others find it, unless it is there. Raises StoreAway."""
         folder = self._folder(key.digest)
-        with self._answers("sending to"):
+        with _answers("sending to"):
             there = key.digest not in self._damaged and self._files.exists(self._object(key.digest))
         if there or not folder.exists():
             return
@@ -90,14 +92,14 @@ class ObjectStore(EmbeddingStore):
                     if path.suffix in FILES:
                         tar.add(path, arcname=path.name, filter=_without_owner)
             packed.seek(0)
-            with self._answers("sending to"), self._files.open(self._object(key.digest), "wb") as remote:
+            with _answers("sending to"), self._files.open(self._object(key.digest), "wb") as remote:
                 while piece := packed.read(1 << 20):
                     remote.write(piece)
         self._damaged.discard(key.digest)
 
     def _fetch(self, digest: str) -> None:
         """Take a volume into the local store if it is shared. Damaged slices are found when they are read."""
-        with self._answers("asking"):
+        with _answers("asking"):
             if not self._files.exists(self._object(digest)):
                 return
             size = int(self._files.size(self._object(digest)) or 0)
@@ -105,7 +107,7 @@ class ObjectStore(EmbeddingStore):
             if not self._make_room(size, newcomer=digest):
                 return
         with tempfile.TemporaryDirectory(prefix=FETCHING, dir=self.root) as scratch:
-            with self._answers("reading from"), self._files.open(self._object(digest), "rb") as remote:
+            with _answers("reading from"), self._files.open(self._object(digest), "rb") as remote:
                 try:
                     _unpack(remote, Path(scratch) / "new", most=size)
                 except (tarfile.TarError, ValueError) as error:
@@ -122,22 +124,14 @@ class ObjectStore(EmbeddingStore):
     def _object(self, digest: str) -> str:
         return f"{self._prefix}/{digest[:2]}/{digest}.tar"
 
-    def _answers(self, doing: str) -> Any:
-        return _Answers(f"{doing} the object store failed")
 
-
-class _Answers:
+@contextmanager
+def _answers(doing: str) -> Iterator[None]:
     """Every error of the network becomes :class:`StoreAway`."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, at: Any) -> None:
-        if isinstance(error, Exception):
-            raise StoreAway(f"{self._what} ({type(error).__name__}: {error})") from error
+    try:
+        yield
+    except Exception as error:
+        raise StoreAway(f"{doing} the object store failed ({type(error).__name__}: {error})") from error
 
 
 def _unpack(remote: Any, folder: Path, *, most: int) -> None:

@@ -204,7 +204,8 @@ class StoredVolume:
                 for index, half in zip(indices, halves, strict=True):
                     stream.seek(tensor.start(index))
                     stream.write(_bytes(half[name]))
-                _flush(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
         for index, half in zip(indices, halves, strict=True):
             checksum = _checksum(index, {name: _bytes(half[name]) for name in layout})
             self._record(index, np.array((DONE, checksum), RECORD))
@@ -282,13 +283,6 @@ def _checksum(index: int, pieces: dict[str, bytes]) -> int:
         checksum = zlib.crc32(pieces[name], checksum)
     return checksum
 
-
-def _flush(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """Part of every key: raise it when the files, or how encoder inputs are made of slices, change."""
@@ -390,7 +384,12 @@ class EmbeddingStore:
                 stored = self._open[key.digest] = StoredVolume(
                     self._folder(key.digest),
                     count=count,
-                    identity=_identity(key, grid, count),
+                    identity={
+                        "format": FORMAT,
+                        "key": asdict(key) | {"layers": list(key.layers)},
+                        "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
+                        "count": count,
+                    },
                     lock=FileLock(self.root / "store.lock"),
                     reserve=lambda size: self._make_room(size, newcomer=key.digest),
                 )
@@ -434,14 +433,3 @@ class EmbeddingStore:
             return StoreEntry(folder.name, folder, size, (folder / "used").stat().st_mtime)
         except FileNotFoundError:  # removed by another process in this moment
             return None
-
-
-def _identity(key: EmbeddingKey, grid: Grid, count: int) -> dict[str, Any]:
-    """What ``meta.json`` says: enough to know the volume without opening it."""
-    fields = asdict(key) | {"layers": list(key.layers)}
-    return {
-        "format": FORMAT,
-        "key": fields,
-        "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
-        "count": count,
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Collection, Mapping
@@ -10,21 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from ssmsam.fewshot.atlas import Atlas
 from ssmsam.fewshot.estimate import SupportCheck
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache, support_key
 from ssmsam.fewshot.target_summary import TargetSummary
-from ssmsam.fewshot.task_checkpoint import (
-    TaskCheckpoint,
-    UnusableCheckpoint,
-    decoder_digest,
-    delta_of,
-    public,
-    raw_card,
-)
+from ssmsam.fewshot.task_checkpoint import TaskCheckpoint, decoder_digest, delta_of, public
 from ssmsam.files import write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
 
@@ -172,34 +162,3 @@ def _write_support(path: Path, task: AdaptedTask, digest: str, cache: SupportCac
     write_bytes(path.with_suffix(".json"), json.dumps(local, indent=1).encode())
     if before and before != key:
         cache.remove(str(before))
-
-
-READABLE = (4, 5)
-"""Files of format 4 have no atlases."""
-
-
-def read_old_task(path: Path, base: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
-    """The task of a file of an earlier version. Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
-    card = raw_card(path)
-    if card.get("format") not in READABLE:
-        raise UnusableCheckpoint(f"{path.name} has format {card.get('format')!r} and cannot be read: adapt again")
-    if card.get("weights_sha256") != weights_sha256:
-        raise UnusableCheckpoint(
-            f"{path.name} was made with other weights ({card.get('encoder')}) than those in use: "
-            "start the server with that encoder, or adapt again"
-        )
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    try:
-        decoder = copy.deepcopy(base)
-        decoder.load_state_dict(
-            {name.removeprefix("decoder."): one for name, one in tensors.items() if name.startswith("decoder.")}
-        )
-        support = SupportBanks.from_parts(tensors, card, decoder)
-        counts = {label: len(slices) for label, slices in card.get("support", {}).items()}
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UnusableCheckpoint(f"{path.name} lacks parts of a task: adapt again. {error}") from error
-    kept = {name: value for name, value in card.items() if name not in ("format", "volumes", "atlases")}
-    kept = {"learned_from": counts, **kept}
-    task = AdaptedTask(decoder.eval().requires_grad_(False), card=kept, **vars(support))
-    return task.adapted_from(base)

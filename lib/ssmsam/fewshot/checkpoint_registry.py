@@ -18,22 +18,13 @@ from ssmsam.fewshot.adapted_task import (
     LOCAL,
     AdaptedTask,
     read_local,
-    read_old_task,
     read_task,
     remove_task,
     write_support,
     write_task,
-)
+)  # fmt: skip
 from ssmsam.fewshot.support_cache import SupportCache
-from ssmsam.fewshot.task_checkpoint import (
-    FEWSHOT,
-    OldCheckpoint,
-    TaskCheckpoint,
-    UnusableCheckpoint,
-    is_old,
-    method_of,
-    read_card,
-)
+from ssmsam.fewshot.task_checkpoint import FEWSHOT, TaskCheckpoint, UnusableCheckpoint, method_of, read_card
 from ssmsam.files import private_folder, write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
 
@@ -120,16 +111,11 @@ class CheckpointRegistry:
 
     def load(self, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> AdaptedTask:
         """A task with the labelled slices that it was adapted to where these are in the cache, ``summarised`` where
-        not. ``decoder`` is the one that came with the encoder's weights, and stays as it is. A file of an earlier
-        version is replaced by a task checkpoint.
+        not. ``decoder`` is the one that came with the encoder's weights, and stays as it is.
 
         Raises :class:`UnknownCheckpoint` and UnusableCheckpoint.
         """
-        path = self.path(name)
-        try:
-            return read_task(path, base=decoder, weights_sha256=weights_sha256, cache=self.cache)
-        except OldCheckpoint:
-            return self._migrated(name, decoder, weights_sha256)
+        return read_task(self.path(name), base=decoder, weights_sha256=weights_sha256, cache=self.cache)
 
     def labelled(self, name: str) -> dict[str, Any]:
         """Which slices a checkpoint was adapted to, ``support``, and their ``support_digest``; empty where that is not
@@ -161,15 +147,6 @@ class CheckpointRegistry:
         with self._lock():
             if self._path(name).is_file():
                 write_support(self._path(name), task, cache=self.cache)
-
-    def migrate(self, decoder: TargetDecoder, *, weights_sha256: str) -> None:
-        """Turn the files of earlier versions into task checkpoints; others are not offered."""
-        for name in self.names():
-            if is_old(self._path(name)):
-                try:
-                    self._migrated(name, decoder, weights_sha256)
-                except (UnusableCheckpoint, FileNotFoundError) as error:
-                    logger.warning("a task checkpoint of an earlier version stays as it is: %s", error)
 
     def add_file(self, data: bytes, name: str, decoder: TargetDecoder, *, weights_sha256: str) -> str:
         """Put an exported checkpoint here under a name, without activating it. Only what it means is written.
@@ -227,13 +204,6 @@ class CheckpointRegistry:
 
     def _card(self, name: str) -> dict[str, Any]:
         return {**read_card(self._path(name)), **self.labelled(name)}
-
-    def _migrated(self, name: str, decoder: TargetDecoder, weights_sha256: str) -> AdaptedTask:
-        """The task of an old file, whose place a task checkpoint and the cache take."""
-        task = read_old_task(self._path(name), decoder, weights_sha256=weights_sha256)
-        self.replace(name, task, decoder=decoder)
-        logger.info("the file %s of an earlier version was turned into a task checkpoint", name)
-        return task
 
     def _lock(self) -> FileLock:
         private_folder(self.folder)

@@ -67,7 +67,6 @@ class Initialisations:
         self.shipped = shipped
         self._weights_sha256 = weights_sha256
         self._registry = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
-        self._registry.migrate(shipped, weights_sha256=weights_sha256)
         self._wanted = ""
         self._loaded: tuple[TargetDecoder, str] = shipped, ""
 

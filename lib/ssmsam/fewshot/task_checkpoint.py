@@ -40,16 +40,11 @@ PUBLIC: Mapping[str, tuple[type, ...]] = {
 """What a card may say outside the machine where it was made, and of what type it is. Nothing else is ever written."""
 _REQUIRED = ("labels", "encoder", "weights_sha256", "decoder_sha256", "created", "dice_estimate")
 _ESTIMATES = ("dice_estimate", "shipped_estimate", "support_check")
-_OLD_FORMATS = (1, 2, 3, 4, 5)
 _MOST_LABELS, _LONGEST_NAME, _LONGEST_CARD = 255, 200, 2**20
 
 
 class UnusableCheckpoint(ValueError):
     """A file is no task checkpoint, or not one for these weights. The message says what to do."""
-
-
-class OldCheckpoint(UnusableCheckpoint):
-    """A file of an earlier version, which holds copies of images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +73,7 @@ class TaskCheckpoint:
         ``name`` is for messages. Raises :class:`UnusableCheckpoint`.
         """
         _require_small(len(data), name)
-        card = checked_card(_header_card(data, name), name)
+        card = _checked_card(_header_card(data, name), name)
         try:
             tensors = load(data)
         except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, MemoryError) as error:
@@ -98,10 +93,10 @@ class TaskCheckpoint:
 
     @classmethod
     def load(cls, path: Path) -> TaskCheckpoint:
-        """Raises :class:`OldCheckpoint`, :class:`UnusableCheckpoint`, and FileNotFoundError."""
-        _require_file(path)
+        """Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
         if is_old(path):  # which may be large
-            checked_card(raw_card(path), path.name)
+            read_card(path)
+        _require_file(path)
         _require_small(path.stat().st_size, path.name)
         return cls.from_bytes(path.read_bytes(), path.name)
 
@@ -168,15 +163,11 @@ def method_of(card: Mapping[str, Any]) -> str:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a checkpoint's file, without its tensors.
-
-    Raises :class:`OldCheckpoint`, :class:`UnusableCheckpoint`, and FileNotFoundError.
-    """
-    return public(checked_card(raw_card(path), path.name))
+    """The card of a file, without its tensors. Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
+    return public(_checked_card(_raw_card(path), path.name))
 
 
-def raw_card(path: Path) -> dict[str, Any]:
-    """The same of any format, unchecked. Raises :class:`UnusableCheckpoint`, and FileNotFoundError."""
+def _raw_card(path: Path) -> dict[str, Any]:
     _require_file(path)
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -190,17 +181,20 @@ def raw_card(path: Path) -> dict[str, Any]:
 def is_old(path: Path) -> bool:
     """Whether a file is one of an earlier version, which holds copies of images."""
     try:
-        return raw_card(path).get("format") in _OLD_FORMATS
+        return _is_old(_raw_card(path))
     except (UnusableCheckpoint, FileNotFoundError):
         return False
 
 
-def checked_card(card: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The same card if it is one of a task checkpoint. Raises :class:`OldCheckpoint` and UnusableCheckpoint."""
-    if card.get("format") in _OLD_FORMATS:
-        raise OldCheckpoint(
-            f"{name} is from an earlier version and holds copies of patients' images, so it is not taken: load it once "
-            "on the server that made it, which turns it into a task checkpoint, and export that; or adapt again"
+def _is_old(card: Mapping[str, Any]) -> bool:
+    return type(card.get("format")) is int and card["format"] < FORMAT
+
+
+def _checked_card(card: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same card if it is one of a task checkpoint. Raises :class:`UnusableCheckpoint`."""
+    if _is_old(card):
+        raise UnusableCheckpoint(
+            f"{name} is from an earlier version and holds copies of patients' images, so it is not taken: adapt again"
         )
     if card.get("format") != FORMAT:
         raise UnusableCheckpoint(f"{name} has format {str(card.get('format'))[:20]!r}, this version reads {FORMAT}")

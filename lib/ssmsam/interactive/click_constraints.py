@@ -14,8 +14,6 @@ The rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ssmsam.models.prompt_decoder import SlicePrompt
@@ -24,21 +22,16 @@ from ssmsam.ops import components
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class CorrectionConfig:
-    """How far corrections reach, in pixels or as a share. All a *guess*."""
+# how far corrections reach, in pixels or as a share: all a *guess*
 
-    least_radius: float = 2.0
-    """Everything this near to a violated click changes."""
-    reach: float = 0.35
-    """A correction's disc, as a share of the radius of a disc of the mask's area."""
-    box_margin: float = 0.05
-    """How far a mask may leave its box, as a share of the box's side."""
-    tiny_island: float = 0.1
-    """Pieces smaller than this share of the mask's main piece are removed, unless they hold a positive click."""
-
-
-DEFAULTS = CorrectionConfig()
+LEAST_RADIUS = 2.0
+"""Everything this near to a violated click changes."""
+REACH = 0.35
+"""A correction's disc, as a share of the radius of a disc of the mask's area."""
+BOX_MARGIN = 0.05
+"""How far a mask may leave its box, as a share of the box's side."""
+TINY_ISLAND = 0.1
+"""Pieces smaller than this share of the mask's main piece are removed, unless they hold a positive click."""
 
 
 def pixel_of(point: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -58,12 +51,12 @@ def violates(mask: np.ndarray, prompt: SlicePrompt) -> bool:
     return satisfied(mask, prompt) < prompt.clicks
 
 
-def limit_to_box(mask: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> np.ndarray:
+def limit_to_box(mask: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
     """The mask inside the prompt's box and a small margin; positive clicks outside widen the box."""
     if prompt.box is None:
         return mask
     corners = np.concatenate([np.reshape(prompt.box, (2, 2)), np.reshape(prompt.positive, (-1, 2))])
-    margin = np.maximum(1, config.box_margin * np.subtract(prompt.box[2:], prompt.box[:2]))
+    margin = np.maximum(1, BOX_MARGIN * np.subtract(prompt.box[2:], prompt.box[:2]))
     x0, y0 = np.maximum(0, np.floor(corners.min(axis=0) - margin)).astype(int)
     x1, y1 = np.ceil(corners.max(axis=0) + margin).astype(int)
     limited = np.zeros_like(mask)
@@ -71,20 +64,20 @@ def limit_to_box(mask: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig
     return limited
 
 
-def enforce_clicks(mask: np.ndarray, logits: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> np.ndarray:
+def enforce_clicks(mask: np.ndarray, logits: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
     """The mask with every violated click set right, by the rules above. ``logits`` (height, width) rank the pixels."""
     mask = without_clicked_pieces(mask, prompt)
-    radius = max(config.least_radius + 2, config.reach * np.sqrt(mask.sum() / np.pi))
+    radius = max(LEAST_RADIUS + 2, REACH * np.sqrt(mask.sum() / np.pi))
     for click in prompt.negative:
         pixel = pixel_of(click, mask.shape)
         if mask[pixel]:
             like = mask & (logits <= logits[pixel])
-            mask &= ~_reached(like, mask, click, prompt.positive, radius, config)
+            mask &= ~_reached(like, mask, click, prompt.positive, radius)
     for click in prompt.positive:
         pixel = pixel_of(click, mask.shape)
         if not mask[pixel]:
             like = ~mask & (logits >= logits[pixel])
-            mask |= _reached(like, ~mask, click, prompt.negative, radius, config)
+            mask |= _reached(like, ~mask, click, prompt.negative, radius)
     return mask
 
 
@@ -97,9 +90,7 @@ def without_clicked_pieces(mask: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
     return mask & ~np.isin(labels, sorted(refused - wanted))
 
 
-def _reached(
-    like: np.ndarray, near: np.ndarray, click: np.ndarray, others: np.ndarray, radius: float, config: CorrectionConfig
-) -> np.ndarray:
+def _reached(like: np.ndarray, near: np.ndarray, click: np.ndarray, others: np.ndarray, radius: float) -> np.ndarray:
     """The pixels that a correction at ``click`` changes: ``like`` inside the disc, ``near`` right beside the click."""
     yx = np.indices(like.shape)
     distance = np.hypot(yx[1] - round(float(click[0])), yx[0] - round(float(click[1])))
@@ -107,32 +98,32 @@ def _reached(
     for other in others:
         allowed &= distance < np.hypot(yx[1] - round(float(other[0])), yx[0] - round(float(other[1])))
     pixel = pixel_of(click, like.shape)
-    region = allowed & ((like & (distance <= radius)) | (near & (distance <= config.least_radius)))
+    region = allowed & ((like & (distance <= radius)) | (near & (distance <= LEAST_RADIUS)))
     region[pixel] = True
     return _piece(region, pixel)
 
 
-def without_islands(mask: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> np.ndarray:
+def without_islands(mask: np.ndarray, prompt: SlicePrompt) -> np.ndarray:
     """The mask without its tiny pieces. Those that hold a positive click always stay."""
     labels, areas = components(mask)
     if len(areas) < 3:
         return mask
     clicked = {int(labels[pixel_of(point, mask.shape)]) for point in prompt.positive} - {0}
     main = max(areas[sorted(clicked)]) if clicked else areas.max()
-    keep = areas >= config.tiny_island * main
+    keep = areas >= TINY_ISLAND * main
     keep[sorted(clicked)] = True
     keep[0] = False
     return keep[labels]
 
 
-def without_fragments(mask: np.ndarray, base: np.ndarray, config: CorrectionConfig) -> np.ndarray:
+def without_fragments(mask: np.ndarray, base: np.ndarray) -> np.ndarray:
     """The mask, cut out of ``base``, without fragments that are a tiny part of the piece they were cut from."""
     pieces, areas = components(base)
     fragments, sizes = components(mask)
     keep = np.zeros(len(sizes), dtype=bool)
     for number in range(1, len(sizes)):
         inside = fragments == number
-        keep[number] = sizes[number] >= config.tiny_island * areas[pieces[inside][0]]
+        keep[number] = sizes[number] >= TINY_ISLAND * areas[pieces[inside][0]]
     return keep[fragments]
 
 

@@ -99,10 +99,28 @@ class PromptRequest:
         """
         if dimension not in (2, 3):
             raise ValueError(f"dimension is 2 or 3, got {dimension!r}")
-        prompts = _Prompts.of(
-            _points(positive), _points(negative), _points(newest), box, slice, unusable_slice, grid, plane,
-            Strokes.of(scribbles, lassos, grid, plane),
-        )  # fmt: skip
+        lines, outlines = _scribbled(scribbles, grid, plane), _outlined(lassos, grid, plane)
+        inside = np.concatenate([_points(positive), _middles(lines, plane, positive=True)])
+        outside = np.concatenate([_points(negative), _middles(lines, plane, positive=False)])
+        last = _points(newest)
+        for name, points in (("foreground", inside), ("background", outside), ("current_point", last)):
+            _check_inside(points, name, grid)
+        inside, outside = _distinct(inside), _distinct(outside)
+        _check_agree(inside, outside)
+        rectangle, depth = _box(box, grid, plane)
+        prompts = _Prompts(
+            positive=plane.split(inside),
+            negative=plane.split(outside),
+            box=rectangle,
+            depth=depth,
+            # `slice` numbers stored slices; in another plane of work the points alone say where the user is
+            slice=slice if plane.axis == 0 else None,
+            newest=int(plane.split(last)[0][0]) if len(last) else None,
+            count=plane.count(grid),
+            unusable_slice=unusable_slice,
+            scribbles=lines,
+            outlines=outlines,
+        )
         z_range = _within(z_range, plane.count(grid), "z_range")
         current = prompts.current_slice()
         return cls(
@@ -126,48 +144,46 @@ class Scribble:
     positive: bool = True
 
 
-@dataclass(frozen=True, eq=False)
-class Strokes:
-    """The scribbles and lassos of a request by slice of the plane of work."""
-
-    scribbles: Mapping[int, list[Stroke]]
-    outlines: Mapping[int, tuple[tuple[float, float], ...]]
-
-    @classmethod
-    def of(cls, scribbles: Sequence[Scribble], lassos: Sequence[npt.ArrayLike], grid: Grid, plane: Plane) -> Strokes:
-        """Raises InvalidPrompt for lines that lie outside, on several slices, or enclose nothing."""
-        lines: dict[int, list[Stroke]] = {}
-        for number, scribble in enumerate(scribbles, start=1):
-            index, xy = _on_one_slice(scribble.points, f"scribble {number}", grid, plane)
-            lines.setdefault(index, []).append(Stroke(xy, scribble.positive))
-        outlines: dict[int, tuple[tuple[float, float], ...]] = {}
-        for number, lasso in enumerate(lassos, start=1):
-            index, xy = _on_one_slice(_drawn_over_the_edge(lasso, grid, plane), f"lasso {number}", grid, plane)
-            if index in outlines:
-                raise InvalidPrompt(f"there are two lassos on slice {index}: draw one line round the whole object")
-            box = _round(xy)
-            flat = len(xy) < 3 or box[2] - box[0] < 1 or box[3] - box[1] < 1
-            if flat or not lasso_mask(xy, plane.slice_shape(grid)).any():
-                raise InvalidPrompt(f"lasso {number} holds no pixel: draw it round the object, with 3 points or more")
-            outlines[index] = xy
-        return cls(lines, outlines)
-
-    def points(self, plane: Plane, *, positive: bool) -> np.ndarray:
-        """The middle of each scribble of one sign, (N, 3) as [i, j, k], at a pixel."""
-        found = [
-            (index, np.rint(middle(np.array(stroke.xy))))
-            for index, strokes in self.scribbles.items()
-            for stroke in strokes
-            if stroke.positive is positive
-        ]
-        if not found:
-            return _points(())
-        return plane.join(np.array([index for index, _ in found]), np.array([xy for _, xy in found]))
+Outline = tuple[tuple[float, float], ...]
+"""A closed line of (x, y) on a slice."""
 
 
-def _on_one_slice(
-    points: np.ndarray, name: str, grid: Grid, plane: Plane
-) -> tuple[int, tuple[tuple[float, float], ...]]:
+def _scribbled(scribbles: Sequence[Scribble], grid: Grid, plane: Plane) -> dict[int, list[Stroke]]:
+    """Scribbles by slice of the plane of work. Raises InvalidPrompt for those outside, or on several slices."""
+    lines: dict[int, list[Stroke]] = {}
+    for number, scribble in enumerate(scribbles, start=1):
+        index, xy = _on_one_slice(scribble.points, f"scribble {number}", grid, plane)
+        lines.setdefault(index, []).append(Stroke(xy, scribble.positive))
+    return lines
+
+
+def _outlined(lassos: Sequence[npt.ArrayLike], grid: Grid, plane: Plane) -> dict[int, Outline]:
+    """Lassos by slice of the plane of work. Raises InvalidPrompt, also for those that enclose nothing."""
+    outlines: dict[int, Outline] = {}
+    for number, lasso in enumerate(lassos, start=1):
+        index, xy = _on_one_slice(_drawn_over_the_edge(lasso, grid, plane), f"lasso {number}", grid, plane)
+        if index in outlines:
+            raise InvalidPrompt(f"there are two lassos on slice {index}: draw one line round the whole object")
+        box = _round(xy)
+        flat = len(xy) < 3 or box[2] - box[0] < 1 or box[3] - box[1] < 1
+        if flat or not lasso_mask(xy, plane.slice_shape(grid)).any():
+            raise InvalidPrompt(f"lasso {number} holds no pixel: draw it round the object, with 3 points or more")
+        outlines[index] = xy
+    return outlines
+
+
+def _middles(scribbles: Mapping[int, list[Stroke]], plane: Plane, *, positive: bool) -> np.ndarray:
+    """The middle of each scribble of one sign, (N, 3) as [i, j, k], at a pixel."""
+    found = [
+        plane.join(np.array([index]), np.rint(middle(np.array(stroke.xy))))
+        for index, strokes in scribbles.items()
+        for stroke in strokes
+        if stroke.positive is positive
+    ]
+    return np.concatenate([_points(()), *found])
+
+
+def _on_one_slice(points: np.ndarray, name: str, grid: Grid, plane: Plane) -> tuple[int, Outline]:
     if not len(points):
         raise InvalidPrompt(f"{name} has no points")
     _check_inside(points, name, grid)
@@ -185,7 +201,7 @@ def _drawn_over_the_edge(lasso: npt.ArrayLike, grid: Grid, plane: Plane) -> np.n
     return plane.join(index, xy)
 
 
-def _round(outline: tuple[tuple[float, float], ...]) -> tuple[float, float, float, float]:
+def _round(outline: Outline) -> tuple[float, float, float, float]:
     xs, ys = zip(*outline, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -207,45 +223,13 @@ class _Prompts:
     count: int
     unusable_slice: str
     """What ``slice`` says, when it cannot be a slice number."""
-    strokes: Strokes
-
-    @classmethod
-    def of(
-        cls,
-        positive: np.ndarray,
-        negative: np.ndarray,
-        newest: np.ndarray,
-        corners: Box | None,
-        slice: int | None,
-        unusable_slice: str,
-        grid: Grid,
-        plane: Plane,
-        strokes: Strokes,
-    ) -> _Prompts:
-        positive = np.concatenate([positive, strokes.points(plane, positive=True)])
-        negative = np.concatenate([negative, strokes.points(plane, positive=False)])
-        for name, points in (("foreground", positive), ("background", negative), ("current_point", newest)):
-            _check_inside(points, name, grid)
-        positive, negative = _distinct(positive), _distinct(negative)
-        _check_agree(positive, negative)
-        box, depth = _box(corners, grid, plane)
-        return cls(
-            positive=plane.split(positive),
-            negative=plane.split(negative),
-            box=box,
-            depth=depth,
-            # `slice` numbers stored slices; in another plane of work the points alone say where the user is
-            slice=slice if plane.axis == 0 else None,
-            newest=int(plane.split(newest)[0][0]) if len(newest) else None,
-            count=plane.count(grid),
-            unusable_slice=unusable_slice,
-            strokes=strokes,
-        )
+    scribbles: Mapping[int, list[Stroke]]
+    outlines: Mapping[int, Outline]
 
     def current_slice(self) -> int | None:
         """The slice that the user works on: ``slice``, else the newest point's, else the middle of the box."""
         clicked = [int(indices[-1]) for indices, _ in (self.positive, self.negative) if len(indices)]
-        clicked += list(self.strokes.outlines)[-1:]
+        clicked += list(self.outlines)[-1:]
         if self.box is not None and self.depth is not None and not clicked:
             first, last = self.depth
             # a viewer that has only a box sends its slice position in millimetres instead of a number
@@ -284,7 +268,7 @@ class _Prompts:
         A box counts on the middle slice of its depth and on the clicked slices inside it, not on every slice that it
         crosses: elsewhere an organ is smaller than its box. A box without depth counts on the current slice.
         """
-        clicked = {int(index) for index in (*self.positive[0], *self.negative[0], *self.strokes.outlines)}
+        clicked = {int(index) for index in (*self.positive[0], *self.negative[0], *self.outlines)}
         boxed: set[int] = set()
         if self.box is not None and self.depth is not None:
             first, last = self.depth
@@ -296,9 +280,9 @@ class _Prompts:
 
     def _prompt(self, index: int, boxed: bool) -> SlicePrompt:
         positive, negative = (xy[indices == index] for indices, xy in (self.positive, self.negative))
-        outline = self.strokes.outlines.get(index, ())
+        outline = self.outlines.get(index, ())
         box = self.box if boxed else _round(outline) if outline else None
-        strokes = tuple(self.strokes.scribbles.get(index, ()))
+        strokes = tuple(self.scribbles.get(index, ()))
         return SlicePrompt(positive=positive, negative=negative, box=box, strokes=strokes, outline=outline)
 
 

@@ -10,8 +10,6 @@ import torch
 
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.interactive.click_constraints import (
-    DEFAULTS,
-    CorrectionConfig,
     enforce_clicks,
     limit_to_box,
     satisfied,
@@ -73,7 +71,6 @@ def segment_slice(
     *,
     previous: torch.Tensor | None = None,
     base: np.ndarray | None = None,
-    config: CorrectionConfig = DEFAULTS,
 ) -> SliceAnswer:
     """Segment slice ``index`` by its prompts. Every positive click ends up inside the mask, every negative one outside.
 
@@ -94,16 +91,16 @@ def segment_slice(
     for _ in range(2):
         candidates = decoder.predict(embedding, frame=frame, prompt=prompt, previous=previous)
         pixels = logits_to_pixels(candidates.logits, frame)
-        chosen = choose(pixels, prompt, config)
-        mask = limit_to_box(pixels[chosen] > 0, prompt, config)
+        chosen = choose(pixels, prompt)
+        mask = limit_to_box(pixels[chosen] > 0, prompt)
         if (more := with_more_points(prompt, mask)) is prompt:
             break
         prompt, previous = more, with_lines(candidates.logits[None, chosen : chosen + 1], prompt, frame)
     corrected = violates(mask, prompt)
     if corrected:
-        mask = enforce_clicks(mask, pixels[chosen], prompt, config)
+        mask = enforce_clicks(mask, pixels[chosen], prompt)
     return SliceAnswer(
-        mask=without_islands(mask, prompt, config),
+        mask=without_islands(mask, prompt),
         logits=candidates.logits[None, chosen : chosen + 1],
         quality=float(candidates.quality[chosen]),
         corrected=corrected,
@@ -118,7 +115,7 @@ def uncertainty(logits: torch.Tensor, frame: Frame) -> np.ndarray:
     return unsure
 
 
-def choose(pixels: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) -> int:
+def choose(pixels: np.ndarray, prompt: SlicePrompt) -> int:
     """The candidate that agrees with most clicks; between equals the one that the decoder gave first.
 
     ``pixels`` (M, height, width) are the candidates' logits. A box counts as one more click, met by the share of the
@@ -129,7 +126,7 @@ def choose(pixels: np.ndarray, prompt: SlicePrompt, config: CorrectionConfig) ->
         mask = pixels[number] > 0
         if not mask.any():
             return -1.0
-        inside = limit_to_box(mask, prompt, config).sum() / mask.sum()
+        inside = limit_to_box(mask, prompt).sum() / mask.sum()
         return satisfied(mask, prompt) + round(float(inside), 1)
 
     return max(range(len(pixels)), key=worth)
@@ -141,8 +138,6 @@ def correct_slice(
     index: int,
     prompt: SlicePrompt,
     base: np.ndarray,
-    *,
-    config: CorrectionConfig = DEFAULTS,
 ) -> SliceAnswer:
     """Take the negative clicks of ``prompt`` out of a mask (height, width) that was made without them.
 
@@ -153,11 +148,11 @@ def correct_slice(
     drawn = mask_to_logits(draw_mask(base, embeddings.frame, decoder.logits_size, embedding["image"].device))
     candidates = decoder.predict(embedding, frame=embeddings.frame, prompt=prompt, previous=drawn)
     pixels = logits_to_pixels(candidates.logits, embeddings.frame)
-    chosen = choose(pixels, prompt, config)
+    chosen = choose(pixels, prompt)
     mask = subtract(without_clicked_pieces(base, prompt), pixels[chosen] > 0, prompt)
-    mask = enforce_clicks(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))), config)
+    mask = enforce_clicks(mask, pixels[chosen], replace(prompt, positive=np.zeros((0, 2))))
     return SliceAnswer(
-        mask=without_fragments(mask, base, config),
+        mask=without_fragments(mask, base),
         logits=None,
         quality=float(candidates.quality[chosen]),
         corrected=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -127,7 +127,9 @@ def segment_3d(
         _renew(state, request, embeddings)
         before = SliceMasks(state.masks)
         if not request.empty and not request.negative_only and not state.continues(request.slices):
-            _start_again(state)
+            sections = state.sections  # they depend on nothing but the seeds that they are found by
+            state.clear()
+            state.sections = sections
         if (not state.masks or not request.label) and (request.empty or request.negative_only):
             raise InvalidPrompt(NOTHING_ASKED if request.empty else ONLY_NEGATIVE)
         answers: dict[int, SliceAnswer] = {}
@@ -152,13 +154,6 @@ def _renew(state: SegmentationState, request: PromptRequest, embeddings: VolumeE
     if request.reset_state or state.context != embeddings.key.digest:
         state.clear()
         state.context = embeddings.key.digest
-
-
-def _start_again(state: SegmentationState) -> None:
-    """Forget prompts and masks. Sections stay: they depend on nothing but the seeds that they are found by."""
-    sections = state.sections
-    state.clear()
-    state.sections = sections
 
 
 def _merged(config: PropagationConfig, request: PromptRequest) -> PropagationConfig:
@@ -230,12 +225,8 @@ def _spread(
         ]
         if not wrong:
             return replace(found, steps=steps)
-        index = min(wrong, key=lambda index: (_distance(index, prompted), index))
+        index = min(wrong, key=lambda k: (min((abs(k - other) for other in prompted), default=0), k))
         answers[index] = correct_slice(embeddings, decoder, index, slices[index], found.masks[index])
-
-
-def _distance(index: int, others: Iterable[int]) -> int:
-    return min((abs(index - other) for other in others), default=0)
 
 
 def _remember(

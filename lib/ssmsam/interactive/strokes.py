@@ -8,7 +8,7 @@ the mask to begin with, and the box round it a box.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -23,21 +23,14 @@ _TOUCHED = 0.3
 """The share of a logit's area from which a line counts there. *Guess*: a line is thinner than the area."""
 
 
-@dataclass(frozen=True)
-class StrokeConfig:
-    """How strokes become prompts."""
-
-    disobeyed: float = 0.1
-    """The share of a scribble on the wrong side of the mask from which it gets one more point. *Guess*."""
-    width: float = 3.0
-    """Pixels of a slice that a scribble is wide, in the mask that is fed back. *Guess*."""
-    shrink: float = 0.12
-    """How far a lasso runs from what it means, as a share of the radius of a disc of its area. *Fitted on* 34
-    slices of three training patients (two of chaos_t2_mr, one of sabs_ct), with lassos that were drawn loosely by
-    chance: 0 to 0.3 were tried."""
-
-
-DEFAULTS = StrokeConfig()
+DISOBEYED = 0.1
+"""The share of a scribble on the wrong side of the mask from which it gets one more point. *Guess*."""
+WIDTH = 3.0
+"""Pixels of a slice that a scribble is wide, in the mask that is fed back. *Guess*."""
+SHRINK = 0.12
+"""How far a lasso runs from what it means, as a share of the radius of a disc of its area. *Fitted on* 34 slices of
+three training patients (two of chaos_t2_mr, one of sabs_ct), with lassos that were drawn loosely by chance: 0 to 0.3
+were tried."""
 
 
 def middle(xy: np.ndarray) -> np.ndarray:
@@ -54,14 +47,14 @@ def pixels_along(xy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([yx[:1], *(piece[1:] for piece in pieces)])
 
 
-def with_more_points(prompt: SlicePrompt, mask: np.ndarray, config: StrokeConfig = DEFAULTS) -> SlicePrompt:
+def with_more_points(prompt: SlicePrompt, mask: np.ndarray) -> SlicePrompt:
     """The prompt with one more point for each scribble that a mask (height, width) does not follow: in the middle of
     the longest part of it that is on the wrong side."""
     more: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for stroke in prompt.strokes:
         pixels = pixels_along(np.array(stroke.xy), mask.shape)
         wrong = mask[pixels[:, 0], pixels[:, 1]] != stroke.positive
-        if wrong.mean() > config.disobeyed:
+        if wrong.mean() > DISOBEYED:
             first, last = max(_runs(wrong), key=lambda run: run[1] - run[0])
             more[stroke.positive].append(pixels[(first + last) // 2, ::-1].astype(float))
     if not any(more.values()):
@@ -73,15 +66,13 @@ def with_more_points(prompt: SlicePrompt, mask: np.ndarray, config: StrokeConfig
     )
 
 
-def with_lines(
-    logits: torch.Tensor, prompt: SlicePrompt, frame: Frame, config: StrokeConfig = DEFAULTS
-) -> torch.Tensor:
+def with_lines(logits: torch.Tensor, prompt: SlicePrompt, frame: Frame) -> torch.Tensor:
     """Logits (1, 1, S, S) that are sure of the scribbles, to be fed back."""
     found = logits.clone()
     for stroke in prompt.strokes:
         off = np.ones((frame.height, frame.width), dtype=bool)
         off[tuple(pixels_along(np.array(stroke.xy), off.shape).T)] = False
-        ribbon = ndimage.distance_transform_edt(off) <= config.width / 2
+        ribbon = ndimage.distance_transform_edt(off) <= WIDTH / 2
         drawn = draw_mask(ribbon, frame, logits.shape[-1], logits.device) > _TOUCHED
         found[drawn] = CONFIDENCE if stroke.positive else -CONFIDENCE
     return found
@@ -93,13 +84,11 @@ def lasso_mask(outline: tuple[tuple[float, float], ...], shape: tuple[int, int])
     return inside
 
 
-def inner_part(
-    outline: tuple[tuple[float, float], ...], shape: tuple[int, int], config: StrokeConfig = DEFAULTS
-) -> np.ndarray:
+def inner_part(outline: tuple[tuple[float, float], ...], shape: tuple[int, int]) -> np.ndarray:
     """What a loosely drawn lasso surely means: (height, width) bool, never empty where the lasso holds a pixel."""
     inside = lasso_mask(outline, shape)
     depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-    inner = depth > config.shrink * np.sqrt(inside.sum() / np.pi)
+    inner = depth > SHRINK * np.sqrt(inside.sum() / np.pi)
     return inner if inner.any() else inside
 
 

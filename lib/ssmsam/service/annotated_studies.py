@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update, hidden_voxels, label_map
+from ssmsam.annotation.annotations import Annotations, Update, covered_voxels, label_map
 from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Assignment, Mark, Served
@@ -26,6 +26,7 @@ from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, Slic
 from ssmsam.annotation.store import Overview
 from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
+from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.reading import read_grid, read_volume
 from ssmsam.service.errors import InvalidRequest, NotKnown, NotNow, NotYours
@@ -118,7 +119,14 @@ class StudyFiles(Protocol):
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]: ...
     def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str: ...
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        covered: Covered = NOTHING_COVERED,
+    ) -> str: ...
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None: ...
     def remove_label(self, label_id: str, label_tag: str) -> None: ...
     def remove_image(self, image_id: str) -> None: ...
@@ -640,7 +648,8 @@ class AnnotatedStudies:
                 if one in known:
                     self.files.remove_label(image_id, one)
             return ()
-        notes = _overlaps(hidden_voxels(annotations, array, values))
+        covered = covered_voxels(annotations, array, values)
+        notes = _overlaps(covered, kept=tag == FINAL and self.files.remote)
         info = {
             **params,
             "label_info": [{"name": name, "idx": value} for name, value in values.items()],
@@ -651,7 +660,7 @@ class AnnotatedStudies:
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
             file = Path(folder) / "label.nii.gz"
             write_volume(Volume(array, annotations.grid.affine), file)
-            self.files.save_label(image_id, str(file), tag, info)
+            self.files.save_label(image_id, str(file), tag, info, **({"covered": covered} if covered else {}))
         return notes
 
     def _drop_final(self, image_id: str) -> None:
@@ -684,10 +693,11 @@ class AnnotatedStudies:
         return self._images_locked.hold(image_id)
 
 
-def _overlaps(hidden: Mapping[str, int]) -> tuple[str, ...]:
-    named = ", ".join(f"{count} of {label}" for label, count in hidden.items())
+def _overlaps(covered: Covered, *, kept: bool) -> tuple[str, ...]:
+    named = ", ".join(f"{int(area.sum())} of {label}" for label, area in covered.items())
     say = f"labels overlap, and a label file holds one a voxel: the one drawn later covers voxels of others ({named})"
-    return (say,) if hidden else ()
+    where = "the DICOM SEG holds all of them" if kept else "they are kept, and an export as DICOM SEG holds them"
+    return (f"{say}; {where}",) if covered else ()
 
 
 def person(client: str) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 import ssmsam
-from ssmsam.annotation.annotations import Annotations, label_map
+from ssmsam.annotation.annotations import Annotations, covered_voxels, label_map
 from ssmsam.annotation.store import ANNOTATIONS, AnnotationStore
 from ssmsam.dicom.rtstruct import write_rtstruct
+from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.dicom.seg_writer import AlgorithmNotes, EmptySegmentation, write_seg
 from ssmsam.files import WRITING
 from ssmsam.reading import read_volume
@@ -44,8 +45,10 @@ def write_labels(
     format: str,
     source: Path | None = None,
     notes: AlgorithmNotes | None = None,
+    covered: Covered = NOTHING_COVERED,
 ) -> Path:
-    """Write a label map as one of :data:`FORMATS`. ``source`` is the folder of the image's DICOM files.
+    """Write a label map as one of :data:`FORMATS`. ``source`` is the folder of the image's DICOM files; what labels
+    ``covered`` of one another is in the formats of DICOM only.
 
     Raises InvalidRequest for another format, for an image that is no DICOM series where the format needs one, and where
     no label has a voxel there.
@@ -62,20 +65,21 @@ def write_labels(
         )
     notes = notes or AlgorithmNotes(name="ssmsam", version=ssmsam.__version__)
     try:
-        return OF_DICOM[format](mask, labels, source, path, algorithm=notes)
+        return OF_DICOM[format](mask, labels, source, path, algorithm=notes, covered=covered)
     except EmptySegmentation as error:
         raise InvalidRequest(str(error)) from None
 
 
 def annotated_labels(
     annotations: Annotations, *, order: Sequence[str] = (), only: Collection[str] = ()
-) -> tuple[Volume, dict[str, int]]:
-    """What is annotated as a label map, and which value is which label. Raises InvalidRequest where nothing is."""
+) -> tuple[Volume, dict[str, int], dict[str, np.ndarray]]:
+    """What is annotated as a label map, which value is which label, and where labels lie beneath others. Raises
+    InvalidRequest where nothing is."""
     array, values = label_map(annotations, order=order, only=only or None)
     if not values:
         of = f" of {', '.join(sorted(only))}" if only else ""
         raise InvalidRequest(f"no slice{of} is annotated: accept or draw one first")
-    return Volume(array, annotations.grid.affine), values
+    return Volume(array, annotations.grid.affine), values, covered_voxels(annotations, array, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +206,7 @@ def nnunet_target(annotations: Annotations, values: Mapping[str, int]) -> np.nda
     """(slices, rows, columns) with the ``values`` of labels, 0 where it is known that none of them is there, and one
     more than the last value elsewhere."""
     array, own = label_map(annotations, order=list(values), only=values)
-    table = np.zeros(len(own) + 1, dtype=np.uint8)
+    table = np.zeros(len(own) + 1, dtype=np.uint8 if len(values) < 255 else np.uint16)
     for name, value in own.items():
         table[value] = values[name]
     target = table[array]

@@ -26,6 +26,12 @@ def expect_held(claimed: float, path: Path, *, compressed: bool = True) -> None:
         )
 
 
+def reason_of(error: Exception) -> str:
+    """What an error of a library says, in one line: ITK says it in the last of many, others in the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1 if "SimpleITK" in lines[0] else 0].replace("[nrrd] ", "")[:200]
+
+
 @contextmanager
 def named(path: Path | str, name: str) -> Iterator[None]:
     """What cannot be read inside is reported by a name that people know, not by its path."""
@@ -37,18 +43,19 @@ def named(path: Path | str, name: str) -> Iterator[None]:
 
 @contextmanager
 def one_error(source: Path | str) -> Iterator[None]:
-    """Whatever a reader raises inside becomes :class:`UnreadableVolume`.
+    """Whatever a reader raises inside becomes :class:`UnreadableVolume` that names the ``source``.
 
     The libraries below raise what they like for damaged input (ValueError, KeyError, OverflowError, MemoryError and
     their own kinds); who asks for a volume has to expect one error only.
     """
     try:
         yield
-    except UnreadableVolume:
-        raise
+    except UnreadableVolume as error:
+        if str(source) in str(error):
+            raise
+        raise UnreadableVolume(f"{source}: {error}") from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise UnreadableVolume(
-            f"{source}: cannot be read ({type(error).__name__}: {reason}). "
+            f"{source}: cannot be read ({type(error).__name__}: {reason_of(error)}). "
             "The file is damaged or breaks its format's rules: export it again."
         ) from error

@@ -65,11 +65,12 @@ def nifti_slice(path: Path, index: int) -> np.ndarray:
     grid = _grid(image, path)
     proxy: Any = image.dataobj
     where = (slice(None), slice(None), *([index] if len(image.shape) > 2 else []), *[0] * (len(image.shape) - 3))
+    stored = nib.arrayproxy.ArrayProxy(proxy.file_like, (proxy.shape, proxy.dtype, proxy.offset), mmap=False)
     try:
-        pixels = np.asanyarray(proxy[where])
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        pixels = rescaled(np.asanyarray(stored[where]), float(proxy.slope), float(proxy.inter))
+    except (OSError, EOFError, IndexError, zlib.error) as error:
         raise UnreadableVolume(f"{path}: the voxels cannot be read ({error}). The file may be cut short.") from error
-    return pixels.T.reshape(grid.shape[1:])
+    return compact(pixels.T.reshape(grid.shape[1:]))
 
 
 def nifti_voxels(image: nib.Nifti1Pair, source: Path | str, *, grid: Grid | None = None) -> tuple[np.ndarray, Grid]:
@@ -95,7 +96,10 @@ def _open(path: Path) -> nib.Nifti1Pair:
     try:
         image = nib.load(path, mmap=False)  # a map would change, or crash, when the file is replaced
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise UnreadableVolume(f"{path}: not a readable NIfTI file ({error}).") from error
+        step = "name it .nii" if path.name.lower().endswith(".gz") else "name it .nii.gz"
+        raise UnreadableVolume(
+            f"{path}: not a readable NIfTI file ({error}). Export it again, or {step} if that is what it is."
+        ) from error
     if not isinstance(image, nib.Nifti1Pair):  # the parent of all NIfTI kinds
         raise UnreadableVolume(f"{path}: not a NIfTI file but {type(image).__name__}. Convert it to .nii.gz.")
     proxy: Any = image.dataobj

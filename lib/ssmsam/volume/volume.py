@@ -16,7 +16,7 @@ from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.geometry import RAS_LPS, Grid, orthogonal_grid
 from ssmsam.volume.itk import itk_voxels
 from ssmsam.volume.nifti import nifti_voxels
-from ssmsam.volume.voxels import compact
+from ssmsam.volume.voxels import compact, expect_numbers
 
 __all__ = ["Grid", "ImageLike", "Volume", "as_volume", "reoriented"]
 
@@ -120,25 +120,25 @@ def as_volume(image: ImageLike, *, affine: Any = None) -> Volume:
         raise ValueError(f"affine= is for arrays, and a {type(image).__name__} knows where it is: leave it out")
     if isinstance(image, Volume):
         return image
-    source = "the image"
-    with one_error(source):
-        if isinstance(image, np.ndarray):
-            return _of_array(image, affine, source)
-        if isinstance(image, sitk.Image):
-            array, grid = itk_voxels(image, source)
-        elif isinstance(image, nib.Nifti1Pair):
-            array, grid = nifti_voxels(image, source)
-        else:
-            return _of_array(np.asanyarray(image.dataobj).T, RAS_LPS @ image.affine, source)
-        return Volume(array, grid.affine)
-
-
-def _of_array(array: np.ndarray, affine: Any, source: str) -> Volume:
-    if affine is None:
+    if isinstance(image, np.ndarray) and affine is None:
         raise UnreadableVolume(
             "an array does not say where it is in the patient: give affine=, a 4x4 matrix from (column, row, slice) to "
             "LPS millimetres, np.diag([x_mm, y_mm, z_mm, 1]) for instance"
         )
+    source = "the image"
+    with one_error(source):
+        if isinstance(image, np.ndarray):
+            volume = _of_array(image, affine, source)
+        elif isinstance(image, sitk.Image | nib.Nifti1Pair):
+            read = itk_voxels(image, source) if isinstance(image, sitk.Image) else nifti_voxels(image, source)
+            volume = Volume(read[0], read[1].affine)
+        else:
+            volume = _of_array(np.asanyarray(image.dataobj).T, RAS_LPS @ image.affine, source)
+        expect_numbers(volume.array, source)
+        return volume
+
+
+def _of_array(array: np.ndarray, affine: Any, source: str) -> Volume:
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind not in "biuf":
         raise UnreadableVolume(

@@ -20,6 +20,7 @@ import ssmsam
 from ssmsam.annotation.labels import read_label_info
 from ssmsam.annotation.slice_state import InvalidSubmission
 from ssmsam.dicom.measurements import MODALITIES
+from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.dicom.seg_reader import read_segs
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import DicomSeries, find_series
@@ -210,8 +211,15 @@ class DicomWebArchive(SoundRecord):
         info: dict[str, Any] = super().get_label_info(label_id, label_tag)
         return info
 
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep a label. A final one is stored as DICOM SEG first; returns the image's id.
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        covered: Covered = NOTHING_COVERED,
+    ) -> str:
+        """Keep a label. A final one is stored as DICOM SEG first, where labels may overlap; returns the image's id.
 
         Raises InvalidRequest for a mask that cannot be stored: it is empty, not on the image's grid, or has values
         without a name in ``label_info``. When the store does not take the SEG, or does not send the image that it is
@@ -238,7 +246,7 @@ class DicomWebArchive(SoundRecord):
             file = Path(scratch) / "label.nii.gz"
             write_volume(mask, file)
             if label_tag == FINAL:
-                self._store_final(image_id, mask, series, file, info)
+                self._store_final(image_id, mask, series, file, info, covered)
             return self._keep(image_id, str(file), label_tag, info)
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -262,7 +270,15 @@ class DicomWebArchive(SoundRecord):
                 logger.warning("Image %s is left out: %s", image, error)
         return pairs
 
-    def _store_final(self, image_id: str, mask: Volume, series: DicomSeries, file: Path, info: dict[str, Any]) -> None:
+    def _store_final(
+        self,
+        image_id: str,
+        mask: Volume,
+        series: DicomSeries,
+        file: Path,
+        info: dict[str, Any],
+        covered: Covered,
+    ) -> None:
         """Mask -> DICOM SEG -> store, once: what may have arrived there before is not sent a second time under another
         UID. Adds to ``info`` which object it became. A job, which can be stopped until the SEG is sent."""
         title, owner = f"the label of {image_id} goes to the archive", str(info.get("client_id") or "")
@@ -271,8 +287,8 @@ class DicomWebArchive(SoundRecord):
             with self._jobs.running(job):
                 job.progress("write", 0, 2)
                 labels = _names(info, mask)
-                digest = _digest(mask, labels, series)
-                seg, tried = self._written_seg(image_id, digest, mask, labels, series, _notes(info))
+                digest = _digest(mask, labels, series, covered)
+                seg, tried = self._written_seg(image_id, digest, mask, labels, series, _notes(info), covered)
                 self._keep(image_id, str(file), UNSENT, info)  # before it is sent: this process may be killed then
                 job.progress("send", 1, 2)
                 with shielded():
@@ -307,6 +323,7 @@ class DicomWebArchive(SoundRecord):
         labels: dict[str, int],
         series: DicomSeries,
         notes: AlgorithmNotes,
+        covered: Covered,
     ) -> tuple[Path, bool]:
         """The file of the SEG, and whether it was there already: then it may have been sent. Raises InvalidRequest."""
         path = self._outgoing / f"{image_id}-{digest}.dcm"
@@ -314,7 +331,7 @@ class DicomWebArchive(SoundRecord):
             return path, True
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
             try:
-                write_seg(mask, labels, series, Path(scratch) / "label.dcm", algorithm=notes)
+                write_seg(mask, labels, series, Path(scratch) / "label.dcm", algorithm=notes, covered=covered)
             except (ValueError, InvalidSubmission) as error:
                 raise InvalidRequest(str(error)) from error
             private_folder(self._outgoing)
@@ -490,10 +507,13 @@ def _names(info: Mapping[str, Any], mask: Volume) -> dict[str, int]:
         raise InvalidRequest(str(error)) from error
 
 
-def _digest(mask: Volume, labels: Mapping[str, int], series: DicomSeries) -> str:
+def _digest(mask: Volume, labels: Mapping[str, int], series: DicomSeries, covered: Covered) -> str:
     """What a SEG is made of: two with the same say the same."""
     told = json.dumps([sorted(labels.items()), mask.array.shape, str(mask.array.dtype), series.series_uid])
-    return hashlib.sha256(told.encode() + np.ascontiguousarray(mask.array).tobytes()).hexdigest()[:32]
+    sha = hashlib.sha256(told.encode() + np.ascontiguousarray(mask.array).tobytes())
+    for name, area in sorted(covered.items()):
+        sha.update(name.encode() + np.packbits(area).tobytes())
+    return sha.hexdigest()[:32]
 
 
 def _notes(info: Mapping[str, Any]) -> AlgorithmNotes:

@@ -16,6 +16,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
 from ssmsam.server.privacy import keep_names_out_of_logs
 from ssmsam.service.errors import StudiesNotWritable
@@ -123,7 +124,15 @@ class SoundRecord(LocalDatastore):
             self._update_datastore_file(lock=False)
         return image_id
 
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        covered: Covered = NOTHING_COVERED,
+    ) -> str:
+        """Keep a label file. It cannot hold what is ``covered``: that stays with the annotations."""
         self.require_writable()
         if image_id not in self._datastore.objects:
             raise ImageNotFoundException(f"Image {image_id} not found")

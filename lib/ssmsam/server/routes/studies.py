@@ -178,13 +178,14 @@ def export(
     labels: Annotated[str, Query(description="which labels, separated by commas; all unless told")] = "",
 ) -> FileResponse:
     """A label map, DICOM SEG or RT Structure Set of the annotated slices. The header ``X-Ssmsam-Labels`` names the
-    values. The last two need an image that is stored as DICOM; they are read back and compared before they are sent."""
+    values. The last two need an image that is stored as DICOM; they are read back and compared before they are sent.
+    Labels that overlap do so in them, while a label map holds one a voxel."""
     order = app.services[FEWSHOT].offered
-    mask, values = annotated_labels(app.datastore().annotations(image), order=order, only=read_names(labels))
+    mask, values, covered = annotated_labels(app.datastore().annotations(image), order=order, only=read_names(labels))
     folder = _scratch(background_tasks)
     source = app.images.from_datastore(image).path
     suffix = FORMATS.get(format, "")
-    path = write_labels(mask, values, folder / f"labels{suffix}", format=format, source=source)
+    path = write_labels(mask, values, folder / f"labels{suffix}", format=format, source=source, covered=covered)
     kind = {"dicom_seg": "seg", "rtstruct": "rtstruct"}.get(format, "labels")
     answer = FileResponse(path, media_type="application/octet-stream", filename=f"{image}_{kind}{suffix}")
     answer.headers[LABELS_HEADER] = in_header(values)
