@@ -276,7 +276,7 @@ def test_the_whole_way_of_a_study(
         assert "uncertain" not in window.strip(k)
 
         window.page.click("[data-do=finish]")
-        window.page.locator("#ask[open]").get_by_role("button", name="Yes").click()
+        window.page.locator("#ask[open]").get_by_role("button", name="Yes, finish it").click()
         window.page.locator("#review", has_text="to review").wait_for()
         assert row_of(again.url, CT)["state"] == "to review"
         _is_reviewed(again, browser, window)
@@ -304,7 +304,7 @@ def _is_reviewed(server: Server, browser: Browser, annotator: Window) -> None:
     annotator.ready()
     annotator.page.locator("#review", has_text="look at the lower pole").wait_for()
     annotator.page.click("[data-do=finish]")
-    annotator.page.locator("#ask[open]").get_by_role("button", name="Yes").click()
+    annotator.page.locator("#ask[open]").get_by_role("button", name="Yes, finish it").click()
     annotator.page.locator("#review", has_text="to review").wait_for()
     with opened_window(browser, "page-chief") as chief:
         chief.open(server.url, CT)

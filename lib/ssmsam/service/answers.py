@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,27 +20,30 @@ _QUICK = 1
 class Answer:
     """``mask`` (slices, rows, columns) uint8 holds 1, 2, ... for the ``labels``. Of each label ``uncertain`` slices are
     named, the worst first, and ``asked``: slices just past its annotated ends, of which it is asked whether it is still
-    there; ``expected`` is the Dice in [0, 1] that is expected of it on slices that nobody annotated."""
+    there; ``expected`` is the Dice in [0, 1] that is expected of it on slices that nobody annotated, in all, and
+    ``slice_dice`` that on each of them that has a mask."""
 
     labels: tuple[str, ...]
     mask: np.ndarray
     uncertain: Mapping[str, list[int]]
     asked: Mapping[str, list[int]]
     expected: Mapping[str, float] = field(default_factory=dict)
+    slice_dice: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+
+_NO_MASK = np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    labels: tuple[str, ...]
+    answer: Answer
+    """Without its mask."""
     shape: tuple[int, ...]
     data: bytes
-    uncertain: Mapping[str, list[int]]
-    asked: Mapping[str, list[int]]
-    expected: Mapping[str, float]
 
     def opened(self) -> Answer:
         mask = np.frombuffer(zlib.decompress(self.data), dtype=np.uint8).reshape(self.shape)
-        return Answer(self.labels, mask, self.uncertain, self.asked, self.expected)
+        return replace(self.answer, mask=mask)
 
 
 class AnswerMemory:
@@ -68,4 +71,4 @@ class AnswerMemory:
 
 def _packed(answer: Answer) -> _Packed:
     data = zlib.compress(np.ascontiguousarray(answer.mask, dtype=np.uint8).tobytes(), _QUICK)
-    return _Packed(answer.labels, answer.mask.shape, data, answer.uncertain, answer.asked, answer.expected)
+    return _Packed(replace(answer, mask=_NO_MASK), answer.mask.shape, data)

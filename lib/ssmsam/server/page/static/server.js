@@ -112,6 +112,9 @@ export async function propose(image, options, signal) {
   return { mask: parts.get('image'), labels: said.label_names, detail: said.detail, details: said };
 }
 
+// How unsure the server is of every voxel of a label, in per cent, as a gzipped NIfTI.
+export const uncertainty = (image, label) => inferred('uncertainty_map', image, { label }, { output: 'image' }).then(answer => answer.blob());
+
 const header = (answer, name) => JSON.parse(decodeURIComponent(answer.headers.get(name) || '{}'));
 export const masks = async image => {
   const answer = await call('/datastore/annotations/masks', { params: { image, client_id: client } });
