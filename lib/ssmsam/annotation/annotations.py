@@ -274,6 +274,8 @@ def label_map(
 
 def hidden_voxels(annotations: Annotations, array: np.ndarray, values: Mapping[str, int]) -> dict[str, int]:
     """Label -> its voxels that a :func:`label_map` gives to labels drawn over it; only those that have some."""
+    if len(values) < 2:
+        return {}
     found = {label: int((annotations.target(label)[0] & (array != value)).sum()) for label, value in values.items()}
     return {label: count for label, count in found.items() if count}
 

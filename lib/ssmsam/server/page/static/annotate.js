@@ -86,7 +86,7 @@ function guide() {
   if (!known && asked) return [`Asked for: ${asked.why.replace(`slice ${k}: `, '')}. Click on the ${name}, or press E if it is not here.`, ''];
   if (count === 0) return [drawn.size ? '' : `Click on the ${name}, or choose another label on the left. Wheel or ↑ ↓ change the slice.`, ''];
   if (count === 1 && drawn.size < 2) return [`One slice of ${name} is annotated. Go some slices on (wheel, ↑ ↓) and click on it again.`, ''];
-  return drawn.size <= count ? [`${count} slices of ${name} are annotated. Press F: the others are proposed.`, 'adapt'] : ['', ''];
+  return drawn.size <= count && study.states().some(([state]) => state === 'unknown') && !proposal.abort ? [`${count} slices of ${name} are annotated. Press F: the others are proposed.`, 'adapt'] : ['', ''];
 }
 
 function drawHint() {

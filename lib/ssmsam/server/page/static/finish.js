@@ -13,7 +13,7 @@ export async function finish(study) {
   const said = await server.message('finish_volume', study.image, { confirm: true });
   notice(sentence(said.detail));
   study.asked = [];
-  study.uncertain = {};
+  study.uncertain = study.questions = {};
   study.keepHints();
   saved('Saved: finished, to be reviewed');
   return showReview(study);

@@ -1,6 +1,6 @@
 // One study as it is worked on: labels, masks, prompts, annotated slices, and the steps back. Each change is sent at once.
 
-import { inflate, maskFile, readMask } from './grid.js';
+import { inflate, readMask } from './grid.js';
 import * as server from './server.js';
 import { failed, remember, remembered, saved } from './ui.js';
 
@@ -107,9 +107,10 @@ export class Study extends EventTarget {
   }
 
   async submit(label, k) {
-    const voxels = this.read(k).map(one => (one === label.value ? 1 : 0)), empty = !voxels.includes(1), { grid } = this.stage;
+    const voxels = this.read(k).map(one => (one === label.value ? 1 : 0)), empty = !voxels.includes(1), pressed = performance.now();
     saved('Saving …');
-    const said = await server.submit(this.image, await maskFile(grid, { [k]: voxels }), [[label.name, 1]], { [label.name]: { [empty ? 'empty' : 'annotated']: [k] } });
+    const said = await server.submit(this.image, label.name, k, voxels);
+    window.ssmsam.lastSaveMs = performance.now() - pressed;
     this.partial = said.partial;
     this.asked = this.asked.filter(one => one.slice !== k || (one.label && one.label !== label.name));
     this.uncertain[label.name] = (this.uncertain[label.name] ?? []).filter(one => one !== k);
