@@ -282,6 +282,7 @@ def test_the_whole_way_of_a_study(
         _is_reviewed(again, browser, window)
         mask = read_mask(exported(window, "nifti"), "mask.nii.gz")
         assert mask.shape == ct.array.shape and not mask[k].any() and mask[one].any()
+        assert mask[(one + two) // 2].any(), "what was proposed is finished too, though a slice was judged after it"
         window.page.goto(again.url)
         with window.page.expect_download() as download:
             window.page.click("#dataset")
