@@ -49,7 +49,7 @@ export async function showReview(study) {
 
 async function agreement(study) {
   const { agreement: found } = await server.agreement(study.image);
-  return found.map(one => element('p', { class: 'note' }, `${one.label}: ${one.clients.join(' and ')} agree by Dice ${per(one.dice)} on ${one.slices} slices`));
+  return found.map(one => element('p', { class: 'note' }, `${one.label}: ${one.clients.join(' and ')} agree by Dice ${per(one.dice)} on ${one.slices} slice${one.slices === 1 ? '' : 's'}`));
 }
 
 export async function download(study, format) {
