@@ -272,8 +272,9 @@ def test_the_whole_way_of_a_study(
     window.open(served.url, CT)
     with opened_window(browser, "page-chief") as chief:  # draws one of the slices too
         chief.open(served.url, CT)
-        chief.press("4")
-        chief.click(ct.click(label, k=one))
+        j, i = np.nonzero(ct.mask(label)[one])
+        chief.press("4", "b")
+        chief.drag([int(i.min()), int(j.min()), one], [int(i.max()), int(j.max()), one])
         chief.press("a")
     for k in (one, two):
         window.press("4")

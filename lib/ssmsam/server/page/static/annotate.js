@@ -90,7 +90,7 @@ function guide() {
 }
 
 function drawHint() {
-  const [text, next] = study.current && document.body.dataset.ready ? guide() : ['', ''];
+  const [text, next] = study.current && document.body.dataset.ready && stage.view !== '3d' ? guide() : ['', ''];
   $('hint').hidden = !text;
   $('hint').textContent = text;
   for (const name of ['accept', 'notHere', 'adapt']) document.querySelector(`[data-do=${name}]`).classList.toggle('primary', name === next);
@@ -111,6 +111,7 @@ stage.addEventListener('hover', ({ detail }) => { $('value').value = detail ? `$
 
 function setView(view) {
   stage.setView(view);
+  drawHint();
   for (const one of $('views').children) one.setAttribute('aria-checked', String(one.dataset.view === view));
 }
 
