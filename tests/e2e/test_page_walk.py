@@ -38,6 +38,9 @@ NAMELESS = """() => [...document.querySelectorAll('button, input, select, textar
     return one.getClientRects().length && !name;
 }).map(one => one.outerHTML)"""
 
+NOT_REACHED = """() => [...document.querySelectorAll('button, input, select, textarea, a[href], summary')].filter(one =>
+    one.getClientRects().length && !one.disabled && one.tabIndex >= 0 && !one.dataset.reached).map(one => one.outerHTML)"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -208,6 +211,11 @@ def test_by_keys_alone(served: Server, window: Window, ct: Truth) -> None:
     window.press("ArrowUp", "[")
     assert window.slice == k + 1, "nothing is annotated any more"
     assert window.page.evaluate(NAMELESS) == []
+    for _ in range(75):
+        window.page.keyboard.press("Tab")
+        window.page.evaluate("() => { document.activeElement.dataset.reached = 'yes'; }")
+    assert window.page.evaluate(NOT_REACHED) == []
+    window.page.locator("#frame").focus()
     window.press("?")
     window.page.keyboard.press("Escape")
     for key in ("w", "v", "v", "v", "t", "t", "+", "-"):
