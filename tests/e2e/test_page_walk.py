@@ -38,8 +38,9 @@ NAMELESS = """() => [...document.querySelectorAll('button, input, select, textar
     return one.getClientRects().length && !name;
 }).map(one => one.outerHTML)"""
 
-NOT_REACHED = """() => [...document.querySelectorAll('button, input, select, textarea, a[href], summary')].filter(one =>
-    one.getClientRects().length && !one.disabled && one.tabIndex >= 0 && !one.dataset.reached).map(one => one.outerHTML)"""
+NOT_REACHED = """() => [...document.querySelectorAll('button, input, select, textarea, a[href], summary')]
+    .filter(one => one.getClientRects().length && !one.disabled && one.tabIndex >= 0 && !one.dataset.reached)
+    .map(one => one.outerHTML)"""
 
 
 @pytest.fixture(scope="module")
