@@ -33,7 +33,7 @@ class Window:
         page.add_init_script(
             f"localStorage.getItem('ssmsam-client') ?? localStorage.setItem('ssmsam-client', '{reader}')"
         )
-        page.set_default_timeout(240_000)
+        page.set_default_timeout(120_000)
 
     def open(self, url: str, image: str) -> None:
         self.page.goto(f"{url}/annotate?image={image}")
@@ -108,7 +108,11 @@ def opened_window(browser: Browser, reader: str = "page-reader") -> Iterator[Win
     context = browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True)
     try:
         window = Window(context.new_page(), reader)
-        yield window
+        try:
+            yield window
+        except Exception:  # a wait that was in vain does not say what the page said instead
+            print("the page says:", window.page.locator("#saved, #notices, #review").all_inner_texts())
+            raise
         assert not window.errors, window.errors
     finally:
         context.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pydicom
 import pytest
 import requests
+from drawn_measurements import images, presentation_state, report
 from PIL import Image
-from sample_cases import CT, MR, SLICE_DICE, Truth, copy_of, dice
+from sample_cases import CT, MR, SAMPLES, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
 from viewers import TIMEOUT, ohif, read_mask, stored_label
 
@@ -35,6 +37,10 @@ NAMELESS = """() => [...document.querySelectorAll('button, input, select, textar
         || (one.id && document.querySelector(`label[for=${one.id}]`)?.textContent);
     return one.getClientRects().length && !name;
 }).map(one => one.outerHTML)"""
+
+NOT_REACHED = """() => [...document.querySelectorAll('button, input, select, textarea, a[href], summary')]
+    .filter(one => one.getClientRects().length && !one.disabled && one.tabIndex >= 0 && !one.dataset.reached)
+    .map(one => one.outerHTML)"""
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +212,11 @@ def test_by_keys_alone(served: Server, window: Window, ct: Truth) -> None:
     window.press("ArrowUp", "[")
     assert window.slice == k + 1, "nothing is annotated any more"
     assert window.page.evaluate(NAMELESS) == []
+    for _ in range(75):
+        window.page.keyboard.press("Tab")
+        window.page.evaluate("() => { document.activeElement.dataset.reached = 'yes'; }")
+    assert window.page.evaluate(NOT_REACHED) == []
+    window.page.locator("#frame").focus()
     window.press("?")
     window.page.keyboard.press("Escape")
     for key in ("w", "v", "v", "v", "t", "t", "+", "-"):
@@ -229,7 +240,33 @@ def test_two_people_at_once(served: Server, browser: Browser, window: Window) ->
         assert {one, two} <= set(known_slices(served.url, MR, label))
         other.open(served.url, MR)
         assert np.array_equal(other.mask(label, one, truth), window.mask(label, one, truth))
+        other.press("3")
+        other.click(truth.click(label, k=(one + two) // 2))
+        other.press("a")
+        _is_stopped(served, other, truth, one + 1)
     assert {"page-reader", "page-second"} <= {who["client"] for who in row_of(served.url, MR)["workers"]}
+
+
+def _is_stopped(server: Server, window: Window, truth: Truth, between: int) -> None:
+    """An adaptation is cancelled before it proposes anything, and once it has."""
+
+    def running() -> list[dict[str, Any]]:
+        jobs = requests.get(f"{server.url}/jobs", timeout=TIMEOUT).json()["jobs"]
+        return [one for one in jobs if one["image"] == MR and one["state"] not in ("done", "failed", "cancelled")]
+
+    job, stop = window.page.locator("#job"), window.page.locator("#cancel")
+    for proposed in (False, True):
+        window.page.keyboard.press("f")
+        if proposed:
+            window.page.locator("#saved", has_text="goes on adapting").wait_for()
+        else:
+            job.filter(has_not_text="the server begins").wait_for()
+        stop.click()
+        job.wait_for(state="hidden")
+        assert window.idle().startswith("Stopped")
+        server.wait_for(lambda info: not running(), seconds=30)
+        assert window.mask("right kidney", between, truth).any() == proposed, "what was proposed stays"
+        assert window.page.locator(".notice.error").count() == 0
 
 
 def test_the_whole_way_of_a_study(
@@ -242,6 +279,12 @@ def test_the_whole_way_of_a_study(
     slices = np.flatnonzero(ct.mask(label).any(axis=(1, 2)))
     one, two, three = (int(slices[round(share * (len(slices) - 1))]) for share in (0.3, 0.7, 0.5))
     window.open(served.url, CT)
+    with opened_window(browser, "page-chief") as chief:  # draws one of the slices too
+        chief.open(served.url, CT)
+        j, i = np.nonzero(ct.mask(label)[one])
+        chief.press("4", "b")
+        chief.drag([int(i.min()), int(j.min()), one], [int(i.max()), int(j.max()), one])
+        chief.press("a")
     for k in (one, two):
         window.press("4")
         window.click(ct.click(label, k=k))
@@ -276,17 +319,21 @@ def test_the_whole_way_of_a_study(
         assert "uncertain" not in window.strip(k)
 
         window.page.click("[data-do=finish]")
-        window.page.locator("#ask[open]").get_by_role("button", name="Yes").click()
+        window.page.locator("#ask[open]").get_by_role("button", name="Yes, finish it").click()
         window.page.locator("#review", has_text="to review").wait_for()
         assert row_of(again.url, CT)["state"] == "to review"
         _is_reviewed(again, browser, window)
         mask = read_mask(exported(window, "nifti"), "mask.nii.gz")
+        assert np.array_equal(read_mask(exported(window, "nrrd"), "mask.nrrd"), mask)
+        assert window.page.locator("[data-do=dicom_seg]").is_disabled(), "it is no DICOM"
         assert mask.shape == ct.array.shape and not mask[k].any() and mask[one].any()
+        assert mask[(one + two) // 2].any(), "what was proposed is finished too, though a slice was judged after it"
         window.page.goto(again.url)
         with window.page.expect_download() as download:
             window.page.click("#dataset")
         names = zipfile.ZipFile(download.value.path()).namelist()
         assert any(name.endswith("dataset.json") for name in names) and any("labelsTr/" in name for name in names)
+        _is_asked(again, window)
         _dashboard(again, window)
     finally:
         again.kill()
@@ -295,6 +342,8 @@ def test_the_whole_way_of_a_study(
 def _is_reviewed(server: Server, browser: Browser, annotator: Window) -> None:
     with opened_window(browser, "page-chief") as chief:
         chief.open(server.url, CT)
+        agree = re.compile(r"page-chief and page-reader agree by Dice [01].\d\d on 1 slice")
+        chief.page.locator("#review", has_text=agree).wait_for()
         chief.page.locator("#review-back").click()
         chief.page.locator(".notice.error", has_text="what is to be mended").wait_for()
         chief.page.get_by_label("Note for who annotated it").fill("look at the lower pole")
@@ -304,7 +353,7 @@ def _is_reviewed(server: Server, browser: Browser, annotator: Window) -> None:
     annotator.ready()
     annotator.page.locator("#review", has_text="look at the lower pole").wait_for()
     annotator.page.click("[data-do=finish]")
-    annotator.page.locator("#ask[open]").get_by_role("button", name="Yes").click()
+    annotator.page.locator("#ask[open]").get_by_role("button", name="Yes, finish it").click()
     annotator.page.locator("#review", has_text="to review").wait_for()
     with opened_window(browser, "page-chief") as chief:
         chief.open(server.url, CT)
@@ -312,6 +361,21 @@ def _is_reviewed(server: Server, browser: Browser, annotator: Window) -> None:
         chief.page.locator("#review", has_text="finished").wait_for()
     row = row_of(server.url, CT)
     assert row["state"] == "finished" and row["review"]["client"] == "page-chief"
+
+
+def _is_asked(server: Server, window: Window) -> None:
+    """The list names a study, slices and reasons; the study opens on the first of them, and says why."""
+    window.page.goto(server.url)
+    window.page.click("#next")
+    window.page.locator("#suggestion a").wait_for()
+    title, (first, *_) = window.page.locator("#suggestion h2").inner_text(), window.page.locator("#suggestion li").all()
+    slice, label, why = re.fullmatch(r"slice (\d+), ([^:]+): (.+)", first.inner_text()).groups()  # type: ignore[union-attr]
+    assert title.startswith("Next: ") and slice in title and why
+    window.page.keyboard.press("Enter")  # the link has the focus
+    window.ready()
+    assert window.slice == int(slice) and "asked" in window.strip(int(slice))
+    assert window.page.locator("#labels .current").inner_text().startswith(label)
+    assert why.split(";")[0] in window.page.locator("#hint").inner_text()
 
 
 def _dashboard(server: Server, window: Window) -> None:
@@ -322,9 +386,23 @@ def _dashboard(server: Server, window: Window) -> None:
     assert "broken" in window.page.locator("#aside").inner_text()
     assert window.page.evaluate(NAMELESS) == []
     use = window.page.get_by_role("button", name="Use checkpoint")
-    if use.count():
-        use.first.click()
-        window.page.locator(".notice", has_text="answers now").wait_for()
+    assert use.count(), "others adapted before"
+    name = (use.first.get_attribute("aria-label") or "").rpartition(" ")[2]
+    use.first.click()
+    window.page.locator(".notice", has_text="answers now").wait_for()
+    assert requests.get(f"{server.url}/checkpoints", timeout=TIMEOUT).json()["active"] == name
+    window.page.locator("tr", has_text=name).get_by_text("in use").wait_for()
+
+
+def _measured(orthanc: Orthanc, scratch: Path) -> None:
+    """A line in a report and an arrow in a presentation state, on the CT."""
+    drawn = images(SAMPLES / "abdomen_dicom" / CT)
+    line, arrow = np.array([[40.0, 60.0], [70.0, 66.0]]), np.array([[20.0, 30.0], [45.0, 50.0]])
+    for number, made in enumerate(
+        (report(drawn, [("POLYLINE", 20, line)]), presentation_state(drawn, [("ARROW", 12, arrow)]))
+    ):
+        made.save_as(scratch / f"{number}.dcm", write_like_original=False)
+    orthanc.upload(sorted(scratch.glob("*.dcm")))
 
 
 def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Window, ct: Truth) -> None:
@@ -334,7 +412,16 @@ def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Window,
         running.wait_until_it_answers().wait_until_warm()
         rows = requests.get(f"{running.url}/studies", timeout=TIMEOUT).json()["studies"]
         image = next(row["image"] for row in rows if row["info"].get("PatientID") == "SAMPLE-11")
+        _measured(orthanc, tmp_path)
         window.open(running.url, image)
+        window.page.locator("#measurements summary", has_text="(2)").click()
+        for place, kind in ((20, "scribbles"), (12, "positive")):
+            row = window.page.locator("#measurements .line", has_text=f"{place}:")
+            row.get_by_role("button", name="Use").click()
+            window.idle()
+            assert window.slice == place and window.mask("liver", place, ct).any()
+            assert window.page.evaluate("k => ssmsam.study.promptsAt(ssmsam.study.current, k)", place)[kind]
+            window.page.locator("#frame").focus()
         window.press("3")
         click = ct.click(label)
         window.click(click)

@@ -19,7 +19,7 @@ from ssmsam.fewshot.pipeline import Prediction
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
 from ssmsam.server.clients.rest import InferenceCommand
-from ssmsam.server.tasks.fewshot import FewShotTask, hints
+from ssmsam.server.tasks.fewshot import FewShotTask, hints, slice_dice
 from ssmsam.service import fewshot_service
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
@@ -179,4 +179,6 @@ def test_uncertain_slices_have_a_mask_that_nobody_annotated() -> None:
         logits=logits,
     )
     annotated: Any = {"liver": [SimpleNamespace(index=3, volume="this"), SimpleNamespace(index=2, volume="another")]}
-    assert hints(found, annotated, "this") == {"liver": [2, 1]}
+    expected = slice_dice(found, annotated, "this")
+    assert {index: round(one, 3) for index, one in expected["liver"].items()} == {2: 0.7, 1: 0.9}
+    assert hints(expected) == {"liver": [2, 1]} and hints({"liver": {2: 0.7, 1: 0.99}}) == {"liver": [2]}

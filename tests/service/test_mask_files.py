@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssmsam.reading import read_volume
-from ssmsam.service.mask_files import MaskFormat, centroids, slice_as_json, write_mask
+from ssmsam.service.errors import InvalidRequest
+from ssmsam.service.mask_files import MaskFormat, centroids, slice_as_json, slice_from_json, write_mask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume, reoriented
 
@@ -74,3 +75,28 @@ def test_a_slice_comes_back_at_its_place_in_the_patient(codes: str, axis: int, s
     back = reoriented(Volume(numbered, stored.affine), "LPS")
     found = back.array[back.array > 0]
     np.testing.assert_array_equal(found, plain.array[back.array > 0])
+
+
+def test_a_slice_that_a_client_sends_is_what_it_was_sent() -> None:
+    grid = Volume(np.zeros((3, 4, 5), np.uint8), np.eye(4)).grid
+    for axis in range(3):
+        plane = Plane(axis)
+        mask = np.random.default_rng(axis).integers(0, 2, plane.slice_shape(grid), dtype=np.uint8)
+        found = slice_from_json(slice_as_json(mask, 2, plane=plane, grid=grid), grid)
+        assert found[:2] == (axis, 2) and np.array_equal(found[2], mask > 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"index": "31", "data": ""}, "which slice"),
+        ({"index": 1, "axis": 3, "data": ""}, "which slice"),
+        ({"index": 1, "data": "not packed"}, "deflated"),
+        ({"index": 1, "data": b64encode(zlib.compress(bytes(19))).decode()}, "4 x 5 pixels"),
+        ({"index": 1, "data": b64encode(zlib.compress(bytes(10**6))).decode()}, "4 x 5 pixels"),
+    ],
+)
+def test_a_slice_of_another_kind_is_refused(said: dict, why: str) -> None:
+    grid = Volume(np.zeros((3, 4, 5), np.uint8), np.eye(4)).grid
+    with pytest.raises(InvalidRequest, match=why):
+        slice_from_json(said, grid)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pocket_service import annotate, make_service
 
 from ssmsam.annotation.review import ReviewVerdict
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey
 from ssmsam.service.errors import InvalidRequest, NotNow, NotYours
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import act_for
@@ -82,3 +84,20 @@ def test_what_is_expected_is_kept(service: FewShotService, tmp_path: Path) -> No
     service.studies._written()
     again = [one.work.expected for one in study_list(service.studies, service.images)]
     assert again == [{"liver": 0.87}, {}]
+
+
+def test_a_slice_alone_counts_and_leaves_all_others(service: FewShotService, tmp_path: Path) -> None:
+    studies = service.studies
+    annotate(service, "a", {"liver": [3]}, tmp_path)
+    drawn = np.zeros((40, 48), bool)
+    drawn[10:20, 10:20] = True
+    receipt = studies.submit_slice("a", SliceKey("Liver", 0, 5), drawn, client="reader")
+    assert receipt.answer()["counted"] == ["counted as annotated: 5 (liver)"], "under the name that is known"
+    studies.submit_slice("a", SliceKey("liver", 0, 9), np.zeros_like(drawn), client="reader")
+    known = studies.annotations("a").annotated("liver")
+    assert sorted(known) == [3, 5, 9] and known[9].empty
+    assert np.array_equal(studies.screen("a", client="reader")["liver"][5], drawn)
+    with pytest.raises(InvalidSubmission, match="slice"):
+        studies.submit_slice("a", SliceKey("liver", 0, 10), drawn, client="reader")
+    studies.undo("a", client="reader")
+    assert sorted(studies.annotations("a").annotated("liver")) == [3, 5]

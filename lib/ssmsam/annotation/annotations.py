@@ -275,7 +275,9 @@ def label_map(
 def covered_voxels(annotations: Annotations, array: np.ndarray, values: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Label -> where (slices, rows, columns) bool it is, while a :func:`label_map` gives the voxel to one drawn over
     it; only those that have such voxels."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
+    if len(values) < 2:
+        return found
     for label, value in values.items():
         beneath = annotations.target(label)[0] & (array != value)
         if beneath.any():

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update
+from ssmsam.annotation.annotations import Annotations, Update, check_slice
 from ssmsam.annotation.interpretation import (
     Context,
     Submission,
@@ -25,7 +25,7 @@ from ssmsam.annotation.interpretation import (
     on_screen,
     whole,
 )
-from ssmsam.annotation.labels import negative_of
+from ssmsam.annotation.labels import known_label, negative_of
 from ssmsam.annotation.log import INDEX as WORK
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
@@ -230,6 +230,13 @@ class AnnotationService:
         served = self._shown_to(image, mark.client, mark.label, mark.index)
         context = Context(self.known(image, grid), served={} if served is None else {mark.label: served})
         return interpret_mark(mark, context)
+
+    def drawn(self, image: str, key: SliceKey, mask: np.ndarray, grid: Grid, *, client: str) -> Update:
+        """One label on one slice is as ``mask`` (height, width) bool, which may be empty: what a client drew."""
+        key = check_slice(replace(key, label=known_label(key.label, self.names(image))), grid)
+        self.known(image, grid)
+        entry = SliceAnnotation(PackedMask.of(mask), Source.CLIENT, client, now())
+        return Update(grid, {key: entry}, labels=frozenset({key.label}), client=client, when=entry.when)
 
     def changed(self, image: str, partial: Any, grid: Grid, *, client: str) -> Update:
         """What ``partial`` says without a mask: listed slices are right as they are on that client's screen."""

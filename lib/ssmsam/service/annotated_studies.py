@@ -22,7 +22,7 @@ from ssmsam.annotation.log import Assignment, Mark, Served
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.review import Agreement, Review, ReviewVerdict, WorkSummary, agreement
 from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, now
+from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, now
 from ssmsam.annotation.store import Overview
 from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
@@ -166,7 +166,7 @@ class AnnotatedStudies:
             known = self._service.store.overview(image_id)
             if known.annotated or known.reopened:
                 return
-            grid, info = self._grid(image_id), self.files.get_label_info(image_id, FINAL) or {}
+            grid, info = self.grid(image_id), self.files.get_label_info(image_id, FINAL) or {}
             mask = _read_mask(Path(self.files.get_label_uri(image_id, FINAL)), grid)
             update, values = whole_label(mask, grid, info.get("label_info"), names)
             merged = self._service.merge(image_id, update)
@@ -240,7 +240,7 @@ class AnnotatedStudies:
         left = 0
         for one in self._waiting.listed():
             try:
-                self._grid(one.image)
+                self.grid(one.image)
             except (StoreUnavailable, StoreRefused):
                 left += 1
                 continue
@@ -264,7 +264,7 @@ class AnnotatedStudies:
         return left
 
     def _send_again(self, image_id: str, said: Mapping[str, Any]) -> None:
-        nothing_new = Update(self._grid(image_id))
+        nothing_new = Update(self.grid(image_id))
         self._apply(image_id, said, lambda: nothing_new)
 
     def _set_aside(self, one: Waiting, error: Exception) -> None:
@@ -288,7 +288,7 @@ class AnnotatedStudies:
 
     def annotations(self, image_id: str) -> Annotations:
         """What is known of every label and slice of an image; without revisions where nothing was submitted."""
-        return self._service.known(image_id, self._grid(image_id))
+        return self._service.known(image_id, self.grid(image_id))
 
     def all_annotations(self) -> Iterator[tuple[str, Annotations]]:
         """What is known of every image that there is and that has annotations."""
@@ -347,7 +347,7 @@ class AnnotatedStudies:
 
         The label is "" for what it asked for without one.
         """
-        grid = self._grid(image_id)
+        grid = self.grid(image_id)
         self._written()
         return self._service.screen(image_id, grid, client=client)
 
@@ -376,7 +376,7 @@ class AnnotatedStudies:
         if self.files.remote:
             params = {**params, "label_info": required_names(params)}
         try:
-            grid = self._grid(image_id)
+            grid = self.grid(image_id)
         except (StoreUnavailable, StoreRefused) as error:
             raise self._wait(image_id, file, params, tag, error) from error
         submission = Submission(_read_mask(file, grid), params)
@@ -386,15 +386,25 @@ class AnnotatedStudies:
                 self._writer.submit(self._note, self._service.log.serve, image_id, served)
         return self._worked(image_id, receipt, submission.client)
 
+    def submit_slice(self, image_id: str, key: SliceKey, mask: np.ndarray, *, client: str = "") -> Receipt:
+        """Count one label on one slice as it was drawn: ``mask`` (height, width) bool, without any voxel where the
+        label is not on the slice. It counts as what the client has on screen. Raises InvalidSubmission."""
+        grid = self.grid(image_id)
+        receipt = self._apply(image_id, {}, lambda: self._service.drawn(image_id, key, mask, grid, client=client))
+        (known, entry), *_ = receipt.update.entries.items()
+        shown = Served(known.label, client, known.axis, {known.index: entry.mask}, when=entry.when)
+        self._writer.submit(self._note, self._service.log.serve, image_id, shown)
+        return self._worked(image_id, receipt, client)
+
     def change(self, image_id: str, partial: Any, *, client: str = "") -> Receipt:
         """Apply ``partial`` without a mask: withdraw slices, reopen, accept what is on screen, declare complete."""
-        grid = self._grid(image_id)
+        grid = self.grid(image_id)
         receipt = self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
         return self._worked(image_id, receipt, client)
 
     def mark(self, image_id: str, mark: Mark) -> Receipt:
         """Count one slice as annotated, by a client's verdict on what it has on screen."""
-        grid = self._grid(image_id)
+        grid = self.grid(image_id)
         receipt = self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
         return self._worked(image_id, receipt, mark.client)
 
@@ -413,12 +423,12 @@ class AnnotatedStudies:
             return Receipt(update, merged, since=self._service.log.opened(image_id, client))
 
     def _finished(self, image_id: str, client: str, labels: Collection[str]) -> Update:
-        grid = self._grid(image_id)
+        grid = self.grid(image_id)
         return self._service.finished(image_id, grid, client=client, labels=labels)
 
     def undo(self, image_id: str, *, client: str = "") -> Receipt:
         """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
-        grid = self._grid(image_id)
+        grid = self.grid(image_id)
         receipt = self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
         return self._worked(image_id, receipt, client)
 
@@ -463,7 +473,7 @@ class AnnotatedStudies:
             raise NotYours(f"{who} annotated {image_id}: a second person has to review it")
         given = Review(verdict, who, now(), self._service.store.overview(image_id).revision, note)
         if verdict is ReviewVerdict.SEND_BACK:
-            grid = self._grid(image_id)
+            grid = self.grid(image_id)
             opened: Any = {"reopen": True}
             self._apply(image_id, {}, lambda: self._service.changed(image_id, opened, grid, client=client))
         self._service.log.review(image_id, given)
@@ -490,7 +500,7 @@ class AnnotatedStudies:
         last. A label map (slices, rows, columns), and which value means which label; ``order`` names the first ones.
         It counts as shown.
         """
-        grid = self._grid(image_id)
+        grid = self.grid(image_id)
         self._written()
         known, screen = self.annotations(image_id), self._service.screen(image_id, grid, client=client)
         for label in {key.label for key in known.slices} - screen.keys():
@@ -516,7 +526,7 @@ class AnnotatedStudies:
 
     def clicked_label(self, image_id: str, *, client: str, axis: int, index: int, yx: tuple[int, int] | None) -> str:
         """Which label a click on a slice means when the client does not say. Raises InvalidSubmission."""
-        grid = self._grid(image_id)
+        grid = self.grid(image_id)
         self._written()
         return self._service.clicked_label(image_id, grid, client=client, axis=axis, index=index, yx=yx)
 
@@ -675,7 +685,7 @@ class AnnotatedStudies:
             raise NotKnown("image", image_id, step="its file was removed from the datastore")
         return Path(uri)
 
-    def _grid(self, image_id: str) -> Grid:
+    def grid(self, image_id: str) -> Grid:
         """Of an image that an archive does not send, as it was when it was annotated. Raises UnreadableVolume, whose
         message names the image, not its path."""
         try:

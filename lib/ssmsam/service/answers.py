@@ -20,13 +20,15 @@ _QUICK = 1
 class Answer:
     """``mask`` (slices, rows, columns) uint8 holds 1, 2, ... for the ``labels``. Of each label ``uncertain`` slices are
     named, the worst first, and ``asked``: slices just past its annotated ends, of which it is asked whether it is still
-    there; ``expected`` is the Dice in [0, 1] that is expected of it on slices that nobody annotated."""
+    there; ``expected`` is the Dice in [0, 1] that is expected of it on slices that nobody annotated, in all, and
+    ``slice_dice`` that on each of them that has a mask."""
 
     labels: tuple[str, ...]
     mask: np.ndarray
     uncertain: Mapping[str, list[int]]
     asked: Mapping[str, list[int]]
     expected: Mapping[str, float] = field(default_factory=dict)
+    slice_dice: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 class AnswerMemory:

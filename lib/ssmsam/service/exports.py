@@ -37,6 +37,11 @@ IGNORE = "ignore"
 """What nnU-Net calls the label of voxels of which nothing is known."""
 
 
+def export_formats(source: Path) -> list[str]:
+    """The formats that can be made of an image that is stored at ``source``."""
+    return [one for one in FORMATS if one not in OF_DICOM or source.is_dir()]
+
+
 def write_labels(
     mask: Volume,
     labels: Mapping[str, int],
@@ -58,7 +63,7 @@ def write_labels(
     if format not in OF_DICOM:
         write_volume(mask, path)
         return path
-    if source is None or not source.is_dir():
+    if source is None or format not in export_formats(source):
         raise InvalidRequest(
             f"{format} refers to DICOM images, and this image is a file of another kind: export nifti or nrrd, or put "
             "the series as a folder of DICOM files among the studies"

@@ -7,6 +7,7 @@ import base64
 import shutil
 import tempfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ssmsam.service.errors import InvalidRequest
 from ssmsam.volume.geometry import Plane, axis_codes
 from ssmsam.volume.volume import Grid, Volume
 from ssmsam.volume.writing import write_volume
@@ -76,6 +78,23 @@ def slice_as_json(values: np.ndarray, index: int, *, plane: Plane, grid: Grid) -
         "encoding": "zlib",
         "data": base64.b64encode(zlib.compress(np.ascontiguousarray(values, np.uint8).tobytes(), 1)).decode(),
     }
+
+
+def slice_from_json(said: Mapping[str, Any], grid: Grid) -> tuple[int, int, np.ndarray]:
+    """What :func:`slice_as_json` says of a slice of this grid: the array axis that it is perpendicular to, its number
+    and its mask (height, width) bool. Raises InvalidRequest."""
+    axis, index = said.get("axis", 2), said.get("index")
+    if axis not in (0, 1, 2) or not isinstance(index, int):
+        raise InvalidRequest("say which slice it is: axis (0, 1 or 2, of a client's [i, j, k]) and index")
+    plane = Plane(2 - axis)
+    shape = plane.slice_shape(grid)
+    try:
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(str(said.get("data", ""))), shape[0] * shape[1] + 1)
+    except (ValueError, zlib.error):
+        raise InvalidRequest("data has to be the slice's pixels, a byte each, deflated (zlib) and in base64") from None
+    if len(unpacked) != shape[0] * shape[1]:
+        raise InvalidRequest(f"a slice of this image along axis {axis} has {shape[0]} x {shape[1]} pixels, a byte each")
+    return plane.axis, index, np.frombuffer(unpacked, np.uint8).reshape(shape) > 0
 
 
 @cache

@@ -95,7 +95,7 @@ class Look:
         """PNG of at most :data:`PICTURE_PIXELS`, head or front up."""
         plane = Plane(0)
         _, rows, columns = plane.mirrored(self.grid)
-        grey = self.grey[:: -1 if rows else 1, :: -1 if columns else 1]
+        grey = self.grey[:: 1 if rows else -1, :: -1 if columns else 1]  # encoders see the front below
         height, width = (side * mm for side, mm in zip(grey.shape, plane.pixel_mm(self.grid), strict=True))
         scale = PICTURE_PIXELS / max(height, width)
         return _png(Image.fromarray(grey).resize((max(1, round(width * scale)), max(1, round(height * scale)))))

@@ -11,10 +11,12 @@ from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import datastore as stock
 from monailabel.utils.others.generic import remove_file
+from pydantic import BaseModel, Field
 
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import summarise
+from ssmsam.annotation.slice_state import SliceKey
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.server.clients.rest import LABELS_HEADER, SUBMISSION, in_header, require_keys
 from ssmsam.server.routes.common import (
@@ -22,6 +24,7 @@ from ssmsam.server.routes.common import (
     Annotator,
     AnyUser,
     App,
+    CheckedJson,
     JsonText,
     KnownImage,
     Scratch,
@@ -35,7 +38,7 @@ from ssmsam.server.routes.common import (
 from ssmsam.service.annotated_studies import FINAL, PARTIAL
 from ssmsam.service.errors import NotKnown
 from ssmsam.service.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
-from ssmsam.service.mask_files import MaskFormat, write_mask
+from ssmsam.service.mask_files import MaskFormat, slice_from_json, write_mask
 from ssmsam.volume.writing import write_volume
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
@@ -190,7 +193,7 @@ def download_dataset(
     return FileResponse(archive, media_type="application/zip", filename="dataset.zip")
 
 
-slices = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
+slices = APIRouter(prefix="/datastore/annotations", tags=["Datastore"], route_class=CheckedJson)
 
 
 @slices.get("", summary="Which slices of an image are annotated")
@@ -207,6 +210,29 @@ def change_slices(
     client was last sent them; ``withdraw`` and ``reopen`` take back what was said.
     """
     return app.datastore().change(image, partial, client=reader(client_id, request)).answer()
+
+
+class DrawnSlice(BaseModel):
+    """One label on one slice, as ``slice_mask`` of ``sam_2d`` says it."""
+
+    label: str = Field(max_length=64, description="Its name.", examples=["liver"])
+    mask: dict[str, Any] = Field(
+        description="index, axis (2 are the stored slices), and data: the pixels by rows, a byte each, 0 where the "
+        "label is not, deflated (zlib) and in base64. All 0 says that the label is not on the slice.",
+        examples=[{"axis": 2, "index": 31, "encoding": "zlib", "data": "eJxjYBgFo2AUDFcAAAQAAAE="}],
+    )
+    client_id: str = Field("", description="Who drew it.", examples=["reader-a"])
+
+
+@slices.put("/slice", summary="Save one label on one slice")
+def save_slice(app: App, user: Annotator, request: Request, image: KnownImage, drawn: DrawnSlice) -> dict[str, Any]:
+    """The slice counts as annotated, or as empty, at once. No other slice is touched, and nothing else is sent: some
+    kilobytes where ``PUT /datastore/label`` takes a mask of the whole volume."""
+    datastore = app.datastore()
+    axis, index, mask = slice_from_json(drawn.mask, datastore.grid(image))
+    key = SliceKey(drawn.label, axis, index)
+    answer = datastore.submit_slice(image, key, mask, client=reader(drawn.client_id, request)).answer()
+    return {"image": image, "label": image, **answer, **(app.on_save_label(image, image) or {})}
 
 
 @slices.delete("", summary="Forget all that is known of an image's slices")

@@ -18,7 +18,14 @@ from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.json_text import require_storable
 from ssmsam.server.clients.rest import LABELS_HEADER, in_header, read_names
 from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, long, note_opened, reader
-from ssmsam.service.exports import FORMATS, annotated_labels, studies_cases, write_labels, write_nnunet
+from ssmsam.service.exports import (
+    FORMATS,
+    annotated_labels,
+    export_formats,
+    studies_cases,
+    write_labels,
+    write_nnunet,
+)
 from ssmsam.service.study_list import look, modality, study_list
 from ssmsam.volume.errors import named
 from ssmsam.volume.writing import nifti_pieces
@@ -67,7 +74,8 @@ def _review(review: Review) -> dict[str, Any]:
 
 @router.get("/about", summary="The modality, the grid and the file type of one image")
 def about(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
-    """``shape`` and ``spacing`` are (columns, rows, slices), ``spacing`` in millimetres. It is opened for this."""
+    """``shape`` and ``spacing`` are (columns, rows, slices), ``spacing`` in millimetres; ``formats`` are those that
+    ``GET /studies/export`` can make of it. It is opened for this."""
     source = app.images.from_datastore(image)
     opened = app.images.open(source)
     grid = opened.volume.grid
@@ -77,6 +85,7 @@ def about(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
         "modality": modality(opened),
         "shape": list(grid.shape[::-1]),
         "spacing": [round(float(mm), 4) for mm in grid.spacing[::-1]],
+        "formats": export_formats(source.path),
         "file": "image" + (suffix if suffix.endswith(".gz") else source.path.suffix or suffix),
     }
 

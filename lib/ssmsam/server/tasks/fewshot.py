@@ -39,6 +39,8 @@ from ssmsam.service.mask_files import centroids, write_mask
 
 HINTS = 3
 """How many uncertain slices of each label the answer names."""
+SURE = 0.98
+"""A slice of at least this expected Dice is not called uncertain: a *guess*."""
 
 FROM_ELSEWHERE = (
     "the annotated slices of this checkpoint are not on this server, so that masks are less exact than with them: "
@@ -136,6 +138,10 @@ class FewShotTask(InferTask):
             "support_here": not task.summarised,
             "asked_slices": dict(found.asked),
             "uncertain_slices": dict(found.uncertain),
+            "slice_dice": {
+                label: {str(k): round(dice, 3) for k, dice in by_slice.items()}
+                for label, by_slice in found.slice_dice.items()
+            },
             "latencies": {
                 "pre": round(adapted - started, 4), "infer": round(segmented - adapted, 4), "post": 0.0,
                 "write": round(done - segmented, 4), "total": round(done - started, 4),
@@ -178,12 +184,14 @@ class FewShotTask(InferTask):
                 prediction = segment(
                     embeddings, task, support=asked.support, clicks=clicks, config=service.config, progress=progress
                 )
+            least_sure = slice_dice(prediction, asked.support, embeddings.key.digest)
             return Answer(
                 prediction.labels,
                 prediction.mask,
-                hints(prediction, asked.support, embeddings.key.digest),
+                hints(least_sure),
                 {label: list(slices) for label, slices in prediction.open_ends.items()},
                 dict(prediction.dice),
+                least_sure,
             )
 
         found, known = service.answers.recalled(key, made)
@@ -297,16 +305,21 @@ def _with_values(found: Answer, values: Mapping[str, int]) -> np.ndarray:
     return table[found.mask]
 
 
-def hints(prediction: Prediction, support: Support, volume: str) -> dict[str, list[int]]:
-    """Label -> the slices with a mask, not annotated yet, whose masks are least sure of themselves, the worst first."""
+def slice_dice(prediction: Prediction, support: Support, volume: str) -> dict[str, dict[int, float]]:
+    """Label -> the Dice that is expected on each slice with a mask that is not annotated yet, the worst first."""
     found = {}
     for number, label in enumerate(prediction.labels):
         annotated = {one.index for one in support.get(label, ()) if one.volume == volume}
         drawn = (prediction.logits[number] > 0).any(axis=(1, 2))
-        uncertainty = prediction.uncertainty[number] * drawn * ~np.isin(prediction.slices, list(annotated))
-        worst = np.argsort(-uncertainty, kind="stable")[:HINTS]
-        found[label] = [int(prediction.slices[row]) for row in worst if uncertainty[row] > 0.02]
+        rows = [row for row in np.argsort(-prediction.uncertainty[number], kind="stable") if drawn[row]]
+        dice = {int(prediction.slices[row]): 1 - float(prediction.uncertainty[number, row]) for row in rows}
+        found[label] = {index: one for index, one in dice.items() if index not in annotated}
     return found
+
+
+def hints(dice: Mapping[str, Mapping[int, float]]) -> dict[str, list[int]]:
+    """Label -> the slices to look at first, of its :func:`slice_dice`."""
+    return {label: [index for index, one in found.items() if one < SURE][:HINTS] for label, found in dice.items()}
 
 
 def in_words(found: Answer, task: AdaptedTask, *, fresh: bool, beside: bool) -> str:

@@ -6,10 +6,11 @@ import * as server from './server.js';
 import { Stage, VIEWS } from './stage.js';
 import { Study } from './study.js';
 import { TOOLS, Tools } from './tools.js';
-import { $, element, failed, notice, remembered, saved, sentence } from './ui.js';
+import { $, element, failed, notice, per, remembered, saved, sentence } from './ui.js';
 
 const WINDOWS = { CT: { 'Soft tissue': [-160, 240], Liver: [-45, 165], Lung: [-1350, 150], Bone: [-650, 1350], Brain: [0, 80], Mediastinum: [-125, 225] },
   MR: { '1–99 %': [0.01, 0.99], '2–98 %': [0.02, 0.98], '0.5–99.5 %': [0.005, 0.995], '5–95 %': [0.05, 0.95], 'Full range': [0, 1] } };
+const SURE = 0.95, UNSURE = 0.6; // the expected Dice that the strip shows as blue, and as orange: guesses
 const NAMES = { slice: 'Slice', planes: 'Planes', '3d': '3-D' };
 
 const query = new URLSearchParams(location.search), image = query.get('image') ?? '';
@@ -47,20 +48,22 @@ function rename(label) {
 }
 
 function drawStrip() {
-  const states = study.states(), strip = $('strip');
+  const states = study.states(), strip = $('strip'), expected = study.sliceDice[study.current?.name];
   if (strip.children.length !== states.length) strip.replaceChildren(...states.map(() => element('i')));
   strip.classList.toggle('few', states.length < 120);
   states.forEach(([state, asked], k) => {
-    const node = strip.children[k], now = `${state}${asked ? ' asked' : ''}`;
-    if (node.className === now) return;
+    const node = strip.children[k], dice = state === 'predicted' || state === 'uncertain' ? expected?.[k] : undefined, now = `${state}${asked ? ' asked' : ''}`;
+    const unsure = dice === undefined ? '0%' : `${Math.round(100 * Math.max(0, Math.min(1, (SURE - dice) / (SURE - UNSURE))))}%`, said = dice === undefined ? '' : `, expected Dice ${per(dice)}`;
+    if (node.className === now && node.style.getPropertyValue('--unsure') === unsure) return;
     node.className = now;
-    node.title = `slice ${k}: ${state === 'empty' ? 'not here' : state}${asked ? ', asked for' : ''}`;
+    node.title = `slice ${k}: ${state === 'empty' ? 'not here' : state}${asked ? ', asked for' : ''}${said}`;
+    node.style.setProperty('--unsure', unsure);
   });
 }
 
 const pictures = new WeakMap(); // what is uncertain, as a picture
 function drawUnsure() {
-  const values = unsureShown && study.current && study.unsure.get(`${study.current.name} ${stage.slice}`);
+  const values = unsureShown && study.current && (study.unsure.get(`${study.current.name} ${stage.slice}`) ?? proposal.unsureOn(study.current, stage.slice));
   if (values && !pictures.has(values)) {
     const [width, height] = stage.grid.shape, canvas = element('canvas', { width, height }), context = canvas.getContext('2d'), pixels = context.createImageData(width, height);
     values.forEach((value, n) => pixels.data.set([255, 190, 60, value * 0.7], 4 * n));
@@ -71,20 +74,26 @@ function drawUnsure() {
   tools.draw();
 }
 
-// What to do here, in a sentence: an open question of the model, or the first steps.
+// What to do here, in a sentence, and the action that does it: an open question of the model, or the next step.
 function guide() {
-  const { name, value } = study.current, k = stage.slice, known = study.known(name, k), drawn = study.drawn.get(value);
-  if (study.questions[name]?.includes(k) && !known) return `Is there still ${name} here? Click on it, or press E if not.`;
-  const count = study.slicesOf(name).annotated.length;
-  if (count === 0) return drawn?.has(k) ? 'Right click takes away what is wrong, a click adds. A accepts the slice.' : drawn?.size ? '' : `Click on the ${name}, or choose another label on the left.`;
-  if (count === 1 && drawn.size < 2) return `One slice of ${name} is annotated. Annotate one more, then Adapt (F) proposes the rest.`;
-  return count === 2 && drawn.size === 2 ? 'Adapt (F) proposes the rest.' : '';
+  const { name, value } = study.current, k = stage.slice, known = study.known(name, k), drawn = study.drawn.get(value) ?? new Set();
+  if (study.questions[name]?.includes(k) && !known) return [`Is there still ${name} here? Click on it, or press E if not.`, 'notHere'];
+  const count = study.slicesOf(name).annotated.length, asked = study.asked.find(one => one.slice === k && (!one.label || one.label === name)), dice = study.sliceDice[name]?.[k];
+  if (!known && drawn.has(k)) {
+    const sure = dice === undefined ? '' : ` (expected Dice ${per(dice)} here)`;
+    return [study.promptsAt(study.current, k) ? 'A click adds, a right click takes away. Press A to accept the slice.' : `Proposed${sure}: correct it by clicks, or press A to accept it.`, 'accept'];
+  }
+  if (!known && asked) return [`Asked for: ${asked.why.replace(`slice ${k}: `, '')}. Click on the ${name}, or press E if it is not here.`, ''];
+  if (count === 0) return [drawn.size ? '' : `Click on the ${name}, or choose another label on the left. Wheel or ↑ ↓ change the slice.`, ''];
+  if (count === 1 && drawn.size < 2) return [`One slice of ${name} is annotated. Go some slices on (wheel, ↑ ↓) and click on it again.`, ''];
+  return drawn.size <= count && study.states().some(([state]) => state === 'unknown') && !proposal.abort ? [`${count} slices of ${name} are annotated. Press F: the others are proposed.`, 'adapt'] : ['', ''];
 }
 
 function drawHint() {
-  const text = study.current && document.body.dataset.ready ? guide() : '';
+  const [text, next] = study.current && document.body.dataset.ready && stage.view !== '3d' ? guide() : ['', ''];
   $('hint').hidden = !text;
   $('hint').textContent = text;
+  for (const name of ['accept', 'notHere', 'adapt']) document.querySelector(`[data-do=${name}]`).classList.toggle('primary', name === next);
 }
 
 function drawSlice() {
@@ -98,10 +107,11 @@ function drawSlice() {
 
 study.addEventListener('change', () => { drawLabels(); if (stage.grid) { drawStrip(); drawUnsure(); drawHint(); } });
 stage.addEventListener('slice', drawSlice);
-stage.addEventListener('hover', ({ detail }) => { $('value').value = detail ? String(Math.round(stage.intensityAt(detail) * 10) / 10) : ''; });
+stage.addEventListener('hover', ({ detail }) => { $('value').value = detail ? `${Math.round(stage.intensityAt(detail) * 10) / 10}${about.modality === 'CT' ? ' HU' : ''}` : ''; });
 
 function setView(view) {
   stage.setView(view);
+  drawHint();
   for (const one of $('views').children) one.setAttribute('aria-checked', String(one.dataset.view === view));
 }
 
@@ -134,14 +144,15 @@ async function nextAsked() {
   open.seen = true;
   if (open.label) study.choose(study.label(open.label));
   stage.goTo(open.slice);
-  notice(`Slice ${open.slice}${open.label ? `, ${open.label}` : ''}: ${open.why.replace(`slice ${open.slice}: `, '')}`);
+  drawHint();
   return study.keepHints();
 }
 
 function nextUncertain() {
   const slices = study.uncertain[study.needLabel().name] ?? [], at = slices.indexOf(stage.slice);
-  if (!slices.length) return saved('No uncertain slice is known: adapt first');
-  return stage.goTo(slices[(at + 1) % slices.length]);
+  if (!slices.length) return saved('No uncertain slice is known: press F first');
+  stage.goTo(slices[(at + 1) % slices.length]);
+  return proposal.where(study.current);
 }
 
 const exporting = format => () => study.act(() => parts.download(study, format));
@@ -161,7 +172,7 @@ const actions = {
 const KEYS = [['a', 'accept', 'Accept the mask of this slice'], ['e', 'notHere', 'The label is not on this slice'], ['Delete', 'erase', 'Erase the label on this slice'],
   ['z', 'undo', 'Undo'], ['y', 'redo', 'Redo'], ['ArrowUp', 'next', 'Next slice'], ['ArrowDown', 'previous', 'Previous slice'], ['PageUp', 'on10', 'Ten slices on'],
   ['PageDown', 'back10', 'Ten slices back'], [']', 'nextAnnotated', 'Next annotated slice'], ['[', 'previousAnnotated', 'Previous annotated slice'],
-  ['n', 'nextAsked', 'Next slice to annotate, and why'], ['f', 'adapt', 'Adapt, and propose the rest'], ['u', 'uncertain', 'Next uncertain slice'],
+  ['n', 'nextAsked', 'Next slice to annotate, and why'], ['f', 'adapt', 'Adapt, and propose the rest'], ['u', 'uncertain', 'Next uncertain slice, and where'],
   ['o', 'before', 'Held: the masks before the adaptation'], ['t', 'toggleMask', 'Show or hide masks'], ['q', 'toggleUnsure', 'Show or hide what is uncertain'],
   ['w', 'window', 'Next window'], ['v', 'view', 'Slice, planes, 3-D'], ['+', 'zoomIn', 'Zoom in'], ['-', 'zoomOut', 'Zoom out'], ['Enter', 'press', 'Put the cursor down'], ['?', 'help', 'This list']];
 const MORE = [['1–9', 'Choose a label'], ...TOOLS.map(([, key, title]) => [key, title]), ['Shift+arrows', 'Move the cursor'], ['Right click', 'Point out'],
@@ -255,6 +266,10 @@ async function start() {
   document.title = `${image} · ssmsam`;
   labels(info.labels);
   const kind = about.modality === 'CT' ? 'CT' : 'MR';
+  for (const button of document.querySelectorAll('[data-do=dicom_seg], [data-do=rtstruct]')) {
+    button.disabled = !about.formats.includes(button.dataset.do);
+    if (button.disabled) button.title = 'Only where the image is stored as DICOM';
+  }
   await stage.open(niivue, server.imageAddress(image), kind === 'CT' ? Object.values(WINDOWS.CT)[0] : null);
   $('slice').max = stage.grid.shape[2] - 1;
   windows(kind);
@@ -263,11 +278,14 @@ async function start() {
   const hints = remembered(`hints-${image}`, {}), offered = remembered(`asked-${image}`, null);
   study.uncertain = hints.uncertain ?? {};
   study.questions = hints.questions ?? {};
+  study.sliceDice = hints.sliceDice ?? {};
   study.asked = hints.asked ?? [];
   if (offered) { ask(offered); localStorage.removeItem(`ssmsam-asked-${image}`); }
+  const first = offered && study.asked[0];
+  if (first) first.seen = true;
   await study.load();
-  study.choose(study.labels.find(one => study.slicesOf(one.name).annotated.length) ?? study.listed[0]);
-  stage.goTo(query.get('slice') ? Number(query.get('slice')) : study.slicesOf(study.current.name).annotated[0] ?? stage.slice);
+  study.choose(first?.label ? study.label(first.label) : study.labels.find(one => study.slicesOf(one.name).annotated.length) ?? study.listed[0]);
+  stage.goTo(query.get('slice') ? Number(query.get('slice')) : first?.slice ?? study.slicesOf(study.current.name).annotated[0] ?? stage.slice);
   $('frame').focus();
   document.body.dataset.ready = 'yes';
   drawHint();

@@ -31,8 +31,8 @@ const estimates = card => Object.entries(card.dice_estimate ?? {}).filter(([, on
 function checkpoint([name, card], known) {
   const slices = label => card.learned_from?.[label] ?? 0, found = Object.fromEntries(estimates(card).map(([label, one]) => [label, ` ${per(one.after)}`]));
   const use = () => server.activate(name).then(draw).then(() => notice(`${name} answers now.`)).catch(failed);
-  const labels = (card.labels ?? []).map(label => element('div', {}, `${label}, ${slices(label)} slices${found[label] ?? ''}`));
-  return element('tr', {}, element('td', {}, when(card.created)), element('td', {}, ...labels), element('td', { class: 'people' }, name, ...(card.adapted ? [] : [element('div', {}, 'not adapted: prompted by the slices')])),
+  const labels = (card.labels ?? []).map(label => element('div', {}, `${label}, ${slices(label)} ${slices(label) === 1 ? 'slice' : 'slices'}${found[label] ? `, Dice${found[label]}` : ''}`));
+  return element('tr', {}, element('td', {}, when(card.created)), element('td', {}, ...labels), element('td', { class: 'people' }, name, ...(card.adapted ? [] : [element('div', {}, 'decoder as shipped, shown the slices')])),
     element('td', {}, name === known.active ? element('span', { class: 'tag finished' }, 'in use') : element('button', { 'aria-label': `Use checkpoint ${name}`, onclick: use }, 'Use this')));
 }
 
@@ -53,7 +53,7 @@ let shown = '';
 async function draw() {
   const [info, jobs, known] = await Promise.all([server.info(), server.jobs(), server.checkpoints()]), own = info.ssmsam, { embedding } = own;
   fill($('server'), [['Version', info.version], ['Encoder', own.encoder], ['Device', own.device], ['Ready', own.warm ? 'yes' : 'warming up'],
-    ...(embedding?.phase ? [['Embeds', `${embedding.image} ${embedding.done} of ${embedding.total}`]] : []), ['Memory', size(own.memory_bytes)],
+    ...(embedding?.phase ? [['Preparing', `${embedding.image} ${embedding.done} of ${embedding.total}`]] : []), ['Memory', size(own.memory_bytes)],
     ['Studies', info.datastore?.total ?? ''], ['Finished', info.datastore?.finished ?? '']]);
   const state = JSON.stringify([jobs, known, own.set_aside]);
   if (state === shown) return; // what is in the reader's hands stays

@@ -8,10 +8,13 @@ export async function finish(study) {
     await server.message('finish_volume', study.image, {});
   } catch (error) {
     if (error.status !== 409) throw error;
-    if (!await confirmed(sentence(error.message.replace(/\. Run finish_volume again.*$/, '')))) return notice('Nothing was finished.');
+    if (!await confirmed(sentence(error.message.replace(/\. Run finish_volume again.*$/, '').replace(/^This would finish/i, 'Finish')).replace(/\.$/, '?'))) return notice('Nothing was finished.');
   }
   const said = await server.message('finish_volume', study.image, { confirm: true });
   notice(sentence(said.detail));
+  study.asked = [];
+  study.uncertain = study.questions = {};
+  study.keepHints();
   saved('Saved: finished, to be reviewed');
   return showReview(study);
 }
@@ -28,6 +31,7 @@ export async function showReview(study) {
   if (people) parts.push(element('small', { class: 'muted' }, people));
   if (review?.note) parts.push(element('p', { class: 'note' }, `${review.client}, ${when(review.when)}: ${review.note}`));
   if (state === 'to review') {
+    parts.push(element('p', { class: 'note muted' }, 'Finished. Somebody else looks through it, and accepts it or sends it back.'));
     const note = element('textarea', { rows: 2, placeholder: 'What is to be mended', 'aria-label': 'Note for who annotated it' });
     const answer = verdict => study.act(async () => {
       if (verdict === 'send_back' && !note.value.trim()) { note.focus(); throw new Error('Say what is to be mended'); }
@@ -37,7 +41,7 @@ export async function showReview(study) {
       await showReview(study);
     });
     parts.push(...await agreement(study), note, element('div', { class: 'line' },
-      element('button', { class: 'primary', id: 'review-accept', onclick: () => answer('accept') }, 'Accept'), element('button', { id: 'review-back', onclick: () => answer('send_back') }, 'Send back')));
+      element('button', { class: 'primary', id: 'review-accept', onclick: () => answer('accept') }, 'Accept study'), element('button', { id: 'review-back', onclick: () => answer('send_back') }, 'Send back')));
   }
   box.replaceChildren(...parts);
   return row;
@@ -45,7 +49,7 @@ export async function showReview(study) {
 
 async function agreement(study) {
   const { agreement: found } = await server.agreement(study.image);
-  return found.map(one => element('p', { class: 'note' }, `${one.label}: ${one.clients.join(' and ')} agree by Dice ${per(one.dice)} on ${one.slices} slices`));
+  return found.map(one => element('p', { class: 'note' }, `${one.label}: ${one.clients.join(' and ')} agree by Dice ${per(one.dice)} on ${one.slices} slice${one.slices === 1 ? '' : 's'}`));
 }
 
 export async function download(study, format) {

@@ -59,6 +59,8 @@ export class Grid {
   }
 }
 
+// Bytes as text, packed as the server packs slices.
+export const deflated = async bytes => btoa(Array.from(await through(bytes, new CompressionStream('deflate')), one => String.fromCharCode(one)).join(''));
 export const inflate = (bytes, kind = 'deflate') => through(bytes, new DecompressionStream(kind));
 const through = async (bytes, stream) => new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
 
@@ -73,22 +75,4 @@ export async function readMask(blob) {
     return /encoding: (gzip|gz)/.test(header) ? through(data, new DecompressionStream('gzip')) : data;
   }
   return bytes.subarray(new DataView(bytes.buffer, bytes.byteOffset).getFloat32(108, true));
-}
-
-// A gzipped NIfTI file with some stored slices of a mask: {slice: voxels}.
-export async function maskFile(grid, slices) {
-  const bytes = new Uint8Array(352 + grid.area * grid.shape[2]), view = new DataView(bytes.buffer);
-  view.setInt32(0, 348, true);
-  [3, ...grid.shape, 1, 1, 1, 1].forEach((one, n) => view.setInt16(40 + 2 * n, one, true));
-  view.setInt16(70, 2, true); // unsigned bytes
-  view.setInt16(72, 8, true);
-  [1, ...grid.spacing].forEach((one, n) => view.setFloat32(76 + 4 * n, one, true));
-  view.setFloat32(108, 352, true);
-  view.setFloat32(112, 1, true);
-  bytes[123] = 2; // millimetres
-  view.setInt16(254, 1, true);
-  grid.affine.slice(0, 3).flat().forEach((one, n) => view.setFloat32(280 + 4 * n, one, true));
-  bytes.set([0x6e, 0x2b, 0x31, 0], 344); // n+1
-  for (const [k, voxels] of Object.entries(slices)) bytes.set(voxels, 352 + grid.area * Number(k));
-  return new Blob([await through(bytes, new CompressionStream('gzip'))]);
 }

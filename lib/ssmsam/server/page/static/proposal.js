@@ -8,7 +8,7 @@ const JOBS_MS = 700, MOST_LISTED = 3, OVER = ['done', 'failed', 'cancelled'];
 
 export class Proposal {
   constructor(study) {
-    Object.assign(this, { study, expected: {}, before: null, drawnBefore: new Map(), now: null, abort: null });
+    Object.assign(this, { study, expected: {}, before: null, drawnBefore: new Map(), maps: new Map(), now: null, abort: null });
   }
 
   // Goes on beside: who annotates meanwhile is not kept waiting, and what was drawn since then stays.
@@ -74,6 +74,8 @@ export class Proposal {
     const { study } = this, asked = details.asked_slices ?? {}, unsure = details.uncertain_slices ?? {};
     study.uncertain = Object.fromEntries(Object.keys({ ...asked, ...unsure }).map(label => [label, [...new Set([...(asked[label] ?? []), ...(unsure[label] ?? [])])]]));
     study.questions = asked;
+    study.sliceDice = details.slice_dice ?? {};
+    this.maps.clear();
     study.keepHints();
     this.show(details.expected_dice ?? {}, was);
   }
@@ -82,29 +84,56 @@ export class Proposal {
     const { study } = this;
     this.expected = expected;
     if (!Object.keys(expected).length) return;
-    const jump = (label, k, title) => element('button', { class: 'link', title, onclick: () => { study.choose(study.label(label)); study.stage.goTo(k); } }, String(k));
+    const jump = (label, k, title) => element('button', { class: 'link', title, onclick: () => { study.choose(study.label(label)); study.stage.goTo(k); this.where(study.current)?.catch(failed); } }, String(k));
     $('estimate').replaceChildren(element('h3', {}, 'Expected Dice'), ...Object.entries(expected).map(([label, value]) => {
-      const changes = this.#changes(study.label(label).value), most = Object.entries(changes).sort((a, b) => b[1] - a[1]).slice(0, MOST_LISTED).map(([k]) => Number(k));
+      const { slices: changes, dice: same } = this.#changes(study.label(label)), most = Object.entries(changes).sort((a, b) => b[1] - a[1]).slice(0, MOST_LISTED).map(([k]) => Number(k));
       const earlier = was[label] !== undefined && Math.abs(value - was[label]) >= 0.005 ? ` was ${per(was[label])}` : '';
       const places = (word, slices, title) => (slices?.length ? [element('div', {}, element('span', { class: 'muted' }, word), ...slices.map(k => jump(label, k, title)))] : []);
       return element('div', { class: 'found' }, element('b', {}, label), ` ${per(value)}`, element('small', { class: 'muted' }, earlier),
-        ...places('look at', study.uncertain[label], 'The model is least sure of this slice'), ...places('changed', most, 'The mask changed most on this slice'));
+        ...places('look at', study.uncertain[label], 'The model is least sure of this slice'),
+        ...(same === null ? [] : [element('div', { class: 'muted', title: 'How far the former proposal and this one agree' }, same > 0.9995 ? 'as before' : `Dice ${per(same)} to before`)]),
+        ...places('changed', most, 'The mask changed most on this slice'));
     }), element('button', { id: 'earlier', hidden: !this.before, title: 'Hold to see the masks as they were before (O)' }, 'Hold: before ', element('kbd', {}, 'O')));
     $('earlier').onpointerdown = () => this.showBefore(true);
     $('earlier').onpointerup = $('earlier').onpointerleave = () => this.showBefore(false);
   }
 
-  // Slice -> number of voxels of a label that are not as before.
-  #changes(value) {
-    const { grid, voxels } = this.study.stage, found = {};
-    if (!this.before) return found;
-    for (const k of new Set([...this.drawnBefore.get(value) ?? [], ...this.study.drawn.get(value) ?? []])) {
+  // Against the former proposal of a label, where there was one: slice -> number of voxels that changed, and the Dice.
+  #changes({ value, name }) {
+    const { grid, voxels } = this.study.stage, slices = {}, earlier = this.drawnBefore.get(value) ?? [];
+    let both = 0, sum = 0;
+    if (!this.before || !earlier.some(k => !this.study.known(name, k))) return { slices, dice: null };
+    for (const k of new Set([...earlier, ...this.study.drawn.get(value) ?? []])) {
       const one = grid.read(this.before, k), other = grid.read(voxels, k);
       let count = 0;
-      for (let n = 0; n < one.length; n++) if ((one[n] === value) !== (other[n] === value)) count += 1;
-      if (count) found[k] = count;
+      for (let n = 0; n < one.length; n++) {
+        const was = one[n] === value, is = other[n] === value;
+        both += was && is;
+        sum += was + is;
+        count += was !== is;
+      }
+      if (count) slices[k] = count;
     }
-    return found;
+    return { slices, dice: sum ? (2 * both) / sum : null };
+  }
+
+  // Where on its slices the proposal of a label is uncertain: asked for once, when somebody looks.
+  where(label) {
+    if (this.maps.has(label) || !this.study.sliceDice[label.name]) return null;
+    const { maps, study } = this;
+    maps.set(label, null);
+    return server.uncertainty(study.image, label.name).then(readMask).then(found => { maps.set(label, found); study.changed(); })
+      .catch(error => { maps.delete(label); throw error; });
+  }
+
+  #slices = new WeakMap(); // of a map: slice -> how unsure, 0 to 255
+  unsureOn(label, k) {
+    const found = this.maps.get(label), { area } = this.study.stage.grid;
+    if (!found || this.study.known(label.name, k)) return null;
+    if (!this.#slices.has(found)) this.#slices.set(found, new Map());
+    const kept = this.#slices.get(found);
+    if (!kept.has(k)) kept.set(k, found.slice(k * area, (k + 1) * area).map(per100 => 2.55 * per100));
+    return kept.get(k);
   }
 
   showBefore(on) {

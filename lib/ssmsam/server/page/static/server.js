@@ -1,5 +1,7 @@
 // Calls of the server's REST interface, with the login where there is one. Nothing here knows of the page's views.
 
+import { deflated } from './grid.js';
+
 export const root = document.body.dataset.root;
 
 export class Refused extends Error {
@@ -65,7 +67,7 @@ export async function call(path, { params = {}, ...options } = {}) {
 
 const form = fields => {
   const body = new FormData();
-  for (const [name, value] of Object.entries(fields)) body.append(name, value, ...(value instanceof Blob ? ['mask.nii.gz'] : []));
+  for (const [name, value] of Object.entries(fields)) body.append(name, value);
   return body;
 };
 const json = answer => answer.json();
@@ -86,11 +88,10 @@ export const nextSlices = (more = {}) => call('/activelearning/next_slices', {
   method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ client_id: client, ...more }),
 }).then(json);
 
-// Slices of one label that a mask shows as they are: {annotated, empty, withdraw} by label.
-export const submit = (image, mask, names, slices) => call('/datastore/label', {
-  method: 'PUT', params: { image, tag: 'partial' }, body: form({ label: mask, params: JSON.stringify({
-    client_id: client, partial: { axis: 2, slices }, label_info: names.map(([name, idx]) => ({ name, idx })),
-  }) }),
+// One label on one slice as it is drawn, a byte for each voxel: empty where it is not there.
+export const submit = async (image, label, slice, voxels) => call('/datastore/annotations/slice', {
+  method: 'PUT', params: { image }, headers: { 'Content-Type': 'application/json' },
+  body: JSON.stringify({ label, client_id: client, mask: { axis: 2, index: slice, data: await deflated(voxels) } }),
 }).then(json);
 export const change = (image, slices) => call('/datastore/annotations', {
   method: 'PUT', params: { image }, body: form({ partial: JSON.stringify({ axis: 2, slices }), client_id: client }),
@@ -111,6 +112,9 @@ export async function propose(image, options, signal) {
   const parts = await (await inferred('fewshot', image, options, { signal })).formData(), said = JSON.parse(parts.get('params'));
   return { mask: parts.get('image'), labels: said.label_names, detail: said.detail, details: said };
 }
+
+// How unsure the server is of every voxel of a label, in per cent, as a gzipped NIfTI.
+export const uncertainty = (image, label) => inferred('uncertainty_map', image, { label }, { output: 'image' }).then(answer => answer.blob());
 
 const header = (answer, name) => JSON.parse(decodeURIComponent(answer.headers.get(name) || '{}'));
 export const masks = async image => {

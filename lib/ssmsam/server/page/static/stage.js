@@ -7,6 +7,7 @@ import { shape } from './ui.js';
 export const VIEWS = ['slice', 'planes', '3d'];
 const RIM = 0.95; // opacity of a mask's outline: it is seen where the fill is faint
 const MOST_ZOOM = 12;
+const MOST_SMOOTHED = 4e7; // voxels: a guess at what is smoothed within a second or two where there is no graphics card
 
 export class Stage extends EventTarget {
   constructor(canvas, overlay) {
@@ -30,7 +31,7 @@ export class Stage extends EventTarget {
     this.nv = new module.Niivue({
       backColor: [0.03, 0.04, 0.05, 1], isRadiologicalConvention: true, isForceMouseClickToVoxelCenters: true, crosshairWidth: 0,
       crosshairColor: [0.35, 0.65, 0.85, 0.6], show3Dcrosshair: false, dragAndDropEnabled: false, isColorbar: false, isNearestInterpolation: false,
-      multiplanarShowRender: 1, multiplanarLayout: 2, fontColor: [0.85, 0.88, 0.92, 1], logLevel: 'error', fontMinPx: 16, isOrientationTextVisible: true,
+      multiplanarShowRender: 1, multiplanarLayout: 2, multiplanarPadPixels: 6, crosshairWidthUnit: 'mm', fontColor: [0.85, 0.88, 0.92, 1], logLevel: 'error', fontMinPx: 16, isOrientationTextVisible: true,
       showAllOrientationMarkers: true, loadingText: '',
     });
     const { nv } = this;
@@ -40,6 +41,7 @@ export class Stage extends EventTarget {
     const volume = this.volume = nv.volumes[0], { dims, pixDims, affine } = volume.hdr;
     this.grid = new Grid({ permutation: [...volume.permRAS], shape: [...dims.slice(1, 4)], affine, spacing: [...pixDims.slice(1, 4)] });
     nv.createEmptyDrawing();
+    nv.setRenderAzimuthElevation(160, 10); // from the front
     this.setOpacity(this.opacity);
     this.setView('slice');
     this.goTo(Math.floor(this.grid.shape[2] / 2));
@@ -54,6 +56,8 @@ export class Stage extends EventTarget {
     nv.opts.crosshairWidth = view === 'planes' ? 1 : 0;
     nv.opts.isOrientCube = view === '3d';
     if (this.volume.opacity !== faint) { this.volume.opacity = faint; nv.updateGLVolume(); }
+    const smooth = view === '3d' && this.voxels.length < MOST_SMOOTHED ? 1 : 0; // the surface of masks, not their cubes
+    if (nv.opts.smoothDrawing !== smooth) { nv.opts.smoothDrawing = smooth; nv.refreshDrawing(false); }
     nv.setSliceType(all[view]);
     this.drawMarks();
   }
@@ -64,8 +68,7 @@ export class Stage extends EventTarget {
     this.slice = k;
     this.nv.scene.crosshairPos = this.nv.vox2frac(this.grid.toViewer([i, j, k]));
     this.nv.drawScene();
-    this.drawMarks();
-    this.dispatchEvent(new Event('slice'));
+    this.dispatchEvent(new Event('slice')); // marks are drawn then
   }
 
   // --- zoom and pan: what is under the mouse stays there
@@ -140,6 +143,7 @@ export class Stage extends EventTarget {
   }
 
   #upload(from, size, voxels) {
+    if (this.view === '3d') { this.nv.refreshDrawing(); return; }
     const { gl, drawTexture } = this.nv;
     gl.activeTexture(gl.TEXTURE7); // where NiiVue keeps the drawing
     gl.bindTexture(gl.TEXTURE_3D, drawTexture);

@@ -39,7 +39,8 @@ function row(study) {
   if (readable) watcher.observe(picture);
   const name = study.info.PatientID ? `${study.info.PatientID} ${study.info.StudyDate ?? ''}` : study.image;
   const expected = Object.entries(study.expected ?? {}).map(([label, value]) => element('div', {}, `${label} ${per(value)}`));
-  return element('tr', {}, element('td', {}, readable ? element('a', { href: address(study.image), tabindex: -1, 'aria-hidden': 'true' }, picture) : picture),
+  const open = event => { if (readable && !event.target.closest('a')) location.href = address(study.image); };
+  return element('tr', { class: readable && 'opens', onclick: open }, element('td', {}, readable ? element('a', { href: address(study.image), tabindex: -1, 'aria-hidden': 'true' }, picture) : picture),
     element('td', {}, readable ? element('a', { href: address(study.image), class: 'name' }, name) : element('span', { class: 'name' }, name),
       ...(study.info.PatientID ? [element('small', { class: 'muted' }, study.image)] : [])),
     element('td', { class: 'modality' }, study.info.Modality ?? ''), element('td', { class: 'state' }, ...stateOf(study)),
@@ -54,6 +55,7 @@ function draw() {
   $('rows').replaceChildren(...found.map(row));
   $('empty').hidden = found.length > 0;
   $('empty').textContent = all.length ? 'No study fits the search.' : 'There are no studies yet: put images into the folder that the server was started on, and load this page again.';
+  $('intro').hidden = !all.length || all.some(one => Object.keys(one.labels).length);
   $('foot').hidden = !all.length;
   $('counts').textContent = Object.keys(STATES).map(state => [all.filter(one => one.state === state).length, STATES[state]]).filter(([count]) => count).map(pair => pair.join(' ')).join(' · ');
 }
@@ -66,7 +68,7 @@ async function next() {
   if (!found.id) return void (box.textContent = found.message ?? 'Nothing is left to annotate.');
   const why = (found.reasons ?? []).map(one => element('li', {}, `slice ${one.slice}${one.label ? `, ${one.label}` : ''}: ${one.why.replace(`slice ${one.slice}: `, '')}`));
   remember(`asked-${found.id}`, found);
-  const link = element('a', { class: 'button primary', href: address(found.id, { slice: found.slices?.[0] ?? '' }) }, 'Open');
+  const link = element('a', { class: 'button primary', href: address(found.id) }, 'Open');
   box.replaceChildren(element('h2', {}, `Next: ${found.id}, slices ${(found.slices ?? []).join(', ')}`), element('ul', {}, ...why), link);
   return link.focus();
 }

@@ -1,6 +1,6 @@
 // One study as it is worked on: labels, masks, prompts, annotated slices, and the steps back. Each change is sent at once.
 
-import { inflate, maskFile, readMask } from './grid.js';
+import { inflate, readMask } from './grid.js';
 import * as server from './server.js';
 import { failed, remember, remembered, saved } from './ui.js';
 
@@ -13,7 +13,7 @@ const decoded = part => part && inflate(Uint8Array.from(atob(part.data), letter 
 export class Study extends EventTarget {
   constructor(image, stage) {
     super();
-    Object.assign(this, { image, stage, labels: [], current: null, partial: {}, uncertain: {}, questions: {}, asked: [], pending: null });
+    Object.assign(this, { image, stage, labels: [], current: null, partial: {}, uncertain: {}, questions: {}, sliceDice: {}, asked: [], pending: null });
     this.touched = new Set(); // `${value of a label} ${slice}` of what was changed here since an adaptation began
     this.done = [];
     this.undone = [];
@@ -96,7 +96,7 @@ export class Study extends EventTarget {
   states() {
     const name = this.current?.name ?? '', { annotated, empty } = this.slicesOf(name), drawn = this.drawn.get(this.current?.value) ?? new Set();
     const unsure = new Set(this.uncertain[name]), count = this.stage.grid?.shape[2] ?? 0;
-    const asked = new Set(this.asked.filter(one => !one.label || one.label === name).map(one => one.slice));
+    const asked = new Set(this.asked.filter(one => (!one.label || one.label === name) && !this.known(name, one.slice)).map(one => one.slice));
     return Array.from({ length: count }, (_, k) => [annotated.includes(k) ? 'annotated' : empty.includes(k) ? 'empty' : unsure.has(k) ? 'uncertain'
       : drawn.has(k) ? 'predicted' : 'unknown', asked.has(k)]);
   }
@@ -107,9 +107,10 @@ export class Study extends EventTarget {
   }
 
   async submit(label, k) {
-    const voxels = this.read(k).map(one => (one === label.value ? 1 : 0)), empty = !voxels.includes(1), { grid } = this.stage;
+    const voxels = this.read(k).map(one => (one === label.value ? 1 : 0)), empty = !voxels.includes(1), pressed = performance.now();
     saved('Saving …');
-    const said = await server.submit(this.image, await maskFile(grid, { [k]: voxels }), [[label.name, 1]], { [label.name]: { [empty ? 'empty' : 'annotated']: [k] } });
+    const said = await server.submit(this.image, label.name, k, voxels);
+    window.ssmsam.lastSaveMs = performance.now() - pressed;
     this.partial = said.partial;
     this.asked = this.asked.filter(one => one.slice !== k || (one.label && one.label !== label.name));
     this.uncertain[label.name] = (this.uncertain[label.name] ?? []).filter(one => one !== k);
@@ -125,7 +126,7 @@ export class Study extends EventTarget {
   }
 
   keepHints() {
-    remember(`hints-${this.image}`, { uncertain: this.uncertain, questions: this.questions, asked: this.asked });
+    remember(`hints-${this.image}`, { uncertain: this.uncertain, questions: this.questions, sliceDice: this.sliceDice, asked: this.asked });
     this.changed();
   }
 

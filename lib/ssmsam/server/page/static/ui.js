@@ -19,14 +19,16 @@ export function shape(tag, attributes = {}, ...children) {
   return node;
 }
 
+const INFO_MS = 9000, ERROR_MS = 20000;
 export function notice(text, kind = 'info') {
   if (!text) return;
+  text = text.replace(/; in the browser: \S+/, ''); // here it is
   for (const one of [...$('notices').children]) if (one.firstChild.textContent === text) one.remove();
   const said = element('div', { class: `notice ${kind}`, ...(kind === 'error' && { role: 'alert' }) }, element('span', {}, text),
     element('button', { 'aria-label': 'Dismiss', onclick: () => said.remove() }, '×'));
   $('notices').prepend(said);
-  while ($('notices').children.length > 3) $('notices').lastChild.remove();
-  if (kind !== 'error') setTimeout(() => said.remove(), 9000);
+  while ($('notices').children.length > 2) $('notices').lastChild.remove();
+  setTimeout(() => said.remove(), kind === 'error' ? ERROR_MS : INFO_MS);
 }
 
 export const sentence = text => { const said = text.trim(); return said && said[0].toUpperCase() + said.slice(1) + (/[.!?]$/.test(said) ? '' : '.'); };
