@@ -140,7 +140,7 @@ def test_a_cohort_is_segmented_with_what_was_learned(server: Server, ct: Truth, 
     ("work", "params", "status", "said"),
     [
         ("embed", {"images": ["nobody"]}, 404, "there is no image 'nobody'"),
-        ("segment", {"checkpoint": "nothing"}, 404, "there is no head 'nothing'"),
+        ("segment", {"checkpoint": "nothing"}, 404, "there is no task checkpoint 'nothing'"),
         ("segment", {"method": "nothing"}, 404, "there is no method 'nothing'"),
         ("dance", {}, 422, "embed"),
         ("embed", {"image": CT}, 422, "image"),

@@ -50,8 +50,8 @@ def test_only_masks_of_models_are_kept_by_models() -> None:
 
 def test_labels_by_name_and_by_number() -> None:
     offered = ("liver", "spleen", "aorta")
-    assert FewShotCommand.read({**DEFAULTS, "labels": "liver, aorta"}, offered).labels == ("liver", "aorta")
-    assert FewShotCommand.read({**DEFAULTS, "label_prompt": [3, 1]}, offered).labels == ("aorta", "liver")
+    assert FewShotCommand.of({**DEFAULTS, "labels": "liver, aorta"}, offered).labels == ("liver", "aorta")
+    assert FewShotCommand.of({**DEFAULTS, "label_prompt": [3, 1]}, offered).labels == ("aorta", "liver")
     for wrong in ({"label_prompt": [4]}, {"label_prompt": "liver"}, {"labels": [1]}, {"budget_s": "long"}):
         with pytest.raises(InvalidRequest):
-            FewShotCommand.read({**DEFAULTS, **wrong}, offered)
+            FewShotCommand.of({**DEFAULTS, **wrong}, offered)

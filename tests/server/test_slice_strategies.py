@@ -149,9 +149,9 @@ def test_an_unknown_image_is_refused(service: FewShotService) -> None:
 
 
 def test_what_viewers_send_as_an_option_means_all_annotated_labels() -> None:
-    assert NextSampleCommand.read({"for_label": "all annotated", "k": 3}).labels == ()
-    assert NextSampleCommand.read({"for_label": "liver"}).labels == ("liver",)
-    assert NextSampleCommand.read({"labels": "liver, spleen,liver"}).labels == ("liver", "spleen")
+    assert NextSampleCommand.of({"for_label": "all annotated", "k": 3}).labels == ()
+    assert NextSampleCommand.of({"for_label": "liver"}).labels == ("liver",)
+    assert NextSampleCommand.of({"labels": "liver, spleen,liver"}).labels == ("liver", "spleen")
 
 
 def test_options_have_types_that_viewers_can_show(service: FewShotService) -> None:

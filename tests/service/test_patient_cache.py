@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from ssmsam.paths import CacheFolders
 from ssmsam.service.patient_cache import cached, purge
@@ -21,16 +18,13 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheFolders:
     for name in (
         "store/ab/abcd/level0.npy", "store/ab/abcd/meta.json", "store/catalogue/one.json",
         "heads/0123/support/key.safetensors", "heads/0123/ssm_sam/support/key.safetensors",
-        "heads/0123/new.json", "heads/0123/registry.json", "support/key.safetensors",
+        "heads/0123/new.safetensors", "heads/0123/new.json", "heads/0123/registry.json", "support/key.safetensors",
         "dicom/0123/images/1.2.3/0.dcm", "dicom/0123/annotations/1.2.3/liver.npz", "dicom/0123/labels/final/1.2.3.nrrd",
         "sessions/abc/image.nii.gz", "tmp/ssmsam-old/mask.nrrd", "tmp/ssmsam-now/mask.nrrd", "tmp/others/file",
     ):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 10)
-    for name, version in (("old", 5), ("new", 6)):
-        card = {"card": json.dumps({"format": version})}
-        save_file({"a": torch.zeros(3)}, tmp_path / "heads" / "0123" / f"{name}.safetensors", card)
     long_ago = time.time() - 3 * 24 * 3600
     os.utime(tmp_path / "tmp" / "ssmsam-old", (long_ago, long_ago))
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
@@ -50,7 +44,7 @@ def files(folder: Path) -> set[str]:
 def test_caches_are_listed_and_removed_and_work_stays(folders: CacheFolders, tmp_path: Path) -> None:
     before = files(tmp_path)
     counts = {place.name: len(place.files) for place in cached(folders)}
-    assert counts == {"embeddings": 3, "support": 3, "old heads": 1, "series": 1, "sessions": 1, "temporary": 1}
+    assert counts == {"embeddings": 3, "support": 3, "series": 1, "sessions": 1, "temporary": 1}
     assert files(tmp_path) == before, "listing removes nothing"
     told = {one["name"]: one["files"] for one in purge(cached(folders))}
     assert told == counts

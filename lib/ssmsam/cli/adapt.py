@@ -12,7 +12,8 @@ import click
 from ssmsam.api import FewShotSegmenter, SegmentationTask
 from ssmsam.cli.command import Program, ProgressBar, Reads, Several, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile, examples_from, label_numbers, parse_names, read_labelled
-from ssmsam.cli.options import METHODS, PLANES, loaded, model_options, names_option, on_cuda
+from ssmsam.cli.options import METHODS, PLANES, model_options, names_option, on_cuda
+from ssmsam.cluster.work import Model, segmenter_of
 from ssmsam.fewshot.config import AdaptationConfig
 from ssmsam.progress import Progress
 from ssmsam.report import files_digest, record_run
@@ -67,8 +68,8 @@ def command(
     steps: int | None,
     budget_s: float,
     seed: int,
+    model: Model,
     record: Path | None,
-    **model: Any,
 ) -> None:
     """Learn labels from slices and keep what was learned in a small file, a task checkpoint.
 
@@ -83,7 +84,7 @@ def command(
         raise click.UsageError(f"--out {out.name}: the name of a task's file ends in .safetensors.")
     if record == out.with_suffix(".json"):
         raise click.UsageError(f"--json {record.name}: what belongs to the task is written there, choose another name.")
-    segmenter = loaded(method=method or METHODS[0], **model)
+    segmenter = segmenter_of(model, method or METHODS[0])
     started = time.perf_counter()
     with ProgressBar() as progress:
         task = learned(segmenter, support, names, progress, plane=plane, steps=steps, budget_s=budget_s, seed=seed)
@@ -91,12 +92,8 @@ def command(
     seconds = time.perf_counter() - started
     tell(task)
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB) after {seconds:.1f} s")
-    if record:
-        done = {"head": out.name, "card": dict(task.card), "seconds": round(seconds, 2)}
-        files = sources(support)
-        record_run(
-            record, done, **how(segmenter, task, files), protocol="adapt", device=on_cuda(model["device"]), seed=seed
-        )
+    done = {"head": out.name, "card": dict(task.card), "seconds": round(seconds, 2)}
+    record_use(record, done, task, segmenter, sources(support), protocol="adapt", device=model.device, seed=seed)
 
 
 def learned(
@@ -132,11 +129,28 @@ def sources(support: Sequence[LabelledFile]) -> list[Path]:
     return [path for file in support for path in (file.image, file.labels)]
 
 
-def how(segmenter: FewShotSegmenter, task: SegmentationTask, paths: Sequence[Path]) -> dict[str, Any]:
-    """Data, weights and settings for a run's manifest; no path of this machine."""
+def record_use(
+    record: Path | None,
+    done: dict[str, Any],
+    task: SegmentationTask,
+    segmenter: FewShotSegmenter,
+    paths: Sequence[Path],
+    *,
+    protocol: str,
+    device: str | None,
+    seed: int,
+) -> None:
+    """Write what was done with a task: its data, weights and settings; no path of this machine."""
+    if record is None:
+        return
     files = [path for path in paths if path.is_file()]
-    return {
-        "data": {"files": [path.name for path in files], "sha256": files_digest(files)},
-        "weights": {segmenter.encoder: segmenter.weights_sha256},
-        "settings": task.card.get("settings"),
-    }
+    record_run(
+        record,
+        done,
+        protocol=protocol,
+        data={"files": [path.name for path in files], "sha256": files_digest(files)},
+        weights={segmenter.encoder: segmenter.weights_sha256},
+        settings=task.card.get("settings"),
+        device=on_cuda(device),
+        seed=seed,
+    )

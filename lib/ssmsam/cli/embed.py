@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
+from ssmsam.cli.cohort import listed, recorded, worked_on
 from ssmsam.cli.command import Program, json_option, path_option
-from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worked_on
-from ssmsam.cli.options import model_options, on_cuda, store_gb_option
-from ssmsam.cluster import EmbedStudy
-from ssmsam.models.registry import load_encoder
-from ssmsam.report import record_run
+from ssmsam.cli.options import EngineOptions, engine_options, model_options, on_cuda
+from ssmsam.cluster import EmbedStudy, Model
+from ssmsam.models.weights import find_weights, weights_digest
 
 
 @click.command(cls=Program, stopped="what was finished is kept, start again to go on")
@@ -21,20 +19,9 @@ from ssmsam.report import record_run
 @engine_options
 @model_options
 @click.option("--download", is_flag=True, help="Fetch missing weights.")
-@store_gb_option
 @json_option
 def command(
-    *,
-    studies: str,
-    out: Path | None,
-    workers: int,
-    cluster: str | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    download: bool,
-    record: Path | None,
-    **options: Any,
+    *, studies: str, out: Path | None, engine: EngineOptions, model: Model, download: bool, record: Path | None
 ) -> int:
     """Fill the embedding store for all volumes of a folder, so that the first click on any slice is a fast one.
 
@@ -44,34 +31,20 @@ def command(
     (s3://bucket/prefix).
     """
     found = listed(studies)
-    model = model_of(**options)
-    weights = load_encoder(
-        model.encoder, folder=options["weights"], download=download, allow_unverified=model.allow_unverified
-    ).weights_sha256
-    print(f"{len(found)} volumes, encoder {model.encoder} on {on_cuda(model.device)}, store {model.store}")
-    cohort = worked_on(
-        found, EmbedStudy(model=model), out=out, model=model, workers=workers, cluster=cluster,
-        tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key,
-    )  # fmt: skip
-    titles = {study.name: study.title for study in found}
-    for outcome in cohort.outcomes:
-        if outcome.state == "done":
-            slices, encoded = outcome.details["slices"], outcome.details["encoded"]
-            print(f"{titles[outcome.study]}: {slices} slices, {encoded} of them new, {outcome.seconds:.1f} s")
-    done = [
-        {
-            "name": titles[one.study],
-            "seconds": one.seconds,
-            **(one.details if one.state == "done" else {"error": one.reason}),
-        }
-        for one in cohort.outcomes
-    ]
-    record_run(
-        record,
-        {"encoder": model.encoder, "studies": done},
-        protocol="embed",
-        data={"set": Path(studies).name, "cases": list(titles.values())},
-        weights={model.encoder: weights},
-        device=on_cuda(model.device),
+    weights = find_weights(
+        model.encoder, folder=model.weights, download=download, allow_unverified=model.allow_unverified
     )
-    return status_of(cohort)
+    print(f"{len(found)} volumes, encoder {model.encoder} on {on_cuda(model.device)}, store {model.store}")
+    work = EmbedStudy(model=model)
+    cohort = worked_on(found, work, out=out, engine=engine)
+    titles = {study.name: study.title for study in found}
+    done = []
+    for one in cohort.outcomes:
+        told = one.details if one.state == "done" else {"error": one.reason}
+        done.append({"name": titles[one.study], "seconds": one.seconds, **told})
+        if one.state == "done":
+            encoded = f"{told['slices']} slices, {told['encoded']} of them new"
+            print(f"{titles[one.study]}: {encoded}, {one.seconds:.1f} s")
+    data = {"set": Path(studies).name, "cases": list(titles.values())}
+    result = {"encoder": model.encoder, "studies": done}
+    return recorded(cohort, work, record, result, data=data, weights={model.encoder: weights_digest(weights)})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from ssmsam.api import FewShotSegmenter
 from ssmsam.cli.command import Several, path_option
-from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, ENCODERS, default_encoder
-from ssmsam.paths import default_store, default_support
+from ssmsam.cluster.engine import Tls
+from ssmsam.cluster.work import Model
+from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, ENCODERS, choose_encoder, default_encoder
+from ssmsam.paths import default_store
 
 METHODS = ("fewshot", "ssm_sam")
 PLANES = ("axial", "coronal", "sagittal")
@@ -25,37 +28,84 @@ encoder_option = click.option(
     f"Default: {ENCODER_VARIABLE} where it is set, else {AUTO}.",
 )
 weights_option = path_option("--weights", metavar="DIR", help="Folder to look for weights in first.")
-store_gb_option = click.option(
-    "--store-gb", type=float, default=20.0, show_default=True, metavar="GB", help="Size limit of the store."
-)
 names_option = click.option(
     "--names", cls=Several, metavar="NAME=NUMBER...", help="What the numbers of a label map mean, as in liver=1."
 )
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Encoder and weights, device and threads, and the embedding store."""
-    for option in (
-        click.option("--threads", type=int, metavar="N", help="Default: what OMP_NUM_THREADS says, else all cores."),
-        click.option("--device", metavar="NAME", help="As torch names it. Default: a GPU, else cpu."),
-        click.option("--store", metavar="DIR", default=default_store, help="Where embeddings are kept."),
-        click.option("--allow-unverified", is_flag=True, help="Accept weights of your own."),
-        weights_option,
-        encoder_option,
-    ):
-        command = option(command)
-    return command
+def together(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options that reach the command as one argument ``name``, which ``make`` makes of their values."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        mine: list[str] = []
+
+        @wraps(command)
+        def call(**given: Any) -> Any:
+            made = make(**{one: given.pop(one) for one in mine})
+            return command(**given, **{name: made})
+
+        for option in reversed(options):
+            option(call)
+            mine.append(call.__click_params__[-1].name)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
-def loaded(*, threads: int | None, store: str | Path, method: str, **model: Any) -> FewShotSegmenter:
-    """The model of the options, with this machine's cache of labelled slices."""
-    use_threads(threads)
-    return FewShotSegmenter.from_pretrained(method=method, store=store, support_cache=default_support(), **model)
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """On which machines a cohort is worked on, as for :func:`~ssmsam.cluster.open_engine`."""
+
+    workers: int
+    cluster: str | None
+    tls: Tls | None
 
 
-def use_threads(threads: int | None) -> None:
-    if threads:
-        torch.set_num_threads(threads)
+def _model(*, encoder: str, weights: Path | None, store: str, **more: Any) -> Model:
+    """The model of the options, as workers load it."""
+    return Model(
+        encoder=choose_encoder(encoder, folder=weights),
+        weights=None if weights is None else str(weights.absolute()),
+        store=store if "://" in store else str(Path(store).expanduser().absolute()),
+        **more,
+    )
+
+
+def _engine(
+    *, workers: int, cluster: str | None, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None
+) -> EngineOptions:
+    given = [tls_ca, tls_cert, tls_key]
+    if any(given) and not all(given):
+        raise click.UsageError("--tls-ca, --tls-cert and --tls-key belong together.")
+    tls = Tls(ca=str(tls_ca), cert=str(tls_cert), key=str(tls_key)) if all(given) else None
+    return EngineOptions(workers=workers, cluster=cluster, tls=tls)
+
+
+model_options = together(
+    "model",
+    _model,
+    encoder_option,
+    weights_option,
+    click.option("--allow-unverified", is_flag=True, help="Accept weights of your own."),
+    click.option("--store", metavar="DIR", default=lambda: str(default_store()), help="Where embeddings are kept."),
+    click.option(
+        "--store-gb", type=float, default=20.0, show_default=True, metavar="GB", help="Size limit of the store."
+    ),
+    click.option("--device", metavar="NAME", help="As torch names it. Default: a GPU, else cpu."),
+    click.option("--threads", type=int, metavar="N", help="Default: what OMP_NUM_THREADS says, else all cores."),
+)
+"""Encoder and weights, device and threads, and the embedding store."""
+
+engine_options = together(
+    "engine",
+    _engine,
+    click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes."),
+    click.option("--cluster", metavar="tcp://HOST:PORT", help="A Dask scheduler; or slurm, or kubernetes."),
+    path_option("--tls-ca", metavar="PEM", help="The authority of a scheduler at tls://."),
+    path_option("--tls-cert", metavar="PEM", help="This machine's certificate."),
+    path_option("--tls-key", metavar="PEM", help="Its private key."),
+)
+"""Workers here, or a cluster."""
 
 
 def on_cuda(device: str | None) -> str:

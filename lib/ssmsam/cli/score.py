@@ -9,12 +9,11 @@ import click
 import numpy as np
 
 from ssmsam.api import task_card
+from ssmsam.cli.cohort import listed, recorded, worked_on
 from ssmsam.cli.command import Program, json_option, path_option
-from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worked_on
-from ssmsam.cli.options import model_options, on_cuda, store_gb_option
-from ssmsam.cluster import ScoreStudy
+from ssmsam.cli.options import EngineOptions, engine_options, model_options
+from ssmsam.cluster import Model, ScoreStudy
 from ssmsam.cluster.work import task_file
-from ssmsam.report import record_run
 
 
 @click.command(cls=Program, stopped="what was finished is kept, start again to go on")
@@ -24,7 +23,6 @@ from ssmsam.report import record_run
 @path_option("--out", required=True, metavar="DIR", help="What became of each study, and a table.")
 @engine_options
 @model_options
-@store_gb_option
 @json_option
 def command(
     *,
@@ -32,45 +30,28 @@ def command(
     task: Path,
     truth: Path | None,
     out: Path,
-    workers: int,
-    cluster: str | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
+    engine: EngineOptions,
+    model: Model,
     record: Path | None,
-    **options: Any,
 ) -> int:
     """Say of every study how good the masks of a task would be, worst first: there annotation helps most.
 
     STUDIES is as for `ssmsam embed`. No mask is written. With --truth the table has the real Dice beside the expected
     one. What is finished in --out is not done again.
     """
-    found = listed(studies)
-    model = model_of(**options)
-    work = ScoreStudy(
-        model=model, **task_file(task), method=task_card(task)["method"],
-        truth=None if truth is None else str(truth.absolute()),
-    )  # fmt: skip
-    cohort = worked_on(
-        found, work, out=out, model=model, workers=workers, cluster=cluster,
-        tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key,
-    )  # fmt: skip
+    found, known = listed(studies), None if truth is None else str(truth.absolute())
+    work = ScoreStudy(model=model, **task_file(task), method=task_card(task)["method"], truth=known)
+    cohort = worked_on(found, work, out=out, engine=engine)
     scored = [one for one in cohort.outcomes if one.state == "done"]
     for outcome in sorted(scored, key=lambda one: _expected(one.details["labels"])):
         labels = outcome.details["labels"]
         print(f"{outcome.study}: " + "; ".join(f"{label} {_figures(one)}" for label, one in labels.items()))
-    record_run(
-        record,
-        {
-            "per_case": [{"case": one.study, **one.details["labels"]} for one in scored],
-            "failed": {one.study: one.reason for one in cohort.failed},
-        },
-        protocol="score",
-        data={"set": Path(studies).name, "cases": [one.study for one in cohort.outcomes]},
-        weights={"task": work.task_sha256},
-        device=on_cuda(model.device),
-    )
-    return status_of(cohort)
+    result = {
+        "per_case": [{"case": one.study, **one.details["labels"]} for one in scored],
+        "failed": {one.study: one.reason for one in cohort.failed},
+    }
+    data = {"set": Path(studies).name, "cases": [one.study for one in cohort.outcomes]}
+    return recorded(cohort, work, record, result, data=data, weights={"task": work.task_sha256})
 
 
 def _expected(labels: dict[str, Any]) -> float:

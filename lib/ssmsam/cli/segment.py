@@ -12,17 +12,17 @@ import click
 import numpy as np
 
 from ssmsam.api import Segmentation, task_card, write_volume
-from ssmsam.cli.adapt import adaptation_options, how, learned, sources, support_option
+from ssmsam.cli.adapt import adaptation_options, learned, record_use, sources, support_option
+from ssmsam.cli.cohort import listed, recorded, worked_on
 from ssmsam.cli.command import FINE, Program, ProgressBar, json_option, path_option
-from ssmsam.cli.engine import engine_options, listed, model_of, status_of, worked_on
 from ssmsam.cli.labelled_files import LabelledFile
-from ssmsam.cli.options import METHODS, loaded, model_options, on_cuda, store_gb_option
+from ssmsam.cli.options import METHODS, EngineOptions, engine_options, model_options
 from ssmsam.cli.pictures import Panel, draw_overlays
-from ssmsam.cluster import SegmentStudy
+from ssmsam.cluster import Model, SegmentStudy
+from ssmsam.cluster.work import segmenter_of, summary
 from ssmsam.cluster.work import task_file as task_of_file
 from ssmsam.ops import evenly_spaced
 from ssmsam.reading import read_volume
-from ssmsam.report import record_run
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume, reoriented
@@ -43,7 +43,6 @@ PANELS = 6
 @adaptation_options
 @engine_options
 @model_options
-@store_gb_option
 @json_option
 def command(
     *,
@@ -60,14 +59,9 @@ def command(
     budget_s: float,
     seed: int,
     record: Path | None,
-    store_gb: float,
     to_archive: bool,
-    workers: int,
-    cluster: str | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    **model: Any,
+    engine: EngineOptions,
+    model: Model,
 ) -> int:
     """Segment a volume by labelled slices of it or of other volumes; or a whole cohort by a task.
 
@@ -88,21 +82,23 @@ def command(
     if studies is not None:
         if task_file is None:
             raise click.UsageError("--studies needs --task: make one of the labelled slices with `ssmsam adapt`.")
-        engine = {"workers": workers, "cluster": cluster, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
         work = SegmentStudy(
-            model=model_of(**model, store_gb=store_gb),
+            model=model,
             **task_of_file(task_file),
             method=method_of(task_file, method),
             out=str(out.absolute()),
             to_archive=to_archive,
         )
-        return segment_cohort(studies, work, out=out, record=record, **engine)
+        cohort = worked_on(listed(studies), work, out=out, engine=engine)
+        result = {"studies": [asdict(one) for one in cohort.outcomes]}
+        cases = {"cases": [one.study for one in cohort.outcomes]}
+        return recorded(cohort, work, record, result, data=cases, weights={"task": work.task_sha256})
     assert query is not None
-    if workers > 1 or cluster or to_archive:
+    if engine.workers > 1 or engine.cluster or to_archive:
         raise click.UsageError("--workers, --cluster and --to-archive belong to --studies.")
     if not out.name.lower().endswith(ENDINGS):
         raise click.UsageError(f"--out {out.name}: the name has to end in {', '.join(ENDINGS)}.")
-    segmenter = loaded(method=method_of(task_file, method), **model)
+    segmenter = segmenter_of(model, method_of(task_file, method))
     volume = read_volume(query)
     started = time.perf_counter()
     with ProgressBar() as progress:
@@ -116,32 +112,16 @@ def command(
         print(f"{task_file.name}: its labelled slices are not on this machine; masks are less exact than with them")
     write_volume(found, out)
     plane_of_work = Plane.named(plane or task.card.get("plane"), volume.grid)
-    summaries = {label: summary(found, label, plane_of_work) for label in found.labels}
+    summaries = {label: _detailed(found, label, plane_of_work) for label in found.labels}
     for label, one in summaries.items():
         print(f"{label} ({found.numbers[label]}): {one['millilitres']:.1f} ml on {one['slices']} slices")
     print(f"{out} after {seconds:.1f} s")
     if picture:
         print(draw_overlays(picture, panels(found, volume, plane_of_work), title=", ".join(found.labels)))
-    if record:
-        files = [query, *sources(support), *([task_file] if task_file else [])]
-        done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
-        device = on_cuda(model["device"])
-        record_run(record, done, **how(segmenter, task, files), protocol="segment", device=device, seed=seed)
+    files = [query, *sources(support), *([task_file] if task_file else [])]
+    done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
+    record_use(record, done, task, segmenter, files, protocol="segment", device=model.device, seed=seed)
     return FINE
-
-
-def segment_cohort(studies: str, work: SegmentStudy, *, out: Path, record: Path | None, **engine: Any) -> int:
-    """Segment every study of a cohort."""
-    cohort = worked_on(listed(studies), work, out=out, model=work.model, **engine)
-    record_run(
-        record,
-        {"studies": [asdict(one) for one in cohort.outcomes]},
-        protocol="segment",
-        data={"cases": [one.study for one in cohort.outcomes]},
-        weights={"task": work.task_sha256},
-        device=on_cuda(work.model.device),
-    )
-    return status_of(cohort)
 
 
 def method_of(task_file: Path | None, chosen: str | None) -> str:
@@ -154,16 +134,13 @@ def method_of(task_file: Path | None, chosen: str | None) -> str:
     return found
 
 
-def summary(found: Segmentation, label: str, plane: Plane) -> dict[str, Any]:
+def _detailed(found: Segmentation, label: str, plane: Plane) -> dict[str, Any]:
     """How much of a label was found, and per slice whether it is there and how uncertain its mask is."""
-    mask = found.mask[label]
     return {
-        "voxels": int(mask.sum()),
-        "millilitres": round(float(mask.sum() * np.prod(found.label_map.spacing) / 1000), 3),
-        "slices": int(plane.stack(mask).any(axis=(1, 2)).sum()),
+        **summary(found, label, plane),
+        "voxels": int(found.mask[label].sum()),
         "presence": found.presence[label].round(3).tolist(),
         "uncertainty": found.uncertainty[label].round(3).tolist(),
-        "dice_estimate": round(found.dice_estimate[label], 3),
     }
 
 

@@ -73,6 +73,11 @@ class Cohort:
     def failed(self) -> list[Outcome]:
         return [one for one in self.outcomes if one.state == "failed"]
 
+    @property
+    def count(self) -> str:
+        """How many of them are done, as in "3 of 4"."""
+        return f"{len(self.outcomes) - len(self.failed)} of {len(self.outcomes)}"
+
     def write(self, folder: Path) -> list[Path]:
         """``studies.csv``, and ``studies.parquet`` where pyarrow is installed; the files."""
         rows = [row for outcome in self.outcomes for row in outcome.rows()]

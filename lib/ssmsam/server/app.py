@@ -17,7 +17,6 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
-from monailabel.interfaces.tasks.train import TrainTask
 
 import ssmsam
 from ssmsam.annotation.labels import BACKGROUND
@@ -66,7 +65,7 @@ class ServerApp(MONAILabelApp):
     MODELS: ClassVar[Mapping[str, Callable[[PromptService], InferTask]]] = {}
     ADAPTIVE: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], InferTask]]]] = {}
     """The models that learn from annotated slices, by the method that they belong to."""
-    TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], TrainTask]]]] = {}
+    TRAINERS: ClassVar[Mapping[str, Mapping[str, Callable[[FewShotService], Training]]]] = {}
     """What is trained in processes of its own, by method."""
     STRATEGIES: ClassVar[Mapping[str, Callable[[VolumeForecasts], Strategy]]] = {}
     SCORING: ClassVar[Mapping[str, Callable[[VolumeForecasts], ScoringMethod]]] = {}
@@ -84,7 +83,7 @@ class ServerApp(MONAILabelApp):
             adaptive = [name for tasks in self.ADAPTIVE.values() for name in tasks]
             self.configuration = Configuration.parse(conf or {}, models=(*self.MODELS, *adaptive), encoders=ENCODERS)
             chosen = choose_encoder(self.configuration.encoder, folder=self.configuration.weights)
-            self.configuration = replace(self.configuration, encoder=chosen)
+            self.configuration = self.configuration.model_copy(update={"encoder": chosen})
             self.device = choose_device(self.configuration.device)
             self._load()
         except (ConfigurationError, MissingWeights, CorruptWeights) as error:
@@ -211,8 +210,6 @@ class ServerApp(MONAILabelApp):
         if method != FEWSHOT:
             folder = folder / method
             initialisations = Initialisations(folder / "starts", decoder, weights_sha256=self.encoder.weights_sha256)
-        registry = CheckpointRegistry(folder, method=method)
-        registry.migrate(decoder, weights_sha256=self.encoder.weights_sha256)
         return FewShotService(
             method=method,
             images=self.images,
@@ -221,7 +218,7 @@ class ServerApp(MONAILabelApp):
             decoder=decoder,
             initialisations=initialisations,
             background=self.background,
-            registry=registry,
+            registry=CheckpointRegistry(folder, method=method),
             labels=self.configuration.labels,
             jobs=self.jobs,
             answers=self.answers,
@@ -234,7 +231,7 @@ class ServerApp(MONAILabelApp):
             for name, make in makers.get(method, {}).items()
         }
 
-    def init_trainers(self) -> dict[str, TrainTask]:
+    def init_trainers(self) -> dict[str, Training]:
         return self._with_services(self.TRAINERS)
 
     def init_strategies(self) -> dict[str, Strategy]:
@@ -285,10 +282,7 @@ class ServerApp(MONAILabelApp):
     def _train_stats(self) -> dict[str, Any]:
         """Of each training that there was. Viewers draw an empty entry as one that is done."""
         now = running(self.jobs.active(TRAIN))
-        stats = {
-            name: task.stats(runs=name in now) if isinstance(task, Training) else task.stats()
-            for name, task in self._trainers.items()
-        }
+        stats = {name: task.stats(runs=name in now) for name, task in self._trainers.items()}
         return {name: found for name, found in stats.items() if found}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
@@ -381,37 +375,25 @@ class ServerApp(MONAILabelApp):
         ]
 
     def require_model(self, name: str) -> InferTask:
-        """The task of this name. Raises NotKnown."""
-        if name not in self._infers:
-            raise NotKnown("model", name, self._infers)
-        task: InferTask = self._infers[name]
-        return task
+        """The task of this name. Raises NotKnown, as the others do."""
+        return _named("model", name, self._infers)
 
-    @property
-    def trainers(self) -> Mapping[str, TrainTask]:
-        """The train tasks by name."""
-        return self._trainers
-
-    def require_trainer(self, name: str) -> TrainTask:
-        """The train task of this name. Raises NotKnown."""
-        if name not in self._trainers:
-            raise NotKnown("train task", name, self._trainers)
-        task: TrainTask = self._trainers[name]
-        return task
+    def require_trainer(self, name: str) -> Training:
+        return _named("train task", name, self._trainers)
 
     def require_service(self, method: str) -> FewShotService:
-        """The service of a method that learns from annotated slices. Raises NotKnown."""
-        if method not in self.services:
-            raise NotKnown("method", method, self.services)
-        return self.services[method]
+        """The service of a method that learns from annotated slices."""
+        return _named("method", method, self.services)
 
     def require_strategy(self, name: str) -> Strategy:
-        """The strategy of this name. Raises NotKnown."""
-        if name not in self._strategies:
-            raise NotKnown("strategy", name, self._strategies)
-        strategy: Strategy = self._strategies[name]
-        return strategy
+        return _named("strategy", name, self._strategies)
 
     def model_file(self, model: str, validate: bool = True) -> str:
         self.require_model(model)
         raise NotKnown("file for model", model, step="Weights are chosen at start, with --conf encoder and weights")
+
+
+def _named(kind: str, name: str, known: Mapping[str, _Task]) -> _Task:
+    if name not in known:
+        raise NotKnown(kind, name, known)
+    return known[name]

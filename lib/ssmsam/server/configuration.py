@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from ssmsam.dicom.series import NOT_IMAGES
 from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, default_encoder
@@ -28,49 +29,155 @@ UNUSED_KEYS = frozenset(
 """Keys of MONAI Label and its sample apps that have no effect here. They are accepted so that commands carry over."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _split(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    found = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not found:
+        raise ValueError("expected names separated by commas")
+    return found
+
+
+def _models(value: Any, info: ValidationInfo) -> tuple[str, ...]:
+    names, valid = _split(value), (info.context or {}).get("models")
+    if valid is None:
+        return names
+    if names == ("all",):
+        return tuple(valid)
+    if unknown := [name for name in names if name not in valid]:
+        raise ValueError(f"unknown {_listed(unknown)}; valid names are all, {_listed(valid)}")
+    return names
+
+
+def _encoder(name: str, info: ValidationInfo) -> str:
+    valid = (info.context or {}).get("encoders", (name,))
+    if name not in (*valid, AUTO):
+        raise ValueError(f"valid names are {_listed((*valid, AUTO))}")
+    return name
+
+
+def _place(value: Any) -> Path:
+    return Path(value).expanduser().absolute()
+
+
+def _folder(value: Any) -> Path:
+    if not (folder := _place(value)).is_dir():
+        raise ValueError("no such folder")
+    return folder
+
+
+def _yes_or_no(value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if str(value).lower() not in words:
+        raise ValueError("valid values are true and false")
+    return words[str(value).lower()]
+
+
+def _positive(value: Any) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ValueError("expected a number above 0")
+    return number
+
+
+def _count(value: Any) -> int:
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError("expected a whole number above 0")
+    return int(value)
+
+
+def _threads(value: Any) -> int:
+    if value in ("auto", 0):
+        return 0
+    try:
+        return _count(value)
+    except ValueError:
+        raise ValueError("expected auto or a whole number above 0") from None
+
+
+def _device(name: str) -> str:
+    if name not in ("auto", "cpu", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
+        raise ValueError("valid values are auto, cpu, cuda and cuda:N")
+    return name
+
+
+def _scheduler(address: str) -> str:
+    if not address.startswith(("tcp://", "tls://")):
+        raise ValueError("expected the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT")
+    return address
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    labels = _split(value)
+    if refused := [name for name in labels if name.lower() in RESERVED_LABELS or "scribbles" in name.lower()]:
+        raise ValueError(f"{_listed(refused)} cannot be a label: viewers give that name another meaning")
+    if len(labels) > 255:
+        raise ValueError("at most 255 labels fit into a label map")
+    return labels
+
+
+def _modalities(value: Any) -> tuple[str, ...]:
+    codes = tuple(code.upper() for code in _split(value))
+    if wrong := [code for code in codes if not code.isalnum() or code in NOT_IMAGES]:
+        raise ValueError(f"{_listed(wrong)}: expected DICOM modalities of images, such as CT,MR,PT")
+    return codes
+
+
+Place = Annotated[Path, BeforeValidator(_place)]
+Positive = Annotated[float, BeforeValidator(_positive)]
+YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no)]
+
+
+class Configuration(BaseModel):
     """The settings of one server."""
 
-    models: tuple[str, ...]
+    model_config = ConfigDict(frozen=True)
+
+    models: Annotated[tuple[str, ...], BeforeValidator(_models)]
     """Which infer tasks to offer, by name."""
-    encoder: str = field(default_factory=default_encoder)
+    encoder: Annotated[str, BeforeValidator(_encoder)] = Field(default_factory=default_encoder)
     """The backbone, by its name in ``ssmsam.encoders``; ``auto`` is the best one whose weights are here."""
-    weights: Path | None = None
+    weights: Annotated[Path, BeforeValidator(_folder)] | None = None
     """A folder with checkpoints; ``None`` looks where ``ssmsam.models.weights`` looks by itself."""
-    download: bool = False
+    download: YesOrNo = False
     """Whether missing weights may be fetched from the network."""
-    store: Path
+    store: Place = Field(default_factory=default_store)
     """The folder of the embedding store."""
-    store_gb: float = 20.0
+    store_gb: Positive = 20.0
     """The store's size limit in gigabytes; least recently used embeddings go first."""
-    memory_gb: float = 2.0
+    memory_gb: Positive = 2.0
     """How much memory opened volumes may take; as much again is allowed for their embeddings."""
-    device: str = "auto"
+    device: Annotated[str, BeforeValidator(_device)] = "auto"
     """``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
-    threads: int = 0
+    threads: Annotated[int, BeforeValidator(_threads)] = 0
     """CPU threads per computation; 0 means one per physical core, or ``OMP_NUM_THREADS`` where that is set."""
-    bfloat16: bool | None = None
+    bfloat16: Annotated[bool | None, BeforeValidator(lambda text: None if text == "auto" else _yes_or_no(text))] = None
     """Whether embeddings are computed in half the precision; ``None`` where the encoder's masks stay the same and the
     processor is faster at it."""
-    precompute: bool = True
+    precompute: YesOrNo = True
     """Whether an image's slices are embedded in the background as soon as somebody opens it."""
-    precompute_minutes: float = 10.0
+    precompute_minutes: Positive = 10.0
     """For how long after the last request about an image that goes on: a guess."""
-    heads: Path | None = None
+    heads: Place | None = None
     """The folder of adapted heads; ``None`` means one of its own for each studies folder or store."""
-    modalities: tuple[str, ...] = ("CT", "MR")
+    modalities: Annotated[tuple[str, ...], BeforeValidator(_modalities)] = ("CT", "MR")
     """Which series of a DICOMweb store are images."""
-    dicom_folder: Path | None = None
+    dicom_folder: Place | None = None
     """Where labels and downloaded series of DICOMweb stores are kept, each store in a folder of its own; ``None``
     means the user's data folder."""
-    dicom_gb: float = 20.0
+    dicom_gb: Positive = 20.0
     """The limit for downloaded series in gigabytes; the least recently used go first."""
-    cluster: str | None = None
+    cluster: Annotated[str, BeforeValidator(_scheduler)] | None = None
     """A Dask scheduler for work on many images (tcp://host:8786); ``None`` starts processes on this machine."""
-    cluster_workers: int = 1
+    cluster_workers: Annotated[int, BeforeValidator(_count)] = 1
     """How many of them; each loads the model."""
-    labels: tuple[str, ...] = DEFAULT_LABELS
+    labels: Annotated[tuple[str, ...], BeforeValidator(_labels)] = DEFAULT_LABELS
     """The labels that viewers offer, in their order."""
 
     @classmethod
@@ -79,141 +186,16 @@ class Configuration:
 
         ``models`` and ``encoders`` are the names that exist. Raises :class:`ConfigurationError`.
         """
-        readers = _readers(models, encoders)
-        unknown = sorted(set(conf) - set(readers) - UNUSED_KEYS)
-        if unknown:
-            raise ConfigurationError(
-                f"unknown --conf key {_listed(unknown)}; valid keys are {_listed(sorted(readers))}"
-            )
-        values: dict[str, Any] = {"models": tuple(models), "store": default_store()}
+        if unknown := sorted(set(conf) - set(cls.model_fields) - UNUSED_KEYS):
+            valid = _listed(sorted(cls.model_fields))
+            raise ConfigurationError(f"unknown --conf key {_listed(unknown)}; valid keys are {valid}")
         if "encoder" not in conf and default_encoder() not in (*encoders, AUTO):
-            raise ConfigurationError(
-                f"{ENCODER_VARIABLE}={default_encoder()}: valid names are {_listed((*encoders, AUTO))}"
-            )
-        for key, read in readers.items():
-            if key in conf:
-                try:
-                    values[key] = read(str(conf[key]).strip())
-                except ValueError as error:
-                    raise ConfigurationError(f"--conf {key} {conf[key]}: {error}") from error
-        return cls(**values)
-
-
-def _readers(models: Sequence[str], encoders: Sequence[str]) -> dict[str, Callable[[str], Any]]:
-    """How each key's value is read. A reader raises ValueError with a message that says what would be valid."""
-    return {
-        "models": lambda text: _names(text, models),
-        "encoder": lambda text: _one_of(text, (*encoders, AUTO)),
-        "weights": _folder,
-        "download": _yes_or_no,
-        "store": lambda text: Path(text).expanduser().absolute(),
-        "store_gb": _positive,
-        "heads": lambda text: Path(text).expanduser().absolute(),
-        "memory_gb": _positive,
-        "device": _device,
-        "threads": _threads,
-        "bfloat16": lambda text: None if text == "auto" else _yes_or_no(text),
-        "precompute": _yes_or_no,
-        "precompute_minutes": _positive,
-        "modalities": _modalities,
-        "dicom_folder": lambda text: Path(text).expanduser().absolute(),
-        "dicom_gb": _positive,
-        "cluster": _scheduler,
-        "cluster_workers": _count,
-        "labels": _labels,
-    }
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
-
-
-def _split(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise ValueError("expected names separated by commas")
-    return names
-
-
-def _names(text: str, valid: Sequence[str]) -> tuple[str, ...]:
-    names = _split(text)
-    if names == ("all",):
-        return tuple(valid)
-    unknown = [name for name in names if name not in valid]
-    if unknown:
-        raise ValueError(f"unknown {_listed(unknown)}; valid names are all, {_listed(valid)}")
-    return names
-
-
-def _one_of(text: str, valid: Sequence[str]) -> str:
-    if text not in valid:
-        raise ValueError(f"valid names are {_listed(valid)}")
-    return text
-
-
-def _folder(text: str) -> Path:
-    folder = Path(text).expanduser().absolute()
-    if not folder.is_dir():
-        raise ValueError("no such folder")
-    return folder
-
-
-def _yes_or_no(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if text.lower() not in words:
-        raise ValueError("valid values are true and false")
-    return words[text.lower()]
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ValueError("expected a number above 0")
-    return number
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError("expected a whole number above 0")
-    return int(text)
-
-
-def _scheduler(text: str) -> str:
-    if not text.startswith(("tcp://", "tls://")):
-        raise ValueError("expected the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT")
-    return text
-
-
-def _threads(text: str) -> int:
-    if text == "auto":
-        return 0
-    try:
-        return _count(text)
-    except ValueError:
-        raise ValueError("expected auto or a whole number above 0") from None
-
-
-def _device(text: str) -> str:
-    if text not in ("auto", "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdecimal()):
-        raise ValueError("valid values are auto, cpu, cuda and cuda:N")
-    return text
-
-
-def _labels(text: str) -> tuple[str, ...]:
-    labels = _split(text)
-    refused = [name for name in labels if name.lower() in RESERVED_LABELS or "scribbles" in name.lower()]
-    if refused:
-        raise ValueError(f"{_listed(refused)} cannot be a label: viewers give that name another meaning")
-    if len(labels) > 255:
-        raise ValueError("at most 255 labels fit into a label map")
-    return labels
-
-
-def _modalities(text: str) -> tuple[str, ...]:
-    codes = tuple(code.upper() for code in _split(text))
-    if wrong := [code for code in codes if not code.isalnum() or code in NOT_IMAGES]:
-        raise ValueError(f"{_listed(wrong)}: expected DICOM modalities of images, such as CT,MR,PT")
-    return codes
+            valid = _listed((*encoders, AUTO))
+            raise ConfigurationError(f"{ENCODER_VARIABLE}={default_encoder()}: valid names are {valid}")
+        said = {"models": "all", **{key: str(value).strip() for key, value in conf.items() if key not in UNUSED_KEYS}}
+        try:
+            return cls.model_validate(said, context={"models": models, "encoders": encoders})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key, why = wrong["loc"][0], wrong["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(f"--conf {key} {wrong['input']}: {why}") from error

@@ -18,7 +18,9 @@ from monailabel.interfaces.exception import (
 from ssmsam.annotation.slice_state import InvalidSubmission
 from ssmsam.annotation.store import CorruptAnnotations
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
+from ssmsam.fewshot.checkpoint_registry import UnknownCheckpoint
 from ssmsam.fewshot.support import NothingToLearn
+from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.json_text import InvalidJson
 from ssmsam.models.weights import CorruptWeights, MissingWeights
@@ -32,6 +34,7 @@ from ssmsam.service.errors import (
     NotYours,
     StudiesNotWritable,
 )
+from ssmsam.service.jobs import UnknownJob
 from ssmsam.volume.errors import UnreadableVolume
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,9 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 STATUS: dict[type[Exception], int] = {
     NotKnown: 404,
+    UnknownCheckpoint: 404,
+    UnknownJob: 404,
+    UnusableCheckpoint: 422,
     InvalidRequest: 422,
     NotConfirmed: 409,
     NotNow: 409,

@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 import jwt
@@ -29,6 +28,7 @@ from monailabel.endpoints import (
     datastore,
     infer,
     info,
+    model,
     ohif,
     proxy,
     scoring,
@@ -99,84 +99,66 @@ def accept_signed_tokens() -> None:
 # --- routes
 
 
-@dataclass(frozen=True)
-class Stock:
-    """Routes of MONAI Label: all those of one of its modules with this path and one of these methods."""
-
-    module: ModuleType
-    path: str
-    methods: frozenset[str]
-
-
-def _stock(module: ModuleType, path: str, methods: str) -> Stock:
-    return Stock(module, path, frozenset(methods.split()))
-
-
-REPLACED = (
-    _stock(infer, "/infer/{model}", "POST"),
-    _stock(batch_infer, "/batch/infer/{model}", "POST"),
-    _stock(batch_infer, "/batch/infer", "DELETE"),
-    _stock(info, "/info/", "GET"),
-    _stock(activelearning, "/activelearning/{strategy}", "POST"),
-    _stock(train, "/train/{model}", "POST"),
-    _stock(train, "/train/", "POST DELETE"),
-    _stock(scoring, "/scoring/{method}", "POST"),
-    _stock(scoring, "/scoring/", "POST"),
-    _stock(datastore, "/datastore/", "GET PUT DELETE"),
-    _stock(datastore, "/datastore/image", "GET HEAD PUT DELETE"),
-    _stock(datastore, "/datastore/image/info", "GET PUT"),
-    _stock(datastore, "/datastore/label", "GET HEAD PUT DELETE"),
-    _stock(datastore, "/datastore/label/info", "GET PUT"),
-    _stock(datastore, "/datastore/updatelabelinfo", "PUT"),
-    _stock(datastore, "/datastore/dataset", "GET"),
-    _stock(session, "/session/", "PUT"),
-    _stock(session, "/session/{session_id}", "GET DELETE"),
-    _stock(stock_logs, "/logs/", "GET"),
-    _stock(stock_logs, "/logs/gpu", "GET"),
-    _stock(ohif, "/ohif/{path:path}", "GET"),
-    *(_stock(proxy, f"/proxy/dicom/{op}{{path:path}}", "GET POST") for op in ("", "wado/", "qido/", "stow/")),
-)
-
-REMOVED = (
-    # whole-slide pathology: this app has no such model, and the routes read any path that a request names
-    _stock(wsi_infer, "/infer/wsi/{model}", "POST"),
-    _stock(wsi_infer, "/infer/wsi_v2/{model}", "POST"),
+KEPT = frozenset(
+    {
+        ("GET", "/batch/infer"), ("GET", "/train/"), ("GET", "/scoring/"), ("DELETE", "/scoring/"),
+        ("GET", "/model/info/{model}"), ("GET", "/model/{model}"), ("PUT", "/model/{model}"),
+        ("DELETE", "/model/{model}"),
+    }
+)  # fmt: skip
+"""MONAI Label's own calls that answer as they are: they only tell of work, and a model has no file here."""
+REMOVED = frozenset(
+    {
+        ("POST", "/infer/wsi/{model}"), ("POST", "/infer/wsi_v2/{model}"), ("POST", "/train/"), ("POST", "/scoring/"),
+    }
+)  # fmt: skip
+"""Those that nothing takes the place of. Whole-slide pathology: this app has no such model, and the routes read any
+path that a request names. Training and scoring by everything there is: no client asks for it."""
+STOCK = (
+    activelearning,
+    batch_infer,
+    datastore,
+    infer,
+    info,
+    model,
+    ohif,
+    proxy,
+    scoring,
+    session,
+    stock_logs,
+    train,
+    wsi_infer,
 )
 
 
 def replace_routes(app: FastAPI, ours: Iterable[APIRouter]) -> None:
-    """Take the stock routes out and put ours in. Raises RuntimeError when MONAI Label no longer has one of them.
+    """Take the stock routes out and put ours in. Raises RuntimeError when MONAI Label has a route that nobody judged.
 
     Faults: its routes are ``async def`` around code that waits, so that one inference stops every other request; ids,
     tags and paths of a request are believed (``/infer/wsi`` reads any file); ``/proxy/dicom`` drops the query, so that
     OHIF lists another patient's study; ``/ohif`` answers 200 for files that are missing; ``/reload`` lets anybody build
     the server a second time; ``/`` and ``/docs`` load scripts from the internet. Each may go when that is mended.
     """
-    for stock in (*REPLACED, *REMOVED):
-        _remove(app, stock)
+    ours = list(ours)
+    gone = REMOVED | {call for router in ours for route in router.routes for call in _calls(route)}
+    for module in STOCK:
+        if unknown := {call for route in module.router.routes for call in _calls(route)} - gone - KEPT:
+            told = ", ".join(sorted(" ".join(call) for call in unknown))
+            raise RuntimeError(
+                f"MONAI Label has the route {told}, of which this app does not know: this version of it does not fit; "
+                "install the versions in requirements.txt"
+            )
+    # depending on FastAPI's version, the app looks into the modules' routers or holds copies of their routes
+    for routes in (*(module.router.routes for module in STOCK), app.router.routes):
+        routes[:] = [route for route in routes if not _calls(route) & gone]
     app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") not in ("/reload", "/", "/docs")]
     for router in ours:
         app.include_router(router)
     app.openapi_schema = None
 
 
-def _remove(app: FastAPI, stock: Stock) -> None:
-    """Depending on FastAPI's version, the app looks into the module's router or holds copies of its routes."""
-    known = [route for route in stock.module.router.routes if _fits(route, stock)]
-    endpoints = {route.endpoint for route in known}
-    found = {method for route in known for method in route.methods}
-    if not stock.methods <= found:
-        missing = ", ".join(sorted(stock.methods - found))
-        raise RuntimeError(
-            f"MONAI Label has no route {missing} {stock.path} to replace: this version of it does not fit this app; "
-            "install the versions in requirements.txt"
-        )
-    for routes in (stock.module.router.routes, app.router.routes):
-        routes[:] = [r for r in routes if getattr(r, "endpoint", None) not in endpoints or not _fits(r, stock)]
-
-
-def _fits(route: Any, stock: Stock) -> bool:
-    return getattr(route, "path", None) == stock.path and bool(set(getattr(route, "methods", ()) or ()) & stock.methods)
+def _calls(route: Any) -> frozenset[tuple[str, str]]:
+    return frozenset((method, getattr(route, "path", "")) for method in getattr(route, "methods", None) or ())
 
 
 # --- the datastore and sessions

@@ -91,7 +91,6 @@ _TASK = Answer(
     },
     {"id": "3f0c6f1e-8c1d-4d1b-9a44-5a5f6f8f3c11", "status": "RUNNING", "request": {"model": "fewshot_decoder"}},
 )  # fmt: skip
-_TASKS = Answer("TasksByName", "By name: result, the task, and detail.", {}, {"dice": {"result": None, "detail": None}})
 _RECEIPT = Answer(
     "Receipt", "What became of a submission.",
     {
@@ -176,7 +175,6 @@ ANSWERS: dict[tuple[str, str], Answer] = {
     ("post", "/activelearning/{strategy}"): _SAMPLE,
     **{(method, path): _TASK for path in ("/batch/infer", "/train/", "/scoring/") for method in ("get", "delete")},
     **{("post", path): _TASK for path in ("/batch/infer/{model}", "/train/{model}", "/scoring/{method}")},
-    **{("post", path): _TASKS for path in ("/train/", "/scoring/")},
     ("get", "/datastore/"): Answer(
         "Contents", "Counts; with output=all every image with its labels, with train pairs of files.",
         {"total": Key("integer", "Images."), "completed": Key("integer", "Images to learn from."),

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 from ssmsam.progress import Cancelled, CancelToken, Turns, cancellable, stop_if_cancelled
+from ssmsam.service.errors import shown
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,10 @@ class Jobs:
         """Raises :class:`UnknownJob`."""
         with self._changed:
             if name not in self._jobs:
-                raise UnknownJob(f"there is no job {name!r}: it ended long ago, or never was; GET /jobs lists them")
+                known = ", ".join(sorted(self._jobs)) or "none"
+                raise UnknownJob(
+                    f"there is no job {shown(name)}; known: {known}. It may have ended long ago; GET /jobs lists them"
+                )
             return self._jobs[name]
 
     def listed(self) -> list[Job]:

@@ -6,13 +6,12 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssmsam.fewshot.checkpoint_registry import SUPPORT
-from ssmsam.fewshot.task_checkpoint import is_old
 from ssmsam.paths import SERIES, CacheFolders
 
 logger = logging.getLogger(__name__)
@@ -58,11 +57,6 @@ def cached(folders: CacheFolders) -> list[CachePlace]:
                 *(file for folder in folders.support for file in _listed(folder, "*")),
             ),
         ),
-        CachePlace(
-            "old heads",
-            "files of earlier versions with copies of images, which could not be turned into task checkpoints",
-            tuple(_old_heads(folders.checkpoints)),
-        ),
         CachePlace("series", "series downloaded by DICOMweb", tuple(_listed(folders.dicom, f"*/{SERIES}/*"))),
         CachePlace("sessions", "images that viewers sent for a while", tuple(_listed(folders.sessions, "*"))),
         CachePlace("temporary", "masks and images of processes that have ended", tuple(_left_behind())),
@@ -87,13 +81,6 @@ def purge(places: Sequence[CachePlace]) -> list[dict[str, Any]]:
 def _listed(folder: Path, *patterns: str) -> Iterator[Path]:
     for pattern in patterns:
         yield from sorted(folder.glob(pattern))
-
-
-def _old_heads(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in folders:
-        for file in _listed(folder, "**/*.safetensors"):
-            if file.parent.name != SUPPORT and is_old(file):
-                yield file
 
 
 def _left_behind() -> Iterator[Path]:

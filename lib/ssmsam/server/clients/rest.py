@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+
+from ssmsam.fewshot.config import DEFAULTS
 from ssmsam.progress import Progress, silent
 from ssmsam.server.clients.ohif import labels_by_number, replaces_its_screen
 from ssmsam.server.clients.prompts import read_flag
@@ -236,61 +239,36 @@ def read_format(request: Mapping[str, Any]) -> MaskFormat:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FewShotCommand:
-    """What a client asks of a model that learns from annotated slices."""
+_Options = TypeVar("_Options", bound="Options")
 
-    labels: tuple[str, ...]
-    """None for all that are annotated."""
-    only_this: bool
-    """Learn from this image alone."""
-    wait: bool
-    """Adapt first and answer then."""
-    adapt: bool
-    budget_s: float
-    replaces_screen: bool
-    """Whether the viewer drops every segment that the answer leaves out."""
+
+class Options(BaseModel):
+    """Options of a request, checked. What is empty or missing has its default, other keys are let through."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def read(cls, options: Mapping[str, Any], offered: Sequence[str]) -> FewShotCommand:
-        """Read the options of a request; ``offered`` are the labels as /info/ counts them. Raises InvalidRequest."""
+    def read(cls: type[_Options], given: Mapping[str, Any]) -> _Options:
+        """Raises InvalidRequest, which names the first option that is wrong and says what it should be.
+
+        Example:
+            >>> NextSampleCommand.read({"k": 200})
+            Traceback (most recent call last):
+            ssmsam.service.errors.InvalidRequest: k: input should be less than or equal to 100, got 200
+        """
+        said = {name: given[name] for name in cls.model_fields if given.get(name) not in (None, "")}
         try:
-            budget = float(options["budget_s"])
-        except (TypeError, ValueError):
-            raise InvalidRequest(f"budget_s has to be a number of seconds, got {options['budget_s']!r}") from None
-        if not 0 < budget <= 3600:
-            raise InvalidRequest(f"budget_s has to be between 0 and 3600 seconds, got {budget:g}")
-        return cls(
-            labels=tuple(labels_by_number(options, offered) or read_names(options.get("labels"))),
-            only_this=read_flag(options["only_this_image"], "only_this_image"),
-            wait=read_flag(options["wait"], "wait"),
-            adapt=read_flag(options["adapt"], "adapt"),
-            budget_s=budget,
-            replaces_screen=replaces_its_screen(options),
-        )
+            return cls.model_validate(said)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            if why := wrong.get("ctx", {}).get("error"):  # of a reader of ours
+                raise InvalidRequest(str(why)) from None
+            message = wrong["msg"][0].lower() + wrong["msg"][1:]
+            raise InvalidRequest(f"{wrong['loc'][0]}: {message}, got {str(wrong['input'])[:40]}") from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class NextSampleCommand:
-    """What a client asks of a strategy."""
-
-    k: int = 3
-    labels: tuple[str, ...] = ()
-    image: str = ""
-    budget_s: float = 10.0
-
-    @classmethod
-    def read(cls, request: Mapping[str, Any]) -> NextSampleCommand:
-        """Read a request. Raises InvalidRequest."""
-        try:
-            k, budget = int(request.get("k") or cls.k), float(request.get("budget_s") or cls.budget_s)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"k has to be a number of slices and budget_s one of seconds: {error}") from None
-        if not 1 <= k <= 100 or not 0 < budget <= 600:
-            raise InvalidRequest("k has to be between 1 and 100 slices, budget_s between 0 and 600 seconds")
-        names = read_names(request.get("labels") or request.get(FOR_LABEL))
-        labels = dict.fromkeys(name for name in names if name != ALL_ANNOTATED)
-        return cls(k=k, labels=tuple(labels), image=str(request.get("image") or ""), budget_s=budget)
+def _named_flag(value: Any, info: ValidationInfo) -> bool:
+    return read_flag(value, str(info.field_name))
 
 
 def read_names(value: Any) -> list[str]:
@@ -299,6 +277,46 @@ def read_names(value: Any) -> list[str]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise InvalidRequest("labels has to be a list of names, or names separated by commas")
     return [name.strip() for name in names if name.strip()]
+
+
+Flag = Annotated[bool, BeforeValidator(_named_flag)]
+Names = Annotated[tuple[str, ...], BeforeValidator(read_names)]
+
+
+class FewShotCommand(Options):
+    """What a client asks of a model that learns from annotated slices."""
+
+    labels: Names = ()
+    """None for all that are annotated."""
+    only_this_image: Flag = False
+    """Learn from this image alone."""
+    wait: Flag = False
+    """Adapt first and answer then."""
+    adapt: Flag = True
+    budget_s: float = Field(DEFAULTS.adaptation.budget_s, gt=0, le=3600)
+    replaces_screen: bool = False
+    """Whether the viewer drops every segment that the answer leaves out."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], offered: Sequence[str]) -> FewShotCommand:
+        """Read the options of a request; ``offered`` are the labels as /info/ counts them. Raises InvalidRequest."""
+        labels = labels_by_number(options, offered) or options.get("labels")
+        return cls.read({**options, "labels": labels, "replaces_screen": replaces_its_screen(options)})
+
+
+class NextSampleCommand(Options):
+    """What a client asks of a strategy."""
+
+    k: int = Field(3, ge=1, le=100)
+    labels: Names = ()
+    image: str = ""
+    budget_s: float = Field(10.0, gt=0, le=600)
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> NextSampleCommand:
+        """Read a request. Raises InvalidRequest."""
+        names = read_names(request.get("labels") or request.get(FOR_LABEL))
+        return cls.read({**request, "labels": [name for name in dict.fromkeys(names) if name != ALL_ANNOTATED]})
 
 
 def object_schema(keys: Mapping[str, Key]) -> dict[str, Any]:

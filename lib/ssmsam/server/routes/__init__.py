@@ -3,7 +3,6 @@
 from ssmsam.server.routes import (
     administration,
     checkpoints,
-    cohort,
     datastore,
     inference,
     jobs,
@@ -18,7 +17,7 @@ from ssmsam.server.routes import (
 ROUTERS = (
     administration.cached_data,
     checkpoints.router,
-    cohort.router,
+    jobs.cohort,
     inference.router,
     jobs.router,
     administration.router,

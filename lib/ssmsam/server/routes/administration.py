@@ -60,13 +60,11 @@ cached_data = APIRouter(prefix="/cache", tags=["Cache"])
 
 
 @cached_data.get("", summary="Cached patient data: what there is, and what DELETE would remove")
-@cached_data.get("/", include_in_schema=False)
 def cache(app: App, user: Admin) -> dict[str, Any]:
     return {"places": [place.as_json() for place in cached(app.cache_folders())]}
 
 
 @cached_data.delete("", summary="Remove all cached patient data; annotations, labels and task checkpoints stay")
-@cached_data.delete("/", include_in_schema=False)
 def remove(app: App, user: Admin) -> dict[str, Any]:
     """Embeddings, support caches, downloaded series and sessions on disk. What is needed is made again, which takes
     time. What is in the memory of a running server goes when it ends."""

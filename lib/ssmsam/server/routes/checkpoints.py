@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
 from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
-from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST, UnusableCheckpoint
+from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST
 from ssmsam.server.app import ServerApp
 from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, is_mine, long, reader
 from ssmsam.service.errors import InvalidRequest, NotKnown
@@ -25,7 +25,6 @@ checkpoints = APIRouter(tags=["Task checkpoints"])
 
 
 @checkpoints.get("", summary="All task checkpoints, the oldest first")
-@checkpoints.get("/", include_in_schema=False)
 def heads(app: App, user: AnyUser, method: str = FEWSHOT) -> dict[str, Any]:
     registry = _registry(app, method)
     return {**vars(registry.state), "heads": {name: _as_clients_count(card) for name, card in registry.cards().items()}}
@@ -38,11 +37,7 @@ def export(
 ) -> FileResponse:
     """A task checkpoint: a few MB without any image, mask or id. It sums up what other volumes need, which may take
     some seconds the first time."""
-    _known(app, name, method)
-    try:
-        path = app.require_service(method).whole(name, owner=reader(client_id, request))
-    except UnusableCheckpoint as error:
-        raise InvalidRequest(str(error)) from error
+    path = app.require_service(method).whole(name, owner=reader(client_id, request))
     return FileResponse(path, filename=f"{name}.safetensors")
 
 
@@ -55,13 +50,13 @@ def import_head(app: App, user: Admin, name: str, file: Upload, method: str = FE
         )
     try:
         return {"head": app.require_service(method).take(data, name)}
-    except (UnusableCheckpoint, ValueError) as error:
+    except ValueError as error:
         raise InvalidRequest(str(error)) from error
 
 
 @checkpoints.post("/{name}/activate", summary="Let a task checkpoint answer; with pin=true whatever is annotated later")
 def activate(app: App, user: Annotator, name: str, pin: bool = False, method: str = FEWSHOT) -> dict[str, Any]:
-    return vars(_known(app, name, method).activate(name, pin=pin))
+    return vars(_registry(app, method).activate(name, pin=pin))
 
 
 @checkpoints.post("/unpin", summary="Let newer task checkpoints take over again")
@@ -90,7 +85,7 @@ def cancel(app: App, user: Annotator, request: Request, method: str = "", client
 @checkpoints.delete("/{name}", summary="Remove a task checkpoint")
 def remove(app: App, user: Admin, name: str, method: str = FEWSHOT) -> dict[str, Any]:
     try:
-        _known(app, name, method).remove(name)
+        _registry(app, method).remove(name)
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     return {"removed": name}
@@ -108,21 +103,10 @@ def _registry(app: ServerApp, method: str) -> CheckpointRegistry:
     return app.require_service(method).registry
 
 
-def _known(app: ServerApp, name: str, method: str) -> CheckpointRegistry:
-    """The registry, if it has the head. Raises NotKnown."""
-    registry = _registry(app, method)
-    try:
-        registry.path(name)
-    except UnknownCheckpoint:
-        raise NotKnown("head", name, registry.names()) from None
-    return registry
-
-
 initialisations = APIRouter(tags=["Initialisations"])
 
 
 @initialisations.get("", summary="All initialisations, the oldest first; the shipped one answers to that name")
-@initialisations.get("/", include_in_schema=False)
 def starts(app: App, user: AnyUser) -> dict[str, Any]:
     found = _starts(app)
     return {**_names(found), "starts": {SHIPPED: {}, **found.cards()}}

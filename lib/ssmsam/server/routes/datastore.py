@@ -195,14 +195,12 @@ slices = APIRouter(prefix="/datastore/annotations", tags=["Datastore"])
 
 
 @slices.get("", summary="Which slices of an image are annotated")
-@slices.get("/", include_in_schema=False)
 def known_slices(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
     """``partial`` as submissions say it, whether the volume is ``finished``, and every revision's summary."""
     return _described(app.datastore().annotations(image))
 
 
 @slices.put("", summary="Withdraw, accept, finish or reopen slices and labels")
-@slices.put("/", include_in_schema=False)
 def change_slices(
     app: App, user: Annotator, request: Request, image: KnownImage, partial: JsonText, client_id: JsonText = ""
 ) -> dict[str, Any]:
@@ -213,7 +211,6 @@ def change_slices(
 
 
 @slices.delete("", summary="Forget all that is known of an image's slices")
-@slices.delete("/", include_in_schema=False)
 def forget_slices(app: App, user: Admin, image: KnownImage) -> dict[str, Any]:
     app.datastore().forget(image)
     return {}

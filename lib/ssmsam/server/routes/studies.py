@@ -32,7 +32,6 @@ MOST_NOTE = 2000
 
 
 @router.get("", summary="Every image with its state and its annotated labels")
-@router.get("/", include_in_schema=False)
 def listed(app: App, user: AnyUser) -> dict[str, Any]:
     """``studies`` by name: ``image``, ``state`` (new, in work, to review, finished, unreadable), ``reason``, ``labels``
     (label to number of annotated slices), ``expected`` (label to the Dice that was expected last), ``workers`` (who

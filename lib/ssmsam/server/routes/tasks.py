@@ -22,7 +22,6 @@ from ssmsam.server.routes.common import (
 )
 from ssmsam.server.tasks.queue import BATCH, SCORE, TRAIN, ProcessJob, stop, submit
 from ssmsam.server.tasks.strategies import note_offer
-from ssmsam.server.tasks.training import Training
 from ssmsam.service.errors import NotKnown
 from ssmsam.service.identifiers import safe_name
 from ssmsam.service.jobs import Job
@@ -107,27 +106,8 @@ def train(
     """In a process of its own, which is a job as batches are; ``enqueue`` lets it wait for the one that runs."""
     task = app.require_trainer(model)
     require_keys(params or {}, [*CLIENT, *STOCK, *task.config()], where="the request")
-    if isinstance(task, Training):
-        task.require(params or {})  # its process could only end with an error that nobody reads
+    task.require(params or {})  # its process could only end with an error that nobody reads
     return _run(app, TRAIN, {"model": model, **(params or {})}, request, run_sync=run_sync, enqueue=enqueue)
-
-
-@router.post("/train/", tags=["Train"], summary="Train all models, one after the other", deprecated=True)
-@long
-def train_all(
-    app: App, user: Admin, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
-) -> Any:
-    """``params`` holds the options of each trainer under its name."""
-    trainers, params = app.trainers, params or {}
-    require_keys(params, [*CLIENT, *trainers], where="the request")
-    for name, task in trainers.items():
-        require_keys(params.get(name) or {}, [*CLIENT, *STOCK, *task.config()], where=name)
-    common = {name: value for name, value in params.items() if name in CLIENT}
-    wanted = {name: {"model": name, **common, **(params.get(name) or {})} for name in trainers}
-    return {
-        name: {"result": _run(app, TRAIN, one, request, run_sync=run_sync, enqueue=True), "detail": None}
-        for name, one in wanted.items()
-    }
 
 
 @router.delete("/train/", tags=["Train"], summary="Stop training, and what waits to be trained")
@@ -175,19 +155,5 @@ def _run(
         job = Job(kind, title=f"{kind} in a request", model=str(wanted.get("model") or ""), brief=True, owner=owner)
         with app.jobs.running(job):
             return here(wanted)
-    trainer = app.trainers.get(str(wanted.get("model"))) if kind == TRAIN else None
-    return submit(app.jobs, ProcessJob(kind, wanted, measure=trainer.stats if trainer else dict, owner=owner))
-
-
-@router.post("/scoring/", tags=["Scoring"], summary="Score labels by all methods", deprecated=True)
-@long
-def score_all(
-    app: App, user: Annotator, request: Request, params: dict[str, Any] | None = None, run_sync: bool = False
-) -> Any:
-    """``params`` holds the options of each method under its name."""
-    params = params or {}
-    wanted = {name: {"method": name, **(params.get(name) or {})} for name in app.info()["scoring"]}
-    return {
-        name: {"result": _run(app, SCORE, one, request, run_sync=run_sync, enqueue=True), "detail": None}
-        for name, one in wanted.items()
-    }
+    measure = app.require_trainer(wanted["model"]).stats if kind == TRAIN else dict
+    return submit(app.jobs, ProcessJob(kind, wanted, measure=measure, owner=owner))

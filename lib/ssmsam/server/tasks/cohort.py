@@ -11,11 +11,10 @@ from typing import Any
 from ssmsam.cluster import Cohort, EmbedStudy, EngineUnavailable, Model, SegmentStudy, Study, open_engine, run_cohort
 from ssmsam.cluster.studies import studies_at, studies_of
 from ssmsam.cluster.work import Work, task_file
-from ssmsam.fewshot.checkpoint_registry import UnknownCheckpoint
 from ssmsam.server.app import ServerApp
 from ssmsam.server.clients.rest import ORIGINAL
 from ssmsam.server.datastore.access import is_dicomweb
-from ssmsam.service.errors import InvalidRequest, NotKnown
+from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.images import UNUSABLE
 from ssmsam.service.jobs import Job
 
@@ -63,15 +62,12 @@ def _studies(app: ServerApp, images: Sequence[str]) -> list[Study]:
 
 
 def _checkpoint(app: ServerApp, method: str, name: str) -> Path:
-    """The file of a checkpoint, of the active one where none is named. Raises NotKnown and InvalidRequest."""
+    """The file of a checkpoint, of the active one where none is named. Raises UnknownCheckpoint, InvalidRequest."""
     registry = app.require_service(method).registry
     chosen = name or registry.state.active
     if not chosen:
         raise InvalidRequest("there is no task checkpoint yet: annotate a few slices and run the few-shot model first")
-    try:
-        return registry.path(chosen)
-    except UnknownCheckpoint:
-        raise NotKnown("head", chosen, registry.names()) from None
+    return registry.path(chosen)
 
 
 def _run(app: ServerApp, job: Job, studies: Sequence[Study], work: Work) -> Cohort:
@@ -85,7 +81,7 @@ def _run(app: ServerApp, job: Job, studies: Sequence[Study], work: Work) -> Coho
         job.detail = str(error)
         raise
     failed = "; ".join(f"{one.study}: {one.reason}" for one in cohort.failed[:_LISTED])
-    job.detail = f"{len(cohort.outcomes) - len(cohort.failed)} of {len(cohort.outcomes)} images done"
+    job.detail = f"{cohort.count} images done"
     job.detail += f". Left out: {failed}" if failed else ""
     return cohort
 

@@ -57,8 +57,7 @@ class Asked:
 
     image: OpenImage
     client: str
-    labels: tuple[str, ...]
-    only_this: bool
+    command: FewShotCommand
     support: Support
     config: FewShotConfig
     wait: bool
@@ -98,7 +97,7 @@ class FewShotTask(InferTask):
         """The path of the label map, and the details. Raises InvalidRequest, UnreadableVolume."""
         started = time.perf_counter()
         service = self._service
-        command = FewShotCommand.read({**self.config(), **request.options}, service.offered)
+        command = FewShotCommand.of({**self.config(), **request.options}, service.offered)
         asked = self._asked(request, command)
         image, progress = asked.image, request.progress
         self._stop_outdated(asked)
@@ -150,22 +149,19 @@ class FewShotTask(InferTask):
         """What a request is about. Raises InvalidRequest where no slice is annotated."""
         service = self._service
         image = service.images.open(request.image)
-        support = service.labelled.support(image.source.image_id, labels=command.labels, only_this=command.only_this)
+        support = self._labelled(image, command)
         if not support:
             raise InvalidRequest(
                 "no slice is annotated yet: draw an organ on a few slices and submit, or click on it with sam_2d and "
                 "run accept_slice; then run this model again"
             )
-        return Asked(
-            image,
-            request.client,
-            command.labels,
-            command.only_this,
-            support,
-            self._adaptation(command),
-            # a decoder that knows no organ yet says little before it has adapted
-            command.wait or not service.start[0].pretrained,
-        )
+        # a decoder that knows no organ yet says little before it has adapted
+        wait = command.wait or not service.start[0].pretrained
+        return Asked(image, request.client, command, support, self._adaptation(command), wait)
+
+    def _labelled(self, image: OpenImage, command: FewShotCommand) -> Support:
+        image_id, only = image.source.image_id, command.only_this_image
+        return self._service.labelled.support(image_id, labels=command.labels, only_this=only)
 
     def _answer(
         self, asked: Asked, task: AdaptedTask, name: str, clicks: Mapping[str, Clicks], progress: Progress
@@ -223,20 +219,17 @@ class FewShotTask(InferTask):
         running = [job for job in self._beside(asked) if job.subject == subject]
         if running or asked.wait or not service.worth_adapting(asked.support, asked.config, name):
             return running[0] if running and asked.adapts else None
-        image_id = asked.image.source.image_id
-
-        def read() -> Support:
-            return service.labelled.support(image_id, labels=asked.labels, only_this=asked.only_this)
-
         job = Job(
             ADAPT,
             title=f"{service.method} adapts to {', '.join(asked.support)}",
             owner=asked.client,
-            image=image_id,
+            image=asked.image.source.image_id,
             model=service.method,
             subject=subject,
         )
-        return service.jobs.submit(job, lambda job: service.adapt_beside(job, read, asked.config))
+        return service.jobs.submit(
+            job, lambda job: service.adapt_beside(job, lambda: self._labelled(asked.image, asked.command), asked.config)
+        )
 
     def _clicks(self, request: InferenceCommand, image: OpenImage, task: AdaptedTask) -> dict[str, Clicks]:
         """Clicks that mend a proposal: they count only with a ``label``, for viewers leave old ones in requests."""

@@ -10,19 +10,26 @@ from typing import Any
 import numpy as np
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
+from pydantic import Field
 
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.labels import read_label_info
 from ssmsam.annotation.slice_state import SliceAnnotation
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume
+from ssmsam.server.clients.rest import Options
 from ssmsam.server.datastore.studies import StudiesDatastore
-from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.images import UNUSABLE
 from ssmsam.service.volume_forecasts import Deadline, VolumeForecasts
 from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
+
+
+class ScoreOptions(Options):
+    """Of ``uncertainty``: the most seconds that it may take."""
+
+    budget_s: float = Field(3600.0, gt=0)
 
 
 class DiceScore(ScoringMethod):
@@ -69,10 +76,7 @@ class UncertaintyScore(ScoringMethod):
 
     def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Image -> what was stored. Raises InvalidRequest."""
-        try:
-            deadline = Deadline(float(request.get("budget_s") or 3600))
-        except (TypeError, ValueError):
-            raise InvalidRequest(f"budget_s has to be a number of seconds, got {request['budget_s']!r}") from None
+        deadline = Deadline(ScoreOptions.read(request).budget_s)
         labels = self._forecasts.learnable()
         found: dict[str, Any] = {}
         for image in self._forecasts.service.images.usable(sorted(datastore.get_unlabeled_images())) if labels else ():

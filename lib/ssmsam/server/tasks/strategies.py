@@ -72,7 +72,7 @@ class SliceStrategy(Strategy):
         labels = [ALL_ANNOTATED, *self._forecasts.service.offered]
         return {
             **super().info(),
-            "config": {"k": NextSampleCommand.k, FOR_LABEL: labels, "budget_s": NextSampleCommand.budget_s},
+            "config": {"k": NextSampleCommand().k, FOR_LABEL: labels, "budget_s": NextSampleCommand().budget_s},
         }
 
     def __call__(self, request: dict[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class SliceStrategy(Strategy):
 
         ``{"message": ...}`` when nothing is left. Raises InvalidRequest and NotKnown.
         """
-        wanted = NextSampleCommand.read(request)
+        wanted = NextSampleCommand.of(request)
         images = self._images(wanted, datastore, request)
         if not images:
             return {"message": FINISHED}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
+from pydantic import Field
 
 from ssmsam.fewshot.config import HELD_OUT_OF, FewShotConfig, MetaConfig
 from ssmsam.fewshot.estimate import Estimate, mean_estimate
@@ -22,6 +23,7 @@ from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.support import NothingToLearn, digest
 from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
+from ssmsam.server.clients.rest import Options
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import Job
@@ -72,7 +74,7 @@ class Training(TrainTask):
         started = time.time()
         self._here = True
         try:
-            result = self.train({**self.config(), **request}, self._progress(started))
+            result = self.train(request, self._progress(started))
         except NothingToLearn as error:
             raise InvalidRequest(str(error)) from error
         finally:
@@ -105,6 +107,16 @@ class Training(TrainTask):
         write_bytes(self._record, json.dumps(content).encode())
 
 
+class FewShotOptions(Options):
+    """Of ``fewshot_decoder``."""
+
+    steps: int = Field(200, gt=0, le=100_000)
+    budget_s: float = Field(120.0, gt=0, le=86_400)
+    learning_rate: float = Field(6e-4, gt=0, lt=1)
+    views: int = Field(6, ge=0, le=100)
+    seed: int = 0
+
+
 class FewShotTraining(Training):
     """``fewshot_decoder``: fits the few-shot decoder to everything that is annotated, for longer than a click may.
 
@@ -116,10 +128,10 @@ class FewShotTraining(Training):
         super().__init__(service, "Fits the few-shot model to all annotated slices, thoroughly")
 
     def config(self) -> dict[str, Any]:
-        return {"steps": 200, "budget_s": 120.0, "learning_rate": 6e-4, "views": 6, "seed": 0}
+        return FewShotOptions().model_dump()
 
     def require(self, options: Mapping[str, Any]) -> None:
-        self._configured({**self.config(), **options})
+        self._configured(options)
         if not self._service.labelled.showing():
             raise NothingToLearn("no annotated slice shows an organ yet: annotate a few slices, then train")
 
@@ -140,21 +152,11 @@ class FewShotTraining(Training):
         }
 
     def _configured(self, options: Mapping[str, Any]) -> FewShotConfig:
-        try:
-            steps, budget = int(options["steps"]), float(options["budget_s"])
-            rate, views, seed = float(options["learning_rate"]), int(options["views"]), int(options["seed"])
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"the training's options have to be numbers: {error}") from error
-        if not (0 < steps <= 100_000 and 0 < budget <= 86_400 and 0 < rate < 1 and 0 <= views <= 100):
-            raise InvalidRequest("steps, budget_s and learning_rate have to be above 0, views at most 100")
-        config = self._service.config
+        wanted, config = FewShotOptions.read(options), self._service.config
         adaptation = replace(
             config.adaptation,
-            steps=steps,
-            budget_s=budget,
-            learning_rate=rate,
-            seed=seed,
-            views=replace(config.adaptation.views, views=views),
+            **wanted.model_dump(exclude={"views"}),
+            views=replace(config.adaptation.views, views=wanted.views),
         )
         return replace(config, adaptation=adaptation)
 
@@ -176,6 +178,18 @@ MOST_SLICES = 96
 """Of each label."""
 
 
+class MetaOptions(Options):
+    """Of ``ssm_sam_meta``."""
+
+    steps: int = Field(60, gt=0, le=100_000)
+    budget_s: float = Field(300.0, gt=0, le=86_400)
+    inner_steps: int = Field(3, gt=0, le=100)
+    outer_rate: float = Field(2e-4, gt=0, lt=1)
+    views: int = Field(2, ge=0, le=100)
+    estimate_steps: int = Field(15, ge=0, le=1000)
+    seed: int = 0
+
+
 class MetaTraining(Training):
     """``ssm_sam_meta``: learns from everything that is annotated how to adapt quickly.
 
@@ -187,13 +201,10 @@ class MetaTraining(Training):
         super().__init__(service, "Learns a better start of ssm_sam from all annotated labels and images")
 
     def config(self) -> dict[str, Any]:
-        return {
-            "steps": 60, "budget_s": 300.0, "inner_steps": 3, "outer_rate": 2e-4, "views": 2, "estimate_steps": 15,
-            "seed": 0,
-        }  # fmt: skip
+        return MetaOptions().model_dump()
 
     def require(self, options: Mapping[str, Any]) -> None:
-        self._configured({**self.config(), **options})
+        self._configured(options)
         found = sum(count >= HELD_OUT_OF for count in self._service.labelled.showing().values())
         if found < LEAST_TASKS:
             raise NothingToLearn(
@@ -235,26 +246,11 @@ class MetaTraining(Training):
 
     def _configured(self, options: Mapping[str, Any]) -> tuple[MetaConfig, int]:
         """The settings of the training, and how many steps of adaptation the estimate makes."""
-        try:
-            steps, inner, views = int(options["steps"]), int(options["inner_steps"]), int(options["views"])
-            judging, seed = int(options["estimate_steps"]), int(options["seed"])
-            budget, rate = float(options["budget_s"]), float(options["outer_rate"])
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"the training's options have to be numbers: {error}") from error
-        if not (0 < steps <= 100_000 and 0 < inner <= 100 and 0 < budget <= 86_400 and 0 < rate < 1):
-            raise InvalidRequest("steps, inner_steps (at most 100), budget_s and outer_rate have to be above 0")
-        if not (0 <= views <= 100 and 0 <= judging <= 1000):
-            raise InvalidRequest("views has to be between 0 and 100, estimate_steps between 0 and 1000")
-        config = MetaConfig()
-        config = replace(
-            config,
-            steps=steps,
-            budget_s=budget,
-            outer_rate=rate,
-            inner=replace(config.inner, steps=inner, budget_s=budget, views=replace(config.inner.views, views=views)),
-            seed=seed,
-        )
-        return config, judging
+        wanted, config = MetaOptions.read(options), MetaConfig()
+        views = replace(config.inner.views, views=wanted.views)
+        inner = replace(config.inner, steps=wanted.inner_steps, budget_s=wanted.budget_s, views=views)
+        outer = wanted.model_dump(include={"steps", "budget_s", "outer_rate", "seed"})
+        return replace(config, **outer, inner=inner), wanted.estimate_steps
 
 
 def _mean(estimates: Mapping[str, Estimate]) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from pydantic import Field
 
 from ssmsam.active.uncertainty import MOST_VIEWS, uncertainty_map
-from ssmsam.server.clients.rest import InferenceCommand
+from ssmsam.server.clients.rest import InferenceCommand, Options
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.mask_files import write_mask
@@ -18,6 +18,12 @@ from ssmsam.service.volume_forecasts import VolumeForecasts
 NOT_YET = (
     "no slice is annotated yet, so nothing can be expected: annotate a few slices, submit them, and run this again"
 )
+
+
+class MapOptions(Options):
+    """How often to ask again without a part of the annotated slices."""
+
+    views: int = Field(0, ge=0, le=MOST_VIEWS)
 
 
 class UncertaintyMap(InferTask):
@@ -32,7 +38,7 @@ class UncertaintyMap(InferTask):
             labels=[],
             dimension=3,
             description="How unsure the few-shot model is of every voxel, 0 to 100; load it as a volume, not as labels",
-            config={"views": 0},
+            config=MapOptions().model_dump(),
         )
         self._service = service
         self._forecasts = VolumeForecasts(service)
@@ -49,7 +55,7 @@ class UncertaintyMap(InferTask):
         started = time.perf_counter()
         service = self._service
         image = service.images.open(request.image)
-        image_id, label, views = image.source.image_id, request.label, _views(request.options)
+        image_id, label, views = image.source.image_id, request.label, MapOptions.read(request.options).views
         labels = [label] if label else self._forecasts.learnable()
         if not labels:
             raise InvalidRequest(NOT_YET)
@@ -83,14 +89,3 @@ class UncertaintyMap(InferTask):
 
     def _annotated(self, image_id: str) -> bool:
         return bool(image_id) and bool(self._forecasts.annotated(image_id))
-
-
-def _views(options: Mapping[str, Any]) -> int:
-    asked = options.get("views") or 0
-    try:
-        views = int(asked)
-    except (TypeError, ValueError):
-        views = -1
-    if not 0 <= views <= MOST_VIEWS:
-        raise InvalidRequest(f"views should be a whole number from 0 to {MOST_VIEWS}, got {asked!r}")
-    return views
