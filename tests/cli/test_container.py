@@ -92,7 +92,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             assert rest.startswith("debian:bookworm-slim")
             stage = Stage(folder / f"stage{len(stages)}")
             stages[rest.rpartition(" AS ")[2]] = stage
-            shutil.copytree(bare_debian, stage.root, symlinks=True)
+            subprocess.run(["cp", "--archive", str(bare_debian), str(stage.root)], check=True)  # with its devices
             for own in ("/etc/resolv.conf", "/etc/hosts"):
                 shutil.copyfile(own, stage.root / own[1:])
             shutil.copyfile(CA, stage.root / "ca.crt")
