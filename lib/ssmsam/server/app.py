@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 import ssmsam
 from ssmsam.annotation.labels import BACKGROUND
+from ssmsam.cluster import Program, open_engine, run_elsewhere
 from ssmsam.dicom.web import DicomStore
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
@@ -39,7 +41,13 @@ from ssmsam.server.configuration import (
 from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
 from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, StudiesFolder
 from ssmsam.server.errors import unforeseen
-from ssmsam.server.monailabel_patches import end_with_parent, is_worker, made_by_this_process, refuse_to_start
+from ssmsam.server.monailabel_patches import (
+    WORKER,
+    end_with_parent,
+    is_worker,
+    made_by_this_process,
+    refuse_to_start,
+)
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
@@ -326,6 +334,32 @@ class ServerApp(MONAILabelApp):
         """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
         turns = self.jobs.turns
         return turns.brief() if getattr(task, "brief", False) else turns.pausing()
+
+    def train(self, request: dict[str, Any]) -> Any:
+        """As MONAI Label does in a process of this machine; with ``--conf cluster`` in one of a worker's.
+
+        A worker has the same folders under the same paths. How far it is stands beside the task checkpoints.
+        """
+        if self.configuration.cluster is None:
+            return super().train(request)
+        own = {key: value for key, value in self.conf.items() if not key.startswith("cluster")}
+        same = {
+            "encoder": self.configuration.encoder,
+            "store": self.configuration.store,
+            "heads": self.configuration.heads or default_checkpoints(self.studies),
+            "dicom_folder": self.configuration.dicom_folder or default_dicom_folder(),
+        }
+        conf = json.dumps({**own, **{key: str(value) for key, value in same.items()}})
+        program = Program(
+            module=WORKER,
+            arguments=(
+                *("--app", os.path.abspath(self.app_dir), "--studies", self.studies),
+                *("--method", "train", "--request", json.dumps(request), "--output", "{out}"),
+            ),
+            environment={"MONAI_LABEL_APP_CONF": conf},
+        )
+        with open_engine(cluster=self.configuration.cluster) as engine:
+            return json.loads(run_elsewhere(engine, program))
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a task on many images: image -> its result. One that fails has ``error`` instead and stops no other."""
