@@ -233,7 +233,7 @@ class AnnotationService:
 
     def drawn(self, image: str, key: SliceKey, mask: np.ndarray, grid: Grid, *, client: str) -> Update:
         """One label on one slice is as ``mask`` (height, width) bool, which may be empty: what a client drew."""
-        key = check_slice(replace(key, label=known_label(key.label, self.names(image))), grid)
+        key = check_slice(key._replace(label=known_label(key.label, self.names(image))), grid)
         self.known(image, grid)
         entry = SliceAnnotation(PackedMask.of(mask), Source.CLIENT, client, now())
         return Update(grid, {key: entry}, labels=frozenset({key.label}), client=client, when=entry.when)
