@@ -166,8 +166,9 @@ def _calls(route: Any) -> frozenset[tuple[str, str]]:
 # --- the datastore and sessions
 
 
-def synchronised(*names: str) -> Callable[[Class], Class]:
-    """Let these methods of a subclass of LocalDatastore be called by one thread at a time, held by ``self.changing``.
+def held(inside: str, *names: str) -> Callable[[Class], Class]:
+    """Run these methods of a subclass of LocalDatastore in the context that its method ``inside`` gives: of a lock, or
+    where it was looked whether anything can be written.
 
     Fault: the folder's watcher empties the record for a moment while it looks again, and may exchange it for what
     another process wrote. A request that comes in between finds no image, or loses the label that it saves. May go when
@@ -177,7 +178,7 @@ def synchronised(*names: str) -> Callable[[Class], Class]:
     def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with self.changing:
+            with getattr(self, inside)():
                 return method(self, *args, **kwargs)
 
         return call
