@@ -33,8 +33,8 @@ their way into it. *Guess*: longer than one file takes to come over a slow netwo
 
 @held(
     "changing", "list_images", "get_labeled_images", "get_image_uri", "get_image_info", "get_label_uri",
-    "get_label_info", "get_labels_by_image_id", "save_label", "add_image", "update_image_info", "update_label_info", "datalist", "status",
-    "json", "_reconcile_datastore", "_init_from_datastore_file",
+    "get_label_info", "get_labels_by_image_id", "save_label", "add_image", "update_image_info", "update_label_info",
+    "datalist", "status", "json", "_reconcile_datastore", "_init_from_datastore_file",
 )  # fmt: skip
 class FolderFiles(SoundRecord):
     """MONAI Label's local datastore, which also sees DICOM series.
