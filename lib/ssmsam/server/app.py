@@ -34,10 +34,7 @@ from ssmsam.paths import CacheFolders, default_cache_folders, default_checkpoint
 from ssmsam.progress import Cancelled, Turns
 from ssmsam.server.clients.rest import CONFIRM, INFERENCE, InferenceCommand, require_keys
 from ssmsam.server.clients.slicer import with_known_labels
-from ssmsam.server.configuration import (
-    UNUSED_KEYS,
-    Configuration,
-)
+from ssmsam.server.configuration import UNUSED_KEYS, Configuration
 from ssmsam.server.datastore.access import is_dicomweb, search_filters, store_access
 from ssmsam.server.datastore.studies import DicomWebStudies, StudiesDatastore, StudiesFolder
 from ssmsam.server.errors import unforeseen
@@ -157,9 +154,8 @@ class ServerApp(MONAILabelApp):
         return StudiesFolder(
             self.studies,
             labels=self.configuration.labels,
-            named=self.configuration.labels
-            if "labels" in self.chosen
-            else (),  # the default ones say nothing of a file
+            # the default ones say nothing of a file
+            named=self.configuration.labels if "labels" in self.chosen else (),
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )

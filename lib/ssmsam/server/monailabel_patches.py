@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial, wraps
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
@@ -22,21 +23,6 @@ from typing import Any, NoReturn, TypeVar
 import jwt
 import psutil
 from fastapi import APIRouter, FastAPI
-from monailabel.endpoints import (
-    activelearning,
-    batch_infer,
-    datastore,
-    infer,
-    info,
-    model,
-    ohif,
-    proxy,
-    scoring,
-    session,
-    train,
-    wsi_infer,
-)
-from monailabel.endpoints import logs as stock_logs
 from monailabel.endpoints.user import auth
 from monailabel.utils.sessions import Sessions
 from starlette.middleware.cors import CORSMiddleware
@@ -116,21 +102,14 @@ REMOVED = frozenset(
 """Those without one of ours of the same path. Whole-slide pathology: this app has no such model, and the routes read
 any path that a request names. Training and scoring by everything there is: no client asks for it. Our proxy is one call
 for all services."""
-STOCK = (
-    activelearning,
-    batch_infer,
-    datastore,
-    infer,
-    info,
-    model,
-    ohif,
-    proxy,
-    scoring,
-    session,
-    stock_logs,
-    train,
-    wsi_infer,
-)
+STOCK = tuple(
+    import_module(f"monailabel.endpoints.{name}")
+    for name in (
+        "activelearning", "batch_infer", "datastore", "infer", "info", "logs", "model", "ohif", "proxy", "scoring",
+        "session", "train", "wsi_infer",
+    )
+)  # fmt: skip
+"""The modules that hold MONAI Label's routes."""
 
 
 def replace_routes(app: FastAPI, ours: Iterable[APIRouter]) -> None:
@@ -166,8 +145,9 @@ def _calls(route: Any) -> frozenset[tuple[str, str]]:
 # --- the datastore and sessions
 
 
-def synchronised(*names: str) -> Callable[[Class], Class]:
-    """Let these methods of a subclass of LocalDatastore be called by one thread at a time, held by ``self.changing``.
+def held(inside: str, *names: str) -> Callable[[Class], Class]:
+    """Run these methods of a subclass of LocalDatastore in the context that its method ``inside`` gives: of a lock, or
+    where it was looked whether anything can be written.
 
     Fault: the folder's watcher empties the record for a moment while it looks again, and may exchange it for what
     another process wrote. A request that comes in between finds no image, or loses the label that it saves. May go when
@@ -177,7 +157,7 @@ def synchronised(*names: str) -> Callable[[Class], Class]:
     def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with self.changing:
+            with getattr(self, inside)():
                 return method(self, *args, **kwargs)
 
         return call

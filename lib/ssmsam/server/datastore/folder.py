@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pydicom.dataset import Dataset
 from ssmsam.dicom.file import looks_like_dicom
 from ssmsam.dicom.measurements import measurement_files
 from ssmsam.server.datastore.local_record import SoundRecord
-from ssmsam.server.monailabel_patches import synchronised
+from ssmsam.server.monailabel_patches import held
 from ssmsam.server.privacy import keep_names_out_of_logs
 from ssmsam.service.identifiers import VOLUME_SUFFIXES
 
@@ -30,10 +31,10 @@ SETTLED_S = 60.0
 their way into it. *Guess*: longer than one file takes to come over a slow network."""
 
 
-@synchronised(
-    "list_images", "get_labeled_images", "get_image_uri", "get_image_info", "get_label_uri", "get_label_info",
-    "get_labels_by_image_id", "save_label", "add_image", "update_image_info", "update_label_info", "datalist", "status",
-    "json", "_reconcile_datastore", "_init_from_datastore_file",
+@held(
+    "changing", "list_images", "get_labeled_images", "get_image_uri", "get_image_info", "get_label_uri",
+    "get_label_info", "get_labels_by_image_id", "save_label", "add_image", "update_image_info", "update_label_info",
+    "datalist", "status", "json", "_reconcile_datastore", "_init_from_datastore_file",
 )  # fmt: skip
 class FolderFiles(SoundRecord):
     """MONAI Label's local datastore, which also sees DICOM series.
@@ -50,7 +51,7 @@ class FolderFiles(SoundRecord):
         self._contents: dict[str, _Contents] = {}
         self._said: set[str] = set()
         self.on_change: Callable[[], None] = lambda: None
-        self.changing = threading.RLock()
+        self._lock = threading.RLock()
         super().__init__(
             folder,
             extensions=[f"*{suffix}" for suffix in VOLUME_SUFFIXES],
@@ -60,8 +61,12 @@ class FolderFiles(SoundRecord):
         if hasattr(self, "_handler"):  # files that appear in one step come by another name
             self._handler.on_moved = self._on_moved
 
+    def changing(self) -> AbstractContextManager[Any]:
+        """Of the threads here, one at a time is in this block."""
+        return self._lock
+
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        with self.changing:
+        with self.changing():
             super().remove_label(label_id, label_tag)
             known = self._datastore.objects.get(label_id)
             if known is not None and known.labels.pop(label_tag, None) is not None:  # the watcher would come later

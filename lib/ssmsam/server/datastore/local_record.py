@@ -18,6 +18,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
+from ssmsam.server.monailabel_patches import held
 from ssmsam.server.privacy import keep_names_out_of_logs
 from ssmsam.service.errors import StudiesNotWritable
 
@@ -66,6 +67,7 @@ class _Unwritable(LocalDatastoreModel):
         return path if os.path.isdir(path) else os.path.join(self.elsewhere, str(tag or "all"))
 
 
+@held("storing", "add_image", "save_label", "remove_image", "remove_label", "update_image_info", "update_label_info")
 class SoundRecord(LocalDatastore):
     """The local datastore with a record that appears whole or not at all.
 
@@ -112,8 +114,13 @@ class SoundRecord(LocalDatastore):
         if self._why_not:
             raise StudiesNotWritable(self._why_not)
 
-    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """What is done inside changes files. Raises StudiesNotWritable."""
         self.require_writable()
+        yield
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         name, ext = self._to_id(os.path.basename(image_filename))
         image_id = image_id or name
         name = self._filename(image_id, ext)
@@ -133,7 +140,6 @@ class SoundRecord(LocalDatastore):
         covered: Covered = NOTHING_COVERED,
     ) -> str:
         """Keep a label file. It cannot hold what is ``covered``: that stays with the annotations."""
-        self.require_writable()
         if image_id not in self._datastore.objects:
             raise ImageNotFoundException(f"Image {image_id} not found")
         _, ext = self._to_id(os.path.basename(label_filename))
@@ -144,22 +150,6 @@ class SoundRecord(LocalDatastore):
             self._datastore.objects[image_id].labels[label_tag] = DataModel(info=info, ext=ext)
             self._update_datastore_file(lock=False)
         return image_id
-
-    def remove_image(self, image_id: str) -> None:
-        self.require_writable()
-        super().remove_image(image_id)
-
-    def remove_label(self, label_id: str, label_tag: str) -> None:
-        self.require_writable()
-        super().remove_label(label_id, label_tag)
-
-    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        self.require_writable()
-        super().update_image_info(image_id, info)
-
-    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        self.require_writable()
-        super().update_label_info(label_id, label_tag, info)
 
     # --- the record's file
 
