@@ -124,9 +124,8 @@ def test_support_set(tmp_path) -> None:
     ]
     assert (support.labels, support.images) == (("liver", "spleen"), ("b", "case"))
     assert [s.index for s in support.only(label="spleen", nonempty=True)] == [3]
-    assert [s.source for s in support].count(Source.NONEMPTY) == 2 and len(support.only(images=["b"])) == 2
-    assert np.array_equal(next(iter(support)).mask, array[3] == 2) and next(iter(support)).weight.all()
-    assert support.digest == store.support().digest != support.only(label="liver").digest
+    assert [s.annotation.source for s in support].count(Source.NONEMPTY) == 2 and len(support.only(images=["b"])) == 2
+    assert np.array_equal(next(iter(support)).mask, array[3] == 2) and next(iter(support)).annotation.weight.all()
     assert len(SupportSet()) == 0
 
 

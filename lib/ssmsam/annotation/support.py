@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations
-from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey
 from ssmsam.volume.geometry import Plane
 
 
@@ -34,18 +33,9 @@ class SupportSlice:
         return self.key.index
 
     @property
-    def source(self) -> Source:
-        return self.annotation.source
-
-    @property
     def mask(self) -> np.ndarray:
         """(height, width) bool."""
         return self.annotation.mask.array
-
-    @property
-    def weight(self) -> np.ndarray:
-        """(height, width) float32: 1 where the mask is truth, 0 where nothing is known."""
-        return self.annotation.weight
 
 
 @dataclass(frozen=True)
@@ -86,15 +76,6 @@ class SupportSet:
     @property
     def images(self) -> tuple[str, ...]:
         return tuple(sorted({item.image for item in self.slices}))
-
-    @property
-    def digest(self) -> str:
-        """sha256 over images, slices and masks: equal exactly when there is nothing new to learn."""
-        sha = hashlib.sha256()
-        for item in self.slices:
-            known = item.annotation.known
-            sha.update(repr((item.image, item.key, item.annotation.mask.digest, known and known.digest)).encode())
-        return sha.hexdigest()
 
     def __iter__(self) -> Iterator[SupportSlice]:
         return iter(self.slices)

@@ -37,10 +37,11 @@ class Scale:
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Any array -> float32 of its shape in [0, 1]; below ``low`` and not-a-number become 0, above ``high`` 1."""
         array, low = np.asarray(array), np.float32(self.low)
-        is_wide = array.dtype.itemsize == 4 and array.dtype.kind in "iu" and max(abs(self.low), abs(self.high)) > EXACT
-        if is_wide or self.high - self.low > WIDEST:
+        if self.high - self.low > WIDEST:
             unit = ((array.astype(np.float64) - self.low) / (self.high - self.low)).astype(np.float32)
         else:
+            if array.dtype.itemsize == 4 and array.dtype.kind in "iu" and max(abs(self.low), abs(self.high)) > EXACT:
+                array, low = array - np.float64(self.low), np.float32(0)
             unit = (array.astype(np.float32) - low) / np.float32(self.high - self.low)
         return np.clip(np.nan_to_num(unit, copy=False, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
 
