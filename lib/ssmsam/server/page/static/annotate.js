@@ -66,7 +66,7 @@ function drawUnsure() {
   const values = unsureShown && study.current && (study.unsure.get(`${study.current.name} ${stage.slice}`) ?? proposal.unsureOn(study.current, stage.slice));
   if (values && !pictures.has(values)) {
     const [width, height] = stage.grid.shape, canvas = element('canvas', { width, height }), context = canvas.getContext('2d'), pixels = context.createImageData(width, height);
-    values.forEach((value, n) => pixels.data.set([255, 190, 60, value * 0.7], 4 * n));
+    values.forEach((value, n) => pixels.data.set([255, 190, 60, value * 0.5], 4 * n));
     context.putImageData(pixels, 0, 0);
     pictures.set(values, canvas.toDataURL());
   }
