@@ -57,8 +57,8 @@ def train_volume_head(
 
 
 PENALTY = 100.0
-"""Of squared weights in the regression that says what Dice to expect: of 10, 30, 100 and 300 the one with the least error
-on training sets left out in turn."""
+"""Of squared weights in the regression that says what Dice to expect: of 10, 30, 100 and 300 the one with the least
+error on training sets left out in turn."""
 _ROUNDS = 25
 """Of Newton's method, which has converged long before."""
 
