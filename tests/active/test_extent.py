@@ -65,3 +65,8 @@ def test_an_end_can_be_read_off_its_presences() -> None:
     again = End.read_off(end.rows, end.presence)
     np.testing.assert_allclose(again.chances, end.chances)
     assert end.chances.sum() == pytest.approx(1) and (np.diff(end.presence) <= 0).all()
+
+
+def test_a_chance_that_rounding_made_negative_does_no_harm() -> None:
+    end = End.read_off(np.array([0, 1]), np.array([0.0, -2e-17]))
+    assert end.error(np.ones(2), frozenset({1})) == 0.0

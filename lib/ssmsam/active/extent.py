@@ -10,13 +10,10 @@ import numpy as np
 
 _SURE = 0.98
 """No claim of presence counts for more: a *guess*."""
-
-
 ALIKE_MM = 20.0
-"""Slices within this distance look alike: what a model claims of them counts once. *Chosen on* ``chaos_t2_mr`` 20 and
-21, which also report, as the next: see :mod:`ssmsam.active.expected_gain`."""
-BEYOND_MM = 50.0
-"""How far an organ goes on past the outermost slice that shows it, on average, before anything is claimed."""
+"""Slices within this distance look alike: what a model claims of them counts once. A *guess*: 10 changed the Dice after
+two to six slices by 0.0 points (95 % interval -0.2 to 0.2) on training patients (``chaos_t2_mr`` 01, 02, 03, 05, 08;
+``small``), 40 by 1.1 (-0.2 to 3.1), nearly all of it in one organ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +33,7 @@ class End:
     def claimed(cls, rows: np.ndarray, presence: np.ndarray, steps_mm: np.ndarray) -> End:
         """From what a model claims of the slices (m,), one by one; ``steps_mm`` (m,) to each from the one before."""
         odds = np.log(np.clip(presence, 1 - _SURE, _SURE) / np.clip(1 - presence, 1 - _SURE, _SURE))
-        steps = np.minimum(1, steps_mm / ALIKE_MM) * odds - steps_mm / BEYOND_MM
+        steps = np.minimum(1, steps_mm / ALIKE_MM) * odds
         evidence = np.concatenate([[0.0], np.cumsum(steps)])
         chances = np.exp(evidence - evidence.max())
         return cls(rows, chances / chances.sum())
@@ -44,7 +41,7 @@ class End:
     @classmethod
     def read_off(cls, rows: np.ndarray, presence: np.ndarray) -> End:
         """From probabilities (m,) that the slices show the organ: it ends where they fall."""
-        there = np.concatenate([[1.0], np.minimum.accumulate(presence), [0.0]])
+        there = np.concatenate([[1.0], np.clip(np.minimum.accumulate(presence), 0, 1), [0.0]])
         return cls(rows, -np.diff(there))
 
     def error(self, area: np.ndarray, looked: frozenset[int] = frozenset()) -> float:

@@ -4,8 +4,9 @@ A decoder answers slice by slice. What it found on all slices of a volume is des
 and object (:mod:`ssmsam.fewshot.selection`), and a small network reads them along the slices. It is trained on
 proposals for training patients and takes the place of thresholds and rules.
 
-What a user is told of the quality is a part of its own, a regression from means and spreads of the same numbers. Both
-learned where the decoder is good, on organs that it knows: of others they may expect too much.
+What a user is told of the quality is a part of its own: a regression from means and spreads of the same numbers, and
+from what the network makes of the object. The network learned where the decoder is good, on organs that it knows. The
+regression was fitted later, also on targets that are no organ and on proposals of decoders that see badly.
 """
 
 from __future__ import annotations
@@ -65,10 +66,25 @@ class VolumeHead(nn.Module):
         self.drop = nn.Dropout(_DROPPED)
         self.each = nn.Sequential(nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, 2))
         self.whole = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, 2))
-        numbers = object_descriptors + 2 * slice_descriptors
+        numbers = object_descriptors + 2 * slice_descriptors + _WIDTH
         self.register_buffer("centre", torch.zeros(numbers))
         self.register_buffer("spread", torch.ones(numbers))
         self.estimate = nn.Linear(numbers, 1)
+
+    def read(
+        self, slices: torch.Tensor, objects: torch.Tensor, drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``keep`` and ``dice`` as in :class:`Judgement`, and what the network makes of each object (K, hidden).
+        Arguments as in :meth:`forward`."""
+        x = F.gelu(self.slices(slices) + self.objects(objects)[:, None])
+        weight = drawn[..., None] / drawn.sum(1).clamp(min=1)[:, None, None]
+        for norm, along, mix, mean in zip(self.norms, self.along, self.mixes, self.means, strict=True):
+            y = along(norm(x).transpose(1, 2)).transpose(1, 2) + mean((x * weight).sum(1, keepdim=True))
+            x = x + mix(self.drop(F.gelu(y)))
+        keep, dice = self.each(x).unbind(-1)
+        kept = (keep.sigmoid() * drawn)[..., None]
+        over = (x * kept).sum(1) / kept.sum(1).clamp(min=1e-3)
+        return keep, dice, self.whole[:-1](torch.cat([(x * weight).sum(1), over], dim=1))
 
     def usual(self, numbers: torch.Tensor) -> torch.Tensor:
         """What :func:`summary` says, in standard deviations from the mean of what the head was trained on."""
@@ -82,24 +98,17 @@ class VolumeHead(nn.Module):
             objects: (K, E) descriptors of the objects.
             drawn: (K, n) 1 where the object has a mask, else 0.
         """
-        x = F.gelu(self.slices(slices) + self.objects(objects)[:, None])
-        weight = drawn[..., None] / drawn.sum(1).clamp(min=1)[:, None, None]
-        for norm, along, mix, mean in zip(self.norms, self.along, self.mixes, self.means, strict=True):
-            y = along(norm(x).transpose(1, 2)).transpose(1, 2) + mean((x * weight).sum(1, keepdim=True))
-            x = x + mix(self.drop(F.gelu(y)))
-        keep, dice = self.each(x).unbind(-1)
-        kept = (keep.sigmoid() * drawn)[..., None]
-        over = (x * kept).sum(1) / kept.sum(1).clamp(min=1e-3)
-        target, overall = self.whole(torch.cat([(x * weight).sum(1), over], dim=1)).unbind(-1)
-        expected = self.estimate(self.usual(summary(slices, objects, keep.sigmoid() * drawn)))[:, 0]
-        return Judgement(keep, dice, target, overall, expected)
+        keep, dice, hidden = self.read(slices, objects, drawn)
+        target, overall = self.whole[-1](hidden).unbind(-1)
+        known = summary(slices, objects, keep.sigmoid() * drawn, hidden)
+        return Judgement(keep, dice, target, overall, self.estimate(self.usual(known))[:, 0])
 
 
-def summary(slices: torch.Tensor, objects: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Descriptors of objects beside mean and spread of those of the slices that are ``kept`` (K, n) in [0, 1] of each
-    and that nobody annotated: (K, E + 2 D)."""
+def summary(slices: torch.Tensor, objects: torch.Tensor, kept: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """What is known of K objects (K, E + 2 D + H): their descriptors, mean and spread of those of the slices that are
+    ``kept`` (K, n) in [0, 1] of each and that nobody annotated, and what the network makes of them, ``hidden``."""
     weight = (kept * (1 - slices[..., _KNOWN].sum(-1).clamp(max=1)))[..., None]
     total = weight.sum(1).clamp(min=1e-3)
     mean = (slices * weight).sum(1) / total
     spread = ((slices - mean[:, None]).square() * weight).sum(1) / total
-    return torch.cat([objects, mean, spread.clamp(min=1e-6).sqrt()], dim=1)
+    return torch.cat([objects, mean, spread.clamp(min=1e-6).sqrt(), hidden], dim=1)

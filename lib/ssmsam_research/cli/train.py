@@ -179,6 +179,7 @@ def _add_volume_head(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=Path, help="weights whose choices are kept: only what to expect is learned")
     parser.add_argument("--within", type=int, default=4, help="times that slices of a volume itself are annotated")
     parser.add_argument("--across", type=int, default=2, help="times that slices of other volumes are")
+    parser.add_argument("--unfamiliar", type=int, default=4, help="times that targets or decoder are unfamiliar")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the processor knows this type of number")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -371,6 +372,7 @@ def volume_head(arguments: argparse.Namespace) -> None:
         LabelledVolume,
         across,
         read_examples,
+        unfamiliar,
         within,
         write_examples,
     )
@@ -396,14 +398,17 @@ def volume_head(arguments: argparse.Namespace) -> None:
                 several = [one for _ in range(arguments.within) for one in within(volume, embedder, decoder, rng)]
                 for _ in range(arguments.across if others else 0):
                     several += across(volume, others, embedder, decoder, rng)
+                for _ in range(arguments.unfamiliar):
+                    several += unfamiliar(volume, embedder, decoder, rng)
                 write_examples(files[-1], several)
     examples = [one for file in files for one in read_examples(file)]
     if arguments.start:
         head = load_volume_head(arguments.start)
-        learn_estimate(head, Summaries.of(head, examples))
     else:
+        familiar = [one for one in examples if not one.name.startswith("unfamiliar/")]
         with ProgressBar() as bar:
-            head = train_volume_head(examples, VolumeHeadConfig(seed=arguments.seed), progress=bar)
+            head = train_volume_head(familiar, VolumeHeadConfig(seed=arguments.seed), progress=bar)
+    learn_estimate(head, Summaries.of(head, examples))
     write_weights(arguments.out, head.state_dict(), {})
     print(f"{len(examples)} examples of {len(files)} volumes -> {arguments.out}")
 

@@ -56,17 +56,17 @@ def train_volume_head(
     return learn_estimate(head, Summaries.of(head, several))
 
 
-PENALTY = 30.0
-"""Of squared weights in the regression that says what Dice to expect: of 2, 10, 30 and 100 the one with the least error
-on training sets left out in turn."""
+PENALTY = 100.0
+"""Of squared weights in the regression that says what Dice to expect: of 10, 30, 100 and 300 the one with the least
+error on training sets left out in turn."""
 _ROUNDS = 25
 """Of Newton's method, which has converged long before."""
 
 
 @dataclass(frozen=True, eq=False)
 class Summaries:
-    """Of N examples: ``numbers`` (N, E + 2 D) as in :func:`~ssmsam.models.volume_head.summary` of the object that the
-    head takes for the target, the ``dice`` (N,) of what it keeps of that, and how much each counts."""
+    """Of N examples: ``numbers`` (N, E + 2 D + H) as in :func:`~ssmsam.models.volume_head.summary` of the object that
+    the head takes for the target, the ``dice`` (N,) of what it keeps of that, and how much each counts."""
 
     numbers: torch.Tensor
     dice: torch.Tensor
@@ -82,11 +82,12 @@ class Summaries:
             found = judged(head, batch)
             exists = batch.shown[0].amax(1) > 0
             best = int(found.target[0].masked_fill(~exists, -torch.inf).argmax())
-            kept = found.keep.sigmoid() * batch.shown
-            numbers.append(summary(batch.slices[0], batch.objects[0], kept[0])[best])
+            keep, _, hidden = head.read(batch.slices[0], batch.objects[0], batch.shown[0])
+            kept = keep.sigmoid() * batch.shown[0]
+            numbers.append(summary(batch.slices[0], batch.objects[0], kept, hidden)[best])
             dice.append(overall_dice((found.keep > 0).float(), batch)[0, best])
             shown = round(float(np.expm1(one.objects[0, 0])))
-            groups.append((min(shown, 2) + (shown > 3), one.name.rpartition("/")[0]))
+            groups.append((min(shown, 2) + (shown > 3), one.name.split("/")[-2]))
         volumes = [sum(other == group for other in groups) for group in groups]
         counts = [len({other[1] for other in groups if other[0] == group[0]}) for group in groups]
         weight = torch.tensor([1 / (v * c) for v, c in zip(volumes, counts, strict=True)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS
-from ssmsam_research.training.volume_head_examples import Example, read_examples, write_examples
+from ssmsam_research.training.volume_head_examples import Example, LabelledVolume, read_examples, write_examples
 from ssmsam_research.training.volume_head_training import (
     Summaries,
     VolumeHeadConfig,
@@ -105,3 +105,18 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     for one, again in zip(several, found, strict=True):
         for name in ("slices", "objects", "shown", "area", "inside", "truth", "known"):
             np.testing.assert_array_equal(getattr(one, name), getattr(again, name))
+
+
+@pytest.mark.parametrize("kind", ["organ", "region", "half", "pair"])
+def test_unfamiliar_targets_are_on_enough_slices(kind: str) -> None:
+    labels = np.zeros((10, 12, 12), dtype=int)
+    labels[1:9, 2:6, 2:6], labels[2:8, 7:11, 7:11], labels[4, 0, 0] = 1, 2, 3
+    volume = LabelledVolume("made", None, labels, labels)  # type: ignore[arg-type]  # nothing is embedded
+    found = volume.unfamiliar(kind, np.random.default_rng(0))
+    assert found and all(mask.any(axis=(1, 2)).sum() >= 6 for mask in found.values())
+    sizes = {int(mask.sum()) for mask in found.values()}
+    whole = {int((labels == 1).sum()), int((labels == 2).sum())}
+    if kind in ("organ", "region"):
+        assert sizes == whole
+    else:
+        assert all(size == sum(whole) if kind == "pair" else size < max(whole) for size in sizes)
