@@ -253,6 +253,8 @@ def _against(file: str, what: str, methods: Mapping[str, str], organs: tuple[str
 
 
 _LITE = {"interpolation": "shape interpolation", "fewshot_prompted": "**`fewshot`**"}
+_LINEAR = {"linear": "logistic regression on the same features"}
+_CARRIED = {**_LINEAR, "carried": "registration alone", "fewshot_prompted": "**`fewshot`**"}
 _SMALL = {
     "interpolation": "shape interpolation",
     "fewshot_prompted": "`fewshot`",
@@ -314,16 +316,12 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "complete-medsam-lite": Table(
-        _COMPLETE + _MEAN + " Five slices, `medsam_lite`, no gradient steps.",
-        _FIVE,
+        _COMPLETE + _MEAN + " `medsam_lite`, no gradient steps.",
+        _NINE,
         [
-            *_against("complete_medsam_lite_mr", "MR, 4 organs", _LITE),
-            *_against("complete_medsam_lite_ct", "CT, 13 organs", _LITE),
-            *_against(
-                "complete_medsam_lite_left_atrium",
-                "Left atrium",
-                {"linear": "logistic regression on the same features", **_LITE},
-            ),
+            *_against("complete_medsam_lite_mr", "MR, 4 organs", {**_LINEAR, **_LITE}),
+            *_against("complete_medsam_lite_ct", "CT, 13 organs", {**_LINEAR, **_LITE}),
+            *_against("complete_medsam_lite_left_atrium", "Left atrium", {**_LINEAR, **_LITE}),
         ],
     ),
     "crosspatient-small": Table(
@@ -342,20 +340,8 @@ TABLES: dict[str, Table] = {
         _CROSSPATIENT + _MEAN + " One support patient, `medsam_lite`, no gradient steps.",
         _OTHERS,
         [
-            *_against(
-                "crosspatient_medsam_lite_mr",
-                "MR, 4 organs",
-                {"carried": "registration alone", "fewshot_prompted": "**`fewshot`**"},
-            ),
-            *_against(
-                "crosspatient_medsam_lite_left_atrium",
-                "Left atrium",
-                {
-                    "linear": "logistic regression",
-                    "carried": "registration alone",
-                    "fewshot_prompted": "**`fewshot`**",
-                },
-            ),
+            *_against("crosspatient_medsam_lite_mr", "MR, 4 organs", _CARRIED),
+            *_against("crosspatient_medsam_lite_left_atrium", "Left atrium", _CARRIED),
         ],
     ),
     "crosspatient-baselines": Table(
