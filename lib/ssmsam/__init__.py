@@ -9,6 +9,8 @@ it is first asked for: ``import ssmsam`` alone takes no time.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ssmsam import moved
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -55,3 +57,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+moved.install()
