@@ -33,8 +33,8 @@ help:  ## list the targets
 
 $(BIN)/python:
 	@echo "== making $(VENV) with $(PYTHON)"
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] < (3, 13) else 1)' || \
-	    { echo "ssmsam needs Python 3.10 to 3.12, 3.11 is tested; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else 1)' || \
+	    { echo "ssmsam needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml | $(BIN)/python

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
 ROOT = Path(__file__).parents[1]
@@ -71,3 +72,17 @@ def test_exact_versions_are_within_them() -> None:
     for one in map(Requirement, [*listed("requirements.txt"), *listed("requirements-dev.txt")]):
         if version := exact.get(one.name.lower()):
             assert one.specifier.contains(version, prereleases=True), f"{one} and {version}"
+
+
+def test_the_constraints_fit_every_python_of_the_range() -> None:
+    """A system's own Python is seldom the newest of its line."""
+    firsts = [first for first in ("3.11.0", "3.12.0", "3.13.0") if first in SpecifierSet(PROJECT["requires-python"])]
+    assert firsts
+    pinned = {line.partition("==")[0].lower() for line in listed("constraints.txt")}
+    refused = {
+        f"{one.name} {one.version}: {one.metadata.get('Requires-Python')}"
+        for one in metadata.distributions()
+        if one.name.lower() in pinned
+        and not all(first in SpecifierSet(one.metadata.get("Requires-Python", "")) for first in firsts)
+    }
+    assert not refused

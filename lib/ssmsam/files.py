@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
@@ -41,7 +41,7 @@ def private_folder(path: Path) -> Path:
 
 def put_aside(path: Path) -> str:
     """Give a damaged file or folder another name beside it, so that it is kept; the new name. Raises OSError."""
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     return path.rename(path.with_name(f"{path.name}{DAMAGED}{stamp}")).name
 
 

@@ -13,7 +13,6 @@ from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.itk import itk_grid, read_itk
 from ssmsam.volume.nifti import nifti_grid, nifti_slice, read_nifti
 from ssmsam.volume.volume import Grid, Volume
-from ssmsam.volume.voxels import expect_numbers
 
 __all__ = ["UnreadableVolume", "read_grid", "read_slice", "read_volume"]
 
@@ -35,7 +34,6 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         else:
             array, grid = read_nifti(path) if path.name.lower().endswith(NIFTI) else read_itk(path)
             volume = Volume(array, grid.affine)
-        expect_numbers(volume.array, path)
         return volume
 
 

@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def run_manifest(
     """
     return {
         "protocol": protocol,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
         "machine": {"system": platform.system(), "processor": processor_name(), "cores": os.cpu_count()},
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ DAY = 86_400.0
 
 @pytest.fixture(autouse=True)
 def clock_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(truth, "_latest", [datetime.now(timezone.utc) - timedelta(days=3650)])
+    monkeypatch.setattr(truth, "_latest", [datetime.now(UTC) - timedelta(days=3650)])
 
 
 def test_times_are_in_order_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from ssmsam.annotation.review import PAUSE_S, Review, ReviewVerdict, Worker, Wor
 from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
 from ssmsam.ops import PackedMask
 
-BEGIN = datetime(2026, 3, 1, tzinfo=timezone.utc)
+BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def at(seconds: float) -> str:

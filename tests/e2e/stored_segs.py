@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,19 @@ def remove_series(archive: Orthanc, series_uid: str) -> None:
     query = {"Level": "Series", "Query": {"SeriesInstanceUID": series_uid}}
     for name in requests.post(f"{archive.root}/tools/find", json=query, timeout=60).json():
         requests.delete(f"{archive.root}/series/{name}", timeout=60).raise_for_status()
+
+
+@contextmanager
+def stored(archive: Orthanc, objects: Sequence[pydicom.Dataset], scratch: Path) -> Iterator[None]:
+    """In the archive as long as the block lasts: it is that of other tests too."""
+    for number, one in enumerate(objects):
+        one.save_as(scratch / f"{number}.dcm", write_like_original=False)
+    archive.upload(sorted(scratch.glob("*.dcm")))
+    try:
+        yield
+    finally:
+        for one in objects:
+            remove_series(archive, str(one.SeriesInstanceUID))
 
 
 def read_by_dcmqi(seg: Path, folder: Path) -> list[Volume]:

@@ -26,6 +26,7 @@ def work() -> list[Work]:
     return [Work(CT, label, volume, truth) for label, truth in data.targets(labels)]
 
 
+@pytest.mark.faults
 def test_everybody_gets_their_own_answers(start: Callable[..., Server], work: list[Work], tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     studies.mkdir()

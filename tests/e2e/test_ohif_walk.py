@@ -180,6 +180,7 @@ def test_the_loop(viewer: OhifPage, archive: Server, orthanc: Orthanc, study: St
     assert not viewer.errors
 
 
+@pytest.mark.slow
 def test_slips_are_said_and_nothing_dies(viewer: OhifPage, archive: Server, study: Study, ct: Truth) -> None:
     click = ct.click(ORGAN)
     viewer.open_study(study.study)
@@ -278,6 +279,7 @@ def test_a_page_that_is_not_known_is_left_alone(viewer: OhifPage, archive: Serve
     assert not viewer.errors
 
 
+@pytest.mark.slow
 def test_two_studies_are_kept_apart(
     viewer: OhifPage, archive: Server, study: Study, other_study: Study, ct: Truth
 ) -> None:

@@ -17,6 +17,7 @@ from drawn_measurements import images, presentation_state, report
 from PIL import Image
 from sample_cases import CT, MR, SAMPLES, SLICE_DICE, Truth, copy_of, dice
 from serving import Server
+from stored_segs import stored
 from viewers import TIMEOUT, ohif, read_mask, stored_label
 
 from ssmsam.cli.pacs import Orthanc
@@ -394,15 +395,11 @@ def _dashboard(server: Server, window: Window) -> None:
     window.page.locator("tr", has_text=name).get_by_text("in use").wait_for()
 
 
-def _measured(orthanc: Orthanc, scratch: Path) -> None:
+def _measured() -> list[pydicom.Dataset]:
     """A line in a report and an arrow in a presentation state, on the CT."""
     drawn = images(SAMPLES / "abdomen_dicom" / CT)
     line, arrow = np.array([[40.0, 60.0], [70.0, 66.0]]), np.array([[20.0, 30.0], [45.0, 50.0]])
-    for number, made in enumerate(
-        (report(drawn, [("POLYLINE", 20, line)]), presentation_state(drawn, [("ARROW", 12, arrow)]))
-    ):
-        made.save_as(scratch / f"{number}.dcm", write_like_original=False)
-    orthanc.upload(sorted(scratch.glob("*.dcm")))
+    return [report(drawn, [("POLYLINE", 20, line)]), presentation_state(drawn, [("ARROW", 12, arrow)])]
 
 
 def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Window, ct: Truth) -> None:
@@ -412,9 +409,9 @@ def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Window,
         running.wait_until_it_answers().wait_until_warm()
         rows = requests.get(f"{running.url}/studies", timeout=TIMEOUT).json()["studies"]
         image = next(row["image"] for row in rows if row["info"].get("PatientID") == "SAMPLE-11")
-        _measured(orthanc, tmp_path)
-        window.open(running.url, image)
-        window.page.locator("#measurements summary", has_text="(2)").click()
+        with stored(orthanc, _measured(), tmp_path):
+            window.open(running.url, image)
+            window.page.locator("#measurements summary", has_text="(2)").click()
         for place, kind in ((20, "scribbles"), (12, "positive")):
             row = window.page.locator("#measurements .line", has_text=f"{place}:")
             row.get_by_role("button", name="Use").click()
@@ -426,9 +423,9 @@ def test_a_study_of_an_archive(orthanc: Orthanc, tmp_path: Path, window: Window,
         click = ct.click(label)
         window.click(click)
         window.press("a")
-        stored, values = stored_label(running.url, image, "partial")
+        kept, values = stored_label(running.url, image, "partial")
         shown = window.mask(label, click[2], ct)
-        assert np.array_equal(stored[click[2]] == values[label], shown)
+        assert np.array_equal(kept[click[2]] == values[label], shown)
         assert dice(shown, ct.mask(label)[click[2]]) > SLICE_DICE
         kinds = {kind: pydicom.dcmread(io.BytesIO(exported(window, kind))) for kind in ("dicom_seg", "rtstruct")}
         assert [kinds[kind].Modality for kind in ("dicom_seg", "rtstruct")] == ["SEG", "RTSTRUCT"]

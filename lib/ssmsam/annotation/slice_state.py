@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import NamedTuple
 
@@ -106,7 +106,7 @@ def now() -> str:
     """The time as annotations note it: ISO 8601, UTC. Each is later than the one before and :func:`not_before`: clocks
     are set back, and what was done later must not look earlier."""
     with _telling:
-        told = datetime.fromtimestamp(time.time(), timezone.utc)
+        told = datetime.fromtimestamp(time.time(), UTC)
         _latest[0] = max(told, _latest[0] + timedelta(microseconds=1))
         return _latest[0].isoformat(timespec="microseconds")
 
@@ -114,8 +114,8 @@ def now() -> str:
 def not_before(seconds: float) -> None:
     """From here on :func:`now` is later than this, in seconds since 1970: when the server wrote last."""
     with _telling, suppress(ValueError, OverflowError, OSError):  # years that are none
-        _latest[0] = max(datetime.fromtimestamp(seconds, timezone.utc), _latest[0])
+        _latest[0] = max(datetime.fromtimestamp(seconds, UTC), _latest[0])
 
 
 _telling = threading.Lock()
-_latest = [datetime.min.replace(tzinfo=timezone.utc)]
+_latest = [datetime.min.replace(tzinfo=UTC)]

@@ -87,9 +87,9 @@ def examine(place: Place) -> Iterator[Finding]:
 def python() -> Finding:
     """The interpreter's version and the machine."""
     text = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    if (3, 10) <= sys.version_info[:2] < (3, 13):
+    if sys.version_info[:2] == (3, 11):
         return Finding("python", OK, text)
-    return Finding("python", FAIL, text, "use Python 3.10 to 3.12 (3.11 is tested): make setup PYTHON=python3.11")
+    return Finding("python", FAIL, text, "use Python 3.11, which the tests run on: make setup PYTHON=python3.11")
 
 
 def packages() -> Iterator[Finding]:

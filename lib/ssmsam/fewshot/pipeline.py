@@ -9,7 +9,7 @@ import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -280,7 +280,7 @@ def support_card(support: Support, embedder: Embedder) -> dict[str, Any]:
         "encoder": embedder.encoder.spec.name,
         "weights_sha256": embedder.encoder.weights_sha256,
         "completed": [],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

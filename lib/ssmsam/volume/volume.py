@@ -16,7 +16,7 @@ from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.geometry import RAS_LPS, Grid, orthogonal_grid
 from ssmsam.volume.itk import itk_voxels
 from ssmsam.volume.nifti import nifti_voxels
-from ssmsam.volume.voxels import compact, expect_numbers
+from ssmsam.volume.voxels import compact
 
 __all__ = ["Grid", "ImageLike", "Volume", "as_volume", "reoriented"]
 
@@ -134,7 +134,6 @@ def as_volume(image: ImageLike, *, affine: Any = None) -> Volume:
             volume = Volume(read[0], read[1].affine)
         else:
             volume = _of_array(np.asanyarray(image.dataobj).T, RAS_LPS @ image.affine, source)
-        expect_numbers(volume.array, source)
         return volume
 
 

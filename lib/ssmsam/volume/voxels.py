@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ssmsam.volume.errors import UnreadableVolume
@@ -35,12 +33,6 @@ def _expect_kept(before: np.ndarray, after: np.ndarray, what: str) -> None:
             f"{what} voxels of more than {np.finfo(np.float32).max:.2g}, which no image has. Export it again; "
             "replace numbers that mark what was not measured by NaN."
         )
-
-
-def expect_numbers(array: np.ndarray, source: Path | str) -> None:
-    """Raises UnreadableVolume for an image that holds nothing but NaN and infinities."""
-    if array.dtype.kind == "f" and array.size and not np.isfinite(array).any():
-        raise UnreadableVolume(f"{source}: no voxel holds a number, all are NaN or infinite. Export it again.")
 
 
 def compact(array: np.ndarray) -> np.ndarray:

@@ -139,7 +139,8 @@ class FolderFiles(SoundRecord):
         contents = {entry.name: self._contents.get(entry.name) or _Contents() for entry in entries}
         self._contents = {entry.name: contents[entry.name].looked_at(entry) for entry in entries}
         for name, found in self._contents.items():
-            keep_names_out_of_logs([name, found.volume])
+            # a folder that is no image is named: whoever started the server has to find it
+            keep_names_out_of_logs([name, found.volume] if found.has_dicom else [found.volume])
             if found.volume:
                 self._say_once(
                     name,
@@ -149,7 +150,7 @@ class FolderFiles(SoundRecord):
         return [name for name, found in self._contents.items() if found.has_dicom]
 
     def _say_once(self, about: str, message: str, *arguments: object) -> None:
-        """In full to those who may see /info/; the log names no image."""
+        """In full to those who may see /info/; the log names no image and no volume."""
         if about not in self._said:
             self._said.add(about)
             self.notices.append(message % arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def compare(datastore: StudiesDatastore, image: str, tag: str, known: Annotation
     mask = read_volume(datastore.get_label_uri(label_id, tag))
     if not mask.grid.matches(known.grid):
         return {}
-    saved = datetime.fromtimestamp(float(info["ts"]) + 1, timezone.utc).isoformat(timespec="microseconds")
+    saved = datetime.fromtimestamp(float(info["ts"]) + 1, UTC).isoformat(timespec="microseconds")
     compared = {}
     for label, value in _values(info, mask).items():
         drawn = mask.array == value

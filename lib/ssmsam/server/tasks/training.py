@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,7 @@ class MetaTraining(Training):
             "dice_estimate": {label: one.as_json() for label, one in after.items()},
             "shipped_estimate": {label: one.as_json() for label, one in before.items()},
             **_summary(trained),
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         name = service.initialisations.publish(trained.decoder, card, activate=better)
         told = ("learned_from", "dice_estimate", "shipped_estimate", "first_loss", "loss", "steps")
