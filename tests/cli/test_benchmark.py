@@ -118,6 +118,7 @@ def test_wrong_arguments_say_what_is_right(program, random_small, tmp_path, caps
     assert "name them with --cases" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_speed_is_recorded_with_a_ratio(program, random_small, tmp_path):
     record = tmp_path / "speed.json"
     options = ["speed", "--data", str(SAMPLES), "--rounds", "3", "--threads", "1", "--no-server", "--json", str(record)]

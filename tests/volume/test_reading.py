@@ -190,7 +190,9 @@ def test_what_does_not_exist_or_has_no_known_suffix_is_refused(tmp_path: Path) -
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_numbers_beyond_those_of_images_are_refused(tmp_path: Path, array: np.ndarray, slope: float, message: str) -> None:
+def test_numbers_beyond_those_of_images_are_refused(
+    tmp_path: Path, array: np.ndarray, slope: float, message: str
+) -> None:
     path = save(tmp_path / "a.nii", array)
     set_rescale(path, slope, 0)
     with pytest.raises(UnreadableVolume, match=message):
