@@ -21,12 +21,13 @@ def test_a_server_that_refuses_to_start_is_reported_with_its_reason(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_server_answers_inside_the_block_and_is_gone_after_it(tmp_path, random_small):
+def test_a_server_answers_inside_the_block_and_is_gone_after_it(tmp_path, random_small, monkeypatch):
     conf = {"store": str(tmp_path / "store"), "weights": str(random_small.weights)}
     environment = {"SSMSAM_UNVERIFIED_WEIGHTS": "1"}
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "ct_01.nii.gz").symlink_to(SAMPLES / "ct_01.nii.gz")
-    with live_server(app=APP, studies=tmp_path / "studies", conf=conf, environment=environment) as server:
+    monkeypatch.chdir(tmp_path)  # a folder may be named from where the command runs
+    with live_server(app=APP, studies=Path("studies"), conf=conf, environment=environment) as server:
         assert "sam_2d" in requests.get(f"{server.url}/info/", timeout=30).json()["models"]
         assert server.start_s > 0
         assert server.memory_mb()["peak"] > 100

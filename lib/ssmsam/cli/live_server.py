@@ -60,8 +60,18 @@ def live_server(
     end. Raises :class:`ServerFailed` when it does not answer within ``timeout_s`` seconds.
     """
     port = port or free_port()
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
-    command += ["--host", LOOPBACK, "--port", str(port)]
+    places = ["--app", str(app.absolute()), "--studies", str(studies.absolute())]  # it runs in another folder
+    command = [
+        sys.executable,
+        "-m",
+        "monailabel.main",
+        "start_server",
+        *places,
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+    ]
     for key, value in (conf or {}).items():
         command += ["--conf", key, value]
     with tempfile.TemporaryDirectory(prefix="ssmsam-server-") as folder:
