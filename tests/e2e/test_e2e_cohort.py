@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from dask_processes import Processes, free_port
@@ -170,3 +172,54 @@ def test_a_scheduler_that_is_away_and_comes_back(start: Callable[..., Server], t
         cluster.stop()
     slicer(server.url, "sam_2d", MR, foreground=[[100, 100, 12]], label=ORGAN)
     assert server.info()["ssmsam"]["encoded_slices"] == 0
+
+
+@pytest.mark.faults
+def test_a_training_runs_on_a_worker(start: Callable[..., Server], ct: Truth, tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    copy_of(CT, tmp_path / "studies")
+    cluster = Processes()
+    try:
+        worker = cluster.worker()
+        conf = {"cluster": cluster.address, "precompute": "false", "encoder": "small"}
+        server = start(studies=tmp_path / "studies", conf=conf).wait_until_it_answers().wait_until_warm()
+        known = slices_of(ct)
+        drawn = np.where(ct.mask(ORGAN), 1, 0).astype(np.uint8)
+        drawn[np.setdiff1d(np.arange(len(drawn)), known)] = 0
+        write_volume(Volume(drawn, ct.grid.affine), tmp_path / "liver.nii.gz")
+        submit_slices(server.url, CT, tmp_path / "liver.nii.gz", {ORGAN: 1}, known)
+        train = f"{server.url}/train/fewshot_decoder"
+        job = requests.post(train, json={"steps": 2}, timeout=TIMEOUT).json()
+        seen: set[str] = set()
+        while requests.get(f"{server.url}/jobs/{job['id']}", timeout=TIMEOUT).json()["state"] in ("queued", "running"):
+            seen |= set(programs_of(worker.pid))
+            time.sleep(0.1)
+        done = ended(server, job)
+        assert done["state"] == "done", done
+        assert any("fewshot_decoder" in line for line in seen), seen
+        heads = requests.get(f"{server.url}/heads", timeout=TIMEOUT).json()
+        assert heads["active"] and heads["heads"][heads["active"]]["trained"]
+
+        job = requests.post(train, json={"steps": 100_000, "budget_s": 600}, timeout=TIMEOUT).json()
+        wait(lambda: programs_of(worker.pid))
+        requests.delete(f"{server.url}/jobs/{job['id']}", timeout=TIMEOUT).raise_for_status()
+        assert ended(server, job)["state"] == "cancelled"
+        wait(lambda: not programs_of(worker.pid))
+    finally:
+        cluster.stop()
+
+
+def programs_of(pid: int) -> list[str]:
+    """The command lines of MONAI Label's programs that a process started."""
+    found = []
+    for one in psutil.Process(pid).children():
+        with suppress(psutil.Error):  # it has just ended
+            found.append(" ".join(one.cmdline()))
+    return [line for line in found if "monailabel.interfaces.utils.app" in line]
+
+
+def wait(condition: Callable[[], Any], *, patience_s: float = 60) -> None:
+    until = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
