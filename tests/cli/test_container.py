@@ -139,8 +139,8 @@ def test_its_steps_give_a_server_with_a_page(image: Stage, tmp_path: Path) -> No
         assert info["ssmsam"]["encoder"] == "medsam_lite"
         assert b"Niivue" in requests.get(f"{url}/page/niivue.js", timeout=30).content
         params = {"image": "ct_01", "output": "json"}
-        asked = {"label": "liver", "foreground": [[40, 64, 20]]}
-        click = requests.post(f"{url}/infer/sam_2d", params=params, json=asked, timeout=300)
+        asked = {"params": (None, '{"label": "liver", "foreground": [[40, 64, 20]]}')}
+        click = requests.post(f"{url}/infer/sam_2d", params=params, files=asked, timeout=300)
         assert click.status_code == 200, click.text
     finally:
         os.killpg(server.pid, signal.SIGTERM)

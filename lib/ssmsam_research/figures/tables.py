@@ -337,11 +337,16 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "crosspatient-medsam-lite": Table(
-        _CROSSPATIENT + _MEAN + " One support patient, `medsam_lite`, no gradient steps.",
+        _CROSSPATIENT + _MEAN + " One support patient, or five where it says so; `medsam_lite`, no gradient steps.",
         _OTHERS,
         [
             *_against("crosspatient_medsam_lite_mr", "MR, 4 organs", _CARRIED),
             *_against("crosspatient_medsam_lite_left_atrium", "Left atrium", _CARRIED),
+            *_against(
+                "crosspatient_medsam_lite_left_atrium_5",
+                "Left atrium, five patients",
+                {**_LINEAR, "fewshot_prompted": "**`fewshot`**"},
+            ),
         ],
     ),
     "crosspatient-baselines": Table(
