@@ -8,13 +8,13 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import requests
+from answering import answer
 
 from ssmsam.cli.live_server import free_port
 
@@ -145,16 +145,6 @@ def test_its_steps_give_a_server_with_a_page(image: Stage, tmp_path: Path) -> No
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
-
-
-def answer(url: str, server: subprocess.Popen[bytes], log: Path, *, patience_s: float = 300) -> dict:
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until and server.poll() is None:
-        try:
-            return requests.get(url, timeout=10).json()
-        except requests.RequestException:
-            time.sleep(0.5)
-    pytest.fail(f"no answer: {log.read_text()[-3000:]}")
 
 
 def test_what_it_copies_is_there_and_its_user_is_no_root() -> None:

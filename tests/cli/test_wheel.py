@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
-import requests
+from answering import answer
 
 from ssmsam.cli.live_server import free_port
 
@@ -80,22 +79,13 @@ def test_the_server_starts_on_the_samples(installed: dict[str, str], tmp_path: P
     assert run(installed, "samples", "--out", "samples", cwd=tmp_path).returncode == 0
     port = free_port()
     command = [sys.executable, "-m", "ssmsam", "serve", "samples/abdomen", "--port", str(port)]
-    server = subprocess.Popen(command, env=installed, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, env=installed, cwd=tmp_path, stdout=file, stderr=file)
     try:
-        info = answer(f"http://127.0.0.1:{port}/info/", server)
+        info = answer(f"http://127.0.0.1:{port}/info/", server, log, patience_s=180)
         assert {"sam_2d", "sam_3d", "fewshot"} <= set(info["models"])
         assert info["datastore"]["total"] == 2
     finally:
         server.terminate()
         server.wait(timeout=30)
-
-
-def answer(url: str, server: subprocess.Popen[bytes], *, patience_s: float = 180) -> dict:
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until and server.poll() is None:
-        try:
-            return requests.get(url, timeout=10).json()
-        except requests.RequestException:
-            time.sleep(0.5)
-    server.terminate()
-    pytest.fail(f"no answer: {server.communicate()[0].decode()[-3000:]}")

@@ -6,7 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -41,3 +44,11 @@ class Processes:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
         command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:], *self._options]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait(condition: Callable[[], Any], *, patience_s: float = 60) -> None:
+    """Until it holds. Fails when that takes too long."""
+    until = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)

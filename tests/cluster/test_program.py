@@ -15,7 +15,7 @@ from ssmsam.cluster import Program, ProgramFailed, open_engine, run_elsewhere
 from ssmsam.cluster.engine import InProcess
 
 pytest.importorskip("distributed")
-from dask_processes import Processes
+from dask_processes import Processes, wait
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,3 @@ def test_it_ends_with_the_client(cluster: Processes, tmp_path: Path) -> None:
     client.kill()
     client.wait()
     wait(lambda: time.time() - float(beat.read_text() or 0) > 1)
-
-
-def wait(condition, *, patience_s: float = 60) -> None:
-    until = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)

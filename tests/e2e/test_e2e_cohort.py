@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import requests
-from dask_processes import Processes, free_port
+from dask_processes import Processes, free_port, wait
 from sample_cases import CT, MR, SAMPLES, Truth, copy_of, dice
 from serving import Server
 from stored_segs import remove_series, stored_seg
@@ -216,10 +216,3 @@ def programs_of(pid: int) -> list[str]:
         with suppress(psutil.Error):  # it has just ended
             found.append(" ".join(one.cmdline()))
     return [line for line in found if "monailabel.interfaces.utils.app" in line]
-
-
-def wait(condition: Callable[[], Any], *, patience_s: float = 60) -> None:
-    until = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,10 +137,10 @@ def test_annotations_are_kept_when_the_final_label_cannot_be(
 ) -> None:
     keep = FolderFiles.save_label
 
-    def down(self: StudiesFolder, image_id: str, file: str, tag: str, info: dict[str, object]) -> str:
+    def down(self: StudiesFolder, image_id: str, file: str, tag: str, *more: Any) -> str:
         if tag == "final":
             raise ConnectionError("the store is down")
-        return keep(self, image_id, file, tag, info)
+        return keep(self, image_id, file, tag, *more)
 
     monkeypatch.setattr(FolderFiles, "save_label", down)
     with pytest.raises(ConnectionError):

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
+
 SUFFIX = ".nii.gz"
 
 
@@ -45,7 +47,14 @@ class PlainFiles:
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         return self._infos.get((label_id, label_tag), {})
 
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        covered: Covered = NOTHING_COVERED,
+    ) -> str:
         file = Path(self.get_label_uri(image_id, label_tag))
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(label_filename, file)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,10 +71,8 @@ def run_program(program: Program) -> str:
             )
         try:
             while process.poll() is None and not _given_up():
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_S)
-                except subprocess.TimeoutExpired:
-                    continue
         finally:
             process.kill()
             process.wait()

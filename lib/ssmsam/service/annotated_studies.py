@@ -670,7 +670,7 @@ class AnnotatedStudies:
         with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
             file = Path(folder) / "label.nii.gz"
             write_volume(Volume(array, annotations.grid.affine), file)
-            self.files.save_label(image_id, str(file), tag, info, **({"covered": covered} if covered else {}))
+            self.files.save_label(image_id, str(file), tag, info, covered)
         return notes
 
     def _drop_final(self, image_id: str) -> None:
