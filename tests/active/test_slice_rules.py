@@ -74,7 +74,7 @@ def test_where_an_organ_ends_is_chosen_early() -> None:
     known = state(annotated={"liver": {20: True}}, forecasts={"liver": unsure})
     chosen = next_slices(known, 2, ["liver"], rng())
     assert sorted(one.index for one in chosen) == pytest.approx([10, 29], abs=1)
-    assert all(one.reasons["liver"].numbers["near_end"] for one in chosen)
+    assert all(one.reasons["liver"].numbers["find_end"] for one in chosen)
     assert all("seems to end near it" in one.reasons["liver"].sentence for one in chosen)
 
 
@@ -85,7 +85,7 @@ def test_an_end_is_chosen_as_far_as_it_is_unknown() -> None:
     (end,) = [one for one in ends_of(found, state(annotated=annotated), "liver") if len(one.rows)]
     assert end.rows.tolist() == list(range(21, 40))
     chosen = next_slices(state(annotated=annotated, forecasts={"liver": found}), 1, ["liver"], rng())
-    assert chosen[0].index == pytest.approx(29, abs=1) and chosen[0].reasons["liver"].numbers["near_end"]
+    assert chosen[0].index == pytest.approx(29, abs=1) and chosen[0].reasons["liver"].numbers["find_end"]
 
 
 def test_an_organ_that_may_be_missed_past_its_end_is_no_doubtful_outline() -> None:
@@ -102,7 +102,7 @@ def test_what_is_wrong_inside_comes_before_an_end_that_is_nearly_known() -> None
     annotated = {"liver": {8: False, 11: True, 28: True, 31: False}}
     found = with_planted(forecast(40, range(10, 30), unsure=0.5), 19)
     chosen = next_slices(state(annotated=annotated, forecasts={"liver": found}), 1, ["liver"], rng())
-    assert chosen[0].index == 19 and not chosen[0].reasons["liver"].numbers["near_end"]
+    assert chosen[0].index == 19 and "find_end" not in chosen[0].reasons["liver"].numbers
 
 
 def test_chosen_slices_keep_away_from_annotated_ones_and_from_each_other() -> None:
@@ -213,13 +213,14 @@ def test_the_gain_falls_once_a_slice_is_taken() -> None:
     assert gains.values()[index] == -1 and gains.values()[index + 1] < 0.7 * before
 
 
-def test_what_may_go_on_past_an_annotated_end_comes_first() -> None:
-    annotated = {"spleen": {10: True, 15: True, 19: True, 20: False}}
-    found = replace(with_planted(forecast(40, range(10, 20)), 17), open_ends=(9,))
+def test_a_person_is_asked_for_the_end_of_which_little_is_known() -> None:
+    annotated = {"spleen": {14: True, 19: True, 20: False}}
+    found = with_planted(forecast(40, range(10, 20), unsure=2), 17)
     first, second = next_slices(state(annotated=annotated, forecasts={"spleen": found}), 2, ["spleen"], rng())
-    assert first.index == 9
-    assert first.reasons["spleen"].sentence == "slice 9: is there still spleen?"
+    assert first.index in (9, 10, 11), "the likeliest end"
+    assert f"slice {first.index}: spleen seems to end near it: find" in first.reasons["spleen"].sentence
+    assert first.reasons["spleen"].numbers["find_end"] and first.gain > second.gain
     assert second.index == 17
-    answered = {"spleen": {**annotated["spleen"], 9: False}}
+    answered = {"spleen": {**annotated["spleen"], 9: False, 10: True}}
     (first,) = next_slices(state(annotated=answered, forecasts={"spleen": found}), 1, ["spleen"], rng())
-    assert first.index == 17, "nothing is chosen twice"
+    assert first.index == 17, "this end is known now"

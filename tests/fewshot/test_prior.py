@@ -54,6 +54,13 @@ def test_the_direction_in_which_slices_are_counted_does_not_matter(
     assert forth.between == back.between == 1
 
 
+def test_what_both_sides_agree_on_is_told() -> None:
+    wide, narrow = signed_distance(disc(8)), signed_distance(disc(4))
+    assert interpolated({0.0: wide, 10.0: wide}, 5.0, SHAPE).agreement == 1
+    assert 0.2 < interpolated({0.0: wide, 10.0: narrow}, 5.0, SHAPE).agreement < 0.6
+    assert interpolated({0.0: wide}, 5.0, SHAPE).agreement == 0, "nothing is known of the other side"
+
+
 def test_an_annotated_slice_is_met_as_it_is() -> None:
     known = {0.0: signed_distance(disc(8)), 10.0: signed_distance(disc(3))}
     prior = interpolated(known, 10.0, SHAPE)

@@ -94,6 +94,23 @@ def test_the_online_optimiser_finds_what_pretrained_features_show_and_is_followe
     assert ((unweighted.logits[0, ::2, ::2] > 0) == truth).float().mean() < 0.8
 
 
+def test_the_interpolated_shape_is_followed_where_it_is_weighed_so_and_only_between_annotated_slices() -> None:
+    fused = network()
+    found = embedding()
+    view = fused.view(found)
+    context = context_of(fused, view, masks_of(found))
+    query = take(view, torch.tensor([4]))
+    before = fused(query, context).logits
+    fused.shape.weigh.bias.fill_(50.0)
+    shape = context.prior[:, 0] > 0
+    assert shape.any() and not torch.equal(before > 0, shape)
+    torch.testing.assert_close(fused(query, context).logits > 0, shape)
+    nowhere = replace(context, **{n: torch.zeros_like(getattr(context, n)) for n in ("prior", "trust", "agreement")})
+    weighed = fused(query, nowhere).logits
+    fused.shape.weigh.bias.zero_()
+    torch.testing.assert_close(weighed, fused(query, nowhere).logits)
+
+
 def test_a_kept_reading_gives_the_same_answer() -> None:
     fused = network()
     found = embedding()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ssmsam.active.expected_gain import Gains
-from ssmsam.active.volume_state import ANY, Choice, Forecast, Reason, VolumeState, end_question, in_words, numbers_of
+from ssmsam.active.volume_state import ANY, Choice, Forecast, Reason, VolumeState, in_words, numbers_of
 
 Rule = Callable[[VolumeState, int, Sequence[str], np.random.Generator], list[Choice]]
 """``rule(state, k, labels, rng)`` chooses slices to annotate next.
@@ -99,9 +99,10 @@ def uncertainty(state: VolumeState, k: int, labels: Sequence[str], rng: np.rando
 def next_slices(state: VolumeState, k: int, labels: Sequence[str], rng: np.random.Generator) -> list[Choice]:
     """The slices of the largest expected error reduction, on them and around them, each label in its turn.
 
-    Before them, slices just past annotated ends of which it is not known whether the label is still there: one word
-    about them tells where it ends. A slice that helps several labels is asked for all of them. Labels that no model
-    knows yet get representative slices, and so does everything at the beginning.
+    Where most is expected to be wrong about an end of the label, a person is asked to find it: the likeliest slice is
+    named, and the last one that shows the label is drawn. A slice that helps several labels is
+    asked for all of them. Labels that no model knows yet get representative slices, and so does everything at the
+    beginning.
     """
     gains = {label: Gains(state, label) for label in labels if label in state.forecasts}
     if not gains:
@@ -109,10 +110,6 @@ def next_slices(state: VolumeState, k: int, labels: Sequence[str], rng: np.rando
     fresh = {label: representative(state, k, [label], rng) for label in labels if label not in gains}
     chosen: dict[int, dict[str, Reason]] = {}
     worth: dict[int, float] = {}
-    for choice in _in_turn({label: end_questions(state, label) for label in gains}, k):
-        chosen[choice.index], worth[choice.index] = dict(choice.reasons), choice.gain
-        for label in choice.labels:
-            gains[label].take(choice.index)
     while len(chosen) < k:
         open_ = {label: one for label, one in gains.items() if one.best() is not None}
         able = sorted(open_, key=lambda label: -open_[label].highest) + [label for label in fresh if fresh[label]]
@@ -124,27 +121,13 @@ def next_slices(state: VolumeState, k: int, labels: Sequence[str], rng: np.rando
             chosen.setdefault(first.index, {}).update(first.reasons)
             worth.setdefault(first.index, 0.0)
             continue
-        index = open_[turn].best()
-        assert index is not None
-        for label, one in open_.items():
-            if label == turn or one.is_worthwhile(index):
-                numbers = one.take(index)
-                chosen.setdefault(index, {})[label] = Reason(in_words(index, label, numbers), numbers)
-                worth[index] = worth.get(index, 0.0) + float(numbers["gain"] or 0)
+        index, numbers = open_[turn].take_best()
+        taken = {turn: numbers}
+        taken |= {n: one.take(index) for n, one in open_.items() if n != turn and one.is_worthwhile(index)}
+        for label, numbers in taken.items():
+            chosen.setdefault(index, {})[label] = Reason(in_words(index, label, numbers), numbers)
+            worth[index] = worth.get(index, 0.0) + float(numbers["gain"] or 0)
     return [Choice(index, reasons, worth[index]) for index, reasons in chosen.items()]
-
-
-def end_questions(state: VolumeState, label: str) -> list[Choice]:
-    """The slices just past annotated ends that may still show the label, those first where most of it would be
-    missed."""
-    forecast, found = state.forecasts[label], []
-    for index in forecast.open_ends:
-        rows = np.flatnonzero(forecast.slices == index)
-        if len(rows) and index not in state.known(label):
-            gain = float(forecast.expected_area[rows[0]] / max(float(forecast.area.sum()), 1e-6))
-            numbers = {**numbers_of(forecast, int(rows[0]), state, label), "past_end": 1.0}
-            found.append(Choice(index, {label: Reason(end_question(index, label), numbers)}, gain))
-    return sorted(found, key=lambda one: -one.gain)
 
 
 RULES: Mapping[str, Rule] = {

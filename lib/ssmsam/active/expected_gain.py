@@ -27,7 +27,9 @@ class Gains:
 
     A slice gains the error expected in its outline, that part of its neighbours' which it brings closer to an annotated
     slice, and what it tells of where the organ ends: an end is looked for where both answers leave little uncertain.
-    In shares of the organ's volume: small organs count as much as large ones.
+    Whoever is asked for an end leafs there and draws the last slice that shows the organ:
+    that mends all that is expected to be wrong at this end, whatever the model believes of the slices there. All in
+    shares of the organ's volume: small organs count as much as large ones.
     """
 
     def __init__(self, state: VolumeState, label: str) -> None:
@@ -79,13 +81,38 @@ class Gains:
 
     @property
     def highest(self) -> float:
-        """The gain of the best slice."""
-        return float(self.values().max())
+        """The gain of the best slice or end."""
+        return max(float(self.values().max()), self._open_end()[1])
+
+    def take_best(self) -> tuple[int, dict[str, float | None]]:
+        """Count the slice with the highest gain as annotated, or an end as known where more is expected of that: the
+        slice, and the numbers that spoke for it. Of an end it is the likeliest last one that shows the organ, and among
+        the numbers is ``find_end``."""
+        end, gain = self._open_end()
+        if end is None or gain <= float(self.values().max()):
+            index = self.best()
+            assert index is not None
+            return index, self.take(index)
+        row = end.likeliest
+        numbers = numbers_of(self._forecast, row, self._state, self._label)
+        self._ends.remove(end)
+        self._open[row] = False
+        self._weigh()
+        return int(self._forecast.slices[row]), {**numbers, "gain": round(gain, 5), "find_end": 1.0}
+
+    def _open_end(self) -> tuple[End | None, float]:
+        """The end of which most is expected to be wrong, and the gain of knowing it; none before the organ was seen."""
+        ends = [end for end in self._ends if len(end.rows)] if self._state.showing(self._label) else []
+        return max(((end, self._error_of(end)) for end in ends), key=lambda one: one[1], default=(None, 0.0))
 
     def is_worthwhile(self, index: int) -> bool:
         """Whether a slice that is opened anyway should be annotated for this label too."""
         rows = np.flatnonzero((self._forecast.slices == index) & self._open)
         return bool(len(rows)) and bool(self.values()[rows[0]] >= WORTHWHILE * self.highest)
+
+    def _error_of(self, end: End) -> float:
+        """What is expected to be wrong at an end, as a share of the organ."""
+        return end.error(self._forecast.area_if_there[end.rows], self._taken) / self._organ
 
     def take(self, index: int) -> dict[str, float | None]:
         """Count a slice as annotated; the numbers that spoke for it."""

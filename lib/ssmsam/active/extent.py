@@ -29,6 +29,11 @@ class End:
         """(m,) the probability that each of the slices shows the organ; it falls outwards."""
         return 1 - np.cumsum(self.chances)[:-1]
 
+    @property
+    def likeliest(self) -> int:
+        """The row that is as likely as not the last one with the organ, or the first row where that is none of them."""
+        return int(self.rows[max(0, int(np.searchsorted(np.cumsum(self.chances), 0.5)) - 1)])
+
     @classmethod
     def claimed(cls, rows: np.ndarray, presence: np.ndarray, steps_mm: np.ndarray) -> End:
         """From what a model claims of the slices (m,), one by one; ``steps_mm`` (m,) to each from the one before."""

@@ -118,6 +118,8 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
     presence, dice = numbers.get("presence"), numbers.get("expected_dice")
     away = numbers.get("distance_mm")
     reasons = []
+    if numbers.get("find_end"):
+        return find_end(index, label)
     if numbers.get("near_end"):
         reasons.append(f"{label} seems to end near it, which no other slice can show")
     if presence is not None and UNCLEAR[0] <= presence <= UNCLEAR[1]:
@@ -136,6 +138,11 @@ def in_words(index: int, label: str, numbers: Mapping[str, float | None]) -> str
 def end_question(index: int, label: str) -> str:
     """The question to a person about a slice just past an annotated end."""
     return f"slice {index}: is there still {label}?"
+
+
+def find_end(index: int, label: str) -> str:
+    """The request to a person to find an end, which seems to be near a slice."""
+    return f"slice {index}: {label} seems to end near it: find its last slice, draw it, and mark the next one as empty"
 
 
 def numbers_of(forecast: Forecast, row: int, state: VolumeState, label: str) -> dict[str, float | None]:

@@ -28,12 +28,15 @@ class Prior:
     distances of the annotated slices below and above, interpolated, with how far they can be trusted.
 
     ``distance`` (S, S) signed distance in cells, positive inside; ``between`` 1 when annotated slices are on both
-    sides, else 0; ``closeness`` in (0, 1], 0 when there is no annotated slice in the volume.
+    sides, else 0; ``closeness`` in (0, 1], 0 when there is no annotated slice in the volume; ``agreement`` is the Dice
+    of the masks on both sides, in [0, 1], 0 with one side only: the less the shape changes from the one to the other,
+    the less interpolation can be wrong, whatever the distance.
     """
 
     distance: np.ndarray
     between: float
     closeness: float
+    agreement: float
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
@@ -48,18 +51,19 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
 def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
     """The prior at ``position`` from signed distances at other positions, all in millimetres along the volume."""
     if not distances:
-        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0)
+        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0, 0.0)
     below = max((z for z in distances if z <= position), default=None)
     above = min((z for z in distances if z >= position), default=None)
     if below is None or above is None:
         near = below if below is not None else above
         assert near is not None
-        return Prior(distances[near], 0.0, closeness(near - position))
+        return Prior(distances[near], 0.0, closeness(near - position), 0.0)
     if above == below:
-        return Prior(distances[below], 1.0, 1.0)
+        return Prior(distances[below], 1.0, 1.0, 1.0)
     share = (position - below) / (above - below)
     mixed = (1 - share) * distances[below] + share * distances[above]
-    return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)))
+    agreement = float(ops.dice(distances[below] > 0, distances[above] > 0))
+    return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)), agreement)
 
 
 def gathered_context(
@@ -73,13 +77,14 @@ def gathered_context(
     weights: torch.Tensor | None = None,
     fit: torch.Tensor | None = None,
     atlas: torch.Tensor | None = None,
+    agreement: torch.Tensor | None = None,
 ) -> DecoderContext:
     """Gather the contexts of N queries from K encoded slices.
 
-    ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query;
-    ``prior`` (N, 1, H, W) and ``trust`` (N, 2) as in DecoderContext. ``moves`` (N, S, 2) are added to the places of
-    each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser, ``atlas`` the
-    maps of registered volumes.
+    ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query; ``prior``
+    (N, 1, H, W), ``trust`` (N, 2) and ``agreement`` (N, 1) as in DecoderContext. ``moves`` (N, S, 2) are added to the
+    places of each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser,
+    ``atlas`` the maps of registered volumes.
     """
     given = supports >= 0
     gathered = encoding[supports.clamp(min=0).flatten()]
@@ -106,6 +111,7 @@ def gathered_context(
         valid=spread(given, cells) & per_query(gathered.valid),
         prior=prior,
         trust=trust,
+        agreement=trust.new_zeros(count, 1) if agreement is None else agreement,
         weights=trust.new_zeros(count, 0) if weights is None else weights,
         fit=trust.new_zeros(count, 1) if fit is None else fit,
         atlas=prior.new_zeros(count, ATLAS_MAPS, *prior.shape[-2:]) if atlas is None else atlas,
@@ -339,6 +345,7 @@ class SupportBank:
             torch.tensor([one + [0.0] * (longest - len(one)) for one in near], device=device),
             torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
             torch.tensor([[prior.between, prior.closeness] for prior in priors], device=device),
+            agreement=torch.tensor([[prior.agreement] for prior in priors], device=device),
             moves=torch.from_numpy(moves).to(device),
             weights=weights,
             fit=fit,

@@ -24,7 +24,8 @@ class DecoderContext(Batch):
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
-    ``prior`` (N, 1, S, S) signed distance in cells and ``trust`` (N, 2) its (between, closeness), all zero without;
+    ``prior`` (N, 1, S, S) signed distance in cells, ``trust`` (N, 2) its (between, closeness) and ``agreement`` (N, 1),
+    all zero without: see :class:`~ssmsam.fewshot.support_bank.Prior`;
     ``weights`` (N, d) of the online optimiser and ``fit`` (N, 1) how well it answers labelled slices that it was not
     context, in [0, 1]; d is 0 for decoders without one. ``atlas`` (N, 3, S, S) is what labelled volumes that were
     registered with the query's say of each cell: see :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any.
@@ -40,6 +41,7 @@ class DecoderContext(Batch):
     valid: torch.Tensor
     prior: torch.Tensor
     trust: torch.Tensor
+    agreement: torch.Tensor
     weights: torch.Tensor
     fit: torch.Tensor
     atlas: torch.Tensor

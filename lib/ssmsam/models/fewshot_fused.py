@@ -3,7 +3,8 @@
 The token-query decoder of ``fewshot_small`` works on the pyramid of the small encoder, which is fine and
 knows abdomens. Here the features of the pretrained medical encoder join it, cell by cell, and the logits of the online
 optimiser come in as one more map with its own trust: how well it does on labelled slices outside the support. So do
-the masks of other volumes that registration propagates. New parts start from zero, so that before any training the
+the masks of other volumes that registration propagates. Last, the shape that is interpolated between annotated slices
+is weighed against all this, cell by cell. New parts start from zero, so that before any training the
 decoder is the one that it was made from.
 """
 
@@ -16,7 +17,7 @@ from torch import nn
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Corrections, CrossAttentionFeatures, DecoderContext, Proposal
-from ssmsam.models.fewshot_small import TargetNetwork
+from ssmsam.models.fewshot_small import DENSE, TargetNetwork
 from ssmsam.models.prompt_small import WIDTH
 
 STAGES = (64, 8, 160, 40)
@@ -27,7 +28,38 @@ PLACES = 5
 """Where a cell is in the slice, x and y in [-1, 1], and their products: like organs lie in like places."""
 FEATURES = sum(STAGES) + PLACES
 _TANH = 4.0
-"""What the online optimiser's logits are divided by before they become a map: a guess."""
+"""What logits are divided by before they become a map: a guess."""
+_BLEND = 16
+"""Channels of the network that weighs the interpolated shape: a guess."""
+
+
+class ShapeBlend(nn.Module):
+    """How much more the interpolated shape counts, cell by cell.
+
+    The decoder's own weight of the shape is one number a slice and falls with the distance to annotated slices. Where
+    these are many, interpolation alone can be better than a decoder that has never seen such an organ. This small
+    network reads both answers, how well the online optimiser does, and how alike the annotated slices on both sides
+    are. It changes nothing where there is no annotated slice in the volume.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(DENSE + 4, _BLEND, 1)
+        self.around = nn.Conv2d(_BLEND, _BLEND, 3, padding=1)
+        self.weigh = nn.Conv2d(_BLEND, 1, 1)
+        for parameter in self.weigh.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, context: DecoderContext
+    ) -> torch.Tensor:
+        """What is added to ``logits`` (N, S, S): ``drawn`` (N, DENSE, S, S) are the prompts as maps, ``fitted``
+        (N, 2, S, S) the online optimiser's answer and its trust."""
+        agreement = context.agreement[:, :, None, None].expand(-1, -1, *logits.shape[-2:])
+        maps = F.gelu(self.read(torch.cat([drawn, (logits[:, None] / _TANH).tanh(), fitted, agreement], dim=1)))
+        weight = self.weigh(F.gelu(self.around(maps)))
+        given = (context.trust.amax(1) > 0).to(logits)[:, None, None]
+        return given * weight[:, 0] * context.prior[:, 0]
 
 
 class FusedTargetNetwork(TargetNetwork):
@@ -56,6 +88,7 @@ class FusedTargetNetwork(TargetNetwork):
         self.atlas2 = nn.Conv2d(ATLAS_MAPS, 12, 3, padding=1, bias=False)
         self.atlas8 = nn.Conv2d(ATLAS_MAPS, WIDTH, 1, bias=False)
         self.carry = nn.Linear(2, 1, bias=False)
+        self.shape = ShapeBlend()
         for part in (self.join8, self.join4, self.fitted2, self.fitted8, self.follow, *self._of_atlases):
             for parameter in part.parameters():
                 nn.init.zeros_(parameter)
@@ -108,8 +141,7 @@ class FusedTargetNetwork(TargetNetwork):
     def dense_maps(
         self, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> list[torch.Tensor]:
-        fitted = _to(features.fitted, context.prior.shape[-2:])
-        maps = torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
+        maps = _fitted_maps(context, features)
         drawn = self.maps.dense2[0](self.maps.drawn(context, corrections))
         at2 = F.gelu(drawn + self.fitted2(maps) + self.atlas2(context.atlas))
         at4 = self.maps.dense4(at2)
@@ -124,10 +156,12 @@ class FusedTargetNetwork(TargetNetwork):
         logits = proposal.logits + pull * _to(features.fitted[:, :1], context.prior.shape[-2:])[:, 0]
         distance, trust, likely = context.atlas.unbind(1)
         weight = self.carry(torch.stack([trust, trust * likely], dim=-1))[..., 0]
-        return Proposal(logits + weight * distance, proposal.presence)
+        logits = logits + weight * distance
+        drawn = self.maps.drawn(context, corrections)
+        return Proposal(logits + self.shape(logits, drawn, _fitted_maps(context, features), context), proposal.presence)
 
     def adaptable(self) -> list[nn.Parameter]:
-        fixed = (self.optimiser, self.join8, self.join4, *self._of_atlases)
+        fixed = (self.optimiser, self.join8, self.join4, self.shape, *self._of_atlases)
         kept = {id(p) for module in fixed for p in module.parameters()}
         return [p for p in super().adaptable() if id(p) not in kept]
 
@@ -136,6 +170,12 @@ def _to(maps: torch.Tensor, side: torch.Size | tuple[int, ...]) -> torch.Tensor:
     if tuple(maps.shape[-2:]) == tuple(side):
         return maps
     return F.interpolate(maps, tuple(side), mode="bilinear", align_corners=False)
+
+
+def _fitted_maps(context: DecoderContext, features: CrossAttentionFeatures) -> torch.Tensor:
+    """The online optimiser's answer and how far it can be trusted, (N, 2, S, S)."""
+    fitted = _to(features.fitted, context.prior.shape[-2:])
+    return torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
 
 
 def _places(maps: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,8 @@ from ssmsam.models.support_encoding import TokenKind
 
 STRIDE = SPEC.stride
 _HEADS, _HEAD_WIDTH = 4, 24
-_DENSE = 7
+DENSE = 7
+"""Maps into which prompts and prior are drawn."""
 _NEVER = 1e3
 """What the score of a cell that does not count is lowered by."""
 _OFFSET = 4.0
@@ -82,7 +83,7 @@ class PromptMaps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dense2 = nn.Sequential(nn.Conv2d(_DENSE, 12, 3, padding=1), nn.GELU())
+        self.dense2 = nn.Sequential(nn.Conv2d(DENSE, 12, 3, padding=1), nn.GELU())
         self.dense4 = nn.Sequential(nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.GELU())
         self.dense8 = nn.Sequential(nn.Conv2d(24, 64, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(64, WIDTH, 1))
 

@@ -74,6 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     decoder = commands.add_parser("fewshot", help="train the few-shot decoder of medsam_lite")
     _add_lite(decoder)
     decoder.add_argument("--start", type=Path, help="weights to begin with, default: those of `small`")
+    decoder.add_argument("--recipe", type=Path, help="JSON of all settings, as beside weights; instead of the options")
     _add_volume_head(commands.add_parser("volume-head", help="train what judges proposals along a volume"))
     recorded = commands.add_parser("record", help="write size and sha256 of packaged weights into the manifest")
     recorded.add_argument("name", help="of the weights, such as small")
@@ -433,13 +434,18 @@ def fewshot(arguments: argparse.Namespace) -> None:
     assert isinstance(small, TargetNetwork)
     network = begun_with_small(volumes, small, Reduction.from_file(REDUCTION))
     if arguments.start:
-        network.load_state_dict({name: part.float() for name, part in load_file(str(arguments.start)).items()})
+        start = {name: part.float() for name, part in load_file(str(arguments.start)).items()}
+        unknown = network.load_state_dict(start, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"{arguments.start} is of another decoder: {', '.join(unknown)}")
     config = FewShotTrainingConfig(
         steps=arguments.steps,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
         batches=arguments.batches,
     )
+    if arguments.recipe:
+        config = FewShotTrainingConfig.from_file(arguments.recipe)
     with process_group(), ProgressBar() as bar:
         trainer = train_fewshot(
             volumes,

@@ -95,9 +95,9 @@ def _nearest_prior() -> AbstractContextManager[Any]:
 
 def _nearest(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
     if not distances:
-        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0)
+        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0, 0.0)
     near = min(distances, key=lambda z: abs(z - position))
-    return Prior(distances[near], 0.0, closeness(near - position))
+    return Prior(distances[near], 0.0, closeness(near - position), 0.0)
 
 
 def _on_every_slice(config: FewShotConfig) -> FewShotConfig:

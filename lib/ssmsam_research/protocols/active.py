@@ -1,14 +1,15 @@
 """Protocol "active": a strategy names slices one after the other, an annotator draws them, Dice is taken after each.
 
 One organ of one volume at a time. The annotator begins with a random slice of the organ, the same one for all
-strategies. Dice is three-dimensional: over the slices that are not annotated, and over the whole volume as the user
-would keep it, with annotated slices as annotated.
+strategies. Whoever is asked where the organ ends leafs there, draws the last slice that shows it and marks the next one
+as empty: together they count as one slice. Dice is three-dimensional: over the slices
+that are not annotated, and over the whole volume as the user would keep it, with annotated slices as annotated.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -58,16 +59,28 @@ class ActiveProtocol:
 
 
 class Annotator:
-    """Draws slices when asked, and remembers which. Nobody else in an episode has the truth before it is over."""
+    """Draws slices when asked, and remembers which were ``drawn`` and which were ``emptied``, marked as empty past an
+    end. Nobody else in an episode has the truth before it is over."""
 
     def __init__(self, truth: np.ndarray) -> None:
         self._truth = truth
         self.drawn: list[int] = []
+        self.emptied: list[int] = []
 
     def draw(self, index: int) -> np.ndarray:
         """A copy of one slice (height, width) bool: a view would lead to all the others."""
         self.drawn.append(index)
         return np.array(self._truth[index] != 0)
+
+    def draw_end(self, seen: int, away: int) -> dict[int, np.ndarray]:
+        """The last slice with the organ in one direction, ``away`` 1 or -1, from a slice on which it was ``seen``, and
+        the next one, which is empty; that one alone where the organ was seen on its last slice."""
+        last = max(np.flatnonzero(self._truth.any(axis=(1, 2))), key=lambda index: away * index)
+        found = {} if last == seen else {int(last): self.draw(int(last))}
+        if 0 <= last + away < len(self._truth):
+            found[int(last + away)] = np.zeros(self._truth.shape[1:], dtype=bool)
+            self.emptied.append(int(last + away))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +161,22 @@ def run_episode(
     steps = []
     while True:
         steps.append((dict(masks), learner.answer(label, masks)))
-        if len(masks) >= budget:
+        if len(steps) >= budget:
             return steps
-        choices = rule(learner.state(label, masks), 1, [label], rng)
+        state = learner.state(label, masks)
+        choices = rule(state, 1, [label], rng)
         if not choices:
             return steps
-        masks[choices[0].index] = annotator.draw(choices[0].index)
+        masks |= drawn_for(choices[0], label, state, annotator)
+
+
+def drawn_for(choice: Choice, label: str, state: VolumeState, annotator: Annotator) -> dict[int, np.ndarray]:
+    """What an annotator draws who is asked for a slice, or for an end of the organ."""
+    reason = choice.reasons.get(label)
+    if reason is None or not reason.numbers.get("find_end"):
+        return {choice.index: annotator.draw(choice.index)}
+    seen = min(state.showing(label), key=lambda index: abs(index - choice.index))
+    return annotator.draw_end(seen, 1 if choice.index > seen else -1)
 
 
 def measure_label(learner: Learner, label: str, truth: np.ndarray, protocol: ActiveProtocol) -> list[dict[str, Any]]:
@@ -196,7 +219,7 @@ def at_interval(extent: Sequence[int], budget: int) -> Rule:
         left = _left(wanted, state, labels) or _left(extent, state, labels)
         known = sorted(frozenset[int]().union(*(state.known(label) for label in labels)))
         farthest = sorted(left, key=lambda index: (-min(abs(index - one) for one in known), index))
-        return _drawn(farthest[:k], labels, "one of several at a fixed interval")
+        return _drawn(farthest[:k], labels, "one of several at a fixed interval", ends=(extent[0], extent[-1]))
 
     return rule
 
@@ -209,7 +232,7 @@ def bisected(extent: Sequence[int], budget: int) -> Rule:
         known = sorted(frozenset[int]().union(*(state.known(label) for label in labels)))
         gaps = sorted(pairwise(known), key=lambda gap: gap[0] - gap[1])
         middles = [(low + high) // 2 for low, high in gaps if high - low > 1]
-        return _drawn([*ends, *middles][:k], labels, "in the middle of the widest gap")
+        return _drawn([*ends, *middles][:k], labels, "in the middle of the widest gap", ends=(extent[0], extent[-1]))
 
     return rule
 
@@ -227,8 +250,12 @@ def _left(slices: Sequence[int], state: VolumeState, labels: Sequence[str]) -> l
     return [index for index in slices if any(index not in state.known(label) for label in labels)]
 
 
-def _drawn(slices: Sequence[int], labels: Sequence[str], why: str) -> list[Choice]:
-    return [Choice(index, {label: Reason(f"slice {index} is {why}") for label in labels}) for index in slices]
+def _drawn(slices: Sequence[int], labels: Sequence[str], why: str, *, ends: Collection[int] = ()) -> list[Choice]:
+    chosen = []
+    for index in slices:
+        reason = Reason(f"slice {index} is {why}", {"find_end": 1.0} if index in ends else {})
+        chosen.append(Choice(index, dict.fromkeys(labels, reason)))
+    return chosen
 
 
 def score(masks: Mapping[int, np.ndarray], answered: Answered, truth: np.ndarray) -> dict[str, Any]:

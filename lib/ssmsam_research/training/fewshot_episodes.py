@@ -116,6 +116,21 @@ def load_volumes(folder: Path, *, keep: Callable[[str], bool] = lambda dataset: 
     return [EmbeddedVolume.from_file(path) for path in paths]
 
 
+def estranged_view(seen: Embedding, strength: float, seed: int) -> Embedding:
+    """What a decoder looks at, mixed with something else: with ``strength`` in [0, 1] of every embedding turned at
+    random, alike in all slices for one ``seed``. It knows no organ then, but what the labelled slices tell of each
+    other still holds, and the last level, from which the online optimiser learns anew, stays."""
+
+    def mixed(maps: torch.Tensor, level: int) -> torch.Tensor:
+        channels = maps.shape[1]
+        turn = np.linalg.qr(np.random.default_rng((seed, level)).normal(size=(channels, channels)))[0]
+        mixture = torch.from_numpy((1 - strength) * np.eye(channels) + strength * turn).to(maps)
+        return torch.einsum("nchw,dc->ndhw", maps, mixture)
+
+    fine = [mixed(maps, level) for level, maps in enumerate(seen["levels"][:-1])]
+    return {"image": mixed(seen["image"], len(fine)), "levels": [*fine, seen["levels"][-1]]}
+
+
 @dataclass(frozen=True)
 class FewShotEpisodeConfig:
     """How episodes are drawn. All numbers are guesses."""
@@ -134,6 +149,8 @@ class FewShotEpisodeConfig:
     """Chance that registered volumes are shown where there are any."""
     empty_share: float = 0.3
     """Chance that one of the labelled slices is without the target."""
+    scattered_share: float = 0.0
+    """Chance that labelled slices of the query's volume lie anywhere, not evenly spread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +208,9 @@ class FewShotEpisodes:
         low, high = (shows[0], shows[-1])
         if rng.random() < 0.4:  # the ends are not known
             low, high = sorted(rng.choice(shows, 2, replace=False))
-        supports = np.unique(np.linspace(low, high, count).round().astype(int)) if count > 1 else rng.choice(shows, 1)
+        supports = np.unique(np.linspace(low, high, count).round().astype(int))
+        if count == 1 or rng.random() < self.config.scattered_share:
+            supports = rng.choice(shows, min(count, len(shows) - 1), replace=False)
         if rng.random() < self.config.empty_share:
             empty = np.flatnonzero(~mask.any(axis=(1, 2)))
             supports = np.unique([*supports, *rng.permutation(empty)[:1]])

@@ -24,7 +24,13 @@ from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.medsam_lite_encoder import IMAGE, Reduction
 from ssmsam.models.support_encoding import describe
 from ssmsam.progress import Progress, silent
-from ssmsam_research.training.fewshot_episodes import EmbeddedVolume, Episode, FewShotEpisodeConfig, FewShotEpisodes
+from ssmsam_research.training.fewshot_episodes import (
+    EmbeddedVolume,
+    Episode,
+    FewShotEpisodeConfig,
+    FewShotEpisodes,
+    estranged_view,
+)
 from ssmsam_research.training.loop import Trainer, train_steps
 from ssmsam_research.training.proposals import corrected
 
@@ -75,9 +81,19 @@ class FewShotTrainingConfig:
     fitted_weight: float = 0.3
     """Weight of the online optimiser's own loss."""
     corrected_share: float = 0.15
+    estranged_share: float = 0.0
+    """Share of episodes in which the decoder sees badly, as it does an organ that it never saw."""
+    only: str = ""
+    """The one part of the network that is trained; all of it without a name."""
     checkpoint_s: float = 120.0
     seed: int = 0
     episodes: FewShotEpisodeConfig = field(default_factory=FewShotEpisodeConfig)
+
+    @classmethod
+    def from_file(cls, path: Path) -> FewShotTrainingConfig:
+        """What :func:`train_fewshot` wrote beside its weights. Raises TypeError for settings that do not exist."""
+        settings = json.loads(path.read_text())
+        return cls(**{**settings, "episodes": FewShotEpisodeConfig(**settings.get("episodes", {}))})
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +108,23 @@ class Answered:
     context: DecoderContext
 
 
-def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True, fitted: bool = True) -> Answered:
-    """Ask for the queries of an episode. Unlike in the server, gradients flow through what the supports say."""
+_STRENGTH = (0.05, 0.6)
+"""How badly a decoder sees that sees badly: a guess."""
+
+
+def answer(
+    network: FusedTargetNetwork,
+    episode: Episode,
+    *,
+    prior: bool = True,
+    fitted: bool = True,
+    estranged: tuple[float, int] | None = None,
+) -> Answered:
+    """Ask for the queries of an episode. Unlike in the server, gradients flow through what the supports say.
+    ``estranged`` are strength and seed of :func:`~ssmsam_research.training.fewshot_episodes.estranged_view`."""
     view = network.view(episode.embedding)
+    if estranged is not None:
+        view = estranged_view(view, *estranged)
     context = _context(network, episode, view)
     weights, fit = _solved(network, episode, view)
     queries = torch.arange(episode.supports, len(episode.masks))
@@ -105,7 +135,8 @@ def answer(network: FusedTargetNetwork, episode: Episode, *, prior: bool = True,
     else:
         context = replace(context, weights=torch.zeros(len(queries), weights.shape[1]))
     if not prior:
-        context = replace(context, prior=torch.zeros_like(context.prior), trust=torch.zeros_like(context.trust))
+        without = {name: torch.zeros_like(getattr(context, name)) for name in ("prior", "trust", "agreement")}
+        context = replace(context, **without)
     return Answered(network(asked, context), own, episode.masks[queries], episode.known[queries], asked, context)
 
 
@@ -156,16 +187,19 @@ class FewShotTrainer(Trainer):
 
     def __init__(self, network: FusedTargetNetwork, config: FewShotTrainingConfig) -> None:
         self.config = config
-        self.model = network.train().requires_grad_(True)
+        self.model = network.train().requires_grad_(not config.only)
+        if config.only:
+            getattr(self.model, config.only).requires_grad_(True)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        new = ("optimiser.", "join8.", "join4.", "fitted2.", "fitted8.", "follow.", "atlas2.", "atlas8.", "carry.")
-        parameters = dict(self.model.named_parameters())
-        parts = [
+        parts = "optimiser", "join8", "join4", "fitted2", "fitted8", "follow", "atlas2", "atlas8", "carry", "shape"
+        new = tuple(f"{name}." for name in parts)
+        parameters = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        rates = [
             ([p for n, p in parameters.items() if not n.startswith(new)], config.learning_rate),
             ([p for n, p in parameters.items() if n.startswith(new)], config.new_learning_rate),
         ]
         self.optimiser = torch.optim.AdamW(
-            [{"params": some, "lr": rate, "scale": rate} for some, rate in parts], weight_decay=config.weight_decay
+            [{"params": some, "lr": rate, "scale": rate} for some, rate in rates], weight_decay=config.weight_decay
         )
         self.step, self.seconds, self.batches = 0, 0.0, config.batches
 
@@ -192,7 +226,14 @@ class FewShotTrainer(Trainer):
         """Add the gradients of an episode; its losses by name."""
         config = self.config
         fitted = rng.random() < config.fitted_share
-        found = answer(self.model, episode, prior=rng.random() < config.prior_share, fitted=fitted)
+        estranged = (float(rng.uniform(*_STRENGTH)), int(rng.integers(2**31)))
+        found = answer(
+            self.model,
+            episode,
+            prior=rng.random() < config.prior_share,
+            fitted=fitted,
+            estranged=estranged if rng.random() < config.estranged_share else None,
+        )
         losses = {"proposal": proposal_loss(found.proposal, found.target, found.known)}
         side = found.fitted.shape[-2], found.fitted.shape[-1]
         small = nn.functional.adaptive_avg_pool2d(found.target, side)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
@@ -23,13 +22,13 @@ from ssmsam.fewshot.proposals import Target, propose
 from ssmsam.fewshot.selection import candidates
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.files import whole_file
-from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.frame import draw_mask
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume
 from ssmsam_research.labelled_sets import Case
 from ssmsam_research.protocols.fewshot_task import in_middles, with_ends, without_ends
+from ssmsam_research.training.fewshot_episodes import estranged_view
 from ssmsam_research.training.pack import supervoxels
 
 _OWN = (1, 2, 3, 5, 5, 5, 9)
@@ -143,25 +142,11 @@ def unfamiliar(
 
 
 def estranged(decoder: TargetDecoder, strength: float, rng: np.random.Generator) -> TargetDecoder:
-    """The same decoder, to which all that it looks at appears mixed with something else: with ``strength`` in [0, 1] of
-    every embedding turned at random, alike in all slices. It knows no organ then, but what the labelled slices tell of
-    each other still holds, and the last level, from which the online optimiser learns anew, stays."""
+    """The same decoder, to which all that it looks at appears as :func:`estranged_view` says."""
     if not strength:
         return decoder
     weak, seed = copy.deepcopy(decoder), int(rng.integers(2**31))
-
-    def mixed(maps: torch.Tensor, level: int) -> torch.Tensor:
-        channels = maps.shape[1]
-        turn = np.linalg.qr(np.random.default_rng((seed, level)).normal(size=(channels, channels)))[0]
-        mixture = torch.from_numpy((1 - strength) * np.eye(channels) + strength * turn).to(maps)
-        return torch.einsum("nchw,dc->ndhw", maps, mixture)
-
-    def view(embedding: Embedding) -> Embedding:
-        seen = decoder.view(embedding)
-        fine = [mixed(maps, level) for level, maps in enumerate(seen["levels"][:-1])]
-        return {"image": mixed(seen["image"], len(fine)), "levels": [*fine, seen["levels"][-1]]}
-
-    object.__setattr__(weak, "view", view)
+    object.__setattr__(weak, "view", lambda embedding: estranged_view(decoder.view(embedding), strength, seed))
     return weak
 
 

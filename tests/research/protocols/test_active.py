@@ -22,6 +22,7 @@ from ssmsam_research.protocols.active import (
     INTERVAL,
     OTHER,
     STRATEGIES,
+    TOLD,
     WHOLE,
     ActiveProtocol,
     Annotator,
@@ -93,11 +94,11 @@ class CopyingLearner:
         return VolumeState(COUNT, 3.0, self.descriptors, annotated, forecasts)
 
 
-def chosen_by(strategy: str, truth: np.ndarray, *, budget: int = 5) -> tuple[list[int], list[float]]:
-    """The slices that a strategy asked for, and the Dice that was expected after each."""
+def chosen_by(strategy: str, truth: np.ndarray, *, budget: int = 5) -> tuple[list[int], list[int], list[float]]:
+    """The slices that were drawn, those that were marked as empty, and the Dice that was expected after each."""
     annotator, rng = Annotator(truth), np.random.default_rng(3)
     steps = run_episode(CopyingLearner(), "organ", annotator, RULES[strategy], start=10, budget=budget, rng=rng)
-    return annotator.drawn, [answered.expected.forecast.dice for _, answered in steps]
+    return annotator.drawn, annotator.emptied, [answered.expected.forecast.dice for _, answered in steps]
 
 
 @pytest.mark.parametrize("strategy", ["next_slices", "uncertainty"])
@@ -108,11 +109,30 @@ def test_a_planted_hardest_slice_is_asked_for_early(strategy: str) -> None:
 @pytest.mark.parametrize("strategy", RULES)
 def test_only_what_was_drawn_reaches_strategy_and_model(strategy: str) -> None:
     """Garbage on every slice that was not chosen changes neither a choice nor an expectation."""
-    drawn, expected = chosen_by(strategy, organ())
+    drawn, emptied, expected = chosen_by(strategy, organ())
     garbage = np.random.default_rng(0).random(organ().shape) < 0.5
-    garbage[drawn] = organ()[drawn]
-    assert chosen_by(strategy, garbage) == (drawn, expected)
+    garbage[[*drawn, *emptied]] = organ()[[*drawn, *emptied]]
+    assert chosen_by(strategy, garbage) == (drawn, emptied, expected)
     assert len(drawn) == 5
+
+
+def test_whoever_is_asked_for_an_end_draws_the_last_slice_and_marks_the_next_one_as_empty() -> None:
+    annotator = Annotator(organ())
+    found = annotator.draw_end(19, 1)
+    assert {index: bool(mask.any()) for index, mask in found.items()} == {24: True, 25: False}
+    np.testing.assert_array_equal(found[24], organ()[24])
+    assert list(annotator.draw_end(6, -1)) == [5], "it was seen on its last slice"
+    assert (annotator.drawn, annotator.emptied) == ([24], [25, 5])
+    assert list(Annotator(organ()[:25]).draw_end(19, 1)) == [24], "the volume ends with the organ"
+
+
+def test_ends_are_asked_for_where_they_are_unknown_and_count_as_one_slice() -> None:
+    """The model of this test is unsure of nothing but one slice: then no end is asked for."""
+    assert not chosen_by("next_slices", organ(), budget=3)[1]
+    annotator, rng = Annotator(organ()), np.random.default_rng(0)
+    rule = TOLD[INTERVAL]([*ORGAN], 4)
+    steps = run_episode(CopyingLearner(), "organ", annotator, rule, start=10, budget=4, rng=rng)
+    assert annotator.emptied == [25, 5] and len(steps) == 4 and len(steps[-1][0]) == 6
 
 
 def test_what_is_drawn_leads_to_no_other_slice() -> None:

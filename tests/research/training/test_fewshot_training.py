@@ -23,6 +23,7 @@ from ssmsam_research.training.fewshot_episodes import (
     FewShotEpisodeConfig,
     FewShotEpisodes,
     embed_volume,
+    estranged_view,
     load_volumes,
 )
 from ssmsam_research.training.fewshot_training import (
@@ -120,6 +121,27 @@ def test_a_run_writes_weights_and_goes_on(tmp_path: Path) -> None:
         assert set(file.keys()) == set(FusedTargetNetwork().state_dict())
     again = train_fewshot(volumes(), FusedTargetNetwork(), out=out, config=CONFIG, resume=out.with_suffix(".ckpt"))
     assert (first.step, again.step) == (1, 2)
+
+
+def test_one_part_is_trained_alone_by_the_recipe_that_stands_beside_the_weights(tmp_path: Path) -> None:
+    config = replace(CONFIG, only="shape", estranged_share=0.5, episodes=FewShotEpisodeConfig(cross_share=0.0))
+    network = FusedTargetNetwork()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    out = tmp_path / "decoder.safetensors"
+    trained = train_fewshot(volumes()[:3], network, out=out, config=config).model.state_dict()
+    changed = {name for name, tensor in trained.items() if not torch.equal(tensor, before[name])}
+    assert changed and all(name.startswith("shape.") for name in changed)
+    assert FewShotTrainingConfig.from_file(out.with_suffix(".config.json")) == config
+
+
+def test_what_an_estranged_decoder_sees_is_mixed_alike_in_all_slices() -> None:
+    seen = volume("stack", 5).slices(np.arange(5))
+    torch.testing.assert_close(estranged_view(seen, 0.0, 1)["image"], seen["image"])
+    mixed = estranged_view(seen, 1.0, 1)
+    assert not torch.allclose(mixed["image"], seen["image"])
+    torch.testing.assert_close(mixed["image"].norm(dim=1), seen["image"].norm(dim=1))
+    torch.testing.assert_close(estranged_view(seen, 1.0, 1)["image"][:2], mixed["image"][:2])
+    torch.testing.assert_close(mixed["levels"][-1], seen["levels"][-1])
 
 
 @pytest.mark.parametrize("prior", [True, False])

@@ -163,9 +163,9 @@ def answer(volume_forecast: VolumeForecast, choices: Sequence[Choice]) -> dict[s
 
 
 def questions_of(choices: Sequence[Choice]) -> list[str]:
-    """What is asked of slices just past annotated ends."""
+    """What is asked for beside slices: where a label ends."""
     told = [reason for one in choices for reason in one.reasons.values()]
-    return [reason.sentence for reason in told if reason.numbers.get("past_end")]
+    return [reason.sentence for reason in told if reason.numbers.get("find_end")]
 
 
 def slices_hint(slices: Sequence[int], by_label: Mapping[str, Sequence[int]]) -> str:
