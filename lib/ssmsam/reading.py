@@ -49,13 +49,13 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
 def read_slice(path: str | os.PathLike[str], index: int) -> tuple[np.ndarray, str]:
     """One slice (rows, columns) of what :func:`read_volume` would read, and the modality that the file says.
 
-    DICOM and NIfTI files are read no further than to its end. Raises UnreadableVolume.
+    DICOM (of one slice each) and NIfTI files are read no further than to its end. Raises UnreadableVolume.
     """
     path = Path(path)
     with one_error(path):
         if _is_folder(path):
             series = find_series(path)
-            return read_pixels(series.files[index : index + 1])[0], series.modality
+            return read_pixels(series.files[index : index + 1], series.frames[index : index + 1])[0], series.modality
         if path.name.lower().endswith(NIFTI):
             return nifti_slice(path, index), ""
         return read_itk(path)[0][index], ""

@@ -16,6 +16,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from fuzzing import Outcome, damaged, damaged_inside, fuzz, peak_memory
+from multi_frame import multi_frame
 from PIL import Image
 from pydicom.encaps import encapsulate, generate_pixel_data_frame
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
@@ -34,7 +35,7 @@ header that is believed asks for thousands."""
 
 SERIES = ("series", "rle", "jpeg2000", "jpegls", "jpeg", "deflated")
 FILES = ("nii", "nii.gz", "nrrd", "raw.nrrd", "mha")
-KINDS = (*FILES, *SERIES, "seg", "labelmap")
+KINDS = (*FILES, *SERIES, "multi-frame", "seg", "labelmap")
 
 
 def some_volume() -> Volume:
@@ -55,6 +56,9 @@ def sound(kind: str, folder: Path) -> tuple[dict[Path, bytes], Callable[[], obje
     write_dicom_series(some_volume(), series, patient=DicomPatient("Doe^Jane", "1"))
     for path in series.iterdir():
         pack(path, kind)
+    if kind == "multi-frame":
+        folder = multi_frame(series, folder / kind / "1.dcm", order=(2, 0, 1))
+        return {folder / "1.dcm": (folder / "1.dcm").read_bytes()}, lambda: read_volume(folder)
     if kind in SERIES:
         return {path: path.read_bytes() for path in series.iterdir()}, lambda: read_volume(series)
     seg, grid = folder / "seg.dcm", find_series(series).grid

@@ -14,6 +14,7 @@ import pydicom
 import pytest
 import requests
 from archive import Archive
+from multi_frame import multi_frame
 from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
 
@@ -227,6 +228,24 @@ def test_a_final_label_becomes_a_seg_and_comes_back(
     assert back.grid.matches(mask.grid)
     assert elsewhere.get_label_info(uid, "final")["label_info"] == NAMES
     assert [Path(pair["label"]).name for pair in elsewhere.datalist()] == [f"{uid}.nii.gz"]
+
+
+def test_a_multi_frame_series_is_an_image_like_another(
+    archive: Archive, open_studies: Open, add: Callable[..., str], tmp_path: Path
+) -> None:
+    add(3)
+    truth = read_volume(tmp_path / "series-3-CT")
+    archive.files.clear()
+    image = archive.add(multi_frame(tmp_path / "series-3-CT", tmp_path / "multi" / "1.dcm", order=(3, 0, 4, 1, 2)))
+    studies = open_studies()
+    assert studies.list_images() == [image]
+    volume = read_volume(studies.get_image_uri(image))
+    np.testing.assert_array_equal(volume.array, truth.array)
+    assert volume.grid.matches(truth.grid)
+    mask = some_mask(studies, image, tmp_path / "mask.nii.gz")
+    studies.save_label(image, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    assert studies.get_labeled_images() == [image]
+    np.testing.assert_array_equal(read_volume(studies.get_label_uri(image, "final")).array, mask.array)
 
 
 def test_one_label_in_a_mask_keeps_its_name(open_studies: Open, add: Callable[..., str], tmp_path: Path) -> None:

@@ -47,20 +47,29 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class _Images:
-    """The images of a series: SOP instance UID -> number of the slice."""
+    """The images of a series: SOP instance UID, and number of the frame where the file has several, -> slice."""
 
     grid: Grid
-    slices: Mapping[str, int]
+    slices: Mapping[tuple[str, int | None], int]
 
     @classmethod
     def of(cls, series: DicomSeries) -> _Images:
-        headers = [read_dataset(path, tags=["SOPInstanceUID"], pixels=False) for path in series.files]
-        return cls(grid=series.grid, slices={str(header.SOPInstanceUID): k for k, header in enumerate(headers)})
+        named = {path: read_dataset(path, tags=["SOPInstanceUID"], pixels=False) for path in set(series.files)}
+        several = {path for path, frame in zip(series.files, series.frames, strict=True) if frame}
+        slices = {
+            (str(named[path].SOPInstanceUID), frame + 1 if path in several else None): k
+            for k, (path, frame) in enumerate(zip(series.files, series.frames, strict=True))
+        }
+        return cls(grid=series.grid, slices=slices)
 
     def named(self, references: Iterable[Dataset]) -> list[int]:
-        """The slices that a sequence of references names."""
-        uids = (str(one.get("ReferencedSOPInstanceUID") or "") for one in references)
-        return [self.slices[uid] for uid in uids if uid in self.slices]
+        """The slices that a sequence of references names. All frames of a file are no slice."""
+        found = []
+        for one in references:
+            uid, numbers = str(one.get("ReferencedSOPInstanceUID") or ""), one.get("ReferencedFrameNumber")
+            frames = [None] if numbers is None else [int(n) for n in np.atleast_1d(numbers)]
+            found += [self.slices[uid, n] for n in [*frames, None] if (uid, n) in self.slices]
+        return list(dict.fromkeys(found))
 
 
 def measurements(objects: Iterable[Dataset], series: DicomSeries) -> list[Measurement]:

@@ -26,6 +26,7 @@ from pydicom.uid import (
 )
 
 from ssmsam.dicom.file import read_dataset
+from ssmsam.dicom.frames import frame_headers
 from ssmsam.volume.errors import UnreadableVolume, expect_held, one_error, reason_of
 from ssmsam.volume.voxels import compact, rescaled
 
@@ -40,14 +41,19 @@ ALWAYS_ALLOWED = 1 << 26
 """Bytes of pixels that any compressed file may claim: nothing bounds how small an even image becomes. *Guess*."""
 
 
-def read_pixels(files: Sequence[Path]) -> np.ndarray:
-    """(slices, rows, columns) of the files, each rescaled by its own slope and intercept.
+def read_pixels(files: Sequence[Path], frames: Sequence[int]) -> np.ndarray:
+    """(slices, rows, columns) of the ``frames`` of ``files``, one of each for each slice, from 0; each is rescaled by
+    its own slope and intercept.
 
     Pixels that the header calls padding are no tissue: where they lie outside the values of the others, they get the
     lowest of these. MONOCHROME1 says how pixels are shown, not what they mean, and changes nothing.
     Raises UnreadableVolume.
     """
-    read = [_read(path) for path in files]
+    wanted: dict[Path, list[int]] = {}
+    for path, frame in zip(files, frames, strict=True):
+        wanted.setdefault(path, []).append(frame)
+    found = {path: iter(_read(path, of_it)) for path, of_it in wanted.items()}
+    read = [next(found[path]) for path in files]
     kind = np.result_type(*(values for values, _ in read))
     kind = np.dtype(np.float32) if kind.kind == "f" else kind
     array = np.stack([values for values, _ in read], dtype=kind, casting="same_kind")
@@ -140,23 +146,27 @@ def _fill(array: np.ndarray, padding: np.ndarray) -> None:
         array[padding & ((array < low) | (array > high))] = low
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The values (rows, columns) of one file, and which of them are padding (None: the header names none)."""
+def _read(path: Path, frames: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """The values (rows, columns) of frames of one file, and which of them are padding (None: the header names none)."""
     with one_error(path):
         header = read_dataset(path)
-        raw = decoded(header, path)[0]
-        stored = _without_unused_bits(header, raw)
-        padding = _padding(header, raw, stored)
-        if header.get("ModalityLUTSequence"):
-            return apply_modality_lut(stored, header), padding
-        slope, intercept = (header.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
-        slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
-        if not np.isfinite([slope, intercept]).all() or slope == 0:
-            raise UnreadableVolume(
-                f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} make no values of the pixels. "
-                "Export the series again."
-            )
-        return rescaled(stored, slope, intercept), padding
+        raw, headers = decoded(header, path), frame_headers(header, path)
+        return [_values(headers[frame], raw[frame], path) for frame in frames]
+
+
+def _values(header: Dataset, raw: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    stored = _without_unused_bits(header, raw)
+    padding = _padding(header, raw, stored)
+    if header.get("ModalityLUTSequence"):
+        return apply_modality_lut(stored, header), padding
+    slope, intercept = (header.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+    if not np.isfinite([slope, intercept]).all() or slope == 0:
+        raise UnreadableVolume(
+            f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} make no values of the pixels. "
+            "Export the series again."
+        )
+    return rescaled(stored, slope, intercept), padding
 
 
 def _padding(header: Dataset, raw: np.ndarray, stored: np.ndarray) -> np.ndarray | None:

@@ -21,6 +21,7 @@ from skimage.measure import find_contours, points_in_poly
 
 from ssmsam.dicom.colors import distinct_colours
 from ssmsam.dicom.file import read_dataset
+from ssmsam.dicom.frames import reference
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, SegMismatch, label_mask
 from ssmsam.dicom.seg_writer import AlgorithmNotes, prepared
 from ssmsam.dicom.series import DicomSeries
@@ -157,7 +158,7 @@ def _structure_set(
 def _frame_of_reference(headers: Sequence[Dataset]) -> Dataset:
     frame, study, series = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = headers[0].SeriesInstanceUID
-    series.ContourImageSequence = [_reference(header) for header in headers]
+    series.ContourImageSequence = [reference(header, frame=True) for header in headers]
     study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = STUDY_MANAGEMENT, headers[0].StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
     frame.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
@@ -165,18 +166,12 @@ def _frame_of_reference(headers: Sequence[Dataset]) -> Dataset:
     return frame
 
 
-def _reference(header: Dataset) -> Dataset:
-    found = Dataset()
-    found.ReferencedSOPClassUID, found.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    return found
-
-
 def _contours(mask: np.ndarray, grid: Grid, headers: Sequence[pydicom.Dataset]) -> Iterator[Dataset]:
     for k in np.flatnonzero(mask.any(axis=(1, 2))).tolist():
         for number, xy in enumerate(contours_of(mask[k]), start=1):
             contour = Dataset()
             contour.ContourNumber = number
-            contour.ContourImageSequence = [_reference(headers[k])]
+            contour.ContourImageSequence = [reference(headers[k], frame=True)]
             contour.ContourGeometricType = "CLOSED_PLANAR"
             contour.NumberOfContourPoints = len(xy)
             lps = grid.to_lps(np.column_stack([xy, np.full(len(xy), k)]))

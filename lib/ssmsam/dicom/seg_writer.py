@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from pydicom.valuerep import DA, TM
 
 from ssmsam.dicom.colors import RGB, cielab, distinct_colours
 from ssmsam.dicom.file import read_dataset
+from ssmsam.dicom.frames import OWN, SHARED, frame_headers, reference
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, check_seg, label_mask
 from ssmsam.dicom.seg_frames import NUMBER_ELEMENT, NUMBER_GROUP, NUMBER_OWNER
 from ssmsam.dicom.series import DicomSeries, find_series
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 SLICE_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Modality",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Modality", "NumberOfFrames", SHARED, OWN,
 ]  # fmt: skip
 
 ALWAYS_THERE = (
@@ -176,20 +178,24 @@ def _label_values(array: np.ndarray) -> np.ndarray:
 
 def _image_headers(series: DicomSeries) -> tuple[list[pydicom.Dataset], float]:
     """What the SEG takes over from the images, in the order of the slices, and how far they lie from an even grid."""
-    first = read_dataset(series.files[0], pixels=False)
-    headers: list[pydicom.Dataset] = [first]
-    headers += [read_dataset(path, tags=SLICE_TAGS, pixels=False) for path in series.files[1:]]
-    for path, header in zip(series.files, headers, strict=True):
-        missing = [name for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID") if not header.get(name)]
-        if not header.get("FrameOfReferenceUID"):
-            missing.append("FrameOfReferenceUID")
-        if missing:
-            raise ValueError(f"{path}: no {', '.join(missing)}, which a DICOM SEG has to refer to. Export it again.")
-        header.pop("NumberOfFrames", None)
-    _complete(first, series)
+    read: dict[Path, list[pydicom.Dataset]] = {}
+    for path in series.files:
+        if path not in read:
+            header = read_dataset(path, tags=SLICE_TAGS if read else None, pixels=False)
+            _expect_identified(path, header)
+            read[path] = frame_headers(header, path)
+            read[path][0].pop("NumberOfFrames", None)
+    headers = [read[path][frame] for path, frame in zip(series.files, series.frames, strict=True)]
+    _complete(headers[0], series)
     origins = series.grid.to_lps(np.array([(0, 0, k) for k in range(len(headers))]))
     positions = np.array([header.ImagePositionPatient for header in headers], dtype=np.float64)
     return headers, float(np.linalg.norm(positions - origins, axis=1).max())
+
+
+def _expect_identified(path: Path, header: pydicom.Dataset) -> None:
+    names = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    if missing := [name for name in names if not header.get(name)]:
+        raise ValueError(f"{path}: no {', '.join(missing)}, which a DICOM SEG has to refer to. Export it again.")
 
 
 def _complete(header: pydicom.Dataset, series: DicomSeries) -> None:
@@ -223,7 +229,7 @@ def _segmentation(
         number_of[list(segments.values())] = np.arange(1, len(segments) + 1)
         pixels = number_of[mask.array]
     seg = Segmentation(
-        source_images=headers,
+        source_images=_told_apart(headers),
         pixel_array=pixels,
         segmentation_type=SegmentationTypeValues.BINARY,  # label maps do not open in OHIF 3.9 and older
         segment_descriptions=_descriptions(segments, algorithm),
@@ -241,10 +247,38 @@ def _segmentation(
         series_description=algorithm.description,
         coding_schemes=[CodingSchemeIdentificationItem(PRIVATE_SCHEME, name="Label names of ssmsam's users")],
     )
+    _refer(seg, headers)
     seg.SpecificCharacterSet = "ISO_IR 192"
     now = datetime.now()
     seg.SeriesDate, seg.SeriesTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     return seg
+
+
+def _told_apart(headers: Sequence[pydicom.Dataset]) -> list[pydicom.Dataset]:
+    """The images, each under a UID of its own: highdicom takes no frames of several files, or in another order."""
+    if not any("ReferencedFrameNumber" in header for header in headers):
+        return list(headers)
+    named = [copy.copy(header) for header in headers]
+    for number, header in enumerate(named):
+        del header.SOPInstanceUID  # the copies share it
+        header.SOPInstanceUID = str(number)
+    return named
+
+
+def _refer(seg: Segmentation, headers: Sequence[pydicom.Dataset]) -> None:
+    """Name the images as they are called, once each, and the frames of multi-frame images by their numbers."""
+    if not any("ReferencedFrameNumber" in header for header in headers):
+        return
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.get("DerivationImageSequence") or ():
+            for source in derivation.SourceImageSequence:
+                header = headers[int(source.ReferencedSOPInstanceUID)]
+                source.ReferencedSOPInstanceUID = header.SOPInstanceUID
+                if "ReferencedFrameNumber" in header:
+                    source.ReferencedFrameNumber = header.ReferencedFrameNumber
+    files = list({header.SOPInstanceUID: header for header in headers}.values())
+    seg.SourceImageSequence = [reference(header) for header in files]
+    seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [reference(header) for header in files]
 
 
 def _descriptions(segments: Mapping[str, int], algorithm: AlgorithmNotes) -> list[SegmentDescription]:

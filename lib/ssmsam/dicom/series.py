@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 
 from ssmsam.dicom.file import looks_like_dicom, read_dataset
+from ssmsam.dicom.frames import APART, ONE_VOLUME, OWN, SHARED, frame_headers, what_differs
 from ssmsam.dicom.pixels import read_pixels
 from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.geometry import orthogonal_grid
@@ -18,7 +19,7 @@ from ssmsam.volume.volume import Grid, Volume
 HEADER_TAGS = [
     "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "Rows", "Columns",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", SHARED, OWN, *APART,
 ]  # fmt: skip
 
 NOT_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "AU"})
@@ -30,15 +31,21 @@ SAME_DIRECTION = 1e-3
 SAME_POSITION_MM = 1e-2
 """Slices closer than this lie on one another."""
 
+ONE_OF_EACH = "Export the one to be segmented as a series of its own, or convert the series to NIfTI (dcm2niix)."
+
 EVEN_SPACING = 0.05
 """How far one gap between slices may be from the median gap, as a fraction of it."""
 
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """The image files of one series in the order of their slices, and what their headers say."""
+    """The images of one series in the order of their slices, and what their headers say.
+
+    ``files`` and ``frames`` tell where each slice is: its file, and which frame of it, from 0.
+    """
 
     files: tuple[Path, ...]
+    frames: tuple[int, ...]
     grid: Grid
     modality: str
     series_uid: str
@@ -55,17 +62,21 @@ def find_series(folder: Path) -> DicomSeries:
 
 
 def _find_series(folder: Path) -> DicomSeries:
-    slices = list(_image_headers(folder))
-    if not slices:
+    files = list(_image_headers(folder))
+    if not files:
         raise UnreadableVolume(f"{folder}: no DICOM images here. Give the folder that holds the files of one series.")
-    _expect_no_empty_file(folder, {path.suffix for path, _ in slices})
-    _expect_one_series(folder, [header for _, header in slices])
-    for path, header in slices:
+    _expect_no_empty_file(folder, {path.suffix for path, _ in files})
+    _expect_one_series(folder, [header for _, header in files])
+    slices = [(path, n, one) for path, header in files for n, one in enumerate(frame_headers(header, path))]
+    for path, _, header in slices:
         _expect_slice(path, header)
-    order, grid = _stack(folder, [header for _, header in slices])
-    first = slices[order[0]][1]
+    headers = [header for _, _, header in slices]
+    _expect_one_volume(folder, headers)
+    order, grid = _stack(folder, headers)
+    first = headers[order[0]]
     return DicomSeries(
         files=tuple(slices[n][0] for n in order),
+        frames=tuple(slices[n][1] for n in order),
         grid=grid,
         modality=str(first.get("Modality") or ""),
         series_uid=str(first.get("SeriesInstanceUID") or ""),
@@ -78,7 +89,7 @@ def read_dicom(folder: Path) -> Volume:
     series = find_series(folder)
     with one_error(folder):
         return Volume(
-            read_pixels(series.files), series.grid.affine, series.modality, series.series_uid,
+            read_pixels(series.files, series.frames), series.grid.affine, series.modality, series.series_uid,
             series.frame_of_reference_uid,
         )  # fmt: skip
 
@@ -117,10 +128,6 @@ def _expect_one_series(folder: Path, headers: list[pydicom.Dataset]) -> None:
 
 
 def _expect_slice(path: Path, header: pydicom.Dataset) -> None:
-    if int(header.get("NumberOfFrames") or 1) > 1:
-        raise UnreadableVolume(
-            f"{path}: a multi-frame image. Convert it to one file per slice (dcm4che's emf2sf) or to NIfTI (dcm2niix)."
-        )
     is_colour = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
     if is_colour or int(header.get("SamplesPerPixel") or 1) != 1:
         raise UnreadableVolume(f"{path}: a colour image. Export the series as grey values.")
@@ -133,6 +140,14 @@ def _expect_slice(path: Path, header: pydicom.Dataset) -> None:
         )
 
 
+def _expect_one_volume(folder: Path, headers: list[pydicom.Dataset]) -> None:
+    frames = [header for header in headers if "ReferencedFrameNumber" in header]
+    if differs := what_differs(frames, tuple(ONE_VOLUME)):
+        raise UnreadableVolume(
+            f"{folder}: a multi-frame image of {differs}, of which each is a volume of its own. {ONE_OF_EACH}"
+        )
+
+
 def _stack(folder: Path, headers: list[pydicom.Dataset]) -> tuple[list[int], Grid]:
     """The order of the slices along their normal, and the grid they make."""
     orientation = np.array([h.ImageOrientationPatient for h in headers], dtype=np.float64)
@@ -142,6 +157,7 @@ def _stack(folder: Path, headers: list[pydicom.Dataset]) -> tuple[list[int], Gri
     normal = np.cross(along_row, along_column)
     depth = position @ normal
     order = np.argsort(depth, kind="stable")
+    _expect_apart(folder, depth[order], [headers[n] for n in order])
     spacing = _spacing(folder, depth[order], headers[0])
     between_rows, between_columns = (float(mm) for mm in headers[0].PixelSpacing)
     offset = position - position[order[0]]
@@ -183,15 +199,20 @@ def _expect_parallel(folder: Path, headers: list[pydicom.Dataset], orientation: 
         )
 
 
+def _expect_apart(folder: Path, depth: np.ndarray, headers: list[pydicom.Dataset]) -> None:
+    for n in np.flatnonzero(np.diff(depth) < SAME_POSITION_MM)[:1]:
+        here = np.flatnonzero(np.abs(depth - depth[n]) < SAME_POSITION_MM)
+        differs = what_differs([headers[k] for k in here]) or "phases, echoes or copies"
+        raise UnreadableVolume(
+            f"{folder}: several images at one position ({differs}). Keep one of each position. {ONE_OF_EACH}"
+        )
+
+
 def _spacing(folder: Path, depth: np.ndarray, header: pydicom.Dataset) -> float:
     """Millimetres between the slices at sorted ``depth`` (N,) along the normal."""
     if len(depth) == 1:
         return abs(float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0)) or 1.0
     gaps = np.diff(depth)
-    if gaps.min() < SAME_POSITION_MM:
-        raise UnreadableVolume(
-            f"{folder}: several images at one position (phases, echoes or copies). Keep one of each position."
-        )
     usual = float(np.median(gaps))
     if np.abs(gaps - usual).max() > EVEN_SPACING * usual:
         at = int(np.abs(gaps - usual).argmax())
