@@ -1,4 +1,4 @@
-"""What the site's own build does not see: documents that are read where they lie, and whether what they name is there."""
+"""What the site's own build does not see: links of documents that are read where they lie, and what documents name."""
 
 from __future__ import annotations
 
