@@ -34,7 +34,8 @@ def test_they_are_answered_with_success(tmp_path: Path) -> None:
         asked = [one for one in REQUESTS if not any(word in one for word in YOURS)]
         assert len(asked) > 25
         for request in asked:
-            line = request.replace("http://127.0.0.1:8000", server.url).replace("curl ", "curl -sS --fail-with-body ", 1)
+            line = request.replace("http://127.0.0.1:8000", server.url)
+            line = line.replace("curl ", "curl -sS --fail-with-body ", 1)
             done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
             files = [tmp_path / name for name in re.findall(r" -o (\S+)", line)]
             said = done.stdout + "".join(file.read_text(errors="replace")[:300] for file in files if file.is_file())

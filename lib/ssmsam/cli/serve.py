@@ -48,7 +48,8 @@ def command(
         )
     if find_spec("monailabel") is None:
         raise ModuleNotFoundError("No module named 'monailabel'", name="monailabel")
-    url = f"{'https' if any(word.startswith('--ssl_certfile') for word in more) else 'http'}://{host}:{port}"
+    scheme = "https" if any(word.startswith("--ssl_certfile") for word in more) else "http"
+    url = f"{scheme}://{host}:{port}"
     print(f"serving {studies}; stop with Ctrl-C")
     print(f"   3D Slicer, MONAI Label module, server address: {url}")
     print(f"   its page, to annotate in the browser:          {url}/", flush=True)
