@@ -111,8 +111,8 @@ class TaskCheckpoint:
         if card["weights_sha256"] != weights_sha256:
             raise UnusableCheckpoint(
                 f"{name} was made with other weights ({card['encoder'][:40]}, sha256 {card['weights_sha256'][:12]}) "
-                f"than those in use ({weights_sha256[:12]}): take that encoder (--encoder for a command, --conf encoder "
-                "for a server), or adapt again"
+                f"than those in use ({weights_sha256[:12]}): take that encoder (--encoder for a command, "
+                "--conf encoder for a server), or adapt again"
             )
         if card["decoder_sha256"] != decoder_digest(decoder):
             raise UnusableCheckpoint(
