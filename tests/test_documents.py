@@ -7,6 +7,7 @@ import io
 import re
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,11 @@ def test_files_of_the_repository_exist() -> None:
     known = {one.name for one in ROOT.glob("tests/**/test_*.py")}
     assert len(said) > 50
     assert not [one for one in said if one not in known and not any([*place.glob(one)] for place in places)]
+
+
+def test_modules_that_are_named_exist() -> None:
+    said = {span for text in SHOWN.values() for span in spans(text) if re.fullmatch(r"ssmsam(_research)?(\.\w+)+", span)}
+    assert said and not [name for name in said if find_spec(name) is None]
 
 
 PYTHON = [
