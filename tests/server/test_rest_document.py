@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
 from ssmsam.server.clients.rest import INFERENCE, OPTIONS, SAMPLE, SUBMISSION, require_keys
 from ssmsam.server.openapi import ANSWERS, ASKED, EXAMPLES, SUBMITTED, describe, operations
 from ssmsam.server.routes import ROUTERS
 from ssmsam.service.errors import InvalidRequest
 
-TEXT = (Path(__file__).parents[2] / "docs" / "rest.md").read_text()
+DOCUMENTS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCUMENTS / "rest.md").read_text()
 CALLS = re.findall(r"params=(\{.*?\})'[^']*'http[^?]*?/(infer/\w+|datastore/label)\?", TEXT, re.DOTALL)
 
 
@@ -84,3 +87,51 @@ def test_examples_have_the_keys_that_are_described() -> None:
 
 def test_checkpoints_are_described_by_one_name(document: dict[str, Any]) -> None:
     assert not [path for path in document["paths"] if path.startswith(("/heads", "/starts"))]
+
+
+PAGES = [
+    path
+    for pattern in ("README.md", "docs/**/*.md", "benchmarks/README.md", "lib/ssmsam/models/weights/*.md")
+    for path in DOCUMENTS.parent.glob(pattern)
+    if "_build" not in path.parts
+]
+
+
+def asked_for(text: str) -> Iterator[tuple[str, str, str]]:
+    """Method, path and query of what curl asks for, or of what is named as ``GET /path``."""
+    for call in re.findall(r"^curl [^\n]*(?:\n(?!curl|```|\n)[^\n]*)*", text, flags=re.MULTILINE):
+        address = re.search(r"https?://[^/\s']+(/[^'?\s]*)\??([^'\s]*)", call)
+        assert address, call
+        method = re.search(r"-X (\w+)", call)
+        sends = "POST" if re.search(r" (-F|-d)", call) else "GET"
+        yield method[1] if method else sends, address[1], address[2]
+    for span in re.findall(r"(?<!`)`([^`]+)`", text):
+        if named := re.match(r"(GET|PUT|POST|DELETE) (/[\w/.-]*)\??(\S*)", span):
+            yield named[1], named[2], named[3].partition("&...")[0]
+
+
+def test_calls_that_the_documents_name_exist_with_their_parameters(document: dict[str, Any]) -> None:
+    from monailabel.app import app
+
+    theirs = get_openapi(title="MONAI Label", version="0", routes=app.routes)
+    known = {
+        (method.upper(), path): {one["name"] for one in operation.get("parameters", ())}
+        for described in (theirs, document)
+        for method, path, operation in operations(described)
+    }
+    wrong, calls = [], 0
+    for page in PAGES:
+        for method, path, query in asked_for(page.read_text()):
+            said = path.split("/")
+            fits = [
+                parameters
+                for (verb, template), parameters in known.items()
+                if verb == method
+                and len(parts := template.split("/")) == len(said)
+                and all(mine == its or its.startswith("{") for mine, its in zip(said, parts, strict=True))
+            ]
+            keys = {pair.partition("=")[0] for pair in query.split("&") if pair}
+            calls += 1
+            if not any(keys <= parameters for parameters in fits):
+                wrong.append((page.name, method, path, query))
+    assert calls > 60 and not wrong

@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "ssmsam"
-        click.echo(f"{where}: {error.format_message()} See {where} --help.", err=True)
+        what = error.format_message().rstrip(".")
+        click.echo(f"{where}: {what}. See {where} --help.", err=True)
         return error.exit_code
     except click.Abort:
         return STOPPED

@@ -48,10 +48,11 @@ def command(
         )
     if find_spec("monailabel") is None:
         raise ModuleNotFoundError("No module named 'monailabel'", name="monailabel")
-    url = f"http://{host}:{port}"
+    scheme = "https" if any(word.startswith("--ssl_certfile") for word in more) else "http"
+    url = f"{scheme}://{host}:{port}"
     print(f"serving {studies}; stop with Ctrl-C")
     print(f"   3D Slicer, MONAI Label module, server address: {url}")
-    print(f"   what the server offers:                        {url}/info/", flush=True)
+    print(f"   its page, to annotate in the browser:          {url}/", flush=True)
     record_run(record, {"url": url}, protocol="serve")
     settings = [part for key, value in conf for part in ("--conf", key, value)]
     options = ["--app", str(app_folder()), "--studies", studies, "--host", host, "--port", str(port), *settings, *more]

@@ -111,7 +111,8 @@ class TaskCheckpoint:
         if card["weights_sha256"] != weights_sha256:
             raise UnusableCheckpoint(
                 f"{name} was made with other weights ({card['encoder'][:40]}, sha256 {card['weights_sha256'][:12]}) "
-                f"than those in use ({weights_sha256[:12]}): start the server with that encoder, or adapt again"
+                f"than those in use ({weights_sha256[:12]}): take that encoder (--encoder for a command, "
+                "--conf encoder for a server), or adapt again"
             )
         if card["decoder_sha256"] != decoder_digest(decoder):
             raise UnusableCheckpoint(
@@ -197,7 +198,8 @@ def _checked_card(card: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{name} is from an earlier version and holds copies of patients' images, so it is not taken: adapt again"
         )
     if card.get("format") != FORMAT:
-        raise UnusableCheckpoint(f"{name} has format {str(card.get('format'))[:20]!r}, this version reads {FORMAT}")
+        found = str(card.get("format"))[:20]
+        raise UnusableCheckpoint(f"{name} has format {found!r}, this version reads {FORMAT}: adapt again with this one")
     for key in _REQUIRED:
         if key not in card:
             raise UnusableCheckpoint(f"{name} lacks {key!r} in its card: export it again")

@@ -104,7 +104,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     protocols = parser.add_subparsers(
         required=True,
-        metavar="{clicks,complete,crosspatient,active,precision,registration,speed,check,figures,compare,tables}",
+        metavar="PROTOCOL",
     )
     clicks = protocols.add_parser("clicks", help="Dice by number of clicks")
     complete = protocols.add_parser("complete", help="Dice on the rest of a volume by number of annotated slices")

@@ -1,4 +1,4 @@
-"""Train the small model.
+"""Train networks, of the encoders `small` and `medsam_lite`.
 
     ssmsam train pack --data DIR [DIR ...] --out PACK   labelled folders (images/ + labels/) -> pack
     ssmsam train train --data PACK --out FILE           train; go on with --resume FILE.ckpt
