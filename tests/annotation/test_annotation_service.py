@@ -251,7 +251,7 @@ def accept(service: AnnotationService, index: int, client: str = "reader") -> An
 
 
 def undo(service: AnnotationService, client: str = "reader") -> Annotations:
-    return service.merge("case", service.taken_back("case", GRID, client=client))
+    return service.merge("case", service.known("case", GRID).taken_back(client, when=now()))
 
 
 def test_actions_are_taken_back_one_after_the_other(service: AnnotationService) -> None:

@@ -285,10 +285,6 @@ class AnnotationService:
             raise InvalidSubmission("; ".join((NOTHING_CHECKED, *notes)))
         return replace(complete(ready, known, own, client=client, when=now()), notes=notes)
 
-    def taken_back(self, image: str, grid: Grid, *, client: str) -> Update:
-        """What takes back the last action of a client on an image."""
-        return self.known(image, grid).taken_back(client, when=now())
-
     def clicked_label(
         self, image: str, grid: Grid, *, client: str, axis: int, index: int, yx: tuple[int, int] | None
     ) -> str:
