@@ -15,7 +15,7 @@ from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.labels import is_reserved, known_label, read_label_info
 from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, Truth, now
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, now
 from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
 
@@ -112,7 +112,7 @@ def test_withdrawing_a_slice_and_annotating_it_again(service: AnnotationService)
     assert annotated(known) == {2} and known.withdrawn == {SliceKey("liver", 0, 3)}
     assert not known.target("liver")[1][3].any()
     assert annotated(submit(service, drawn(2, 3))) == {2}  # still on the screen, as a prediction
-    assert known.truth("liver", 3) is Truth.UNKNOWN
+    assert 3 not in annotated(known) and SliceKey("liver", 0, 3) not in known.predicted
     changed = drawn(2, 3)
     changed[3, 0, 0] = 1
     assert annotated(submit(service, changed)) == {2, 3}

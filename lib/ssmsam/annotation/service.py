@@ -167,7 +167,6 @@ class AnnotationService:
             Context(
                 self.known(image, grid),
                 assignments=self.log.assignments(image),
-                marks=self.log.marks(image, client=client),
                 served=self.log.served(image, client=client),
                 labels=self.labels,
                 names=self.names(image),

@@ -270,16 +270,13 @@ def programs() -> Iterator[Finding]:
     launcher = shutil.which("python")
     if launcher is None or Path(launcher).parent.resolve() != Path(sys.executable).parent.resolve():
         text = "`python` on PATH is not the one that runs this; `monailabel start_server` would use it"
-        yield Finding("PATH", WARN, text, f"source {_activate()}, or start with make serve")
+        activate = Path(sys.prefix) / "bin" / "activate"
+        shown = os.path.relpath(activate) if activate.exists() else ".venv/bin/activate"
+        yield Finding("PATH", WARN, text, f"source {shown}, or start with make serve")
     step = "apt-get install orthanc orthanc-dicomweb orthanc-gdcm"
     yield _optional("Orthanc", ("Orthanc", "orthanc"), "a local DICOM store", step)
     browsers = ("chromium", "chromium-browser", "google-chrome", "chrome")
     yield _optional("browser", browsers, "automatic checks of OHIF", "apt-get install chromium")
-
-
-def _activate() -> str:
-    activate = Path(sys.prefix) / "bin" / "activate"
-    return os.path.relpath(activate) if activate.exists() else ".venv/bin/activate"
 
 
 def _optional(subject: str, names: tuple[str, ...], purpose: str, step: str) -> Finding:

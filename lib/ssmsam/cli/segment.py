@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from ssmsam.api import Segmentation, task_card, write_volume
-from ssmsam.cli.adapt import adaptation_options, learned, record_use, sources, support_option
+from ssmsam.cli.adapt import Learning, learned, learning_options, record_use, sources, support_option
 from ssmsam.cli.cohort import listed, recorded, worked_on
 from ssmsam.cli.command import FINE, Program, ProgressBar, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile
@@ -40,7 +40,7 @@ PANELS = 6
 @path_option("--out", required=True, metavar="FILE", help="Label map to write; a folder for a cohort.")
 @click.option("--to-archive", is_flag=True, help="Of a cohort: store a DICOM SEG where the series came from.")
 @path_option("--picture", metavar="PNG", help="Draw the masks over some slices.")
-@adaptation_options
+@learning_options
 @engine_options
 @model_options
 @json_option
@@ -52,12 +52,7 @@ def command(
     studies: str | None,
     out: Path,
     picture: Path | None,
-    names: Sequence[str],
-    method: str | None,
-    plane: str | None,
-    steps: int | None,
-    budget_s: float,
-    seed: int,
+    learning: Learning,
     record: Path | None,
     to_archive: bool,
     engine: EngineOptions,
@@ -75,7 +70,7 @@ def command(
     """
     if bool(support) == bool(task_file):
         raise click.UsageError("give either --support or --task.")
-    if task_file and names:
+    if task_file and learning.names:
         raise click.UsageError("--names belongs to --support: a task knows its labels.")
     if (query is None) == (studies is None):
         raise click.UsageError("give either --query or --studies.")
@@ -85,7 +80,7 @@ def command(
         work = SegmentStudy(
             model=model,
             **task_of_file(task_file),
-            method=method_of(task_file, method),
+            method=method_of(task_file, learning.method),
             out=str(out.absolute()),
             to_archive=to_archive,
         )
@@ -98,14 +93,12 @@ def command(
         raise click.UsageError("--workers, --cluster and --to-archive belong to --studies.")
     if not out.name.lower().endswith(ENDINGS):
         raise click.UsageError(f"--out {out.name}: the name has to end in {', '.join(ENDINGS)}.")
-    segmenter = segmenter_of(model, method_of(task_file, method))
+    plane = learning.plane
+    segmenter = segmenter_of(model, method_of(task_file, learning.method))
     volume = read_volume(query)
     started = time.perf_counter()
     with ProgressBar() as progress:
-        if task_file:
-            task = segmenter.load_task(task_file)
-        else:
-            task = learned(segmenter, support, names, progress, plane=plane, steps=steps, budget_s=budget_s, seed=seed)
+        task = segmenter.load_task(task_file) if task_file else learned(segmenter, support, learning, progress)
         found = task.segment(volume, plane=plane, progress=progress)
     seconds = time.perf_counter() - started
     if task_file and not task.exact:
@@ -120,7 +113,7 @@ def command(
         print(draw_overlays(picture, panels(found, volume, plane_of_work), title=", ".join(found.labels)))
     files = [query, *sources(support), *([task_file] if task_file else [])]
     done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
-    record_use(record, done, task, segmenter, files, protocol="segment", device=model.device, seed=seed)
+    record_use(record, done, task, segmenter, files, protocol="segment", device=model.device, seed=learning.seed)
     return FINE
 
 

@@ -250,7 +250,9 @@ def _result(
     details: dict[str, Any],
     started: float,
 ) -> SegmentationResult:
-    changed = [index for index in sorted({*before, *after}) if not _equal(before.get(index), after.get(index))]
+    changed = [
+        index for index in sorted({*before, *after}) if not np.array_equal(before.get(index, ()), after.get(index, ()))
+    ]
     details = details | {
         "slices_prompted": sorted(answers),
         "slices_changed": changed,
@@ -262,7 +264,3 @@ def _result(
     return SegmentationResult(
         embeddings=embeddings, slices=after, logits=None if own is None else own.logits, details=details
     )
-
-
-def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is not None and other is not None and np.array_equal(one, other)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ssmsam.fewshot.config import DEFAULTS
 from ssmsam.progress import Progress, silent
@@ -267,10 +267,6 @@ class Options(BaseModel):
             raise InvalidRequest(f"{wrong['loc'][0]}: {message}, got {str(wrong['input'])[:40]}") from None
 
 
-def _named_flag(value: Any, info: ValidationInfo) -> bool:
-    return read_flag(value, str(info.field_name))
-
-
 def read_names(value: Any) -> list[str]:
     """Names in a list, or separated by commas; none at all is an empty list. Raises InvalidRequest."""
     names = value.split(",") if isinstance(value, str) else value or []
@@ -279,7 +275,7 @@ def read_names(value: Any) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-Flag = Annotated[bool, BeforeValidator(_named_flag)]
+Flag = Annotated[bool, BeforeValidator(lambda value, info: read_flag(value, str(info.field_name)))]
 Names = Annotated[tuple[str, ...], BeforeValidator(read_names)]
 
 
