@@ -299,7 +299,13 @@ DOWNLOADABLE = [name for name, known in manifest().items() if known.url]
 def command(*, download: str | None, weights: Path | None, port: int, studies: str, record: Path | None) -> int:
     """Say what works on this machine, what does not, and what to do. Ends with 1 when something will not work."""
     if download:
-        return fetch(download, weights)
+        try:
+            path = find_weights(download, folder=weights, download=True)
+        except (CorruptWeights, MissingWeights) as error:
+            print(f"FAIL  {error}", file=sys.stderr)
+            return FAILED
+        click.echo(f"{click.style('OK', 'green')}    {download} is at {path}, checksum right")
+        return FINE
     findings = []
     for finding in examine(Place(weights=weights, store=default_store(), server_port=port, studies=studies)):
         findings.append(finding)
@@ -310,13 +316,3 @@ def command(*, download: str | None, weights: Path | None, port: int, studies: s
     click.echo(f"\n{failed} of {len(findings)} findings will not work." if failed else "\nEverything needed works.")
     record_run(record, {"findings": [asdict(finding) for finding in findings]}, protocol="doctor")
     return FAILED if failed else FINE
-
-
-def fetch(name: str, folder: Path | None) -> int:
-    try:
-        path = find_weights(name, folder=folder, download=True)
-    except (CorruptWeights, MissingWeights) as error:
-        print(f"FAIL  {error}", file=sys.stderr)
-        return FAILED
-    click.echo(f"{click.style('OK', 'green')}    {name} is at {path}, checksum right")
-    return FINE

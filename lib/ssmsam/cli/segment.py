@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -105,7 +104,15 @@ def command(
         print(f"{task_file.name}: its labelled slices are not on this machine; masks are less exact than with them")
     write_volume(found, out)
     plane_of_work = Plane.named(plane or task.card.get("plane"), volume.grid)
-    summaries = {label: _detailed(found, label, plane_of_work) for label in found.labels}
+    summaries = {
+        label: {
+            **summary(found, label, plane_of_work),
+            "voxels": int(found.mask[label].sum()),
+            "presence": found.presence[label].round(3).tolist(),
+            "uncertainty": found.uncertainty[label].round(3).tolist(),
+        }
+        for label in found.labels
+    }
     for label, one in summaries.items():
         print(f"{label} ({found.numbers[label]}): {one['millilitres']:.1f} ml on {one['slices']} slices")
     print(f"{out} after {seconds:.1f} s")
@@ -125,16 +132,6 @@ def method_of(task_file: Path | None, chosen: str | None) -> str:
     if chosen and chosen != found:
         raise ValueError(f"{task_file.name} is a task of {found}, not of {chosen}: leave --method out")
     return found
-
-
-def _detailed(found: Segmentation, label: str, plane: Plane) -> dict[str, Any]:
-    """How much of a label was found, and per slice whether it is there and how uncertain its mask is."""
-    return {
-        **summary(found, label, plane),
-        "voxels": int(found.mask[label].sum()),
-        "presence": found.presence[label].round(3).tolist(),
-        "uncertainty": found.uncertainty[label].round(3).tolist(),
-    }
 
 
 def panels(found: Segmentation, volume: Volume, plane: Plane) -> list[Panel]:

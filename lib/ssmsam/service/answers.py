@@ -39,7 +39,10 @@ class AnswerMemory:
         self._kept: Cache[Hashable, tuple[Answer, bytes]] = Cache(
             MEMORY_BYTES, size=lambda kept: len(kept[1]), keep_newest=True
         )
-        self.clear = self._kept.clear
+
+    def clear(self) -> None:
+        """Forget all answers."""
+        self._kept.clear()
 
     def recalled(self, key: Hashable, make: Callable[[], Answer]) -> tuple[Answer, bool]:
         """The answer, and whether it was known; several who ask at once wait for the one who makes it."""

@@ -68,7 +68,8 @@ class SetAside:
         if refusal is None:
             return ""
         known, age_s = refusal.state, self._clock() - refusal.since
-        if age_s < RETRY_S if known is None else self._state(image) == known:
+        counts = age_s < RETRY_S if known is None else self._state(image) == known
+        if counts:
             return refusal.reason
         with self._lock:
             if self._refusals.get(image) is refusal:

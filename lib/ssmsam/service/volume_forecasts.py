@@ -64,10 +64,6 @@ class VolumeForecasts:
         self._seconds = 0.1
         """For one label on one slice, as it took the last time."""
 
-    def embeddings(self, image: str) -> VolumeEmbeddings:
-        """Raises NotKnown and UnreadableVolume."""
-        return self.service.images.embeddings(image)
-
     def annotated(self, image: str) -> dict[str, dict[int, bool]]:
         """Label -> annotated stored slice -> whether the label was seen there."""
         found: dict[str, dict[int, bool]] = {}
@@ -86,7 +82,7 @@ class VolumeForecasts:
         Embeds some slices, as long as the deadline allows, only where none is embedded. Without forecasts where other
         long work is done until then. Raises NotKnown and UnreadableVolume.
         """
-        embeddings = self.embeddings(image)
+        embeddings = self.service.images.embeddings(image)
         done = np.flatnonzero(embeddings.done)
         if not len(done):
             with suppress(Cancelled, Busy), self.service.jobs.turns.long(within=deadline.left):
@@ -114,7 +110,7 @@ class VolumeForecasts:
 
     def bare(self, image: str) -> VolumeForecast:
         """An image with its annotations and nothing else, at no cost."""
-        embeddings = self.embeddings(image)
+        embeddings = self.service.images.embeddings(image)
         state = VolumeState(embeddings.count, embeddings.slice_mm, annotated=self.annotated(image))
         return VolumeForecast(image, state)
 

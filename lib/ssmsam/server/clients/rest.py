@@ -197,6 +197,11 @@ class InferenceCommand:
         keep = bool(request.get("save_label"))
         if keep and tag in (PARTIAL, FINAL):
             raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
+        answer = request.get("answer") or "volume"
+        if answer not in ("slice", "volume"):
+            raise InvalidRequest(f"answer has to be 'slice' or 'volume', got {str(answer)[:40]!r}")
+        if answer == "slice" and (request.get("model") != "sam_2d" or keep):
+            raise InvalidRequest("answer 'slice' is for sam_2d without save_label: other answers are files")
         options = with_chosen_label(with_known_labels(request, known))
         label = str(options.get("label") or "")
         return cls(
@@ -208,19 +213,9 @@ class InferenceCommand:
             format=read_format(request),
             tag=tag,
             keep=keep,
-            slice_only=read_answer(request, keep=keep),
+            slice_only=answer == "slice",
             options=options,
         )
-
-
-def read_answer(request: Mapping[str, Any], *, keep: bool = False) -> bool:
-    """Whether a request asks for one slice instead of a file. Raises InvalidRequest."""
-    answer = request.get("answer") or "volume"
-    if answer not in ("slice", "volume"):
-        raise InvalidRequest(f"answer has to be 'slice' or 'volume', got {str(answer)[:40]!r}")
-    if answer == "slice" and (request.get("model") != "sam_2d" or keep):
-        raise InvalidRequest("answer 'slice' is for sam_2d without save_label: other answers are files")
-    return bool(answer == "slice")
 
 
 def read_format(request: Mapping[str, Any]) -> MaskFormat:
