@@ -398,7 +398,9 @@ class Embedder:
         recipe = recipe or recipe_for(volume)
         return self._opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
 
-    def open_source(self, source: Path | str, *, plane: Plane = STORED_SLICES) -> VolumeEmbeddings:
+    def open_source(
+        self, source: Path | str, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
+    ) -> VolumeEmbeddings:
         """The same for a file or a DICOM folder, whose pixels are read only when a slice has to be encoded.
 
         That holds once a source has been opened before and as long as none of its files changes; the embedder needs
@@ -412,12 +414,13 @@ class Embedder:
         known = catalogue.find(source) if catalogue else None
         if known is not None:
             load = partial(_read_again, Path(source), known.pixel_digest)
-            return self._opened(known.pixel_digest, grid=known.grid, load=load, recipe=known.recipe, plane=plane)
+            recipe = recipe or known.recipe
+            return self._opened(known.pixel_digest, grid=known.grid, load=load, recipe=recipe, plane=plane)
         before = fingerprint(source)
         volume = read_volume(source)
         if catalogue:
             catalogue.add(source, volume=volume, recipe=recipe_for(volume), fingerprint=before)
-        return self.open(volume, plane=plane)
+        return self.open(volume, recipe=recipe, plane=plane)
 
     def open_window(self, whole: VolumeEmbeddings, window: Window) -> VolumeEmbeddings:
         """The embeddings of a window of every slice, enlarged to the encoder's input. They are kept in memory only:
