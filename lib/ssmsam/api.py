@@ -256,7 +256,7 @@ class FewShotSegmenter(_Segmenter):
             raise UnusableCheckpoint(
                 f"{path.name} is a task of {made_by}, not of {self.method}: load it with method={made_by!r}"
             )
-        cache = self.support_cache or _no_cache(path)
+        cache = self.support_cache or SupportCache(path.parent / ".none")  # where nothing is
         adapted = read_task(path, base=self.decoder, weights_sha256=self.weights_sha256, cache=cache)
         return SegmentationTask(self, adapted, {})
 
@@ -632,11 +632,6 @@ def _wanted(*, device: Any = None, weights: Any = None, **source: Any) -> dict[s
     """What every loader of the registries takes."""
     folder = None if weights is None else Path(weights)
     return {"folder": folder, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"), **source}
-
-
-def _no_cache(path: Path) -> SupportCache:
-    """Where nothing is."""
-    return SupportCache(path.parent / ".none")
 
 
 def _as_example(given: Any) -> Example:

@@ -97,11 +97,10 @@ class Cache(Generic[K, V]):
         known = self.get(key)
         return known if known is not None else self._making.run(key, lambda: self._known_or_made(key, make))
 
-    def forget(self, unwanted: Callable[[K], bool] = lambda key: True) -> None:
-        """Forget the values whose key is ``unwanted``, or all."""
+    def clear(self) -> None:
+        """Forget all values."""
         with self._lock:
-            for key in [key for key in self._values if unwanted(key)]:
-                del self._values[key]
+            self._values.clear()
 
     def __contains__(self, key: object) -> bool:
         """Whether a value is known; does not count as a use."""
@@ -130,8 +129,7 @@ class Cache(Generic[K, V]):
 class KeyedLocks:
     """A lock for each name, kept only while somebody has it. Nobody waits for other names."""
 
-    def __init__(self, make: Callable[[], Lock] = threading.RLock) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._locks: WeakValueDictionary[Hashable, Lock] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -141,6 +139,6 @@ class KeyedLocks:
         with self._lock:
             lock = self._locks.get(name)
             if lock is None:
-                lock = self._locks[name] = self._make()
+                lock = self._locks[name] = threading.RLock()
         with holding(lock):
             yield

@@ -15,7 +15,7 @@ from ssmsam.annotation.annotations import Annotations, Update
 from ssmsam.annotation.labels import is_reserved, known_label, read_label_info
 from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, Truth, now
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, now
 from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
 
@@ -112,7 +112,7 @@ def test_withdrawing_a_slice_and_annotating_it_again(service: AnnotationService)
     assert annotated(known) == {2} and known.withdrawn == {SliceKey("liver", 0, 3)}
     assert not known.target("liver")[1][3].any()
     assert annotated(submit(service, drawn(2, 3))) == {2}  # still on the screen, as a prediction
-    assert known.truth("liver", 3) is Truth.UNKNOWN
+    assert 3 not in annotated(known) and SliceKey("liver", 0, 3) not in known.predicted
     changed = drawn(2, 3)
     changed[3, 0, 0] = 1
     assert annotated(submit(service, changed)) == {2, 3}
@@ -251,7 +251,7 @@ def accept(service: AnnotationService, index: int, client: str = "reader") -> An
 
 
 def undo(service: AnnotationService, client: str = "reader") -> Annotations:
-    return service.merge("case", service.taken_back("case", GRID, client=client))
+    return service.merge("case", service.known("case", GRID).taken_back(client, when=now()))
 
 
 def test_actions_are_taken_back_one_after_the_other(service: AnnotationService) -> None:

@@ -15,7 +15,7 @@ from submissions import AFFINE, GRID, drawn, empty, submission, updates
 
 from ssmsam.annotation.annotations import Update
 from ssmsam.annotation.interpretation import Context, interpret
-from ssmsam.annotation.log import Assignment, Mark, Served, Verdict, WorkLog
+from ssmsam.annotation.log import Assignment, Served, WorkLog
 from ssmsam.annotation.slice_state import InvalidSubmission, Source
 from ssmsam.annotation.store import AnnotationStore, image_folder, read_masks
 from ssmsam.annotation.support import SupportSet
@@ -93,16 +93,14 @@ def test_the_servers_records_come_back(tmp_path) -> None:
     log = WorkLog(tmp_path)
     task = Assignment("a1", HOSTILE, (1, 2), labels=("liver",), client="reader", when="2026-01-02")
     log.assign(task)
-    mark = Mark("liver", 2, Verdict.EMPTY, client="reader")
-    log.mark(HOSTILE, Mark("liver", 2, Verdict.ACCEPTED, client="reader"))
-    log.mark(HOSTILE, mark)
+
     first = Served.of(drawn(2) > 0, label="liver", client="reader", only=[2], prompted=[2])
     log.serve(HOSTILE, first)
     log.serve(HOSTILE, Served.of(drawn(4) > 0, label="liver", client="reader", only=[4]))
     log.serve(HOSTILE, Served.of(drawn(5) > 0, label="liver", client="other"))
     again = WorkLog(tmp_path)
     assert again.assignments(HOSTILE) == [task] and again.assignments("case") == []
-    assert again.marks(HOSTILE, client="reader") == [mark] and again.marks(HOSTILE, client="other") == []
+
     own = again.served(HOSTILE, client="reader")["liver"]
     assert set(own.slices) == {2, 4} and own.prompted == {2}
     assert np.array_equal(own.slices[2].array, drawn(2)[2] > 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, empty, updates
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, Truth
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source
 from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
@@ -31,9 +31,9 @@ def test_merging_loses_nothing(submitted: list[Update]) -> None:
     for update in submitted:
         before, known = known, known.merge(update)
         assert before.slices.keys() | update.entries.keys() == known.slices.keys()
-        for key, old in before.slices.items():  # the latest word counts, the earlier ones stay in the history
-            assert old in [said for _, said in known.history(key)]
-        assert state(known.at(before.revision)) == state(before)
+        for key, old in before.slices.items():  # the latest word counts, the earlier ones stay in their revisions
+            assert old in [revision.entries.get(key) for revision in known.revisions]
+        assert known.revisions[: before.revision] == before.revisions
     assert [revision.number for revision in known.revisions] == list(range(1, known.revision + 1))
 
 
@@ -57,23 +57,17 @@ def test_a_later_annotation_replaces_and_the_earlier_stays() -> None:
     first = empty().merge(Update(GRID, {key: entry(True)}))
     second = first.merge(Update(GRID, {key: entry(False)}))
     assert second.slices[key].empty
-    assert [(number, said.empty) for number, said in second.history(key)] == [(1, False), (2, True)]
-    assert not second.at(1).slices[key].empty
-    with pytest.raises(ValueError, match="0 to 2"):
-        second.at(3)
+    assert [(one.number, one.entries[key].empty) for one in second.revisions] == [(1, False), (2, True)]
 
 
 def test_truth_is_per_label_and_plane() -> None:
     known = empty().merge(
         Update(GRID, {SliceKey("liver", 0, 3): entry()}, frozenset({SliceKey("liver", 0, 4), SliceKey("liver", 0, 3)}))
     )
-    assert known.truth("liver", 3) is Truth.ANNOTATED
-    assert known.truth("liver", 4) is Truth.PREDICTED
-    assert known.truth("liver", 5) is Truth.UNKNOWN
-    assert known.truth("spleen", 3) is Truth.UNKNOWN
-    assert known.truth("liver", 3, plane=Plane(1)) is Truth.UNKNOWN
+    assert set(known.annotated("liver")) == {3} and known.predicted == {SliceKey("liver", 0, 4)}
+    assert not known.annotated("spleen") and not known.annotated("liver", plane=Plane(1))
     with pytest.raises(InvalidSubmission, match="slices 0 to 7"):
-        known.truth("liver", 8)
+        Update(GRID, {SliceKey("liver", 0, 8): entry()})
 
 
 def test_less_is_no_news_but_disagreement_is() -> None:

@@ -54,14 +54,6 @@ def test_other_planes() -> None:
     assert np.array_equal(update.entries[SliceKey("liver", 2, 2)].mask.array, drawn(2)[:, :, 2] > 0)
 
 
-def test_marks_of_message_models() -> None:
-    marks = [Mark("liver", 2, Verdict.ACCEPTED), Mark("liver", 6, Verdict.EMPTY), Mark("liver", 7, Verdict.ACCEPTED)]
-    update = interpret(submission(drawn(2, 3)), Context(empty(), marks=marks, served=served(2, 3)))
-    assert sources(update) == {2: "message", 6: "message"}
-    assert {key.index for key in update.predicted} == {3}
-    assert "slice 7 was accepted" in update.notes[0]
-
-
 def test_a_mark_needs_no_submission() -> None:
     context = Context(empty(), served=served(2))
     accepted = interpret_mark(Mark("liver", 2, Verdict.ACCEPTED), context)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from submissions import drawn, empty, submission
 
 from ssmsam.annotation.interpretation import Context, interpret
-from ssmsam.annotation.log import Assignment, Mark, Served, Verdict, WorkLog
+from ssmsam.annotation.log import Assignment, Served, WorkLog
 from ssmsam.annotation.store import (
     SCHEMA,
     AnnotationStore,
@@ -135,7 +135,7 @@ def test_what_another_version_wrote_is_left_alone_and_stops_nobody(tmp_path: Pat
 def worked(root: Path) -> WorkLog:
     log = WorkLog(root)
     log.assign(Assignment("a", IMAGE, (2, 3), labels=("liver",)))
-    log.mark(IMAGE, Mark("liver", 2, Verdict.ACCEPTED, client="reader"))
+
     log.serve(IMAGE, Served.of(drawn(2) > 0, label="liver", client="reader", when="2026-01-01"))
     log.open(IMAGE, "reader", "2026-01-01")
     return log
@@ -256,7 +256,7 @@ def test_mutated_work_logs(tmp_path: Path, rounds: int) -> None:
         path.write_bytes(mutated(whole, chance))
         (path.parent / "served-000001.npz").write_bytes(masks)
         try:
-            log.assignments(IMAGE), log.marks(IMAGE, client="reader"), log.labels(IMAGE)
+            log.assignments(IMAGE), log.labels(IMAGE)
             log.served(IMAGE, client="reader"), log.opened(IMAGE, "reader")
             log.open(IMAGE, "reader", "2026-01-02")
         except UnknownSchema:

@@ -80,21 +80,6 @@ def test_the_least_recently_used_goes_first() -> None:
     assert store.open("b") is not b
 
 
-def test_forgetting_an_image() -> None:
-    store = StateStore(4)
-    a, b = store.open("a", "liver"), store.open("b", "liver")
-    store.open("a", "spleen")
-    store.forget("a")
-    assert len(store) == 1
-    assert store.open("a", "liver") is not a
-    assert store.open("b", "liver") is b
-
-
-def test_capacity_is_checked() -> None:
-    with pytest.raises(ValueError, match="capacity"):
-        StateStore(0)
-
-
 def test_many_threads_get_one_state() -> None:
     store, barrier, found = StateStore(4), threading.Barrier(8), []
 

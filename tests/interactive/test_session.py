@@ -252,7 +252,7 @@ def test_deleting_all_points_of_a_slice_frees_it(bench: Bench, state: Segmentati
     after = bench.three(state, foreground=[INSIDE])
     assert np.array_equal(after.mask, bench.three(SegmentationState(), foreground=[INSIDE]).mask)
     assert state.prompted == {9}
-    assert 12 in state.propagated
+    assert 12 in state.masks
 
 
 def test_a_correction_computes_only_what_it_touches(bench: Bench, state: SegmentationState) -> None:

@@ -42,10 +42,6 @@ class Expected:
     selected: Selected
     forecast: Forecast
 
-    @property
-    def final(self) -> Proposals:
-        return self.selected.proposals
-
 
 def expect(
     task: AdaptedTask,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, Source, Truth
+from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, Source
 from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid
@@ -75,7 +75,8 @@ class Revision:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """What is known of one volume: all revisions, the oldest first, and what follows from them.
+    """What is known of one volume: all revisions, the oldest first, and what follows from them. A slice of a label is
+    annotated (a person vouches for its mask, which may be empty), predicted, or unknown, which is not background.
 
     A slice's mask is the one of the last revision that annotated it; earlier ones stay in their revisions.
     """
@@ -136,13 +137,6 @@ class Annotations:
         named = frozenset[str]().union(*(revision.update.labels for revision in self.revisions))
         return tuple(sorted(named | {key.label for key in (*self.slices, *self.predicted)}))
 
-    def truth(self, label: str, index: int, *, plane: Plane = STORED_SLICES) -> Truth:
-        """What is known of a label on a slice. Raises :class:`InvalidSubmission` for a slice outside the volume."""
-        key = check_slice(SliceKey(label, plane.axis, index), self.grid)
-        if key in self.slices:
-            return Truth.ANNOTATED
-        return Truth.PREDICTED if key in self.predicted else Truth.UNKNOWN
-
     def annotated(self, label: str, *, plane: Plane = STORED_SLICES) -> dict[int, SliceAnnotation]:
         """Slice number -> annotation of one label, ascending."""
         return {key.index: entry for key, entry in self.slices.items() if (key.label, key.axis) == (label, plane.axis)}
@@ -152,16 +146,6 @@ class Annotations:
         return frozenset(
             key for key, entry in self.slices.items() if key.label in labels and entry.source is Source.COMPLETE
         )
-
-    def history(self, key: SliceKey) -> Iterator[tuple[int, SliceAnnotation]]:
-        """Everything that was ever said about a slice: (revision, annotation), the oldest first."""
-        return ((revision.number, revision.entries[key]) for revision in self.revisions if key in revision.entries)
-
-    def at(self, number: int) -> Annotations:
-        """What was known after one revision; 0 for the beginning. Raises ValueError when there was no such one."""
-        if not 0 <= number <= self.revision:
-            raise ValueError(f"there is no revision {number}: they go from 0 to {self.revision}")
-        return replace(self, revisions=tuple(one for one in self.revisions if one.number <= number))
 
     def taken_back(self, client: str, *, when: str = "") -> Update:
         """What takes back the last action of a client that still counts: its slices and labels are as they were.

@@ -148,12 +148,9 @@ class Context:
     annotations: Annotations
     assignments: Sequence[Assignment] = ()
     """Slices that somebody was asked for on this image."""
-    marks: Sequence[Mark] = ()
-    """Verdicts of this client on slices of this image."""
+
     served: Mapping[str, Served] = field(default_factory=dict)
     """Label -> the masks that the client has on screen (or, not knowing the client, that anybody has)."""
-    plane: Plane = STORED_SLICES
-    """The plane of work: along it, slices are compared with what was served."""
     labels: Sequence[str] = ()
     """The server's labels, for submissions without ``label_info``."""
     names: Sequence[str] = ()
@@ -167,11 +164,11 @@ class Context:
 def interpret(submission: Submission, context: Context) -> Update:
     """Decide for every label and slice of a submission whether it is truth.
 
-    Per slice, the first that applies: listed in ``partial``; marked by the user; painted with the reserved
-    ``not_<label>``; asked for by the server and drawn; clicked on by the user; changed against what was served; not
-    empty where nothing was served. What equals a served mask is a prediction, all else stays unknown. Zeros alone never
-    mean that a label is not there: a slice that was asked for and not drawn is empty only when ``empty_assigned`` says
-    so (true, or a list of labels). With ``partial``, guesses end: only its slices, marks and negative voxels count.
+    Per slice, the first that applies: listed in ``partial``; painted with the reserved ``not_<label>``; asked for by
+    the server and drawn; clicked on by the user; changed against what was served; not empty where nothing was served.
+    What equals a served mask is a prediction, all else stays unknown. Zeros alone never mean that a label is not there:
+    a slice that was asked for and not drawn is empty only when ``empty_assigned`` says so (true, or a list of labels).
+    With ``partial``, guesses end: only its slices and negative voxels count.
     Raises :class:`InvalidSubmission` when the mask, its labels or its parameters cannot be used.
     """
     values = _read_values(submission, context)
@@ -250,13 +247,14 @@ class _LabelReader:
         self.empty_assigned = _says_empty(submission.params.get("empty_assigned"), label, context.names)
         served = context.served.get(label) or self._unnamed()
         self.negative = submission.mask_of(values.get(NEGATIVE + label))
-        self.plane = context.plane if served is None else Plane(served.axis)
+        self.plane = STORED_SLICES if served is None else Plane(served.axis)
+        """The plane of work: along it, slices are compared with what was served."""
         self.evidence = Evidence.of(self.mask, label, submission.client, self.plane, served, context.annotations)
 
     def entries(self) -> dict[SliceKey, SliceAnnotation]:
         """Slices of this label that are truth."""
         found: dict[SliceKey, SliceAnnotation] = {}
-        rules = [self._listed(), self._marked(), self._painted_negative()]
+        rules = [self._listed(), self._painted_negative()]
         if self.partial is None:
             rules += [self._assigned(), self._seen()]
         for rule in rules:
@@ -300,24 +298,6 @@ class _LabelReader:
         if self.label in self.partial.complete:
             for index in range(self.plane.count(self.context.grid)):
                 yield SliceKey(self.label, self.plane.axis, index), Source.COMPLETE
-
-    def _marked(self) -> Iterator[tuple[SliceKey, Source]]:
-        for mark in self.context.marks:
-            if mark.label != self.label:
-                continue
-            key = check_slice(SliceKey(mark.label, mark.axis, mark.index), self.context.grid)
-            drawn = key.plane.stack(self.mask)[key.index].any()
-            if mark.verdict is Verdict.EMPTY and drawn:
-                self.notes.append(
-                    f"slice {key.index} was marked as empty, but has {self.label} on it now: what is drawn counts"
-                )
-            if mark.verdict is Verdict.ACCEPTED and not drawn:
-                # the mark was about a mask that the submission does not hold, and zeros say nothing
-                self.notes.append(
-                    f"slice {key.index} was accepted with a mask, but has no {self.label}: left as it was"
-                )
-                continue
-            yield key, Source.MESSAGE
 
     def _painted_negative(self) -> Iterator[tuple[SliceKey, Source]]:
         for index in np.flatnonzero(self.plane.stack(self.negative).any(axis=(1, 2))):

@@ -117,7 +117,12 @@ def read_label_info(
             f'label_info must be a list such as [{{"name": "liver", "idx": 1}}], got {str(value)[:80]!r}'
         )
     entries = [(_name(entry), _number(entry)) for entry in value]
-    named = [(name, number) for name, number in entries if _is_label(name) and (number or not _is_nothing(name))]
+    # a name that says that no label is meant counts as one where it has a number
+    named = [
+        (name, number)
+        for name, number in entries
+        if _is_label(name) and (number or "".join(filter(str.isalnum, name.casefold())) not in NO_LABEL)
+    ]
     by_position = _distinct([(name, position) for position, (name, _) in enumerate(named, start=1)])
     numbered = [(name, number) for name, number in named if number is not None]
     if not numbered:
@@ -182,11 +187,6 @@ def _name(entry: Any) -> str:
     if not isinstance(name, str) or not name.strip():
         raise InvalidSubmission(f"every entry of label_info needs a name, got {str(entry)[:80]!r}")
     return name.strip()
-
-
-def _is_nothing(name: str) -> bool:
-    """Whether a name says that no label is meant, as long as no number says otherwise."""
-    return "".join(one for one in name.casefold() if one.isalnum()) in NO_LABEL
 
 
 def _number(entry: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""The server's side of the work on disk: what was asked for, served, marked and reviewed, and by whom, per image."""
+"""The server's side of the work on disk: what was asked for, served and reviewed, and by whom, per image."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class WorkRecord(Record):
 
     version: StrictInt = Field(alias="schema")
     assignments: list[Assignment] = Field(default_factory=list)
-    marks: list[Mark] = Field(default_factory=list)
+
     served: list[ServedRecord] = Field(default_factory=list)
     opened: dict[StrictStr, StrictStr] = Field(default_factory=dict)
     """Screen -> when it opened the image last."""
@@ -227,7 +227,7 @@ _MOST_REVIEWS = 100
 
 @dataclass(frozen=True)
 class WorkLog:
-    """Assignments, served masks and marks of all images under ``root``, beside their annotations.
+    """Assignments and served masks of all images under ``root``, beside their annotations.
 
     Several processes may write at once. A damaged log is put aside and begun anew: what was annotated is not in it.
     Readers and writers raise ``UnknownSchema`` for what another version wrote.
@@ -277,19 +277,6 @@ class WorkLog:
     def assignments(self, image: str) -> list[Assignment]:
         """Everything that was ever asked for on an image, the oldest first."""
         return self._read(image).assignments
-
-    def mark(self, image: str, mark: Mark) -> None:
-        """Remember a verdict; it takes the place of an earlier one of the same client on the same slice."""
-
-        def place(one: Mark) -> tuple[str, int, int, str]:
-            return one.label, one.axis, one.index, one.client
-
-        with self._changing(image) as (work, _):
-            work.marks = [*(old for old in work.marks if place(old) != place(mark)), mark]
-
-    def marks(self, image: str, *, client: str) -> list[Mark]:
-        """The verdicts of one client on an image."""
-        return [mark for mark in self._read(image).marks if mark.client == client]
 
     def open(self, image: str, screen: str, when: str, *, who: str = "") -> None:
         """Remember that an image was opened on a screen, which shows nothing of it yet."""

@@ -167,7 +167,6 @@ class AnnotationService:
             Context(
                 self.known(image, grid),
                 assignments=self.log.assignments(image),
-                marks=self.log.marks(image, client=client),
                 served=self.log.served(image, client=client),
                 labels=self.labels,
                 names=self.names(image),
@@ -284,10 +283,6 @@ class AnnotationService:
         if not ready:
             raise InvalidSubmission("; ".join((NOTHING_CHECKED, *notes)))
         return replace(complete(ready, known, own, client=client, when=now()), notes=notes)
-
-    def taken_back(self, image: str, grid: Grid, *, client: str) -> Update:
-        """What takes back the last action of a client on an image."""
-        return self.known(image, grid).taken_back(client, when=now())
 
     def clicked_label(
         self, image: str, grid: Grid, *, client: str, axis: int, index: int, yx: tuple[int, int] | None

@@ -23,17 +23,6 @@ class InvalidSubmission(ValueError):
     """What a client submitted cannot be used as it is. The message tells the user what to do."""
 
 
-class Truth(str, Enum):
-    """What is known of a label on a slice."""
-
-    ANNOTATED = "annotated"
-    """A person vouches for the mask, which may be empty."""
-    PREDICTED = "predicted"
-    """A model drew it and nobody confirmed it."""
-    UNKNOWN = "unknown"
-    """Nothing is known: not the same as background."""
-
-
 class Source(str, Enum):
     """Why a slice counts as annotated."""
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from ssmsam.annotation.annotations import Annotations, Revision, Update
 from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
-from ssmsam.annotation.support import SupportSet
+from ssmsam.annotation.support import SupportSet, SupportSlice
 from ssmsam.cache import Cache
 from ssmsam.files import put_aside, write_bytes
 from ssmsam.ops import PackedMask
@@ -514,23 +514,20 @@ class AnnotationStore:
         images = self.images()
         for gone in set(self._support) - set(images):
             self._support.pop(gone, None)
-        return SupportSet(tuple(one for image in images for one in self._support_of(image)))
-
-    def _support_of(self, image: str) -> SupportSet:
-        stamp, *_ = self._overviews.get(str(image_folder(self.root, image) / INDEX), (None,))
-        known = self._support.get(image)
-        if known is None or known[0] != stamp:
-            loaded = self._load_or_say(image)
-            known = stamp or (0, 0, 0), SupportSet.of({} if loaded is None else {image: loaded})
-            self._support[image] = known
-        return known[1]
-
-    def _load_or_say(self, image: str) -> Annotations | None:
-        try:
-            return self.load(image)
-        except (CorruptAnnotations, OSError) as error:
-            logger.error("Nothing is learned from %s: %s", image, error)
-            return None
+        found: list[SupportSlice] = []
+        for image in images:
+            stamp, *_ = self._overviews.get(str(image_folder(self.root, image) / INDEX), (None,))
+            known = self._support.get(image)
+            if known is None or known[0] != stamp:
+                loaded = None
+                try:
+                    loaded = self.load(image)
+                except (CorruptAnnotations, OSError) as error:
+                    logger.error("Nothing is learned from %s: %s", image, error)
+                known = stamp or (0, 0, 0), SupportSet.of({} if loaded is None else {image: loaded})
+                self._support[image] = known
+            found += known[1]
+        return SupportSet(tuple(found))
 
     def _load(self, folder: Path, *, lock: bool) -> Annotations | None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from ssmsam.api import FewShotSegmenter, SegmentationTask
 from ssmsam.cli.command import Program, ProgressBar, Reads, Several, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile, examples_from, label_numbers, parse_names, read_labelled
-from ssmsam.cli.options import METHODS, PLANES, model_options, names_option, on_cuda
+from ssmsam.cli.options import METHODS, PLANES, model_options, names_option, on_cuda, together
 from ssmsam.cluster.work import Model, segmenter_of
 from ssmsam.fewshot.config import AdaptationConfig
 from ssmsam.progress import Progress
@@ -32,44 +33,45 @@ def support_option(*, required: bool) -> Any:
     )
 
 
-def adaptation_options(command: Any) -> Any:
-    """Names, method, plane, and how long to adapt."""
-    for option in (
-        click.option("--seed", type=int, default=0, show_default=True),
-        click.option(
-            "--budget-s",
-            type=float,
-            default=AdaptationConfig.budget_s,
-            show_default=True,
-            help="Most seconds for the steps.",
-        ),
-        click.option("--steps", type=int, help="Gradient steps of adaptation. Default: none for fewshot."),
-        click.option("--plane", type=click.Choice(PLANES), help="Work on slices of this plane. Default: as stored."),
-        click.option("--method", type=click.Choice(METHODS), help="Default: fewshot, or that of the task."),
-        names_option,
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What is learned of labelled slices, and how."""
+
+    names: Sequence[str]
+    method: str | None
+    plane: str | None
+    steps: int | None
+    budget_s: float
+    seed: int
+
+
+learning_options = together(
+    "learning",
+    Learning,
+    names_option,
+    click.option("--method", type=click.Choice(METHODS), help="Default: fewshot, or that of the task."),
+    click.option("--plane", type=click.Choice(PLANES), help="Work on slices of this plane. Default: as stored."),
+    click.option("--steps", type=int, help="Gradient steps of adaptation. Default: none for fewshot."),
+    click.option(
+        "--budget-s",
+        type=float,
+        default=AdaptationConfig.budget_s,
+        show_default=True,
+        help="Most seconds of steps.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+"""Names, method, plane, and how long to adapt."""
 
 
 @click.command(cls=Program, stopped="no task was written")
 @support_option(required=True)
 @path_option("--out", required=True, metavar="FILE", help="The file to write, .safetensors.")
-@adaptation_options
+@learning_options
 @model_options
 @json_option
 def command(
-    *,
-    support: Sequence[LabelledFile],
-    names: Sequence[str],
-    out: Path,
-    method: str | None,
-    plane: str | None,
-    steps: int | None,
-    budget_s: float,
-    seed: int,
-    model: Model,
-    record: Path | None,
+    *, support: Sequence[LabelledFile], learning: Learning, out: Path, model: Model, record: Path | None
 ) -> None:
     """Learn labels from slices and keep what was learned in a small file, a task checkpoint.
 
@@ -84,32 +86,30 @@ def command(
         raise click.UsageError(f"--out {out.name}: the name of a task's file ends in .safetensors.")
     if record == out.with_suffix(".json"):
         raise click.UsageError(f"--json {record.name}: what belongs to the task is written there, choose another name.")
-    segmenter = segmenter_of(model, method or METHODS[0])
+    segmenter = segmenter_of(model, learning.method or METHODS[0])
     started = time.perf_counter()
     with ProgressBar() as progress:
-        task = learned(segmenter, support, names, progress, plane=plane, steps=steps, budget_s=budget_s, seed=seed)
+        task = learned(segmenter, support, learning, progress)
         task.save(out, progress=progress)
     seconds = time.perf_counter() - started
     tell(task)
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB) after {seconds:.1f} s")
     done = {"head": out.name, "card": dict(task.card), "seconds": round(seconds, 2)}
-    record_use(record, done, task, segmenter, sources(support), protocol="adapt", device=model.device, seed=seed)
+    record_use(
+        record, done, task, segmenter, sources(support), protocol="adapt", device=model.device, seed=learning.seed
+    )
 
 
 def learned(
-    segmenter: FewShotSegmenter,
-    support: Sequence[LabelledFile],
-    names: Sequence[str],
-    progress: Progress,
-    *,
-    plane: str | None,
-    **adaptation: Any,
+    segmenter: FewShotSegmenter, support: Sequence[LabelledFile], learning: Learning, progress: Progress
 ) -> SegmentationTask:
     """Read the support and adapt to it."""
+    plane = learning.plane
     images = [read_labelled(file, plane=plane) for file in support]
-    numbers = label_numbers(images, parse_names(names))
+    numbers = label_numbers(images, parse_names(learning.names))
     examples = examples_from(images, numbers, plane=plane)
-    return segmenter.adapt(examples, plane=plane, numbers=numbers, progress=progress, **adaptation)
+    how = {name: getattr(learning, name) for name in ("plane", "steps", "budget_s", "seed")}
+    return segmenter.adapt(examples, numbers=numbers, progress=progress, **how)
 
 
 def tell(task: SegmentationTask) -> None:

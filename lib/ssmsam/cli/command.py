@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import click
@@ -185,14 +185,13 @@ def passed_on(name: str) -> Program:
     )
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager["ProgressBar"]):
     """A :data:`~ssmsam.progress.Progress` that draws one bar for each phase, one after the other.
 
-    A context manager. Nothing is drawn where the output is not a terminal. ``name`` stands before the phase.
+    A context manager. Nothing is drawn where the output is not a terminal.
     """
 
-    def __init__(self, name: str = "") -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._at = ("", 0)
 
@@ -200,15 +199,12 @@ class ProgressBar:
         last_phase, last_done = self._at
         if self._bar is None or phase != last_phase or done < last_done:
             self._close()
-            self._bar = tqdm(total=total, desc=f"{self._name} {phase}".strip(), disable=None)
+            self._bar = tqdm(total=total, desc=phase, disable=None)
             last_done = 0
         self._bar.update(done - last_done)
         self._at = phase, done
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -270,16 +270,13 @@ def programs() -> Iterator[Finding]:
     launcher = shutil.which("python")
     if launcher is None or Path(launcher).parent.resolve() != Path(sys.executable).parent.resolve():
         text = "`python` on PATH is not the one that runs this; `monailabel start_server` would use it"
-        yield Finding("PATH", WARN, text, f"source {_activate()}, or start with make serve")
+        activate = Path(sys.prefix) / "bin" / "activate"
+        shown = os.path.relpath(activate) if activate.exists() else ".venv/bin/activate"
+        yield Finding("PATH", WARN, text, f"source {shown}, or start with make serve")
     step = "apt-get install orthanc orthanc-dicomweb orthanc-gdcm"
     yield _optional("Orthanc", ("Orthanc", "orthanc"), "a local DICOM store", step)
     browsers = ("chromium", "chromium-browser", "google-chrome", "chrome")
     yield _optional("browser", browsers, "automatic checks of OHIF", "apt-get install chromium")
-
-
-def _activate() -> str:
-    activate = Path(sys.prefix) / "bin" / "activate"
-    return os.path.relpath(activate) if activate.exists() else ".venv/bin/activate"
 
 
 def _optional(subject: str, names: tuple[str, ...], purpose: str, step: str) -> Finding:
@@ -302,7 +299,13 @@ DOWNLOADABLE = [name for name, known in manifest().items() if known.url]
 def command(*, download: str | None, weights: Path | None, port: int, studies: str, record: Path | None) -> int:
     """Say what works on this machine, what does not, and what to do. Ends with 1 when something will not work."""
     if download:
-        return fetch(download, weights)
+        try:
+            path = find_weights(download, folder=weights, download=True)
+        except (CorruptWeights, MissingWeights) as error:
+            print(f"FAIL  {error}", file=sys.stderr)
+            return FAILED
+        click.echo(f"{click.style('OK', 'green')}    {download} is at {path}, checksum right")
+        return FINE
     findings = []
     for finding in examine(Place(weights=weights, store=default_store(), server_port=port, studies=studies)):
         findings.append(finding)
@@ -313,13 +316,3 @@ def command(*, download: str | None, weights: Path | None, port: int, studies: s
     click.echo(f"\n{failed} of {len(findings)} findings will not work." if failed else "\nEverything needed works.")
     record_run(record, {"findings": [asdict(finding) for finding in findings]}, protocol="doctor")
     return FAILED if failed else FINE
-
-
-def fetch(name: str, folder: Path | None) -> int:
-    try:
-        path = find_weights(name, folder=folder, download=True)
-    except (CorruptWeights, MissingWeights) as error:
-        print(f"FAIL  {error}", file=sys.stderr)
-        return FAILED
-    click.echo(f"{click.style('OK', 'green')}    {name} is at {path}, checksum right")
-    return FINE

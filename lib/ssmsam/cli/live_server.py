@@ -61,27 +61,18 @@ def live_server(
     """
     port = port or free_port()
     places = ["--app", str(app.absolute()), "--studies", str(studies.absolute())]  # it runs in another folder
-    command = [
-        sys.executable,
-        "-m",
-        "monailabel.main",
-        "start_server",
-        *places,
-        "--host",
-        LOOPBACK,
-        "--port",
-        str(port),
-    ]
-    for key, value in (conf or {}).items():
-        command += ["--conf", key, value]
+    settings = [part for key, value in (conf or {}).items() for part in ("--conf", key, value)]
+    options = [*places, "--host", LOOPBACK, "--port", str(port), *settings]
+    beside = str(Path(sys.executable).parent)  # tools that stand beside this interpreter come first
+    path = beside + os.pathsep + os.environ.get("PATH", "")
     with tempfile.TemporaryDirectory(prefix="ssmsam-server-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
             started = time.perf_counter()
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "monailabel.main", "start_server", *options],
                 cwd=folder,  # an empty folder: nothing near it can be taken for a study
-                env=_environment(environment or {}),
+                env={**os.environ, "PATH": path, **(environment or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -98,12 +89,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
-
-
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment with the tools that stand beside this interpreter first on PATH."""
-    beside = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": beside + os.pathsep + os.environ.get("PATH", ""), **extra}
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:

@@ -26,7 +26,6 @@ class Panel:
     mask: np.ndarray
     truth: np.ndarray | None = None
     clicks: Sequence[Click] = ()
-    box: tuple[float, float, float, float] | None = None
     pixel_mm: tuple[float, float] = (1.0, 1.0)
     """Millimetres per pixel along (y, x): thick slices are drawn as thick as they are."""
     others: Sequence[np.ndarray] = field(default_factory=tuple)
@@ -69,9 +68,7 @@ def _draw_panel(axes, panel: Panel, *, fontsize: float) -> None:  # type: ignore
             axes.scatter(
                 *zip(*points, strict=True), marker="P" if positive else "X", s=45, c=colour, edgecolors="black"
             )
-    if panel.box is not None:
-        x0, y0, x1, y1 = panel.box
-        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=POSITIVE, linewidth=1.2)
+
     axes.set_title(panel.title, fontsize=fontsize)
     axes.set_axis_off()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ssmsam.cli.command import FAILED, FINE, Program, json_option, path_option
-from ssmsam.paths import CacheFolders, default_cache_folders
+from ssmsam.paths import default_cache_folders
 from ssmsam.report import record_run
 from ssmsam.service.patient_cache import cached, purge
 
@@ -38,11 +38,6 @@ def command(
         checkpoints=(checkpoints,) if checkpoints else usual.checkpoints,
         dicom=dicom_folder or usual.dicom,
     )
-    return removed(folders, yes=yes, record=record)
-
-
-def removed(folders: CacheFolders, *, yes: bool, record: Path | None) -> int:
-    """Tell what there is; with ``yes`` remove it."""
     places = cached(folders)
     for place in places:
         found = place.as_json()

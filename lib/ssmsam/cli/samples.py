@@ -93,25 +93,21 @@ def write_sample_studies(samples: Path, out: Path) -> list[Path]:
     Cases that the dataset holds as DICOM already are taken from there as they are. The others are stored the way
     scanners do it (LPS), whatever the order of their axes in the dataset.
     """
-    return [_series(samples, out, case) for case in sample_cases()]
-
-
-def _series(samples: Path, out: Path, case: SampleCase) -> Path:
-    ready = samples / SERIES / case.name
-    if ready.is_dir():
-        return ready
-    image = read_volume(samples / IMAGES / f"{case.name}.nii.gz")
-    volume = replace(
-        reoriented(image, "LPS"),
-        modality="CT" if case.contrast == "CT" else "MR",
-        series_uid=derived_uid("ssmsam", case.name),
-        frame_of_reference_uid=derived_uid("ssmsam frame", case.name),
-    )
-    patient = DicomPatient(
-        f"Sample^{case.name.upper()}", f"SAMPLE-{case.seed}", f"Synthetic abdomen {case.contrast}, not a real patient"
-    )
-    write_dicom_series(volume, out / case.name, patient=patient)
-    return out / case.name
+    folders = []
+    for case in sample_cases():
+        name, ready = case.name, samples / SERIES / case.name
+        folders.append(ready if ready.is_dir() else out / name)
+        if not ready.is_dir():
+            volume = replace(
+                reoriented(read_volume(samples / IMAGES / f"{name}.nii.gz"), "LPS"),
+                modality="CT" if case.contrast == "CT" else "MR",
+                series_uid=derived_uid("ssmsam", name),
+                frame_of_reference_uid=derived_uid("ssmsam frame", name),
+            )
+            described = f"Synthetic abdomen {case.contrast}, not a real patient"
+            patient = DicomPatient(f"Sample^{name.upper()}", f"SAMPLE-{case.seed}", described)
+            write_dicom_series(volume, out / name, patient=patient)
+    return folders
 
 
 @click.command(cls=Program)

@@ -25,14 +25,7 @@ from ssmsam.cluster.work import task_file
 @model_options
 @json_option
 def command(
-    *,
-    studies: str,
-    task: Path,
-    truth: Path | None,
-    out: Path,
-    engine: EngineOptions,
-    model: Model,
-    record: Path | None,
+    *, studies: str, task: Path, truth: Path | None, out: Path, engine: EngineOptions, model: Model, record: Path | None
 ) -> int:
     """Say of every study how good the masks of a task would be, worst first: there annotation helps most.
 
@@ -43,7 +36,8 @@ def command(
     work = ScoreStudy(model=model, **task_file(task), method=task_card(task)["method"], truth=known)
     cohort = worked_on(found, work, out=out, engine=engine)
     scored = [one for one in cohort.outcomes if one.state == "done"]
-    for outcome in sorted(scored, key=lambda one: _expected(one.details["labels"])):
+    mean = {one.study: np.mean([told["dice_estimate"] for told in one.details["labels"].values()]) for one in scored}
+    for outcome in sorted(scored, key=lambda one: float(mean[one.study])):
         labels = outcome.details["labels"]
         print(f"{outcome.study}: " + "; ".join(f"{label} {_figures(one)}" for label, one in labels.items()))
     result = {
@@ -52,10 +46,6 @@ def command(
     }
     data = {"set": Path(studies).name, "cases": [one.study for one in cohort.outcomes]}
     return recorded(cohort, work, record, result, data=data, weights={"task": work.task_sha256})
-
-
-def _expected(labels: dict[str, Any]) -> float:
-    return float(np.mean([one["dice_estimate"] for one in labels.values()]))
 
 
 def _figures(one: dict[str, Any]) -> str:

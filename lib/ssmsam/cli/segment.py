@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
 from ssmsam.api import Segmentation, task_card, write_volume
-from ssmsam.cli.adapt import adaptation_options, learned, record_use, sources, support_option
+from ssmsam.cli.adapt import Learning, learned, learning_options, record_use, sources, support_option
 from ssmsam.cli.cohort import listed, recorded, worked_on
 from ssmsam.cli.command import FINE, Program, ProgressBar, json_option, path_option
 from ssmsam.cli.labelled_files import LabelledFile
@@ -40,7 +39,7 @@ PANELS = 6
 @path_option("--out", required=True, metavar="FILE", help="Label map to write; a folder for a cohort.")
 @click.option("--to-archive", is_flag=True, help="Of a cohort: store a DICOM SEG where the series came from.")
 @path_option("--picture", metavar="PNG", help="Draw the masks over some slices.")
-@adaptation_options
+@learning_options
 @engine_options
 @model_options
 @json_option
@@ -52,12 +51,7 @@ def command(
     studies: str | None,
     out: Path,
     picture: Path | None,
-    names: Sequence[str],
-    method: str | None,
-    plane: str | None,
-    steps: int | None,
-    budget_s: float,
-    seed: int,
+    learning: Learning,
     record: Path | None,
     to_archive: bool,
     engine: EngineOptions,
@@ -75,7 +69,7 @@ def command(
     """
     if bool(support) == bool(task_file):
         raise click.UsageError("give either --support or --task.")
-    if task_file and names:
+    if task_file and learning.names:
         raise click.UsageError("--names belongs to --support: a task knows its labels.")
     if (query is None) == (studies is None):
         raise click.UsageError("give either --query or --studies.")
@@ -85,7 +79,7 @@ def command(
         work = SegmentStudy(
             model=model,
             **task_of_file(task_file),
-            method=method_of(task_file, method),
+            method=method_of(task_file, learning.method),
             out=str(out.absolute()),
             to_archive=to_archive,
         )
@@ -98,21 +92,27 @@ def command(
         raise click.UsageError("--workers, --cluster and --to-archive belong to --studies.")
     if not out.name.lower().endswith(ENDINGS):
         raise click.UsageError(f"--out {out.name}: the name has to end in {', '.join(ENDINGS)}.")
-    segmenter = segmenter_of(model, method_of(task_file, method))
+    plane = learning.plane
+    segmenter = segmenter_of(model, method_of(task_file, learning.method))
     volume = read_volume(query)
     started = time.perf_counter()
     with ProgressBar() as progress:
-        if task_file:
-            task = segmenter.load_task(task_file)
-        else:
-            task = learned(segmenter, support, names, progress, plane=plane, steps=steps, budget_s=budget_s, seed=seed)
+        task = segmenter.load_task(task_file) if task_file else learned(segmenter, support, learning, progress)
         found = task.segment(volume, plane=plane, progress=progress)
     seconds = time.perf_counter() - started
     if task_file and not task.exact:
         print(f"{task_file.name}: its labelled slices are not on this machine; masks are less exact than with them")
     write_volume(found, out)
     plane_of_work = Plane.named(plane or task.card.get("plane"), volume.grid)
-    summaries = {label: _detailed(found, label, plane_of_work) for label in found.labels}
+    summaries = {
+        label: {
+            **summary(found, label, plane_of_work),
+            "voxels": int(found.mask[label].sum()),
+            "presence": found.presence[label].round(3).tolist(),
+            "uncertainty": found.uncertainty[label].round(3).tolist(),
+        }
+        for label in found.labels
+    }
     for label, one in summaries.items():
         print(f"{label} ({found.numbers[label]}): {one['millilitres']:.1f} ml on {one['slices']} slices")
     print(f"{out} after {seconds:.1f} s")
@@ -120,7 +120,7 @@ def command(
         print(draw_overlays(picture, panels(found, volume, plane_of_work), title=", ".join(found.labels)))
     files = [query, *sources(support), *([task_file] if task_file else [])]
     done = {"query": query.name, "labels": summaries, "seconds": round(seconds, 2), "card": dict(task.card)}
-    record_use(record, done, task, segmenter, files, protocol="segment", device=model.device, seed=seed)
+    record_use(record, done, task, segmenter, files, protocol="segment", device=model.device, seed=learning.seed)
     return FINE
 
 
@@ -132,16 +132,6 @@ def method_of(task_file: Path | None, chosen: str | None) -> str:
     if chosen and chosen != found:
         raise ValueError(f"{task_file.name} is a task of {found}, not of {chosen}: leave --method out")
     return found
-
-
-def _detailed(found: Segmentation, label: str, plane: Plane) -> dict[str, Any]:
-    """How much of a label was found, and per slice whether it is there and how uncertain its mask is."""
-    return {
-        **summary(found, label, plane),
-        "voxels": int(found.mask[label].sum()),
-        "presence": found.presence[label].round(3).tolist(),
-        "uncertainty": found.uncertainty[label].round(3).tolist(),
-    }
 
 
 def panels(found: Segmentation, volume: Volume, plane: Plane) -> list[Panel]:

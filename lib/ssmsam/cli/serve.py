@@ -27,13 +27,7 @@ APP = Path(__file__).parents[1] / "server" / "app_folder" / "main.py"
 @json_option
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS...]")
 def command(
-    *,
-    studies: str,
-    host: str,
-    port: int,
-    conf: Sequence[tuple[str, str]],
-    record: Path | None,
-    more: Sequence[str],
+    *, studies: str, host: str, port: int, conf: Sequence[tuple[str, str]], record: Path | None, more: Sequence[str]
 ) -> int:
     """Start the server. STUDIES is a folder of images or the address of a DICOMweb store.
 

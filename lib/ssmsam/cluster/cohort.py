@@ -136,7 +136,10 @@ def run_cohort(
         if isinstance(engine, InProcess):
             task = partial(task, progress=progress)  # each study's own too; from elsewhere only its end is heard
         for study, result in engine.run(task, left):
-            outcome = result if isinstance(result, Outcome) else _failed(study, result)
+            if isinstance(result, Outcome):
+                outcome = result
+            else:
+                outcome = Outcome(study=study.name, state="failed", reason=_sentence(result))
             found[study.name] = outcome
             if log:
                 log.append(keys[study.name], asdict(outcome))

@@ -94,7 +94,7 @@ class DaskEngine:
         at_work: dict[Any, T] = {}
         try:
             while True:
-                room = self._window() - len(at_work)
+                room = max(4, (1 + AHEAD) * self._threads()) - len(at_work)
                 for item in islice(todo, max(0, room)):
                     future = self._client.submit(function, item, pure=False, resources=self._resources or None)
                     at_work[future] = item
@@ -105,9 +105,6 @@ class DaskEngine:
                 yield at_work.pop(future), self._outcome(future)
         finally:
             self._client.cancel(list(at_work), force=True)
-
-    def _window(self) -> int:
-        return max(4, (1 + AHEAD) * self._threads())
 
     def _threads(self) -> int:
         now = time.monotonic()
@@ -184,9 +181,13 @@ def open_engine(
     if cluster is not None and cluster.startswith("tls://") and tls is None and not _configured_tls():
         raise ValueError(f"{cluster} asks for certificates: give --tls-ca, --tls-cert and --tls-key")
     from distributed import Client
+    from distributed.security import Security
 
     with ExitStack() as stack:
-        security = _security(tls)
+        security: Any = None
+        if tls is not None:
+            files = {"tls_ca_file": tls.ca, "tls_client_cert": tls.cert, "tls_client_key": tls.key}
+            security = Security(**files, require_encryption=True)
         if cluster is None:
             address: Any = stack.enter_context(_local(workers, threads))
         elif cluster in JOB_QUEUES:
@@ -226,22 +227,12 @@ def _local(workers: int, threads: int | None) -> Iterator[Any]:
 @contextmanager
 def _job_queue(kind: str, workers: int) -> Iterator[Any]:
     """Workers that a queue of jobs starts, as Dask's configuration files say."""
-    _require({"slurm": "dask_jobqueue", "kubernetes": "dask_kubernetes"}[kind])
-    module, name = {
-        "slurm": ("dask_jobqueue", "SLURMCluster"),
-        "kubernetes": ("dask_kubernetes.operator", "KubeCluster"),
-    }[kind]
+    known = {"slurm": ("dask_jobqueue", "SLURMCluster"), "kubernetes": ("dask_kubernetes.operator", "KubeCluster")}
+    module, name = known[kind]
+    _require(module.partition(".")[0])
     with getattr(import_module(module), name)() as cluster:
         cluster.scale(workers)
         yield cluster
-
-
-def _security(tls: Tls | None) -> Any:
-    if tls is None:
-        return None
-    from distributed.security import Security
-
-    return Security(tls_ca_file=tls.ca, tls_client_cert=tls.cert, tls_client_key=tls.key, require_encryption=True)
 
 
 def _configured_tls() -> bool:

@@ -61,7 +61,9 @@ def studies_of(source: str | os.PathLike[str], *, modalities: Sequence[str] = MO
         what = f"a {' or '.join(modalities)} series" if is_address(source) else f"{', '.join(VOLUMES)} or DICOM folders"
         raise ValueError(f"{source} holds no volume: expected {what}")
     often = Counter(study.name for study in found)
-    return [study if often[study.name] == 1 else _told_apart(study) for study in found]
+    # the same name in several folders, or as several kinds of files
+    ends = {study.source: f"-{hashlib.sha256(study.source.encode()).hexdigest()[:8]}" for study in found}
+    return [replace(one, name=one.name + ends[one.source]) if often[one.name] > 1 else one for one in found]
 
 
 def studies_at(paths: Mapping[str, str]) -> list[Study]:
@@ -126,7 +128,8 @@ def _found(source: str | os.PathLike[str], modalities: Sequence[str]) -> Iterabl
         named = {name: uid for name, uid in uids.items() if uid}
         found = archive(url).series({"Modality": list(modalities), **named})
         records = [one for one in found if study in ("", one.study_uid) and series in ("", one.series_uid)]
-        return [_of_series(url, record) for record in sorted(records, key=lambda record: record.series_uid)]
+        records = sorted(records, key=lambda record: record.series_uid)
+        return [Study(one.series_uid, url, f"{one.instances} instances", one) for one in records]
     path = Path(source).expanduser().absolute()
     if path.is_dir():
         return map(_of_file, volumes_in(path))
@@ -147,10 +150,6 @@ def _listed(path: Path, modalities: Sequence[str]) -> Iterator[Study]:
                 raise ValueError(f"line {number} of {path.name}: {error}") from None
 
 
-def _of_series(url: str, record: SeriesRecord) -> Study:
-    return Study(record.series_uid, url, f"{record.instances} instances", record)
-
-
 def _of_file(path: Path) -> Study:
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     stats = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
@@ -158,11 +157,6 @@ def _of_file(path: Path) -> Study:
     for ending in VOLUMES:
         name = name.removesuffix(ending)
     return Study(name, str(path), hashlib.sha256(repr(stats).encode()).hexdigest())
-
-
-def _told_apart(study: Study) -> Study:
-    """The same name in several folders, or as several kinds of files."""
-    return replace(study, name=f"{study.name}-{hashlib.sha256(study.source.encode()).hexdigest()[:8]}")
 
 
 def _is_volume(path: Path) -> bool:

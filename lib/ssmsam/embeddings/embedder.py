@@ -532,8 +532,10 @@ class Embedder:
 
     def embedding_of(self, half: Fp16Embedding) -> Embedding:
         """What decoders read of a slice that :meth:`encode` made: a batch of 1, float32, on the encoder's device."""
+        names = ["image", *(f"level{i}" for i in range(len(half) - 1))]
         with torch.no_grad():
-            return self.encoder.expand(to_embedding(half, self.device))
+            tensors = [torch.from_numpy(half[name]).to(self.device, torch.float32)[None] for name in names]
+            return self.encoder.expand({"image": tensors[0], "levels": tensors[1:]})
 
 
 def slice_descriptors(images: torch.Tensor) -> torch.Tensor:
@@ -555,13 +557,6 @@ def to_halves(embedding: Embedding) -> list[Fp16Embedding]:
     arrays = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
     # copies, for a view would keep the whole batch in memory
     return [{name: array[i].copy() for name, array in arrays.items()} for i in range(len(embedding["image"]))]
-
-
-def to_embedding(half: Fp16Embedding, device: torch.device) -> Embedding:
-    """One slice -> a batch of 1, float32, on ``device``."""
-    names = ["image", *(f"level{i}" for i in range(len(half) - 1))]
-    tensors = [torch.from_numpy(half[name]).to(device, torch.float32)[None] for name in names]
-    return {"image": tensors[0], "levels": tensors[1:]}
 
 
 def half_bytes(half: Fp16Embedding) -> int:

@@ -31,7 +31,6 @@ class Known:
 
     pixel_digest: str
     grid: Grid
-    modality: str
     recipe: IntensityRecipe
     """The default recipe of the volume."""
 
@@ -52,7 +51,7 @@ class Catalogue:
             fields = json.loads(file.read_text())
             grid = Grid(tuple(fields["shape"]), np.array(fields["affine"]))
             recipe = RECIPES[fields["recipe"]](**fields["settings"])
-            return Known(fields["pixel_digest"], grid, fields["modality"], recipe)
+            return Known(fields["pixel_digest"], grid, recipe)
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # unknown, half-written, or of another version
             return None
 

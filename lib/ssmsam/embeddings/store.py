@@ -99,7 +99,11 @@ class StoredVolume:
         if record["done"] != DONE:
             return None
         try:
-            pieces = {name: self._read_piece(name, tensor, index) for name, tensor in layout.items()}
+            pieces = {}
+            for name, tensor in layout.items():
+                with (self.folder / f"{name}.npy").open("rb") as stream:
+                    stream.seek(tensor.start(index))
+                    pieces[name] = stream.read(tensor.slice_bytes)
         except OSError as error:
             logger.warning("cannot read the embedding of slice %d in %s: %s", index, self.folder, error)
             return None
@@ -107,7 +111,10 @@ class StoredVolume:
             logger.warning(
                 "the stored embedding of slice %d in %s is damaged and will be made again", index, self.folder
             )
-            self._forget(index)
+            try:
+                self._record(index, np.zeros((), RECORD))
+            except OSError as error:
+                logger.debug("cannot mark slice %d in %s as damaged: %s", index, self.folder, error)
             return None
         self._touch()
         return {name: np.frombuffer(pieces[name], "<f2").reshape(layout[name].shape).copy() for name in layout}
@@ -188,11 +195,6 @@ class StoredVolume:
             records = np.zeros(0, RECORD)
         return records if len(records) == self.count else np.zeros(self.count, RECORD)
 
-    def _read_piece(self, name: str, tensor: Tensor, index: int) -> bytes:
-        with (self.folder / f"{name}.npy").open("rb") as stream:
-            stream.seek(tensor.start(index))
-            return stream.read(tensor.slice_bytes)
-
     def _write(self, indices: Sequence[int], halves: Sequence[Fp16Embedding]) -> bool:
         layout = self._known_layout()
         if layout is None or not _fits(halves[0], layout):
@@ -246,12 +248,6 @@ class StoredVolume:
         with (self.folder / "slices.bin").open("r+b") as stream:
             stream.seek(index * RECORD.itemsize)
             stream.write(record.tobytes())
-
-    def _forget(self, index: int) -> None:
-        try:
-            self._record(index, np.zeros((), RECORD))
-        except OSError as error:
-            logger.debug("cannot mark slice %d in %s as damaged: %s", index, self.folder, error)
 
     def _touch(self) -> None:
         now = time.monotonic()

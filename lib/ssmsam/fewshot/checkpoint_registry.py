@@ -133,7 +133,9 @@ class CheckpointRegistry:
             write_task(self._path(name), task, base=decoder, cache=self.cache)
             if activate and not self.state.pinned:
                 self._answer(name)
-            self._tidy()
+            for old in self.names()[: -self._keep]:
+                if old not in (self.state.active, self.state.previous):
+                    remove_task(self._path(old), cache=self.cache)
         return name
 
     def replace(self, name: str, task: AdaptedTask, *, decoder: TargetDecoder) -> None:
@@ -159,7 +161,12 @@ class CheckpointRegistry:
                 f"{' or '.join(_TAKEN)}; got {name!r}"
             )
         checkpoint = TaskCheckpoint.from_bytes(data, "the file")
-        self._require_method(checkpoint.card)
+        method = method_of(checkpoint.card)
+        if method != self.method:
+            raise UnusableCheckpoint(
+                f"this task checkpoint is one of {method[:40]}, not of {self.method}: "
+                f"import it with method={method[:40]}"
+            )
         checkpoint.require_made_with(decoder, weights_sha256, "the file")
         checkpoint.adapted(decoder, "the file")
         with self._lock():
@@ -197,7 +204,7 @@ class CheckpointRegistry:
                 raise ValueError(f"{name} is the task checkpoint that answers: activate another one first")
             if self.state.previous == name:
                 self._write(replace(self.state, previous=""))
-            self._unlink(name)
+            remove_task(self._path(name), cache=self.cache)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -219,21 +226,5 @@ class CheckpointRegistry:
         state = self.state
         self._write(RegistryState(name, pin, state.active if name != state.active else state.previous))
 
-    def _require_method(self, card: Mapping[str, Any]) -> None:
-        method = method_of(card)
-        if method != self.method:
-            raise UnusableCheckpoint(
-                f"this task checkpoint is one of {method[:40]}, not of {self.method}: "
-                f"import it with method={method[:40]}"
-            )
-
     def _write(self, state: RegistryState) -> None:
         write_bytes(self.folder / f"{_STATE}.json", json.dumps(vars(state)).encode())
-
-    def _tidy(self) -> None:
-        for name in self.names()[: -self._keep]:
-            if name not in (self.state.active, self.state.previous):
-                self._unlink(name)
-
-    def _unlink(self, name: str) -> None:
-        remove_task(self._path(name), cache=self.cache)

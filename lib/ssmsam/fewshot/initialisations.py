@@ -35,18 +35,12 @@ def load_ssm_decoder(encoder_name: str, *, device: str = "cpu", **source: Unpack
     weights = weights_digest(find_weights(encoder_name, **source))
     with same_initial_state():
         decoder = SelfSamplingDecoder(inner, width=inner.width)
-    path = _packaged(encoder_name, weights, **source)
-    if path is not None:
-        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
-    return decoder.to(device).eval().requires_grad_(False)
-
-
-def _packaged(encoder_name: str, weights: str, **source: Unpack[WeightsSource]) -> Path | None:
-    """The file of the initialisation for these weights of the encoder, or None."""
     path = find_made_for(META_LEARNED[encoder_name], weights, **source) if encoder_name in META_LEARNED else None
     if path is None:
         logger.info("no meta-learned initialisation for these weights of %s: ssm_sam begins like fewshot", encoder_name)
-    return path
+    else:
+        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
+    return decoder.to(device).eval().requires_grad_(False)
 
 
 SHIPPED = "shipped"

@@ -299,18 +299,13 @@ def estimate_card(checks: Mapping[str, SupportCheck], estimates: Mapping[str, Es
 
 
 def with_support_again(
-    task: AdaptedTask,
-    support: Support,
-    embedder: Embedder,
-    *,
-    config: FewShotConfig = DEFAULTS,
-    progress: Progress = silent,
+    task: AdaptedTask, support: Support, embedder: Embedder, *, config: FewShotConfig = DEFAULTS
 ) -> AdaptedTask:
     """The same task with banks made anew of the labelled slices that it was adapted to: what it says with them is what
     it said before. Nothing is adapted. Pseudo-labels have to be made again.
     """
     config = _without_views(config)
-    tasks = adaptation_tasks(support, embedder, task.decoder, config=config.adaptation, progress=progress)
+    tasks = adaptation_tasks(support, embedder, task.decoder, config=config.adaptation)
     banks = {label: views[0].bank for label, views in tasks.items()}
     enlarged = _roi_banks(banks, support, task.decoder, config)
     return replace(task, banks=banks, roi_banks=enlarged, atlases=(), summarised=False)

@@ -46,11 +46,6 @@ class SegmentationState:
         """Slices whose mask comes from the user's prompts."""
         return set(self.prompts)
 
-    @property
-    def propagated(self) -> set[int]:
-        """Slices whose mask comes from other slices."""
-        return set(self.masks) - self.prompted
-
     def forget_slice(self, index: int) -> None:
         """Drop one slice's prompts and mask: its points were deleted."""
         self.prompts.pop(index, None)
@@ -109,18 +104,11 @@ class StateStore:
     """
 
     def __init__(self, capacity: int = 64) -> None:
-        if capacity < 1:
-            raise ValueError(f"a state store needs room for at least one state, got capacity {capacity}")
-        self.capacity = capacity
         self._states: Cache[tuple[str, str, str], SegmentationState] = Cache(capacity)
 
     def open(self, image: str, label: str = "", client_id: str | None = None) -> SegmentationState:
         """The state of an object: the known one, or a new one in the place of the least recently used."""
         return self._states.recalled((str(image), str(label), client_id or ANONYMOUS), SegmentationState)
-
-    def forget(self, image: str) -> None:
-        """Drop all states of one image, when it was removed or replaced."""
-        self._states.forget(lambda key: key[0] == str(image))
 
     def __len__(self) -> int:
         return len(self._states)

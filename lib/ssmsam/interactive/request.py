@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,29 +108,39 @@ class PromptRequest:
         inside, outside = _distinct(inside), _distinct(outside)
         _check_agree(inside, outside)
         rectangle, depth = _box(box, grid, plane)
-        prompts = _Prompts(
-            positive=plane.split(inside),
-            negative=plane.split(outside),
-            box=rectangle,
-            depth=depth,
+        count = plane.count(grid)
+        z_range = _within(z_range, count)
+        signs = plane.split(inside), plane.split(outside)
+        current = _current_slice(
             # `slice` numbers stored slices; in another plane of work the points alone say where the user is
-            slice=slice if plane.axis == 0 else None,
+            slice if plane.axis == 0 else None,
             newest=int(plane.split(last)[0][0]) if len(last) else None,
-            count=plane.count(grid),
-            unusable_slice=unusable_slice,
-            scribbles=lines,
-            outlines=outlines,
+            clicked=[*(int(indices[-1]) for indices, _ in signs if len(indices)), *list(outlines)[-1:]],
+            boxed=rectangle is not None,
+            depth=depth,
+            unusable=f"slice {unusable_slice} is not one of this volume's slices 0 to {count - 1}"
+            * bool(unusable_slice),
+            count=count,
+            dimension=dimension,
         )
-        z_range = _within(z_range, plane.count(grid), "z_range")
-        current = prompts.current_slice()
+        drawn = {int(index) for indices, _ in signs for index in indices} | outlines.keys()
+        boxed = _boxed_slices(drawn, current, depth, dimension) if rectangle else set()
+        prompts = {}
+        for index in sorted(drawn | boxed):
+            on, off = (xy[indices == index] for indices, xy in signs)
+            outline = outlines.get(index, ())
+            round_it = rectangle if index in boxed else _round(outline) if outline else None
+            prompts[index] = SlicePrompt(
+                positive=on, negative=off, box=round_it, strokes=tuple(lines.get(index, ())), outline=outline
+            )
         return cls(
             dimension=dimension,
-            slices=prompts.on_slice(current) if dimension == 2 else prompts.on_all_slices(),
+            slices={index: prompt for index, prompt in prompts.items() if dimension == 3 or index == current},
             current=current,
             label=label,
             client_id=client_id,
             reset_state=reset_state,
-            limits=_intersect(z_range, prompts.depth),
+            limits=_intersect(z_range, depth),
             propagate=propagate,
             max_mm=max_mm if max_mm > 0 else None,
         )
@@ -206,84 +216,48 @@ def _round(outline: Outline) -> tuple[float, float, float, float]:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-@dataclass(frozen=True, eq=False)
-class _Prompts:
-    """All prompts of a request, sorted into slices of the plane of work."""
-
-    positive: tuple[np.ndarray, np.ndarray]
-    """Slice numbers (N,) and points (N, 2) as (x, y)."""
-    negative: tuple[np.ndarray, np.ndarray]
-    box: tuple[float, float, float, float] | None
-    depth: tuple[int, int] | None
-    """First and last slice of the box; None without a box, or when it does not say."""
-    slice: int | None
-    """What ``slice`` says, when it can be a slice number."""
-    newest: int | None
-    """The slice of ``current_point``."""
-    count: int
-    unusable_slice: str
-    """What ``slice`` says, when it cannot be a slice number."""
-    scribbles: Mapping[int, list[Stroke]]
-    outlines: Mapping[int, Outline]
-
-    def current_slice(self) -> int | None:
-        """The slice that the user works on: ``slice``, else the newest point's, else the middle of the box."""
-        clicked = [int(indices[-1]) for indices, _ in (self.positive, self.negative) if len(indices)]
-        clicked += list(self.outlines)[-1:]
-        if self.box is not None and self.depth is not None and not clicked:
-            first, last = self.depth
-            # a viewer that has only a box sends its slice position in millimetres instead of a number
-            return self.slice if self.slice is not None and first <= self.slice <= last else (first + last) // 2
-        known = [index for index in (self.slice, self.newest, *clicked) if index is not None]
-        if known:
-            return known[0]
-        if self.box is None:
-            return None
-        if self.count == 1:
-            return 0
-        said = f"slice {self.unusable_slice} is not one of this volume's slices 0 to {self.count - 1}, and the " * bool(
-            self.unusable_slice
-        )
+def _current_slice(
+    slice: int | None,
+    *,
+    newest: int | None,
+    clicked: Sequence[int],
+    boxed: bool,
+    depth: tuple[int, int] | None,
+    unusable: str,
+    count: int,
+    dimension: int,
+) -> int | None:
+    """The slice that the user works on: ``slice``, else the newest point's, else the middle of the box. ``unusable``
+    says what is wrong with a ``slice`` that is no number of one. Raises InvalidPrompt."""
+    if depth is not None and not clicked:
+        first, last = depth
+        # a viewer that has only a box sends its slice position in millimetres instead of a number
+        return slice if slice is not None and first <= slice <= last else (first + last) // 2
+    known = [index for index in (slice, newest, *clicked) if index is not None]
+    if known or (boxed and count == 1):
+        return known[0] if known else 0
+    if boxed:
         raise InvalidPrompt(
-            f"{said or 'the '}box does not say which slice it is on: "
+            f"{f'{unusable}, and the ' if unusable else 'the '}box does not say which slice it is on: "
             "send 'slice', or a roi of six numbers [i0, i1, j0, j1, k0, k1]"
         )
+    if unusable and dimension == 2:
+        raise InvalidPrompt(f"{unusable}: send the number of the slice, or place a point on it")
+    return None
 
-    def on_slice(self, index: int | None) -> dict[int, SlicePrompt]:
-        """The prompts of one slice; empty when it has none."""
-        if index is None:
-            if self.unusable_slice:
-                raise InvalidPrompt(
-                    f"slice {self.unusable_slice} is not one of this volume's slices 0 to {self.count - 1}: "
-                    "send the number of the slice, or place a point on it"
-                )
-            return {}
-        boxed = self.box is not None and (self.depth is None or self.depth[0] <= index <= self.depth[1])
-        prompt = self._prompt(index, boxed)
-        return {index: prompt} if prompt.clicks or prompt.box is not None else {}
 
-    def on_all_slices(self) -> dict[int, SlicePrompt]:
-        """The prompts of every slice that has any.
-
-        A box counts on the middle slice of its depth and on the clicked slices inside it, not on every slice that it
-        crosses: elsewhere an organ is smaller than its box. A box without depth counts on the current slice.
-        """
-        clicked = {int(index) for index in (*self.positive[0], *self.negative[0], *self.outlines)}
-        boxed: set[int] = set()
-        if self.box is not None and self.depth is not None:
-            first, last = self.depth
-            boxed = {(first + last) // 2} | {index for index in clicked if first <= index <= last}
-        elif self.box is not None:
-            current = self.current_slice()
-            boxed = set() if current is None else {current}
-        return {index: self._prompt(index, index in boxed) for index in sorted(clicked | boxed)}
-
-    def _prompt(self, index: int, boxed: bool) -> SlicePrompt:
-        positive, negative = (xy[indices == index] for indices, xy in (self.positive, self.negative))
-        outline = self.outlines.get(index, ())
-        box = self.box if boxed else _round(outline) if outline else None
-        strokes = tuple(self.scribbles.get(index, ()))
-        return SlicePrompt(positive=positive, negative=negative, box=box, strokes=strokes, outline=outline)
+def _boxed_slices(
+    clicked: Collection[int], current: int | None, depth: tuple[int, int] | None, dimension: int
+) -> set[int]:
+    """The slices on which a box counts: in a volume the middle one of its depth and the clicked ones inside it, not
+    every slice that it crosses, for elsewhere an organ is smaller than its box. Without depth it is the current one."""
+    first, last = depth or (current, current)
+    if first is None or last is None:
+        return set()
+    inside = {index for index in clicked if first <= index <= last}
+    if depth and dimension == 3:
+        return {(first + last) // 2, *inside}
+    return {current} if current is not None and first <= current <= last else set()
 
 
 def _points(points: npt.ArrayLike) -> np.ndarray:
@@ -336,11 +310,11 @@ def _box(
     return box, ((int(index[0]), int(index[1])) if has_depth else None)
 
 
-def _within(span: tuple[int, int] | None, count: int, name: str) -> tuple[int, int] | None:
+def _within(span: tuple[int, int] | None, count: int) -> tuple[int, int] | None:
     if span is None:
         return None
     if span[1] < 0 or span[0] >= count:
-        raise InvalidPrompt(f"{name} {list(span)} has no slice of this volume, which has slices 0 to {count - 1}")
+        raise InvalidPrompt(f"z_range {list(span)} has no slice of this volume, which has slices 0 to {count - 1}")
     return max(span[0], 0), min(span[1], count - 1)
 
 

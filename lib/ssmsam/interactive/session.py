@@ -135,7 +135,9 @@ def segment_3d(
         answers: dict[int, SliceAnswer] = {}
         found = Propagation(masks=SliceMasks(state.masks), stops=(), sections=state.sections, steps=0)
         if not request.empty:
-            config = _merged(config, request)
+            limits = config.limits if request.limits is None else request.limits
+            max_mm = config.max_mm if request.max_mm is None else request.max_mm
+            config = replace(config, limits=limits, max_mm=max_mm)
             answers = _prompted_slices(request.slices, embeddings, decoder, state, progress)
             rules = config if request.propagate and not request.negative_only else None
             found = _spread(answers, request.slices, embeddings, decoder, state, rules, progress)
@@ -154,12 +156,6 @@ def _renew(state: SegmentationState, request: PromptRequest, embeddings: VolumeE
     if request.reset_state or state.context != embeddings.key.digest:
         state.clear()
         state.context = embeddings.key.digest
-
-
-def _merged(config: PropagationConfig, request: PromptRequest) -> PropagationConfig:
-    """The server's settings with the request's own limits."""
-    limits = config.limits if request.limits is None else request.limits
-    return replace(config, limits=limits, max_mm=config.max_mm if request.max_mm is None else request.max_mm)
 
 
 def _prompted_slices(
@@ -250,7 +246,9 @@ def _result(
     details: dict[str, Any],
     started: float,
 ) -> SegmentationResult:
-    changed = [index for index in sorted({*before, *after}) if not _equal(before.get(index), after.get(index))]
+    changed = [
+        index for index in sorted({*before, *after}) if not np.array_equal(before.get(index, ()), after.get(index, ()))
+    ]
     details = details | {
         "slices_prompted": sorted(answers),
         "slices_changed": changed,
@@ -262,7 +260,3 @@ def _result(
     return SegmentationResult(
         embeddings=embeddings, slices=after, logits=None if own is None else own.logits, details=details
     )
-
-
-def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is not None and other is not None and np.array_equal(one, other)

@@ -80,11 +80,6 @@ class Candidates:
     quality: torch.Tensor
     presence: float
 
-    @property
-    def best(self) -> torch.Tensor:
-        """(1, 1, S, S) logits of the most likely candidate."""
-        return self.logits[None, :1]
-
 
 class PromptDecoder(Protocol):
     """Embedding of one slice + prompts -> candidate masks. Never sees pixels, so it costs milliseconds."""

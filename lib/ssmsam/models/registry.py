@@ -32,10 +32,6 @@ from ssmsam.models.weights import (
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from segment_anything.modeling import Sam
-
-    from ssmsam.models.prompt_sam import SamPromptDecoder
-
 Network = TypeVar("Network", bound=nn.Module)
 
 _NO_ENCODERS = ("ssm", "lite_decoder", "volume_head")
@@ -150,7 +146,12 @@ def load_decoder(
         if not published:
             logger.info("no decoder of ours for these weights of %s: the published one knows boxes only", encoder_name)
         return SamPromptDecoder.from_sam(sam, propagates_box=True)
-    return _with_weights(sam, trained, device)
+    # copies of SAM's small parts with other weights
+    parts = {name: copy.deepcopy(getattr(sam, name)) for name in ("prompt_encoder", "mask_decoder")}
+    for name, part in parts.items():
+        part.load_state_dict(part_of(load_file(str(trained)), name))
+        part.to(device)
+    return SamPromptDecoder(**parts, propagates_box=True)
 
 
 def decoder_weights(encoder_name: str, *, published: bool = False, **source: Unpack[WeightsSource]) -> dict[str, Path]:
@@ -162,17 +163,6 @@ def decoder_weights(encoder_name: str, *, published: bool = False, **source: Unp
     name = TRAINED_PROMPT_DECODERS[encoder_name]
     trained = find_made_for(name, weights_digest(path), **source)
     return {encoder_name: path} if trained is None else {encoder_name: path, name: trained}
-
-
-def _with_weights(sam: Sam, path: Path, device: str) -> SamPromptDecoder:
-    """Copies of SAM's small parts with other weights."""
-    from ssmsam.models.prompt_sam import SamPromptDecoder
-
-    parts = {name: copy.deepcopy(getattr(sam, name)) for name in ("prompt_encoder", "mask_decoder")}
-    for name, part in parts.items():
-        part.load_state_dict(part_of(load_file(str(path)), name))
-        part.to(device)
-    return SamPromptDecoder(**parts, propagates_box=True)
 
 
 VOLUME_HEAD = "volume_head"

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -148,13 +149,18 @@ def weights_digest(path: Path) -> str:
     stamp = [status.st_size, status.st_mtime_ns]
     remembered = cache_folder() / "digests.json"
     if str(path) not in _known_digests:
-        _known_digests.update(_read_digests(remembered))
+        with suppress(OSError, ValueError):  # absent or half-written: the digests are computed again
+            _known_digests.update(json.loads(remembered.read_text()))
     found = _known_digests.get(str(path))
     if found and found[:2] == stamp:
         return str(found[2])
     digest = sha256_of(path)
     _known_digests[str(path)] = [*stamp, digest]
-    _write_digests(remembered)
+    try:
+        with whole_file(remembered) as partial:
+            partial.write_text(json.dumps(_known_digests))
+    except OSError as error:  # a read-only home only costs time at the next start
+        logger.debug("cannot remember weights digests in %s: %s", remembered, error)
     return digest
 
 
@@ -247,18 +253,3 @@ def _download(wanted: WeightsEntry, folder: Path) -> Path:
         raise CorruptWeights(f"the download of {wanted.url} is not the expected file, try again: {error}") from error
     except OSError as error:  # requests' errors are OSErrors too
         raise MissingWeights(f"downloading {wanted.url} into {folder} failed: {error}") from error
-
-
-def _read_digests(remembered: Path) -> dict[str, list]:
-    try:
-        return dict(json.loads(remembered.read_text()))
-    except (OSError, ValueError):  # absent or half-written: the digests are computed again
-        return {}
-
-
-def _write_digests(remembered: Path) -> None:
-    try:
-        with whole_file(remembered) as partial:
-            partial.write_text(json.dumps(_known_digests))
-    except OSError as error:  # a read-only home only costs time at the next start
-        logger.debug("cannot remember weights digests in %s: %s", remembered, error)

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -311,7 +310,9 @@ class ServerApp(MONAILabelApp):
             brief=True,
         )
         try:
-            with self.jobs.running(job), self._turn(task):
+            # clicks go before whatever else computes; what takes long takes its own place where it computes
+            turn = self.jobs.turns.brief() if getattr(task, "brief", False) else self.jobs.turns.pausing()
+            with self.jobs.running(job), turn:
                 path, details = task(replace(command, progress=job.progress))
         except Cancelled:
             if not job.cancelled:  # a batch that all this belongs to
@@ -325,11 +326,6 @@ class ServerApp(MONAILabelApp):
             info = {"model": command.model, "params": details}
             label = self.datastore().save_label(source.image_id, path, command.tag, info)
         return {"label": label, "tag": command.tag, "file": path, "params": details}
-
-    def _turn(self, task: InferTask) -> AbstractContextManager[None]:
-        """Clicks go before whatever else computes; what takes long takes its own place where it computes."""
-        turns = self.jobs.turns
-        return turns.brief() if getattr(task, "brief", False) else turns.pausing()
 
     def train(self, request: dict[str, Any]) -> Any:
         """As MONAI Label does in a process of this machine; with ``--conf cluster`` in one of a worker's.
@@ -390,19 +386,14 @@ class ServerApp(MONAILabelApp):
         if not found.get("id"):
             return {name: text for name, text in found.items() if name == "message"}
         found = {**found, "path": str(self.images.from_datastore(found["id"]).path)}
-        if found.get("slices"):
-            found["assignments"] = self._assign(found, client=str(request.get("client_id") or ""))
+        if found.get("slices"):  # each label with its own
+            axis, client = 2 - int(found.setdefault("axis", 2)), str(request.get("client_id") or "")
+            wanted = [([label], slices) for label, slices in (found.get("slices_by_label") or {}).items()]
+            found["assignments"] = [
+                self.datastore().assign(found["id"], slices, axis=axis, labels=labels, client=client).id
+                for labels, slices in wanted or [(found.get("labels") or [], found["slices"])]
+            ]
         return found
-
-    def _assign(self, found: dict[str, Any], *, client: str) -> list[str]:
-        """Note what a client is asked for, each label with its own slices; the names of the assignments."""
-        axis = 2 - int(found.setdefault("axis", 2))
-        wanted = [([label], slices) for label, slices in (found.get("slices_by_label") or {}).items()]
-        datastore = self.datastore()
-        return [
-            datastore.assign(found["id"], slices, axis=axis, labels=labels, client=client).id
-            for labels, slices in wanted or [(found.get("labels") or [], found["slices"])]
-        ]
 
     def require_model(self, name: str) -> InferTask:
         """The task of this name. Raises NotKnown, as the others do."""

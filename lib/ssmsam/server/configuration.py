@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,31 +87,15 @@ def _positive(value: Any) -> float:
     return number
 
 
-def _count(value: Any) -> int:
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError("expected a whole number above 0")
-    return int(value)
+def _shaped(pattern: str, expected: str) -> BeforeValidator:
+    """Values whose text is as the pattern says; others are told what was ``expected``."""
 
+    def checked(value: Any) -> Any:
+        if not re.fullmatch(pattern, str(value)):
+            raise ValueError(expected)
+        return value
 
-def _threads(value: Any) -> int:
-    if value in ("auto", 0):
-        return 0
-    try:
-        return _count(value)
-    except ValueError:
-        raise ValueError("expected auto or a whole number above 0") from None
-
-
-def _device(name: str) -> str:
-    if name not in ("auto", "cpu", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
-        raise ValueError("valid values are auto, cpu, cuda and cuda:N")
-    return name
-
-
-def _scheduler(address: str) -> str:
-    if not address.startswith(("tcp://", "tls://")):
-        raise ValueError("expected the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT")
-    return address
+    return BeforeValidator(checked)
 
 
 def _labels(value: Any) -> tuple[str, ...]:
@@ -131,6 +116,7 @@ def _modalities(value: Any) -> tuple[str, ...]:
 
 Place = Annotated[Path, BeforeValidator(_place)]
 Positive = Annotated[float, BeforeValidator(_positive)]
+_COUNT = r"0*[1-9]\d*"
 YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no)]
 
 
@@ -153,9 +139,13 @@ class Configuration(BaseModel):
     """The store's size limit in gigabytes; least recently used embeddings go first."""
     memory_gb: Positive = 2.0
     """How much memory opened volumes may take; as much again is allowed for their embeddings."""
-    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    device: Annotated[str, _shaped(r"auto|cpu|cuda(:\d+)?", "valid values are auto, cpu, cuda and cuda:N")] = "auto"
     """``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
-    threads: Annotated[int, BeforeValidator(_threads)] = 0
+    threads: Annotated[
+        int,
+        BeforeValidator(lambda text: 0 if text == "auto" else text),
+        _shaped(f"auto|{_COUNT}", "expected auto or a whole number above 0"),
+    ] = 0
     """CPU threads per computation; 0 means one per physical core, or ``OMP_NUM_THREADS`` where that is set."""
     bfloat16: Annotated[bool | None, BeforeValidator(lambda text: None if text == "auto" else _yes_or_no(text))] = None
     """Whether embeddings are computed in half the precision; ``None`` where the encoder's masks stay the same and the
@@ -173,9 +163,15 @@ class Configuration(BaseModel):
     means the user's data folder."""
     dicom_gb: Positive = 20.0
     """The limit for downloaded series in gigabytes; the least recently used go first."""
-    cluster: Annotated[str, BeforeValidator(_scheduler)] | None = None
+    cluster: (
+        Annotated[
+            str,
+            _shaped("(tcp|tls)://.*", "expected the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT"),
+        ]
+        | None
+    ) = None
     """A Dask scheduler for work on many images (tcp://host:8786); ``None`` starts processes on this machine."""
-    cluster_workers: Annotated[int, BeforeValidator(_count)] = 1
+    cluster_workers: Annotated[int, _shaped(_COUNT, "expected a whole number above 0")] = 1
     """How many of them; each loads the model."""
     labels: Annotated[tuple[str, ...], BeforeValidator(_labels)] = DEFAULT_LABELS
     """The labels that viewers offer, in their order."""

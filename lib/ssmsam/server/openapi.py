@@ -273,7 +273,8 @@ def describe(document: dict[str, Any]) -> None:
     every answer with an example."""
     _describe(document, "post", "/infer/{model}", {**INFERENCE, **OPTIONS}, EXAMPLES)
     _describe(document, "put", "/datastore/label", SUBMISSION, {"submission": SUBMITTED})
-    _describe_json(document, "/activelearning/{strategy}", SAMPLE, ASKED)
+    body = document["paths"]["/activelearning/{strategy}"]["post"]["requestBody"]["content"]["application/json"]
+    body |= {"schema": object_schema(SAMPLE), "example": ASKED}
     for method, path, operation in operations(document):
         operation.setdefault("description", f"{operation.get('summary', path)}.")
         for parameter in operation.get("parameters", ()):
@@ -311,16 +312,6 @@ def _describe(
         "description": "A JSON object. " + " ".join(f"`{name}`: {key.about}" for name, key in keys.items()),
         "contentMediaType": "application/json",
         "contentSchema": object_schema(keys),
-        "examples": [_text(example) for example in examples.values()],
+        "examples": [json.dumps(example) for example in examples.values()],
     }
-    form["examples"] = {name: {"value": {"params": _text(example)}} for name, example in examples.items()}
-
-
-def _describe_json(document: dict[str, Any], path: str, keys: Mapping[str, Key], example: Any) -> None:
-    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-    content["schema"] = object_schema(keys)
-    content["example"] = example
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value)
+    form["examples"] = {name: {"value": {"params": json.dumps(example)}} for name, example in examples.items()}

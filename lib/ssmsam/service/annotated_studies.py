@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,6 +153,8 @@ class AnnotatedStudies:
         self._service.go_on()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
         self._images_locked = KeyedLocks()
+        """By image: submissions come one after the other, so that label files are never older than they."""
+        """By image: submissions come one after the other, so that label files are never older than they."""
         self._waiting = WaitingRoom(root.with_name(f"{root.name}-waiting"))
         self._delivery = threading.Lock()
         self._delivers, self._due = False, False
@@ -162,7 +165,7 @@ class AnnotatedStudies:
         ``names`` are the labels of its values from 1 where its info does not say. Nothing is changed where the image
         has annotations. Raises InvalidSubmission and UnreadableVolume, whose messages name no path.
         """
-        with self._one_at_a_time(image_id):
+        with self._images_locked.hold(image_id):
             known = self._service.store.overview(image_id)
             if known.annotated or known.reopened:
                 return
@@ -182,7 +185,7 @@ class AnnotatedStudies:
             if not known.annotated or not (self.files.remote or image_id in self.files.list_images()):
                 continue
             try:
-                with self._one_at_a_time(image_id):
+                with self._images_locked.hold(image_id):
                     self._mend(image_id, known)
             except Exception:  # one bad image stops no server
                 logger.exception("The labels of %s could not be written again", image_id)
@@ -257,15 +260,11 @@ class AnnotatedStudies:
         for image_id, known in self._service.store.overviews().items():
             if known.finished and (said := self._own_label_info(image_id, UNSENT)):
                 try:
-                    self._send_again(image_id, said)
+                    self._apply(image_id, said, partial(Update, self.grid(image_id)))
                 except Exception as error:
                     logger.info("The final label of %s is not in the archive yet: %s", image_id, error)
                     left += 1
         return left
-
-    def _send_again(self, image_id: str, said: Mapping[str, Any]) -> None:
-        nothing_new = Update(self.grid(image_id))
-        self._apply(image_id, said, lambda: nothing_new)
 
     def _set_aside(self, one: Waiting, error: Exception) -> None:
         kept = one.put_aside()
@@ -380,43 +379,46 @@ class AnnotatedStudies:
         except (StoreUnavailable, StoreRefused) as error:
             raise self._wait(image_id, file, params, tag, error) from error
         submission = Submission(_read_mask(file, grid), params)
-        with self._one_at_a_time(image_id):
-            receipt = self._apply(image_id, params, lambda: self._service.submitted(image_id, submission, grid))
+        with self._images_locked.hold(image_id):
+            receipt = self._apply(
+                image_id, params, lambda: self._service.submitted(image_id, submission, grid), client=submission.client
+            )
             for served in self._service.on_screen(image_id, submission):
                 self._writer.submit(self._note, self._service.log.serve, image_id, served)
-        return self._worked(image_id, receipt, submission.client)
+        return receipt
 
     def submit_slice(self, image_id: str, key: SliceKey, mask: np.ndarray, *, client: str = "") -> Receipt:
         """Count one label on one slice as it was drawn: ``mask`` (height, width) bool, without any voxel where the
         label is not on the slice. It counts as what the client has on screen. Raises InvalidSubmission."""
         grid = self.grid(image_id)
-        receipt = self._apply(image_id, {}, lambda: self._service.drawn(image_id, key, mask, grid, client=client))
+        receipt = self._apply(
+            image_id, {}, lambda: self._service.drawn(image_id, key, mask, grid, client=client), client=client
+        )
         (known, entry), *_ = receipt.update.entries.items()
         shown = Served(known.label, client, known.axis, {known.index: entry.mask}, when=entry.when)
         self._writer.submit(self._note, self._service.log.serve, image_id, shown)
-        return self._worked(image_id, receipt, client)
+        return receipt
 
     def change(self, image_id: str, partial: Any, *, client: str = "") -> Receipt:
         """Apply ``partial`` without a mask: withdraw slices, reopen, accept what is on screen, declare complete."""
         grid = self.grid(image_id)
-        receipt = self._apply(image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client))
-        return self._worked(image_id, receipt, client)
+        return self._apply(
+            image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client), client=client
+        )
 
     def mark(self, image_id: str, mark: Mark) -> Receipt:
         """Count one slice as annotated, by a client's verdict on what it has on screen."""
         grid = self.grid(image_id)
-        receipt = self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid))
-        return self._worked(image_id, receipt, mark.client)
+        return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid), client=mark.client)
 
     def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """Declare labels finished as the client sees them: those that it was shown since it opened the image and of
         which a slice was checked, of ``labels`` or of all. Raises InvalidSubmission where there are none."""
-        receipt = self._apply(image_id, {}, lambda: self._finished(image_id, client, labels))
-        return self._worked(image_id, receipt, client)
+        return self._apply(image_id, {}, lambda: self._finished(image_id, client, labels), client=client)
 
     def finishing(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """What :meth:`finish` would do. Nothing is changed."""
-        with self._one_at_a_time(image_id):
+        with self._images_locked.hold(image_id):
             self._written()
             update = self._finished(image_id, client, labels)
             merged = self._service.known(image_id, update.grid).merge(update)
@@ -429,13 +431,9 @@ class AnnotatedStudies:
     def undo(self, image_id: str, *, client: str = "") -> Receipt:
         """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
         grid = self.grid(image_id)
-        receipt = self._apply(image_id, {}, lambda: self._service.taken_back(image_id, grid, client=client))
-        return self._worked(image_id, receipt, client)
-
-    def _worked(self, image_id: str, receipt: Receipt, client: str) -> Receipt:
-        """Note who did it."""
-        self._note(self._service.log.worked, image_id, person(client), now())
-        return receipt
+        return self._apply(
+            image_id, {}, lambda: self._service.known(image_id, grid).taken_back(client, when=now()), client=client
+        )
 
     # --- what a second person says, and what is known of the work
 
@@ -518,7 +516,7 @@ class AnnotatedStudies:
     def forget(self, image_id: str) -> None:
         """Remove all that is known of an image's slices, and what was noted of the work on it. ``final`` stays."""
         self.require_writable()
-        with self._one_at_a_time(image_id):
+        with self._images_locked.hold(image_id):
             self._written()
             self._service.forget(image_id)
             if PARTIAL in self.files.get_labels_by_image_id(image_id):
@@ -552,7 +550,7 @@ class AnnotatedStudies:
         if label_tag == PARTIAL:
             self.forget(label_id)
             return
-        with self._one_at_a_time(label_id):
+        with self._images_locked.hold(label_id):
             self.files.remove_label(label_id, label_tag)
 
     def remove_image(self, image_id: str) -> None:
@@ -594,14 +592,16 @@ class AnnotatedStudies:
         """Raises StudiesNotWritable where nothing can be stored."""
         self.files.require_writable()
 
-    def _apply(self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update]) -> Receipt:
-        """Merge what ``read`` finds, and keep the label files in step.
+    def _apply(
+        self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update], *, client: str | None = None
+    ) -> Receipt:
+        """Merge what ``read`` finds, keep the label files in step, and note that a ``client`` did it.
 
         Where a store of final labels does not take one, it counts as finished all the same and is sent later; the error
         of the store is raised.
         """
         self.require_writable()
-        with self._one_at_a_time(image_id):
+        with self._images_locked.hold(image_id):
             self._written()
             names, before, update = self._service.annotated_names, self._service.store.load(image_id), read()
             merged = self._service.merge(image_id, replace(update, complete=frozenset()))
@@ -623,6 +623,8 @@ class AnnotatedStudies:
             if late:
                 self.deliver_later()
                 raise late
+            if client is not None:
+                self._note(self._service.log.worked, image_id, person(client), now())
             return Receipt(update, merged, names, notes=notes)
 
     def _keep_final(
@@ -679,28 +681,20 @@ class AnnotatedStudies:
         except InvalidRequest as error:  # an archive keeps what it has; the next final label will be the newer one
             logger.info("The final label of a volume that is open again stays where it is: %s", error)
 
-    def _image_path(self, image_id: str) -> Path:
-        uri = self.files.get_image_uri(image_id)
-        if not uri or not Path(uri).exists():
-            raise NotKnown("image", image_id, step="its file was removed from the datastore")
-        return Path(uri)
-
     def grid(self, image_id: str) -> Grid:
         """Of an image that an archive does not send, as it was when it was annotated. Raises UnreadableVolume, whose
         message names the image, not its path."""
         try:
-            path = self._image_path(image_id)
+            uri = self.files.get_image_uri(image_id)
         except (StoreUnavailable, StoreRefused):
             known = self._service.store.load(image_id)
             if known is None:
                 raise
             return known.grid
-        with named(path, image_id):
-            return read_grid(path)
-
-    def _one_at_a_time(self, image_id: str) -> AbstractContextManager[None]:
-        """Holds an image: submissions come one after the other, so that label files are never older than they."""
-        return self._images_locked.hold(image_id)
+        if not uri or not Path(uri).exists():
+            raise NotKnown("image", image_id, step="its file was removed from the datastore")
+        with named(Path(uri), image_id):
+            return read_grid(uri)
 
 
 def _overlaps(covered: Covered, *, kept: bool) -> tuple[str, ...]:

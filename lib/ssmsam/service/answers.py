@@ -35,14 +35,14 @@ class AnswerMemory:
     """The answers that were given last, within a limit of bytes. The key has to hold everything that they depend on.
     Safe for threads."""
 
-    def __init__(self, limit_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self) -> None:
         self._kept: Cache[Hashable, tuple[Answer, bytes]] = Cache(
-            limit_bytes, size=lambda kept: len(kept[1]), keep_newest=True
+            MEMORY_BYTES, size=lambda kept: len(kept[1]), keep_newest=True
         )
 
     def clear(self) -> None:
         """Forget all answers."""
-        self._kept.forget()
+        self._kept.clear()
 
     def recalled(self, key: Hashable, make: Callable[[], Answer]) -> tuple[Answer, bool]:
         """The answer, and whether it was known; several who ask at once wait for the one who makes it."""

@@ -79,7 +79,9 @@ class Background:
         with self._changed:
             self._by_image = {key: request for key, request in self._by_image.items() if request.stands}
             until, known = time.monotonic() + self._wanted_s, self._by_image.pop(name, None)
-            request = self._by_image[name] = known or _EmbeddingRequest(wanted, near, until, _job(wanted, client))
+            called, image_id = (wanted, wanted) if isinstance(wanted, str) else (wanted.name, wanted.image_id)
+            job = Job(EMBED, title=f"slices of {called} are made ready", owner=client, image=image_id, brief=True)
+            request = self._by_image[name] = known or _EmbeddingRequest(wanted, near, until, job)
             request.near, request.until = request.near if near is None else near, until
             waiting = [one for one in self._by_image.values() if one is not request and one.job.state == "queued"]
         if known is None:
@@ -132,8 +134,3 @@ class Background:
                 raise Paused
             if self.jobs.turns.quiet(POLL_S):
                 return
-
-
-def _job(image: str | Source, client: str) -> Job:
-    called, image_id = (image, image) if isinstance(image, str) else (image.name, image.image_id)
-    return Job(EMBED, title=f"slices of {called} are made ready", owner=client, image=image_id, brief=True)

@@ -184,7 +184,9 @@ def _write_case(
     kind = volume.modality or guess_modality(volume)
     if modality and kind != modality:
         return f"it is {kind}"
-    target, name = nnunet_target(case.annotations, values), _file_name(case.name, taken=taken)
+    target, plain = nnunet_target(case.annotations, values), re.sub(r"[^\w.-]", "_", case.name)
+    names = (plain, *(f"{plain}_{n}" for n in range(2, len(taken) + 3)))
+    name = next(one for one in names if one not in taken)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_volume(volume, folder / "imagesTr" / f"{name}_0000.nii.gz")
@@ -220,8 +222,3 @@ def nnunet_target(annotations: Annotations, values: Mapping[str, int]) -> np.nda
         known &= annotations.target(name)[1] > 0
     target[(target == 0) & ~known] = len(values) + 1
     return target
-
-
-def _file_name(name: str, *, taken: Collection[str]) -> str:
-    plain = re.sub(r"[^\w.-]", "_", name)
-    return next(one for one in (plain, *(f"{plain}_{n}" for n in range(2, len(taken) + 3))) if one not in taken)

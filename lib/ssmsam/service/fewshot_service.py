@@ -154,14 +154,17 @@ class FewShotService:
                 return made, self.registry.publish(made, decoder=self.decoder), bool(made.card["adapted"])
             if not made.card[
                 "adapted"
-            ]:  # the decoder is as it was: the task checkpoint that there is now knows that it is best
+            ]:  # the decoder is as it was: the checkpoint that there is knows now that it is best
                 told = {key: made.card[key] for key in ("settings", "dice_estimate")}
                 kept = replace(plain[0], card={**plain[0].card, **told})
                 self.registry.replace(plain[1], kept, decoder=self.decoder)
                 return kept, plain[1], False
             name, known = self.registry.publish(made, decoder=self.decoder), plain[0].pseudo_labelled
-        made = self._completed(made, name, support, lambda one: _without(known, one.pseudo_labelled), progress)
-        return made, name, True
+
+        def lacking(one: AdaptedTask) -> list[str]:
+            return [label for label in known if label not in one.pseudo_labelled]
+
+        return self._completed(made, name, support, lacking, progress), name, True
 
     def _prompted(
         self, support: Support, config: FewShotConfig, *, either: bool, progress: Progress
@@ -276,10 +279,6 @@ class FewShotService:
         task = replace(task, card={**task.card, **known, "completed": []})
         self.registry.remember(name, task)
         return task
-
-
-def _without(labels: Collection[str], known: Collection[str]) -> list[str]:
-    return [label for label in labels if label not in known]
 
 
 def _judged(card: Mapping[str, Any]) -> bool:

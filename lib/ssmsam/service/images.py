@@ -99,7 +99,11 @@ class Images:
         """``image_id`` if the datastore has it, else :class:`NotKnown`."""
         if not image_id:
             raise InvalidRequest("the request names no image: give image=ID, a session_id, or send a file")
-        if not self._knows(image_id):
+        known = self._files.knows(image_id)
+        if not known and not self._files.remote:
+            time.sleep(0.05)  # a file that came just now is listed a moment later
+            known = self._files.knows(image_id)
+        if not known:
             raise NotKnown("image", image_id, step="GET /datastore/?output=all lists what there is")
         return image_id
 
@@ -161,13 +165,6 @@ class Images:
             return _stamp(Path(self._files.get_image_uri(image_id)))
         except Exception:  # it was removed, or cannot be looked at: that is a state too
             return ()
-
-    def _knows(self, image_id: str) -> bool:
-        known = self._files.knows(image_id)
-        if known or self._files.remote:
-            return known
-        time.sleep(0.05)  # a file that came just now is listed a moment later
-        return self._files.knows(image_id)
 
 
 def _key(source: Source) -> tuple[Path, tuple[int, ...] | str]:

@@ -54,7 +54,7 @@ class Job:
     ``owner`` is the client that asked for it, as annotations tell clients apart, and ``login`` the account that is
     logged in, :func:`account` where it is not given. ``model`` is the one that it is done for, ``subject`` whatever
     the work is about: two jobs with equal subjects do the same. A ``brief`` job is listed while it runs or waits and
-    forgotten when it ends. A ``token`` is given where something else may stop it too, such as a connection that ends.
+    forgotten when it ends.
     """
 
     def __init__(
@@ -69,7 +69,6 @@ class Job:
         subject: object = None,
         priority: int = LATER,
         brief: bool = False,
-        token: CancelToken | None = None,
     ) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.kind, self.title, self.owner, self.image, self.model = kind, title, owner, image, model
@@ -78,7 +77,7 @@ class Job:
         self.state: State = "queued"
         self.detail = ""
         self.result: Future[Any] = Future()
-        self.token = token or CancelToken()
+        self.token = CancelToken()
         self._lock = threading.Lock()
         self._now: tuple[str, int, int] = ("", 0, 0)
         self._began = 0.0
@@ -163,7 +162,11 @@ class Jobs:
             self._jobs[job.id], self._work[job.id] = job, work
             self._turns[job.id] = next(self._front if first else self._back)
             if len(self._threads.get(job.kind, ())) < self._workers:
-                self._start(job.kind)
+                if not self._threads:
+                    atexit.register(self.stop)
+                thread = threading.Thread(target=self._run, args=(job.kind,), name=f"jobs-{job.kind}", daemon=True)
+                self._threads.setdefault(job.kind, []).append(thread)
+                thread.start()
             self._changed.notify_all()
         return job
 
@@ -252,13 +255,6 @@ class Jobs:
     def _waiting(self, kind: str) -> list[Job]:
         return [self._jobs[name] for name in self._work if self._jobs[name].kind == kind]
 
-    def _start(self, kind: str) -> None:
-        if not self._threads:
-            atexit.register(self.stop)
-        thread = threading.Thread(target=self._run, args=(kind,), name=f"jobs-{kind}", daemon=True)
-        self._threads.setdefault(kind, []).append(thread)
-        thread.start()
-
     def _run(self, kind: str) -> None:
         while True:
             with self._changed:
@@ -275,7 +271,10 @@ class Jobs:
             with cancellable(job.token), self.turns.pausing():
                 found = work(job)
         except Paused:
-            self._queue_again(job, work)
+            with self._changed:
+                job.state, self._work[job.id] = "queued", work
+            if job.cancelled or self._stopping:  # since its last step
+                self._drop(job)
         except BaseException as error:  # whatever is wrong with one job, the next one may be fine
             if not isinstance(error, Cancelled):
                 job.detail = job.detail or str(error)
@@ -283,13 +282,6 @@ class Jobs:
             self._end(job, "cancelled" if isinstance(error, Cancelled) else "failed", error)
         else:
             self._end(job, "done", None, found)
-
-    def _queue_again(self, job: Job, work: Callable[[Job], Any]) -> None:
-        with self._changed:
-            job.state = "queued"
-            self._work[job.id] = work
-        if job.cancelled or self._stopping:  # since its last step
-            self._drop(job)
 
     def _end(self, job: Job, state: State, error: BaseException | None, found: Any = None) -> None:
         with self._changed:

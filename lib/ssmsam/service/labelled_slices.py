@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ssmsam.annotation.support import SupportSet, SupportSlice
+from ssmsam.annotation.support import SupportSlice
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.ops import evenly_spaced
@@ -60,7 +60,11 @@ class LabelledSlices:
         found = {}
         for label in wanted:
             if not labels or label in labels:
-                slices = self._opened(_chosen(known.only(label=label), image_id, limits), image_id, opened)
+                everything = known.only(label=label)
+                own = [one for one in everything if one.image == image_id]
+                others = [one for one in everything if one.image != image_id]
+                chosen = _spread(own, limits.own) + _spread(others, limits.others)
+                slices = self._opened(chosen, image_id, opened)
                 if any(one.mask.any() for one in slices):
                     found[label] = slices
         if labels and not found:
@@ -103,14 +107,8 @@ class LabelledSlices:
         return found
 
 
-def _chosen(known: SupportSet, image_id: str, limits: Limits) -> list[SupportSlice]:
-    """At most so many slices of the image and of others, spread evenly, those that show the label first."""
-    own = [one for one in known if one.image == image_id]
-    others = [one for one in known if one.image != image_id]
-    return _spread(own, limits.own) + _spread(others, limits.others)
-
-
 def _spread(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
+    """At most so many of the slices, spread evenly, those that show the label first."""
     showing = [one for one in slices if not one.annotation.empty]
     empty = [one for one in slices if one.annotation.empty]
     kept = [showing[n] for n in evenly_spaced(len(showing), most)]

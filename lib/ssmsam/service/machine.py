@@ -74,9 +74,5 @@ def memory_in_use() -> int:
 
 def limit_arenas() -> None:
     """Let all threads share a few pools of memory. Does nothing where the C library is not glibc."""
-    if _glibc() and not os.environ.get("MALLOC_ARENA_MAX"):
+    if platform.libc_ver()[0] == "glibc" and not os.environ.get("MALLOC_ARENA_MAX"):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
-
-
-def _glibc() -> bool:
-    return platform.libc_ver()[0] == "glibc"

@@ -72,7 +72,10 @@ def purge(places: Sequence[CachePlace]) -> list[dict[str, Any]]:
     for place in places:
         before = place.as_json()
         for path in place.paths:
-            _remove(path)
+            try:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("cached data could not be removed: %s", error)
         left = place.as_json()
         told.append({**before, "files": before["files"] - left["files"], "bytes": before["bytes"] - left["bytes"]})
     return told
@@ -103,13 +106,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return 0
-
-
-def _remove(path: Path) -> None:
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("cached data could not be removed: %s", error)

@@ -25,10 +25,6 @@ class Refusal:
     state: Hashable
     since: float
 
-    def holds(self, state: Hashable, now: float) -> bool:
-        """Whether the image is still what could not be read."""
-        return now - self.since < RETRY_S if self.state is None else state == self.state
-
 
 class SetAside:
     """The images that could not be read. Safe for threads.
@@ -71,7 +67,9 @@ class SetAside:
         refusal = self._refusals.get(image)
         if refusal is None:
             return ""
-        if refusal.holds(self._state(image), self._clock()):
+        known, age_s = refusal.state, self._clock() - refusal.since
+        counts = age_s < RETRY_S if known is None else self._state(image) == known
+        if counts:
             return refusal.reason
         with self._lock:
             if self._refusals.get(image) is refusal:

@@ -16,7 +16,7 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import digest
 from ssmsam.ops import evenly_spaced
-from ssmsam.progress import Busy, Cancelled, Progress, silent
+from ssmsam.progress import Busy, Cancelled
 from ssmsam.service.fewshot_service import FewShotService
 
 STORED_AXIS = 0
@@ -45,10 +45,9 @@ class Deadline:
 
 @dataclass(frozen=True, eq=False)
 class VolumeForecast:
-    """One image: its embeddings, what is known of its slices, and the checkpoint that was asked ("" for none)."""
+    """One image: what is known of its slices, and the checkpoint that was asked ("" for none)."""
 
     image: str
-    embeddings: VolumeEmbeddings
     state: VolumeState
     checkpoint: str = ""
 
@@ -65,10 +64,6 @@ class VolumeForecasts:
         self._seconds = 0.1
         """For one label on one slice, as it took the last time."""
 
-    def embeddings(self, image: str) -> VolumeEmbeddings:
-        """Raises NotKnown and UnreadableVolume."""
-        return self.service.images.embeddings(image)
-
     def annotated(self, image: str) -> dict[str, dict[int, bool]]:
         """Label -> annotated stored slice -> whether the label was seen there."""
         found: dict[str, dict[int, bool]] = {}
@@ -81,15 +76,13 @@ class VolumeForecasts:
         """The labels that some annotated slice shows, in any image."""
         return list(self.service.studies.support().only(nonempty=True).labels)
 
-    def of(
-        self, image: str, labels: Sequence[str], *, deadline: Deadline, progress: Progress = silent
-    ) -> VolumeForecast:
+    def of(self, image: str, labels: Sequence[str], *, deadline: Deadline) -> VolumeForecast:
         """An image with forecasts of those of the ``labels`` that were annotated anywhere.
 
         Embeds some slices, as long as the deadline allows, only where none is embedded. Without forecasts where other
         long work is done until then. Raises NotKnown and UnreadableVolume.
         """
-        embeddings = self.embeddings(image)
+        embeddings = self.service.images.embeddings(image)
         done = np.flatnonzero(embeddings.done)
         if not len(done):
             with suppress(Cancelled, Busy), self.service.jobs.turns.long(within=deadline.left):
@@ -104,7 +97,7 @@ class VolumeForecasts:
         expected: dict[str, Forecast] = {}
         if known and slices:
             with suppress(Busy):
-                expected = self._forecasts(image, embeddings, slices, known, progress, within=deadline.left)
+                expected = self._forecasts(image, embeddings, slices, known, within=deadline.left)
             slices = next((one.slices.tolist() for one in expected.values()), slices)
         state = VolumeState(
             count=embeddings.count,
@@ -113,13 +106,13 @@ class VolumeForecasts:
             annotated=annotated,
             forecasts=expected,
         )
-        return VolumeForecast(image, embeddings, state, self.service.registry.state.active if expected else "")
+        return VolumeForecast(image, state, self.service.registry.state.active if expected else "")
 
     def bare(self, image: str) -> VolumeForecast:
         """An image with its annotations and nothing else, at no cost."""
-        embeddings = self.embeddings(image)
+        embeddings = self.service.images.embeddings(image)
         state = VolumeState(embeddings.count, embeddings.slice_mm, annotated=self.annotated(image))
-        return VolumeForecast(image, embeddings, state)
+        return VolumeForecast(image, state)
 
     def task(self, image: str, labels: Sequence[str]) -> tuple[AdaptedTask, str]:
         """The checkpoint that answers now, shown what is annotated now, and its name ("" where none was adapted yet).
@@ -135,14 +128,7 @@ class VolumeForecasts:
         return prompted(support, service.embedder, decoder), "" if active is None else state.active
 
     def _forecasts(
-        self,
-        image: str,
-        embeddings: VolumeEmbeddings,
-        slices: list[int],
-        labels: list[str],
-        progress: Progress,
-        *,
-        within: float,
+        self, image: str, embeddings: VolumeEmbeddings, slices: list[int], labels: list[str], *, within: float
     ) -> dict[str, Forecast]:
         """As they were made before, perhaps on fewer slices, or made now. Raises Busy after so many seconds' wait."""
         state = self.service.registry.state
@@ -151,10 +137,10 @@ class VolumeForecasts:
         key = (state.active, state.pinned, digest(support), embeddings.key.digest, embedded)
 
         def made() -> dict[str, Forecast]:
-            with self.service.jobs.turns.long(progress, within=within):
+            with self.service.jobs.turns.long(within=within):
                 task, _ = self.task(image, labels)
                 started = time.monotonic()
-                expected = expect(task, embeddings, slices, config=self.service.config, progress=progress)
+                expected = expect(task, embeddings, slices, config=self.service.config)
             self._seconds = (time.monotonic() - started) / (len(slices) * max(1, len(expected)))
             return {label: one.forecast for label, one in expected.items() if label in labels}
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ssmsam.fewshot.config import DEFAULTS
 from ssmsam.progress import Progress, silent
@@ -197,6 +197,11 @@ class InferenceCommand:
         keep = bool(request.get("save_label"))
         if keep and tag in (PARTIAL, FINAL):
             raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
+        answer = request.get("answer") or "volume"
+        if answer not in ("slice", "volume"):
+            raise InvalidRequest(f"answer has to be 'slice' or 'volume', got {str(answer)[:40]!r}")
+        if answer == "slice" and (request.get("model") != "sam_2d" or keep):
+            raise InvalidRequest("answer 'slice' is for sam_2d without save_label: other answers are files")
         options = with_chosen_label(with_known_labels(request, known))
         label = str(options.get("label") or "")
         return cls(
@@ -208,19 +213,9 @@ class InferenceCommand:
             format=read_format(request),
             tag=tag,
             keep=keep,
-            slice_only=read_answer(request, keep=keep),
+            slice_only=answer == "slice",
             options=options,
         )
-
-
-def read_answer(request: Mapping[str, Any], *, keep: bool = False) -> bool:
-    """Whether a request asks for one slice instead of a file. Raises InvalidRequest."""
-    answer = request.get("answer") or "volume"
-    if answer not in ("slice", "volume"):
-        raise InvalidRequest(f"answer has to be 'slice' or 'volume', got {str(answer)[:40]!r}")
-    if answer == "slice" and (request.get("model") != "sam_2d" or keep):
-        raise InvalidRequest("answer 'slice' is for sam_2d without save_label: other answers are files")
-    return bool(answer == "slice")
 
 
 def read_format(request: Mapping[str, Any]) -> MaskFormat:
@@ -267,10 +262,6 @@ class Options(BaseModel):
             raise InvalidRequest(f"{wrong['loc'][0]}: {message}, got {str(wrong['input'])[:40]}") from None
 
 
-def _named_flag(value: Any, info: ValidationInfo) -> bool:
-    return read_flag(value, str(info.field_name))
-
-
 def read_names(value: Any) -> list[str]:
     """Names in a list, or separated by commas; none at all is an empty list. Raises InvalidRequest."""
     names = value.split(",") if isinstance(value, str) else value or []
@@ -279,7 +270,7 @@ def read_names(value: Any) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-Flag = Annotated[bool, BeforeValidator(_named_flag)]
+Flag = Annotated[bool, BeforeValidator(lambda value, info: read_flag(value, str(info.field_name)))]
 Names = Annotated[tuple[str, ...], BeforeValidator(read_names)]
 
 

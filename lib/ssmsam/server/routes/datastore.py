@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from monailabel.endpoints import datastore as stock
 from monailabel.utils.others.generic import remove_file
 from pydantic import BaseModel, Field
 
-from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import summarise
 from ssmsam.annotation.slice_state import SliceKey
@@ -34,6 +32,7 @@ from ssmsam.server.routes.common import (
     reader,
     received,
     require_label,
+    until_sent,
 )
 from ssmsam.service.annotated_studies import FINAL, PARTIAL
 from ssmsam.service.errors import NotKnown
@@ -89,9 +88,7 @@ def download_image(
     note_opened(app, image, request, client_id)
     source = app.images.from_datastore(image)
     if source.path.is_dir():
-        folder = tempfile.mkdtemp(prefix="ssmsam-")
-        background_tasks.add_task(remove_file, folder)
-        copy = Path(folder) / f"{image}.nii.gz"
+        copy = until_sent(background_tasks) / f"{image}.nii.gz"
         write_volume(app.images.open(source).volume, copy)
         return FileResponse(copy, media_type="application/gzip", filename=copy.name)
     return stock.download_image(image)
@@ -199,7 +196,17 @@ slices = APIRouter(prefix="/datastore/annotations", tags=["Datastore"], route_cl
 @slices.get("", summary="Which slices of an image are annotated")
 def known_slices(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
     """``partial`` as submissions say it, whether the volume is ``finished``, and every revision's summary."""
-    return _described(app.datastore().annotations(image))
+    known = app.datastore().annotations(image)
+    revisions = [
+        {
+            "revision": revision.number,
+            "client_id": revision.update.client,
+            "when": revision.update.when,
+            "counted": summarise(revision.update).splitlines(),
+        }
+        for revision in known.revisions
+    ]
+    return {"partial": write_partial(known), "finished": known.finished, "revisions": revisions}
 
 
 @slices.put("", summary="Withdraw, accept, finish or reopen slices and labels")
@@ -269,16 +276,3 @@ def masks(
     answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")
     answer.headers[LABELS_HEADER] = in_header(values)
     return answer
-
-
-def _described(known: Annotations) -> dict[str, Any]:
-    revisions = [
-        {
-            "revision": revision.number,
-            "client_id": revision.update.client,
-            "when": revision.update.when,
-            "counted": summarise(revision.update).splitlines(),
-        }
-        for revision in known.revisions
-    ]
-    return {"partial": write_partial(known), "finished": known.finished, "revisions": revisions}

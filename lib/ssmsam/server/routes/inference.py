@@ -65,8 +65,8 @@ def infer(
     """
     options = json_object(params, name="params")
     app.require_options(options, app.require_model(model))
-    if output == ResultType.dicom_seg:
-        _require_dicom_store(app)
+    if output == ResultType.dicom_seg and not app.datastore().files.remote:
+        raise InvalidRequest("output=dicom_seg needs studies from a DICOMweb server; ask for output=image")
     if options.get("answer") == "slice" and output != ResultType.json:
         raise InvalidRequest("answer 'slice' comes in the details, without a file: ask with output=json")
     source = _source(app, image, session_id, file, scratch)
@@ -106,11 +106,6 @@ def _source(app: ServerApp, image: str, session_id: str, file: UploadFile | None
     if file:
         return app.images.from_upload(received(file, scratch))
     return app.images.from_datastore(image)
-
-
-def _require_dicom_store(app: ServerApp) -> None:
-    if not app.datastore().files.remote:
-        raise InvalidRequest("output=dicom_seg needs studies from a DICOMweb server; ask for output=image")
 
 
 def _dicom_seg(source: Source, result: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -30,19 +29,13 @@ addresses."""
 router = APIRouter(include_in_schema=False)
 
 
-@cache
-def _templates() -> Environment:
-    return Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
+TEMPLATES = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
 
 
 def _page(request: Request, view: str) -> HTMLResponse:
     """Without data of patients: its scripts ask for them, with the login where there is one."""
-    text = (
-        _templates()
-        .get_template(f"{view}.html")
-        .render(root=path_prefix(request), view=view, version=ssmsam.__version__, niivue=NIIVUE.is_file())
-    )
-    return HTMLResponse(text, headers=SECURITY)
+    told = {"root": path_prefix(request), "view": view, "version": ssmsam.__version__, "niivue": NIIVUE.is_file()}
+    return HTMLResponse(TEMPLATES.get_template(f"{view}.html").render(told), headers=SECURITY)
 
 
 @router.get("/")

@@ -15,7 +15,6 @@ from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 
 from ssmsam.dicom.web import StoreSession
-from ssmsam.server.app import ServerApp
 from ssmsam.server.datastore.access import is_dicomweb, store_access
 from ssmsam.server.routes.common import AnyUser, App, note_opened
 from ssmsam.service.errors import InvalidRequest, NotKnown
@@ -41,26 +40,23 @@ def forward(app: App, user: AnyUser, request: Request, path: str, body: Body) ->
         return _forward(request, None, path, body)
     if service == "qido" and rest.endswith("metadata"):  # some viewers ask for metadata among their queries
         service = "wado"
-    if service == "wado":
-        _note_opened(app, request, rest)
-    return _forward(request, getattr(settings, f"MONAI_LABEL_{service.upper()}_PREFIX"), rest, body)
-
-
-def _note_opened(app: ServerApp, request: Request, path: str) -> None:
-    """A viewer asks for a series' metadata when it opens it, and only then."""
-    if series := SERIES_METADATA.search(path):
+    # a viewer asks for a series' metadata when it opens it, and only then
+    if service == "wado" and (series := SERIES_METADATA.search(rest)):
         files = app.datastore().files
         if files.remote and files.knows(series[1]):
             note_opened(app, series[1], request)
+    return _forward(request, getattr(settings, f"MONAI_LABEL_{service.upper()}_PREFIX"), rest, body)
 
 
 def _forward(request: Request, prefix: str | None, path: str, body: bytes) -> Response:
+    # what the viewer wants and sends; its cookies and tokens are for this server, not for the other
+    headers = {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
     try:
         url, query = _url(prefix, path), request.url.query  # as it came: Orthanc does not read an encoded asterisk
         answer = _session(settings.MONAI_LABEL_STUDIES).request(
             request.method,
             f"{url}?{query}" if query else url,
-            headers=_headers(request),
+            headers=headers,
             data=body or None,
             stream=True,
             allow_redirects=False,  # it must not be sent to other hosts
@@ -87,11 +83,6 @@ def _url(prefix: str | None, path: str) -> str:
         quote(path.lstrip("/"), safe="/:,;=@&+$!*()~"),
     ]
     return "/".join(part for part in parts if part)
-
-
-def _headers(request: Request) -> dict[str, str]:
-    """What the viewer wants and sends; its cookies and tokens are for this server, not for the other."""
-    return {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
 
 
 @cache

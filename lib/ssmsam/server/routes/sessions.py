@@ -49,7 +49,12 @@ def create_session(
     """One file is the image; several files, or an archive with ``uncompress``, are a folder of DICOM files."""
     folder = scratch / "images"
     folder.mkdir()
-    received = [_receive(file, folder) for file in files]
+    received = []
+    for file in files:
+        sent_name = PurePath((file.filename or "image.nii.gz").replace("\\", "/")).name
+        received.append(folder / safe_name(sent_name, what="a file's name"))
+        with received[-1].open("wb") as copy:
+            shutil.copyfileobj(file.file, copy)
     image = received[0] if len(received) == 1 else folder
     if uncompress:
         image = _unpack(received[0], scratch / "unpacked")
@@ -85,14 +90,6 @@ def session_image(sessions: Sessions | None, session_id: str) -> Path:
     if session is None or not Path(session.image).exists():
         raise NotKnown("session", session_id, step="It may have expired: send the image again")
     return Path(session.image)
-
-
-def _receive(file: UploadFile, folder: Path) -> Path:
-    name = PurePath((file.filename or "image.nii.gz").replace("\\", "/")).name
-    path = folder / safe_name(name, what="a file's name")
-    with path.open("wb") as copy:
-        shutil.copyfileobj(file.file, copy)
-    return path
 
 
 def _unpack(archive: Path, folder: Path) -> Path:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from zipfile import ZIP_STORED, ZipFile
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from monailabel.utils.others.generic import remove_file
 
 from ssmsam.annotation.review import Review, ReviewVerdict, WorkSummary
 from ssmsam.dicom.measurements import Measurement, as_prompts, measurements
@@ -17,7 +14,7 @@ from ssmsam.dicom.series import find_series
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.json_text import require_storable
 from ssmsam.server.clients.rest import LABELS_HEADER, in_header, read_names
-from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, long, note_opened, reader
+from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, long, note_opened, reader, until_sent
 from ssmsam.service.exports import (
     FORMATS,
     annotated_labels,
@@ -191,7 +188,7 @@ def export(
     Labels that overlap do so in them, while a label map holds one a voxel."""
     order = app.services[FEWSHOT].offered
     mask, values, covered = annotated_labels(app.datastore().annotations(image), order=order, only=read_names(labels))
-    folder = _scratch(background_tasks)
+    folder = until_sent(background_tasks)
     source = app.images.from_datastore(image).path
     suffix = FORMATS.get(format, "")
     path = write_labels(mask, values, folder / f"labels{suffix}", format=format, source=source, covered=covered)
@@ -216,7 +213,7 @@ def dataset(
 ) -> FileResponse:
     """A ZIP archive of a data set folder, version 2: ``dataset.json``, ``imagesTr``, ``labelsTr``, and ``export.json``,
     which says what was left out and why. Voxels of which nothing is known have the label ``ignore``."""
-    folder = _scratch(background_tasks)
+    folder = until_sent(background_tasks)
     cases = studies_cases(app.datastore(), app.images)
     write_nnunet(cases, folder / DATASET, labels=read_names(labels), finished=only == "finished", modality=modality)
     archive = folder / f"{DATASET}.zip"
@@ -224,13 +221,6 @@ def dataset(
         for file in sorted(one for one in (folder / DATASET).rglob("*") if one.is_file()):
             packed.write(file, file.relative_to(folder))
     return FileResponse(archive, media_type="application/zip", filename=archive.name)
-
-
-def _scratch(background_tasks: BackgroundTasks) -> Path:
-    """A folder that goes when the answer was sent."""
-    folder = tempfile.mkdtemp(prefix="ssmsam-")
-    background_tasks.add_task(remove_file, folder)
-    return Path(folder)
 
 
 @router.get("/measurements", summary="What was measured on an image before, as prompts")

@@ -111,7 +111,7 @@ class FewShotTask(InferTask):
         found, known = self._answer(asked, task, name, clicks, progress)
         segmented = time.perf_counter()
         values = self._values(found.labels, command)
-        mask = _with_values(found, values)
+        mask = np.array([0, *(values[label] for label in found.labels)], dtype=np.uint8)[found.mask]
         if command.replaces_screen and image.source.image_id:
             keep_the_rest(service.studies, image, mask, values, offered=service.offered, client=asked.client)
         path = write_mask(mask, image.volume, request.format)
@@ -163,7 +163,11 @@ class FewShotTask(InferTask):
             )
         # a decoder that knows no organ yet says little before it has adapted
         wait = command.wait or not service.start[0].pretrained
-        return Asked(image, request.client, command, support, self._adaptation(command), wait)
+        config = service.config
+        steps = config.adaptation.steps if command.adapt else 0
+        adaptation = replace(config.adaptation, budget_s=command.budget_s, steps=steps)
+        config = replace(config, adaptation=adaptation, folds=config.folds if command.adapt else 0)
+        return Asked(image, request.client, command, support, config, wait)
 
     def _labelled(self, image: OpenImage, command: FewShotCommand) -> Support:
         image_id, only = image.source.image_id, command.only_this_image
@@ -195,14 +199,10 @@ class FewShotTask(InferTask):
             )
 
         found, known = service.answers.recalled(key, made)
-        return self._as_annotated(found, asked), known
-
-    def _as_annotated(self, found: Answer, asked: Asked) -> Answer:
-        """With every annotated slice of this volume as it was annotated: the checkpoint was shown some of them."""
-        service, image_id = self._service, asked.image.source.image_id
-        everything = service.labelled.support(image_id, only_this=True, limits=Limits(own=sys.maxsize, others=0))
-        mask = as_annotated(found.mask, found.labels, asked.image.embeddings, everything)
-        return replace(found, mask=mask)
+        # the checkpoint was shown some of the annotated slices of this volume: all of them stay as they are
+        image_id, limits = asked.image.source.image_id, Limits(own=sys.maxsize, others=0)
+        everything = service.labelled.support(image_id, only_this=True, limits=limits)
+        return replace(found, mask=as_annotated(found.mask, found.labels, embeddings, everything)), known
 
     def _stop_outdated(self, asked: Asked) -> None:
         """What adapts beside for this client to other annotations than there are now would be for nothing."""
@@ -254,13 +254,6 @@ class FewShotTask(InferTask):
             )
         return {label: prompts.slices}
 
-    def _adaptation(self, command: FewShotCommand) -> FewShotConfig:
-        config = self._service.config
-        adaptation = replace(config.adaptation, budget_s=command.budget_s)
-        if not command.adapt:
-            return replace(config, adaptation=replace(adaptation, steps=0), folds=0)
-        return replace(config, adaptation=adaptation)
-
     def _values(self, labels: Sequence[str], command: FewShotCommand) -> dict[str, int]:
         """Label -> value in the answer.
 
@@ -273,21 +266,11 @@ class FewShotTask(InferTask):
         return {label: number for number, label in enumerate(labels, 1)}
 
     def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
-        studies = self._service.studies
-        if not image.source.image_id:
-            return
-        when = now()
-        for number, label in enumerate(found.labels, 1):
-            mask = found.mask == number
-            plane = image.embeddings.plane
-            studies.serve(
-                image.source.image_id,
-                mask,
-                label=label,
-                client=client,
-                plane=plane,
-                prompted=clicks.get(label, ()),
-                when=when,
+        image_id, plane, when = image.source.image_id, image.embeddings.plane, now()
+        for number, label in enumerate(found.labels if image_id else (), 1):
+            mask, prompted = found.mask == number, clicks.get(label, ())
+            self._service.studies.serve(
+                image_id, mask, label=label, client=client, plane=plane, prompted=prompted, when=when
             )
 
 
@@ -298,11 +281,6 @@ def _told(clicks: Mapping[str, Clicks]) -> str:
         for label, slices in sorted(clicks.items())
         for index, one in sorted(slices.items())
     ])  # fmt: skip
-
-
-def _with_values(found: Answer, values: Mapping[str, int]) -> np.ndarray:
-    table = np.array([0, *(values[label] for label in found.labels)], dtype=np.uint8)
-    return table[found.mask]
 
 
 def slice_dice(prediction: Prediction, support: Support, volume: str) -> dict[str, dict[int, float]]:

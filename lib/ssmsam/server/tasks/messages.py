@@ -18,7 +18,6 @@ from ssmsam.annotation.labels import is_reserved
 from ssmsam.annotation.log import Mark, Verdict
 from ssmsam.annotation.service import describe_finished
 from ssmsam.annotation.slice_state import SliceKey, now
-from ssmsam.interactive.request import PromptRequest
 from ssmsam.progress import shielded
 from ssmsam.server.clients.prompts import read_flag, read_prompts
 from ssmsam.server.clients.rest import InferenceCommand
@@ -113,23 +112,20 @@ class SliceMessage(MessageTask):
         if prompts.label and is_reserved(prompts.label):
             raise InvalidRequest(f"{prompts.label!r} is no label that a slice can be about: choose an organ")
         image_id, client = image.source.image_id, request.client
-        label = prompts.label or studies.clicked_label(
-            image_id, client=client, axis=plane.axis, index=index, yx=_last_click(prompts, index)
-        )
+        clicked = prompts.slices.get(index)
+        points = [*clicked.negative, *clicked.positive] if clicked else []
+        yx = (round(float(points[-1][1])), round(float(points[-1][0]))) if points else None
+        label = prompts.label or studies.clicked_label(image_id, client=client, axis=plane.axis, index=index, yx=yx)
         self._prompting.since(image, replace(prompts, label=label))  # this click is older than what it says
         if self._verdict is None:
-            receipt = self._withdraw(studies, image_id, SliceKey(label, plane.axis, index), client)
+            if SliceKey(label, plane.axis, index) not in studies.annotations(image_id).slices:
+                raise InvalidRequest(f"slice {index} does not count as annotated for {label}: nothing to take back")
+            partial = {"axis": 2 - plane.axis, "slices": {label: {"withdraw": [index]}}}
+            receipt = studies.change(image_id, partial, client=client)
         else:
             receipt = studies.mark(image_id, Mark(label, index, self._verdict, plane.axis, client, now()))
         said = [self._done.format(label=label, index=index), *receipt.update.notes, *receipt.new_label_lines]
         return {**receipt.answer(), "label": label, "slice": index, "detail": "; ".join(said)}
-
-    @staticmethod
-    def _withdraw(studies: AnnotatedStudies, image_id: str, key: SliceKey, client: str) -> Receipt:
-        if key not in studies.annotations(image_id).slices:
-            raise InvalidRequest(f"slice {key.index} does not count as annotated for {key.label}: nothing to take back")
-        partial = {"axis": 2 - key.axis, "slices": {key.label: {"withdraw": [key.index]}}}
-        return studies.change(image_id, partial, client=client)
 
 
 class Undo(MessageTask):
@@ -201,10 +197,3 @@ class FinishVolume(MessageTask):
             f"this would finish {describe_finished(held)}{notes}. Run finish_volume again within {CONFIRM_S} seconds "
             "to do so, or send confirm: true"
         )
-
-
-def _last_click(prompts: PromptRequest, index: int) -> tuple[int, int] | None:
-    """(y, x) of the newest point on the slice."""
-    prompt = prompts.slices.get(index)
-    points = [] if prompt is None else [*prompt.negative, *prompt.positive]
-    return (round(float(points[-1][1])), round(float(points[-1][0]))) if points else None

@@ -13,8 +13,7 @@ from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3
 from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.clients.slicer import FOR_LABEL, label_choices
-from ssmsam.service.images import OpenImage
-from ssmsam.service.mask_files import MaskFormat, centroids, slice_as_json, write_mask
+from ssmsam.service.mask_files import centroids, slice_as_json, write_mask
 from ssmsam.service.prompt_service import PromptService
 
 LEVEL = 17
@@ -67,7 +66,11 @@ class PromptTask(InferTask):
         segmented = time.perf_counter()
         prompting.serve(image, prompts, result, client)
         labels = {request.label_as_sent or UNNAMED: 1}
-        path, shown = ("", _slice(result)) if request.slice_only else _volume(result, image, labels, request.format)
+        if request.slice_only:
+            path, shown = "", _slice(result)
+        else:
+            path = write_mask(result.mask, image.volume, request.format)
+            shown = {"centroids": centroids(result.mask, labels), "voxels": int(result.mask.sum())}
         written = time.perf_counter()
         prompting.background.prefer(image, near=prompts.current, client=client)
         seconds = {
@@ -79,26 +82,12 @@ class PromptTask(InferTask):
             "label_names": labels,
             **shown,
             "latencies": {name: round(value, 4) for name, value in seconds.items()},
-            **self._circumstances(image),
+            # how the answer came about, for records and tests
+            "encoder": prompting.embedder.encoder.spec.name,
+            "encoder_sha256": prompting.embedder.encoder.weights_sha256,
+            "recipe": embeddings.recipe.name,
+            "encoded_slices": prompting.embedder.encoded,
         }
-
-    def _circumstances(self, image: OpenImage) -> dict[str, Any]:
-        """How the answer came about, for records and tests."""
-        encoder = self._prompting.embedder.encoder
-        return {
-            "encoder": encoder.spec.name,
-            "encoder_sha256": encoder.weights_sha256,
-            "recipe": image.embeddings.recipe.name,
-            "encoded_slices": self._prompting.embedder.encoded,
-        }
-
-
-def _volume(
-    result: SegmentationResult, image: OpenImage, labels: dict[str, int], format: MaskFormat
-) -> tuple[str, dict[str, Any]]:
-    """The path of the mask as a file, and what the details say of it."""
-    path = write_mask(result.mask, image.volume, format)
-    return path, {"centroids": centroids(result.mask, labels), "voxels": int(result.mask.sum())}
 
 
 def _slice(result: SegmentationResult) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class UncertaintyScore(ScoringMethod):
                 break
             try:
                 with self._forecasts.service.images.reading(image):
-                    self._forecasts.embeddings(image).embed(progress=deadline.progress)
+                    self._forecasts.service.images.embeddings(image).embed(progress=deadline.progress)
                     volume_forecast = self._forecasts.of(image, labels, deadline=deadline)
             except (*UNUSABLE, Cancelled):
                 continue

@@ -143,7 +143,9 @@ def answer(volume_forecast: VolumeForecast, choices: Sequence[Choice]) -> dict[s
         for label in one.labels:
             by_label.setdefault(label, []).append(one.index)
     slices = sorted(one.index for one in choices)
-    hint = "; ".join([*questions_of(choices), slices_hint(slices, by_label)])
+    reasons = [(one.index, label, reason) for one in choices for label, reason in one.reasons.items()]
+    questions = [reason.sentence for _, _, reason in reasons if reason.numbers.get("find_end")]
+    hint = "; ".join([*questions, slices_hint(slices, by_label)])
     return {
         "id": volume_forecast.image,
         "PatientID": title(volume_forecast.image, hint),
@@ -152,20 +154,13 @@ def answer(volume_forecast: VolumeForecast, choices: Sequence[Choice]) -> dict[s
         "axis": CLIENT_AXIS,
         "labels": list(by_label),
         "slices_by_label": by_label,
-        "why": list(dict.fromkeys(reason.sentence for one in choices for reason in one.reasons.values())),
+        "why": list(dict.fromkeys(reason.sentence for _, _, reason in reasons)),
         "reasons": [
-            {"slice": one.index, "label": label, "why": reason.sentence, **reason.numbers}
-            for one in choices
-            for label, reason in one.reasons.items()
+            {"slice": index, "label": label, "why": reason.sentence, **reason.numbers}
+            for index, label, reason in reasons
         ],
         "head": volume_forecast.checkpoint,
     }
-
-
-def questions_of(choices: Sequence[Choice]) -> list[str]:
-    """What is asked for beside slices: where a label ends."""
-    told = [reason for one in choices for reason in one.reasons.values()]
-    return [reason.sentence for reason in told if reason.numbers.get("find_end")]
 
 
 def slices_hint(slices: Sequence[int], by_label: Mapping[str, Sequence[int]]) -> str:

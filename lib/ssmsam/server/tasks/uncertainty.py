@@ -64,7 +64,8 @@ class UncertaintyMap(InferTask):
             raise InvalidRequest(
                 f"the pinned task checkpoint does not know {label!r}; it knows {', '.join(task.labels)}"
             )
-        support = service.labelled.support(image_id, labels=labels, only_this=True) if self._annotated(image_id) else {}
+        annotated = image_id and self._forecasts.annotated(image_id)
+        support = service.labelled.support(image_id, labels=labels, only_this=True) if annotated else {}
         with service.jobs.turns.long(request.progress):
             unsure = uncertainty_map(
                 task,
@@ -86,6 +87,3 @@ class UncertaintyMap(InferTask):
             "head": name,
             "latencies": {"total": round(time.perf_counter() - started, 4)},
         }
-
-    def _annotated(self, image_id: str) -> bool:
-        return bool(image_id) and bool(self._forecasts.annotated(image_id))
