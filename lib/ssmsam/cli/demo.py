@@ -35,15 +35,24 @@ from ssmsam.volume.writing import write_volume
 SLICE_CLICKS, VOLUME_CLICKS, SUBMITTED = 5, 3, 5
 HEADLINE = "sam_2d, 5 clicks"
 LEARNERS = ("fewshot", "ssm_sam")
-"""The models that learn from annotated slices."""
+"""The models that learn from annotated slices. The second adapts by gradient steps, which takes minutes."""
 
 
 @click.command(cls=Program)
 @click.option("--volumes", cls=Several, default=("ct_01", "mr_04"), show_default=True, metavar="NAME...")
+@click.option(
+    "--models",
+    cls=Several,
+    type=click.Choice(LEARNERS),
+    default=LEARNERS[:1],
+    show_default=True,
+    metavar="NAME...",
+    help="What learns from the submitted slices.",
+)
 @encoder_option
 @path_option("--picture", default=Path("output", "demo.png"), show_default=True, metavar="PNG")
 @json_option
-def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path | None) -> int:
+def command(*, volumes: Sequence[str], models: Sequence[str], encoder: str, picture: Path, record: Path | None) -> int:
     """See it work: start the real server on the sample volumes, annotate as a person would, compare with the truth.
 
     First clicks and boxes become masks. Then five slices of every organ are submitted, and the few-shot model proposes
@@ -57,7 +66,7 @@ def command(*, volumes: Sequence[str], encoder: str, picture: Path, record: Path
             print(f"starting the server on {len(cases)} sample volumes ...", flush=True)
             conf = {"store": str(scratch / "store"), "encoder": encoder}
             with live_server(app=app_folder(scratch / "app"), studies=studies, conf=conf) as server:
-                result, panels = annotate(server, cases, scratch)
+                result, panels = annotate(server, cases, scratch, models)
     except (MONAILabelClientException, requests.RequestException, ServerFailed, ValueError) as error:
         print(f"the demo failed: {error}", file=sys.stderr)
         return FAILED
@@ -89,6 +98,8 @@ class Annotator:
 
     client: MONAILabelClient
     scratch: Path
+    models: Sequence[str]
+    """Those of the LEARNERS that are asked."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """Kind of answer -> how long each took."""
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -163,7 +174,7 @@ class Annotator:
             "partial": {"slices": {label: {"annotated": found} for label, found in slices.items()}},
         }
         self.client.save_label(case.name, str(file), tag="partial", params=said)
-        for model in LEARNERS:
+        for model in self.models:
             for kind in ("adapting", "again"):
                 mask, details = self.ask(model, image=case.name, kind=kind, wait=True)
             whole = {label: mask == value for label, value in details["label_names"].items()}
@@ -175,12 +186,14 @@ class Annotator:
             self.panels.append(coronal_panel(f"{case.name}, {model}", volume, whole, labels))
 
 
-def annotate(server: LiveServer, cases: Sequence[SampleCase], scratch: Path) -> tuple[dict[str, Any], list[Panel]]:
+def annotate(
+    server: LiveServer, cases: Sequence[SampleCase], scratch: Path, models: Sequence[str]
+) -> tuple[dict[str, Any], list[Panel]]:
     """All organs of all volumes: the result, and a row of panels for each volume."""
     print(f"it answered after {server.start_s:.1f} s at {server.url}", flush=True)
     info = wait_until_warm(server.url)
     # the client keeps answers under the name that the server gave them, which must not be the server's own file
-    annotator = Annotator(MONAILabelClient(server.url, tmpdir=str(scratch)), scratch)
+    annotator = Annotator(MONAILabelClient(server.url, tmpdir=str(scratch)), scratch, models)
     for case in cases:
         print(f"annotating {case.name} ...", flush=True)
         annotator.click(case)
@@ -195,7 +208,7 @@ def annotate(server: LiveServer, cases: Sequence[SampleCase], scratch: Path) -> 
     data = {"set": IMAGES, "cases": names, "sha256": files_digest(files)}
     result = {
         "protocol": "demo",
-        "method": ", ".join(("sam_2d", "sam_3d", *LEARNERS)),
+        "method": ", ".join(("sam_2d", "sam_3d", *models)),
         "encoder": info["encoder"],
         "weights_sha256": weights,
         "settings": {"headline": HEADLINE, "volumes": names},
