@@ -54,6 +54,13 @@ def test_file_names_extensions_and_folders_do_not_matter(folder: Path, ct: Volum
     assert read.grid.matches(ct.grid)
 
 
+def test_hidden_files_and_folders_are_not_looked_at(folder: Path, ct: Volume) -> None:
+    for copy in (folder / ".0001.dcm", folder / ".trash" / "0001.dcm"):
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((folder / "0001.dcm").read_bytes())
+    np.testing.assert_array_equal(read_volume(folder).array, ct.array)
+
+
 def test_slices_are_ordered_by_place_not_by_instance_number(folder: Path, ct: Volume) -> None:
     edit(folder, lambda header, n: setattr(header, "InstanceNumber", [3, 1, 5, 2, 4][n]))
     np.testing.assert_array_equal(read_volume(folder).array, ct.array)

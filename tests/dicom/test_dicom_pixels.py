@@ -282,3 +282,15 @@ def test_orientation_and_oddities_do_not_meet(tmp_path: Path, ct: Volume, turn: 
     np.testing.assert_array_equal(read.array, HU)
     np.testing.assert_allclose(read.affine, find_series(tmp_path).grid.affine)
     assert read.grid.matches(Volume(HU, affine).grid)
+
+
+def test_a_description_of_pixels_that_lacks_what_cannot_be_otherwise(folder: Path) -> None:
+    def bare(header: pydicom.Dataset) -> None:
+        for name in ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "HighBit"):
+            delattr(header, name)
+
+    edit(folder, bare)
+    np.testing.assert_array_equal(read_volume(folder).array, HU)
+    edit(folder, lambda header: delattr(header, "PixelRepresentation"))  # negative or not: both can be
+    with pytest.raises(UnreadableVolume, match="no PixelRepresentation"):
+        read_volume(folder)

@@ -17,6 +17,7 @@ from ssmsam.dicom import rtstruct
 from ssmsam.dicom.rtstruct import contours_of, read_rtstruct, write_rtstruct
 from ssmsam.dicom.seg_check import SegMismatch
 from ssmsam.dicom.seg_writer import EmptySegmentation
+from ssmsam.volume.errors import UnreadableVolume
 from ssmsam.volume.volume import Volume
 
 
@@ -86,3 +87,25 @@ def test_nothing_is_written_that_is_empty_or_not_read_back(
     with pytest.raises(SegMismatch):
         write_rtstruct(mask, LABELS, tmp_path / "series", tmp_path / "rt.dcm", algorithm=NOTES)
     assert not (tmp_path / "rt.dcm").exists()
+
+
+def test_what_has_no_inside_and_what_is_no_structure_set(tmp_path: Path, ct: Volume) -> None:
+    volume = series_of(ct, tmp_path / "series")
+    path = write_rtstruct(mask_on(volume), LABELS, tmp_path / "series", tmp_path / "rt.dcm", algorithm=NOTES)
+    whole, data = read_rtstruct(path, volume.grid), pydicom.dcmread(path)
+    line, point = pydicom.Dataset(), pydicom.Dataset()
+    line.ContourGeometricType, line.ContourData = (
+        "OPEN_PLANAR",
+        data.ROIContourSequence[0].ContourSequence[0].ContourData,
+    )
+    point.ContourGeometricType, point.ContourData = "POINT", line.ContourData[:3]
+    data.ROIContourSequence[0].ContourSequence.extend([line, point])
+    data.save_as(path)
+    for name, mask in read_rtstruct(path, volume.grid).items():
+        np.testing.assert_array_equal(mask, whole[name])
+    data.ROIContourSequence[0].ReferencedROINumber = 77
+    data.save_as(path)
+    with pytest.raises(UnreadableVolume, match="region 77 is not described"):
+        read_rtstruct(path, volume.grid)
+    with pytest.raises(UnreadableVolume, match="not an RT Structure Set"):
+        read_rtstruct(next((tmp_path / "series").iterdir()), volume.grid)

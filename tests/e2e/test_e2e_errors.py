@@ -149,6 +149,14 @@ def test_nothing_is_written_outside_the_studies(server: Server, studies: Path, n
     assert sorted(studies.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("sent", [b"", b"not an image"])
+def test_an_upload_that_is_no_image_is_refused(server: Server, studies: Path, sent: bytes) -> None:
+    response = requests.put(f"{server.url}/datastore/image", files={"file": ("fresh.nii.gz", sent)}, timeout=30)
+    assert response.status_code == 422
+    assert response.json()["detail"].startswith("fresh.nii.gz: not a readable NIfTI file")
+    assert not list(studies.glob("fresh*"))
+
+
 def test_the_datastore_s_own_record_cannot_be_uploaded(server: Server, studies: Path) -> None:
     before = (studies / "datastore_v2.json").read_bytes()
     forged = json.dumps({"name": "x", "description": "", "images_dir": "/etc", "objects": {}}).encode()

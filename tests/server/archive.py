@@ -29,6 +29,7 @@ class Archive:
     if they were all. ``lost`` uploads are stored, and the answer does not come. With ``once`` what is there already is
     not taken again: ``once`` is the status of the answer. ``odd`` is listed beside the series as it is. What is sent to
     one that ``swallows`` is answered with a page for people, and gone. The status 0 of a broken series: it hangs up.
+    ``retry_after`` is a header of every answer.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -38,7 +39,7 @@ class Archive:
         self.broken: dict[str, int] = {}
         self.counts, self.cut_at, self.lost, self.once = True, 0, 0, 0
         self.odd: list[Any] = []
-        self.swallows = False
+        self.swallows, self.retry_after = False, ""
         self.asked: list[str] = []
         handler = type("Handler", (_Handler,), {"archive": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -188,6 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bytes, kind: str, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        if self.archive.retry_after:
+            self.send_header("Retry-After", self.archive.retry_after)
         if self.archive.cut_at and kind.startswith("multipart"):
             body = body[
                 : self.archive.cut_at

@@ -19,6 +19,7 @@ from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
 
 from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.dicom import web as dicom_web
 from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.dicom.web import (
     DicomStore,
@@ -513,6 +514,20 @@ def test_a_failing_answer_is_asked_for_again(archive: Archive, add: Callable[...
     with pytest.raises(StoreUnavailable, match="503"):
         store.series({"Modality": "CT"})
     assert len(archive.asked) == 3
+
+
+@pytest.mark.parametrize("asked", ["3600", "Wed, 21 Oct 2099 07:28:00 GMT", "soon"])
+def test_a_store_that_asks_for_an_hour_is_asked_again_in_a_moment(
+    asked: str, archive: Archive, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicom_web, "LONGEST_PAUSE_S", 0.1)
+    add(1)
+    archive.status, archive.retry_after = 503, asked
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="503"):
+        DicomStore(StoreAccess(url=archive.url, retries=1)).series({"Modality": "CT"})
+    assert len(archive.asked) == 2
+    assert time.monotonic() - started < 2.0
 
 
 @pytest.mark.parametrize(

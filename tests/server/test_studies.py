@@ -9,6 +9,7 @@ import pytest
 from ssmsam.reading import read_volume
 from ssmsam.server.datastore import folder as studies_module
 from ssmsam.server.datastore.studies import StudiesFolder
+from ssmsam.service.errors import NotNow
 
 Write = Callable[..., Path]
 
@@ -159,3 +160,40 @@ def test_a_folder_and_a_file_of_one_name(tmp_path: Path, write: Write, caplog: p
     (tmp_path / "case" / "im1").write_bytes(SLICE)
     assert listed(tmp_path) == ["case"]
     assert "the folder case is not listed" in caplog.text
+
+
+@pytest.mark.timeout(20)
+def test_pipes_devices_and_links_that_lead_back_are_no_images(tmp_path: Path, write: Write) -> None:
+    write(tmp_path / "a.nii.gz")
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    for folder in (tmp_path, tmp_path / "series", tmp_path / "pipes"):
+        folder.mkdir(exist_ok=True)
+        os.mkfifo(folder / "0.dcm")
+        os.mkfifo(folder / "0.nii.gz")
+    (tmp_path / "zero.nii.gz").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "folder.nii.gz").mkdir()
+    assert listed(tmp_path) == ["a", "series"]
+
+
+def test_a_link_to_a_file_without_a_suffix_is_read_by_its_own_name(tmp_path: Path, write: Write) -> None:
+    """As programs leave them that keep files by their contents."""
+    write(tmp_path / "a.nii.gz")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "a.nii.gz").rename(tmp_path / "store" / "0f3a")
+    (tmp_path / "a.nii.gz").symlink_to("store/0f3a")
+    studies = StudiesFolder(tmp_path, auto_reload=False)
+    assert read_volume(studies.get_image_uri("a")).shape
+
+
+def test_an_upload_never_replaces_another_image(folder: Path, write: Write, tmp_path: Path) -> None:
+    studies = StudiesFolder(folder, auto_reload=False)
+    before = (folder / "b.nii.gz").read_bytes()
+    other = write(tmp_path / "upload" / "x.nii.gz", seed=7)
+    for name in ("b", "a", "1.2.840.5"):  # of another kind, too
+        with pytest.raises(NotNow, match="another name"):
+            studies.add_image(name, str(other), {})
+    assert (folder / "b.nii.gz").read_bytes() == before
+    assert studies.add_image("b", str(folder / "b.nii.gz"), {}) == "b"  # the very same, again
+    assert studies.add_image("new", str(other), {}) == "new"

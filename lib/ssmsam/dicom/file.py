@@ -24,6 +24,8 @@ less, and the files of a series are far smaller."""
 
 def looks_like_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM does: the mark after 128 bytes, or, as old devices write, the first element."""
+    if not path.is_file():  # reading a pipe or a device may never end
+        return False
     head = _head(path)
     return _has_mark(head) or _is_first_element(head)
 

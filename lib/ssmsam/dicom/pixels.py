@@ -75,6 +75,7 @@ def decoded(header: FileDataset, path: Path) -> np.ndarray:
     if "TransferSyntaxUID" not in header.file_meta:
         explicit = ExplicitVRLittleEndian if header.is_little_endian else ExplicitVRBigEndian
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if header.is_implicit_VR else explicit
+    _complete(header, path)
     syntax = header.file_meta.TransferSyntaxUID
     shape = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
     try:
@@ -90,6 +91,21 @@ def decoded(header: FileDataset, path: Path) -> np.ndarray:
             f"{path}: the pixels cannot be decoded ({syntax.name}). The file is damaged or cut short, or its "
             f"compression is not known here: export it again, uncompressed. ({reason_of(error)})"
         ) from error
+
+
+def _complete(header: Dataset, path: Path) -> None:
+    """What anonymised files lack of the description of pixels, where nothing else can be meant."""
+    for name, usual in (("SamplesPerPixel", 1), ("PhotometricInterpretation", "MONOCHROME2"), ("BitsStored", None)):
+        if header.get(name) in (None, ""):
+            setattr(header, name, header.BitsAllocated if usual is None else usual)
+    if (
+        "FloatPixelData" not in header
+        and "DoubleFloatPixelData" not in header
+        and header.get("PixelRepresentation") is None
+    ):
+        raise UnreadableVolume(
+            f"{path}: no PixelRepresentation, so whether pixels may be negative is unknown. Export the series again."
+        )
 
 
 def _decompressed(header: FileDataset) -> np.ndarray:

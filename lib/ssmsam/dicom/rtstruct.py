@@ -27,6 +27,7 @@ from ssmsam.dicom.seg_writer import AlgorithmNotes, prepared
 from ssmsam.dicom.series import DicomSeries
 from ssmsam.dicom.terminology import concept_of
 from ssmsam.files import whole_file
+from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.volume import Grid, Volume
 
 STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"
@@ -35,6 +36,8 @@ TAKEN_OVER = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName", "StudyInstanceUID", "FrameOfReferenceUID",
 )  # fmt: skip
+ENCLOSING = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
+"""Kinds of contours that have an inside."""
 ON_SLICE = 0.1
 """How far from a slice, as a share of the distance of slices, a contour may lie and still belong to it. *Guess*."""
 
@@ -72,21 +75,31 @@ def write_rtstruct(
 def read_rtstruct(path: str | os.PathLike[str], grid: Grid) -> dict[str, np.ndarray]:
     """Name -> mask (slices, rows, columns) bool of every region of an RT Structure Set, on the grid of its images.
 
-    A pixel is inside where an odd number of a region's contours on its slice hold its centre. Raises ValueError for
-    contours that lie on no slice.
+    A pixel is inside where an odd number of a region's contours on its slice hold its centre; points and open lines
+    enclose nothing. Raises UnreadableVolume for what is no structure set, and for contours that lie on no slice.
     """
-    data = read_dataset(Path(path))
-    names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.StructureSetROISequence}
-    found = {name: np.zeros(grid.shape, dtype=bool) for name in names.values()}
-    for roi in data.ROIContourSequence:
-        mask = found[names[int(roi.ReferencedROINumber)]]
-        for contour in roi.get("ContourSequence", ()):
-            ijk = grid.to_ijk(np.reshape(np.asarray(contour.ContourData, dtype=np.float64), (-1, 3)))
-            k = round(float(ijk[:, 2].mean()))
-            if not 0 <= k < grid.shape[0] or np.abs(ijk[:, 2] - k).max() > ON_SLICE:
-                raise ValueError(f"a contour of {names[int(roi.ReferencedROINumber)]} lies on none of the slices")
-            mask[k] ^= polygon2mask(mask[k].shape, ijk[:, 1::-1])
+    with one_error(str(path)):
+        data = read_dataset(Path(path))
+        if str(data.get("SOPClassUID") or "") != RTStructureSetStorage:
+            raise UnreadableVolume(f"{path}: a {data.get('Modality') or 'DICOM'} object, not an RT Structure Set.")
+        names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.get("StructureSetROISequence") or ()}
+        found = {name: np.zeros(grid.shape, dtype=bool) for name in names.values()}
+        for roi in data.get("ROIContourSequence") or ():
+            name = names.get(int(roi.ReferencedROINumber))
+            if name is None:
+                raise UnreadableVolume(f"region {roi.ReferencedROINumber} is not described. Export it again.")
+            for contour in roi.get("ContourSequence") or ():
+                if str(contour.get("ContourGeometricType") or "") in ENCLOSING and contour.get("ContourData"):
+                    _fill(found[name], contour.ContourData, grid, name)
     return found
+
+
+def _fill(mask: np.ndarray, data: Sequence[float], grid: Grid, name: str) -> None:
+    ijk = grid.to_ijk(np.reshape(np.asarray(data, dtype=np.float64), (-1, 3)))
+    k = round(float(ijk[:, 2].mean()))
+    if not 0 <= k < grid.shape[0] or np.abs(ijk[:, 2] - k).max() > ON_SLICE:
+        raise UnreadableVolume(f"a contour of {name} lies on none of the slices")
+    mask[k] ^= polygon2mask(mask[k].shape, ijk[:, 1::-1])
 
 
 def contours_of(mask: np.ndarray) -> list[np.ndarray]:

@@ -96,7 +96,8 @@ def read_dicom(folder: Path) -> Volume:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR":
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not is_hidden and path.name.upper() != "DICOMDIR":
             yield path
 
 

@@ -20,6 +20,8 @@ import requests
 from cachetools import TTLCache
 from dicomweb_client import DICOMwebClient
 from requests.adapters import HTTPAdapter
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from ssmsam.dicom.file import read_dataset
@@ -140,6 +142,9 @@ FIELDS = ["Modality", "StudyDate", "StudyTime", "PatientID", "NumberOfSeriesRela
 
 AS_STORED = (("application/dicom", "*"),)
 """Whatever transfer syntax the files have: nothing is decompressed on the way, our reader does that."""
+
+LONGEST_PAUSE_S = 5.0
+"""How long a store may make us wait before it is asked again (Retry-After). A guess."""
 
 PIECE = 1 << 20
 """Bytes that are read at a time."""
@@ -588,6 +593,17 @@ class _Client(DICOMwebClient):
             yield from parts(boundary, pieces, whole=sized)
 
 
+class _BriefRetry(Retry):
+    """Waits as long as a store asks for, but not for hours: a person waits behind it."""
+
+    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        try:
+            asked = super().get_retry_after(response)
+        except InvalidHeader:  # neither a number nor a date
+            return None
+        return None if asked is None else min(asked, LONGEST_PAUSE_S)
+
+
 class StoreSession(requests.Session):
     """Logs in, waits for a limited time, and tries again what only reads."""
 
@@ -598,7 +614,7 @@ class StoreSession(requests.Session):
             self.auth = _Bearer(access.token)
         elif access.user:
             self.auth = (access.user, access.password)
-        retry = Retry(
+        retry = _BriefRetry(
             total=access.retries,
             read=access.retries or False,  # False keeps a time-out a time-out
             backoff_factor=0.3, status_forcelist=(429, 502, 503, 504),

@@ -97,6 +97,13 @@ class FolderFiles(SoundRecord):
             info["name"] = f"{image_id}.nii.gz"
         return info
 
+    def get_image_uri(self, image_id: str) -> str:
+        """The file or folder by its own name: what a link leads to may have no suffix."""
+        known = self._datastore.objects.get(image_id)
+        if known is None:
+            return ""
+        return os.path.join(os.path.realpath(self._datastore.image_path()), self._filename(image_id, known.image.ext))
+
     def _to_id(self, file: str) -> tuple[str, str]:
         for suffix in VOLUME_SUFFIXES:
             if file.lower().endswith(suffix):
@@ -106,10 +113,11 @@ class FolderFiles(SoundRecord):
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         """Files, whatever the case of their suffix, and folders of series among images. Of one id the last counts.
 
-        Hidden files are none: macOS leaves ._ files beside others.
+        Hidden files are none: macOS leaves ._ files beside others. Nor are pipes and devices, which may never end.
         """
-        files = [name for name in os.listdir(path) if name.lower().endswith(VOLUME_SUFFIXES) and name[0] != "."]
-        files.sort(reverse=True)
+        with os.scandir(path) as entries:
+            named = [one for one in entries if one.name.lower().endswith(VOLUME_SUFFIXES) and one.name[0] != "."]
+        files = sorted((one.name for one in named if os.path.isfile(one)), reverse=True)
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
             whole = {name for name, image in self._datastore.objects.items() if not image.image.ext}
             files = [name for name in [*files, *self._series_in(Path(path))] if name not in whole]
@@ -134,7 +142,10 @@ class FolderFiles(SoundRecord):
         entries = [
             entry
             for entry in sorted(folder.iterdir())
-            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in (LABELS, "lost+found")
+            if entry.is_dir()
+            and not entry.name.startswith(".")
+            and entry.name not in (LABELS, "lost+found")
+            and not folder.resolve().is_relative_to(entry.resolve())  # a link back to where we are
         ]
         contents = {entry.name: self._contents.get(entry.name) or _Contents() for entry in entries}
         self._contents = {entry.name: contents[entry.name].looked_at(entry) for entry in entries}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
 from ssmsam.server.monailabel_patches import held
 from ssmsam.server.privacy import keep_names_out_of_logs
-from ssmsam.service.errors import StudiesNotWritable
+from ssmsam.service.errors import NotNow, StudiesNotWritable, shown
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +126,26 @@ class SoundRecord(LocalDatastore):
         image_id = image_id or name
         name = self._filename(image_id, ext)
         with self._locked():
-            _copy(image_filename, Path(self._datastore.image_path()) / name)
+            target = Path(self._datastore.image_path()) / name
+            self._expect_new(image_id, target, Path(image_filename))
+            _copy(image_filename, target)
             info = {**(image_info or {}), "ts": int(time.time()), "name": name}
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ext))
             self._update_datastore_file(lock=False)
         return image_id
+
+    def _expect_new(self, image_id: str, target: Path, file: Path) -> None:
+        """An image that is there, and all that was drawn on it, is not replaced by another. The same may come again.
+
+        Raises NotNow.
+        """
+        known = self._datastore.objects.get(image_id)
+        there = target if known is None else target.with_name(self._filename(image_id, known.image.ext))
+        if there.exists() and not (there.is_file() and filecmp.cmp(there, file, shallow=False)):
+            raise NotNow(
+                f"there is another image called {shown(image_id)}: send this one under another name, or remove "
+                "that one with its labels first (DELETE /datastore/image)"
+            )
 
     def save_label(
         self,

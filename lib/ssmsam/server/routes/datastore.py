@@ -16,6 +16,7 @@ from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import summarise
 from ssmsam.annotation.slice_state import SliceKey
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
+from ssmsam.reading import read_volume
 from ssmsam.server.clients.rest import LABELS_HEADER, SUBMISSION, in_header, require_keys
 from ssmsam.server.routes.common import (
     Admin,
@@ -38,6 +39,7 @@ from ssmsam.service.annotated_studies import FINAL, PARTIAL
 from ssmsam.service.errors import NotKnown
 from ssmsam.service.identifiers import VOLUME_SUFFIXES, safe_name, volume_suffix
 from ssmsam.service.mask_files import MaskFormat, slice_from_json, write_mask
+from ssmsam.volume.errors import named
 from ssmsam.volume.writing import write_volume
 
 router = APIRouter(prefix="/datastore", tags=["Datastore"])
@@ -51,18 +53,23 @@ def contents(user: AnyUser, output: stock.ResultType | None = None) -> Any:
 @router.put("/", include_in_schema=False, deprecated=True)
 @router.put("/image", summary="Upload an image")
 def add_image(
+    app: App,
     user: Annotator,
-    background_tasks: BackgroundTasks,
+    scratch: Scratch,
     file: Upload,
     image: str | None = None,
     params: JsonText = "{}",
 ) -> dict[str, str]:
+    """A file that can be read as one 3-D image (422). 409 where another image has the name: it is never replaced."""
     suffix = volume_suffix(file.filename)
-    sent_name = Path((file.filename or "").replace("\\", "/")).name
-    safe_name(image or sent_name[: -len(suffix)], what="an image id")
-    json_object(params, name="params")
-    added: dict[str, str] = stock.add_image(background_tasks, image, params, file, user.username)
-    return added
+    sent_name = Path((file.filename or f"image{suffix}").replace("\\", "/")).name
+    image_id = safe_name(image or sent_name[: -len(suffix)], what="an image id")
+    said = json_object(params, name="params")
+    path = received(file, scratch)
+    with named(path, sent_name):
+        read_volume(path)
+    said |= {"user": user.username} if user.username else {}
+    return {"image": app.datastore().add_image(image_id, str(path), said)}
 
 
 @router.delete("/", include_in_schema=False, deprecated=True)
