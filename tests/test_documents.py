@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import numpy as np
@@ -153,6 +154,15 @@ def test_files_of_the_repository_exist() -> None:
     known = {one.name for one in ROOT.glob("tests/**/test_*.py")}
     assert len(said) > 50
     assert not [one for one in said if one not in known and not any([*place.glob(one)] for place in places)]
+
+
+def test_addresses_of_others_are_whole() -> None:
+    """Whether they answer is asked by ``make docs-links``."""
+    links = {link for text in SHOWN.values() for link in re.findall(r"\]\(([^)\s]+://[^)\s]*)\)", text)}
+    assert len(links) > 3
+    for link in links:
+        parts = urlsplit(link)
+        assert parts.scheme == "https" and "." in parts.netloc and not link.endswith((".", ",")), link
 
 
 def test_modules_that_are_named_exist() -> None:
