@@ -99,7 +99,8 @@ def packages() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding("package ssmsam", FAIL, "not installed", "make setup, or pip install -r requirements.txt")
         return
-    found = [_package(requirement) for requirement in declared]
+    # what several extras need is said once, as the first of them needs it
+    found = list({one.name: _package(one) for one in reversed(declared)}.values())[::-1]
     yield from (one for one in found if one.level != OK)
     yield Finding("packages", OK, ", ".join(one.text for one in found if one.level == OK))
 

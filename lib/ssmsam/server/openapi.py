@@ -11,8 +11,8 @@ from ssmsam.server.clients.rest import INFERENCE, OPTIONS, SAMPLE, SUBMISSION, K
 
 _LIVER = {"label": "liver", "client_id": "reader-a"}
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "sam_2d": {**_LIVER, "foreground": [[120, 88, 31]], "background": [[60, 90, 31]]},
-    "sam_3d": {**_LIVER, "roi": [80, 150, 60, 120, 31, 31], "z_range": "20-50"},
+    "sam_2d": {**_LIVER, "foreground": [[45, 93, 30]], "background": [[70, 75, 30]]},
+    "sam_3d": {**_LIVER, "roi": [26, 107, 50, 108, 30, 30], "z_range": "13-40"},
     "fewshot": {"labels": ["liver"], "client_id": "reader-a", "adapt": True},
     "ssm_sam": {"labels": ["liver"], "client_id": "reader-a", "budget_s": 30},
     "uncertainty_map": {**_LIVER},
