@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ssmsam.cache import Cache, KeyedLocks, SingleFlight
-from ssmsam.progress import Cancelled, CancelToken, cancellable, holding, stop_if_cancelled
+from ssmsam.progress import Cancelled, CancelToken, FairLock, cancellable, stop_if_cancelled
 
 
 class Slow:
@@ -140,7 +140,25 @@ def test_a_lock_is_for_one_name_and_can_be_waited_for_in_vain() -> None:
         assert pool.submit(wants, "b").result(1) == "held"
         with pytest.raises(Cancelled):
             pool.submit(wants, "a").result(1)
-    lock = threading.Lock()
-    with holding(lock):
-        assert lock.locked()
-    assert not lock.locked()
+
+
+def test_who_waits_for_a_lock_is_not_overtaken() -> None:
+    """Whoever gives it back and wants it again at once comes after those who waited."""
+    lock, order, there = FairLock(), [], threading.Event()
+
+    def second() -> None:
+        there.set()
+        with lock:
+            order.append("second")
+
+    for _ in range(20):
+        order.clear(), there.clear()
+        with lock, lock:
+            waiting = threading.Thread(target=second)
+            waiting.start()
+            there.wait()
+            time.sleep(0.005)
+        with lock:
+            order.append("first again")
+        waiting.join()
+        assert order == ["second", "first again"]

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
-from ssmsam.progress import Cancelled, Lock, holding, result_of
+from ssmsam.progress import Cancelled, FairLock, result_of
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -127,10 +127,10 @@ class Cache(Generic[K, V]):
 
 
 class KeyedLocks:
-    """A lock for each name, kept only while somebody has it. Nobody waits for other names."""
+    """A lock for each name, kept only while somebody has it. Nobody waits for other names, and nobody is overtaken."""
 
     def __init__(self) -> None:
-        self._locks: WeakValueDictionary[Hashable, Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[Hashable, FairLock] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -139,6 +139,6 @@ class KeyedLocks:
         with self._lock:
             lock = self._locks.get(name)
             if lock is None:
-                lock = self._locks[name] = threading.RLock()
-        with holding(lock):
+                lock = self._locks[name] = FairLock()
+        with lock:
             yield

@@ -6,12 +6,13 @@ import itertools
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 Progress = Callable[[str, int, int], None]
 """``progress(phase, done, total)``. Raise :class:`Cancelled` inside it to stop the work cleanly."""
@@ -51,12 +52,40 @@ class CancelToken:
         return self._event.wait(seconds)
 
 
-class Lock(Protocol):
-    """What :func:`holding` takes: the locks of ``threading``."""
+class FairLock:
+    """A lock that goes to whoever has waited longest. The thread that has it may take it again.
 
-    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+    Held in a ``with`` block. Who waits for it can be cancelled: then :class:`Cancelled` is raised.
+    """
 
-    def release(self) -> None: ...
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._owner: int | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            if self._owner != threading.get_ident():
+                self._wait()
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._depth -= 1
+            if not self._depth:
+                self._owner = None
+                self._changed.notify_all()
+
+    def _wait(self) -> None:
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            waited(self._changed, lambda: self._owner is None and self._waiting[0] is ticket)
+            self._owner = threading.get_ident()
+        finally:
+            self._waiting.remove(ticket)
+            self._changed.notify_all()  # the next one may be first now
 
 
 class Turns:
@@ -183,17 +212,6 @@ def stop_if_cancelled() -> None:
     work = _long_work.get()
     if work is not None:
         work[0].pause()
-
-
-@contextmanager
-def holding(lock: Lock) -> Iterator[None]:
-    """Hold a lock in this block. Raises :class:`Cancelled` while it waits for it."""
-    while not lock.acquire(timeout=POLL_S):
-        _raise_if_cancelled()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def result_of(future: Future[T]) -> T:

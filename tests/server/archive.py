@@ -29,7 +29,7 @@ class Archive:
     if they were all. ``lost`` uploads are stored, and the answer does not come. With ``once`` what is there already is
     not taken again: ``once`` is the status of the answer. ``odd`` is listed beside the series as it is. What is sent to
     one that ``swallows`` is answered with a page for people, and gone. The status 0 of a broken series: it hangs up.
-    ``retry_after`` is a header of every answer.
+    ``retry_after`` is a header of every answer. ``silent_about`` are attributes that its lists leave out.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -40,6 +40,7 @@ class Archive:
         self.counts, self.cut_at, self.lost, self.once = True, 0, 0, 0
         self.odd: list[Any] = []
         self.swallows, self.retry_after = False, ""
+        self.silent_about: tuple[str, ...] = ()
         self.asked: list[str] = []
         handler = type("Handler", (_Handler,), {"archive": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -69,7 +70,7 @@ class Archive:
             if any(str(members[0].get(key, "")) not in query[key] for key in SERIES_TAGS if key in query):
                 continue
             answer = pydicom.Dataset()
-            for key in SERIES_TAGS:
+            for key in set(SERIES_TAGS) - {*self.silent_about}:
                 setattr(answer, key, str(members[0].get(key, "")))
             if self.counts:
                 answer.NumberOfSeriesRelatedInstances = len(members) + self.count_off

@@ -39,6 +39,8 @@ def test_a_label_goes_by_its_known_name_and_is_answered_as_it_was_spelt() -> Non
     assert read(for_label="liver").label == "liver"
     with pytest.raises(InvalidRequest, match="is selected"):
         read(label="liver", for_label="spleen")
+    with pytest.raises(InvalidRequest, match="name of a label"):
+        read(label=["liver"])
 
 
 def test_only_masks_of_models_are_kept_by_models() -> None:

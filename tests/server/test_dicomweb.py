@@ -118,6 +118,15 @@ def test_ct_and_mr_are_images_and_nothing_else(open_studies: Open, add: Callable
     assert open_studies(filters={"PatientID": "somebody else"}).list_images() == []
 
 
+def test_a_store_that_does_not_repeat_the_modality_it_was_asked_for(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    archive.silent_about = ("Modality",)
+    ct, mr = add(1), add(2, modality="MR")
+    assert sorted(open_studies().list_images()) == sorted([ct, mr])
+    assert open_studies(filters={"Modality": "MR"}).list_images() == [mr]
+
+
 def test_several_series_of_one_study(open_studies: Open, add: Callable[..., str]) -> None:
     first, second = add(1, study="2.25.77"), add(2, study="2.25.77")
     studies = open_studies()

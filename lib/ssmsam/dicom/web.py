@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from pathlib import Path
 from typing import Any, TypeVar
@@ -270,6 +270,8 @@ class DicomStore:
             query = {**wanted, "Modality": modality} if modality else wanted
             with self._errors():
                 for record in self._records(query):
+                    if modality and not record.modality:
+                        record = replace(record, modality=modality)  # some stores do not repeat what was asked for
                     if modality == record.modality or (modality is None and record.modality not in NOT_IMAGES):
                         found[record.series_uid] = record
         return list(found.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +12,7 @@ from ssmsam.interactive.propagation import Section
 from ssmsam.interactive.request import ANONYMOUS
 from ssmsam.interactive.segmenter import SliceAnswer, SliceMasks
 from ssmsam.models.prompt_decoder import SlicePrompt
+from ssmsam.progress import FairLock
 
 
 class SegmentationState:
@@ -23,7 +23,7 @@ class SegmentationState:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = FairLock()
         self.context = ""
         """Digest of the embeddings that all this was made from."""
         self.clear()

@@ -18,7 +18,7 @@ from ssmsam.interactive.propagation import DEFAULTS, Propagation, PropagationCon
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
 from ssmsam.interactive.segmenter import SliceAnswer, SliceMasks, correct_slice, segment_slice, uncertainty
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
-from ssmsam.progress import Progress, holding, silent
+from ssmsam.progress import Progress, silent
 
 NOTHING_ASKED = "no prompt: place a point inside the organ or draw a box round it"
 ONLY_NEGATIVE = "only background points, and nothing to correct: place a point inside the organ or draw a box round it"
@@ -78,7 +78,7 @@ def segment_2d(
     mask that is remembered may be another object's.
     """
     started, index = time.perf_counter(), request.current
-    with holding(state.lock):
+    with state.lock:
         _renew(state, request, embeddings)
         if index is None or request.empty:
             if index is not None:
@@ -123,7 +123,7 @@ def segment_3d(
     box with nothing in it.
     """
     started = time.perf_counter()
-    with holding(state.lock):
+    with state.lock:
         _renew(state, request, embeddings)
         before = SliceMasks(state.masks)
         if not request.empty and not request.negative_only and not state.continues(request.slices):

@@ -20,7 +20,7 @@ from ssmsam.fewshot.pipeline import adapt, with_pseudo_labels, with_support_agai
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.progress import Progress, holding, silent
+from ssmsam.progress import FairLock, Progress, silent
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.background import Background
@@ -54,7 +54,7 @@ class FewShotService:
     config: FewShotConfig = field(default_factory=FewShotConfig)
     jobs: Jobs = field(default_factory=Jobs)
     answers: AnswerMemory = field(default_factory=AnswerMemory)
-    adapting: threading.Lock = field(default_factory=threading.Lock)
+    adapting: FairLock = field(default_factory=FairLock)
     """One at a time adapts the decoder: tens of seconds, on all threads of the machine."""
     publishing: threading.Lock = field(default_factory=threading.Lock)
     """One at a time looks which task checkpoints there are and puts one beside them. Nothing is computed meanwhile."""
@@ -113,7 +113,7 @@ class FewShotService:
         adapts = config.adaptation.steps > 0
         if wait and adapts:
             progress("wait", 0, 0)
-            with holding(self.adapting):
+            with self.adapting:
                 task, name, fresh = self._adapted(support, config, progress)
         else:
             task, name, fresh = *self._prompted(support, config, either=adapts, progress=progress), False
@@ -124,7 +124,7 @@ class FewShotService:
         is estimated to be better on slices held out. The name of the task checkpoint that answers."""
         support = read()
         job.subject = self.subject(support, config)
-        with holding(self.adapting):
+        with self.adapting:
             task, name, _ = self._adapted(support, config, job.progress)
         job.detail = judgement(task.card)
         return name

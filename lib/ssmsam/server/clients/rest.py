@@ -197,6 +197,8 @@ class InferenceCommand:
         keep = bool(request.get("save_label"))
         if keep and tag in (PARTIAL, FINAL):
             raise InvalidRequest(f"only a person's work is kept under {tag!r}: choose another label_tag, or 'original'")
+        if not isinstance(request.get("label") or "", str):
+            raise InvalidRequest(f"label has to be the name of a label, got {str(request['label'])[:40]}")
         answer = request.get("answer") or "volume"
         if answer not in ("slice", "volume"):
             raise InvalidRequest(f"answer has to be 'slice' or 'volume', got {str(answer)[:40]!r}")
