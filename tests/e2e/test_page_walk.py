@@ -249,7 +249,10 @@ def test_two_people_at_once(served: Server, browser: Browser, window: Window) ->
 
 
 def _is_stopped(server: Server, window: Window, truth: Truth, between: int) -> None:
-    """An adaptation is cancelled before it proposes anything, and once it has."""
+    """An adaptation is cancelled before it proposes anything, and once it has. On a slow machine a proposal may come
+    before the click that stops it."""
+    answers: list[str] = []
+    window.page.on("response", lambda response: answers.append(response.url) if "/infer/" in response.url else None)
 
     def running() -> list[dict[str, Any]]:
         jobs = requests.get(f"{server.url}/jobs", timeout=TIMEOUT).json()["jobs"]
@@ -257,6 +260,7 @@ def _is_stopped(server: Server, window: Window, truth: Truth, between: int) -> N
 
     job, stop = window.page.locator("#job"), window.page.locator("#cancel")
     for proposed in (False, True):
+        answers.clear()
         window.page.keyboard.press("f")
         if proposed:
             window.page.locator("#saved", has_text="goes on adapting").wait_for()
@@ -266,7 +270,8 @@ def _is_stopped(server: Server, window: Window, truth: Truth, between: int) -> N
         job.wait_for(state="hidden")
         assert window.idle().startswith("Stopped")
         server.wait_for(lambda info: not running(), seconds=30)
-        assert window.mask("right kidney", between, truth).any() == proposed, "what was proposed stays"
+        assert window.mask("right kidney", between, truth).any() == bool(answers), "what was proposed stays"
+        assert answers or not proposed
         assert window.page.locator(".notice.error").count() == 0
 
 
