@@ -375,12 +375,13 @@ TABLES: dict[str, Table] = {
     ),
     "rest": Table(
         "Protocol *complete over REST*: five slices with both ends are submitted to the real server, nothing is said "
-        f"of what lies beyond. {_MEAN} `small`.",
+        f"of what lies beyond. {_MEAN} `small` where no other encoder is named.",
         _FIVE_GIVEN,
         [
             *_against("rest_complete_abdomen_mr", "MR, liver and spleen", _REST),
             *_against("rest_complete_abdomen_ct", "CT, liver and spleen", _REST),
             *_against("rest_complete_left_atrium", "Left atrium", _REST),
+            *_against("rest_complete_medsam_lite_left_atrium", "Left atrium, `medsam_lite`", _REST),
         ],
     ),
     "active": Table(
