@@ -100,9 +100,8 @@ def next_slices(state: VolumeState, k: int, labels: Sequence[str], rng: np.rando
     """The slices of the largest expected error reduction, on them and around them, each label in its turn.
 
     Where most is expected to be wrong about an end of the label, a person is asked to find it: the likeliest slice is
-    named, and the last one that shows the label is drawn. A slice that helps several labels is
-    asked for all of them. Labels that no model knows yet get representative slices, and so does everything at the
-    beginning.
+    named, and the last one that shows the label is drawn. A slice that helps several labels is asked for all of them.
+    Labels that no model knows yet get representative slices, and so does everything at the beginning.
     """
     gains = {label: Gains(state, label) for label in labels if label in state.forecasts}
     if not gains:

@@ -27,9 +27,9 @@ class Gains:
 
     A slice gains the error expected in its outline, that part of its neighbours' which it brings closer to an annotated
     slice, and what it tells of where the organ ends: an end is looked for where both answers leave little uncertain.
-    Whoever is asked for an end leafs there and draws the last slice that shows the organ:
-    that mends all that is expected to be wrong at this end, whatever the model believes of the slices there. All in
-    shares of the organ's volume: small organs count as much as large ones.
+    Whoever is asked for an end leafs there and draws the last slice that shows the organ: that mends all that is
+    expected to be wrong at this end, whatever the model believes of the slices there. All in shares of the organ's
+    volume: small organs count as much as large ones.
     """
 
     def __init__(self, state: VolumeState, label: str) -> None:

@@ -32,7 +32,7 @@ class End:
     @property
     def likeliest(self) -> int:
         """The row that is as likely as not the last one with the organ, or the first row where that is none of them."""
-        return int(self.rows[max(0, int(np.searchsorted(np.cumsum(self.chances), 0.5)) - 1)])
+        return int(self.rows[max(0, _median(self.chances) - 1)])
 
     @classmethod
     def claimed(cls, rows: np.ndarray, presence: np.ndarray, steps_mm: np.ndarray) -> End:
@@ -63,9 +63,13 @@ class End:
 
 def _guessed(chances: np.ndarray, values: np.ndarray) -> float:
     """The expected distance of rising ``values`` from their median, not divided by the sum of the chances."""
+    return float((chances * np.abs(values - values[_median(chances)])).sum())
+
+
+def _median(chances: np.ndarray) -> int:
+    """The place up to which half of the chances lie."""
     upto = np.cumsum(chances)
-    median = values[int(np.searchsorted(upto, upto[-1] / 2))]
-    return float((chances * np.abs(values - median)).sum())
+    return int(np.searchsorted(upto, upto[-1] / 2))
 
 
 def open_ends(slices: np.ndarray, known: Mapping[int, bool]) -> Iterator[tuple[int, np.ndarray]]:

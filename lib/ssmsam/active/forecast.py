@@ -86,5 +86,4 @@ def _foreseen(proposals: Proposals, selected: Selected, query: VolumeEmbeddings)
     cells = cell_probabilities(proposals.logits)
     mask = selected.proposals.logits > 0
     area, inside, outside = (cell_mm2 * one.sum(axis=(1, 2)) for one in (mask, cells * mask, cells * ~mask))
-    ends = selected.proposals.open_ends
-    return Forecast(proposals.slices, proposals.presence, area, inside, outside, selected.expected, ends)
+    return Forecast(proposals.slices, proposals.presence, area, inside, outside, selected.expected)

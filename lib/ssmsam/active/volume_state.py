@@ -17,8 +17,7 @@ class Forecast:
 
     ``presence`` (n,) is the probability that the label is there. In mm2, (n,) each: ``area`` of the proposed mask, and
     what is expected of the label if it is there, ``inside`` of the mask and ``outside``. ``dice`` in [0, 1] is what the
-    volume head expects over all slices that nobody annotated. ``open_ends`` are slices just past an annotated end where
-    something was proposed and left out: is the label still there?
+    volume head expects over all slices that nobody annotated.
     """
 
     slices: np.ndarray
@@ -27,7 +26,6 @@ class Forecast:
     inside: np.ndarray
     outside: np.ndarray
     dice: float
-    open_ends: tuple[int, ...] = ()
 
     @property
     def area_if_there(self) -> np.ndarray:

@@ -34,6 +34,7 @@ APART = {
 """What images at one place may differ in, and how it is called."""
 
 MOST_NAMED = 6
+"""Values that a message lists: a *guess*, of words alone."""
 
 
 def frame_headers(header: Dataset, path: Path) -> list[Dataset]:

@@ -141,7 +141,7 @@ class FusedTargetNetwork(TargetNetwork):
     def dense_maps(
         self, context: DecoderContext, corrections: Corrections, features: CrossAttentionFeatures
     ) -> list[torch.Tensor]:
-        maps = _fitted_maps(context, features)
+        maps = _fitted_maps(_to(features.fitted, context.prior.shape[-2:]))
         drawn = self.maps.dense2[0](self.maps.drawn(context, corrections))
         at2 = F.gelu(drawn + self.fitted2(maps) + self.atlas2(context.atlas))
         at4 = self.maps.dense4(at2)
@@ -153,12 +153,13 @@ class FusedTargetNetwork(TargetNetwork):
     ) -> Proposal:
         proposal = super().decode(embedding, context, corrections, features)
         pull = self.follow(features.fitted[:, 1, :1, :1].flatten(1))[:, :, None]
-        logits = proposal.logits + pull * _to(features.fitted[:, :1], context.prior.shape[-2:])[:, 0]
+        fitted = _to(features.fitted, context.prior.shape[-2:])
+        logits = proposal.logits + pull * fitted[:, 0]
         distance, trust, likely = context.atlas.unbind(1)
         weight = self.carry(torch.stack([trust, trust * likely], dim=-1))[..., 0]
         logits = logits + weight * distance
         drawn = self.maps.drawn(context, corrections)
-        return Proposal(logits + self.shape(logits, drawn, _fitted_maps(context, features), context), proposal.presence)
+        return Proposal(logits + self.shape(logits, drawn, _fitted_maps(fitted), context), proposal.presence)
 
     def adaptable(self) -> list[nn.Parameter]:
         fixed = (self.optimiser, self.join8, self.join4, self.shape, *self._of_atlases)
@@ -172,9 +173,8 @@ def _to(maps: torch.Tensor, side: torch.Size | tuple[int, ...]) -> torch.Tensor:
     return F.interpolate(maps, tuple(side), mode="bilinear", align_corners=False)
 
 
-def _fitted_maps(context: DecoderContext, features: CrossAttentionFeatures) -> torch.Tensor:
-    """The online optimiser's answer and how far it can be trusted, (N, 2, S, S)."""
-    fitted = _to(features.fitted, context.prior.shape[-2:])
+def _fitted_maps(fitted: torch.Tensor) -> torch.Tensor:
+    """The online optimiser's logits and how far they can be trusted, (N, 2, S, S), as maps."""
     return torch.cat([(fitted[:, :1] / _TANH).tanh(), fitted[:, 1:]], dim=1)
 
 

@@ -116,6 +116,10 @@ def load_volumes(folder: Path, *, keep: Callable[[str], bool] = lambda dataset: 
     return [EmbeddedVolume.from_file(path) for path in paths]
 
 
+STRENGTH = (0.05, 0.6)
+"""How badly a decoder sees that sees badly, from the least to the most: a guess."""
+
+
 def estranged_view(seen: Embedding, strength: float, seed: int) -> Embedding:
     """What a decoder looks at, mixed with something else: with ``strength`` in [0, 1] of every embedding turned at
     random, alike in all slices for one ``seed``. It knows no organ then, but what the labelled slices tell of each

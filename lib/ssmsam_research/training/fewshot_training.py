@@ -25,6 +25,7 @@ from ssmsam.models.medsam_lite_encoder import IMAGE, Reduction
 from ssmsam.models.support_encoding import describe
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.fewshot_episodes import (
+    STRENGTH,
     EmbeddedVolume,
     Episode,
     FewShotEpisodeConfig,
@@ -106,10 +107,6 @@ class Answered:
     known: torch.Tensor
     embedding: Embedding
     context: DecoderContext
-
-
-_STRENGTH = (0.05, 0.6)
-"""How badly a decoder sees that sees badly: a guess."""
 
 
 def answer(
@@ -226,7 +223,7 @@ class FewShotTrainer(Trainer):
         """Add the gradients of an episode; its losses by name."""
         config = self.config
         fitted = rng.random() < config.fitted_share
-        estranged = (float(rng.uniform(*_STRENGTH)), int(rng.integers(2**31)))
+        estranged = (float(rng.uniform(*STRENGTH)), int(rng.integers(2**31)))
         found = answer(
             self.model,
             episode,

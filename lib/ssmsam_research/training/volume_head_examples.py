@@ -28,7 +28,7 @@ from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume
 from ssmsam_research.labelled_sets import Case
 from ssmsam_research.protocols.fewshot_task import in_middles, with_ends, without_ends
-from ssmsam_research.training.fewshot_episodes import estranged_view
+from ssmsam_research.training.fewshot_episodes import STRENGTH, estranged_view
 from ssmsam_research.training.pack import supervoxels
 
 _OWN = (1, 2, 3, 5, 5, 5, 9)
@@ -41,8 +41,8 @@ _UNFAMILIAR = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 5, 6, 7, 9)
 """Annotated slices of unfamiliar targets: a guess, with many of the few that tell least."""
 _KINDS = {"organ": 0.55, "region": 0.2, "half": 0.15, "pair": 0.1}
 """What unfamiliar targets are, and how often: a guess."""
-_ESTRANGED, _STRENGTH = 0.55, (0.05, 0.6)
-"""Chance that the decoder sees badly, and how badly: a guess."""
+_ESTRANGED = 0.55
+"""Chance that the decoder sees badly: a guess."""
 _UP_TO_EXTENT = 0.65
 """Chance that nothing is proposed past where the decoder sees the end, as when masks are served: a guess."""
 _MOST = 3
@@ -128,7 +128,7 @@ def unfamiliar(
 ) -> Iterator[Example]:
     """The same of targets, or by a decoder, as if organ and image had never been seen."""
     kind = str(rng.choice(list(_KINDS), p=list(_KINDS.values())))
-    strength = float(rng.uniform(*_STRENGTH)) if rng.random() < _ESTRANGED else 0.0
+    strength = float(rng.uniform(*STRENGTH)) if rng.random() < _ESTRANGED else 0.0
     up_to_extent = bool(rng.random() < _UP_TO_EXTENT)
     masks = volume.unfamiliar(kind, rng) or volume.unfamiliar("region", rng)
     support = {
