@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from ssmsam.embeddings.embedder import slice_descriptors
 from ssmsam.fewshot.config import SupportBankConfig
-from ssmsam.fewshot.support_bank import Places, SupportBank, interpolated
+from ssmsam.fewshot.support_bank import Places, SupportBank, interpolated, interpolated_error
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import CELLS, KINDS, TokenKind
 
@@ -104,3 +105,56 @@ def test_of_many_slices_the_nearest_and_the_most_alike_are_shown() -> None:
 def test_a_look_ignores_brightness_and_contrast() -> None:
     torch.testing.assert_close(slice_descriptors(images() * 3 + 7), slice_descriptors(images()))
     torch.testing.assert_close(slice_descriptors(images()).norm(dim=1), torch.ones(len(VOLUMES)))
+
+
+def with_answers(bank: SupportBank) -> SupportBank:
+    """The slices of volume "a" answered when held out: the first exactly, the second by nothing, the third by all."""
+    answers = np.stack([np.where(bank.distances[0] > 0, 9.0, -9.0), *(np.full((SIDE, SIDE), s * 9.0) for s in (-1, 1))])
+    return bank.with_errors([0, 1, 2], answers)
+
+
+def test_what_was_missed_on_held_out_slices_is_interpolated_between_them() -> None:
+    bank = with_answers(a_bank())
+    masks = bank.distances > 0
+    expected = [np.zeros((SIDE, SIDE)), masks[1].astype(float), masks[2].astype(float) - 1]
+    for position, error in ((0.0, expected[0]), (5.0, expected[1] / 2), (20.0, (expected[1] + expected[2]) / 2)):
+        found = queried(bank, "a", position).error[0, 0].numpy()
+        np.testing.assert_allclose(found, error, atol=0.001)
+    # the nearest one beyond
+    np.testing.assert_allclose(queried(bank, "a", 70.0).error[0, 0].numpy(), expected[2], atol=0.001)
+
+
+def test_decoder_and_interpolation_are_judged_on_slices_between_others() -> None:
+    bank = with_answers(a_bank())
+    decoder, interpolation = queried(bank, "a", 20.0).held_out[0].tolist()
+    assert decoder == 0, "the only slice between others was answered by nothing"
+    between = interpolated({0.0: bank.distances[0], 30.0: bank.distances[2]}, 10.0, (SIDE, SIDE)).distance > 0
+    both = float((between & (bank.distances[1] > 0)).sum())
+    assert interpolation == pytest.approx(2 * both / (between.sum() + (bank.distances[1] > 0).sum()))
+
+
+def test_nothing_of_a_slice_that_is_held_out_reaches_its_own_answer_by_the_errors_of_others() -> None:
+    """They were found with this slice as context."""
+    bank = with_answers(a_bank())
+    assert queried(bank, "a", 20.0).error.any()
+    alone = queried(bank, "a", 10.0, without=[1])
+    assert not alone.error.any() and not alone.held_out.any()
+    elsewhere = queried(bank, "b", 5.0)
+    assert not elsewhere.error.any() and not elsewhere.held_out.any()
+
+
+def test_where_a_mask_is_no_truth_nothing_was_missed() -> None:
+    masks = torch.zeros(2, 1, SIDE, SIDE)
+    masks[..., 4:8, 4:8] = 1
+    unknown = torch.zeros_like(masks)
+    unknown[..., :, 8:] = 1
+    places = Places(("a", "a"), np.array([0.0, 10.0]), CENTRES[:2], np.full(2, 2.5))
+    bank = SupportBank.from_tensors(images(2), masks, 1 - unknown, unknown=unknown, stride=STRIDE, places=places)
+    errors = bank.with_errors([0, 1], np.full((2, SIDE, SIDE), 9.0)).errors
+    assert not errors[:, :, 8:].any() and (errors[:, :, :4] < -0.9).all()
+
+
+def test_the_error_of_one_slice_holds_everywhere() -> None:
+    error = np.full((2, 2), 0.5, dtype=np.float32)
+    np.testing.assert_array_equal(interpolated_error({3.0: error}, 90.0, (2, 2)), error)
+    assert not interpolated_error({}, 90.0, (2, 2)).any()

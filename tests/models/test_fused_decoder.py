@@ -111,6 +111,22 @@ def test_the_interpolated_shape_is_followed_where_it_is_weighed_so_and_only_betw
     torch.testing.assert_close(weighed, fused(query, nowhere).logits)
 
 
+def test_what_was_missed_on_held_out_slices_is_put_right_and_nothing_where_none_was() -> None:
+    fused = network()
+    found = embedding()
+    view = fused.view(found)
+    context = context_of(fused, view, masks_of(found))
+    query = take(view, torch.tensor([4]))
+    before = fused(query, context).logits
+    fused.correction.weigh.bias[0] = 50.0
+    torch.testing.assert_close(fused(query, context).logits, before, rtol=0, atol=0)
+    error = torch.zeros_like(context.prior)
+    error[..., :8, :8], error[..., 8:, 8:] = 1, -1
+    after = fused(query, replace(context, error=error)).logits
+    assert (after[:, :8, :8] > 0).all() and (after[:, 8:, 8:] < 0).all()
+    torch.testing.assert_close(after[:, :8, 8:], before[:, :8, 8:])
+
+
 def test_a_kept_reading_gives_the_same_answer() -> None:
     fused = network()
     found = embedding()

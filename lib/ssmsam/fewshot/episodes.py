@@ -166,10 +166,11 @@ def picked(embedding: Embedding, numbers: Sequence[int]) -> Embedding:
     return take(embedding, torch.tensor(list(numbers), device=embedding["image"].device))
 
 
-def tally(answer: torch.Tensor, query_batch: QueryBatch) -> np.ndarray:
-    """Twice the overlap of masks (N, S, S) bool with the truth and the sum of both areas, in known cells: (2,)."""
-    known = query_batch.known[:, 0] > 0.5
-    answer, truth = answer & known, (query_batch.masks[:, 0] > 0.5) & known
+def tally(answer: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> np.ndarray:
+    """Twice the overlap of masks (N, S, S) bool with the truth (N, 1, S, S) and the sum of both areas, in known cells:
+    (2,)."""
+    where = known[:, 0] > 0.5
+    answer, truth = answer & where, (masks[:, 0] > 0.5) & where
     return np.array([2 * float((answer & truth).sum()), float(answer.sum() + truth.sum())])
 
 

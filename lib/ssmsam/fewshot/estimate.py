@@ -13,6 +13,7 @@ import torch
 from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.config import BATCH, CHECKED_SLICES, LEAST_GAIN, LEAST_SLICES, STOPS, AdaptationConfig
 from ssmsam.fewshot.episodes import AdaptationTask, AdaptationTasks, tally
+from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Progress, silent, stop_if_cancelled
@@ -116,9 +117,8 @@ def overlap(decoder: TargetDecoder, adaptation_task: AdaptationTask, held_out: S
     total = np.zeros(2)
     for number in held_out:
         query_batch = adaptation_task.query_batch([number], hidden=tuple(held_out))
-        total += tally(
-            decoder(query_batch.embedding, query_batch.context, features=query_batch.features).logits > 0, query_batch
-        )
+        logits = decoder(query_batch.embedding, query_batch.context, features=query_batch.features).logits
+        total += tally(logits > 0, query_batch.masks, query_batch.known)
     return total
 
 
@@ -145,27 +145,50 @@ class SupportCheck:
     slices: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class HeldOutAnswers:
+    """What a decoder answered on some labelled slices, by their ``numbers`` in the bank, each with only the others as
+    context: ``logits`` (n, S, S) and ``presence`` (n,) in [0, 1]."""
+
+    numbers: list[int]
+    logits: torch.Tensor
+    presence: np.ndarray
+
+
 @torch.inference_mode()
-def check_support(decoder: TargetDecoder, adaptation_task: AdaptationTask) -> SupportCheck:
-    """Needs two slices that show the target; with fewer, nothing is known."""
-    shows = adaptation_task.bank.shows
-    if shows.sum() < 2:
-        return SupportCheck()
-    queries = evenly_spaced(len(shows), CHECKED_SLICES)
-    presence, total = np.zeros(len(queries)), np.zeros(2)
-    for start in range(0, len(queries), BATCH):
+def held_out_answers(decoder: TargetDecoder, adaptation_task: AdaptationTask) -> HeldOutAnswers | None:
+    """None with fewer than two slices that show the target: then nothing is known."""
+    count = len(adaptation_task.bank)
+    if adaptation_task.bank.shows.sum() < 2:
+        return None
+    numbers, proposals = evenly_spaced(count, CHECKED_SLICES), []
+    for start in range(0, len(numbers), BATCH):
         stop_if_cancelled()
-        numbers = queries[start : start + BATCH]
-        query_batch = adaptation_task.query_batch(numbers)
-        proposal = decoder(query_batch.embedding, query_batch.context, features=query_batch.features)
-        presence[start : start + len(numbers)] = proposal.presence.sigmoid().cpu().numpy()
-        # whether a mask is kept where the target is not, is for the volume head to say
-        drawn = torch.from_numpy(shows[numbers]).to(proposal.logits.device)[:, None, None]
-        total += tally((proposal.logits > 0) & drawn, query_batch)
-    there = shows[queries]
+        query_batch = adaptation_task.query_batch(numbers[start : start + BATCH])
+        proposals.append(decoder(query_batch.embedding, query_batch.context, features=query_batch.features))
+    presence = torch.cat([one.presence for one in proposals]).sigmoid().cpu().numpy()
+    return HeldOutAnswers(numbers, torch.cat([one.logits for one in proposals]), presence)
+
+
+def check_support(adaptation_task: AdaptationTask, answers: HeldOutAnswers | None) -> SupportCheck:
+    """What the answers on held-out slices say."""
+    if answers is None:
+        return SupportCheck()
+    there = adaptation_task.bank.shows[answers.numbers]
+    # whether a mask is kept where the target is not, is for the volume head to say
+    drawn = (answers.logits > 0) & torch.from_numpy(there).to(answers.logits.device)[:, None, None]
+    overlap, total = tally(drawn, adaptation_task.masks[answers.numbers], adaptation_task.known[answers.numbers])
+    presence = answers.presence
     return SupportCheck(
-        dice=float(total[0] / total[1]) if total[1] else None,
+        dice=float(overlap / total) if total else None,
         presence=float(presence[there].min()) if there.any() else None,
         absence=float(presence[~there].max()) if not there.all() else None,
         slices=int(there.sum()),
     )
+
+
+def banks_with_errors(tasks: AdaptationTasks, answers: Mapping[str, HeldOutAnswers | None]) -> dict[str, SupportBank]:
+    """The bank of each label, with what was missed on slices that were held out."""
+    banks = {label: views[0].bank for label, views in tasks.items()}
+    known = {label: one for label, one in answers.items() if one is not None}
+    return {**banks, **{k: banks[k].with_errors(one.numbers, one.logits.cpu().numpy()) for k, one in known.items()}}

@@ -20,7 +20,15 @@ from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.atlas import Atlas, guides_for
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig, PseudoLabelConfig, SegmentationConfig
 from ssmsam.fewshot.episodes import adaptation_tasks
-from ssmsam.fewshot.estimate import Estimate, SupportCheck, check_support, cross_validated, worth_it
+from ssmsam.fewshot.estimate import (
+    Estimate,
+    SupportCheck,
+    banks_with_errors,
+    check_support,
+    cross_validated,
+    held_out_answers,
+    worth_it,
+)
 from ssmsam.fewshot.proposals import Clicks, Proposals, Target, corrected, propose, refined_in_roi, roi_banks
 from ssmsam.fewshot.selection import Selected, select_target
 from ssmsam.fewshot.support import LabelledSlice, Support, digest
@@ -259,10 +267,14 @@ def adapt(
     stop_if_cancelled()
     # a fitted decoder would be too sure of slices that it was fitted to
     judge = decoder if decoder.pretrained else fitted
-    checks = {label: check_support(judge, views[0]) for label, views in tasks.items()}
+    answers = {label: held_out_answers(judge, views[0]) for label, views in tasks.items()}
+    checks = {label: check_support(views[0], answers[label]) for label, views in tasks.items()}
     known = support_card(support, embedder)
     card = {**known, "settings": config.as_json(), **fitting, **estimate_card(checks, estimates)}
-    banks = {label: views[0].bank for label, views in tasks.items()}
+    if fitting["adapted"] and fitted.corrects:
+        # it misses less on slices that it was fitted to: what is put right then is too little rather than too much
+        answers = {label: held_out_answers(fitted, views[0]) for label, views in tasks.items()}
+    banks = banks_with_errors(tasks, answers if fitted.corrects else {})
     task = AdaptedTask(fitted, banks, card, roi_banks=_roi_banks(banks, support, fitted, config)).adapted_from(decoder)
     return with_pseudo_labels(task, support, config=config, progress=progress) if pseudo_labels else task
 
@@ -306,7 +318,9 @@ def with_support_again(
     """
     config = _without_views(config)
     tasks = adaptation_tasks(support, embedder, task.decoder, config=config.adaptation)
-    banks = {label: views[0].bank for label, views in tasks.items()}
+    corrects = task.decoder.corrects
+    answers = {label: held_out_answers(task.decoder, views[0]) for label, views in tasks.items() if corrects}
+    banks = banks_with_errors(tasks, answers)
     enlarged = _roi_banks(banks, support, task.decoder, config)
     return replace(task, banks=banks, roi_banks=enlarged, atlases=(), summarised=False)
 

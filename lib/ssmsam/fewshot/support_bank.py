@@ -66,6 +66,18 @@ def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: 
     return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)), agreement)
 
 
+def interpolated_error(errors: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> np.ndarray:
+    """The error at ``position`` from those of slices at other positions, linear between two of them and that of the
+    nearest beyond: regression kriging (Odeh et al., 1995) with the decoder as the regression."""
+    if not errors:
+        return np.zeros(shape, dtype=np.float32)
+    below = max((z for z in errors if z <= position), default=min(errors))
+    above = min((z for z in errors if z >= position), default=max(errors))
+    share = (position - below) / (above - below) if above > below else 0.0
+    mixed = (1 - share) * errors[below] + share * errors[above]
+    return mixed.astype(np.float32)
+
+
 def gathered_context(
     encoding: SupportEncoding,
     supports: torch.Tensor,
@@ -78,13 +90,15 @@ def gathered_context(
     fit: torch.Tensor | None = None,
     atlas: torch.Tensor | None = None,
     agreement: torch.Tensor | None = None,
+    error: torch.Tensor | None = None,
+    held_out: torch.Tensor | None = None,
 ) -> DecoderContext:
     """Gather the contexts of N queries from K encoded slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query; ``prior``
     (N, 1, H, W), ``trust`` (N, 2) and ``agreement`` (N, 1) as in DecoderContext. ``moves`` (N, S, 2) are added to the
     places of each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser,
-    ``atlas`` the maps of registered volumes.
+    ``atlas`` the maps of registered volumes, ``error`` and ``held_out`` what is known of held-out slices.
     """
     given = supports >= 0
     gathered = encoding[supports.clamp(min=0).flatten()]
@@ -115,6 +129,8 @@ def gathered_context(
         weights=trust.new_zeros(count, 0) if weights is None else weights,
         fit=trust.new_zeros(count, 1) if fit is None else fit,
         atlas=prior.new_zeros(count, ATLAS_MAPS, *prior.shape[-2:]) if atlas is None else atlas,
+        error=torch.zeros_like(prior) if error is None else error,
+        held_out=trust.new_zeros(count, 2) if held_out is None else held_out,
     )
 
 
@@ -140,7 +156,9 @@ class Places:
         )
 
 
-ARRAYS = ("positions", "distances", "centres", "cell_mm", "pseudo_labelled")
+_SURE = 30.0
+"""Logits beyond it are as good as certain."""
+ARRAYS = ("positions", "distances", "centres", "cell_mm", "pseudo_labelled", "errors", "held_out")
 """The fields of a bank that are arrays of its K slices."""
 
 
@@ -155,6 +173,10 @@ class SupportBank:
         descriptors: A mean embedding of each slice, (K, D) of unit length.
         pseudo_labelled: (K,) bool: slices that no person labelled. They are never context: they say how slices with
             and without the target look.
+        errors: (K, S, S) in [-1, 1], the mask less the probability that the decoder gave each cell when the slice was
+            held out; all zero where it was not.
+        held_out: (K, 2) Dice in [0, 1] on the slice when it was held out, of the decoder and of shape interpolation;
+            zero where it was not, or has no annotated slices on both sides.
         regression: What the slices that a person labelled tell the online optimiser, in their order.
     """
 
@@ -166,6 +188,8 @@ class SupportBank:
     centres: np.ndarray
     cell_mm: np.ndarray
     pseudo_labelled: np.ndarray
+    errors: np.ndarray
+    held_out: np.ndarray
     regression: Regression | SolvedRegression | None = None
 
     def __len__(self) -> int:
@@ -272,9 +296,34 @@ class SupportBank:
             distances=distances,
             descriptors=slice_descriptors(images),
             pseudo_labelled=np.zeros(len(images), dtype=bool),
+            errors=np.zeros(distances.shape, dtype=np.float32),
+            held_out=np.zeros((len(images), 2), dtype=np.float32),
             regression=regression,
             **vars(places),
         )
+
+    def with_errors(self, numbers: Sequence[int], logits: np.ndarray) -> SupportBank:
+        """The same with what a decoder answered on some labelled slices when each was held out.
+
+        Args:
+            numbers: n labelled slices.
+            logits: (n, S, S), the answers.
+        """
+        errors, held_out = self.errors.copy(), self.held_out.copy()
+        answers = 1 / (1 + np.exp(-np.clip(logits, -_SURE, _SURE)))
+        for number, answer in zip(numbers, answers, strict=True):
+            truth = self.distances[number] > 0
+            # where a mask is no truth there is no error
+            errors[number] = np.where(self.distances[number] == 0, 0, truth - answer)
+            others = {k for k in self.annotated(self.volumes[number]) if k != number}
+            shape = interpolated(
+                {float(self.positions[k]): self.distances[k] for k in others},
+                float(self.positions[number]),
+                truth.shape,
+            )
+            if shape.between and truth.any():
+                held_out[number] = ops.dice(answer > 0.5, truth), ops.dice(shape.distance > 0, truth)
+        return replace(self, errors=errors, held_out=held_out)
 
     def context_of(
         self,
@@ -333,6 +382,10 @@ class SupportBank:
             )
             for position, one in zip(positions, chosen, strict=True)
         ]
+        errors = [self._error(one, volume, position) for position, one in zip(positions, chosen, strict=True)]
+        held_out = self._held_out(volume)
+        if without:  # the errors of others were found with these as context
+            errors, held_out = [np.zeros_like(one) for one in errors], np.zeros_like(held_out)
         moves = np.zeros((len(chosen), longest, 2), dtype=np.float32)
         for row, one in enumerate(chosen):
             for column, k in enumerate(one):
@@ -350,6 +403,8 @@ class SupportBank:
             weights=weights,
             fit=fit,
             atlas=atlas,
+            error=torch.from_numpy(np.stack(errors))[:, None].to(device),
+            held_out=torch.from_numpy(held_out).to(device).expand(len(chosen), -1),
         )
 
     def solution(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -377,6 +432,18 @@ class SupportBank:
         across = any(ok and self.volumes[k] != volume for ok, k in zip(used, labelled, strict=True))
         weights, fit = self.regression.solved(torch.tensor([used]), torch.tensor([float(across)]))
         return weights.expand(count, -1), fit.expand(count)[:, None]
+
+    def _error(self, chosen: Sequence[int], volume: str, position: float) -> np.ndarray:
+        """What the decoder missed on the labelled slices around ``position``, (S, S)."""
+        known = [k for k in chosen if self.volumes[k] == volume and self.errors[k].any()]
+        shape = self.errors.shape[1], self.errors.shape[2]
+        return interpolated_error({float(self.positions[k]): self.errors[k] for k in known}, position, shape)
+
+    def _held_out(self, volume: str) -> np.ndarray:
+        """The mean Dice (2,) of the decoder and of interpolation on the labelled slices of a volume that were held
+        out."""
+        own = self.held_out[[k for k in self.annotated(volume) if self.errors[k].any() and self.held_out[k].any()]]
+        return own.mean(axis=0) if len(own) else np.zeros(2, dtype=np.float32)
 
     def _near(self, number: int, volume: str, position: float) -> float:
         return closeness(self.positions[number] - position) if self.volumes[number] == volume else 0.0

@@ -30,7 +30,7 @@ from ssmsam.volume.volume import Grid
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the files, or how banks are made, change."""
 QUOTA_BYTES = 2 * 2**30
 """A guess: some hundred tasks of a few annotated slices."""

@@ -75,6 +75,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_lite(decoder)
     decoder.add_argument("--start", type=Path, help="weights to begin with, default: those of `small`")
     decoder.add_argument("--recipe", type=Path, help="JSON of all settings, as beside weights; instead of the options")
+    put_right = commands.add_parser(
+        "correction", help="train what the few-shot decoder puts right after held-out slices"
+    )
+    put_right.add_argument("--data", type=Path, required=True, help="folder of `embed-volumes`")
+    put_right.add_argument("--without", nargs="*", default=[], metavar="SET", help="sets left out of training")
+    put_right.add_argument("--start", type=Path, required=True, help="few-shot weights, of which all else stays")
+    put_right.add_argument("--recipe", type=Path, help="JSON of all settings, as beside weights")
+    put_right.add_argument("--out", type=Path, required=True, help="weights to write (.safetensors)")
+    put_right.add_argument("--threads", type=int, default=1)
     _add_volume_head(commands.add_parser("volume-head", help="train what judges proposals along a volume"))
     recorded = commands.add_parser("record", help="write size and sha256 of packaged weights into the manifest")
     recorded.add_argument("name", help="of the weights, such as small")
@@ -459,6 +468,51 @@ def fewshot(arguments: argparse.Namespace) -> None:
     print(f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes -> {arguments.out}")
 
 
+def correction(arguments: argparse.Namespace) -> None:
+    """Answer episodes once, then train on what was read in them."""
+    import json
+    from dataclasses import asdict
+
+    import torch
+    from safetensors.torch import load_file
+
+    from ssmsam.cli.command import ProgressBar
+    from ssmsam.models.fewshot_fused import FusedTargetNetwork
+    from ssmsam.models.weights import find_weights, weights_digest
+    from ssmsam_research.training.correction_training import (
+        Answers,
+        CorrectionConfig,
+        episodes_answered,
+        train_correction,
+    )
+    from ssmsam_research.training.fewshot_episodes import load_volumes
+    from ssmsam_research.training.loop import log_losses, write_weights
+
+    torch.set_num_threads(arguments.threads)
+    config = CorrectionConfig.from_json(json.loads(arguments.recipe.read_text()) if arguments.recipe else {})
+    torch.manual_seed(config.seed)
+    network = FusedTargetNetwork().eval().requires_grad_(False)
+    start = {name: part.float() for name, part in load_file(str(arguments.start)).items()}
+    network.load_state_dict(
+        {name: part for name, part in start.items() if not name.startswith("correction.")}, strict=False
+    )
+    volumes = load_volumes(arguments.data, keep=lambda dataset: dataset not in arguments.without)
+    with ProgressBar() as bar:
+        answers = Answers.cat(list(episodes_answered(network, volumes, config, progress=bar)))
+        losses = train_correction(network, answers, config, progress=bar)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".config.json").write_text(json.dumps(asdict(config), indent=1))
+    for step in range(_LOGGED, len(losses) + 1, _LOGGED):
+        mean = sum(losses[step - _LOGGED : step]) / _LOGGED
+        log_losses(arguments.out, step, 0.0, [{"corrected": mean}])
+    write_weights(arguments.out, network.state_dict(), {"encoder_sha256": weights_digest(find_weights("medsam_lite"))})
+    print(f"{len(answers.logits)} queries of {len(volumes)} volumes, {config.steps} steps -> {arguments.out}")
+
+
+_LOGGED = 100
+"""Steps whose mean loss is a line of the log."""
+
+
 def lite(arguments: argparse.Namespace) -> None:
     """Train with a progress bar in seconds."""
     import torch
@@ -571,6 +625,7 @@ STEPS = {
     "lite": lite,
     "embed-volumes": embed_volumes,
     "fewshot": fewshot,
+    "correction": correction,
     "volume-head": volume_head,
     "curve": curve,
     "record": record,

@@ -29,7 +29,7 @@ from ssmsam.fewshot.adaptation import proposal_loss, query_slices, rate
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import AdaptationConfig
 from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks, random_move, with_truth
-from ssmsam.fewshot.estimate import check_support
+from ssmsam.fewshot.estimate import check_support, held_out_answers
 from ssmsam.fewshot.pipeline import estimate_card, support_card
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
 from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_slices
@@ -331,7 +331,7 @@ def _task(
     reencoded = {label: [reopened(one, embedder) for one in slices] for label, slices in support.items()}
     as_they_are = replace(config, views=replace(config.views, views=0))
     tasks = adaptation_tasks(reencoded, embedder, decoder, config=as_they_are)
-    checks = {label: check_support(decoder, views[0]) for label, views in tasks.items()}
+    checks = {label: check_support(views[0], held_out_answers(decoder, views[0])) for label, views in tasks.items()}
     fitting = {"settings": asdict(config), "adapted": True, "steps": steps, "seconds": round(seconds, 2)}
     card = {**support_card(support, embedder), **fitting, **estimate_card(checks, {})}
     return AdaptedTask(decoder, {label: views[0].bank for label, views in tasks.items()}, card)
