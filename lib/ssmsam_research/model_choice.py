@@ -12,6 +12,7 @@ import numpy as np
 
 from ssmsam.cli.annotator import Click
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
+from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.initialisations import load_ssm_decoder
 from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
@@ -45,6 +46,8 @@ class ModelChoice:
     """``medsam_lite`` as its makers publish it: their decoder, on whole embeddings in single precision."""
     bfloat16: bool | None = None
     """The encoder's precision; None as the server chooses."""
+    store: Path | None = None
+    """Folder where embeddings are kept from run to run; None keeps them in memory."""
 
     def digests(self) -> dict[str, str]:
         """Name -> sha256 of the weights that answer prompts: the encoder's, and those of a decoder of its own file."""
@@ -80,7 +83,7 @@ class PromptedModel:
             whole = LiteMedSamEncoder(encoder.sam, name=encoder.spec.name, weights_sha256=encoder.weights_sha256)
             encoder, bfloat16 = whole, False
         return cls(
-            Embedder(encoder=encoder, bfloat16=bfloat16),
+            Embedder(encoder=encoder, store=EmbeddingStore(choice.store) if choice.store else None, bfloat16=bfloat16),
             load_decoder(choice.encoder, published=choice.published, **wanted),
             load_target_decoder(choice.encoder, **wanted),
             load_ssm_decoder(choice.encoder, **wanted),

@@ -168,6 +168,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for protocol, name in ((complete, "complete"), (crosspatient, "crosspatient")):
         protocol.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(methods_for(name))}")
         protocol.add_argument("--surfaces", action="store_true", help="distances in mm too; takes longer")
+    for protocol in (complete, crosspatient, active):
+        protocol.add_argument("--store", type=Path, metavar="DIR", help="embeddings are kept there from run to run")
     active.set_defaults(protocol=run_active)
     active.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="NAME")
     active.add_argument("--budget", type=int, default=8, metavar="K", help="annotated slices of an organ in the end")
@@ -240,10 +242,16 @@ def log_file(options: argparse.Namespace) -> Path | None:
     return options.json.with_name(options.json.name + ".log") if options.json else None
 
 
+def model_choice(options: argparse.Namespace) -> ModelChoice:
+    """What the options of a model say."""
+    store = getattr(options, "store", None)
+    return ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified, store=store)
+
+
 def run_clicks(options: argparse.Namespace) -> int:
     if options.methods or len(options.data) > 1:
         return run_click_comparison(options)
-    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    choice = model_choice(options)
     run = ClickRun(
         labelled_set=labelled_set(options, options.data[0]),
         model=choice,
@@ -280,7 +288,7 @@ def run_click_comparison(options: argparse.Namespace) -> int:
     run = ClickComparison(
         sets=several_sets(options, notes),
         methods={name: CLICK_METHODS[name] for name in options.methods or CLICK_METHODS},
-        common=ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified),
+        common=model_choice(options),
         protocol=click_protocol(options),
         training=TrainingRecord.read(options.trained_on),
         held_out={name: found.validation for name, found in notes.items()},
@@ -303,7 +311,7 @@ def run_click_comparison(options: argparse.Namespace) -> int:
 def run_precision(options: argparse.Namespace) -> int:
     notes = {folder.resolve().name: read_notes(options.label_names, folder.resolve().name) for folder in options.data}
     log = log_file(options)
-    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    choice = model_choice(options)
     with tqdm(unit="case", desc="precision", disable=None) as bar:
         result = check_precision(
             several_sets(options, notes), choice, threads=options.threads, log_file=log, progress=onto(bar)
@@ -393,7 +401,7 @@ def run_complete(options: argparse.Namespace) -> int:
 
 def run_over_rest(options: argparse.Namespace) -> int:
     """Five slices, or the only number that is given, as a user submits them."""
-    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    choice = model_choice(options)
     wanted = options.slices[0] if len(options.slices) == 1 else 5
     data = labelled_set(options, options.data)
     run = OverRest(data, choice, slices=wanted, method=options.ask, threads=options.threads)
@@ -438,7 +446,7 @@ def run_fewshot(
     pool: SupportPool | None,
 ) -> int:
     methods = checked_methods(options.methods, protocol.name)
-    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    choice = model_choice(options)
     run = FewShotRun(
         protocol=protocol,
         queries=queries,
@@ -466,7 +474,7 @@ def run_fewshot(
 
 def run_active(options: argparse.Namespace) -> int:
     positive([options.budget, options.seeds], "--budget and --seeds")
-    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    choice = model_choice(options)
     run = ActiveRun(
         protocol=ActiveProtocol(
             strategies=tuple(dict.fromkeys(options.strategies)),
@@ -665,7 +673,7 @@ def run_check(options: argparse.Namespace) -> int:
     data = open_set(options.data, label_names=names, only=file.cases, organs=file.organs)
     if file.data_sha256 != data.manifest()["sha256"] and not options.record:
         raise ValueError(f"{options.expected} was recorded on other data than {options.data}; record it with --record")
-    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    choice = model_choice(options)
     with tqdm(unit="step", desc="check", disable=None) as bar:
         measured = measure_check(data, choice, threads=options.threads, progress=onto(bar))
     if options.record:
@@ -768,7 +776,7 @@ if __name__ == "__main__":
 def run_scaling(options: argparse.Namespace) -> int:
     """Embeds every study of a folder several times."""
     studies = studies_of(options.data)
-    choice = ModelChoice(options.encoder, options.weights, options.device, options.allow_unverified)
+    choice = model_choice(options)
     sha256 = PromptedModel.load(choice).weights_sha256
     weights = None if options.weights is None else str(options.weights)
     model = Model(encoder=choice.encoder, weights=weights, allow_unverified=options.allow_unverified)

@@ -60,7 +60,7 @@ class OverRest:
         model = PromptedModel.load(self.model)
         records: list[Record] = []
         with tempfile.TemporaryDirectory(prefix="ssmsam-rest-") as folder:
-            studies, store = Path(folder) / "studies", Path(folder) / "store"
+            studies, store = Path(folder) / "studies", self.model.store or Path(folder) / "store"
             studies.mkdir()
             embedder = Embedder(encoder=model.embedder.encoder, store=EmbeddingStore(store))
             for case in self.queries.cases:
