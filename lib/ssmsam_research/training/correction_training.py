@@ -45,8 +45,10 @@ class CorrectionConfig:
     """Share of episodes in which the decoder sees badly, as it does an organ that it never saw."""
     corrected_share: float = 0.1
     """Share of episodes whose queries were clicked on."""
-    steps: int = 2000
-    batch: int = 24
+    steps: int = 3000
+    batch: int = 32
+    crop: int = 56
+    """Side of what is seen of a query at a time, in cells, around a cell of the target or of what was found."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     average: float = 0.99
@@ -86,6 +88,23 @@ class Answers(Batch):
     held_out: torch.Tensor
     target: torch.Tensor
     known: torch.Tensor
+
+    def cropped(self, side: int, rng: np.random.Generator) -> Answers:
+        """Of each query a square around a cell of the target or of what was found, around any where there is none."""
+        near = (self.target[:, 0] > 0.5) | (self.logits > 0)
+        size, corners = near.shape[-1], []
+        for one in near.numpy():
+            rows, columns = np.nonzero(one) if one.any() else np.indices(one.shape).reshape(2, -1)
+            cell = rng.integers(len(rows))
+            corners.append(np.clip(np.array([rows[cell], columns[cell]]) - side // 2, 0, size - side))
+        windows = [(slice(y, y + side), slice(x, x + side)) for y, x in corners]
+
+        def part(maps: torch.Tensor) -> torch.Tensor:
+            if maps.ndim < 3:
+                return maps
+            return torch.stack([one[..., y, x] for one, (y, x) in zip(maps, windows, strict=True)])
+
+        return Answers(**{name: part(maps) for name, maps in vars(self).items()})
 
     def put_right(self, correction: HeldOutCorrection) -> torch.Tensor:
         """The logits (N, S, S) with the correction, float32."""
