@@ -69,6 +69,22 @@ def test_submissions_merge_and_the_volume_stays_available(studies: StudiesFolder
     assert studies.get_labels_by_image_id("a") == {"partial": "a"} and studies.datalist() == []
 
 
+def test_the_same_mask_once_more_changes_nothing_and_says_so(studies: StudiesFolder, tmp_path: Path) -> None:
+    def sent(array: np.ndarray, client: str = "one", **params: object) -> list[str]:
+        write_volume(read_volume(studies.get_image_uri("a")).with_array(array), tmp_path / "sent.nrrd")
+        said = {"label_info": INFO, "client_id": client, **params}
+        return studies.submit("a", tmp_path / "sent.nrrd", said).answer()["counted"]
+
+    assert sent(mask(2, 4)) == ["counted as annotated: 2, 4 (Leber é)"]
+    known = studies.annotations("a")
+    assert sent(mask(2, 4)) == ["nothing new, annotated already: 2, 4 (Leber é)"]
+    assert sent(mask(2, 4), client="two") == ["nothing new, annotated already: 2, 4 (Leber é)"]
+    assert studies.annotations("a").revision == known.revision
+    assert studies.annotations("a").slices == known.slices
+    assert sent(mask(2, 3, 4)) == ["counted as annotated: 3 (Leber é)"]
+    assert sent(mask(2, 3, 4), partial={"slices": {"Leber é": {"withdraw": [3]}}}) == ["withdrawn: 3 (Leber é)"]
+
+
 def test_what_few_shot_methods_ask_for(studies: StudiesFolder, write: Callable[..., Path]) -> None:
     assert not len(studies.support()) and not studies.annotations("b").revisions
     submit(studies, mask(2))

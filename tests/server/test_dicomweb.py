@@ -525,6 +525,22 @@ def test_a_failing_answer_is_asked_for_again(archive: Archive, add: Callable[...
     assert len(archive.asked) == 3
 
 
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_one_failure_of_each_answer_is_not_noticed(
+    status: int, archive: Archive, tmp_path: Path, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.stumbles = status
+    store = DicomStore(StoreAccess(url=archive.url))
+    studies = DicomWebArchive(store, folder=tmp_path / "local", filters={"Modality": "CT"}, quota_bytes=10**9)
+    mask = some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.stumbles = 0  # what is sent there is not sent again
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    archive.stumbles = status
+    again = DicomWebArchive(store, folder=tmp_path / "other", filters={"Modality": "CT"}, quota_bytes=10**9)
+    assert np.array_equal(read_volume(again.get_label_uri(uid, "final")).array, mask.array)
+
+
 @pytest.mark.parametrize("asked", ["3600", "Wed, 21 Oct 2099 07:28:00 GMT", "soon"])
 def test_a_store_that_asks_for_an_hour_is_asked_again_in_a_moment(
     asked: str, archive: Archive, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch

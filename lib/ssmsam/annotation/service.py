@@ -55,8 +55,9 @@ def summarise(update: Update) -> str:
         )
         if keys
     ]
-    if not (update.entries or update.withdrawn or update.reopened):
-        lines.insert(0, "no slice counts as annotated")
+    if not (update.entries or update.withdrawn or update.complete or update.reopened):
+        already = _slices(sorted(update.unchanged))
+        lines.insert(0, f"nothing new, annotated already: {already}" if already else "no slice counts as annotated")
     if update.complete:
         lines.append(f"complete: {', '.join(sorted(update.complete))}")
     if update.reopened:

@@ -199,6 +199,9 @@ class StoreAccess:
     read_s: float = 30.0
     """The longest silence of the store, in seconds; an answer as a whole may take longer."""
     retries: int = 2
+    """How often what only reads is asked for again, where the store fails."""
+    patient: bool = True
+    """Whether it is asked again, too, where it cannot be reached or does not answer in time."""
     qido: str | None = None
     wado: str | None = None
     stow: str | None = None
@@ -618,8 +621,9 @@ class StoreSession(requests.Session):
             self.auth = (access.user, access.password)
         retry = _BriefRetry(
             total=access.retries,
-            read=access.retries or False,  # False keeps a time-out a time-out
-            backoff_factor=0.3, status_forcelist=(429, 502, 503, 504),
+            connect=None if access.patient else 0,
+            read=(access.patient and access.retries) or False,  # False keeps a time-out a time-out
+            backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods={"GET"}, raise_on_status=False,
         )  # fmt: skip
         for scheme in ("http://", "https://"):
