@@ -541,6 +541,25 @@ def test_one_failure_of_each_answer_is_not_noticed(
     assert np.array_equal(read_volume(again.get_label_uri(uid, "final")).array, mask.array)
 
 
+def test_images_that_come_twice_do_not_replace_others(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.files.append(archive.files[0])
+    assert read_volume(open_studies().get_image_uri(uid)).shape == SHAPE
+
+
+def test_uids_that_are_padded_with_nulls(archive: Archive, open_studies: Open, add: Callable[..., str]) -> None:
+    uid = add(1)
+    (listed,) = archive.series({})
+    for one in listed.values():
+        one["Value"] = [f"{value}\0" if one["vr"] == "UI" else value for value in one["Value"]]
+    archive.series = lambda query: [] if "offset" in query else [listed]  # type: ignore[method-assign]
+    studies = open_studies()
+    assert studies.list_images() == [uid]
+    assert read_volume(studies.get_image_uri(uid)).shape == SHAPE
+
+
 @pytest.mark.parametrize("asked", ["3600", "Wed, 21 Oct 2099 07:28:00 GMT", "soon"])
 def test_a_store_that_asks_for_an_hour_is_asked_again_in_a_moment(
     asked: str, archive: Archive, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch

@@ -25,11 +25,19 @@ from ssmsam.annotation.interpretation import (
     on_screen,
     whole,
 )
-from ssmsam.annotation.labels import known_label, negative_of
+from ssmsam.annotation.labels import is_reserved, known_label, negative_of
 from ssmsam.annotation.log import INDEX as WORK
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, not_before, now
+from ssmsam.annotation.slice_state import (
+    InvalidSubmission,
+    OtherImage,
+    SliceAnnotation,
+    SliceKey,
+    Source,
+    not_before,
+    now,
+)
 from ssmsam.annotation.store import INDEX, AnnotationStore, image_folder
 from ssmsam.files import WRITING
 from ssmsam.ops import PackedMask
@@ -154,10 +162,7 @@ class AnnotationService:
         """What is known of an image with this grid."""
         found = self.store.load(image)
         if found is not None and not found.grid.matches(grid):
-            raise InvalidSubmission(
-                f"the annotations of {image!r} were made on another image of this name (shape {found.grid.shape}, now "
-                f"{grid.shape}): remove its label 'partial', or give the new image another name"
-            )
+            raise OtherImage(image, found.grid, grid)
         return found or Annotations(grid)
 
     def submitted(self, image: str, submission: Submission, grid: Grid) -> Update:
@@ -233,6 +238,8 @@ class AnnotationService:
 
     def drawn(self, image: str, key: SliceKey, mask: np.ndarray, grid: Grid, *, client: str) -> Update:
         """One label on one slice is as ``mask`` (height, width) bool, which may be empty: what a client drew."""
+        if is_reserved(key.label):
+            raise InvalidSubmission(f"{key.label[:40]!r} is no label that a slice can be about: choose an organ")
         key = check_slice(key._replace(label=known_label(key.label, self.names(image))), grid)
         self.known(image, grid)
         entry = SliceAnnotation(PackedMask.of(mask), Source.CLIENT, client, now())

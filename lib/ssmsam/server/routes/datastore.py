@@ -279,7 +279,7 @@ def masks(
     """
     offered = app.services[FEWSHOT].offered
     volume, values = app.datastore().show_again(image, client=reader(client_id, request), order=offered)
-    path = write_mask(volume.array, volume, MaskFormat(compress=compress))
+    path = write_mask(volume.array, volume, MaskFormat(dtype=str(volume.array.dtype), compress=compress))
     background_tasks.add_task(remove_file, path)
     answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")
     answer.headers[LABELS_HEADER] = in_header(values)
