@@ -222,13 +222,14 @@ class AnnotationService:
     ) -> None:
         """Note that a client was sent masks again, as a label map (slices, rows, columns), on the slices of which
         something is known: those that it had, and those that were annotated since."""
-        own, when = self._own(image, client), now()
+        own, when, sent = self._own(image, client), now(), list[Served]()
         for label, value in values.items():
             plane = _plane(own.get(label))
             visible, _ = on_screen(label, client, plane, own.get(label), known)
             only = sorted({*visible, *known.annotated(label, plane=plane)})
-            sent = Served.of(array == value, label=label, client=client, plane=plane, only=only, when=when)
-            self.log.serve(image, sent)
+            shown = array == value
+            sent.append(Served.of(shown, label=label, client=client, plane=plane, only=only, when=when))
+        self.log.serve(image, *sent)
 
     def marked(self, image: str, mark: Mark, grid: Grid) -> Update:
         """What a verdict on one slice says: the mask on that client's screen is right, or the label is not there."""

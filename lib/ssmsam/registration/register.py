@@ -75,7 +75,7 @@ def _without_air(volume: CoarseVolume) -> CoarseVolume:
 def cell_mm_for(grid: Grid) -> float:
     """The side of a cell in mm: fine enough for small images, not finer than they are."""
     sides = sorted(n * mm for n, mm in zip(grid.shape, grid.spacing, strict=True))
-    least = (np.prod(sides) / MOST_CELLS) ** (1 / 3)
+    least = float(np.prod(sides) / MOST_CELLS) ** (1 / 3)
     return float(max(min(sides[1] / CELLS_ACROSS, LARGEST_CELL_MM), min(grid.spacing), least))
 
 

@@ -384,8 +384,8 @@ class AnnotatedStudies:
             receipt = self._apply(
                 image_id, params, lambda: self._service.submitted(image_id, submission, grid), client=submission.client
             )
-            for served in self._service.on_screen(image_id, submission):
-                self._writer.submit(self._note, self._service.log.serve, image_id, served)
+            shown = self._service.on_screen(image_id, submission)
+            self._writer.submit(self._note, self._service.log.serve, image_id, *shown)
         return receipt
 
     def submit_slice(self, image_id: str, key: SliceKey, mask: np.ndarray, *, client: str = "") -> Receipt:
