@@ -172,8 +172,6 @@ def _key(source: Source) -> tuple[Path, tuple[int, ...] | str]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    if path.is_dir():
-        files = [entry.stat() for entry in path.rglob("*") if entry.is_file()]
-        return len(files), sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
+    known = ((str(file), file.stat()) for file in sorted(files))
+    return (hash(tuple((name, one.st_size, one.st_mtime_ns, one.st_ino) for name, one in known)),)
