@@ -22,7 +22,8 @@ def read_json_text(text: str | bytes, *, name: str) -> Any:
     """What a JSON text holds; None for a blank one. ``name`` is what the sender calls it.
 
     Finite numbers of at most 2**53, whole characters, and :data:`DEEPEST` brackets: what every other reader and every
-    file can take. Raises :class:`InvalidJson`, and nothing else.
+    file can take. Bytes may be in UTF-8, UTF-16 or UTF-32, and a byte order mark is passed over.
+    Raises :class:`InvalidJson`, and nothing else.
 
     Example:
         >>> read_json_text('{"slice": 3}', name="params")
@@ -47,14 +48,16 @@ def read_json_text(text: str | bytes, *, name: str) -> Any:
         return value
 
     try:
-        text = text.decode() if isinstance(text, bytes) else text
+        text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        if "\0" in text:  # a form field in UTF-16
+            raise InvalidJson(_not_utf8(name))
         if not text.strip():
             return None
         value = json.loads(text, parse_constant=constant, parse_float=number, parse_int=whole)
     except InvalidJson:
         raise
     except UnicodeDecodeError:
-        raise InvalidJson(f"{name} is not UTF-8: send JSON in UTF-8") from None
+        raise InvalidJson(_not_utf8(name)) from None
     except RecursionError:
         raise InvalidJson(_too_deep(name)) from None
     except ValueError as error:
@@ -81,6 +84,10 @@ def require_storable(value: Any, *, name: str) -> None:
             elif isinstance(one, str) and not one.isascii() and any("\ud800" <= sign <= "\udfff" for sign in one):
                 raise InvalidJson(f"{name} holds half a character (a lone surrogate): send whole text")
         level, depth = below, depth + 1
+
+
+def _not_utf8(name: str) -> str:
+    return f"{name} is not UTF-8: send JSON in UTF-8"
 
 
 def _too_deep(name: str) -> str:

@@ -228,6 +228,14 @@ def test_what_is_no_straight_even_stack_is_refused(
             read(folder)
 
 
+def test_slices_of_some_micrometres_are_apart(tmp_path: Path) -> None:
+    small = Volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([0.002, 0.002, 0.005, 1.0]), "CT")
+    write_dicom_series(small, tmp_path / "oct", patient=DicomPatient("Doe^Jane", "1"))
+    read = read_volume(tmp_path / "oct")
+    np.testing.assert_array_equal(read.array, small.array)
+    np.testing.assert_allclose(read.spacing, small.spacing)
+
+
 def test_a_missing_slice_is_named(folder: Path) -> None:
     (folder / "0003.dcm").unlink()
     with pytest.raises(UnreadableVolume, match=r"7\.00 mm between slices 2 and 3 of 4"):

@@ -48,6 +48,10 @@ def where(found: SegMask, name: str) -> np.ndarray:
     return found.volume.array == found.labels[name]
 
 
+def test_names_are_one_line(read: Callable[..., SegMask]) -> None:
+    assert list(read((1, " left\n lung", ORGAN), (2, "\n", BESIDE)).labels) == ["left lung", "segment 2"]
+
+
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
 def test_a_lesion_is_not_hidden_by_its_organ(read: Callable[..., SegMask], order: tuple[int, int]) -> None:
     segments = [(order[0], "lesion", LESION), (order[1], "organ", ORGAN)]

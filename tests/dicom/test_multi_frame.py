@@ -10,7 +10,7 @@ import pytest
 from highdicom.frame import encode_frame
 from multi_frame import multi_frame, say
 from planted_volume import volume_of
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_pixel_data_frame
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from ssmsam.dicom.rtstruct import read_rtstruct, write_rtstruct
@@ -54,7 +54,8 @@ def test_one_file_is_the_volume_of_the_files_it_came_from(modality: str, tmp_pat
     folder = multi_frame(series, tmp_path / "multi" / "all.dcm", order=MIXED)
     expect_same(read_volume(folder), truth)
     assert read_grid(folder).matches(truth.grid)
-    np.testing.assert_array_equal(read_slice(folder, 3)[0], truth.array[3])
+    for n in range(5):
+        np.testing.assert_array_equal(read_slice(folder, n)[0], truth.array[n])
 
 
 def test_what_frames_share_may_be_said_once_or_of_each(tmp_path: Path) -> None:
@@ -81,10 +82,9 @@ def test_a_series_of_several_multi_frame_files(tmp_path: Path) -> None:
     expect_same(read_volume(tmp_path / "parts"), read_volume(series))
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
-def test_compressed_frames(syntax: str, tmp_path: Path) -> None:
-    series = single(tmp_path)
-    path = multi_frame(series, tmp_path / "multi" / "all.dcm", order=MIXED) / "all.dcm"
+def compressed(syntax: str, series: Path, path: Path) -> Path:
+    """The files of ``series`` as one compressed file at ``path``, in the order :data:`MIXED`."""
+    multi_frame(series, path, order=MIXED)
     header = pydicom.dcmread(path)
     if syntax == RLELossless:
         header.compress(RLELossless, generate_instance_uid=False)
@@ -98,7 +98,32 @@ def test_compressed_frames(syntax: str, tmp_path: Path) -> None:
         header["PixelData"].is_undefined_length = True
         header.file_meta.TransferSyntaxUID = JPEG2000Lossless
     header.save_as(path)
-    expect_same(read_volume(path.parent), read_volume(series))
+    return path
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_frames(syntax: str, tmp_path: Path) -> None:
+    series = single(tmp_path)
+    folder, truth = compressed(syntax, series, tmp_path / "multi" / "all.dcm").parent, read_volume(series)
+    expect_same(read_volume(folder), truth)
+    for n in range(5):
+        np.testing.assert_array_equal(read_slice(folder, n)[0], truth.array[n])
+
+
+def test_one_slice_is_decoded_alone(tmp_path: Path) -> None:
+    """Where the others cannot even be decoded."""
+    series = single(tmp_path)
+    path, truth = compressed(JPEG2000Lossless, series, tmp_path / "multi" / "all.dcm"), read_volume(series)
+    header = pydicom.dcmread(path)
+    streams = list(generate_pixel_data_frame(header.PixelData, 5))
+    streams[1:] = [stream[:40] for stream in streams[1:]]
+    header.PixelData = encapsulate(streams)
+    header["PixelData"].is_undefined_length = True
+    header.save_as(path)
+    np.testing.assert_array_equal(read_slice(path.parent, MIXED[0])[0], truth.array[MIXED[0]])
+    for read in (lambda: read_slice(path.parent, MIXED[1]), lambda: read_volume(path.parent)):
+        with pytest.raises(UnreadableVolume, match="cannot be decoded"):
+            read()
 
 
 @pytest.mark.parametrize("kind", ["one file", "several files"])

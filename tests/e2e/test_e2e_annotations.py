@@ -488,4 +488,4 @@ def test_what_is_shown_again_and_sent_back_changes_nothing(desk: Server, ct: Tru
     order = sorted(values, key=values.get)
     compact = sum((sent == values[name]) * number for number, name in enumerate(order, 1))
     answer = slicer_submit(desk.url, CT, compact, order, tmp_path)
-    assert answer["counted"][0] == "no slice counts as annotated" and known(desk)["partial"]["slices"] == before
+    assert "annotated already" in answer["counted"][0] and known(desk)["partial"]["slices"] == before

@@ -9,15 +9,19 @@ from scipy import ndimage
 
 from ssmsam.progress import Cancelled
 from ssmsam.registration.register import (
+    MOST_CELLS,
     CoarseVolume,
     Field,
+    can_hold,
+    cell_mm_for,
     features_of,
     lattice,
     one_direction,
     register,
+    straight_grid,
 )
 from ssmsam.volume.intensity import Scale
-from ssmsam.volume.volume import Volume
+from ssmsam.volume.volume import Grid, Volume
 
 SCALE = Scale(0.0, 1.0)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -67,6 +71,15 @@ def test_an_organ_is_carried_to_a_body_that_is_shifted_and_bent() -> None:
     assert dice(on(moving, organ).numpy() > 0.5, truth) < 0.6, "the two lie apart before"
     assert dice(propagated_mask, truth) > 0.85
     assert float(found.error_mm[torch.from_numpy(truth)].median()) < 4.0
+
+
+def test_millimetres_that_cannot_be_right_take_no_more_memory() -> None:
+    for spacing in ((1.0, 1.0, 1e5), (1e5, 1.0, 1.0), (1e-6, 1e-6, 1.0), (1e5, 1e5, 1e5), (1e-5, 1e-5, 1e-5)):
+        grid = Grid((12, 40, 44), np.diag([*spacing, 1.0]))
+        assert np.prod(straight_grid(grid, cell_mm_for(grid)).shape) < 2 * MOST_CELLS
+    assert can_hold(Grid((12, 40, 44), AFFINE), 4.0)
+    for spacing in (1e5, 1e-5):
+        assert not can_hold(Grid((12, 40, 44), np.diag([spacing, spacing, spacing, 1.0])), 4.0)
 
 
 def test_one_way_alone_is_the_same_and_its_border_blocks_are_finite() -> None:

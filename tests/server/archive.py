@@ -29,7 +29,8 @@ class Archive:
     if they were all. ``lost`` uploads are stored, and the answer does not come. With ``once`` what is there already is
     not taken again: ``once`` is the status of the answer. ``odd`` is listed beside the series as it is. What is sent to
     one that ``swallows`` is answered with a page for people, and gone. The status 0 of a broken series: it hangs up.
-    ``retry_after`` is a header of every answer. ``silent_about`` are attributes that its lists leave out.
+    ``retry_after`` is a header of every answer. ``silent_about`` are attributes that its lists leave out. One that
+    ``stumbles`` gives this status to each question once, and answers it when it is asked again.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -41,6 +42,7 @@ class Archive:
         self.odd: list[Any] = []
         self.swallows, self.retry_after = False, ""
         self.silent_about: tuple[str, ...] = ()
+        self.stumbles = 0
         self.asked: list[str] = []
         handler = type("Handler", (_Handler,), {"archive": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -162,6 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.archive.asked.append(self.path)
         time.sleep(self.archive.silent_s)
         status = self.archive.status
+        if self.archive.stumbles and self.archive.asked.count(self.path) == 1:
+            status = self.archive.stumbles
         if self.archive.login and self.headers.get("Authorization") != self.archive.login:
             status = 401
         if status != 200:

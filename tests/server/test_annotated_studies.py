@@ -12,7 +12,7 @@ import pytest
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from ssmsam.annotation.log import Mark, Verdict
-from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.app import ServerApp
@@ -67,6 +67,41 @@ def test_submissions_merge_and_the_volume_stays_available(studies: StudiesFolder
     assert np.array_equal(merged.array == 1, mask(4) > 0) and np.array_equal(merged.array == 2, mask(2) > 0)
     assert studies.get_label_info("a", "partial")["client_id"] == "two"
     assert studies.get_labels_by_image_id("a") == {"partial": "a"} and studies.datalist() == []
+
+
+def test_the_same_mask_once_more_changes_nothing_and_says_so(studies: StudiesFolder, tmp_path: Path) -> None:
+    def sent(array: np.ndarray, client: str = "one", **params: object) -> list[str]:
+        write_volume(read_volume(studies.get_image_uri("a")).with_array(array), tmp_path / "sent.nrrd")
+        said = {"label_info": INFO, "client_id": client, **params}
+        return studies.submit("a", tmp_path / "sent.nrrd", said).answer()["counted"]
+
+    assert sent(mask(2, 4)) == ["counted as annotated: 2, 4 (Leber é)"]
+    known = studies.annotations("a")
+    assert sent(mask(2, 4)) == ["nothing new, annotated already: 2, 4 (Leber é)"]
+    assert sent(mask(2, 4), client="two") == ["nothing new, annotated already: 2, 4 (Leber é)"]
+    assert studies.annotations("a").revision == known.revision
+    assert studies.annotations("a").slices == known.slices
+    assert sent(mask(2, 3, 4)) == ["counted as annotated: 3 (Leber é)"]
+    assert sent(mask(2, 3, 4), partial={"slices": {"Leber é": {"withdraw": [3]}}}) == ["withdrawn: 3 (Leber é)"]
+
+
+def test_more_labels_than_a_byte_counts_are_shown_again(studies: StudiesFolder, tmp_path: Path) -> None:
+    array = np.zeros(SHAPE, np.uint16)
+    array[2].flat[:300] = np.arange(1, 301)
+    info = [{"name": f"organ {n}", "idx": n} for n in range(1, 301)]
+    write_volume(read_volume(studies.get_image_uri("a")).with_array(array), tmp_path / "many.nrrd")
+    studies.submit("a", tmp_path / "many.nrrd", {"label_info": info, "client_id": "one"})
+    shown, values = studies.show_again("a", client="one", order=["organ 7"])
+    assert len(set(values.values())) == 300
+    for n in (1, 7, 300):
+        assert np.array_equal(shown.array == values[f"organ {n}"], array == n)
+
+
+@pytest.mark.parametrize("name", ["background", "Background ", "not_spleen", "foreground_scribbles"])
+def test_a_slice_is_about_an_organ(studies: StudiesFolder, name: str) -> None:
+    with pytest.raises(InvalidSubmission, match="no label that a slice can be about"):
+        studies.submit_slice("a", SliceKey(name, 0, 2), mask(2)[2] > 0, client="one")
+    assert not studies.annotations("a").slices
 
 
 def test_what_few_shot_methods_ask_for(studies: StudiesFolder, write: Callable[..., Path]) -> None:

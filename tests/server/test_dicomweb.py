@@ -525,6 +525,41 @@ def test_a_failing_answer_is_asked_for_again(archive: Archive, add: Callable[...
     assert len(archive.asked) == 3
 
 
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_one_failure_of_each_answer_is_not_noticed(
+    status: int, archive: Archive, tmp_path: Path, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.stumbles = status
+    store = DicomStore(StoreAccess(url=archive.url))
+    studies = DicomWebArchive(store, folder=tmp_path / "local", filters={"Modality": "CT"}, quota_bytes=10**9)
+    mask = some_mask(studies, uid, tmp_path / "mask.nii.gz")
+    archive.stumbles = 0  # what is sent there is not sent again
+    studies.save_label(uid, str(tmp_path / "mask.nii.gz"), "final", {"label_info": NAMES})
+    archive.stumbles = status
+    again = DicomWebArchive(store, folder=tmp_path / "other", filters={"Modality": "CT"}, quota_bytes=10**9)
+    assert np.array_equal(read_volume(again.get_label_uri(uid, "final")).array, mask.array)
+
+
+def test_images_that_come_twice_do_not_replace_others(
+    archive: Archive, open_studies: Open, add: Callable[..., str]
+) -> None:
+    uid = add(1)
+    archive.files.append(archive.files[0])
+    assert read_volume(open_studies().get_image_uri(uid)).shape == SHAPE
+
+
+def test_uids_that_are_padded_with_nulls(archive: Archive, open_studies: Open, add: Callable[..., str]) -> None:
+    uid = add(1)
+    (listed,) = archive.series({})
+    for one in listed.values():
+        one["Value"] = [f"{value}\0" if one["vr"] == "UI" else value for value in one["Value"]]
+    archive.series = lambda query: [listed] if query.get("offset", ["0"]) == ["0"] else []  # type: ignore[method-assign]
+    studies = open_studies()
+    assert studies.list_images() == [uid]
+    assert read_volume(studies.get_image_uri(uid)).shape == SHAPE
+
+
 @pytest.mark.parametrize("asked", ["3600", "Wed, 21 Oct 2099 07:28:00 GMT", "soon"])
 def test_a_store_that_asks_for_an_hour_is_asked_again_in_a_moment(
     asked: str, archive: Archive, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch

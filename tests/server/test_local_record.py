@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -99,6 +100,20 @@ def test_names_that_are_no_text_are_left_out(folder: Path, write: Write) -> None
         studies = opened(folder)
         assert sorted(studies.list_images()) == ["a", "b"]
         assert "not UTF-8" in studies.files.notices[0]
+
+
+@pytest.mark.parametrize(("sign", "most"), [("M", 248), ("肝", 82)])
+def test_names_that_leave_no_room_for_a_label_are_left_out(
+    folder: Path, tmp_path: Path, write: Write, sign: str, most: int
+) -> None:
+    (folder / "a.nii.gz").rename(folder / f"{sign * most}.nii.gz")
+    (tmp_path / "long.nii").write_bytes(gzip.decompress((folder / "b.nii.gz").read_bytes()))
+    (tmp_path / "long.nii").rename(folder / f"{sign * (most + 1)}.nii")
+    studies = opened(folder)
+    assert sorted(studies.list_images()) == sorted(["b", sign * most])
+    assert "longer than 248 bytes" in studies.files.notices[0]
+    submit(studies, tmp_path / "mask.nii.gz", image=sign * most)
+    assert Path(studies.get_label_uri(sign * most, PARTIAL)).is_file()
 
 
 def test_labels_that_the_server_had_no_time_to_write_are_written_at_its_start(folder: Path, tmp_path: Path) -> None:

@@ -32,13 +32,15 @@ class Remote(BaseHTTPRequestHandler):
     elsewhere = ""
     """Where it sends those who ask, with ``status``."""
     status = 200
+    stumbles = 0
+    """The status of the first answer."""
 
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         self.asked.append({"method": self.command, "path": self.path, "headers": dict(self.headers), "body": body})
         time.sleep(self.delay)
-        self.send_response(self.status)
+        self.send_response(self.stumbles if self.stumbles and len(self.asked) == 1 else self.status)
         if self.elsewhere:
             self.send_header("Location", self.elsewhere)
         self.send_header("Content-Type", "application/dicom+json")
@@ -158,6 +160,16 @@ def test_the_proxy_cannot_be_pointed_elsewhere(
     for asked in remote.asked:
         assert asked["path"].startswith("/dicom-web/")
         assert other[1] not in "".join(asked["headers"].values())
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+@pytest.mark.parametrize(("method", "times"), [("GET", 2), ("POST", 1)])
+def test_what_only_reads_is_asked_for_again(
+    web: TestClient, remote: type[Remote], monkeypatch: pytest.MonkeyPatch, method: str, times: int, status: int
+) -> None:
+    monkeypatch.setattr(remote, "stumbles", status)
+    answer = web.request(method, "/proxy/dicom/wado/studies/1.2/metadata")
+    assert (answer.status_code, len(remote.asked)) == (200 if times == 2 else status, times)
 
 
 def test_the_proxy_gives_up(web: TestClient, remote: type[Remote], monkeypatch: pytest.MonkeyPatch) -> None:

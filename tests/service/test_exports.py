@@ -167,6 +167,8 @@ def test_a_data_set_of_nnunet(service: FewShotService, tmp_path: Path) -> None:
     found = read_volume(tmp_path / "two" / "labelsTr" / "odd_name.nii.gz").array
     assert (found[3] == 1).sum() == (truth()[3] == 1).sum()
     assert set(np.unique(found)) == {1, 3}, "spleen is not known anywhere, so nothing is background"
-    with pytest.raises(InvalidRequest, match="no image is left"):
+    with pytest.raises(InvalidRequest, match=r"no image is left .*\(a: it is MR\).* another modality"):
         write_nnunet(folder_cases(tmp_path / "studies"), tmp_path / "three", modality="CT", finished=False)
+    with pytest.raises(InvalidRequest, match=r"odd name: it is not finished\).*--only annotated, .* only=annotated"):
+        write_nnunet((one for one in folder_cases(tmp_path / "studies") if one.name != "a"), tmp_path / "three")
     assert main(["export", str(tmp_path / "studies"), "--format", "nnunet", "--out", str(tmp_path / "two")]) == 2

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pocket_service import annotate, make_service
+from pocket_service import AFFINE, SHAPE, annotate, make_service
 from safetensors.torch import save_file
 
+from ssmsam.annotation.slice_state import InvalidSubmission
 from ssmsam.cache import Cache
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.pipeline import segment
 from ssmsam.fewshot.task_checkpoint import UnusableCheckpoint
 from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
 
 
 @pytest.fixture
@@ -44,6 +47,19 @@ def test_nothing_is_learned_twice_and_new_slices_are(service: FewShotService, tm
     assert fresh
     assert later > name
     assert len(other.card["support"]["liver"]) == 3
+
+
+def test_an_image_that_was_replaced_teaches_nothing(service: FewShotService, tmp_path: Path) -> None:
+    """Its masks lie on another grid: of another shape, or in another place."""
+    annotate(service, "b", {"liver": (3, 6)}, tmp_path)
+    file, moved = tmp_path / "studies" / "a.nii.gz", AFFINE.copy()
+    moved[0, 3] += 9
+    for shape, affine in (((6, 20, 24), AFFINE), (SHAPE, moved)):
+        write_volume(Volume(np.random.default_rng(1).normal(60, 8, shape).astype(np.float32), affine), file)
+        assert {one.image for one in service.labelled.support("b")["liver"]} == {"b"}
+        with pytest.raises(InvalidSubmission, match="made on another image of this name"):
+            service.labelled.support("a")
+        assert not service.images.set_aside(), "it can be read, and what was drawn on it may come back"
 
 
 def test_an_unadapted_head_is_no_answer_to_who_wants_it_adapted(service: FewShotService) -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import pytest
 from plain_files import PlainFiles
 
+from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.reading import UnreadableVolume
 from ssmsam.service import images as module
@@ -46,6 +50,22 @@ def test_everything_else_is_unknown(images: Images, name: str, folder: Path) -> 
         for ask in (images.require, images.from_datastore):
             with pytest.raises(NotKnown, match="no image"):
                 ask(refused)
+
+
+def test_a_slice_that_is_replaced_by_an_older_one(images: Images, tmp_path: Path) -> None:
+    """As tools do that copy files with their times."""
+    for name, seed in (("series", 0), ("other", 1)):
+        array = np.random.default_rng(seed).integers(-90, 200, (4, 8, 9), dtype=np.int16)
+        write_dicom_series(Volume(array, np.eye(4), "CT"), tmp_path / name, patient=DicomPatient("Doe^Jane", "1"))
+    old, new = (sorted((tmp_path / name).iterdir())[1] for name in ("series", "other"))
+    header = pydicom.dcmread(old)
+    header.PixelData = pydicom.dcmread(new).PixelData
+    header.save_as(tmp_path / "replacement.dcm")
+    os.utime(tmp_path / "replacement.dcm", (0, 0))
+    before = images.open(images.from_session(tmp_path / "series")).volume.array
+    (tmp_path / "replacement.dcm").replace(old)
+    after = images.open(images.from_session(tmp_path / "series")).volume.array
+    assert [np.array_equal(one, other) for one, other in zip(before, after, strict=True)].count(False) == 1
 
 
 def test_no_name_at_all(images: Images) -> None:

@@ -52,6 +52,18 @@ def test_grids_match_within_the_tolerance_only(grid: Grid) -> None:
     assert not grid.matches(Grid((grid.shape[0] + 1, *grid.shape[1:]), grid.affine))
 
 
+def test_millimetres_do_not_blur_what_a_microscope_sees() -> None:
+    affine = np.diag([4e-6, 4e-6, 4e-5, 1.0])
+    mirrored = affine.copy()
+    mirrored[0] *= -1
+    mirrored[0, 3] = 4e-6 * 71
+    grid = Grid((12, 64, 72), affine)
+    assert grid.matches(Grid(grid.shape, affine + 1e-9))
+    assert not grid.matches(Grid(grid.shape, mirrored))
+    with pytest.raises(ValueError, match="invertible"):
+        Grid(grid.shape, np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+
+
 def test_known_index_lies_at_known_place(volume: Volume) -> None:
     np.testing.assert_allclose(volume.grid.to_lps(np.array([[4, 2, 1]])), [[-31.5 + 3, 20.25 + 3, -7 + 3.5]])
     assert volume.spacing == (3.5, 1.5, 0.75)

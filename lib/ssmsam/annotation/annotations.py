@@ -36,6 +36,8 @@ class Update:
     """Slices that are annotated no longer. Their labels are not finished then."""
     reopened: frozenset[str] = frozenset()
     """Labels that are finished no longer, with all their slices as they are."""
+    unchanged: frozenset[SliceKey] = frozenset()
+    """Slices that a mask shows as they are annotated already."""
     undoes: frozenset[int] = frozenset()
     """The revisions that this takes back."""
 
@@ -211,6 +213,7 @@ class Annotations:
             labels=update.labels - set(self.labels),
             withdrawn=update.withdrawn & self.slices.keys(),
             reopened=update.reopened & self.complete,
+            unchanged=frozenset(),
         )
         if not (news.entries or news.predicted or news.complete or news.labels or news.withdrawn or news.reopened):
             return self

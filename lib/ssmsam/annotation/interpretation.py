@@ -95,6 +95,11 @@ class Evidence:
         """Slices that hold a prediction still."""
         return {SliceKey(self.label, self.axis, index) for index in self.drawn if self.is_prediction(index)}
 
+    def unchanged(self) -> set[SliceKey]:
+        """Slices that are annotated as they were submitted."""
+        same = (index for index in self.confirmed if self.drawn.get(index) == self.before[index])
+        return {SliceKey(self.label, self.axis, index) for index in same}
+
     def erased_without_proof(self) -> list[int]:
         """Slices where a mask is gone and nothing shows that somebody erased it."""
         return [] if self._descends else self._erased
@@ -187,10 +192,12 @@ def interpret(submission: Submission, context: Context) -> Update:
     notes: list[str] = []
     entries: dict[SliceKey, SliceAnnotation] = {}
     predicted: set[SliceKey] = set()
+    unchanged: set[SliceKey] = set()
     for label in labels:
         reader = _LabelReader(submission, context, label, values, partial, notes)
         entries.update(reader.entries())
         predicted |= reader.evidence.predicted()
+        unchanged |= reader.evidence.unchanged()
     partial = partial or Partial()
     withdrawn = partial.withdrawn | context.annotations.declared_whole(partial.reopened)
     return Update(
@@ -204,6 +211,7 @@ def interpret(submission: Submission, context: Context) -> Update:
         tuple(notes),
         withdrawn,
         partial.reopened & context.annotations.complete,
+        frozenset(unchanged - entries.keys() - withdrawn),
     )
 
 

@@ -293,17 +293,20 @@ class WorkLog:
         """The labels that anybody was sent a mask of."""
         return sorted({record.label for record in self._read(image).served} - {UNNAMED})
 
-    def serve(self, image: str, served: Served, *, who: str = "") -> None:
+    def serve(self, image: str, *sent: Served, who: str = "") -> None:
         """Remember what a client was sent, on top of what it has on screen."""
+        if not sent:
+            return
         with self._changing(image) as (work, outdated):
-            _note_work(work, who, served.when)
-            folder, whose = self._folder(image), (served.label, served.client)
-            known = next((old for old in work.served if (old.label, old.client) == whose), None)
-            work.last += 1
-            now = served.after(known.read(folder) if known else None)
-            record = ServedRecord.write(folder / f"served-{work.last:06d}.npz", now)
-            work.served = [*(old for old in work.served if old is not known), record]
-            outdated += [folder / known.masks] if known else []
+            for served in sent:
+                _note_work(work, who, served.when)
+                folder, whose = self._folder(image), (served.label, served.client)
+                known = next((old for old in work.served if (old.label, old.client) == whose), None)
+                work.last += 1
+                now = served.after(known.read(folder) if known else None)
+                record = ServedRecord.write(folder / f"served-{work.last:06d}.npz", now)
+                work.served = [*(old for old in work.served if old is not known), record]
+                outdated += [folder / known.masks] if known else []
 
     def served(self, image: str, *, client: str) -> dict[str, Served]:
         """Label -> what a client has on screen, or else (client ids prove nothing) what was last sent to anyone."""

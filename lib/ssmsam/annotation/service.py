@@ -25,11 +25,19 @@ from ssmsam.annotation.interpretation import (
     on_screen,
     whole,
 )
-from ssmsam.annotation.labels import known_label, negative_of
+from ssmsam.annotation.labels import is_reserved, known_label, negative_of
 from ssmsam.annotation.log import INDEX as WORK
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, not_before, now
+from ssmsam.annotation.slice_state import (
+    InvalidSubmission,
+    OtherImage,
+    SliceAnnotation,
+    SliceKey,
+    Source,
+    not_before,
+    now,
+)
 from ssmsam.annotation.store import INDEX, AnnotationStore, image_folder
 from ssmsam.files import WRITING
 from ssmsam.ops import PackedMask
@@ -55,8 +63,9 @@ def summarise(update: Update) -> str:
         )
         if keys
     ]
-    if not (update.entries or update.withdrawn or update.reopened):
-        lines.insert(0, "no slice counts as annotated")
+    if not (update.entries or update.withdrawn or update.complete or update.reopened):
+        already = _slices(sorted(update.unchanged))
+        lines.insert(0, f"nothing new, annotated already: {already}" if already else "no slice counts as annotated")
     if update.complete:
         lines.append(f"complete: {', '.join(sorted(update.complete))}")
     if update.reopened:
@@ -153,10 +162,7 @@ class AnnotationService:
         """What is known of an image with this grid."""
         found = self.store.load(image)
         if found is not None and not found.grid.matches(grid):
-            raise InvalidSubmission(
-                f"the annotations of {image!r} were made on another image of this name (shape {found.grid.shape}, now "
-                f"{grid.shape}): remove its label 'partial', or give the new image another name"
-            )
+            raise OtherImage(image, found.grid, grid)
         return found or Annotations(grid)
 
     def submitted(self, image: str, submission: Submission, grid: Grid) -> Update:
@@ -216,13 +222,14 @@ class AnnotationService:
     ) -> None:
         """Note that a client was sent masks again, as a label map (slices, rows, columns), on the slices of which
         something is known: those that it had, and those that were annotated since."""
-        own, when = self._own(image, client), now()
+        own, when, sent = self._own(image, client), now(), list[Served]()
         for label, value in values.items():
             plane = _plane(own.get(label))
             visible, _ = on_screen(label, client, plane, own.get(label), known)
             only = sorted({*visible, *known.annotated(label, plane=plane)})
-            sent = Served.of(array == value, label=label, client=client, plane=plane, only=only, when=when)
-            self.log.serve(image, sent)
+            shown = array == value
+            sent.append(Served.of(shown, label=label, client=client, plane=plane, only=only, when=when))
+        self.log.serve(image, *sent)
 
     def marked(self, image: str, mark: Mark, grid: Grid) -> Update:
         """What a verdict on one slice says: the mask on that client's screen is right, or the label is not there."""
@@ -232,6 +239,8 @@ class AnnotationService:
 
     def drawn(self, image: str, key: SliceKey, mask: np.ndarray, grid: Grid, *, client: str) -> Update:
         """One label on one slice is as ``mask`` (height, width) bool, which may be empty: what a client drew."""
+        if is_reserved(key.label):
+            raise InvalidSubmission(f"{key.label[:40]!r} is no label that a slice can be about: choose an organ")
         key = check_slice(key._replace(label=known_label(key.label, self.names(image))), grid)
         self.known(image, grid)
         entry = SliceAnnotation(PackedMask.of(mask), Source.CLIENT, client, now())

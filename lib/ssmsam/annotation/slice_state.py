@@ -14,13 +14,25 @@ import numpy as np
 from pydantic import StrictInt, StrictStr
 
 from ssmsam.ops import PackedMask
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import Grid, Plane
 
 STORED_SLICES = Plane(0)
 
 
 class InvalidSubmission(ValueError):
     """What a client submitted cannot be used as it is. The message tells the user what to do."""
+
+
+class OtherImage(InvalidSubmission):
+    """The annotations of an image were made on another one, which had its name."""
+
+    def __init__(self, image: str, annotated: Grid, found: Grid) -> None:
+        moved = annotated.shape == found.shape
+        differs = "in another place" if moved else f"shape {annotated.shape}, now {found.shape}"
+        super().__init__(
+            f"the annotations of {image!r} were made on another image of this name ({differs}): remove its label "
+            "'partial', or give the new image another name"
+        )
 
 
 class Source(str, Enum):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ssmsam.annotation.annotations import Annotations
 from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import Grid, Plane
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class SupportSlice:
     image: str
     key: SliceKey
     annotation: SliceAnnotation
+    grid: Grid = field(compare=False)
+    """Of its image, when it was annotated."""
 
     @property
     def label(self) -> str:
@@ -49,7 +51,7 @@ class SupportSet:
         """Every annotated slice of the images: image id -> what is known of it."""
         return cls(
             tuple(
-                SupportSlice(image, key, entry)
+                SupportSlice(image, key, entry, known.grid)
                 for image, known in sorted(annotations.items())
                 for key, entry in known.slices.items()
             )

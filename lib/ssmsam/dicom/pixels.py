@@ -33,6 +33,9 @@ from ssmsam.volume.voxels import compact, rescaled
 STORAGE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """All that GDCM is told of an image."""
 
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+"""The elements that may hold the pixels."""
+
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 """What begins the segment of a JPEG or JPEG-LS stream that states its size."""
@@ -68,7 +71,7 @@ def decoded(header: FileDataset, path: Path) -> np.ndarray:
 
     Raises UnreadableVolume where there are no pixels, fewer than the header says, or of an unknown compression.
     """
-    if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(name in header for name in PIXELS):
         raise UnreadableVolume(f"{path}: no pixels in it. Send the image again.")
     if not hasattr(header, "file_meta"):
         header.file_meta = FileMetaDataset()
@@ -166,8 +169,31 @@ def _read(path: Path, frames: Sequence[int]) -> list[tuple[np.ndarray, np.ndarra
     """The values (rows, columns) of frames of one file, and which of them are padding (None: the header names none)."""
     with one_error(path):
         header = read_dataset(path)
-        raw, headers = decoded(header, path), frame_headers(header, path)
-        return [_values(headers[frame], raw[frame], path) for frame in frames]
+        headers = frame_headers(header, path)
+        some = len(frames) < len(headers) and _keep_frames(header, frames)
+        raw = decoded(header, path)
+        return [_values(headers[frame], raw[n if some else frame], path) for n, frame in enumerate(frames)]
+
+
+def _keep_frames(header: FileDataset, frames: Sequence[int]) -> bool:
+    """Take the pixels of all but some frames out of a file before they are decoded; whether it was possible."""
+    count = int(header.get("NumberOfFrames") or 1)
+    syntax = getattr(header, "file_meta", Dataset()).get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_encapsulated:
+        streams = list(generate_pixel_data_frame(header.PixelData, count))
+        if len(streams) != count:
+            return False
+        header.PixelData = encapsulate([streams[frame] for frame in frames])
+        header["PixelData"].is_undefined_length = True
+    else:
+        name = next((name for name in PIXELS if name in header), "")
+        bits, data = int(header.BitsAllocated), header.get(name) or b""
+        size = int(header.Rows) * int(header.Columns) * bits // 8
+        if bits % 8 or len(data) < size * count:
+            return False
+        setattr(header, name, b"".join(data[size * frame : size * (frame + 1)] for frame in frames))
+    header.NumberOfFrames = len(frames)
+    return True
 
 
 def _values(header: Dataset, raw: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray | None]:

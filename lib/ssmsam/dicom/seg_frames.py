@@ -133,7 +133,7 @@ def _frame_count(seg: pydicom.Dataset, described: Sequence[pydicom.Dataset]) -> 
 def _name(item: pydicom.Dataset, number: int) -> str:
     said = item.get("SegmentLabel") or ""
     name = said if isinstance(said, str) else "\\".join(map(str, said))  # a backslash makes several values of one
-    return name.strip() or f"segment {number}"
+    return " ".join(name.split()) or f"segment {number}"  # a line break is none in a label's name
 
 
 def _label(item: pydicom.Dataset) -> int | None:

@@ -29,7 +29,7 @@ SAME_DIRECTION = 1e-3
 """Largest difference between direction cosines of slices that count as parallel."""
 
 SAME_POSITION_MM = 1e-2
-"""Slices closer than this lie on one another."""
+"""Slices closer than this, and than a tenth of a pixel, lie on one another."""
 
 ONE_OF_EACH = "Export the one to be segmented as a series of its own, or convert the series to NIfTI (dcm2niix)."
 
@@ -201,8 +201,9 @@ def _expect_parallel(folder: Path, headers: list[pydicom.Dataset], orientation: 
 
 
 def _expect_apart(folder: Path, depth: np.ndarray, headers: list[pydicom.Dataset]) -> None:
-    for n in np.flatnonzero(np.diff(depth) < SAME_POSITION_MM)[:1]:
-        here = np.flatnonzero(np.abs(depth - depth[n]) < SAME_POSITION_MM)
+    near = min(SAME_POSITION_MM, *(float(mm) / 10 for mm in headers[0].PixelSpacing))
+    for n in np.flatnonzero(np.diff(depth) < near)[:1]:
+        here = np.flatnonzero(np.abs(depth - depth[n]) < near)
         differs = what_differs([headers[k] for k in here]) or "phases, echoes or copies"
         raise UnreadableVolume(
             f"{folder}: several images at one position ({differs}). Keep one of each position. {ONE_OF_EACH}"

@@ -101,7 +101,7 @@ def value_of(answer: Mapping[str, Any], tag: str) -> str:
     element = answer.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
     first = values[0] if isinstance(values, list) and values else None
-    return ("" if first is None else str(first)).strip().encode(errors="replace").decode()
+    return ("" if first is None else str(first)).strip(" \t\r\n\0").encode(errors="replace").decode()
 
 
 def referenced_series(header: Mapping[str, Any]) -> list[str]:
@@ -199,6 +199,9 @@ class StoreAccess:
     read_s: float = 30.0
     """The longest silence of the store, in seconds; an answer as a whole may take longer."""
     retries: int = 2
+    """How often what only reads is asked for again, where the store fails."""
+    patient: bool = True
+    """Whether it is asked again, too, where it cannot be reached or does not answer in time."""
     qido: str | None = None
     wado: str | None = None
     stow: str | None = None
@@ -337,6 +340,8 @@ class DicomStore:
                     )
                 if str(header.get("SeriesInstanceUID")) != series.series_uid:
                     raise SeriesRefused(f"{self.access.name} sent files of another series than {series.series_uid}")
+                if str(header.SOPInstanceUID) in seen:  # some stores send an image twice
+                    continue
                 seen.add(str(header.SOPInstanceUID))
                 header.save_as(folder / f"{len(seen):05d}.dcm")
         if (not series.instances or len(seen) < series.instances) and len(seen) < (expected := self._count(series)):
@@ -481,11 +486,11 @@ class DicomStore:
         """How many images the store has of a series, one by one: the count in its list may be old."""
         with self._errors(f"of series {series.series_uid}"):
             try:
-                return len(self.client.retrieve_series_metadata(series.study_uid, series.series_uid))
+                return _different(self.client.retrieve_series_metadata(series.study_uid, series.series_uid))
             except requests.HTTPError as error:
                 if _status(error) not in NOT_SO:
                     raise
-        return len(self._instances(series, {}))
+        return _different(self._instances(series, {}))
 
     def _instances(self, series: SeriesRecord, query: Filters) -> list[dict[str, Any]]:
         with self._errors(f"of series {series.series_uid}"):
@@ -618,8 +623,9 @@ class StoreSession(requests.Session):
             self.auth = (access.user, access.password)
         retry = _BriefRetry(
             total=access.retries,
-            read=access.retries or False,  # False keeps a time-out a time-out
-            backoff_factor=0.3, status_forcelist=(429, 502, 503, 504),
+            connect=None if access.patient else 0,
+            read=(access.patient and access.retries) or False,  # False keeps a time-out a time-out
+            backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods={"GET"}, raise_on_status=False,
         )  # fmt: skip
         for scheme in ("http://", "https://"):
@@ -652,6 +658,11 @@ def _is_short(header: pydicom.Dataset) -> bool:
         return len(pixels) * 8 < math.prod(int(header[name].value) for name in sizes) * frames * samples
     except (KeyError, TypeError, ValueError):  # odd, and not for us to judge
         return False
+
+
+def _different(headers: Iterable[Mapping[str, Any]]) -> int:
+    """How many images these are; some stores list one twice."""
+    return len({value_of(header, "00080018") for header in headers})
 
 
 def _reasons(answer: pydicom.Dataset) -> set[int | None]:

@@ -17,7 +17,15 @@ from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.config import ATLAS_ERROR_CELLS, ATLAS_REACH, ATLAS_STEPS
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.progress import Progress, silent
-from ssmsam.registration.register import CoarseVolume, Registration, indices, places_of, register, sampled
+from ssmsam.registration.register import (
+    CoarseVolume,
+    Registration,
+    can_hold,
+    indices,
+    places_of,
+    register,
+    sampled,
+)
 from ssmsam.volume.volume import Grid
 
 
@@ -100,7 +108,8 @@ def guide_for(
     """
     found = []
     for atlas in atlases:
-        if label in atlas.distances and atlas.volume != query.key.digest:
+        another = label in atlas.distances and atlas.volume != query.key.digest
+        if another and can_hold(query.grid, atlas.grid.spacing[0]):
             registration = registered(atlas, query, progress=progress)
             found.append(propagated_to(query, slices, side, registration, atlas.distances[label].float() / ATLAS_STEPS))
     return Guide(*averaged(found)) if found else None

@@ -24,6 +24,8 @@ from ssmsam.volume.volume import Grid, Volume
 CELLS_ACROSS = 70
 """At least so many cells lie along the longest side of a slice: a *guess*, which weighs time against detail."""
 LARGEST_CELL_MM = 4.0
+MOST_CELLS = 4e7
+"""More than any body needs: a header with wrong millimetres must not take all memory. A guess."""
 """A *guess*, for the abdomen: organs of some cm, and seconds for a pair."""
 _MARGIN = 6
 """Cells that are kept around the body: a *guess*."""
@@ -46,7 +48,7 @@ class CoarseVolume:
         """A volume's intensities, scaled to [0, 1], 0 outside it. Without ``cell_mm`` it is chosen by the volume."""
         cell_mm = cell_mm_for(volume.grid) if cell_mm is None else cell_mm
         fine = scale.apply(volume.array).astype(np.float32)
-        blur = [max(0.0, (cell_mm / spacing - 1) / 2) for spacing in volume.spacing]
+        blur = [min(n, max(0.0, (cell_mm / mm - 1) / 2)) for n, mm in zip(volume.shape, volume.spacing, strict=True)]
         grid = straight_grid(volume.grid, cell_mm)
         smooth = torch.from_numpy(ndimage.gaussian_filter(fine, blur))
         places = volume.grid.to_ijk(grid.to_lps(indices(grid)))
@@ -73,7 +75,14 @@ def _without_air(volume: CoarseVolume) -> CoarseVolume:
 def cell_mm_for(grid: Grid) -> float:
     """The side of a cell in mm: fine enough for small images, not finer than they are."""
     sides = sorted(n * mm for n, mm in zip(grid.shape, grid.spacing, strict=True))
-    return float(max(min(sides[1] / CELLS_ACROSS, LARGEST_CELL_MM), min(grid.spacing)))
+    least = float(np.prod(sides) / MOST_CELLS) ** (1 / 3)
+    return float(max(min(sides[1] / CELLS_ACROSS, LARGEST_CELL_MM), min(grid.spacing), least))
+
+
+def can_hold(grid: Grid, cell_mm: float) -> bool:
+    """Whether cells of this size make a sensible image of a grid: more than one, and no more than memory has."""
+    sides = [n * mm for n, mm in zip(grid.shape, grid.spacing, strict=True)]
+    return max(sides) > cell_mm and float(np.prod([side / cell_mm + 1 for side in sides])) <= 2 * MOST_CELLS
 
 
 def straight_grid(grid: Grid, cell_mm: float) -> Grid:

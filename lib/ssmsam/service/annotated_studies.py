@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 import threading
@@ -383,8 +384,8 @@ class AnnotatedStudies:
             receipt = self._apply(
                 image_id, params, lambda: self._service.submitted(image_id, submission, grid), client=submission.client
             )
-            for served in self._service.on_screen(image_id, submission):
-                self._writer.submit(self._note, self._service.log.serve, image_id, served)
+            shown = self._service.on_screen(image_id, submission)
+            self._writer.submit(self._note, self._service.log.serve, image_id, *shown)
         return receipt
 
     def submit_slice(self, image_id: str, key: SliceKey, mask: np.ndarray, *, client: str = "") -> Receipt:
@@ -505,9 +506,9 @@ class AnnotatedStudies:
             screen[label] = known.target(label)[0]
         labels = [label for label in dict.fromkeys((*order, *sorted(screen))) if label in screen and label]
         values = {label: order.index(label) + 1 if label in order else 0 for label in labels}
-        free = iter(n for n in range(1, 256) if n not in values.values() and n > len(order))
+        free = itertools.count(len(order) + 1)
         values = {label: value or next(free) for label, value in values.items()}
-        array = np.zeros(grid.shape, np.uint8)
+        array = np.zeros(grid.shape, np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
         for label in sorted(labels, key=lambda one: -int(screen[one].sum())):  # what lies inside another stays visible
             array[screen[label]] = values[label]
         self._service.shown_again(image_id, array, values, known, client=client)

@@ -36,6 +36,8 @@ OF_DICOM = {"dicom_seg": write_seg, "rtstruct": write_rtstruct}
 IGNORE = "ignore"
 """What nnU-Net calls the label of voxels of which nothing is known."""
 
+NOT_FINISHED = "it is not finished"
+
 
 def export_formats(source: Path) -> list[str]:
     """The formats that can be made of an image that is stored at ``source``."""
@@ -139,7 +141,7 @@ def write_nnunet(
     for case in cases:
         held = {key.label for key in case.annotations.slices} & set(labels or case.annotations.labels)
         if not held or (finished and not held <= case.annotations.complete):
-            left_out[case.name] = "it is not finished" if held else "no slice of these labels is annotated"
+            left_out[case.name] = NOT_FINISHED if held else "no slice of these labels is annotated"
         else:
             chosen.append(case)
     names = list(labels) or sorted({key.label for case in chosen for key in case.annotations.slices})
@@ -157,6 +159,8 @@ def write_nnunet(
             else:
                 left_out[case.name] = found
         report = {"cases": {name: one.name for name, one in written.items()}, "labels": values, "left_out": left_out}
+        if not written:
+            raise InvalidRequest(_none_left(left_out))
         (place / "dataset.json").write_text(json.dumps(_described(list(written.values()), values), indent=1))
         (place / "export.json").write_text(json.dumps(report, indent=1))
         place.rename(folder)
@@ -194,10 +198,18 @@ def _write_case(
     return _Written(name, kind, bool((target == len(values) + 1).any()))
 
 
+def _none_left(left_out: Mapping[str, str]) -> str:
+    """Why there is no data set, and what to do."""
+    if NOT_FINISHED in left_out.values():
+        step = "finish one, or take all that are annotated (--only annotated, over REST only=annotated)"
+    else:
+        step = "annotate a slice of each label, or choose other labels or another modality"
+    first = "".join(f" ({name}: {why})" for name, why in list(left_out.items())[:1])
+    return f"no image is left for the data set{first}: {step}"
+
+
 def _described(written: Sequence[_Written], values: Mapping[str, int]) -> dict[str, Any]:
     """The content of ``dataset.json``. Raises InvalidRequest."""
-    if not written:
-        raise InvalidRequest("no image is left for the data set: finish one, or ask for those that are annotated")
     if len(kinds := sorted({one.modality for one in written})) > 1:
         raise InvalidRequest(f"the images are {' and '.join(kinds)}: a data set has one kind, choose it with modality")
     unknown = {IGNORE: len(values) + 1} if any(one.ignores for one in written) else {}

@@ -13,14 +13,17 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 _NAME = re.compile(r"[^\W][\w.+@() -]{0,254}")
 _UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 _SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+LONGEST_NAME = 255 - max(map(len, VOLUME_SUFFIXES))
+"""Bytes of a name with which a file can still be called in any of these kinds: 255 is what file systems take."""
 
 
 def safe_name(name: str, *, what: str) -> str:
     """``name`` if it can be a file's name without leaving its folder, else :class:`InvalidName`."""
-    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", " ")):
+    fits = len(name.encode()) <= LONGEST_NAME
+    if not fits or not _NAME.fullmatch(name) or ".." in name or name.endswith((".", " ")):
         raise InvalidName(
             f"{shown(name)} cannot be {what}: use letters, digits, '_', '-', '.', '+', '@' and spaces, "
-            "starting with a letter or digit, without '..'"
+            f"starting with a letter or digit, without '..', at most {LONGEST_NAME} bytes"
         )
     return name
 

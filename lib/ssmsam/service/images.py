@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmsam.annotation.slice_state import STORED_SLICES
+from ssmsam.annotation.slice_state import STORED_SLICES, OtherImage
 from ssmsam.annotation.store import CorruptAnnotations
 from ssmsam.cache import Cache, SingleFlight
 from ssmsam.dicom.web import SeriesRefused, SeriesUnavailable
@@ -27,7 +27,7 @@ from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-UNUSABLE = (NotKnown, UnreadableVolume, CorruptAnnotations, SeriesRefused, SeriesUnavailable, OSError)
+UNUSABLE = (NotKnown, OtherImage, UnreadableVolume, CorruptAnnotations, SeriesRefused, SeriesUnavailable, OSError)
 """What is raised when one image cannot be used. It says nothing of the others: who works on many images goes on. An
 archive that is down is another matter."""
 _OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -86,7 +86,7 @@ class Images:
         """What is raised inside because the image cannot be read sets it aside, until it changes."""
         try:
             yield
-        except NotKnown:  # it was removed
+        except (NotKnown, OtherImage):  # it was removed, or can be read and has annotations of another
             raise
         except UNUSABLE as error:
             ours = isinstance(error, OSError) and error.errno in _OF_OURS
@@ -172,8 +172,6 @@ def _key(source: Source) -> tuple[Path, tuple[int, ...] | str]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    if path.is_dir():
-        files = [entry.stat() for entry in path.rglob("*") if entry.is_file()]
-        return len(files), sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
+    known = ((str(file), file.stat()) for file in sorted(files))
+    return (hash(tuple((name, one.st_size, one.st_mtime_ns, one.st_ino) for name, one in known)),)

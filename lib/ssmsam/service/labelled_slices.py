@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ssmsam.annotation.slice_state import OtherImage
 from ssmsam.annotation.support import SupportSlice
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
@@ -98,6 +99,8 @@ class LabelledSlices:
             try:
                 if key not in opened:
                     opened[key] = self._images.embeddings(one.image, plane=one.plane)
+                if not opened[key].grid.matches(one.grid):
+                    raise OtherImage(one.image, one.grid, opened[key].grid)
             except UNUSABLE:  # its image was removed or cannot be read: nothing can be learned from it now
                 if one.image == image_id:
                     raise

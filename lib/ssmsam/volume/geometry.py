@@ -36,7 +36,7 @@ class Grid:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"a grid needs three non-empty axes (slices, rows, columns), got shape {self.shape}")
         affine = np.asarray(self.affine, dtype=np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or _is_flat(affine):
             raise ValueError(f"a grid needs an invertible 4x4 affine, got {affine.tolist()}")
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", affine)
@@ -62,11 +62,18 @@ class Grid:
         return ((index >= 0) & (index < np.array(self.shape[::-1]))).all(axis=-1)
 
     def matches(self, other: Grid, *, tolerance_mm: float = 1e-2) -> bool:
-        """Same shape, and every corner within ``tolerance_mm`` of the other's."""
+        """Same shape, and every corner within ``tolerance_mm`` of the other's, and within half a voxel."""
         if self.shape != other.shape:
             return False
+        tolerance_mm = min(tolerance_mm, *(mm / 2 for mm in self.spacing))
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape[::-1]])).reshape(3, -1).T
         return bool(np.abs(self.to_lps(corners) - other.to_lps(corners)).max() <= tolerance_mm)
+
+
+def _is_flat(affine: np.ndarray) -> bool:
+    """Whether the three directions span no space, however small the voxels are."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool((lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6)
 
 
 def axis_codes(grid: Grid) -> str:

@@ -22,6 +22,7 @@ from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
 from ssmsam.server.monailabel_patches import held
 from ssmsam.server.privacy import keep_names_out_of_logs
 from ssmsam.service.errors import NotNow, StudiesNotWritable, shown
+from ssmsam.service.identifiers import LONGEST_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -230,14 +231,17 @@ class SoundRecord(LocalDatastore):
         return self._named_in_text(path, super()._list_files(path, patterns))
 
     def _named_in_text(self, path: str, files: Iterable[str]) -> dict[str, str]:
-        """Those of the files of a folder whose names are text, and a notice for each of the others."""
+        """Those of the files of a folder whose names are text, and leave room for the suffix of a label beside them;
+        a notice for each of the others."""
         found = {}
         for name in files:
-            if _is_text(name):
+            is_text = _is_text(name)
+            if is_text and len(self._to_id(name)[0].encode()) <= LONGEST_NAME:
                 found[name] = name
                 continue
             shown = name.encode(errors="surrogateescape").decode(errors="replace")
-            told = f"{shown!r} is left out: its name is not UTF-8; rename it"
+            why = f"is longer than {LONGEST_NAME} bytes" if is_text else "is not UTF-8"
+            told = f"{shown!r} is left out: its name {why}; rename it"
             if told not in self.notices:
                 logger.warning("%s: %s", path, told)
                 self.notices.append(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,8 @@ def image_info(user: AnyUser, image: KnownImage) -> dict[str, Any]:
 
 @router.put("/image/info", summary="Add to what is known of an image")
 def update_image_info(user: Annotator, image: KnownImage, info: JsonText = "{}") -> Any:
-    json_object(info, name="info")
-    return stock.update_image_info(image, info, user.username)
+    said = json_object(info, name="info")
+    return stock.update_image_info(image, json.dumps(said), user.username)
 
 
 @router.put("/label", summary="Save a label")
@@ -175,7 +176,7 @@ def update_label_info(app: App, user: Annotator, request: Request, label: str, t
     if "partial" in said and tag in (PARTIAL, FINAL):
         client = reader(said.get("client_id"), request)
         return datastore.change(label, said["partial"], client=client).answer()
-    return stock.update_label_info(label, tag, info, user.username)
+    return stock.update_label_info(label, tag, json.dumps(said), user.username)
 
 
 @router.put("/updatelabelinfo", include_in_schema=False, deprecated=True)
@@ -278,7 +279,7 @@ def masks(
     """
     offered = app.services[FEWSHOT].offered
     volume, values = app.datastore().show_again(image, client=reader(client_id, request), order=offered)
-    path = write_mask(volume.array, volume, MaskFormat(compress=compress))
+    path = write_mask(volume.array, volume, MaskFormat(dtype=str(volume.array.dtype), compress=compress))
     background_tasks.add_task(remove_file, path)
     answer = FileResponse(path, media_type="application/octet-stream", filename="masks.nrrd")
     answer.headers[LABELS_HEADER] = in_header(values)

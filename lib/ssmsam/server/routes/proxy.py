@@ -88,7 +88,7 @@ def _url(prefix: str | None, path: str) -> str:
 @cache
 def _session(url: str) -> requests.Session:
     """One session for all: connections stay open, and the login is the datastore's own."""
-    return StoreSession(replace(store_access(url), retries=0))  # the viewer asks again by itself
+    return StoreSession(replace(store_access(url), patient=False))  # who waits in vain asks again by themselves
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:
