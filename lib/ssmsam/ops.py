@@ -83,9 +83,10 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 def touching(mask: np.ndarray, anchor: np.ndarray) -> np.ndarray:
     """The connected pieces of a mask that overlap with ``anchor``, a mask of the same shape; bool."""
-    labels, _ = components(mask)
-    touched = np.unique(labels[anchor & mask])
-    return np.isin(labels, touched[touched > 0])
+    labels, sizes = components(mask)
+    touched = np.zeros(len(sizes), dtype=bool)
+    touched[labels[anchor & mask]] = True
+    return touched[labels]
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:

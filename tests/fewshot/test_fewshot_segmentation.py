@@ -114,6 +114,25 @@ def test_masks_of_other_volumes_never_enter(embedder: Embedder, decoder: PocketD
     assert np.array_equal(segment(query, adapted, support=support).mask, segment(query, adapted).mask)
 
 
+def test_nothing_is_proposed_past_a_slice_that_is_known_to_end_the_target(embedder: Embedder) -> None:
+    seen = labelled(embedder, draw_volume(), ORGAN, (3,))
+    support = {"organ": seen + labelled(embedder, draw_volume(), np.zeros_like(ORGAN), (1, 5))}
+    adapted, query = task_of(embedder, Everywhere(), support), embedder.open(draw_volume())
+    for ends, expected in ((True, [1, 2, 3, 4, 5]), (False, list(range(SLICES)))):
+        found = propose(adapted, query, range(SLICES), config=UNJUDGED, to_known_ends=ends)["organ"]
+        assert np.flatnonzero((found.logits > 0).any(axis=(1, 2))).tolist() == expected
+
+
+def test_labels_that_are_looked_for_together_are_found_as_alone(embedder: Embedder, decoder: PocketDecoder) -> None:
+    adapted = adapt(two_labels(embedder), embedder, decoder, config=quick())
+    query = embedder.open(draw_volume(seed=3))
+    together = segment(query, adapted)
+    for number, label in enumerate(together.labels):
+        alone = segment(query, adapted, labels=[label])
+        np.testing.assert_allclose(together.logits[number], alone.logits[0], atol=1e-4)
+        assert together.dice[label] == pytest.approx(alone.dice[label], abs=1e-4)
+
+
 # overlaps and parts
 
 

@@ -97,6 +97,20 @@ def test_forecasts_are_made_anew_only_when_something_has_changed(service: FewSho
     assert asked.checkpoint == name and asked.state.forecasts["liver"] is not after
 
 
+def test_a_checkpoint_of_these_very_slices_is_asked_as_it_is(service: FewShotService, tmp_path: Path) -> None:
+    annotate(service, "a", {"liver": [3, 6]}, tmp_path)
+    forecasts, support = VolumeForecasts(service), service.labelled.support("a")
+    name = service.registry.publish(prompted(support, service.embedder, service.decoder), decoder=service.decoder)
+    kept = service.kept(name)
+    assert kept is not None
+    task, asked = forecasts.task("a", ["liver"])
+    assert asked == name and task.banks["liver"] is kept.banks["liver"]
+    annotate(service, "a", {"liver": [4]}, tmp_path)
+    task, _ = forecasts.task("a", ["liver"])
+    assert len(task.banks["liver"]) == 3
+    assert forecasts.task("b", ["liver"])[0] is task  # the same slices tell the next image
+
+
 def test_a_choice_does_not_wait_for_the_work_of_others_beyond_its_budget(
     service: FewShotService, tmp_path: Path
 ) -> None:

@@ -94,7 +94,7 @@ class PseudoLabelConfig:
     volumes: int = 3
 
 
-BATCH = 6
+BATCH = 4
 """Slices that are answered at once: a *guess*, which decides about time alone."""
 
 

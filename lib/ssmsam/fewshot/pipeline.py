@@ -107,45 +107,78 @@ def find(
     task = replace(task, banks=banks)
     side, atlases = task.decoder.logits_side, task.atlases if config.atlases else ()
     guides = guides_for(atlases, banks, query, slices, side, progress=progress)
-    proposed = propose(task, query, slices, config=config, guides=guides, up_to_extent=up_to_extent, progress=progress)
+    proposed = propose(
+        task,
+        query,
+        slices,
+        config=config,
+        guides=guides,
+        up_to_extent=up_to_extent,
+        to_known_ends=not clicks,
+        progress=progress,
+    )
+    targets = {label: Target(task, label, query, config) for label in proposed}
+    clicked: Mapping[str, Clicks] = {label: (clicks or {}).get(label, {}) for label in targets}
     found = {}
-    for label, first in proposed.items():
-        target, clicked = Target(task, label, query, config), (clicks or {}).get(label, {})
-        proposals = corrected(first, clicked, target)
-        kept = select_target(proposals, target, clicked=clicked)
-        if config.own_slices and not clicked and not target.annotated:
-            proposals, kept = _self_supported(proposals, kept, target, progress)
-        refined = refined_in_roi(kept.proposals, target, clicked, progress=progress)
-        found[label] = Finding(proposals, replace(kept, proposals=refined))
+    for label, target in targets.items():
+        proposals = corrected(proposed[label], clicked[label], target)
+        found[label] = Finding(proposals, select_target(proposals, target, clicked=clicked[label]))
+    if config.own_slices:
+        unseen = {label: one for label, one in targets.items() if not clicked[label] and not one.annotated}
+        found |= _self_supported(found, unseen, progress)
+    for label, one in found.items():
+        refined = refined_in_roi(one.final, targets[label], clicked[label], progress=progress)
+        found[label] = replace(one, selected=replace(one.selected, proposals=refined))
     return found
 
 
 def _self_supported(
-    proposals: Proposals, kept: Selected, target: Target, progress: Progress
-) -> tuple[Proposals, Selected]:
-    """The same after the best masks that were found, spread over the target, have supported the others.
+    found: Mapping[str, Finding], targets: Mapping[str, Target], progress: Progress
+) -> dict[str, Finding]:
+    """What is found of the targets after the best masks that were found, spread over each, have supported the others.
 
     Patients differ more from each other than the slices of one do: the self-support of Fan et al. (2022), there by
-    prototypes within one image, here by slices within one volume, which the decoder was trained to use. Kept where the
-    volume head expects more of it.
+    prototypes within one image, here by slices within one volume, which the decoder was trained to use. Only the
+    targets of which the volume head expects more then. All are looked for together: what the decoder reads of a slice
+    is the same for them.
     """
-    query, config, count = target.query, target.config, target.config.own_slices
-    drawn = np.flatnonzero((kept.proposals.logits > 0).any(axis=(1, 2)))
+    own = {label: _own_slices(found[label].selected, target) for label, target in targets.items()}
+    targets = {label: target for label, target in targets.items() if own[label]}
+    if not targets:
+        return {}
+    first = next(iter(targets.values()))
+    banks = {
+        label: target.bank.joined(SupportBank.of(own[label], target.task.decoder)) for label, target in targets.items()
+    }
+    guides = {label: guide for label in targets if (guide := found[label].proposed.guide)}
+    again = propose(
+        replace(first.task, banks=banks, initial=None),
+        first.query,
+        found[first.label].proposed.slices.tolist(),
+        config=first.config,
+        guides=guides,
+        to_known_ends=False,
+        progress=progress,
+    )
+    better = {}
+    for label, target in targets.items():
+        before = found[label]
+        proposals = replace(again[label], presence=before.proposed.presence)
+        second = select_target(proposals, target)
+        if second.rank >= before.selected.rank:
+            # what to expect was judged before own masks passed for annotated ones
+            better[label] = Finding(proposals, replace(second, expected=before.selected.expected))
+    return better
+
+
+def _own_slices(kept: Selected, target: Target) -> list[LabelledSlice]:
+    """The best masks of a target, spread over it; none where it has too few."""
+    proposals, query, count = kept.proposals, target.query, target.config.own_slices
+    drawn = np.flatnonzero((proposals.logits > 0).any(axis=(1, 2)))
     if len(drawn) < 2 * count:
-        return proposals, kept
+        return []
     best = [int(part[kept.dice[part].argmax()]) for part in np.array_split(drawn, count)]
-    own = [
-        LabelledSlice(query, int(proposals.slices[row]), kept.proposals.pixels(row, query.frame) > 0) for row in best
-    ]
-    bank = target.bank.joined(SupportBank.of(own, target.task.decoder))
-    guides = {target.label: proposals.guide} if proposals.guide else None
-    supported = replace(target.task, banks={target.label: bank}, initial=None)
-    order = proposals.slices.tolist()
-    again = propose(supported, query, order, config=config, guides=guides, progress=progress)[target.label]
-    again = replace(again, presence=proposals.presence)
-    second = select_target(again, target)
-    # what to expect was judged before own masks passed for annotated ones
-    return (again, replace(second, expected=kept.expected)) if second.rank >= kept.rank else (proposals, kept)
+    return [LabelledSlice(query, int(proposals.slices[row]), proposals.pixels(row, query.frame) > 0) for row in best]
 
 
 @dataclass(frozen=True, eq=False)

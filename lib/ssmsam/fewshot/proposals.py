@@ -92,6 +92,7 @@ def propose(
     config: SegmentationConfig,
     guides: Mapping[str, Guide] | None = None,
     up_to_extent: bool = False,
+    to_known_ends: bool = True,
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
     """Proposals for all labels of a task on some slices of a volume.
@@ -104,12 +105,15 @@ def propose(
         guides: What registered volumes say of the same slices in ascending order, by label.
         up_to_extent: Nothing is proposed past a slice, outwards from the annotated ones, where the decoder sees nothing
             of the target; that saves time.
+        to_known_ends: Nor past the nearest slice on which somebody saw that it is not.
         progress: Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two
             batches.
     """
     order = sorted(slices)
     targets = {
-        label: _Proposing.of(Target(task, label, query, config), order, (guides or {}).get(label), up_to_extent)
+        label: _Proposing.of(
+            Target(task, label, query, config), order, (guides or {}).get(label), up_to_extent, to_known_ends
+        )
         for label in task.labels
     }
     descriptors: list[np.ndarray] = [np.empty(0)] * len(order)
@@ -132,7 +136,7 @@ def propose(
 class _Proposing:
     """What is proposed of one target, batch by batch: ``logits`` (n, S, S) and ``presence`` (n,) of all slices of the
     ``order``. ``extent`` are the outermost annotated slices that show it, if it is followed outwards from these, and
-    ``low`` and ``high`` the nearest slices past them that end it."""
+    ``low`` and ``high`` the nearest slices past those that end it."""
 
     target: Target
     order: Sequence[int]
@@ -145,13 +149,23 @@ class _Proposing:
     high: float = np.inf
 
     @classmethod
-    def of(cls, target: Target, order: Sequence[int], guide: Guide | None, up_to_extent: bool) -> _Proposing:
+    def of(
+        cls, target: Target, order: Sequence[int], guide: Guide | None, up_to_extent: bool, to_known_ends: bool
+    ) -> _Proposing:
         """Of which nothing is proposed yet. Where no slice of the volume shows it, it may be anywhere."""
         side, shows, annotated = target.task.decoder.logits_side, target.bank.shows, target.annotated
         logits = np.full((len(order), side, side), NOWHERE, dtype=np.float32)
-        on = [index for index, number in annotated.items() if shows[number]] if up_to_extent else []
         presence = np.zeros(len(order), dtype=np.float32)
-        return cls(target, order, guide, logits, presence, list(annotated), (min(on), max(on)) if on else None)
+        found = cls(target, order, guide, logits, presence, list(annotated), None)
+        on = [index for index, number in annotated.items() if shows[number]]
+        if on and to_known_ends:
+            # a slice that is known in parts says nothing of the target's absence
+            distances = target.bank.distances
+            off = [i for i, number in annotated.items() if not shows[number] and (distances[number] != 0).all()]
+            found.low = max((index for index in off if index < min(on)), default=-np.inf)
+            found.high = min((index for index in off if index > max(on)), default=np.inf)
+        found.extent = (min(on), max(on)) if on and up_to_extent else None
+        return found
 
     def propose(self, batch: Sequence[int], embedding: Embedding, descriptors: torch.Tensor) -> None:
         """Ask the decoders about those slices of a batch of rows on which the target may be."""

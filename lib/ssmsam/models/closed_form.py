@@ -131,7 +131,7 @@ class ClosedFormOptimiser(nn.Module):
         being 1."""
         hidden = F.relu(F.conv2d(features, self.hidden.weight[:, :, None, None], self.hidden.bias))
         scales = self.log_scale.exp()[:, None, None]
-        one = features.new_ones(len(features), 1, *features.shape[-2:])
+        one = torch.ones_like(features[:, :1])
         return torch.cat([features * scales[: self.features], hidden * scales[self.features :], one], dim=1)
 
     def moments(self, scaled: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

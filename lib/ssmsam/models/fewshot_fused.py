@@ -136,16 +136,18 @@ class FusedTargetNetwork(TargetNetwork):
         """
         image, levels = embedding["image"], embedding["levels"][:3]
         if image.shape[1] == IMAGE:
-            image = torch.einsum("bchw,ck->bkhw", image - self.image_mean[:, None, None], self.image_basis)
+            cells = (image - self.image_mean[:, None, None]).flatten(2).transpose(1, 2) @ self.image_basis
+            image = cells.transpose(1, 2).unflatten(2, image.shape[-2:])
         side = image.shape[-2:]
-        maps = [image, *(_to(level, side) for level in levels), _places(image)]
-        return (torch.cat(maps, dim=1) - self.centre[:, None, None]) / self.spread[:, None, None]
+        maps = [image, *(_to(_by_cell(level), side) for level in levels), _places(image)]
+        joined = torch.cat([_by_cell(one) for one in maps], dim=1)
+        return (joined - self.centre[:, None, None]) / self.spread[:, None, None]
 
     def view(self, embedding: Embedding) -> Embedding:
         """The pyramid of the small encoder with the pretrained features in it, and as a last level what the
         online optimiser regresses on."""
         features = self.features(embedding)
-        fine, middle, image = embedding["levels"][3:]
+        fine, middle, image = (_by_cell(level) for level in embedding["levels"][3:])
         coarse = F.avg_pool2d(features, features.shape[-1] // image.shape[-1])
         middle = middle + self.join4(_to(features[:, : STAGES[0] + STAGES[1]], middle.shape[-2:]))
         return {"image": image + self.join8(coarse), "levels": [fine, middle, self.optimiser.scaled(features)]}
@@ -198,6 +200,12 @@ class FusedTargetNetwork(TargetNetwork):
         fixed = (self.optimiser, self.join8, self.join4, self.shape, self.correction, *self._of_atlases)
         kept = {id(p) for module in fixed for p in module.parameters()}
         return [p for p in super().adaptable() if id(p) not in kept]
+
+
+def _by_cell(maps: torch.Tensor) -> torch.Tensor:
+    """The same numbers with all channels of a cell side by side in memory: several times as fast to enlarge, to
+    average and to regress on."""
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def _to(maps: torch.Tensor, side: torch.Size | tuple[int, ...]) -> torch.Tensor:

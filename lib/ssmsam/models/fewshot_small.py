@@ -59,17 +59,24 @@ class SupportCrossAttention(nn.Module):
         the votes (N, HEADS, K) in [0, 1].
 
         One more channel than the heads have carries, beside the keys, which cells do not count, and beside the
-        values, the shares: that way one fused attention does everything.
+        values, the shares: that way one fused attention does everything. Cells that count for no query, a quarter or
+        more of them, are left out.
         """
+        counted = context.valid.any(0)
+        counted[:1] = True  # softmax needs one
+        support, near, valid, share, support_places = (
+            one[:, counted]
+            for one in (context.cells, context.cells_near, context.valid, context.shares, support_places)
+        )
         query = self._heads(self.query(self.norm(cells)) + 0.5 * self.query_place(places)) * self.sharpness
-        key = self.key(self.norm(context.cells)) + 0.5 * self.key_place(support_places)
-        key = self._heads(key + self.near(context.cells_near[..., None]))
-        excluded = (context.valid.to(key) - 1)[:, None, :, None].expand(-1, _HEADS, -1, -1) * _NEVER
-        share = context.shares[:, None, :, None].expand(-1, _HEADS, -1, -1)
+        key = self.key(self.norm(support)) + 0.5 * self.key_place(support_places)
+        key = self._heads(key + self.near(near[..., None]))
+        excluded = (valid.to(key) - 1)[:, None, :, None].expand(-1, _HEADS, -1, -1) * _NEVER
+        share = share[:, None, :, None].expand(-1, _HEADS, -1, -1)
         read = F.scaled_dot_product_attention(
             torch.cat([query, torch.ones_like(query[..., :1])], dim=-1),
             torch.cat([key, excluded], dim=-1),
-            torch.cat([self._heads(self.value(context.cells)), share], dim=-1),
+            torch.cat([self._heads(self.value(support)), share], dim=-1),
             scale=_HEAD_WIDTH**-0.5,
         )
         return self.out(read.transpose(1, 2).flatten(2)), read[..., -1]

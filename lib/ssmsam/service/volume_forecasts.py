@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ssmsam.active.volume_state import Forecast, VolumeState
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.support import digest
+from ssmsam.fewshot.support import Support, digest
 from ssmsam.ops import evenly_spaced
 from ssmsam.progress import Busy, Cancelled
 from ssmsam.service.fewshot_service import FewShotService
@@ -61,6 +61,8 @@ class VolumeForecasts:
     def __init__(self, service: FewShotService) -> None:
         self.service = service
         self._kept: Cache[tuple[object, ...], dict[str, Forecast]] = Cache(_KEPT)
+        self._prompted: Cache[tuple[object, ...], AdaptedTask] = Cache(1)
+        """For the next image that is compared: what is annotated is the same."""
         self._seconds = 0.1
         """For one label on one slice, as it took the last time."""
 
@@ -124,8 +126,12 @@ class VolumeForecasts:
         if active is not None and state.pinned:
             return active, state.active
         support = service.labelled.support(image, labels=labels)
-        decoder = service.start[0] if active is None else active.decoder
-        return prompted(support, service.embedder, decoder), "" if active is None else state.active
+        if active is not None and _is_prompted_by(active, support):
+            return replace(active, roi_banks={}), state.active
+        name = "" if active is None else state.active
+        decoder, origin = service.start if active is None else (active.decoder, active.card.get("created"))
+        key = digest(support), name, origin
+        return self._prompted.recalled(key, lambda: prompted(support, service.embedder, decoder)), name
 
     def _forecasts(
         self, image: str, embeddings: VolumeEmbeddings, slices: list[int], labels: list[str], *, within: float
@@ -145,6 +151,12 @@ class VolumeForecasts:
             return {label: one.forecast for label, one in expected.items() if label in labels}
 
         return self._kept.recalled(key, made)
+
+
+def _is_prompted_by(task: AdaptedTask, support: Support) -> bool:
+    """Whether a checkpoint holds what :func:`prompted` would make of these slices, and nothing more."""
+    plain = not (task.card.get("adapted") or task.pseudo_labelled or task.summarised)
+    return plain and task.card.get("support_digest") == digest(support)
 
 
 def _around(annotated: Mapping[str, Mapping[int, bool]], labels: Sequence[str]) -> set[int]:
