@@ -24,9 +24,9 @@ from ssmsam.volume.volume import Grid, Volume
 CELLS_ACROSS = 70
 """At least so many cells lie along the longest side of a slice: a *guess*, which weighs time against detail."""
 LARGEST_CELL_MM = 4.0
-MOST_CELLS = 4e7
-"""More than any body needs: a header with wrong millimetres must not take all memory. A guess."""
 """A *guess*, for the abdomen: organs of some cm, and seconds for a pair."""
+MOST_CELLS = 4e7
+"""More than any body needs: a header with wrong millimetres must not take all memory. A *guess*."""
 _MARGIN = 6
 """Cells that are kept around the body: a *guess*."""
 

@@ -45,9 +45,9 @@ class CorrectionConfig:
     """Share of episodes in which the decoder sees badly, as it does an organ that it never saw."""
     corrected_share: float = 0.1
     """Share of episodes whose queries were clicked on."""
-    steps: int = 3000
+    steps: int = 4000
     batch: int = 32
-    crop: int = 56
+    crop: int = 40
     """Side of what is seen of a query at a time, in cells, around a cell of the target or of what was found."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
@@ -219,13 +219,10 @@ def train_correction(
     rng, losses = np.random.default_rng(config.seed), []
     for step in range(config.steps):
         some = answers[torch.from_numpy(rng.integers(len(answers.logits), size=config.batch))]
+        some = some.cropped(min(config.crop, some.logits.shape[-1]), rng)
         logits = some.put_right(trained)
-        loss = proposal_loss(
-            Proposal(logits, logits.new_zeros(len(logits))),
-            some.target.float(),
-            some.known.float(),
-            judge_presence=False,
-        )
+        proposal = Proposal(logits, logits.new_zeros(len(logits)))
+        loss = proposal_loss(proposal, some.target.float(), some.known.float(), judge_presence=False)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
