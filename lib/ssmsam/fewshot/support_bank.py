@@ -174,7 +174,7 @@ class SupportBank:
         pseudo_labelled: (K,) bool: slices that no person labelled. They are never context: they say how slices with
             and without the target look.
         errors: (K, S, S) in [-1, 1], the mask less the probability that the decoder gave each cell when the slice was
-            held out; all zero where it was not.
+            held out; all zero where it was not, and on the outermost ones.
         held_out: (K, 2) Dice in [0, 1] on the slice when it was held out, of the decoder and of shape interpolation;
             zero where it was not, or has no annotated slices on both sides.
         regression: What the slices that a person labelled tell the online optimiser, in their order.
@@ -313,15 +313,14 @@ class SupportBank:
         answers = 1 / (1 + np.exp(-np.clip(logits, -_SURE, _SURE)))
         for number, answer in zip(numbers, answers, strict=True):
             truth = self.distances[number] > 0
+            others = [k for k in self.annotated(self.volumes[number]) if k != number]
+            around = {float(self.positions[k]): self.distances[k] for k in others}
+            shape = interpolated(around, float(self.positions[number]), (truth.shape[0], truth.shape[1]))
+            if not shape.between:  # an outermost slice: what is missed there was extrapolated
+                continue
             # where a mask is no truth there is no error
             errors[number] = np.where(self.distances[number] == 0, 0, truth - answer)
-            others = {k for k in self.annotated(self.volumes[number]) if k != number}
-            shape = interpolated(
-                {float(self.positions[k]): self.distances[k] for k in others},
-                float(self.positions[number]),
-                truth.shape,
-            )
-            if shape.between and truth.any():
+            if truth.any():
                 held_out[number] = ops.dice(answer > 0.5, truth), ops.dice(shape.distance > 0, truth)
         return replace(self, errors=errors, held_out=held_out)
 
@@ -435,9 +434,8 @@ class SupportBank:
 
     def _error(self, chosen: Sequence[int], volume: str, position: float) -> np.ndarray:
         """What the decoder missed on the labelled slices around ``position``, (S, S)."""
-        known = [k for k in chosen if self.volumes[k] == volume and self.errors[k].any()]
-        shape = self.errors.shape[1], self.errors.shape[2]
-        return interpolated_error({float(self.positions[k]): self.errors[k] for k in known}, position, shape)
+        own = {float(self.positions[k]): self.errors[k] for k in chosen if self.volumes[k] == volume}
+        return interpolated_error(own, position, (self.errors.shape[1], self.errors.shape[2]))
 
     def _held_out(self, volume: str) -> np.ndarray:
         """The mean Dice (2,) of the decoder and of interpolation on the labelled slices of a volume that were held

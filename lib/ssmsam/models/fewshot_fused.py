@@ -75,7 +75,7 @@ class HeldOutCorrection(nn.Module):
         super().__init__()
         self.read = nn.Conv2d(DENSE + 7, _BLEND, 1)
         self.around = nn.Conv2d(_BLEND, _BLEND, 3, padding=1)
-        self.weigh = nn.Conv2d(_BLEND, 2, 1)
+        self.weigh = nn.Conv2d(_BLEND, 1, 1)
         for parameter in self.weigh.parameters():
             nn.init.zeros_(parameter)
 
@@ -88,8 +88,7 @@ class HeldOutCorrection(nn.Module):
         told = told.expand(-1, -1, *logits.shape[-2:])
         maps = torch.cat([drawn, (logits[:, None] / _TANH).tanh(), fitted, error, told], dim=1)
         weights = self.weigh(F.gelu(self.around(F.gelu(self.read(maps)))))
-        given = (error.abs().amax((1, 2, 3)) > 0).to(logits)[:, None, None]
-        return given * (weights[:, 0] * _TANH * error[:, 0] + weights[:, 1] * context.prior[:, 0])
+        return weights[:, 0] * _TANH * error[:, 0]
 
 
 class FusedTargetNetwork(TargetNetwork):
