@@ -107,48 +107,61 @@ def test_a_look_ignores_brightness_and_contrast() -> None:
     torch.testing.assert_close(slice_descriptors(images()).norm(dim=1), torch.ones(len(VOLUMES)))
 
 
-def with_answers(bank: SupportBank) -> SupportBank:
-    """All slices of volume "a" were answered by nothing when held out."""
-    return bank.with_errors([0, 1, 2], np.full((3, SIDE, SIDE), -9.0))
+STACK = np.array([0.0, 10.0, 20.0, 30.0, 50.0])
+
+
+def a_stack(count: int = len(STACK), unknown: torch.Tensor | None = None) -> SupportBank:
+    """Slices of one volume, whose masks grow, all of which were answered by nothing when held out."""
+    masks = torch.zeros(count, 1, SIDE, SIDE)
+    for number in range(count):
+        masks[number, :, 2 : 6 + number, 3:9] = 1
+    known = torch.ones_like(masks) if unknown is None else 1 - unknown
+    places = Places(("a",) * count, STACK[:count], CENTRES[:count], np.full(count, 2.5))
+    bank = SupportBank.from_tensors(images(count), masks, known, unknown=unknown, stride=STRIDE, places=places)
+    return bank.with_errors(range(count), np.full((count, SIDE, SIDE), -9.0))
 
 
 def test_what_was_missed_on_held_out_slices_is_interpolated_between_them() -> None:
     """What was missed on the outermost slices tells nothing: it was extrapolated."""
-    bank = with_answers(a_bank())
-    missed = (bank.distances[1] > 0).astype(float)
-    for position, share in ((0.0, 0.0), (5.0, 0.5), (10.0, 1.0), (20.0, 0.5), (30.0, 0.0), (70.0, 0.0)):
+    bank = a_stack()
+    _, first, second, third, _ = (bank.distances > 0).astype(float)
+    for position, expected in ((5.0, first / 2), (15.0, (first + second) / 2), (40.0, third / 2), (70.0, 0 * third)):
         found = queried(bank, "a", position).error[0, 0].numpy()
-        np.testing.assert_allclose(found, share * missed, atol=0.001)
+        np.testing.assert_allclose(found, expected, atol=0.001)
 
 
 def test_decoder_and_interpolation_are_judged_on_slices_between_others() -> None:
-    bank = with_answers(a_bank())
-    decoder, interpolation = queried(bank, "a", 20.0).held_out[0].tolist()
-    assert decoder == 0, "the only slice between others was answered by nothing"
-    between = interpolated({0.0: bank.distances[0], 30.0: bank.distances[2]}, 10.0, (SIDE, SIDE)).distance > 0
-    both = float((between & (bank.distances[1] > 0)).sum())
-    assert interpolation == pytest.approx(2 * both / (between.sum() + (bank.distances[1] > 0).sum()))
+    bank = a_stack()
+    shapes = []
+    for number in (1, 2, 3):
+        others = {float(STACK[k]): bank.distances[k] for k in range(5) if k != number}
+        shape = interpolated(others, float(STACK[number]), (SIDE, SIDE)).distance > 0
+        truth = bank.distances[number] > 0
+        shapes.append(2 * (shape & truth).sum() / (shape.sum() + truth.sum()))
+    decoder, interpolation = queried(bank, "a", 25.0).held_out[0].tolist()
+    assert decoder == 0 and interpolation == pytest.approx(np.mean(shapes))
+
+
+def test_one_or_two_held_out_slices_tell_too_little() -> None:
+    """They were answered from slices much further away than those between which masks are wanted."""
+    for count in (3, 4):
+        found = queried(a_stack(count), "a", 5.0)
+        assert not found.error.any() and not found.held_out.any()
 
 
 def test_nothing_of_a_slice_that_is_held_out_reaches_its_own_answer_by_the_errors_of_others() -> None:
     """They were found with this slice as context."""
-    bank = with_answers(a_bank())
+    bank = a_stack()
     assert queried(bank, "a", 20.0).error.any()
-    alone = queried(bank, "a", 10.0, without=[1])
-    assert not alone.error.any() and not alone.held_out.any()
-    elsewhere = queried(bank, "b", 5.0)
-    assert not elsewhere.error.any() and not elsewhere.held_out.any()
+    for found in (queried(bank, "a", 10.0, without=[1]), queried(bank, "b", 5.0)):
+        assert not found.error.any() and not found.held_out.any()
 
 
 def test_where_a_mask_is_no_truth_nothing_was_missed() -> None:
-    masks = torch.zeros(3, 1, SIDE, SIDE)
-    masks[..., 4:8, 4:8] = 1
-    unknown = torch.zeros_like(masks)
-    unknown[..., :, 8:] = 1
-    places = Places(("a",) * 3, np.array([0.0, 10.0, 20.0]), CENTRES[:3], np.full(3, 2.5))
-    bank = SupportBank.from_tensors(images(3), masks, 1 - unknown, unknown=unknown, stride=STRIDE, places=places)
-    error = bank.with_errors([0, 1, 2], np.full((3, SIDE, SIDE), 9.0)).errors[1]
-    assert not error[:, 8:].any() and (error[:, :4] < -0.9).all()
+    unknown = torch.zeros(5, 1, SIDE, SIDE)
+    unknown[..., :5, :] = 1
+    error = a_stack(unknown=unknown).errors[2]
+    assert not error[:5].any() and error[5:8, 3:9].min() > 0.9
 
 
 def test_the_error_of_one_slice_holds_everywhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import torch
 
 from ssmsam import ops
 from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors, stacked
-from ssmsam.fewshot.config import PRIOR_REACH, SMALL_PIECE, SupportBankConfig
+from ssmsam.fewshot.config import LEAST_HELD_OUT, PRIOR_REACH, SMALL_PIECE, SupportBankConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.closed_form import Regression, SolvedRegression
 from ssmsam.models.fewshot_decoder import ATLAS_MAPS, DecoderContext, TargetDecoder
@@ -174,7 +175,7 @@ class SupportBank:
         pseudo_labelled: (K,) bool: slices that no person labelled. They are never context: they say how slices with
             and without the target look.
         errors: (K, S, S) in [-1, 1], the mask less the probability that the decoder gave each cell when the slice was
-            held out; all zero where it was not, and on the outermost ones.
+            held out; all zero where it was not, on the outermost ones, and where too few were.
         held_out: (K, 2) Dice in [0, 1] on the slice when it was held out, of the decoder and of shape interpolation;
             zero where it was not, or has no annotated slices on both sides.
         regression: What the slices that a person labelled tell the online optimiser, in their order.
@@ -311,6 +312,7 @@ class SupportBank:
         """
         errors, held_out = self.errors.copy(), self.held_out.copy()
         answers = 1 / (1 + np.exp(-np.clip(logits, -_SURE, _SURE)))
+        count = Counter[str]()
         for number, answer in zip(numbers, answers, strict=True):
             truth = self.distances[number] > 0
             others = [k for k in self.annotated(self.volumes[number]) if k != number]
@@ -321,7 +323,10 @@ class SupportBank:
             # where a mask is no truth there is no error
             errors[number] = np.where(self.distances[number] == 0, 0, truth - answer)
             if truth.any():
+                count[self.volumes[number]] += 1
                 held_out[number] = ops.dice(answer > 0.5, truth), ops.dice(shape.distance > 0, truth)
+        few = np.array([count[volume] < LEAST_HELD_OUT for volume in self.volumes])
+        errors[few], held_out[few] = 0, 0
         return replace(self, errors=errors, held_out=held_out)
 
     def context_of(
