@@ -19,7 +19,7 @@ LONGEST_NAME = 255 - max(map(len, VOLUME_SUFFIXES))
 
 def safe_name(name: str, *, what: str) -> str:
     """``name`` if it can be a file's name without leaving its folder, else :class:`InvalidName`."""
-    fits = len(name.encode()) <= LONGEST_NAME
+    fits = len(name.encode(errors="surrogatepass")) <= LONGEST_NAME
     if not fits or not _NAME.fullmatch(name) or ".." in name or name.endswith((".", " ")):
         raise InvalidName(
             f"{shown(name)} cannot be {what}: use letters, digits, '_', '-', '.', '+', '@' and spaces, "
