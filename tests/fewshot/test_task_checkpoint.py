@@ -199,11 +199,12 @@ def test_it_is_small_and_shows_no_patient(task: AdaptedTask, data: bytes, embedd
     secrets += [bytes.fromhex(name) for name in set(bank.volumes)]
     stored = two_labels(embedder)["organ"][0].embeddings.slice(2)["image"].numpy()
     secrets += [stored[0, :, row, column].tobytes() for row in range(8) for column in range(8)]
-    # the mean of cells that are all alike is such a cell
-    cells, counts = torch.unique(bank.encoding.cells[1][bank.encoding.valid[1]], dim=0, return_counts=True)
-    assert (counts == 1).any()
-    secrets += [cell.numpy().tobytes() for cell in cells[counts == 1]]
-    secrets += [bank.distances[1].tobytes(), bank.distances[1][20].tobytes(), bank.descriptors[0].numpy().tobytes()]
+    secrets += [cell.numpy().tobytes() for cell in bank.encoding.cells[1][bank.encoding.valid[1]]]
+    secrets += [bank.distances[1].tobytes(), bank.distances[1][20].tobytes()]
+    # a mean of several slices is kept, which is that of the slice where there is but one
+    several = [k for k in range(len(bank)) if (bank.shows == bank.shows[k]).sum() > 1]
+    assert several
+    secrets += [bank.descriptors[k].numpy().tobytes() for k in several]
     voxels = draw_volume().array
     secrets += [voxels[4, row].tobytes() for row in range(4)] + [ORGAN[4].tobytes(), np.packbits(ORGAN[4]).tobytes()]
     assert [one[:20] for one in secrets if one in data] == []
