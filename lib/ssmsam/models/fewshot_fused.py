@@ -67,8 +67,8 @@ class HeldOutCorrection(nn.Module):
 
     Each annotated slice was answered with only the others as context. What was missed there is missed alike on the
     slices nearby: regression kriging (Odeh et al., 1995), with the decoder as the regression. This small network says
-    how much of the interpolated error is added, and how much of the interpolated shape, since it reads how both did on
-    the slices that were held out. It changes nothing where none was.
+    how much of the interpolated error is added; it reads how decoder and interpolation did on the slices that were
+    held out. It changes nothing where none was.
     """
 
     def __init__(self) -> None:
