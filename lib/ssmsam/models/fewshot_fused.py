@@ -30,10 +30,34 @@ FEATURES = sum(STAGES) + PLACES
 _TANH = 4.0
 """What logits are divided by before they become a map: a guess."""
 _BLEND = 16
-"""Channels of the network that weighs the interpolated shape: a guess."""
+"""Channels of the networks that weigh what is added to the logits: a guess."""
 
 
-class ShapeBlend(nn.Module):
+class _CellWeight(nn.Module):
+    """A small network that says, cell by cell, how much of something is added to the logits; nothing at first.
+
+    It reads the prompts ``drawn`` as maps (N, DENSE, S, S), the ``logits`` (N, S, S), the online optimiser's answer and
+    its trust ``fitted`` (N, 2, S, S), and ``further`` maps.
+    """
+
+    def __init__(self, further: int) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(DENSE + 3 + further, _BLEND, 1)
+        self.around = nn.Conv2d(_BLEND, _BLEND, 3, padding=1)
+        self.weigh = nn.Conv2d(_BLEND, 1, 1)
+        for parameter in self.weigh.parameters():
+            nn.init.zeros_(parameter)
+
+    def weight(
+        self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, *further: torch.Tensor
+    ) -> torch.Tensor:
+        """(N, S, S); of ``further`` (N, C, S, S) or (N, C, 1, 1)."""
+        side = logits.shape[-2:]
+        maps = [drawn, (logits[:, None] / _TANH).tanh(), fitted, *(one.expand(-1, -1, *side) for one in further)]
+        return self.weigh(F.gelu(self.around(F.gelu(self.read(torch.cat(maps, dim=1))))))[:, 0]
+
+
+class ShapeBlend(_CellWeight):
     """How much more the interpolated shape counts, cell by cell.
 
     The decoder's own weight of the shape is one number a slice and falls with the distance to annotated slices. Where
@@ -43,26 +67,19 @@ class ShapeBlend(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.read = nn.Conv2d(DENSE + 4, _BLEND, 1)
-        self.around = nn.Conv2d(_BLEND, _BLEND, 3, padding=1)
-        self.weigh = nn.Conv2d(_BLEND, 1, 1)
-        for parameter in self.weigh.parameters():
-            nn.init.zeros_(parameter)
+        super().__init__(further=1)
 
     def forward(
         self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, context: DecoderContext
     ) -> torch.Tensor:
         """What is added to ``logits`` (N, S, S): ``drawn`` (N, DENSE, S, S) are the prompts as maps, ``fitted``
         (N, 2, S, S) the online optimiser's answer and its trust."""
-        agreement = context.agreement[:, :, None, None].expand(-1, -1, *logits.shape[-2:])
-        maps = F.gelu(self.read(torch.cat([drawn, (logits[:, None] / _TANH).tanh(), fitted, agreement], dim=1)))
-        weight = self.weigh(F.gelu(self.around(maps)))
+        weight = self.weight(logits, drawn, fitted, context.agreement[:, :, None, None])
         given = (context.trust.amax(1) > 0).to(logits)[:, None, None]
-        return given * weight[:, 0] * context.prior[:, 0]
+        return given * weight * context.prior[:, 0]
 
 
-class HeldOutCorrection(nn.Module):
+class HeldOutCorrection(_CellWeight):
     """What is put right, cell by cell, after what the decoder missed on the annotated slices around.
 
     Each annotated slice was answered with only the others as context. What was missed there is missed alike on the
@@ -72,23 +89,15 @@ class HeldOutCorrection(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.read = nn.Conv2d(DENSE + 7, _BLEND, 1)
-        self.around = nn.Conv2d(_BLEND, _BLEND, 3, padding=1)
-        self.weigh = nn.Conv2d(_BLEND, 1, 1)
-        for parameter in self.weigh.parameters():
-            nn.init.zeros_(parameter)
+        super().__init__(further=4)
 
     def forward(
         self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, context: DecoderContext
     ) -> torch.Tensor:
         """What is added to ``logits`` (N, S, S); ``drawn`` and ``fitted`` as for :class:`ShapeBlend`."""
-        error = context.error
         told = torch.cat([context.agreement, context.held_out], dim=1)[:, :, None, None]
-        told = told.expand(-1, -1, *logits.shape[-2:])
-        maps = torch.cat([drawn, (logits[:, None] / _TANH).tanh(), fitted, error, told], dim=1)
-        weights = self.weigh(F.gelu(self.around(F.gelu(self.read(maps)))))
-        return weights[:, 0] * _TANH * error[:, 0]
+        weight = self.weight(logits, drawn, fitted, context.error, told)
+        return weight * _TANH * context.error[:, 0]
 
 
 class FusedTargetNetwork(TargetNetwork):

@@ -76,13 +76,12 @@ class CorrectionConfig:
 @dataclass(frozen=True, eq=False)
 class Answers(Batch):
     """What :class:`~ssmsam.models.fewshot_fused.HeldOutCorrection` reads of N queries, float16: ``logits`` (N, S, S),
-    ``drawn`` and ``fitted`` maps, ``prior`` and ``error`` (N, 1, S, S), ``agreement`` (N, 1), ``held_out`` (N, 2); the
+    ``drawn`` and ``fitted`` maps, ``error`` (N, 1, S, S), ``agreement`` (N, 1), ``held_out`` (N, 2); the
     truth ``target`` and where it is ``known``, (N, 1, S, S)."""
 
     logits: torch.Tensor
     drawn: torch.Tensor
     fitted: torch.Tensor
-    prior: torch.Tensor
     error: torch.Tensor
     agreement: torch.Tensor
     held_out: torch.Tensor
@@ -109,7 +108,7 @@ class Answers(Batch):
     def put_right(self, correction: HeldOutCorrection) -> torch.Tensor:
         """The logits (N, S, S) with the correction, float32."""
         logits, drawn, fitted = (getattr(self, name).float() for name in ("logits", "drawn", "fitted"))
-        names = "prior", "error", "agreement", "held_out"
+        names = "error", "agreement", "held_out"
         read = _Read(*(getattr(self, name).float() for name in names))
         return logits + correction(logits, drawn, fitted, read)
 
@@ -118,7 +117,6 @@ class Answers(Batch):
 class _Read:
     """The fields of a DecoderContext that the correction reads."""
 
-    prior: torch.Tensor
     error: torch.Tensor
     agreement: torch.Tensor
     held_out: torch.Tensor
@@ -166,7 +164,7 @@ def answered(
             network(asked, context, corrected(proposal, target, np.random.default_rng(clicked)))
     logits, drawn, fitted, _ = found[-1]
     return Answers(
-        *(one.half() for one in (logits, drawn, fitted, context.prior, context.error)),
+        *(one.half() for one in (logits, drawn, fitted, context.error)),
         *(one.half() for one in (context.agreement, context.held_out, target, episode.known[count:])),
     )
 
