@@ -138,15 +138,17 @@ def test_decoder_and_interpolation_are_judged_on_slices_between_others() -> None
         shape = interpolated(others, float(STACK[number]), (SIDE, SIDE)).distance > 0
         truth = bank.distances[number] > 0
         shapes.append(2 * (shape & truth).sum() / (shape.sum() + truth.sum()))
-    decoder, interpolation = queried(bank, "a", 25.0).held_out[0].tolist()
+    decoder, interpolation, _, _ = queried(bank, "a", 25.0).held_out[0].tolist()
     assert decoder == 0 and interpolation == pytest.approx(np.mean(shapes))
 
 
-def test_one_or_two_held_out_slices_tell_too_little() -> None:
-    """They were answered from slices much further away than those between which masks are wanted."""
-    for count in (3, 4):
-        found = queried(a_stack(count), "a", 5.0)
-        assert not found.error.any() and not found.held_out.any()
+def test_a_query_knows_how_many_slices_were_held_out_and_how_much_further_from_others_they_were() -> None:
+    """Three slices: the middle one was answered from 10 mm away, half of that is what lies between the query and it."""
+    for count, position, expected in ((3, 5.0, (1 / 2, 0.5)), (3, 12.0, (1 / 2, 0.2)), (4, 10.0, (2 / 3, 0.0))):
+        found = queried(a_stack(count), "a", position)
+        assert found.error.any() and found.held_out[0, 2:].tolist() == pytest.approx(expected)
+    assert queried(a_stack(3), "a", 90.0).held_out[0, 3] == 1
+    assert not queried(a_stack(2), "a", 5.0).held_out.any()
 
 
 def test_nothing_of_a_slice_that_is_held_out_reaches_its_own_answer_by_the_errors_of_others() -> None:

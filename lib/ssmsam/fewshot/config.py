@@ -205,10 +205,6 @@ LEAST_SLICES = 3
 """With fewer slices that show a label, nothing can be held out and still be learned from."""
 CHECKED_SLICES = 16
 """Of more labelled slices so many are queries, evenly spread: a *guess*, which bounds the time."""
-LEAST_HELD_OUT = 3
-"""Annotated slices between others of a volume that must have been held out before anything is put right after them.
-*Measured* on held-out training volumes of five sets: with one, masks lost 4 points, with three they gained 0.5 to 0.9;
-two were not tried."""
 LEAST_SUPPORT = 2
 """Slices of an episode's support that must show the target, so that each can be a query while another shows it."""
 HELD_OUT_OF = 4

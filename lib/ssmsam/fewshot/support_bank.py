@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,10 +10,10 @@ import torch
 
 from ssmsam import ops
 from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors, stacked
-from ssmsam.fewshot.config import LEAST_HELD_OUT, PRIOR_REACH, SMALL_PIECE, SupportBankConfig
+from ssmsam.fewshot.config import PRIOR_REACH, SMALL_PIECE, SupportBankConfig
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.models.closed_form import Regression, SolvedRegression
-from ssmsam.models.fewshot_decoder import ATLAS_MAPS, DecoderContext, TargetDecoder
+from ssmsam.models.fewshot_decoder import ATLAS_MAPS, HELD_OUT, DecoderContext, TargetDecoder
 from ssmsam.models.frame import draw_mask
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import SupportEncoding, TokenKind, describe
@@ -131,7 +130,7 @@ def gathered_context(
         fit=trust.new_zeros(count, 1) if fit is None else fit,
         atlas=prior.new_zeros(count, ATLAS_MAPS, *prior.shape[-2:]) if atlas is None else atlas,
         error=torch.zeros_like(prior) if error is None else error,
-        held_out=trust.new_zeros(count, 2) if held_out is None else held_out,
+        held_out=trust.new_zeros(count, HELD_OUT) if held_out is None else held_out,
     )
 
 
@@ -175,9 +174,10 @@ class SupportBank:
         pseudo_labelled: (K,) bool: slices that no person labelled. They are never context: they say how slices with
             and without the target look.
         errors: (K, S, S) in [-1, 1], the mask less the probability that the decoder gave each cell when the slice was
-            held out; all zero where it was not, on the outermost ones, and where too few were.
-        held_out: (K, 2) Dice in [0, 1] on the slice when it was held out, of the decoder and of shape interpolation;
-            zero where it was not, or has no annotated slices on both sides.
+            held out; all zero where it was not and on the outermost ones.
+        held_out: (K, 3) Dice in [0, 1] on the slice when it was held out, of the decoder and of shape interpolation,
+            and how far the nearest annotated slice was, in mm; zero where it was not, or has no annotated slices on
+            both sides.
         regression: What the slices that a person labelled tell the online optimiser, in their order.
     """
 
@@ -298,7 +298,7 @@ class SupportBank:
             descriptors=slice_descriptors(images),
             pseudo_labelled=np.zeros(len(images), dtype=bool),
             errors=np.zeros(distances.shape, dtype=np.float32),
-            held_out=np.zeros((len(images), 2), dtype=np.float32),
+            held_out=np.zeros((len(images), 3), dtype=np.float32),
             regression=regression,
             **vars(places),
         )
@@ -312,7 +312,6 @@ class SupportBank:
         """
         errors, held_out = self.errors.copy(), self.held_out.copy()
         answers = 1 / (1 + np.exp(-np.clip(logits, -_SURE, _SURE)))
-        count = Counter[str]()
         for number, answer in zip(numbers, answers, strict=True):
             truth = self.distances[number] > 0
             others = [k for k in self.annotated(self.volumes[number]) if k != number]
@@ -323,10 +322,8 @@ class SupportBank:
             # where a mask is no truth there is no error
             errors[number] = np.where(self.distances[number] == 0, 0, truth - answer)
             if truth.any():
-                count[self.volumes[number]] += 1
-                held_out[number] = ops.dice(answer > 0.5, truth), ops.dice(shape.distance > 0, truth)
-        few = np.array([count[volume] < LEAST_HELD_OUT for volume in self.volumes])
-        errors[few], held_out[few] = 0, 0
+                away = min(abs(place - float(self.positions[number])) for place in around)
+                held_out[number] = ops.dice(answer > 0.5, truth), ops.dice(shape.distance > 0, truth), away
         return replace(self, errors=errors, held_out=held_out)
 
     def context_of(
@@ -387,7 +384,7 @@ class SupportBank:
             for position, one in zip(positions, chosen, strict=True)
         ]
         errors = [self._error(one, volume, position) for position, one in zip(positions, chosen, strict=True)]
-        held_out = self._held_out(volume)
+        held_out = self._held_out(volume, np.asarray(positions))
         if without:  # the errors of others were found with these as context
             errors, held_out = [np.zeros_like(one) for one in errors], np.zeros_like(held_out)
         moves = np.zeros((len(chosen), longest, 2), dtype=np.float32)
@@ -408,7 +405,7 @@ class SupportBank:
             fit=fit,
             atlas=atlas,
             error=torch.from_numpy(np.stack(errors))[:, None].to(device),
-            held_out=torch.from_numpy(held_out).to(device).expand(len(chosen), -1),
+            held_out=torch.from_numpy(held_out).to(device),
         )
 
     def solution(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -442,11 +439,17 @@ class SupportBank:
         own = {float(self.positions[k]): self.errors[k] for k in chosen if self.volumes[k] == volume}
         return interpolated_error(own, position, (self.errors.shape[1], self.errors.shape[2]))
 
-    def _held_out(self, volume: str) -> np.ndarray:
-        """The mean Dice (2,) of the decoder and of interpolation on the labelled slices of a volume that were held
-        out."""
-        own = self.held_out[[k for k in self.annotated(volume) if self.errors[k].any() and self.held_out[k].any()]]
-        return own.mean(axis=0) if len(own) else np.zeros(2, dtype=np.float32)
+    def _held_out(self, volume: str, positions: np.ndarray) -> np.ndarray:
+        """What the labelled slices of a volume that were held out tell N queries, (N, HELD_OUT) float32: see
+        :class:`~ssmsam.models.fewshot_decoder.DecoderContext`."""
+        annotated = self.annotated(volume)
+        own = self.held_out[[k for k in annotated if self.held_out[k, 2]]]
+        if not len(own):
+            return np.zeros((len(positions), HELD_OUT), dtype=np.float32)
+        decoder, interpolation, away = own.mean(axis=0)
+        near = np.abs(positions[:, None] - self.positions[annotated]).min(axis=1)
+        told = np.broadcast_to([decoder, interpolation, len(own) / (len(own) + 1)], (len(near), 3))
+        return np.column_stack([told, np.minimum(near / away, 1)]).astype(np.float32)
 
     def _near(self, number: int, volume: str, position: float) -> float:
         return closeness(self.positions[number] - position) if self.volumes[number] == volume else 0.0

@@ -153,7 +153,7 @@ class TargetSummary:
             cell_mm=np.full(len(rows), cell_mm),
             pseudo_labelled=np.arange(len(rows)) >= labelled,
             errors=np.zeros((len(rows), side, side), dtype=np.float32),
-            held_out=np.zeros((len(rows), 2), dtype=np.float32),
+            held_out=np.zeros((len(rows), 3), dtype=np.float32),
             regression=solved,
         )
 

@@ -16,7 +16,14 @@ from torch import nn
 
 from ssmsam.models.closed_form import ClosedFormOptimiser, Regression
 from ssmsam.models.encoder import Embedding
-from ssmsam.models.fewshot_decoder import ATLAS_MAPS, Corrections, CrossAttentionFeatures, DecoderContext, Proposal
+from ssmsam.models.fewshot_decoder import (
+    ATLAS_MAPS,
+    HELD_OUT,
+    Corrections,
+    CrossAttentionFeatures,
+    DecoderContext,
+    Proposal,
+)
 from ssmsam.models.fewshot_small import DENSE, TargetNetwork
 from ssmsam.models.prompt_small import WIDTH
 
@@ -85,11 +92,12 @@ class HeldOutCorrection(_CellWeight):
     Each annotated slice was answered with only the others as context. What was missed there is missed alike on the
     slices nearby: regression kriging (Odeh et al., 1995), with the decoder as the regression. This small network says
     how much of the interpolated error is added; it reads how decoder and interpolation did on the slices that were
-    held out. It changes nothing where none was.
+    held out, how many these were, and how much further from any annotated slice than the query: the further, the
+    less is missed here of what was missed there. It changes nothing where none was held out.
     """
 
     def __init__(self) -> None:
-        super().__init__(further=4)
+        super().__init__(further=2 + HELD_OUT)
 
     def forward(
         self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, context: DecoderContext

@@ -57,7 +57,7 @@ class CorrectionConfig:
         default_factory=lambda: FewShotEpisodeConfig(
             queries=6,
             cross_share=0.0,
-            most_supports=12,
+            most_supports=9,
             most_patients=1,
             own_share=0.0,
             region_share=0.35,
@@ -76,7 +76,7 @@ class CorrectionConfig:
 @dataclass(frozen=True, eq=False)
 class Answers(Batch):
     """What :class:`~ssmsam.models.fewshot_fused.HeldOutCorrection` reads of N queries, float16: ``logits`` (N, S, S),
-    ``drawn`` and ``fitted`` maps, ``error`` (N, 1, S, S), ``agreement`` (N, 1), ``held_out`` (N, 2); the
+    ``drawn`` and ``fitted`` maps, ``error`` (N, 1, S, S), ``agreement`` (N, 1), ``held_out`` (N, HELD_OUT); the
     truth ``target`` and where it is ``known``, (N, 1, S, S)."""
 
     logits: torch.Tensor
@@ -126,7 +126,7 @@ class _Read:
 def answered(
     network: FusedTargetNetwork, episode: Episode, *, estranged: tuple[float, int] | None, clicked: int | None
 ) -> Answers | None:
-    """What the correction would read in an episode; None where no slice can be held out.
+    """What the correction would read in an episode; None where no slice between others can be held out.
 
     Args:
         network: Whose correction still does nothing.
@@ -154,6 +154,8 @@ def answered(
     if held_out is None:
         return None
     bank = bank.with_errors(held_out.numbers, held_out.logits.numpy())
+    if not bank.errors.any():
+        return None
     asked = take(view, torch.arange(count, len(episode.masks)))
     positions, descriptors = [float(place) for place in episode.positions[count:]], slice_descriptors(asked["image"])
     context = bank.context_at(episode.query, positions, descriptors, episode.centres[count:], config=config)

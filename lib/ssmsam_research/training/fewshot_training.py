@@ -165,7 +165,7 @@ def _context(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> 
         cell_mm=episode.cell_mm[:count],
         pseudo_labelled=np.zeros(count, dtype=bool),
         errors=np.zeros((count, *masks.shape[-2:]), dtype=np.float32),
-        held_out=np.zeros((count, 2), dtype=np.float32),
+        held_out=np.zeros((count, 3), dtype=np.float32),
     )
     positions = [float(place) for place in episode.positions[count:]]
     return bank.context_at(

@@ -51,7 +51,8 @@ def planted(count: int = 12, side: int = 32) -> Answers:
     for number in range(count):
         target[number, :, 8 : 12 + number, 6:20] = 1
     maps = {name: torch.zeros(count, n, side, side) for name, n in (("drawn", DENSE), ("fitted", 2))}
-    told = {"agreement": torch.full((count, 1), 0.9), "held_out": torch.tensor([[0.3, 0.8]]).expand(count, -1)}
+    held_out = torch.tensor([[0.3, 0.8, 0.75, 0.4]]).expand(count, -1)
+    told = {"agreement": torch.full((count, 1), 0.9), "held_out": held_out}
     known, logits = torch.ones_like(target), torch.full((count, side, side), -2.0)
     everything = {**maps, **told, "logits": logits, "target": target, "known": known, "error": 0.9 * target}
     return Answers(**{name: one.half() for name, one in everything.items()})
