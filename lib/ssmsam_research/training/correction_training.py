@@ -39,7 +39,7 @@ from ssmsam_research.training.proposals import corrected
 class CorrectionConfig:
     """How many episodes are answered, and how they are gone over. All numbers are guesses."""
 
-    answered: int = 500
+    answered: int = 300
     """Episodes."""
     estranged_share: float = 0.5
     """Share of episodes in which the decoder sees badly, as it does an organ that it never saw."""
