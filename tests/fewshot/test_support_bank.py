@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -110,15 +112,19 @@ def test_a_look_ignores_brightness_and_contrast() -> None:
 STACK = np.array([0.0, 10.0, 20.0, 30.0, 50.0])
 
 
-def a_stack(count: int = len(STACK), unknown: torch.Tensor | None = None) -> SupportBank:
-    """Slices of one volume, whose masks grow, all of which were answered by nothing when held out."""
+def a_stack(
+    count: int = len(STACK), unknown: torch.Tensor | None = None, told: Sequence[int] | None = None
+) -> SupportBank:
+    """Slices of one volume, whose masks grow; those ``told``, by default all, were answered by nothing when held
+    out."""
     masks = torch.zeros(count, 1, SIDE, SIDE)
     for number in range(count):
         masks[number, :, 2 : 6 + number, 3:9] = 1
     known = torch.ones_like(masks) if unknown is None else 1 - unknown
     places = Places(("a",) * count, STACK[:count], CENTRES[:count], np.full(count, 2.5))
     bank = SupportBank.from_tensors(images(count), masks, known, unknown=unknown, stride=STRIDE, places=places)
-    return bank.with_errors(range(count), np.full((count, SIDE, SIDE), -9.0))
+    numbers = range(count) if told is None else told
+    return bank.with_errors(numbers, np.full((len(numbers), SIDE, SIDE), -9.0))
 
 
 def test_what_was_missed_on_held_out_slices_is_interpolated_between_them() -> None:
@@ -128,6 +134,13 @@ def test_what_was_missed_on_held_out_slices_is_interpolated_between_them() -> No
     for position, expected in ((5.0, first / 2), (15.0, (first + second) / 2), (40.0, third / 2), (70.0, 0 * third)):
         found = queried(bank, "a", position).error[0, 0].numpy()
         np.testing.assert_allclose(found, expected, atol=0.001)
+
+
+def test_slices_that_were_not_held_out_do_not_count_as_answered_rightly() -> None:
+    """Of many annotated slices only some are held out."""
+    bank = a_stack(told=(1, 3))
+    first, third = ((bank.distances[k] > 0).astype(float) for k in (1, 3))
+    np.testing.assert_allclose(queried(bank, "a", 20.0).error[0, 0].numpy(), (first + third) / 2, atol=0.001)
 
 
 def test_decoder_and_interpolation_are_judged_on_slices_between_others() -> None:

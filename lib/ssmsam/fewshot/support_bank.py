@@ -435,9 +435,12 @@ class SupportBank:
         return weights.expand(count, -1), fit.expand(count)[:, None]
 
     def _error(self, chosen: Sequence[int], volume: str, position: float) -> np.ndarray:
-        """What the decoder missed on the labelled slices around ``position``, (S, S)."""
-        own = {float(self.positions[k]): self.errors[k] for k in chosen if self.volumes[k] == volume}
-        return interpolated_error(own, position, (self.errors.shape[1], self.errors.shape[2]))
+        """What the decoder missed on the labelled slices around ``position``, (S, S): of many only some were held out,
+        and beyond the outermost ones it is not known."""
+        ends = {edge(self.annotated(volume), key=lambda k: self.positions[k], default=None) for edge in (min, max)}
+        told = [k for k in chosen if self.volumes[k] == volume and (k in ends or self.errors[k].any())]
+        errors = {float(self.positions[k]): self.errors[k] for k in told}
+        return interpolated_error(errors, position, (self.errors.shape[1], self.errors.shape[2]))
 
     def _held_out(self, volume: str, positions: np.ndarray) -> np.ndarray:
         """What the labelled slices of a volume that were held out tell N queries, (N, HELD_OUT) float32: see
