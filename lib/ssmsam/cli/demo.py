@@ -131,7 +131,7 @@ class Annotator:
             )
             scores["sam_2d, box"] = percent(box[index] != 0, flat)
             count = min(VOLUME_CLICKS, len(clicks))
-            for n in range(1, count + 1):
+            for n in sorted({1, count}):
                 kind = "first click" if n == 1 else "later click"
                 found, _ = self.ask("sam_3d", kind=kind, reset_state=n == 1, **there, **click_params(index, clicks[:n]))
                 whole[label] = found != 0
