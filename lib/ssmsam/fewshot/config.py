@@ -205,6 +205,8 @@ LEAST_SLICES = 3
 """With fewer slices that show a label, nothing can be held out and still be learned from."""
 CHECKED_SLICES = 16
 """Of more labelled slices so many are queries, evenly spread: a *guess*, which bounds the time."""
+MOTION_STEPS = 32
+"""At most so many registrations lead from one annotated slice to the next: a *guess*, which bounds the time."""
 LEAST_SUPPORT = 2
 """Slices of an episode's support that must show the target, so that each can be a query while another shows it."""
 HELD_OUT_OF = 4

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 
 from ssmsam.embeddings.embedder import Embedder, stacked
 from ssmsam.fewshot.config import AdaptationConfig, SupportBankConfig, ViewConfig
+from ssmsam.fewshot.motion import motions
 from ssmsam.fewshot.support import LabelledSlice, Support, checked
 from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_slices
 from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import CrossAttentionFeatures, DecoderContext, TargetDecoder
 from ssmsam.progress import Progress, silent
+from ssmsam.registration.slices import SliceMotion
 
 _BATCH = 8
 
@@ -202,10 +204,11 @@ def adaptation_tasks(
     views = embedded_views(list(unique.values()), embedder, config=varied, seed=config.seed, progress=progress)
     rows = {key: row for row, key in enumerate(unique)}
     encoded = [_EncodedView.of(list(unique.values()), view, decoder) for view in views]
+    moved = motions(list(unique.values()), progress=progress) if decoder.moving else {}
     made: dict[str, list[AdaptationTask]] = {}
     for label, slices in support.items():
         numbers = [rows[one.volume, one.index] for one in slices]
-        made[label] = [_adaptation_task(slices, one, numbers, decoder, config.bank) for one in encoded]
+        made[label] = [_adaptation_task(slices, one, numbers, decoder, config.bank, moved) for one in encoded]
     return made
 
 
@@ -232,6 +235,7 @@ def _adaptation_task(
     rows: Sequence[int],
     decoder: TargetDecoder,
     config: SupportBankConfig,
+    moved: Mapping[str, SliceMotion],
 ) -> AdaptationTask:
     side = decoder.logits_side
     view, device = encoded.view, encoded.embedding["image"].device
@@ -246,7 +250,7 @@ def _adaptation_task(
         known,
         unknown=view.moved(unknown),
         stride=decoder.stride,
-        places=Places.of(slices, side=side),
+        places=Places.of(slices, side=side, motions=moved if view.matrix is None else {}),
         regression=decoder.regression(embedding, masks, known, moments),
     )
     return AdaptationTask(bank, embedding, masks, known, decoder, config)

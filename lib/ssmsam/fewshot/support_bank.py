@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ssmsam.models.frame import draw_mask
 from ssmsam.models.prompt_small import closeness
 from ssmsam.models.support_encoding import SupportEncoding, TokenKind, describe
 from ssmsam.ops import components
+from ssmsam.registration.slices import SliceMotion
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +28,15 @@ class Prior:
     A generalisation of the blurred support mask that SSM-SAM (Zhang et al., 2024) hands to its decoder: the signed
     distances of the annotated slices below and above, interpolated, with how far they can be trusted.
 
-    ``distance`` (S, S) signed distance in cells, positive inside; ``between`` 1 when annotated slices are on both
+    ``distance`` (S, S) signed distance in cells, positive inside, where the anatomy's motion is known along it, and
+    ``unmoved`` the same without it; ``between`` 1 when annotated slices are on both
     sides, else 0; ``closeness`` in (0, 1], 0 when there is no annotated slice in the volume; ``agreement`` is the Dice
     of the masks on both sides, in [0, 1], 0 with one side only: the less the shape changes from the one to the other,
     the less interpolation can be wrong, whatever the distance.
     """
 
     distance: np.ndarray
+    unmoved: np.ndarray
     between: float
     closeness: float
     agreement: float
@@ -48,22 +51,30 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     return np.clip(distance, -PRIOR_REACH, PRIOR_REACH).astype(np.float32)
 
 
-def interpolated(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
-    """The prior at ``position`` from signed distances at other positions, all in millimetres along the volume."""
+def interpolated(
+    distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int], motion: SliceMotion | None = None
+) -> Prior:
+    """The prior at ``position`` from signed distances at other positions, all in millimetres along the volume; along
+    its ``motion`` where that is known."""
     if not distances:
-        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0, 0.0)
+        nothing = np.zeros(shape, dtype=np.float32)
+        return Prior(nothing, nothing, 0.0, 0.0, 0.0)
     below = max((z for z in distances if z <= position), default=None)
     above = min((z for z in distances if z >= position), default=None)
     if below is None or above is None:
         near = below if below is not None else above
         assert near is not None
-        return Prior(distances[near], 0.0, closeness(near - position), 0.0)
+        return Prior(distances[near], distances[near], 0.0, closeness(near - position), 0.0)
     if above == below:
-        return Prior(distances[below], 1.0, 1.0, 1.0)
+        return Prior(distances[below], distances[below], 1.0, 1.0, 1.0)
     share = (position - below) / (above - below)
-    mixed = (1 - share) * distances[below] + share * distances[above]
-    agreement = float(ops.dice(distances[below] > 0, distances[above] > 0))
-    return Prior(mixed.astype(np.float32), 1.0, closeness(min(position - below, above - position)), agreement)
+    unmoved = ((1 - share) * distances[below] + share * distances[above]).astype(np.float32)
+    lower, upper, mixed = distances[below], distances[above], unmoved
+    if motion is not None:
+        lower, upper = (motion.carried(distances[mm][None], mm, position)[0] for mm in (below, above))
+        mixed = ((1 - share) * lower + share * upper).astype(np.float32)
+    agreement = float(ops.dice(lower > 0, upper > 0))
+    return Prior(mixed, unmoved, 1.0, closeness(min(position - below, above - position)), agreement)
 
 
 def interpolated_error(errors: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> np.ndarray:
@@ -85,6 +96,7 @@ def gathered_context(
     prior: torch.Tensor,
     trust: torch.Tensor,
     *,
+    unmoved: torch.Tensor | None = None,
     moves: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     fit: torch.Tensor | None = None,
@@ -96,8 +108,9 @@ def gathered_context(
     """Gather the contexts of N queries from K encoded slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query; ``prior``
-    (N, 1, H, W), ``trust`` (N, 2) and ``agreement`` (N, 1) as in DecoderContext. ``moves`` (N, S, 2) are added to the
-    places of each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online optimiser,
+    (N, 1, H, W), ``unmoved``, ``trust`` (N, 2) and ``agreement`` (N, 1) as in DecoderContext. ``moves`` (N, S, 2) are
+    added to the places of each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online
+    optimiser,
     ``atlas`` the maps of registered volumes, ``error`` and ``held_out`` what is known of held-out slices.
     """
     given = supports >= 0
@@ -124,6 +137,7 @@ def gathered_context(
         cells_near=spread(near, cells),
         valid=spread(given, cells) & per_query(gathered.valid),
         prior=prior,
+        unmoved=prior if unmoved is None else unmoved,
         trust=trust,
         agreement=trust.new_zeros(count, 1) if agreement is None else agreement,
         weights=trust.new_zeros(count, 0) if weights is None else weights,
@@ -137,15 +151,19 @@ def gathered_context(
 @dataclass(frozen=True, eq=False)
 class Places:
     """Where K labelled slices are: the names of their ``volumes``, ``positions`` (K,) along them in mm, the body's
-    ``centres`` (K, 2) as (x, y) in input pixels, and ``cell_mm`` (K,) the side of a cell of the masks' grid."""
+    ``centres`` (K, 2) as (x, y) in input pixels, and ``cell_mm`` (K,) the side of a cell of the masks' grid.
+    ``motions`` say of volumes how the anatomy moves between their slices."""
 
     volumes: tuple[str, ...]
     positions: np.ndarray
     centres: np.ndarray
     cell_mm: np.ndarray
+    motions: Mapping[str, SliceMotion] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, slices: Sequence[LabelledSlice], *, side: int) -> Places:
+    def of(
+        cls, slices: Sequence[LabelledSlice], *, side: int, motions: Mapping[str, SliceMotion] | None = None
+    ) -> Places:
         """``side`` is that of the masks' grid."""
         frames = [one.embeddings.frame for one in slices]
         return cls(
@@ -153,6 +171,7 @@ class Places:
             positions=np.array([one.position_mm for one in slices]),
             centres=np.stack([one.body_centre for one in slices]),
             cell_mm=np.array([frame.input_mm * frame.size / side for frame in frames]),
+            motions=motions or {},
         )
 
 
@@ -178,6 +197,7 @@ class SupportBank:
         held_out: (K, 3) Dice in [0, 1] on the slice when it was held out, of the decoder and of shape interpolation,
             and how far the nearest annotated slice was, in mm; zero where it was not, or has no annotated slices on
             both sides.
+        motions: Volume -> how the anatomy moves between its labelled slices; shapes are carried along it.
         regression: What the slices that a person labelled tell the online optimiser, in their order.
     """
 
@@ -191,6 +211,7 @@ class SupportBank:
     pseudo_labelled: np.ndarray
     errors: np.ndarray
     held_out: np.ndarray
+    motions: Mapping[str, SliceMotion] = field(default_factory=dict)
     regression: Regression | SolvedRegression | None = None
 
     def __len__(self) -> int:
@@ -234,6 +255,7 @@ class SupportBank:
             encoding=self.encoding[torch.tensor(kept, dtype=torch.long)],
             volumes=tuple(self.volumes[k] for k in kept),
             descriptors=self.descriptors[kept],
+            motions=self.motions,
             **{name: getattr(self, name)[kept] for name in ARRAYS},
         )
 
@@ -252,6 +274,7 @@ class SupportBank:
             encoding=SupportEncoding.cat([self.encoding, other.encoding]),
             volumes=self.volumes + other.volumes,
             descriptors=torch.cat([self.descriptors, other.descriptors]),
+            motions={**other.motions, **self.motions},
             **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS},
         )
 
@@ -316,7 +339,8 @@ class SupportBank:
             truth = self.distances[number] > 0
             others = [k for k in self.annotated(self.volumes[number]) if k != number]
             around = {float(self.positions[k]): self.distances[k] for k in others}
-            shape = interpolated(around, float(self.positions[number]), (truth.shape[0], truth.shape[1]))
+            motion = self.motions.get(self.volumes[number])
+            shape = interpolated(around, float(self.positions[number]), (truth.shape[0], truth.shape[1]), motion)
             if not shape.between:  # an outermost slice: what is missed there was extrapolated
                 continue
             # where a mask is no truth there is no error
@@ -380,6 +404,7 @@ class SupportBank:
                 {float(self.positions[k]): self.distances[k] for k in one if self.volumes[k] == volume},
                 position,
                 (self.distances.shape[1], self.distances.shape[2]),
+                self.motions.get(volume),
             )
             for position, one in zip(positions, chosen, strict=True)
         ]
@@ -399,6 +424,7 @@ class SupportBank:
             torch.tensor([one + [0.0] * (longest - len(one)) for one in near], device=device),
             torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
             torch.tensor([[prior.between, prior.closeness] for prior in priors], device=device),
+            unmoved=torch.from_numpy(np.stack([prior.unmoved for prior in priors]))[:, None].to(device),
             agreement=torch.tensor([[prior.agreement] for prior in priors], device=device),
             moves=torch.from_numpy(moves).to(device),
             weights=weights,

@@ -26,11 +26,12 @@ from ssmsam.models.closed_form import Regression, SliceSums
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.support_encoding import SupportEncoding
 from ssmsam.models.weights import tensors_of
+from ssmsam.registration.slices import SliceMotion
 from ssmsam.volume.volume import Grid
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: raise it when the files, or how banks are made, change."""
 QUOTA_BYTES = 2 * 2**30
 """A guess: some hundred tasks of a few annotated slices."""
@@ -69,7 +70,11 @@ class SupportBanks:
             {"volume": one.volume, "affine": one.grid.affine.tolist(), "labels": list(one.distances)}
             for one in self.atlases
         ]
-        names = {"volumes": volumes, "atlases": atlases}
+        motions = {name: motion for bank in self.banks.values() for name, motion in bank.motions.items()}
+        for number, motion in enumerate(motions.values()):
+            tensors[f"motion{number}.positions"] = torch.from_numpy(motion.positions)
+            tensors[f"motion{number}.steps"] = torch.from_numpy(motion.steps)
+        names = {"volumes": volumes, "atlases": atlases, "motions": list(motions)}
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {_NAMES: json.dumps(names)})
 
     @classmethod
@@ -77,9 +82,14 @@ class SupportBanks:
         cls, tensors: Mapping[str, torch.Tensor], names: Mapping[str, Any], decoder: TargetDecoder
     ) -> SupportBanks:
         """What a file held. Raises LookupError, TypeError, ValueError, RuntimeError or AttributeError for damage."""
+        moves = [tensors_of(tensors, f"motion{number}") for number in range(len(names["motions"]))]
+        motions = {
+            name: SliceMotion(one["positions"].numpy(), one["steps"].numpy())
+            for name, one in zip(names["motions"], moves, strict=True)
+        }
         banks, enlarged = (
             {
-                label: _bank(tensors_of(tensors, f"{kind}{number}"), tuple(volumes), decoder)
+                label: _bank(tensors_of(tensors, f"{kind}{number}"), tuple(volumes), decoder, motions)
                 for number, (label, volumes) in enumerate(names["volumes"][kind].items())
             }
             for kind in ("bank", "close")
@@ -180,14 +190,24 @@ def _of_bank(bank: SupportBank) -> dict[str, torch.Tensor]:
     return fields
 
 
-def _bank(tensors: dict[str, torch.Tensor], volumes: tuple[str, ...], decoder: TargetDecoder) -> SupportBank:
+def _bank(
+    tensors: dict[str, torch.Tensor],
+    volumes: tuple[str, ...],
+    decoder: TargetDecoder,
+    motions: Mapping[str, SliceMotion],
+) -> SupportBank:
     sums, optimiser = tensors_of(tensors, _SUMS), decoder.online_optimiser()
     regression = Regression(optimiser, SliceSums(**sums)) if optimiser is not None else None
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{_SUMS}.")}
     arrays = {name: np.asarray(tensors.pop(key).numpy()) for name, key in _ARRAYS.items()}
     descriptors = tensors.pop("looks")
     return SupportBank(
-        encoding=SupportEncoding(**tensors), volumes=volumes, descriptors=descriptors, regression=regression, **arrays
+        encoding=SupportEncoding(**tensors),
+        volumes=volumes,
+        descriptors=descriptors,
+        motions={name: motions[name] for name in dict.fromkeys(volumes) if name in motions},
+        regression=regression,
+        **arrays,
     )
 
 

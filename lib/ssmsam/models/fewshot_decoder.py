@@ -26,8 +26,9 @@ class DecoderContext(Batch):
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
-    ``prior`` (N, 1, S, S) signed distance in cells, ``trust`` (N, 2) its (between, closeness) and ``agreement`` (N, 1),
-    all zero without: see :class:`~ssmsam.fewshot.support_bank.Prior`; ``weights`` (N, d) of the online optimiser and
+    ``prior`` (N, 1, S, S) signed distance in cells and the same ``unmoved`` by registration of slices, ``trust`` (N, 2)
+    its (between, closeness) and ``agreement`` (N, 1), all zero without: see
+    :class:`~ssmsam.fewshot.support_bank.Prior`; ``weights`` (N, d) of the online optimiser and
     ``fit`` (N, 1) how well it answers labelled slices that it was not context, in [0, 1]; d is 0 for decoders without
     one. ``atlas`` (N, 3, S, S) is what labelled volumes that were registered with the query's say of each cell: see
     :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any. ``error`` (N, 1, S, S) in [-1, 1] is what the decoder
@@ -45,6 +46,7 @@ class DecoderContext(Batch):
     cells_near: torch.Tensor
     valid: torch.Tensor
     prior: torch.Tensor
+    unmoved: torch.Tensor
     trust: torch.Tensor
     agreement: torch.Tensor
     weights: torch.Tensor
@@ -131,6 +133,8 @@ class TargetDecoder(nn.Module, ABC):
     """Whether it may look at slices in enlarged windows: it has seen such, and encoding slices anew is quick."""
     varies: bool = True
     """Whether adaptation looks at labelled slices in further views, each of which goes through the encoder."""
+    moving: bool = False
+    """Whether annotated shapes reach its queries along the anatomy, by registration of slices."""
     corrects: bool = False
     """Whether it reads what was missed on annotated slices that were held out."""
     stride: int

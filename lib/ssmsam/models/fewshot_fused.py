@@ -47,21 +47,21 @@ class _CellWeight(nn.Module):
     its trust ``fitted`` (N, 2, S, S), and ``further`` maps.
     """
 
-    def __init__(self, further: int) -> None:
+    def __init__(self, further: int, weights: int = 1) -> None:
         super().__init__()
         self.read = nn.Conv2d(DENSE + 3 + further, _BLEND, 1)
         self.around = nn.Conv2d(_BLEND, _BLEND, 3, padding=1)
-        self.weigh = nn.Conv2d(_BLEND, 1, 1)
+        self.weigh = nn.Conv2d(_BLEND, weights, 1)
         for parameter in self.weigh.parameters():
             nn.init.zeros_(parameter)
 
     def weight(
         self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, *further: torch.Tensor
     ) -> torch.Tensor:
-        """(N, S, S); of ``further`` (N, C, S, S) or (N, C, 1, 1)."""
+        """(N, weights, S, S); of ``further`` (N, C, S, S) or (N, C, 1, 1)."""
         side = logits.shape[-2:]
         maps = [drawn, (logits[:, None] / _TANH).tanh(), fitted, *(one.expand(-1, -1, *side) for one in further)]
-        return self.weigh(F.gelu(self.around(F.gelu(self.read(torch.cat(maps, dim=1))))))[:, 0]
+        return self.weigh(F.gelu(self.around(F.gelu(self.read(torch.cat(maps, dim=1))))))
 
 
 class ShapeBlend(_CellWeight):
@@ -70,20 +70,22 @@ class ShapeBlend(_CellWeight):
     The decoder's own weight of the shape is one number a slice and falls with the distance to annotated slices. Where
     these are many, interpolation alone can be better than a decoder that has never seen such an organ. This small
     network reads both answers, how well the online optimiser does, and how alike the annotated slices on both sides
-    are. It changes nothing where there is no annotated slice in the volume.
+    are, and weighs the shape that followed the anatomy and the one that did not. It changes nothing where there is no
+    annotated slice in the volume.
     """
 
     def __init__(self) -> None:
-        super().__init__(further=1)
+        super().__init__(further=2, weights=2)
 
     def forward(
         self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, context: DecoderContext
     ) -> torch.Tensor:
         """What is added to ``logits`` (N, S, S): ``drawn`` (N, DENSE, S, S) are the prompts as maps, ``fitted``
         (N, 2, S, S) the online optimiser's answer and its trust."""
-        weight = self.weight(logits, drawn, fitted, context.agreement[:, :, None, None])
+        agreement, unmoved = context.agreement[:, :, None, None], (context.unmoved / _TANH).tanh()
+        weight = self.weight(logits, drawn, fitted, agreement, unmoved)
         given = (context.trust.amax(1) > 0).to(logits)[:, None, None]
-        return given * weight * context.prior[:, 0]
+        return given * (weight[:, 0] * context.prior[:, 0] + weight[:, 1] * context.unmoved[:, 0])
 
 
 class HeldOutCorrection(_CellWeight):
@@ -105,7 +107,7 @@ class HeldOutCorrection(_CellWeight):
         """What is added to ``logits`` (N, S, S); ``drawn`` and ``fitted`` as for :class:`ShapeBlend`."""
         told = torch.cat([context.agreement, context.held_out], dim=1)[:, :, None, None]
         weight = self.weight(logits, drawn, fitted, context.error, told)
-        return weight * _TANH * context.error[:, 0]
+        return weight[:, 0] * _TANH * context.error[:, 0]
 
 
 class FusedTargetNetwork(TargetNetwork):
@@ -114,7 +116,7 @@ class FusedTargetNetwork(TargetNetwork):
     of the second."""
 
     enlarges = varies = False  # encoding slices anew takes too long
-    corrects = True
+    corrects = moving = True
     image_mean: torch.Tensor
     image_basis: torch.Tensor
     centre: torch.Tensor

@@ -5,8 +5,10 @@ The context of a query comes from the same :class:`~ssmsam.fewshot.support_bank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.atlas import averaged, drawn_maps
 from ssmsam.files import whole_file
 from ssmsam.models.encoder import Embedding
+from ssmsam.registration.slices import SliceMotion, both_ways
 from ssmsam_research.labelled_sets import Case
 from ssmsam_research.training.carried_masks import CarriedMasks, read_carried
 from ssmsam_research.training.embedded_slices import draw, spread
@@ -45,6 +48,17 @@ class EmbeddedVolume:
     """Label value -> (n,) bool."""
     carried: dict[str, CarriedMasks] = field(default_factory=dict)
     """Volume -> what its labels say of this one's slices, by registration."""
+    pixels: np.ndarray | None = None
+    """(n, S/2, S/2) in [0, 1], where slices are registered with their neighbours."""
+
+    @cached_property
+    def motion(self) -> SliceMotion | None:
+        """How the anatomy moves from slice to slice."""
+        if self.pixels is None or len(self.pixels) < 2:
+            return None
+        order = np.argsort(self.position)
+        steps = np.stack([both_ways(lower, upper) for lower, upper in pairwise(self.pixels[order])])
+        return SliceMotion(self.position[order], steps)
 
     @classmethod
     def from_file(cls, path: Path, *, seed: int = 0) -> EmbeddedVolume:
@@ -66,6 +80,7 @@ class EmbeddedVolume:
             dataset, name, embedding, label, position, centres,
             (int(frame[0]), int(frame[1])), float(frame[2]), np.stack(regions), shows,
             {one.stem.partition("-from-")[2]: read_carried(one) for one in path.parent.glob(f"{path.stem}-from-*.npz")},
+            half.astype(np.float32),
         )  # fmt: skip
 
     def slices(self, index: np.ndarray) -> Embedding:
@@ -174,6 +189,7 @@ class Episode:
     positions: np.ndarray
     centres: np.ndarray
     cell_mm: np.ndarray
+    motions: Mapping[str, SliceMotion] = field(default_factory=dict)
     atlas: torch.Tensor | None = None
     """(queries, 3, S/2, S/2), as in :class:`~ssmsam.models.fewshot_decoder.DecoderContext`."""
 
@@ -323,6 +339,7 @@ class FewShotEpisodes:
             positions=np.concatenate([volume.position[rows] for volume, rows, _ in everything]),
             centres=np.concatenate([volume.centres[rows] for volume, rows, _ in everything]),
             cell_mm=np.concatenate([np.full(len(rows), 2 * volume.input_mm) for volume, rows, _ in everything]),
+            motions={one.name: one.motion for one, *_ in supports if one is queries[0][0] and one.motion is not None},
         )
 
 

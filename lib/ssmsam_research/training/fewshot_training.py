@@ -166,6 +166,7 @@ def _context(network: FusedTargetNetwork, episode: Episode, view: Embedding) -> 
         pseudo_labelled=np.zeros(count, dtype=bool),
         errors=np.zeros((count, *masks.shape[-2:]), dtype=np.float32),
         held_out=np.zeros((count, 3), dtype=np.float32),
+        motions=episode.motions,
     )
     positions = [float(place) for place in episode.positions[count:]]
     return bank.context_at(
