@@ -110,8 +110,7 @@ def gathered_context(
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query; ``prior``
     (N, 1, H, W), ``unmoved``, ``trust`` (N, 2) and ``agreement`` (N, 1) as in DecoderContext. ``moves`` (N, S, 2) are
     added to the places of each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online
-    optimiser,
-    ``atlas`` the maps of registered volumes, ``error`` and ``held_out`` what is known of held-out slices.
+    optimiser, ``atlas`` the maps of registered volumes, ``error`` and ``held_out`` what is known of held-out slices.
     """
     given = supports >= 0
     gathered = encoding[supports.clamp(min=0).flatten()]
