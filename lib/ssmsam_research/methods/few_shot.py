@@ -15,11 +15,11 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support import LabelledSlice
-from ssmsam.fewshot.support_bank import Prior
+from ssmsam.fewshot.support_bank import Prior, interpolated
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.prompt_small import closeness
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.progress import Progress, silent
+from ssmsam.registration.slices import SliceMotion
 from ssmsam_research.methods.encoder_adapters import adapt_online, reopened
 from ssmsam_research.protocols.fewshot_task import SupportSlice, Task
 
@@ -93,11 +93,11 @@ def _nearest_prior() -> AbstractContextManager[Any]:
     return mock.patch("ssmsam.fewshot.support_bank.interpolated", _nearest)
 
 
-def _nearest(distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> Prior:
-    if not distances:
-        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0, 0.0)
-    near = min(distances, key=lambda z: abs(z - position))
-    return Prior(distances[near], 0.0, closeness(near - position), 0.0)
+def _nearest(
+    distances: Mapping[float, np.ndarray], position: float, shape: tuple[int, int], motion: SliceMotion | None = None
+) -> Prior:
+    near = sorted(distances, key=lambda z: abs(z - position))[:1]
+    return interpolated({z: distances[z] for z in near}, position, shape)
 
 
 def _on_every_slice(config: FewShotConfig) -> FewShotConfig:
