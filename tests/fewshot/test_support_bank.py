@@ -181,5 +181,5 @@ def test_where_a_mask_is_no_truth_nothing_was_missed() -> None:
 
 def test_the_error_of_one_slice_holds_everywhere() -> None:
     error = np.full((2, 2), 0.5, dtype=np.float32)
-    np.testing.assert_array_equal(interpolated_error({3.0: error}, 90.0, (2, 2)), error)
+    np.testing.assert_array_equal(interpolated_error({3.0: error}, 90.0, (2, 2)), [error, error])
     assert not interpolated_error({}, 90.0, (2, 2)).any()

@@ -77,16 +77,23 @@ def interpolated(
     return Prior(mixed, unmoved, 1.0, closeness(min(position - below, above - position)), agreement)
 
 
-def interpolated_error(errors: Mapping[float, np.ndarray], position: float, shape: tuple[int, int]) -> np.ndarray:
+def interpolated_error(
+    errors: Mapping[float, np.ndarray], position: float, shape: tuple[int, int], motion: SliceMotion | None = None
+) -> np.ndarray:
     """The error at ``position`` from those of slices at other positions, linear between two of them and that of the
-    nearest beyond: regression kriging (Odeh et al., 1995) with the decoder as the regression."""
+    nearest beyond: regression kriging (Odeh et al., 1995) with the decoder as the regression. (2, S, S): along the
+    anatomy's ``motion`` where that is known, and without it."""
     if not errors:
-        return np.zeros(shape, dtype=np.float32)
+        return np.zeros((2, *shape), dtype=np.float32)
     below = max((z for z in errors if z <= position), default=min(errors))
     above = min((z for z in errors if z >= position), default=max(errors))
     share = (position - below) / (above - below) if above > below else 0.0
-    mixed = (1 - share) * errors[below] + share * errors[above]
-    return mixed.astype(np.float32)
+    unmoved = (1 - share) * errors[below] + share * errors[above]
+    mixed = unmoved
+    if motion is not None and above > below:
+        lower, upper = (motion.carried(errors[mm][None], mm, position)[0] for mm in (below, above))
+        mixed = (1 - share) * lower + share * upper
+    return np.stack([mixed, unmoved]).astype(np.float32)
 
 
 def gathered_context(
@@ -142,7 +149,7 @@ def gathered_context(
         weights=trust.new_zeros(count, 0) if weights is None else weights,
         fit=trust.new_zeros(count, 1) if fit is None else fit,
         atlas=prior.new_zeros(count, ATLAS_MAPS, *prior.shape[-2:]) if atlas is None else atlas,
-        error=torch.zeros_like(prior) if error is None else error,
+        error=prior.new_zeros(count, 2, *prior.shape[-2:]) if error is None else error,
         held_out=trust.new_zeros(count, HELD_OUT) if held_out is None else held_out,
     )
 
@@ -429,7 +436,7 @@ class SupportBank:
             weights=weights,
             fit=fit,
             atlas=atlas,
-            error=torch.from_numpy(np.stack(errors))[:, None].to(device),
+            error=torch.from_numpy(np.stack(errors)).to(device),
             held_out=torch.from_numpy(held_out).to(device),
         )
 
@@ -460,12 +467,13 @@ class SupportBank:
         return weights.expand(count, -1), fit.expand(count)[:, None]
 
     def _error(self, chosen: Sequence[int], volume: str, position: float) -> np.ndarray:
-        """What the decoder missed on the labelled slices around ``position``, (S, S): of many only some were held out,
-        and beyond the outermost ones it is not known."""
+        """What the decoder missed on the labelled slices around ``position``, (2, S, S): of many only some were held
+        out, and beyond the outermost ones it is not known."""
         ends = {edge(self.annotated(volume), key=lambda k: self.positions[k], default=None) for edge in (min, max)}
         told = [k for k in chosen if self.volumes[k] == volume and (k in ends or self.errors[k].any())]
         errors = {float(self.positions[k]): self.errors[k] for k in told}
-        return interpolated_error(errors, position, (self.errors.shape[1], self.errors.shape[2]))
+        shape = self.errors.shape[1], self.errors.shape[2]
+        return interpolated_error(errors, position, shape, self.motions.get(volume))
 
     def _held_out(self, volume: str, positions: np.ndarray) -> np.ndarray:
         """What the labelled slices of a volume that were held out tell N queries, (N, HELD_OUT) float32: see

@@ -31,7 +31,7 @@ class DecoderContext(Batch):
     :class:`~ssmsam.fewshot.support_bank.Prior`; ``weights`` (N, d) of the online optimiser and
     ``fit`` (N, 1) how well it answers labelled slices that it was not context, in [0, 1]; d is 0 for decoders without
     one. ``atlas`` (N, 3, S, S) is what labelled volumes that were registered with the query's say of each cell: see
-    :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any. ``error`` (N, 1, S, S) in [-1, 1] is what the decoder
+    :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any. ``error`` (N, 2, S, S) in [-1, 1] is what the decoder
     missed on the annotated slices around when they were held out, and ``held_out`` (N, 4) what is known of that: the
     mean Dice of decoder and interpolation there, n / (n + 1) for n slices, and how far the query is from the nearest
     annotated slice, in parts of how far they were; zero without.

@@ -93,13 +93,13 @@ class HeldOutCorrection(_CellWeight):
 
     Each annotated slice was answered with only the others as context. What was missed there is missed alike on the
     slices nearby: regression kriging (Odeh et al., 1995), with the decoder as the regression. This small network says
-    how much of the interpolated error is added; it reads how decoder and interpolation did on the slices that were
+    how much of the interpolated error is added, of that which followed the anatomy and of that which did not; it reads how decoder and interpolation did on the slices that were
     held out, how many these were, and how much further from any annotated slice than the query: the further, the
     less is missed here of what was missed there. It changes nothing where none was held out.
     """
 
     def __init__(self) -> None:
-        super().__init__(further=2 + HELD_OUT)
+        super().__init__(further=3 + HELD_OUT, weights=2)
 
     def forward(
         self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, context: DecoderContext
@@ -107,7 +107,7 @@ class HeldOutCorrection(_CellWeight):
         """What is added to ``logits`` (N, S, S); ``drawn`` and ``fitted`` as for :class:`ShapeBlend`."""
         told = torch.cat([context.agreement, context.held_out], dim=1)[:, :, None, None]
         weight = self.weight(logits, drawn, fitted, context.error, told)
-        return weight[:, 0] * _TANH * context.error[:, 0]
+        return _TANH * (weight * context.error).sum(1)
 
 
 class FusedTargetNetwork(TargetNetwork):

@@ -78,8 +78,9 @@ class CorrectionConfig:
 class Answers(Batch):
     """What :class:`~ssmsam.models.fewshot_fused.ShapeBlend` and
     :class:`~ssmsam.models.fewshot_fused.HeldOutCorrection` read of N queries, float16: the ``logits`` (N, S, S) before
-    both, ``drawn`` and ``fitted`` maps, ``prior``, ``unmoved`` and ``error`` (N, 1, S, S), ``trust`` (N, 2),
-    ``agreement`` (N, 1), ``held_out`` (N, HELD_OUT); the truth ``target`` and where it is ``known``, (N, 1, S, S)."""
+    both, ``drawn`` and ``fitted`` maps, ``prior`` and ``unmoved`` (N, 1, S, S), ``error`` (N, 2, S, S),
+    ``trust`` (N, 2), ``agreement`` (N, 1), ``held_out`` (N, HELD_OUT); the truth ``target`` and where it is ``known``,
+    (N, 1, S, S)."""
 
     logits: torch.Tensor
     drawn: torch.Tensor

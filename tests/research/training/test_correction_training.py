@@ -54,7 +54,14 @@ def planted(count: int = 12, side: int = 32) -> Answers:
     held_out = torch.tensor([[0.3, 0.8, 0.75, 0.4]]).expand(count, -1)
     told = {"agreement": torch.full((count, 1), 0.9), "held_out": held_out}
     known, logits = torch.ones_like(target), torch.full((count, side, side), -2.0)
-    everything = {**maps, **told, "logits": logits, "target": target, "known": known, "error": 0.9 * target}
+    everything = {
+        **maps,
+        **told,
+        "logits": logits,
+        "target": target,
+        "known": known,
+        "error": (0.9 * target).expand(-1, 2, -1, -1),
+    }
     everything |= {
         "prior": torch.zeros_like(target),
         "unmoved": torch.zeros_like(target),
