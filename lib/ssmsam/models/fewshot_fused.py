@@ -93,9 +93,10 @@ class HeldOutCorrection(_CellWeight):
 
     Each annotated slice was answered with only the others as context. What was missed there is missed alike on the
     slices nearby: regression kriging (Odeh et al., 1995), with the decoder as the regression. This small network says
-    how much of the interpolated error is added, of that which followed the anatomy and of that which did not; it reads how decoder and interpolation did on the slices that were
-    held out, how many these were, and how much further from any annotated slice than the query: the further, the
-    less is missed here of what was missed there. It changes nothing where none was held out.
+    how much of the interpolated error is added, of that which followed the anatomy and of that which did not. It reads
+    how decoder and interpolation did on the slices that were held out, how many these were, and how much further from
+    any annotated slice than the query: the further, the less is missed here of what was missed there. It changes
+    nothing where none was held out.
     """
 
     def __init__(self) -> None:
