@@ -31,10 +31,9 @@ from ssmsam.fewshot.pipeline import Prediction, adapt, segment, with_pseudo_labe
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
 from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, method_of, read_card
-from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.propagation import Stop
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
-from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationState, segment_2d, segment_3d
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.registry import choose_encoder, default_encoder, load_decoder, load_encoder

@@ -14,10 +14,10 @@ PACKAGES = ("ssmsam.imaging",)
 MOVED = {
     "ssmsam.imaging.body": "ssmsam.volume.body",
     "ssmsam.imaging.codes": "ssmsam.dicom.terminology",
-    "ssmsam.imaging.colours": "ssmsam.dicom.colors",
+    "ssmsam.imaging.colours": "ssmsam.dicom.terminology",
     "ssmsam.imaging.dicom": "ssmsam.dicom.series",
     "ssmsam.imaging.dicom_file": "ssmsam.dicom.file",
-    "ssmsam.imaging.dicom_pixels": "ssmsam.dicom.pixels",
+    "ssmsam.imaging.dicom_pixels": "ssmsam.dicom.series",
     "ssmsam.imaging.dicom_seg": "ssmsam.dicom.seg_writer",
     "ssmsam.imaging.dicom_seg_check": "ssmsam.dicom.seg_check",
     "ssmsam.imaging.dicom_seg_frames": "ssmsam.dicom.seg_frames",

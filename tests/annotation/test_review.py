@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from submissions import GRID, drawn
 
 from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.log import Served, WorkLog
-from ssmsam.annotation.review import PAUSE_S, Review, ReviewVerdict, Worker, WorkSummary, agreement
+from ssmsam.annotation.log import PAUSE_S, Review, ReviewVerdict, Served, Worker, WorkLog, WorkSummary, agreement
 from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
 from ssmsam.ops import PackedMask
 

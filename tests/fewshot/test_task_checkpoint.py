@@ -35,9 +35,9 @@ from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.pipeline import adapt, segment, with_support_again
 from ssmsam.fewshot.support import digest
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache
-from ssmsam.fewshot.target_summary import TargetSummary
 from ssmsam.fewshot.task_checkpoint import (
     LARGEST,
+    TargetSummary,
     TaskCheckpoint,
     UnusableCheckpoint,
     delta_of,

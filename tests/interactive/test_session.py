@@ -12,11 +12,10 @@ import torch
 from bench import ORGAN, OTHER, SATELLITE, SLICES, Bench, draw_volume
 
 from fakes import RegionDecoder
-from ssmsam.interactive.prompt_state import SegmentationState, StateStore
 from ssmsam.interactive.propagation import PropagationConfig
 from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.interactive.segmenter import uncertainty
-from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationResult, SegmentationState, StateStore, segment_2d, segment_3d
 from ssmsam.models.frame import Frame, mask_to_logits
 from ssmsam.models.prompt_decoder import Candidates
 from ssmsam.progress import Cancelled

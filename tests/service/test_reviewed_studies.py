@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pocket_service import annotate, make_service
 
-from ssmsam.annotation.review import ReviewVerdict
+from ssmsam.annotation.log import ReviewVerdict
 from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey
 from ssmsam.service.errors import InvalidRequest, NotNow, NotYours
 from ssmsam.service.fewshot_service import FewShotService

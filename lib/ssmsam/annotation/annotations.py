@@ -1,8 +1,8 @@
-"""All that was annotated on one volume, with everything that was said before."""
+"""All that was annotated on one volume, with everything that was said before; and what few-shot methods learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, Source
 from ssmsam.ops import PackedMask
-from ssmsam.volume.geometry import Plane
-from ssmsam.volume.volume import Grid
+from ssmsam.volume.geometry import Grid, Plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,3 +287,77 @@ def pack_slices(mask: np.ndarray, plane: Plane, indices: Iterable[int]) -> dict[
     """Some slices of a mask (slices, rows, columns), packed."""
     stack = plane.stack(mask)
     return {int(index): PackedMask.of(stack[index]) for index in indices}
+
+
+@dataclass(frozen=True)
+class SupportSlice:
+    """One annotated slice of one label."""
+
+    image: str
+    key: SliceKey
+    annotation: SliceAnnotation
+    grid: Grid = field(compare=False)
+    """Of its image, when it was annotated."""
+
+    @property
+    def label(self) -> str:
+        return self.key.label
+
+    @property
+    def plane(self) -> Plane:
+        return self.key.plane
+
+    @property
+    def index(self) -> int:
+        return self.key.index
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(height, width) bool."""
+        return self.annotation.mask.array
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """Annotated slices of one or more images, sorted by image, label, axis and slice."""
+
+    slices: tuple[SupportSlice, ...] = ()
+
+    @classmethod
+    def of(cls, annotations: Mapping[str, Annotations]) -> SupportSet:
+        """Every annotated slice of the images: image id -> what is known of it."""
+        return cls(
+            tuple(
+                SupportSlice(image, key, entry, known.grid)
+                for image, known in sorted(annotations.items())
+                for key, entry in known.slices.items()
+            )
+        )
+
+    def only(
+        self, *, label: str | None = None, images: Collection[str] | None = None, nonempty: bool = False
+    ) -> SupportSet:
+        """The slices of a label, of some images, and with ``nonempty`` those whose mask is not empty."""
+        return SupportSet(
+            tuple(
+                item
+                for item in self.slices
+                if (label is None or item.label == label)
+                and (images is None or item.image in images)
+                and not (nonempty and item.annotation.empty)
+            )
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted({item.label for item in self.slices}))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(sorted({item.image for item in self.slices}))
+
+    def __iter__(self) -> Iterator[SupportSlice]:
+        return iter(self.slices)
+
+    def __len__(self) -> int:
+        return len(self.slices)

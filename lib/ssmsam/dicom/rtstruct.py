@@ -19,13 +19,11 @@ from scipy.spatial import cKDTree
 from skimage.draw import polygon2mask
 from skimage.measure import find_contours, points_in_poly
 
-from ssmsam.dicom.colors import distinct_colours
-from ssmsam.dicom.file import read_dataset
-from ssmsam.dicom.frames import reference
+from ssmsam.dicom.file import read_dataset, reference
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, SegMismatch, label_mask
 from ssmsam.dicom.seg_writer import AlgorithmNotes, prepared
 from ssmsam.dicom.series import DicomSeries
-from ssmsam.dicom.terminology import concept_of
+from ssmsam.dicom.terminology import concept_of, distinct_colours
 from ssmsam.files import whole_file
 from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.volume import Grid, Volume

@@ -13,7 +13,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import SegmentationStorage
 
 from ssmsam.dicom.file import read_dataset
-from ssmsam.dicom.pixels import decoded
+from ssmsam.dicom.series import decoded
 from ssmsam.volume.errors import UnreadableVolume
 
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"

@@ -20,12 +20,10 @@ import torch
 from torch import nn
 
 from ssmsam.cache import Cache
-from ssmsam.embeddings.file_catalogue import Catalogue, fingerprint
-from ssmsam.embeddings.priority_lock import PriorityLock
-from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore, Fp16Embedding
+from ssmsam.embeddings.store import Catalogue, EmbeddingKey, EmbeddingStore, Fp16Embedding, fingerprint
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
-from ssmsam.progress import PATIENCE_S, Progress, is_urgent, result_of, silent, stop_if_cancelled
+from ssmsam.progress import PATIENCE_S, PriorityLock, Progress, is_urgent, result_of, silent, stop_if_cancelled
 from ssmsam.reading import read_volume
 from ssmsam.volume.body import body_centres
 from ssmsam.volume.errors import UnreadableVolume

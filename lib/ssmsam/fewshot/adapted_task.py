@@ -13,8 +13,7 @@ from ssmsam.fewshot.atlas import Atlas
 from ssmsam.fewshot.estimate import SupportCheck
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.fewshot.support_cache import SupportBanks, SupportCache, support_key
-from ssmsam.fewshot.target_summary import TargetSummary
-from ssmsam.fewshot.task_checkpoint import TaskCheckpoint, decoder_digest, delta_of, public
+from ssmsam.fewshot.task_checkpoint import TargetSummary, TaskCheckpoint, decoder_digest, delta_of, public
 from ssmsam.files import write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
 

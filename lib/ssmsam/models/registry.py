@@ -100,7 +100,7 @@ def load_encoder(name: str, *, device: str = "cpu", **source: Unpack[WeightsSour
 
         return SmallEncoder.from_file(path).to(device).eval().requires_grad_(False)
     if architecture == "lite_medsam":
-        from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
+        from ssmsam.models.sam_encoder import LiteMedSamEncoder
 
         return LiteMedSamEncoder.from_file(path, name=name, device=device).eval()
     from ssmsam.models.sam_encoder import SamEncoder
