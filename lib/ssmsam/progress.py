@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -117,14 +117,9 @@ class Turns:
                 self._brief -= 1
                 self._changed.notify_all()
 
-    @contextmanager
-    def pausing(self) -> Iterator[None]:
+    def pausing(self) -> AbstractContextManager[None]:
         """In this block the thread does long work, which begins now: it pauses while anything brief is at work."""
-        before = _long_work.set((self, time.monotonic()))
-        try:
-            yield
-        finally:
-            _long_work.reset(before)
+        return _set(_long_work, (self, time.monotonic()))
 
     @contextmanager
     def long(self, progress: Progress | None = None, *, within: float = math.inf) -> Iterator[None]:
@@ -174,23 +169,23 @@ _tokens: ContextVar[tuple[CancelToken, ...]] = ContextVar("ssmsam_cancel_tokens"
 
 
 @contextmanager
-def cancellable(token: CancelToken) -> Iterator[CancelToken]:
-    """In this block the thread's work is asked to stop by ``token``, and by those of the blocks around it."""
-    before = _tokens.set((*_tokens.get(), token))
-    try:
-        yield token
-    finally:
-        _tokens.reset(before)
-
-
-@contextmanager
-def shielded() -> Iterator[None]:
-    """In this block nothing stops the thread's work: what was begun on a person's behalf is finished."""
-    before = _tokens.set(())
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """In this block a variable of this thread has another value."""
+    before = variable.set(value)
     try:
         yield
     finally:
-        _tokens.reset(before)
+        variable.reset(before)
+
+
+def cancellable(token: CancelToken) -> AbstractContextManager[None]:
+    """In this block the thread's work is asked to stop by ``token``, and by those of the blocks around it."""
+    return _set(_tokens, (*_tokens.get(), token))
+
+
+def shielded() -> AbstractContextManager[None]:
+    """In this block nothing stops the thread's work: what was begun on a person's behalf is finished."""
+    return _set(_tokens, ())
 
 
 def is_urgent() -> bool:
@@ -232,14 +227,9 @@ def waited(condition: threading.Condition, predicate: Callable[[], Any]) -> None
         _raise_if_cancelled()
 
 
-@contextmanager
-def without_pauses() -> Iterator[None]:
+def without_pauses() -> AbstractContextManager[None]:
     """In this block long work does not pause: it holds something that a click may need."""
-    before = _long_work.set(None)
-    try:
-        yield
-    finally:
-        _long_work.reset(before)
+    return _set(_long_work, None)
 
 
 def silent(phase: str, done: int, total: int) -> None:

@@ -22,8 +22,15 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM
 
 from ssmsam.dicom.file import OWN, SHARED, frame_headers, read_dataset, reference
-from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, check_seg, label_mask
-from ssmsam.dicom.seg_frames import NUMBER_ELEMENT, NUMBER_GROUP, NUMBER_OWNER
+from ssmsam.dicom.seg_check import (
+    NOTHING_COVERED,
+    NUMBER_ELEMENT,
+    NUMBER_GROUP,
+    NUMBER_OWNER,
+    Covered,
+    check_seg,
+    label_mask,
+)
 from ssmsam.dicom.series import DicomSeries, find_series
 from ssmsam.dicom.terminology import PRIVATE_SCHEME, RGB, Code, Concept, cielab, concept_of, distinct_colours
 from ssmsam.files import whole_file

@@ -38,9 +38,9 @@ from ssmsam.dicom.file import (
     what_differs,
 )
 from ssmsam.volume.errors import UnreadableVolume, expect_held, one_error, reason_of
+from ssmsam.volume.formats import compact, rescaled
 from ssmsam.volume.geometry import orthogonal_grid
 from ssmsam.volume.volume import Grid, Volume
-from ssmsam.volume.voxels import compact, rescaled
 
 STORAGE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """All that GDCM is told of an image."""

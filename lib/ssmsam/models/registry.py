@@ -16,8 +16,14 @@ from torch import nn
 
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_initial_state
+from ssmsam.models.fewshot_fused import FusedTargetNetwork
+from ssmsam.models.fewshot_sam import SamTargetNetwork
+from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.prompt_decoder import PromptDecoder
-from ssmsam.models.small_encoder import part_of
+from ssmsam.models.prompt_sam import SamPromptDecoder
+from ssmsam.models.prompt_small import SmallPromptDecoder
+from ssmsam.models.sam_encoder import LiteMedSamEncoder, SamEncoder, load_sam
+from ssmsam.models.small_encoder import SmallEncoder, part_of
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, VolumeHead
 from ssmsam.models.weights import (
     MissingWeights,
@@ -96,15 +102,9 @@ def load_encoder(name: str, *, device: str = "cpu", **source: Unpack[WeightsSour
     architecture = entry(name).architecture
     path = find_weights(name, **source)
     if architecture == "small":
-        from ssmsam.models.small_encoder import SmallEncoder
-
         return SmallEncoder.from_file(path).to(device).eval().requires_grad_(False)
     if architecture == "lite_medsam":
-        from ssmsam.models.sam_encoder import LiteMedSamEncoder
-
         return LiteMedSamEncoder.from_file(path, name=name, device=device).eval()
-    from ssmsam.models.sam_encoder import SamEncoder
-
     return SamEncoder.from_file(path, name=name, device=device).eval()
 
 
@@ -130,14 +130,9 @@ def load_decoder(
     files = decoder_weights(encoder_name, published=published, **source)
     path = files[encoder_name]
     if architecture == "small":
-        from ssmsam.models.prompt_small import SmallPromptDecoder
-
         decoder = SmallPromptDecoder.from_file(path)
         decoder.network.to(device)
         return decoder
-    from ssmsam.models.prompt_sam import SamPromptDecoder
-    from ssmsam.models.sam_encoder import load_sam
-
     sam = load_sam(encoder_name, path, device=device)
     if encoder_name not in TRAINED_PROMPT_DECODERS:
         return SamPromptDecoder.from_sam(sam)
@@ -177,18 +172,11 @@ def load_target_decoder(encoder_name: str, *, device: str = "cpu", **source: Unp
     """
     path = find_weights(encoder_name, **source)
     if entry(encoder_name).architecture == "small":
-        from ssmsam.models.fewshot_small import TargetNetwork
-
         return _ready(TargetNetwork(), part_of(load_file(str(path)), "fewshot"), device)
     if encoder_name in TRAINED_FEWSHOT_DECODERS:
         trained = find_made_for(TRAINED_FEWSHOT_DECODERS[encoder_name], weights_digest(path), **source)
         if trained is not None:
-            from ssmsam.models.fewshot_fused import FusedTargetNetwork
-
             return _ready(FusedTargetNetwork(), load_file(str(trained)), device)
-    from ssmsam.models.fewshot_sam import SamTargetNetwork
-    from ssmsam.models.sam_encoder import load_sam
-
     sam = load_sam(encoder_name, path, device=device)
     with same_initial_state():
         return SamTargetNetwork(sam).eval().requires_grad_(False)
