@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, drawn, submission
 
-from ssmsam.annotation.annotations import Annotations, Update
+from ssmsam.annotation.annotations import Annotations, InvalidSubmission, SliceAnnotation, SliceKey, Source, Update, now
 from ssmsam.annotation.labels import is_reserved, known_label, read_label_info
 from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, now
 from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
 

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from submissions import AFFINE, GRID, drawn, empty, submission, updates
 
-from ssmsam.annotation.annotations import SupportSet, Update
+from ssmsam.annotation.annotations import InvalidSubmission, Source, SupportSet, Update
 from ssmsam.annotation.interpretation import Context, interpret
 from ssmsam.annotation.log import Assignment, Served, WorkLog
-from ssmsam.annotation.slice_state import InvalidSubmission, Source
 from ssmsam.annotation.store import AnnotationStore, image_folder, read_masks
 from ssmsam.volume.volume import Grid
 

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update, check_slice, pack_slices
-from ssmsam.annotation.labels import NEGATIVE, fold, known_label, negative_of, read_label_info
-from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict
-from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
-from ssmsam.annotation.slice_state import (
+from ssmsam.annotation.annotations import (
     STORED_SLICES,
+    Annotations,
     InvalidSubmission,
     SliceAnnotation,
     SliceKey,
     Source,
+    Update,
+    check_slice,
     now,
+    pack_slices,
 )
+from ssmsam.annotation.labels import NEGATIVE, fold, known_label, negative_of, read_label_info
+from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict
+from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
 from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid, Volume

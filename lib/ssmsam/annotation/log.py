@@ -17,8 +17,7 @@ import numpy as np
 from filelock import FileLock
 from pydantic import Field, StrictInt, StrictStr, model_validator
 
-from ssmsam.annotation.annotations import Annotations, pack_slices
-from ssmsam.annotation.slice_state import STORED_SLICES, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.annotations import STORED_SLICES, Annotations, SliceAnnotation, SliceKey, Source, pack_slices
 from ssmsam.annotation.store import (
     SCHEMA,
     CorruptAnnotations,

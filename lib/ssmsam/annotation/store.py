@@ -21,8 +21,16 @@ import numpy as np
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints
 
-from ssmsam.annotation.annotations import Annotations, Revision, SupportSet, SupportSlice, Update
-from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.annotations import (
+    Annotations,
+    Revision,
+    SliceAnnotation,
+    SliceKey,
+    Source,
+    SupportSet,
+    SupportSlice,
+    Update,
+)
 from ssmsam.cache import Cache
 from ssmsam.files import put_aside, write_bytes
 from ssmsam.ops import PackedMask

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pydicom
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from ssmsam.volume.errors import UnreadableVolume, one_error
 
@@ -48,6 +48,17 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None, pixels: bool 
             _expect_bounded(path)
         chosen = None if tags is None else list(tags)
         return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=chosen)
+
+
+def new_file(storage: str, instance_uid: str) -> FileDataset:
+    """An object of a storage class, to be written uncompressed, little-endian."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = storage, instance_uid
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    data.is_little_endian, data.is_implicit_VR = True, False
+    data.SOPClassUID, data.SOPInstanceUID = storage, instance_uid
+    return data
 
 
 def _head(path: Path) -> bytes:

@@ -34,6 +34,7 @@ from ssmsam.dicom.file import (
     SHARED,
     frame_headers,
     looks_like_dicom,
+    new_file,
     read_dataset,
     what_differs,
 )
@@ -124,12 +125,8 @@ def _complete(header: Dataset, path: Path) -> None:
 
 
 def _decompressed(header: FileDataset) -> np.ndarray:
-    copy = FileDataset("", {}, preamble=bytes(128))
-    copy.is_little_endian, copy.is_implicit_VR = True, False
-    copy.file_meta = FileMetaDataset()
+    copy = new_file(SecondaryCaptureImageStorage, UID("1.2.3"))
     copy.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
-    copy.SOPClassUID = copy.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     copy.PhotometricInterpretation = "MONOCHROME2"
     for name in STORAGE:
         setattr(copy, name, int(header.get(name) or 0))

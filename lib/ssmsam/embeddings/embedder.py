@@ -103,8 +103,16 @@ class VolumeEmbeddings:
         return self._load()
 
     def within(self, window: Window) -> VolumeEmbeddings:
-        """The same slices in a window, enlarged."""
-        return self._embedder.open_window(self, window)
+        """The same slices in a window, enlarged to the encoder's input. They are kept in memory only: windows move with
+        what is annotated."""
+        return self._embedder.opened(
+            self.key.pixel_digest,
+            grid=self.grid,
+            load=lambda: self.volume,
+            recipe=self.recipe,
+            plane=self.plane,
+            part=(self, window),
+        )
 
     def derived(self, what: Hashable, make: Callable[[], Sized]) -> Any:
         """Something that depends on nothing but this volume and ``what``, made unless it is remembered."""
@@ -394,7 +402,7 @@ class Embedder:
             ((1, 128, 32, 32), [False, False, True, False])
         """
         recipe = recipe or recipe_for(volume)
-        return self._opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
+        return self.opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
 
     def open_source(
         self, source: Path | str, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
@@ -413,26 +421,14 @@ class Embedder:
         if known is not None:
             load = partial(_read_again, Path(source), known.pixel_digest)
             recipe = recipe or known.recipe
-            return self._opened(known.pixel_digest, grid=known.grid, load=load, recipe=recipe, plane=plane)
+            return self.opened(known.pixel_digest, grid=known.grid, load=load, recipe=recipe, plane=plane)
         before = fingerprint(source)
         volume = read_volume(source)
         if catalogue:
             catalogue.add(source, volume=volume, recipe=recipe_for(volume), fingerprint=before)
         return self.open(volume, recipe=recipe, plane=plane)
 
-    def open_window(self, whole: VolumeEmbeddings, window: Window) -> VolumeEmbeddings:
-        """The embeddings of a window of every slice, enlarged to the encoder's input. They are kept in memory only:
-        windows move with what is annotated."""
-        return self._opened(
-            whole.key.pixel_digest,
-            grid=whole.grid,
-            load=lambda: whole.volume,
-            recipe=whole.recipe,
-            plane=whole.plane,
-            part=(whole, window),
-        )
-
-    def _opened(
+    def opened(
         self,
         digest: str,
         *,
@@ -442,6 +438,7 @@ class Embedder:
         plane: Plane,
         part: tuple[VolumeEmbeddings, Window] | None = None,
     ) -> VolumeEmbeddings:
+        """Those of voxels with a digest, made from what ``load`` gives, or those that somebody holds already."""
         key = EmbeddingKey.of(
             self.encoder,
             pixel_digest=digest,

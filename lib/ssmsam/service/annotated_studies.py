@@ -17,13 +17,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, SupportSet, Update, covered_voxels, label_map
+from ssmsam.annotation.annotations import (
+    STORED_SLICES,
+    Annotations,
+    InvalidSubmission,
+    SliceAnnotation,
+    SliceKey,
+    SupportSet,
+    Update,
+    covered_voxels,
+    label_map,
+    now,
+)
 from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
 from ssmsam.annotation.log import Agreement, Assignment, Mark, Review, ReviewVerdict, Served, WorkSummary, agreement
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, now
 from ssmsam.annotation.store import Overview
 from ssmsam.cache import KeyedLocks
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered

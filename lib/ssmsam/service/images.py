@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmsam.annotation.slice_state import STORED_SLICES, OtherImage
+from ssmsam.annotation.annotations import STORED_SLICES, OtherImage
 from ssmsam.annotation.store import CorruptAnnotations
 from ssmsam.cache import Cache, SingleFlight
 from ssmsam.dicom.web import SeriesRefused, SeriesUnavailable

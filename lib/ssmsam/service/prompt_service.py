@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssmsam.annotation.slice_state import now
+from ssmsam.annotation.annotations import now
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.request import PromptRequest

@@ -17,7 +17,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.active.volume_state import end_question
-from ssmsam.annotation.slice_state import now
+from ssmsam.annotation.annotations import now
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.initialisations import SSM_SAM
