@@ -36,9 +36,7 @@ def test_round_trip(submitted: list[Update]) -> None:
             return
         assert loaded is not None and loaded.grid.matches(GRID)
         for one in (stored, loaded):
-            assert [vars(r.update) | {"grid": 0} for r in one.revisions] == [
-                vars(r.update) | {"grid": 0} for r in known.revisions
-            ]
+            assert [vars(r) | {"grid": 0} for r in one.revisions] == [vars(r) | {"grid": 0} for r in known.revisions]
         assert store.images() == [HOSTILE]
 
 

@@ -247,10 +247,10 @@ def test_deleting_all_points_of_a_slice_frees_it(bench: Bench, state: Segmentati
     bench.three(state, foreground=[INSIDE])
     strange = bench.three(state, foreground=[INSIDE, [50, 34, 12]])
     assert strange.mask[12, 34, 50] == 1
-    assert 12 in state.prompted
+    assert 12 in state.prompts
     after = bench.three(state, foreground=[INSIDE])
     assert np.array_equal(after.mask, bench.three(SegmentationState(), foreground=[INSIDE]).mask)
-    assert state.prompted == {9}
+    assert set(state.prompts) == {9}
     assert 12 in state.masks
 
 

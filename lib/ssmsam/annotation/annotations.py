@@ -16,9 +16,7 @@ import numpy as np
 from pydantic import StrictInt, StrictStr
 
 from ssmsam.ops import PackedMask
-from ssmsam.volume.geometry import Grid, Plane
-
-STORED_SLICES = Plane(0)
+from ssmsam.volume.geometry import STORED_SLICES, Grid, Plane
 
 
 class InvalidSubmission(ValueError):
@@ -150,6 +148,8 @@ class Update:
     """Slices that a mask shows as they are annotated already."""
     undoes: frozenset[int] = frozenset()
     """The revisions that this takes back."""
+    number: int = 0
+    """Of the revision that it became: ``entries`` holds only slices that it annotated anew or differently then."""
 
     def __post_init__(self) -> None:
         for key in (*self.entries, *self.predicted, *self.withdrawn):
@@ -162,27 +162,15 @@ class Update:
                     f"this plane have {shape}: submit it on the grid of the stored image"
                 )
 
-
-@dataclass(frozen=True, eq=False)
-class Revision:
-    """What changed with one submission. ``entries`` holds only slices that it annotated anew or differently."""
-
-    number: int
-    update: Update
-
-    @property
-    def entries(self) -> Mapping[SliceKey, SliceAnnotation]:
-        return self.update.entries
-
     @property
     def keys(self) -> frozenset[SliceKey]:
-        """The slices that changed."""
-        return self.update.withdrawn | self.update.entries.keys()
+        """The slices that it changes."""
+        return self.withdrawn | self.entries.keys()
 
     @property
     def says_something(self) -> bool:
-        """Whether it changed a slice, or what is finished."""
-        return bool(self.keys or self.update.complete or self.update.reopened)
+        """Whether it changes a slice, or what is finished."""
+        return bool(self.keys or self.complete or self.reopened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +182,7 @@ class Annotations:
     """
 
     grid: Grid
-    revisions: tuple[Revision, ...] = ()
+    revisions: tuple[Update, ...] = ()
 
     @property
     def revision(self) -> int:
@@ -207,35 +195,33 @@ class Annotations:
         known: dict[SliceKey, SliceAnnotation] = {}
         for revision in self.revisions:
             known.update(revision.entries)
-            for key in revision.update.withdrawn:
+            for key in revision.withdrawn:
                 known.pop(key, None)
         return dict(sorted(known.items()))
 
     @cached_property
     def withdrawn(self) -> frozenset[SliceKey]:
         """Slices that were annotated once and are no longer."""
-        return frozenset[SliceKey]().union(*(revision.update.withdrawn for revision in self.revisions)) - set(
-            self.slices
-        )
+        return frozenset[SliceKey]().union(*(revision.withdrawn for revision in self.revisions)) - set(self.slices)
 
     @cached_property
     def predicted(self) -> frozenset[SliceKey]:
         """Slices that hold an unconfirmed prediction and no annotation."""
-        found = frozenset[SliceKey]().union(*(revision.update.predicted for revision in self.revisions))
+        found = frozenset[SliceKey]().union(*(revision.predicted for revision in self.revisions))
         return found - self.slices.keys()
 
     @cached_property
     def complete(self) -> frozenset[str]:
         """Labels that were declared finished on the whole volume, and not opened again."""
         found = frozenset[str]()
-        for update in (revision.update for revision in self.revisions):
+        for update in self.revisions:
             found = (found | update.complete) - update.reopened - {key.label for key in update.withdrawn}
         return found
 
     @property
     def reopened(self) -> bool:
         """Whether a label was taken back after it had been declared finished, and is not finished now."""
-        taken_back = frozenset[str]().union(*(revision.update.reopened for revision in self.revisions))
+        taken_back = frozenset[str]().union(*(revision.reopened for revision in self.revisions))
         return bool(taken_back - self.complete)
 
     @property
@@ -246,7 +232,7 @@ class Annotations:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Every label that a submission named, sorted."""
-        named = frozenset[str]().union(*(revision.update.labels for revision in self.revisions))
+        named = frozenset[str]().union(*(revision.labels for revision in self.revisions))
         return tuple(sorted(named | {key.label for key in (*self.slices, *self.predicted)}))
 
     def annotated(self, label: str, *, plane: Plane = STORED_SLICES) -> dict[int, SliceAnnotation]:
@@ -264,20 +250,18 @@ class Annotations:
 
         What somebody changed since then stays. Raises :class:`InvalidSubmission` when nothing is left.
         """
-        undone = frozenset[int]().union(*(revision.update.undoes for revision in self.revisions))
-        standing = [one for one in self.revisions if not one.update.undoes and one.number not in undone]
-        own = [one for one in standing if one.update.client == client and one.says_something]
+        undone = frozenset[int]().union(*(revision.undoes for revision in self.revisions))
+        standing = [one for one in self.revisions if not one.undoes and one.number not in undone]
+        own = [one for one in standing if one.client == client and one.says_something]
         while own:
-            last = [
-                one for one in own if one is own[-1] or (one.update.when and one.update.when == own[-1].update.when)
-            ]
+            last = [one for one in own if one is own[-1] or (one.when and one.when == own[-1].when)]
             found = self._without(last, standing, client=client, when=when)
             if found.entries or found.withdrawn or found.complete or found.reopened:
                 return found
             own = [one for one in own if one not in last]  # others changed all of it since
         raise InvalidSubmission("there is nothing of yours to take back on this image")
 
-    def _without(self, last: Sequence[Revision], standing: Sequence[Revision], *, client: str, when: str) -> Update:
+    def _without(self, last: Sequence[Update], standing: Sequence[Update], *, client: str, when: str) -> Update:
         """What leads to a state without the ``last`` revisions, except for what later ``standing`` ones changed."""
         numbers = frozenset(revision.number for revision in last)
         before = replace(self, revisions=tuple(one for one in standing if one.number < min(numbers)))
@@ -288,7 +272,7 @@ class Annotations:
         return Update(
             self.grid,
             restored,
-            complete=frozenset().union(*(one.update.reopened for one in last)) & before.complete,
+            complete=frozenset().union(*(one.reopened for one in last)) & before.complete,
             client=client,
             when=when,
             notes=tuple(
@@ -296,7 +280,7 @@ class Annotations:
                 for key in sorted(touched & changed)
             ),
             withdrawn=(mine & self.slices.keys()) - restored.keys(),
-            reopened=frozenset().union(*(one.update.complete for one in last)) & self.complete,
+            reopened=frozenset().union(*(one.complete for one in last)) & self.complete,
             undoes=numbers,
         )
 
@@ -324,10 +308,11 @@ class Annotations:
             withdrawn=update.withdrawn & self.slices.keys(),
             reopened=update.reopened & self.complete,
             unchanged=frozenset(),
+            number=self.revision + 1,
         )
-        if not (news.entries or news.predicted or news.complete or news.labels or news.withdrawn or news.reopened):
+        if not (news.says_something or news.predicted or news.labels):
             return self
-        return replace(self, revisions=(*self.revisions, Revision(self.revision + 1, news)))
+        return replace(self, revisions=(*self.revisions, news))
 
     def target(self, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Mask and weight of a label on the whole grid: bool and float32, both (slices, rows, columns).

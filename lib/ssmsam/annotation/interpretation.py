@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ssmsam.annotation.annotations import (
-    STORED_SLICES,
     Annotations,
     InvalidSubmission,
     SliceAnnotation,
@@ -25,7 +24,7 @@ from ssmsam.annotation.labels import NEGATIVE, fold, known_label, negative_of, r
 from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict
 from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
 from ssmsam.ops import PackedMask
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.volume import Grid, Volume
 
 

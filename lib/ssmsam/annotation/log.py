@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from pydantic import Field, StrictInt, StrictStr, model_validator
 
-from ssmsam.annotation.annotations import STORED_SLICES, Annotations, SliceAnnotation, SliceKey, Source, pack_slices
+from ssmsam.annotation.annotations import Annotations, SliceAnnotation, SliceKey, Source, pack_slices
 from ssmsam.annotation.store import (
     SCHEMA,
     CorruptAnnotations,
@@ -33,7 +33,7 @@ from ssmsam.annotation.store import (
 )
 from ssmsam.files import put_aside
 from ssmsam.ops import PackedMask
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 
 PAUSE_S = 300.0
 """A longer gap between two actions of one person is a pause and no work. *Guess*: longer than anybody looks at a slice,

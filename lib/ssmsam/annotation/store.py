@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from ssmsam.annotation.annotations import (
     Annotations,
-    Revision,
     SliceAnnotation,
     SliceKey,
     Source,
@@ -191,9 +190,9 @@ class RevisionRecord(Record):
     undoes: tuple[StrictInt, ...] = ()
 
     @classmethod
-    def write(cls, folder: Path, revision: Revision) -> RevisionRecord:
-        """Write a revision's masks; the record of it."""
-        update, masks, entries = revision.update, [], []
+    def write(cls, folder: Path, update: Update) -> RevisionRecord:
+        """Write the masks of a revision; the record of it."""
+        masks, entries = [], []
         for key, entry in sorted(update.entries.items()):
             masks += [entry.mask] if entry.known is None else [entry.mask, entry.known]
             entries.append(
@@ -206,9 +205,9 @@ class RevisionRecord(Record):
                     partly=entry.known is not None,
                 )
             )
-        name = f"revision-{revision.number:06d}.npz"
+        name = f"revision-{update.number:06d}.npz"
         return cls(
-            number=revision.number,
+            number=update.number,
             client=update.client,
             when=update.when,
             notes=update.notes,
@@ -218,12 +217,12 @@ class RevisionRecord(Record):
             **{name: tuple(sorted(getattr(update, name))) for name in SETS},
         )
 
-    def read(self, folder: Path, grid: Grid) -> Revision:
+    def read(self, folder: Path, grid: Grid) -> Update:
         """The revision with its masks. Raises ``CorruptAnnotations``."""
         with one_error(folder / self.masks):
             shapes = tuple(entry.shape for entry in self.entries for _ in range(1 + entry.partly))
             masks = _recalled_masks(folder / self.masks, shapes, self.sha256) if shapes else []
-            return Revision(self.number, self.update(grid, iter(masks)))
+            return self.update(grid, iter(masks))
 
     def update(self, grid: Grid, masks: Iterator[PackedMask]) -> Update:
         """What the revision says. Where ``masks`` end its slices are empty, which is enough to check it."""
@@ -234,7 +233,7 @@ class RevisionRecord(Record):
             key = SliceKey(entry.label, entry.axis, entry.index)
             entries[key] = SliceAnnotation(mask, entry.source, entry.client, entry.when, known)
         sets = {name: frozenset(getattr(self, name)) for name in SETS}
-        return Update(grid, entries, client=self.client, when=self.when, notes=self.notes, **sets)
+        return Update(grid, entries, client=self.client, when=self.when, notes=self.notes, number=self.number, **sets)
 
 
 class GridRecord(Record):
@@ -502,7 +501,7 @@ class AnnotationStore:
             if merged is not known:
                 folder.mkdir(parents=True, exist_ok=True)  # a damaged one was put aside
                 old = read_index(folder / INDEX).revisions if known.revisions else ()
-                new = [RevisionRecord.write(folder, revision) for revision in merged.revisions[len(old) :]]
+                new = [RevisionRecord.write(folder, update) for update in merged.revisions[len(old) :]]
                 for record in (*old, *new):  # what the index says, once more: it can be rebuilt from these
                     own = revision_file(folder, record.number)
                     if record in new or not own.exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from ssmsam.volume.errors import UnreadableVolume, one_error
 
@@ -50,7 +50,7 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None, pixels: bool 
         return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=chosen)
 
 
-def new_file(storage: str, instance_uid: str) -> FileDataset:
+def new_file(storage: UID, instance_uid: UID) -> FileDataset:
     """An object of a storage class, to be written uncompressed, little-endian."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = storage, instance_uid

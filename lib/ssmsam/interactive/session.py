@@ -46,11 +46,6 @@ class SegmentationState:
         self.sections: dict[str, Section] = {}
         """Propagated parts of the volume by what they were computed from."""
 
-    @property
-    def prompted(self) -> set[int]:
-        """Slices whose mask comes from the user's prompts."""
-        return set(self.prompts)
-
     def forget_slice(self, index: int) -> None:
         """Drop one slice's prompts and mask: its points were deleted."""
         self.prompts.pop(index, None)

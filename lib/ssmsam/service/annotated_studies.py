@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from ssmsam.annotation.annotations import (
-    STORED_SLICES,
     Annotations,
     InvalidSubmission,
     SliceAnnotation,
@@ -43,7 +42,7 @@ from ssmsam.service.errors import InvalidRequest, NotKnown, NotNow, NotYours
 from ssmsam.service.jobs import account
 from ssmsam.service.waiting import Waiting, WaitingRoom
 from ssmsam.volume.errors import named
-from ssmsam.volume.geometry import Plane, axis_codes
+from ssmsam.volume.geometry import STORED_SLICES, Plane, axis_codes
 from ssmsam.volume.volume import Grid, Volume, reoriented
 from ssmsam.volume.writing import write_volume
 

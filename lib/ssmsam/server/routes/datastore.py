@@ -208,9 +208,9 @@ def known_slices(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
     revisions = [
         {
             "revision": revision.number,
-            "client_id": revision.update.client,
-            "when": revision.update.when,
-            "counted": summarise(revision.update).splitlines(),
+            "client_id": revision.client,
+            "when": revision.when,
+            "counted": summarise(revision).splitlines(),
         }
         for revision in known.revisions
     ]
