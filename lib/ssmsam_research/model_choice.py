@@ -13,7 +13,6 @@ import numpy as np
 from ssmsam.cli.annotator import Click
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.initialisations import load_ssm_decoder
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
 from ssmsam.interactive.session import SegmentationState, segment_2d, segment_3d
 from ssmsam.models.fewshot_decoder import TargetDecoder
@@ -24,6 +23,7 @@ from ssmsam.models.registry import (
     default_encoder,
     load_decoder,
     load_encoder,
+    load_ssm_decoder,
     load_target_decoder,
 )
 from ssmsam.models.sam_encoder import LiteMedSamEncoder

@@ -1,7 +1,7 @@
 """The file of what was learned: a few MB without a voxel, a mask, or an id of a patient, study, series or image.
 
 It holds what adaptation changed of the decoder, of every label a :class:`TargetSummary`, and a card. The labelled
-slices themselves stay on the machine where they are: see :mod:`ssmsam.fewshot.support_cache`.
+slices themselves stay on the machine where they are: see :mod:`ssmsam.fewshot.adapted_task`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ssmsam.fewshot.support_bank import SupportBank, signed_distance
 from ssmsam.files import write_bytes
 from ssmsam.models.closed_form import SolvedRegression
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.registry import FEWSHOT
 from ssmsam.models.support_encoding import CELLS, FAR_CELLS, FOREGROUND_CELLS, KINDS, PARTS, RING_CELLS, SupportEncoding
 from ssmsam.models.support_encoding import TokenKind as Kind
 from ssmsam.models.weights import tensors_of
@@ -267,8 +268,6 @@ def _stand_in(side: int, area_mm2: float, *, pieces: int) -> tuple[np.ndarray, f
 FORMAT = 6
 LARGEST = 48 * 2**20
 """Bytes that a file may have: the decoder of a large SAM, adapted as a whole, has 16 MB in single precision."""
-FEWSHOT = "fewshot"
-"""The method whose decoder :func:`ssmsam.models.registry.load_target_decoder` loads."""
 _TEXT, _NUMBER = (str,), (int, float)
 PUBLIC: Mapping[str, tuple[type, ...]] = {
     "labels": (list,), "learned_from": (dict,), "numbers": (dict, type(None)), "plane": (str, type(None)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +23,7 @@ from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.prompt_sam import SamPromptDecoder
 from ssmsam.models.prompt_small import SmallPromptDecoder
 from ssmsam.models.sam_encoder import LiteMedSamEncoder, SamEncoder, load_sam
+from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder, part_of
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, VolumeHead
 from ssmsam.models.weights import (
@@ -196,3 +197,31 @@ def _ready(network: Network, state: Mapping[str, torch.Tensor], device: str = "c
     """A network with these weights in single precision, frozen, in evaluation mode."""
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return network.to(device).eval().requires_grad_(False)
+
+
+META_LEARNED = {"small": "small_ssm"}
+"""The meta-learned initialisations in the manifest, by encoder."""
+
+
+def load_ssm_decoder(encoder_name: str, *, device: str = "cpu", **source: Unpack[WeightsSource]) -> SelfSamplingDecoder:
+    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, frozen, in evaluation mode.
+
+    It begins with the packaged initialisation that was meta-learned for the very weights of the encoder; for others,
+    which is logged, with the target decoder of :func:`load_target_decoder`, whose arguments and errors these are."""
+    inner = load_target_decoder(encoder_name, device=device, **source)
+    weights = weights_digest(find_weights(encoder_name, **source))
+    with same_initial_state():
+        decoder = SelfSamplingDecoder(inner, width=inner.width)
+    path = find_made_for(META_LEARNED[encoder_name], weights, **source) if encoder_name in META_LEARNED else None
+    if path is None:
+        logger.info("no meta-learned initialisation for these weights of %s: ssm_sam begins like fewshot", encoder_name)
+    else:
+        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
+    return decoder.to(device).eval().requires_grad_(False)
+
+
+FEWSHOT, SSM_SAM = "fewshot", "ssm_sam"
+"""The methods that adapt to labelled slices."""
+
+DECODERS: Mapping[str, Callable[..., TargetDecoder]] = {FEWSHOT: load_target_decoder, SSM_SAM: load_ssm_decoder}
+"""Method -> what loads its decoder, with the arguments of :func:`load_encoder`."""
