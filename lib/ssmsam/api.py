@@ -24,20 +24,17 @@ from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.dicom.series import DicomSeries
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.adapted_task import AdaptedTask, read_local, read_task, write_task
+from ssmsam.fewshot.adapted_task import AdaptedTask, SupportCache, read_local, read_task, write_task
 from ssmsam.fewshot.config import DEFAULTS, AdaptationConfig, FewShotConfig
-from ssmsam.fewshot.initialisations import DECODERS
 from ssmsam.fewshot.pipeline import Prediction, adapt, segment, with_pseudo_labels
 from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support
-from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, method_of, read_card
-from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.propagation import Stop
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
-from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationState, segment_2d, segment_3d
 from ssmsam.models.fewshot_decoder import TargetDecoder
 from ssmsam.models.prompt_decoder import PromptDecoder
-from ssmsam.models.registry import choose_encoder, default_encoder, load_decoder, load_encoder
+from ssmsam.models.registry import DECODERS, choose_encoder, default_encoder, load_decoder, load_encoder
 from ssmsam.progress import Progress, silent
 from ssmsam.volume import writing
 from ssmsam.volume.geometry import FILES_MM, Plane

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 Progress = Callable[[str, int, int], None]
@@ -116,14 +117,9 @@ class Turns:
                 self._brief -= 1
                 self._changed.notify_all()
 
-    @contextmanager
-    def pausing(self) -> Iterator[None]:
+    def pausing(self) -> AbstractContextManager[None]:
         """In this block the thread does long work, which begins now: it pauses while anything brief is at work."""
-        before = _long_work.set((self, time.monotonic()))
-        try:
-            yield
-        finally:
-            _long_work.reset(before)
+        return _set(_long_work, (self, time.monotonic()))
 
     @contextmanager
     def long(self, progress: Progress | None = None, *, within: float = math.inf) -> Iterator[None]:
@@ -173,23 +169,23 @@ _tokens: ContextVar[tuple[CancelToken, ...]] = ContextVar("ssmsam_cancel_tokens"
 
 
 @contextmanager
-def cancellable(token: CancelToken) -> Iterator[CancelToken]:
-    """In this block the thread's work is asked to stop by ``token``, and by those of the blocks around it."""
-    before = _tokens.set((*_tokens.get(), token))
-    try:
-        yield token
-    finally:
-        _tokens.reset(before)
-
-
-@contextmanager
-def shielded() -> Iterator[None]:
-    """In this block nothing stops the thread's work: what was begun on a person's behalf is finished."""
-    before = _tokens.set(())
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """In this block a variable of this thread has another value."""
+    before = variable.set(value)
     try:
         yield
     finally:
-        _tokens.reset(before)
+        variable.reset(before)
+
+
+def cancellable(token: CancelToken) -> AbstractContextManager[None]:
+    """In this block the thread's work is asked to stop by ``token``, and by those of the blocks around it."""
+    return _set(_tokens, (*_tokens.get(), token))
+
+
+def shielded() -> AbstractContextManager[None]:
+    """In this block nothing stops the thread's work: what was begun on a person's behalf is finished."""
+    return _set(_tokens, ())
 
 
 def is_urgent() -> bool:
@@ -231,16 +227,80 @@ def waited(condition: threading.Condition, predicate: Callable[[], Any]) -> None
         _raise_if_cancelled()
 
 
-@contextmanager
-def without_pauses() -> Iterator[None]:
+def without_pauses() -> AbstractContextManager[None]:
     """In this block long work does not pause: it holds something that a click may need."""
-    before = _long_work.set(None)
-    try:
-        yield
-    finally:
-        _long_work.reset(before)
+    return _set(_long_work, None)
 
 
 def silent(phase: str, done: int, total: int) -> None:
     """A progress callback that tells nobody. The work can be stopped all the same, see :func:`cancellable`."""
     stop_if_cancelled()
+
+
+@dataclass(frozen=True, eq=False)
+class _Ticket:
+    """Of one who waits; ``patience`` in seconds."""
+
+    asked: Callable[[], bool]
+    patience: float
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def urgent(self) -> bool:
+        return self.asked() or time.monotonic() > self.since + self.patience
+
+
+class PriorityLock:
+    """A lock with two kinds of holders, each in the order of their coming.
+
+    Whether a holder is urgent is asked again and again: one without urgency gets it from a user who begins to wait for
+    what it makes, and after some ``patience`` seconds, so that it comes to its end where many people click.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._held = False
+        self._waiting: list[_Ticket] = []
+
+    @contextmanager
+    def hold(self, *, urgent: Callable[[], bool], patience: float = PATIENCE_S) -> Iterator[None]:
+        """Hold the gate. Urgent holders go before others, which are interrupted only where they :meth:`let_pass`.
+
+        Raises :class:`~ssmsam.progress.Cancelled` while it waits.
+        """
+        ticket = _Ticket(urgent, patience)
+        with self._condition:
+            self._waiting.append(ticket)
+            try:
+                waited(self._condition, lambda: self._is_next(ticket))
+                self._held = True
+            finally:
+                self._waiting.remove(ticket)
+                self._condition.notify_all()  # one that was cancelled may have been the next
+        try:
+            with without_pauses():
+                yield
+        finally:
+            with self._condition:
+                self._held = False
+                self._condition.notify_all()
+
+    def let_pass(self, *, urgent: Callable[[], bool], patience: float = PATIENCE_S) -> float:
+        """Let those go first that wait with urgency: for a holder without, in the middle of its work, which waits for
+        about ``patience`` seconds. The seconds that this took."""
+        ticket = _Ticket(urgent, patience)
+        with self._condition:
+            if ticket.urgent or not any(one.urgent for one in self._waiting):
+                return 0.0
+            started = time.perf_counter()
+            self._waiting.insert(0, ticket)
+            self._held = False
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._is_next(ticket))
+            self._waiting.remove(ticket)
+            self._held = True
+            return time.perf_counter() - started
+
+    def _is_next(self, ticket: _Ticket) -> bool:
+        """Whether the gate is open for this one: the first that is urgent, or the first of all where none is."""
+        return not self._held and next((one for one in self._waiting if one.urgent), self._waiting[0]) is ticket

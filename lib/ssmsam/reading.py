@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ssmsam.dicom.pixels import read_pixels
-from ssmsam.dicom.series import find_series, read_dicom
+from ssmsam.dicom.series import find_series, read_dicom, read_pixels
 from ssmsam.volume.errors import UnreadableVolume, one_error
-from ssmsam.volume.itk import itk_grid, read_itk
-from ssmsam.volume.nifti import nifti_grid, nifti_slice, read_nifti
+from ssmsam.volume.formats import itk_grid, nifti_grid, nifti_slice, read_itk, read_nifti
 from ssmsam.volume.volume import Grid, Volume
 
 __all__ = ["UnreadableVolume", "read_grid", "read_slice", "read_volume"]

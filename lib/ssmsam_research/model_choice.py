@@ -13,12 +13,9 @@ import numpy as np
 from ssmsam.cli.annotator import Click
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.initialisations import load_ssm_decoder
-from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
-from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationState, segment_2d, segment_3d
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.registry import (
     choose_encoder,
@@ -26,8 +23,10 @@ from ssmsam.models.registry import (
     default_encoder,
     load_decoder,
     load_encoder,
+    load_ssm_decoder,
     load_target_decoder,
 )
+from ssmsam.models.sam_encoder import LiteMedSamEncoder
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.weights import weights_digest
 from ssmsam_research.protocols.clicks import Box

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssmsam.active.extent import End, open_ends, presence_given
+from ssmsam.active.expected_gain import End, open_ends, presence_given
 
 CLAIMS = np.concatenate([np.full(5, 0.05), np.full(10, 0.95), np.full(5, 0.05)])
 SLICES = np.arange(20)

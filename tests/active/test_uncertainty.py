@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssmsam.active.uncertainty import MOST_VIEWS, probabilities, uncertainty_map
+from ssmsam.active.forecast import MOST_VIEWS, probabilities, uncertainty_map
 from ssmsam.embeddings.embedder import VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.support import LabelledSlice

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from ssmsam.annotation.annotations import Annotations, Update
+from ssmsam.annotation.annotations import Annotations, SliceAnnotation, SliceKey, Source, Update
 from ssmsam.annotation.interpretation import Submission
-from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
 from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid, Volume
 

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, drawn, submission
 
-from ssmsam.annotation.annotations import Annotations, Update
+from ssmsam.annotation.annotations import Annotations, InvalidSubmission, SliceAnnotation, SliceKey, Source, Update, now
 from ssmsam.annotation.labels import is_reserved, known_label, read_label_info
 from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict, reader_of
 from ssmsam.annotation.service import AnnotationService
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source, now
 from ssmsam.ops import PackedMask
 from ssmsam.volume.volume import Grid
 
@@ -276,7 +275,7 @@ def test_taking_back_leaves_what_others_said_since(service: AnnotationService) -
     submit(service, other, client_id="another", partial={"slices": {"liver": {"annotated": [2]}}})
     known = undo(service)
     assert annotated(known) == {2} and known.slices[SliceKey("liver", 0, 2)].mask.array.all()
-    assert known.revisions[-1].update.notes == ("slice 2 of liver was changed since then: left as it is",)
+    assert known.revisions[-1].notes == ("slice 2 of liver was changed since then: left as it is",)
 
 
 def test_what_changed_nothing_is_not_taken_back(service: AnnotationService) -> None:

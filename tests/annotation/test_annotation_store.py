@@ -13,12 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from submissions import AFFINE, GRID, drawn, empty, submission, updates
 
-from ssmsam.annotation.annotations import Update
+from ssmsam.annotation.annotations import InvalidSubmission, Source, SupportSet, Update
 from ssmsam.annotation.interpretation import Context, interpret
 from ssmsam.annotation.log import Assignment, Served, WorkLog
-from ssmsam.annotation.slice_state import InvalidSubmission, Source
 from ssmsam.annotation.store import AnnotationStore, image_folder, read_masks
-from ssmsam.annotation.support import SupportSet
 from ssmsam.volume.volume import Grid
 
 HOSTILE = "../../case: é/07"
@@ -38,9 +36,7 @@ def test_round_trip(submitted: list[Update]) -> None:
             return
         assert loaded is not None and loaded.grid.matches(GRID)
         for one in (stored, loaded):
-            assert [vars(r.update) | {"grid": 0} for r in one.revisions] == [
-                vars(r.update) | {"grid": 0} for r in known.revisions
-            ]
+            assert [vars(r) | {"grid": 0} for r in one.revisions] == [vars(r) | {"grid": 0} for r in known.revisions]
         assert store.images() == [HOSTILE]
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, empty, updates
 
-from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.annotations import Annotations, InvalidSubmission, SliceAnnotation, SliceKey, Source, Update
 from ssmsam.ops import PackedMask
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Grid

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmsam.annotation import slice_state as truth
+from ssmsam.annotation import annotations as truth
 from ssmsam.annotation.service import AnnotationService
 from ssmsam.annotation.store import image_folder
 

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from submissions import AFFINE, GRID, SHAPE, drawn, empty, masks, sources, submission
 
-from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.annotations import Annotations, InvalidSubmission, SliceKey
 from ssmsam.annotation.interpretation import Context, Submission, interpret, interpret_mark
 from ssmsam.annotation.log import Assignment, Mark, Served, Verdict
 from ssmsam.annotation.partial import read_partial, write_partial
 from ssmsam.annotation.service import summarise
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume
 

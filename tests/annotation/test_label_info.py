@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ssmsam.annotation.annotations import InvalidSubmission
 from ssmsam.annotation.labels import read_label_info
-from ssmsam.annotation.slice_state import InvalidSubmission
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_damaged_masks_cost_their_slices_and_no_others(tmp_path: Path, damage: s
     assert [one.index for one in store.support()] == [2, 6]
     known = store.load(IMAGE)
     assert [one.number for one in known.revisions] == [1, 2, 3]
-    assert "lost: annotate again liver on slice 5" in known.revisions[1].update.notes[-1]
+    assert "lost: annotate again liver on slice 5" in known.revisions[1].notes[-1]
     assert [one.index for one in submitted(tmp_path, 5).support()] == [2, 5, 6]
 
 

@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from submissions import GRID, drawn
 
-from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.log import Served, WorkLog
-from ssmsam.annotation.review import PAUSE_S, Review, ReviewVerdict, Worker, WorkSummary, agreement
-from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.annotations import Annotations, SliceAnnotation, SliceKey, Source, Update
+from ssmsam.annotation.log import PAUSE_S, Review, ReviewVerdict, Served, Worker, WorkLog, WorkSummary, agreement
 from ssmsam.ops import PackedMask
 
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)

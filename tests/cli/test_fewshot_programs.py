@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import read_task
+from ssmsam.fewshot.adapted_task import SupportCache, read_task
 from ssmsam.fewshot.pipeline import segment
-from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.fewshot.task_checkpoint import read_card
 from ssmsam.models.registry import load_encoder, load_target_decoder
 from ssmsam.paths import default_support

@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmsam.dicom.colors import APART, cielab, distinct_colours
-from ssmsam.dicom.terminology import concept_of
+from ssmsam.dicom.terminology import APART, cielab, concept_of, distinct_colours
 
 COLOUR = st.tuples(*[st.integers(0, 255)] * 3)
 

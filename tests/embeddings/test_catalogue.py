@@ -10,8 +10,7 @@ import torch
 from fakes import TinyEncoder, a_volume
 from ssmsam.embeddings import embedder as embedders
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.embeddings.file_catalogue import fingerprint
-from ssmsam.embeddings.store import EmbeddingStore
+from ssmsam.embeddings.store import EmbeddingStore, fingerprint
 from ssmsam.volume.errors import UnreadableVolume
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import CtWindow, MrPercentiles
@@ -104,7 +103,7 @@ def test_a_damaged_catalogue_costs_one_reading(tmp_path, source, reads):
 
 def test_what_an_older_reader_found_counts_no_more(tmp_path, source, reads, monkeypatch):
     an_embedder(tmp_path).open_source(source)
-    monkeypatch.setattr("ssmsam.embeddings.file_catalogue.READER", -1)
+    monkeypatch.setattr("ssmsam.embeddings.store.READER", -1)
     an_embedder(tmp_path).open_source(source)
     assert len(reads) == 2
 

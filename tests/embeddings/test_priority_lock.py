@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ssmsam.embeddings.priority_lock import PriorityLock
-from ssmsam.progress import Turns
+from ssmsam.progress import PriorityLock, Turns
 
 
 def click() -> bool:

@@ -17,11 +17,10 @@ import torch
 from fakes import PocketDecoder, PocketEncoder
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adaptation import fit
-from ssmsam.fewshot.adapted_task import AdaptedTask, read_task, write_task
+from ssmsam.fewshot.adapted_task import AdaptedTask, SupportCache, read_task, write_task
 from ssmsam.fewshot.config import AdaptationConfig, FewShotConfig, ViewConfig
 from ssmsam.fewshot.episodes import AdaptationTask, adaptation_tasks
 from ssmsam.fewshot.support import LabelledSlice, Support
-from ssmsam.fewshot.support_cache import SupportCache
 from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.volume import Volume

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from planted import PocketDecoder
 
-from ssmsam.models.self_sampling import SelfSamplingDecoder, SelfSamplingDecoderConfig
+from ssmsam.models.self_sampling import SelfSamplingConfig, SelfSamplingDecoder
 
 
-def pocket_ssm(
-    *, config: SelfSamplingDecoderConfig | None = None, spoken: bool = True, seed: int = 0
-) -> SelfSamplingDecoder:
+def pocket_ssm(*, config: SelfSamplingConfig | None = None, spoken: bool = True, seed: int = 0) -> SelfSamplingDecoder:
     """Random weights; ``spoken`` ones also where training begins with zeros."""
     decoder = SelfSamplingDecoder(PocketDecoder(seed), width=128, config=config)
     if spoken:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssmsam.fewshot.initialisations import load_ssm_decoder
-from ssmsam.models.registry import ENCODERS, load_encoder, load_target_decoder
+from ssmsam.models.registry import ENCODERS, load_encoder, load_ssm_decoder, load_target_decoder
 from ssmsam.models.weights import PACKAGED, entry, made_for, sha256_of
 from ssmsam_research.model_choice import ModelChoice
 

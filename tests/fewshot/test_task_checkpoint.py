@@ -30,14 +30,13 @@ from safetensors.torch import load, save, save_file
 
 import ssmsam
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask, read_task, write_task
+from ssmsam.fewshot.adapted_task import LOCAL, AdaptedTask, SupportBanks, SupportCache, read_task, write_task
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
 from ssmsam.fewshot.pipeline import adapt, segment, with_support_again
 from ssmsam.fewshot.support import digest
-from ssmsam.fewshot.support_cache import SupportBanks, SupportCache
-from ssmsam.fewshot.target_summary import TargetSummary
 from ssmsam.fewshot.task_checkpoint import (
     LARGEST,
+    TargetSummary,
     TaskCheckpoint,
     UnusableCheckpoint,
     delta_of,

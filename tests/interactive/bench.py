@@ -6,9 +6,8 @@ import numpy as np
 
 from fakes import SIZE, PixelEncoder, RegionDecoder
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.request import PromptRequest
-from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationResult, SegmentationState, segment_2d, segment_3d
 from ssmsam.server.clients.prompts import read_prompts
 from ssmsam.volume.intensity import MrPercentiles
 from ssmsam.volume.volume import Volume

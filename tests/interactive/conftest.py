@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from bench import Bench, draw_volume
 
-from ssmsam.interactive.prompt_state import SegmentationState
+from ssmsam.interactive.session import SegmentationState
 
 
 @pytest.fixture

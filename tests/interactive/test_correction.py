@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ssmsam.interactive.click_constraints import (
+from ssmsam.interactive.segmenter import (
     enforce_clicks,
     limit_to_box,
     satisfied,

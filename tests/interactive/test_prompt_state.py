@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ssmsam.interactive.prompt_state import StateStore, extends, same
 from ssmsam.interactive.segmenter import SliceMasks
+from ssmsam.interactive.session import StateStore, extends, same
 from ssmsam.models.prompt_decoder import SlicePrompt
 
 

@@ -7,8 +7,7 @@ import pytest
 from bench import ORGAN, OTHER, SATELLITE, Bench
 
 from fakes import SIZE
-from ssmsam.interactive.click_constraints import satisfied
-from ssmsam.interactive.segmenter import choose, correct_slice, segment_slice
+from ssmsam.interactive.segmenter import choose, correct_slice, satisfied, segment_slice
 from ssmsam.models.prompt_decoder import SlicePrompt
 
 

@@ -12,11 +12,10 @@ import torch
 from bench import ORGAN, OTHER, SATELLITE, SLICES, Bench, draw_volume
 
 from fakes import RegionDecoder
-from ssmsam.interactive.prompt_state import SegmentationState, StateStore
 from ssmsam.interactive.propagation import PropagationConfig
 from ssmsam.interactive.request import InvalidPrompt
 from ssmsam.interactive.segmenter import uncertainty
-from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationResult, SegmentationState, StateStore, segment_2d, segment_3d
 from ssmsam.models.frame import Frame, mask_to_logits
 from ssmsam.models.prompt_decoder import Candidates
 from ssmsam.progress import Cancelled
@@ -248,10 +247,10 @@ def test_deleting_all_points_of_a_slice_frees_it(bench: Bench, state: Segmentati
     bench.three(state, foreground=[INSIDE])
     strange = bench.three(state, foreground=[INSIDE, [50, 34, 12]])
     assert strange.mask[12, 34, 50] == 1
-    assert 12 in state.prompted
+    assert 12 in state.prompts
     after = bench.three(state, foreground=[INSIDE])
     assert np.array_equal(after.mask, bench.three(SegmentationState(), foreground=[INSIDE]).mask)
-    assert state.prompted == {9}
+    assert set(state.prompts) == {9}
     assert 12 in state.masks
 
 

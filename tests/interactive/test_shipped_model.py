@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.interactive.prompt_state import SegmentationState
-from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationState, segment_2d, segment_3d
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.models.registry import load_decoder, load_encoder
 from ssmsam.models.weights import MissingWeights

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ssmsam.interactive.prompt_state import SegmentationState, extends, same
 from ssmsam.interactive.request import InvalidPrompt, PromptRequest
+from ssmsam.interactive.session import SegmentationState, extends, same
 from ssmsam.interactive.strokes import inner_part, lasso_mask, middle, pixels_along, with_more_points
 from ssmsam.models.prompt_decoder import SlicePrompt, Stroke
 from ssmsam.server.clients.prompts import read_prompts

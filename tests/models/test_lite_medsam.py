@@ -15,15 +15,15 @@ from ssmsam.embeddings.store import EmbeddingKey
 from ssmsam.models import sam_encoder as sams
 from ssmsam.models import weights
 from ssmsam.models.fewshot_sam import SamTargetNetwork
-from ssmsam.models.medsam_lite_encoder import (
+from ssmsam.models.prompt_sam import SamPromptDecoder
+from ssmsam.models.registry import AUTO, choose_encoder, load_encoder
+from ssmsam.models.sam_encoder import (
     LEVELS,
     LiteMedSamEncoder,
     Projection,
     Reduction,
     stretched,
 )
-from ssmsam.models.prompt_sam import SamPromptDecoder
-from ssmsam.models.registry import AUTO, choose_encoder, load_encoder
 from ssmsam.models.tiny_vit import build_lite_medsam, take_published
 from ssmsam.models.weights import CorruptWeights, MissingWeights, find_weights, manifest
 from ssmsam.volume.geometry import Plane

@@ -11,8 +11,7 @@ from segment_anything.modeling import Sam
 from tiny_sam import tiny_sam
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.interactive.prompt_state import SegmentationState
-from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationState, segment_2d, segment_3d
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.frame import Frame, draw_mask
 from ssmsam.models.prompt_decoder import Neighbour, SlicePrompt

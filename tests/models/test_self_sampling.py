@@ -13,7 +13,7 @@ from pocket_ssm import pocket_ssm
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.pipeline import adapt, segment
 from ssmsam.fewshot.support_bank import SupportBank
-from ssmsam.models.self_sampling import SamplingConfig, SelfSamplingDecoder, SelfSamplingDecoderConfig, sampled
+from ssmsam.models.self_sampling import SelfSamplingConfig, SelfSamplingDecoder, sampled
 from ssmsam.models.support_encoding import LEAST_SHARE
 
 
@@ -51,7 +51,7 @@ def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder:
     slices = labelled(embedder, draw_volume(), ORGAN, (2, 4, 6))
     bank = SupportBank.of(slices, PocketDecoder())
     context = bank.context_at("elsewhere", [0.0], bank.descriptors[:1], bank.centres[:1], config=QUICK.bank)
-    points = sampled(context, SamplingConfig(target=9, ring=6, far=6))
+    points = sampled(context, SelfSamplingConfig(target=9, ring=6, far=6))
     assert points.features.shape == (1, 21, 128)
     assert points.valid.all()
     assert (points.shares[points.kinds == 0] > LEAST_SHARE).all()
@@ -64,9 +64,9 @@ def test_points_lie_where_the_support_says_and_are_read_from_its_image(embedder:
 
 
 def test_more_points_than_the_support_has_are_marked(embedder: Embedder) -> None:
-    decoder = pocket_ssm(config=SelfSamplingDecoderConfig(sampling=SamplingConfig(target=64, ring=64, far=200)))
+    decoder = pocket_ssm(config=SelfSamplingConfig(target=64, ring=64, far=200))
     query_batch = query_batch_of(embedder, decoder)
-    points = sampled(query_batch.context, decoder.config.sampling)
+    points = sampled(query_batch.context, decoder.config)
     assert not points.valid.all()
     before = decoder(query_batch.embedding, query_batch.context).logits
     cells = torch.where(query_batch.context.valid[..., None], query_batch.context.cells, 100.0)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from ssmsam.annotation.annotations import InvalidSubmission, SliceKey
 from ssmsam.annotation.log import Mark, Verdict
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.app import ServerApp

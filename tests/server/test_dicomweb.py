@@ -18,7 +18,7 @@ from multi_frame import multi_frame
 from planted_seg import plant_seg
 from pydicom.filebase import DicomBytesIO
 
-from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.annotation.annotations import InvalidSubmission
 from ssmsam.dicom import web as dicom_web
 from ssmsam.dicom.series_writer import DicomPatient, write_dicom_series
 from ssmsam.dicom.web import (

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.annotation.annotations import InvalidSubmission
 from ssmsam.files import WRITING
 from ssmsam.reading import read_volume
 from ssmsam.server.datastore import local_record

@@ -12,12 +12,18 @@ import torch
 from pocket_service import LABELS, PocketDecoder, annotate
 from service_over_folder import make_service
 
-from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, RegistryState, UnknownCheckpoint
+from ssmsam.fewshot.checkpoint_registry import (
+    SHIPPED,
+    CheckpointRegistry,
+    Initialisations,
+    RegistryState,
+    UnknownCheckpoint,
+)
 from ssmsam.fewshot.estimate import Estimate
-from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
 from ssmsam.fewshot.meta_learning import hold_out, judged
 from ssmsam.fewshot.support import NothingToLearn, Support
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.registry import SSM_SAM
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SPEC
 from ssmsam.progress import Cancelled

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pocket_service import AFFINE, LABELS, SHAPE, annotate, make_service, truth
 
-from ssmsam.annotation.annotations import Annotations, Update
-from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
+from ssmsam.annotation.annotations import Annotations, SliceAnnotation, SliceKey, Source, Update
 from ssmsam.cli.command import main
 from ssmsam.dicom.rtstruct import read_rtstruct
 from ssmsam.dicom.seg_reader import read_seg

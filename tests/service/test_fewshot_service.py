@@ -12,7 +12,7 @@ import torch
 from pocket_service import AFFINE, SHAPE, annotate, make_service
 from safetensors.torch import save_file
 
-from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.annotation.annotations import InvalidSubmission
 from ssmsam.cache import Cache
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pocket_service import annotate, make_service
 
-from ssmsam.annotation.review import ReviewVerdict
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey
+from ssmsam.annotation.annotations import InvalidSubmission, SliceKey
+from ssmsam.annotation.log import ReviewVerdict
 from ssmsam.service.errors import InvalidRequest, NotNow, NotYours
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.jobs import act_for

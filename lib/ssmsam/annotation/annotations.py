@@ -1,17 +1,125 @@
-"""All that was annotated on one volume, with everything that was said before."""
+"""All that was annotated on one volume, with everything that was said before; and what few-shot methods learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import Enum
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import StrictInt, StrictStr
 
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, Source
 from ssmsam.ops import PackedMask
-from ssmsam.volume.geometry import Plane
-from ssmsam.volume.volume import Grid
+from ssmsam.volume.geometry import STORED_SLICES, Grid, Plane
+
+
+class InvalidSubmission(ValueError):
+    """What a client submitted cannot be used as it is. The message tells the user what to do."""
+
+
+class OtherImage(InvalidSubmission):
+    """The annotations of an image were made on another one, which had its name."""
+
+    def __init__(self, image: str, annotated: Grid, found: Grid) -> None:
+        moved = annotated.shape == found.shape
+        differs = "in another place" if moved else f"shape {annotated.shape}, now {found.shape}"
+        super().__init__(
+            f"the annotations of {image!r} were made on another image of this name ({differs}): remove its label "
+            "'partial', or give the new image another name"
+        )
+
+
+class Source(str, Enum):
+    """Why a slice counts as annotated."""
+
+    CLIENT = "client"
+    """The submission listed it."""
+    COMPLETE = "complete"
+    """The label was declared finished on the whole volume."""
+    MESSAGE = "message"
+    """The user marked it with a message model: accepted, or empty."""
+    NEGATIVE = "negative"
+    """The user painted where the label is not; only painted voxels are known."""
+    ASSIGNED = "assigned"
+    """The user was asked for it and submitted."""
+    PROMPTED = "prompted"
+    """The user clicked on it and submitted the answer."""
+    DELTA = "delta"
+    """The user changed what was served."""
+    NONEMPTY = "nonempty"
+    """The user drew on it, and nothing had been served."""
+
+
+class SliceKey(NamedTuple):
+    """One label on one slice. ``axis`` is the array axis that the slice is perpendicular to: 0 stored slices, 1 rows, 2
+    columns."""
+
+    label: StrictStr
+    axis: StrictInt
+    index: StrictInt  # type: ignore[assignment]  # nobody counts in a key
+
+    @property
+    def plane(self) -> Plane:
+        return Plane(self.axis)
+
+
+@dataclass(frozen=True)
+class SliceAnnotation:
+    """What a person said about one label on one slice."""
+
+    mask: PackedMask
+    source: Source
+    client: str = ""
+    when: str = ""
+    """ISO 8601, UTC."""
+    known: PackedMask | None = None
+    """Where the mask is truth; None for the whole slice."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the label is nowhere on the slice, as far as it is known."""
+        return self.mask.empty
+
+    @property
+    def weight(self) -> np.ndarray:
+        """(height, width) float32: 1 where the mask is truth, 0 where nothing is known."""
+        if self.known is None:
+            return np.ones(self.mask.shape, dtype=np.float32)
+        return self.known.array.astype(np.float32)
+
+    def adds_to(self, old: SliceAnnotation) -> bool:
+        """Whether this says anything that ``old`` does not say already."""
+        if (self.mask, self.known) == (old.mask, old.known):
+            return False
+        if old.known is None and self.known is not None:  # less is said, which matters only if it disagrees
+            known = self.known.array
+            return not np.array_equal(self.mask.array & known, old.mask.array & known)
+        return True
+
+
+def now() -> str:
+    """The time as annotations note it: ISO 8601, UTC. Each is later than the one before and :func:`not_before`: clocks
+    are set back, and what was done later must not look earlier."""
+    with _telling:
+        told = datetime.fromtimestamp(time.time(), UTC)
+        _latest[0] = max(told, _latest[0] + timedelta(microseconds=1))
+        return _latest[0].isoformat(timespec="microseconds")
+
+
+def not_before(seconds: float) -> None:
+    """From here on :func:`now` is later than this, in seconds since 1970: when the server wrote last."""
+    with _telling, suppress(ValueError, OverflowError, OSError):  # years that are none
+        _latest[0] = max(datetime.fromtimestamp(seconds, UTC), _latest[0])
+
+
+_telling = threading.Lock()
+_latest = [datetime.min.replace(tzinfo=UTC)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +148,8 @@ class Update:
     """Slices that a mask shows as they are annotated already."""
     undoes: frozenset[int] = frozenset()
     """The revisions that this takes back."""
+    number: int = 0
+    """Of the revision that it became: ``entries`` holds only slices that it annotated anew or differently then."""
 
     def __post_init__(self) -> None:
         for key in (*self.entries, *self.predicted, *self.withdrawn):
@@ -52,27 +162,15 @@ class Update:
                     f"this plane have {shape}: submit it on the grid of the stored image"
                 )
 
-
-@dataclass(frozen=True, eq=False)
-class Revision:
-    """What changed with one submission. ``entries`` holds only slices that it annotated anew or differently."""
-
-    number: int
-    update: Update
-
-    @property
-    def entries(self) -> Mapping[SliceKey, SliceAnnotation]:
-        return self.update.entries
-
     @property
     def keys(self) -> frozenset[SliceKey]:
-        """The slices that changed."""
-        return self.update.withdrawn | self.update.entries.keys()
+        """The slices that it changes."""
+        return self.withdrawn | self.entries.keys()
 
     @property
     def says_something(self) -> bool:
-        """Whether it changed a slice, or what is finished."""
-        return bool(self.keys or self.update.complete or self.update.reopened)
+        """Whether it changes a slice, or what is finished."""
+        return bool(self.keys or self.complete or self.reopened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +182,7 @@ class Annotations:
     """
 
     grid: Grid
-    revisions: tuple[Revision, ...] = ()
+    revisions: tuple[Update, ...] = ()
 
     @property
     def revision(self) -> int:
@@ -97,35 +195,33 @@ class Annotations:
         known: dict[SliceKey, SliceAnnotation] = {}
         for revision in self.revisions:
             known.update(revision.entries)
-            for key in revision.update.withdrawn:
+            for key in revision.withdrawn:
                 known.pop(key, None)
         return dict(sorted(known.items()))
 
     @cached_property
     def withdrawn(self) -> frozenset[SliceKey]:
         """Slices that were annotated once and are no longer."""
-        return frozenset[SliceKey]().union(*(revision.update.withdrawn for revision in self.revisions)) - set(
-            self.slices
-        )
+        return frozenset[SliceKey]().union(*(revision.withdrawn for revision in self.revisions)) - set(self.slices)
 
     @cached_property
     def predicted(self) -> frozenset[SliceKey]:
         """Slices that hold an unconfirmed prediction and no annotation."""
-        found = frozenset[SliceKey]().union(*(revision.update.predicted for revision in self.revisions))
+        found = frozenset[SliceKey]().union(*(revision.predicted for revision in self.revisions))
         return found - self.slices.keys()
 
     @cached_property
     def complete(self) -> frozenset[str]:
         """Labels that were declared finished on the whole volume, and not opened again."""
         found = frozenset[str]()
-        for update in (revision.update for revision in self.revisions):
+        for update in self.revisions:
             found = (found | update.complete) - update.reopened - {key.label for key in update.withdrawn}
         return found
 
     @property
     def reopened(self) -> bool:
         """Whether a label was taken back after it had been declared finished, and is not finished now."""
-        taken_back = frozenset[str]().union(*(revision.update.reopened for revision in self.revisions))
+        taken_back = frozenset[str]().union(*(revision.reopened for revision in self.revisions))
         return bool(taken_back - self.complete)
 
     @property
@@ -136,7 +232,7 @@ class Annotations:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Every label that a submission named, sorted."""
-        named = frozenset[str]().union(*(revision.update.labels for revision in self.revisions))
+        named = frozenset[str]().union(*(revision.labels for revision in self.revisions))
         return tuple(sorted(named | {key.label for key in (*self.slices, *self.predicted)}))
 
     def annotated(self, label: str, *, plane: Plane = STORED_SLICES) -> dict[int, SliceAnnotation]:
@@ -154,20 +250,18 @@ class Annotations:
 
         What somebody changed since then stays. Raises :class:`InvalidSubmission` when nothing is left.
         """
-        undone = frozenset[int]().union(*(revision.update.undoes for revision in self.revisions))
-        standing = [one for one in self.revisions if not one.update.undoes and one.number not in undone]
-        own = [one for one in standing if one.update.client == client and one.says_something]
+        undone = frozenset[int]().union(*(revision.undoes for revision in self.revisions))
+        standing = [one for one in self.revisions if not one.undoes and one.number not in undone]
+        own = [one for one in standing if one.client == client and one.says_something]
         while own:
-            last = [
-                one for one in own if one is own[-1] or (one.update.when and one.update.when == own[-1].update.when)
-            ]
+            last = [one for one in own if one is own[-1] or (one.when and one.when == own[-1].when)]
             found = self._without(last, standing, client=client, when=when)
             if found.entries or found.withdrawn or found.complete or found.reopened:
                 return found
             own = [one for one in own if one not in last]  # others changed all of it since
         raise InvalidSubmission("there is nothing of yours to take back on this image")
 
-    def _without(self, last: Sequence[Revision], standing: Sequence[Revision], *, client: str, when: str) -> Update:
+    def _without(self, last: Sequence[Update], standing: Sequence[Update], *, client: str, when: str) -> Update:
         """What leads to a state without the ``last`` revisions, except for what later ``standing`` ones changed."""
         numbers = frozenset(revision.number for revision in last)
         before = replace(self, revisions=tuple(one for one in standing if one.number < min(numbers)))
@@ -178,7 +272,7 @@ class Annotations:
         return Update(
             self.grid,
             restored,
-            complete=frozenset().union(*(one.update.reopened for one in last)) & before.complete,
+            complete=frozenset().union(*(one.reopened for one in last)) & before.complete,
             client=client,
             when=when,
             notes=tuple(
@@ -186,7 +280,7 @@ class Annotations:
                 for key in sorted(touched & changed)
             ),
             withdrawn=(mine & self.slices.keys()) - restored.keys(),
-            reopened=frozenset().union(*(one.update.complete for one in last)) & self.complete,
+            reopened=frozenset().union(*(one.complete for one in last)) & self.complete,
             undoes=numbers,
         )
 
@@ -214,10 +308,11 @@ class Annotations:
             withdrawn=update.withdrawn & self.slices.keys(),
             reopened=update.reopened & self.complete,
             unchanged=frozenset(),
+            number=self.revision + 1,
         )
-        if not (news.entries or news.predicted or news.complete or news.labels or news.withdrawn or news.reopened):
+        if not (news.says_something or news.predicted or news.labels):
             return self
-        return replace(self, revisions=(*self.revisions, Revision(self.revision + 1, news)))
+        return replace(self, revisions=(*self.revisions, news))
 
     def target(self, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Mask and weight of a label on the whole grid: bool and float32, both (slices, rows, columns).
@@ -288,3 +383,77 @@ def pack_slices(mask: np.ndarray, plane: Plane, indices: Iterable[int]) -> dict[
     """Some slices of a mask (slices, rows, columns), packed."""
     stack = plane.stack(mask)
     return {int(index): PackedMask.of(stack[index]) for index in indices}
+
+
+@dataclass(frozen=True)
+class SupportSlice:
+    """One annotated slice of one label."""
+
+    image: str
+    key: SliceKey
+    annotation: SliceAnnotation
+    grid: Grid = field(compare=False)
+    """Of its image, when it was annotated."""
+
+    @property
+    def label(self) -> str:
+        return self.key.label
+
+    @property
+    def plane(self) -> Plane:
+        return self.key.plane
+
+    @property
+    def index(self) -> int:
+        return self.key.index
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(height, width) bool."""
+        return self.annotation.mask.array
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """Annotated slices of one or more images, sorted by image, label, axis and slice."""
+
+    slices: tuple[SupportSlice, ...] = ()
+
+    @classmethod
+    def of(cls, annotations: Mapping[str, Annotations]) -> SupportSet:
+        """Every annotated slice of the images: image id -> what is known of it."""
+        return cls(
+            tuple(
+                SupportSlice(image, key, entry, known.grid)
+                for image, known in sorted(annotations.items())
+                for key, entry in known.slices.items()
+            )
+        )
+
+    def only(
+        self, *, label: str | None = None, images: Collection[str] | None = None, nonempty: bool = False
+    ) -> SupportSet:
+        """The slices of a label, of some images, and with ``nonempty`` those whose mask is not empty."""
+        return SupportSet(
+            tuple(
+                item
+                for item in self.slices
+                if (label is None or item.label == label)
+                and (images is None or item.image in images)
+                and not (nonempty and item.annotation.empty)
+            )
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted({item.label for item in self.slices}))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(sorted({item.image for item in self.slices}))
+
+    def __iter__(self) -> Iterator[SupportSlice]:
+        return iter(self.slices)
+
+    def __len__(self) -> int:
+        return len(self.slices)

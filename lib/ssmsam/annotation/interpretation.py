@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update, check_slice
-from ssmsam.annotation.labels import NEGATIVE, fold, known_label, negative_of, read_label_info
-from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict
-from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
-from ssmsam.annotation.slice_state import (
-    STORED_SLICES,
+from ssmsam.annotation.annotations import (
+    Annotations,
     InvalidSubmission,
     SliceAnnotation,
     SliceKey,
     Source,
+    Update,
+    check_slice,
     now,
+    pack_slices,
 )
+from ssmsam.annotation.labels import NEGATIVE, fold, known_label, negative_of, read_label_info
+from ssmsam.annotation.log import UNNAMED, Assignment, Mark, Served, Verdict
+from ssmsam.annotation.partial import Partial, read_partial, with_known_labels
 from ssmsam.ops import PackedMask
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.volume import Grid, Volume
 
 
@@ -40,81 +42,6 @@ def on_screen(
             before[index] = entry.mask
             confirmed.add(index)
     return before, frozenset(confirmed)
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """One label of a submission, slice by slice along the plane of work, beside what had been there before."""
-
-    label: str
-    axis: int
-    drawn: Mapping[int, PackedMask]
-    """The submitted slices that are not empty."""
-    before: Mapping[int, PackedMask]
-    """What the client had on screen per slice, as far as it is known; empty slices too."""
-    confirmed: frozenset[int]
-    """Slices whose mask in ``before`` is this client's own annotation, not a prediction."""
-    prompted: frozenset[int]
-    served: bool
-    """Whether the label was ever served on this image."""
-
-    @classmethod
-    def of(
-        cls,
-        mask: np.ndarray,
-        label: str,
-        client: str,
-        plane: Plane,
-        served: Served | None,
-        annotations: Annotations,
-    ) -> Evidence:
-        """Of a submitted mask (slices, rows, columns) bool of one label."""
-        stack = plane.stack(mask)
-        drawn = {int(index): PackedMask.of(stack[index]) for index in np.flatnonzero(stack.any(axis=(1, 2)))}
-        before, confirmed = on_screen(label, client, plane, served, annotations)
-        prompted = served.prompted if served is not None and served.axis == plane.axis else frozenset()
-        return cls(label, plane.axis, drawn, before, confirmed, prompted, served is not None)
-
-    def human(self) -> Iterator[tuple[int, Source]]:
-        """Slices that a person worked on: clicked, changed, or drew where nothing had been served."""
-        for index, mask in self.drawn.items():
-            if index in self.prompted and mask == self.before.get(index):
-                yield index, Source.PROMPTED
-            elif mask != self.before.get(index):
-                yield index, Source.DELTA if self.served else Source.NONEMPTY
-        if self._descends:
-            yield from ((index, Source.DELTA) for index in self._erased)
-
-    def is_prediction(self, index: int) -> bool:
-        """Whether the submitted slice is what was served, unchanged and unconfirmed."""
-        mask = self.drawn.get(index)
-        unseen = index not in self.prompted and index not in self.confirmed
-        return mask is not None and unseen and mask == self.before.get(index)
-
-    def predicted(self) -> set[SliceKey]:
-        """Slices that hold a prediction still."""
-        return {SliceKey(self.label, self.axis, index) for index in self.drawn if self.is_prediction(index)}
-
-    def unchanged(self) -> set[SliceKey]:
-        """Slices that are annotated as they were submitted."""
-        same = (index for index in self.confirmed if self.drawn.get(index) == self.before[index])
-        return {SliceKey(self.label, self.axis, index) for index in same}
-
-    def erased_without_proof(self) -> list[int]:
-        """Slices where a mask is gone and nothing shows that somebody erased it."""
-        return [] if self._descends else self._erased
-
-    @property
-    def _erased(self) -> list[int]:
-        return sorted(index for index, mask in self.before.items() if not mask.empty and index not in self.drawn)
-
-    @property
-    def _descends(self) -> bool:
-        """Whether the submission was made from what had been on screen: some slice of it is still there, unchanged.
-
-        Without that, the user perhaps began afresh, and the slices that are missing were never looked at.
-        """
-        return any(mask == self.before.get(index) for index, mask in self.drawn.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +123,10 @@ def interpret(submission: Submission, context: Context) -> Update:
     for label in labels:
         reader = _LabelReader(submission, context, label, values, partial, notes)
         entries.update(reader.entries())
-        predicted |= reader.evidence.predicted()
-        unchanged |= reader.evidence.unchanged()
+        predicted |= {
+            SliceKey(label, reader.plane.axis, index) for index in reader.drawn if reader.is_prediction(index)
+        }
+        unchanged |= reader.unchanged()
     partial = partial or Partial()
     withdrawn = partial.withdrawn | context.annotations.declared_whole(partial.reopened)
     return Update(
@@ -238,7 +167,7 @@ def interpret_mark(mark: Mark, context: Context) -> Update:
 
 
 class _LabelReader:
-    """One label of a submission."""
+    """One label of a submission, slice by slice along the plane of work, beside what had been there before."""
 
     def __init__(
         self,
@@ -257,7 +186,12 @@ class _LabelReader:
         self.negative = submission.mask_of(values.get(NEGATIVE + label))
         self.plane = STORED_SLICES if served is None else Plane(served.axis)
         """The plane of work: along it, slices are compared with what was served."""
-        self.evidence = Evidence.of(self.mask, label, submission.client, self.plane, served, context.annotations)
+        shown = np.flatnonzero(self.plane.stack(self.mask).any(axis=(1, 2)))
+        self.drawn = pack_slices(self.mask, self.plane, shown)
+        """The submitted slices that are not empty."""
+        self.before, self.confirmed = on_screen(label, submission.client, self.plane, served, context.annotations)
+        self.prompted = served.prompted if served is not None else frozenset[int]()
+        self.served = served is not None
 
     def entries(self) -> dict[SliceKey, SliceAnnotation]:
         """Slices of this label that are truth."""
@@ -270,6 +204,21 @@ class _LabelReader:
                 if key not in found:
                     found[key] = self._annotation(key, source)
         return found
+
+    def is_prediction(self, index: int) -> bool:
+        """Whether the submitted slice is what was served, unchanged and unconfirmed."""
+        mask = self.drawn.get(index)
+        unseen = index not in self.prompted and index not in self.confirmed
+        return mask is not None and unseen and mask == self.before.get(index)
+
+    def predicted(self) -> set[SliceKey]:
+        """Slices that hold a prediction still."""
+        return {SliceKey(self.label, self.plane.axis, index) for index in self.drawn if self.is_prediction(index)}
+
+    def unchanged(self) -> set[SliceKey]:
+        """Slices that are annotated as they were submitted."""
+        same = (index for index in self.confirmed if self.drawn.get(index) == self.before[index])
+        return {SliceKey(self.label, self.plane.axis, index) for index in same}
 
     def _unnamed(self) -> Served | None:
         """Masks that were asked for without a label, when this label holds one of them unchanged."""
@@ -286,7 +235,7 @@ class _LabelReader:
         known = None
         if source is Source.NEGATIVE:
             area = key.plane.stack(self.negative)[key.index]
-            human = not self.evidence.is_prediction(key.index)  # a served mask stays unconfirmed beside the strokes
+            human = not self.is_prediction(key.index)  # a served mask stays unconfirmed beside the strokes
             known = PackedMask.of(area | mask if human else area)
             mask = mask if human else np.zeros_like(mask)
         return SliceAnnotation(PackedMask.of(mask), source, self.submission.client, self.submission.when, known)
@@ -338,9 +287,19 @@ class _LabelReader:
 
     def _seen(self) -> Iterator[tuple[SliceKey, Source]]:
         """Clicked, changed and drawn slices."""
-        for index, source in self.evidence.human():
-            yield SliceKey(self.label, self.plane.axis, index), source
-        if left := self.evidence.erased_without_proof():
+        changed = Source.DELTA if self.served else Source.NONEMPTY
+        for index, mask in self.drawn.items():
+            if index in self.prompted and mask == self.before.get(index):
+                yield SliceKey(self.label, self.plane.axis, index), Source.PROMPTED
+            elif mask != self.before.get(index):
+                yield SliceKey(self.label, self.plane.axis, index), changed
+        left = sorted(index for index, mask in self.before.items() if not mask.empty and index not in self.drawn)
+        # the submission was made from what had been on screen where some slice of it is still there, unchanged; else
+        # the user perhaps began afresh, and the slices that are missing were never looked at
+        if any(mask == self.before.get(index) for index, mask in self.drawn.items()):
+            for index in left:
+                yield SliceKey(self.label, self.plane.axis, index), Source.DELTA
+        elif left:
             self.notes.append(
                 f"{self.label} is missing on {_numbers(left)}, where there was some; that alone does not count as "
                 "empty: mark such slices with empty_slice"

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.annotations import Annotations, InvalidSubmission, SliceKey, Source
 from ssmsam.annotation.labels import known_label
-from ssmsam.annotation.slice_state import InvalidSubmission, SliceKey, Source
 from ssmsam.json_text import InvalidJson, read_json_text
 from ssmsam.volume.volume import Grid
 

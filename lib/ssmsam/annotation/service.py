@@ -14,7 +14,18 @@ from uuid import uuid4
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update, check_slice
+from ssmsam.annotation.annotations import (
+    Annotations,
+    InvalidSubmission,
+    OtherImage,
+    SliceAnnotation,
+    SliceKey,
+    Source,
+    Update,
+    check_slice,
+    not_before,
+    now,
+)
 from ssmsam.annotation.interpretation import (
     Context,
     Submission,
@@ -29,15 +40,6 @@ from ssmsam.annotation.labels import is_reserved, known_label, negative_of
 from ssmsam.annotation.log import INDEX as WORK
 from ssmsam.annotation.log import UNNAMED, Mark, Served, WorkLog
 from ssmsam.annotation.partial import read_partial, with_known_labels
-from ssmsam.annotation.slice_state import (
-    InvalidSubmission,
-    OtherImage,
-    SliceAnnotation,
-    SliceKey,
-    Source,
-    not_before,
-    now,
-)
 from ssmsam.annotation.store import INDEX, AnnotationStore, image_folder
 from ssmsam.files import WRITING
 from ssmsam.ops import PackedMask

@@ -15,15 +15,21 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints
 
-from ssmsam.annotation.annotations import Annotations, Revision, Update
-from ssmsam.annotation.slice_state import SliceAnnotation, SliceKey, Source
-from ssmsam.annotation.support import SupportSet, SupportSlice
+from ssmsam.annotation.annotations import (
+    Annotations,
+    SliceAnnotation,
+    SliceKey,
+    Source,
+    SupportSet,
+    SupportSlice,
+    Update,
+)
 from ssmsam.cache import Cache
 from ssmsam.files import put_aside, write_bytes
 from ssmsam.ops import PackedMask
@@ -71,12 +77,6 @@ def write_masks(path: Path, masks: Sequence[PackedMask]) -> str:
     np.savez_compressed(buffer, **{f"mask{n}": np.frombuffer(mask.bits, np.uint8) for n, mask in enumerate(masks)})
     write_bytes(path, buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-class ReadMasks(Protocol):
-    """:func:`read_masks`, or the same with a memory."""
-
-    def __call__(self, path: Path, shapes: tuple[tuple[int, int], ...], *, sha256: str) -> list[PackedMask]: ...
 
 
 def read_masks(path: Path, shapes: tuple[tuple[int, int], ...], *, sha256: str) -> list[PackedMask]:
@@ -190,9 +190,9 @@ class RevisionRecord(Record):
     undoes: tuple[StrictInt, ...] = ()
 
     @classmethod
-    def write(cls, folder: Path, revision: Revision) -> RevisionRecord:
-        """Write a revision's masks; the record of it."""
-        update, masks, entries = revision.update, [], []
+    def write(cls, folder: Path, update: Update) -> RevisionRecord:
+        """Write the masks of a revision; the record of it."""
+        masks, entries = [], []
         for key, entry in sorted(update.entries.items()):
             masks += [entry.mask] if entry.known is None else [entry.mask, entry.known]
             entries.append(
@@ -205,9 +205,9 @@ class RevisionRecord(Record):
                     partly=entry.known is not None,
                 )
             )
-        name = f"revision-{revision.number:06d}.npz"
+        name = f"revision-{update.number:06d}.npz"
         return cls(
-            number=revision.number,
+            number=update.number,
             client=update.client,
             when=update.when,
             notes=update.notes,
@@ -217,12 +217,12 @@ class RevisionRecord(Record):
             **{name: tuple(sorted(getattr(update, name))) for name in SETS},
         )
 
-    def read(self, folder: Path, grid: Grid, read: ReadMasks = read_masks) -> Revision:
+    def read(self, folder: Path, grid: Grid) -> Update:
         """The revision with its masks. Raises ``CorruptAnnotations``."""
         with one_error(folder / self.masks):
             shapes = tuple(entry.shape for entry in self.entries for _ in range(1 + entry.partly))
-            masks = read(folder / self.masks, shapes, sha256=self.sha256) if shapes else []
-            return Revision(self.number, self.update(grid, iter(masks)))
+            masks = _recalled_masks(folder / self.masks, shapes, self.sha256) if shapes else []
+            return self.update(grid, iter(masks))
 
     def update(self, grid: Grid, masks: Iterator[PackedMask]) -> Update:
         """What the revision says. Where ``masks`` end its slices are empty, which is enough to check it."""
@@ -233,7 +233,7 @@ class RevisionRecord(Record):
             key = SliceKey(entry.label, entry.axis, entry.index)
             entries[key] = SliceAnnotation(mask, entry.source, entry.client, entry.when, known)
         sets = {name: frozenset(getattr(self, name)) for name in SETS}
-        return Update(grid, entries, client=self.client, when=self.when, notes=self.notes, **sets)
+        return Update(grid, entries, client=self.client, when=self.when, notes=self.notes, number=self.number, **sets)
 
 
 class GridRecord(Record):
@@ -276,9 +276,9 @@ class IndexRecord(Record):
     def grid(self) -> Grid:
         return Grid(self.written_grid.shape, np.asarray(self.written_grid.affine))
 
-    def annotations(self, folder: Path, read: ReadMasks = read_masks) -> Annotations:
+    def annotations(self, folder: Path) -> Annotations:
         """All of it with its masks. Raises ``CorruptAnnotations``."""
-        return Annotations(self.grid, tuple(record.read(folder, self.grid, read) for record in self.revisions))
+        return Annotations(self.grid, tuple(record.read(folder, self.grid) for record in self.revisions))
 
     @property
     def overview(self) -> Overview:
@@ -400,8 +400,18 @@ MASK_BYTES = 64 * 2**20
 """Of masks that are kept in memory. A guess: two thousand slices of 512 x 512."""
 
 
-def _bytes_of(masks: Sequence[PackedMask]) -> int:
-    return sum(len(mask.bits) for mask in masks)
+_MASKS: Cache[Hashable, list[PackedMask]] = Cache(MASK_BYTES, size=lambda masks: sum(len(one.bits) for one in masks))
+"""By file, with its stamp, and what is expected in it: every submission, and every question for support, needs all that
+was ever said."""
+
+
+def _recalled_masks(path: Path, shapes: tuple[tuple[int, int], ...], sha256: str) -> list[PackedMask]:
+    """:func:`read_masks`, which does not read again what was read lately."""
+    try:
+        stamp = _stamp(path)
+    except (OSError, ValueError):
+        return read_masks(path, shapes, sha256=sha256)  # it says what is wrong
+    return _MASKS.recalled((path, stamp, shapes, sha256), lambda: read_masks(path, shapes, sha256=sha256))
 
 
 def image_folder(root: Path, image: str) -> Path:
@@ -414,9 +424,7 @@ def image_folder(root: Path, image: str) -> Path:
 class AnnotationStore:
     """The annotations of all images under ``root``. Several processes may submit at once.
 
-    Files of masks that were read lately are not read again: every submission, and every question for support, needs all
-    that was ever said. A damaged index is rebuilt from the files of its revisions when it is met, and the old one is
-    kept beside it.
+    A damaged index is rebuilt from the files of its revisions when it is met, and the old one is kept beside it.
     """
 
     root: Path
@@ -426,10 +434,6 @@ class AnnotationStore:
     """Index file -> its stamp, image and overview."""
     _support: dict[str, tuple[Stamp, SupportSet]] = field(default_factory=dict, compare=False, repr=False)
     """Image -> the stamp of its index file and its annotated slices."""
-    _masks: Cache[Hashable, list[PackedMask]] = field(
-        default_factory=lambda: Cache(MASK_BYTES, size=_bytes_of), compare=False, repr=False
-    )
-    """By file, with its stamp, and what is expected in it."""
     _lost: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
     """Whether a folder without an index holds revisions."""
 
@@ -497,7 +501,7 @@ class AnnotationStore:
             if merged is not known:
                 folder.mkdir(parents=True, exist_ok=True)  # a damaged one was put aside
                 old = read_index(folder / INDEX).revisions if known.revisions else ()
-                new = [RevisionRecord.write(folder, revision) for revision in merged.revisions[len(old) :]]
+                new = [RevisionRecord.write(folder, update) for update in merged.revisions[len(old) :]]
                 for record in (*old, *new):  # what the index says, once more: it can be rebuilt from these
                     own = revision_file(folder, record.number)
                     if record in new or not own.exists():
@@ -532,19 +536,12 @@ class AnnotationStore:
     def _load(self, folder: Path, *, lock: bool) -> Annotations | None:
         try:
             index = self._index(folder, lock=lock)
-            return None if index is None else index.annotations(folder, self._read_masks)
+            return None if index is None else index.annotations(folder)
         except UnknownSchema:
             raise
         except CorruptAnnotations as error:  # masks are damaged
             index = self._recovered(folder, error, lock=lock)
             return None if index is None else index.annotations(folder)
-
-    def _read_masks(self, path: Path, shapes: tuple[tuple[int, int], ...], *, sha256: str) -> list[PackedMask]:
-        try:
-            stamp = _stamp(path)
-        except (OSError, ValueError):
-            return read_masks(path, shapes, sha256=sha256)  # it says what is wrong
-        return self._masks.recalled((path, stamp, shapes, sha256), lambda: read_masks(path, shapes, sha256=sha256))
 
     def _index(self, folder: Path, *, lock: bool) -> IndexRecord | None:
         """A sound index; None where there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,24 +147,8 @@ def _tip_first(ends: np.ndarray, parts: np.ndarray) -> np.ndarray:
 # --- reports
 
 
-@dataclass(frozen=True)
-class _Context:
-    """What the containers round a place in a report say of it."""
-
-    words: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Place:
-    item: Dataset
-    context: _Context = field(default_factory=_Context)
-
-
 def _in_report(report: Dataset, images: _Images) -> Iterator[Measurement]:
-    for place in _places(report, _Context()):
-        text = ", ".join(dict.fromkeys((*place.context.values, *place.context.words)))
-        item = place.item
+    for item, text in _places(report):
         if item.ValueType == "SCOORD":
             slices = images.named(
                 reference
@@ -179,22 +163,20 @@ def _in_report(report: Dataset, images: _Images) -> Iterator[Measurement]:
                 yield Measurement(kind, "SR", k, shape, text)
 
 
-def _places(item: Dataset, context: _Context) -> Iterator[_Place]:
+def _places(item: Dataset, values: tuple[str, ...] = (), words: tuple[str, ...] = ()) -> Iterator[tuple[Dataset, str]]:
     """The regions in a report, each with what is said round it: values of its group, and what was found where."""
     children = list(item.get("ContentSequence", ()))
     if _code(item) == GROUP:
-        context = _Context()
-    words = [_meaning(one) for one in children if _code(one) in (FINDING, FINDING_SITE)]
-    values = [_value(one) for one in children if one.get("ValueType") == "NUM"]
-    context = replace(
-        context, words=(*context.words, *filter(None, words)), values=(*context.values, *filter(None, values))
-    )
+        values, words = (), ()
+    words += tuple(_meaning(one) for one in children if _code(one) in (FINDING, FINDING_SITE))
+    values += tuple(_value(one) for one in children if one.get("ValueType") == "NUM")
     for child in children:
         if child.get("ValueType") in ("SCOORD", "SCOORD3D"):
             own = _value(item) if item.get("ValueType") == "NUM" else ""
-            yield _Place(child, replace(context, values=(own,)) if own else context)
+            said = (*((own,) if own else values), *words)
+            yield child, ", ".join(dict.fromkeys(filter(None, said)))
         else:
-            yield from _places(child, context)
+            yield from _places(child, values, words)
 
 
 def _code(item: Dataset) -> str:

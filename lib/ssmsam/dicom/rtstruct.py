@@ -13,19 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import RTStructureSetStorage, generate_uid
 from scipy.spatial import cKDTree
 from skimage.draw import polygon2mask
 from skimage.measure import find_contours, points_in_poly
 
-from ssmsam.dicom.colors import distinct_colours
-from ssmsam.dicom.file import read_dataset
-from ssmsam.dicom.frames import reference
+from ssmsam.dicom.file import new_file, read_dataset, reference
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, SegMismatch, label_mask
 from ssmsam.dicom.seg_writer import AlgorithmNotes, prepared
 from ssmsam.dicom.series import DicomSeries
-from ssmsam.dicom.terminology import concept_of
+from ssmsam.dicom.terminology import concept_of, distinct_colours
 from ssmsam.files import whole_file
 from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.volume import Grid, Volume
@@ -132,17 +130,11 @@ def _joined(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
 def _structure_set(
     masks: Mapping[str, np.ndarray], grid: Grid, headers: Sequence[Dataset], algorithm: AlgorithmNotes
 ) -> FileDataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = RTStructureSetStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    data.is_little_endian, data.is_implicit_VR = True, False
+    data = new_file(RTStructureSetStorage, generate_uid(prefix=None))
     for name in TAKEN_OVER:
         setattr(data, name, headers[0].get(name) or "")
     now = datetime.now()
     data.SpecificCharacterSet = "ISO_IR 192"
-    data.SOPClassUID, data.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
     data.Modality, data.SeriesInstanceUID = "RTSTRUCT", generate_uid(prefix=None)
     data.SeriesNumber, data.InstanceNumber, data.OperatorsName = 1000, 1, ""
     data.Manufacturer, data.ManufacturerModelName = "ssmsam", algorithm.name

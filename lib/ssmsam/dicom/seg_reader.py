@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset
 
-from ssmsam.dicom.seg_frames import Segment, SegmentFrame, read_seg_dataset, segment_frames, segments_of
+from ssmsam.dicom.seg_check import Segment, SegmentFrame, read_seg_dataset, segment_frames, segments_of
 from ssmsam.volume.errors import UnreadableVolume, one_error
 from ssmsam.volume.volume import Grid, Volume
 

@@ -21,13 +21,18 @@ from highdicom.sr import CodedConcept
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM
 
-from ssmsam.dicom.colors import RGB, cielab, distinct_colours
-from ssmsam.dicom.file import read_dataset
-from ssmsam.dicom.frames import OWN, SHARED, frame_headers, reference
-from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered, check_seg, label_mask
-from ssmsam.dicom.seg_frames import NUMBER_ELEMENT, NUMBER_GROUP, NUMBER_OWNER
+from ssmsam.dicom.file import OWN, SHARED, frame_headers, read_dataset, reference
+from ssmsam.dicom.seg_check import (
+    NOTHING_COVERED,
+    NUMBER_ELEMENT,
+    NUMBER_GROUP,
+    NUMBER_OWNER,
+    Covered,
+    check_seg,
+    label_mask,
+)
 from ssmsam.dicom.series import DicomSeries, find_series
-from ssmsam.dicom.terminology import PRIVATE_SCHEME, Code, Concept, concept_of
+from ssmsam.dicom.terminology import PRIVATE_SCHEME, RGB, Code, Concept, cielab, concept_of, distinct_colours
 from ssmsam.files import whole_file
 from ssmsam.volume.volume import Volume
 

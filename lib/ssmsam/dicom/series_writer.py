@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.dataset import FileDataset
+from pydicom.uid import UID, CTImageStorage, MRImageStorage
 
+from ssmsam.dicom.file import new_file
 from ssmsam.volume.volume import Volume
 
 STORAGE = {"CT": CTImageStorage, "MR": MRImageStorage}
@@ -47,17 +48,13 @@ def write_dicom_series(volume: Volume, folder: Path, *, patient: DicomPatient) -
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(volume.shape[0]):
         path = folder / f"{index + 1:04d}.dcm"
-        _slice(volume, index, patient, path).save_as(path, write_like_original=False)
+        _slice(volume, index, patient).save_as(path, write_like_original=False)
 
 
-def _slice(volume: Volume, index: int, patient: DicomPatient, path: Path) -> FileDataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = STORAGE[volume.modality]
-    meta.MediaStorageSOPInstanceUID = derived_uid(patient.patient_id, volume.digest, "instance", index)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = derived_uid("ssmsam")
-    header = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    header.is_little_endian, header.is_implicit_VR = True, False
+def _slice(volume: Volume, index: int, patient: DicomPatient) -> FileDataset:
+    uid = derived_uid(patient.patient_id, volume.digest, "instance", index)
+    header = new_file(STORAGE[volume.modality], uid)
+    header.file_meta.ImplementationClassUID = derived_uid("ssmsam")
     _describe_patient(header, volume, patient)
     _describe_pixels(header, volume, index)
     if volume.modality == "MR":
@@ -73,7 +70,6 @@ def _describe_patient(header: pydicom.Dataset, volume: Volume, patient: DicomPat
     identity = (patient.patient_id, volume.digest)
     header.SpecificCharacterSet = "ISO_IR 100"
     header.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-    header.SOPClassUID = STORAGE[volume.modality]
     header.PatientName, header.PatientID = patient.name, patient.patient_id
     header.PatientBirthDate, header.PatientSex = "", ""
     header.StudyDate = header.SeriesDate = header.AcquisitionDate = header.ContentDate = patient.date
@@ -89,7 +85,6 @@ def _describe_patient(header: pydicom.Dataset, volume: Volume, patient: DicomPat
 
 
 def _describe_pixels(header: pydicom.Dataset, volume: Volume, index: int) -> None:
-    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
     header.InstanceNumber = index + 1
     _, rows, columns = volume.shape
     between_slices, between_rows, between_columns = volume.spacing

@@ -20,12 +20,10 @@ import torch
 from torch import nn
 
 from ssmsam.cache import Cache
-from ssmsam.embeddings.file_catalogue import Catalogue, fingerprint
-from ssmsam.embeddings.priority_lock import PriorityLock
-from ssmsam.embeddings.store import EmbeddingKey, EmbeddingStore, Fp16Embedding
+from ssmsam.embeddings.store import Catalogue, EmbeddingKey, EmbeddingStore, Fp16Embedding, fingerprint
 from ssmsam.models.encoder import Embedding, Encoder, use_bfloat16
 from ssmsam.models.frame import Frame, Window
-from ssmsam.progress import PATIENCE_S, Progress, is_urgent, result_of, silent, stop_if_cancelled
+from ssmsam.progress import PATIENCE_S, PriorityLock, Progress, is_urgent, result_of, silent, stop_if_cancelled
 from ssmsam.reading import read_volume
 from ssmsam.volume.body import body_centres
 from ssmsam.volume.errors import UnreadableVolume
@@ -105,8 +103,16 @@ class VolumeEmbeddings:
         return self._load()
 
     def within(self, window: Window) -> VolumeEmbeddings:
-        """The same slices in a window, enlarged."""
-        return self._embedder.open_window(self, window)
+        """The same slices in a window, enlarged to the encoder's input. They are kept in memory only: windows move with
+        what is annotated."""
+        return self._embedder.opened(
+            self.key.pixel_digest,
+            grid=self.grid,
+            load=lambda: self.volume,
+            recipe=self.recipe,
+            plane=self.plane,
+            part=(self, window),
+        )
 
     def derived(self, what: Hashable, make: Callable[[], Sized]) -> Any:
         """Something that depends on nothing but this volume and ``what``, made unless it is remembered."""
@@ -396,7 +402,7 @@ class Embedder:
             ((1, 128, 32, 32), [False, False, True, False])
         """
         recipe = recipe or recipe_for(volume)
-        return self._opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
+        return self.opened(volume.digest, grid=volume.grid, load=lambda: volume, recipe=recipe, plane=plane)
 
     def open_source(
         self, source: Path | str, *, recipe: IntensityRecipe | None = None, plane: Plane = STORED_SLICES
@@ -415,26 +421,14 @@ class Embedder:
         if known is not None:
             load = partial(_read_again, Path(source), known.pixel_digest)
             recipe = recipe or known.recipe
-            return self._opened(known.pixel_digest, grid=known.grid, load=load, recipe=recipe, plane=plane)
+            return self.opened(known.pixel_digest, grid=known.grid, load=load, recipe=recipe, plane=plane)
         before = fingerprint(source)
         volume = read_volume(source)
         if catalogue:
             catalogue.add(source, volume=volume, recipe=recipe_for(volume), fingerprint=before)
         return self.open(volume, recipe=recipe, plane=plane)
 
-    def open_window(self, whole: VolumeEmbeddings, window: Window) -> VolumeEmbeddings:
-        """The embeddings of a window of every slice, enlarged to the encoder's input. They are kept in memory only:
-        windows move with what is annotated."""
-        return self._opened(
-            whole.key.pixel_digest,
-            grid=whole.grid,
-            load=lambda: whole.volume,
-            recipe=whole.recipe,
-            plane=whole.plane,
-            part=(whole, window),
-        )
-
-    def _opened(
+    def opened(
         self,
         digest: str,
         *,
@@ -444,6 +438,7 @@ class Embedder:
         plane: Plane,
         part: tuple[VolumeEmbeddings, Window] | None = None,
     ) -> VolumeEmbeddings:
+        """Those of voxels with a digest, made from what ``load`` gives, or those that somebody holds already."""
         key = EmbeddingKey.of(
             self.encoder,
             pixel_digest=digest,

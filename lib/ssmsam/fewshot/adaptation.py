@@ -173,12 +173,10 @@ def _query_batches(
 
 def query_slices(bank: SupportBank, hidden: Sequence[int] = ()) -> list[int]:
     """Slices without which another one still shows the target; all when only one shows it."""
-    shows = bank.shows.copy()
-    shows[list(hidden)] = False
     open_ = [n for n in range(len(bank)) if n not in hidden]
-    if shows.sum() > 1:
+    if not _alone(bank, hidden):
         return open_
-    return [n for n in open_ if shows[n]] or open_
+    return [n for n in open_ if bank.shows[n]] or open_
 
 
 def _alone(bank: SupportBank, hidden: Sequence[int]) -> bool:

@@ -1,4 +1,5 @@
-"""The task checkpoints of one study folder: which there are, which one answers, and which must not be replaced."""
+"""The task checkpoints of one study folder: which there are, which one answers, and which must not be replaced; and the
+initialisations that adaptation begins with, which are kept alike."""
 
 from __future__ import annotations
 
@@ -17,16 +18,17 @@ from filelock import FileLock
 from ssmsam.fewshot.adapted_task import (
     LOCAL,
     AdaptedTask,
+    SupportCache,
     read_local,
     read_task,
     remove_task,
     write_support,
     write_task,
 )  # fmt: skip
-from ssmsam.fewshot.support_cache import SupportCache
-from ssmsam.fewshot.task_checkpoint import FEWSHOT, TaskCheckpoint, UnusableCheckpoint, method_of, read_card
+from ssmsam.fewshot.task_checkpoint import TaskCheckpoint, UnusableCheckpoint, method_of, read_card
 from ssmsam.files import private_folder, write_bytes
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.models.registry import FEWSHOT, SSM_SAM
 
 logger = logging.getLogger(__name__)
 
@@ -228,3 +230,65 @@ class CheckpointRegistry:
 
     def _write(self, state: RegistryState) -> None:
         write_bytes(self.folder / f"{_STATE}.json", json.dumps(vars(state)).encode())
+
+
+SHIPPED = "shipped"
+"""The name of the initialisation that came with the weights, in requests; "" wherever names are kept."""
+KEPT = 5
+"""How many of the newest initialisations stay."""
+
+
+class Initialisations:
+    """The initialisations for one encoder's weights. Several processes may use them: a training publishes, a server
+    reads.
+
+    One is kept like a task checkpoint without labels. Task checkpoints hold all that differs from the shipped decoder,
+    so that they stay what they are whichever initialisation is used."""
+
+    def __init__(self, folder: Path, shipped: TargetDecoder, *, weights_sha256: str) -> None:
+        self.folder = folder
+        self.shipped = shipped
+        self._weights_sha256 = weights_sha256
+        self._registry = CheckpointRegistry(folder / weights_sha256[:16], keep=KEPT, method=SSM_SAM)
+        self._wanted = ""
+        self._loaded: tuple[TargetDecoder, str] = shipped, ""
+
+    @property
+    def state(self) -> RegistryState:
+        """As it is on disk now; ``active`` and ``previous`` are "" for the shipped one."""
+        return self._registry.state
+
+    def cards(self) -> dict[str, Mapping[str, Any]]:
+        """Name -> card of every initialisation that was trained here, the oldest first."""
+        return self._registry.cards()
+
+    def current(self) -> tuple[TargetDecoder, str]:
+        """The initialisation that is used, and its name. The shipped one where another cannot be read."""
+        wanted = self.state.active
+        if wanted != self._wanted:
+            self._loaded = self._load(wanted) if wanted else (self.shipped, "")
+            self._wanted = wanted
+        return self._loaded
+
+    def publish(self, decoder: TargetDecoder, card: Mapping[str, Any], *, activate: bool) -> str:
+        """Keep a new initialisation under a name of its own, and use it from now on with ``activate``. In one step
+        for readers."""
+        card = {**card, "method": SSM_SAM, "weights_sha256": self._weights_sha256}
+        return self._registry.publish(AdaptedTask(decoder, {}, card), decoder=self.shipped, activate=activate)
+
+    def activate(self, name: str) -> RegistryState:
+        """Use an initialisation from now on. Raises UnknownCheckpoint."""
+        if name == SHIPPED:
+            return self._registry.deactivate()
+        return self._registry.activate(name, pin=False)
+
+    def roll_back(self) -> RegistryState:
+        """Use the one that was used before."""
+        return self._registry.roll_back()
+
+    def _load(self, name: str) -> tuple[TargetDecoder, str]:
+        try:
+            return self._registry.load(name, self.shipped, weights_sha256=self._weights_sha256).decoder, name
+        except (UnusableCheckpoint, UnknownCheckpoint, FileNotFoundError):
+            logger.exception("The initialisation %s cannot be read; adapting from the shipped one", name)
+            return self.shipped, ""

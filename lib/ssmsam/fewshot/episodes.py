@@ -122,28 +122,24 @@ class AdaptationTask:
     ) -> QueryBatch:
         """The same slices with their context in ``other`` view, as if that were of another volume: for a single
         slice."""
-        return self._query_batch(numbers, [self._context_elsewhere(number, other, hidden) for number in numbers])
+        return self._query_batch(
+            numbers, [self._read(number, other.bank, _ELSEWHERE, 0.0, hidden) for number in numbers]
+        )
 
     def _context(self, number: int, without: tuple[int, ...]) -> tuple[DecoderContext, CrossAttentionFeatures]:
         if (number, without) not in self._contexts:
             volume, position = self.bank.volumes[number], float(self.bank.positions[number])
-            descriptors, centres = self.bank.descriptors[number][None], self.bank.centres[number][None]
-            context = self.bank.context_at(
-                volume, [position], descriptors, centres, config=self.config, without=without
-            )
-            self._contexts[number, without] = context, self._read(number, context)
+            self._contexts[number, without] = self._read(number, self.bank, volume, position, without)
         return self._contexts[number, without]
 
-    def _context_elsewhere(
-        self, number: int, other: AdaptationTask, hidden: Sequence[int]
-    ) -> tuple[DecoderContext, CrossAttentionFeatures]:
-        descriptors, centres = self.bank.descriptors[number][None], self.bank.centres[number][None]
-        context = other.bank.context_at(_ELSEWHERE, [0.0], descriptors, centres, config=self.config, without=hidden)
-        return context, self._read(number, context)
-
     @torch.no_grad()
-    def _read(self, number: int, context: DecoderContext) -> CrossAttentionFeatures:
-        return self.decoder.cross_attention(picked(self.embedding, [number]), context)
+    def _read(
+        self, number: int, bank: SupportBank, volume: str, position: float, without: Sequence[int]
+    ) -> tuple[DecoderContext, CrossAttentionFeatures]:
+        """A slice's context in a bank as if it were there in that volume, and what it reads of it."""
+        descriptors, centres = self.bank.descriptors[number][None], self.bank.centres[number][None]
+        context = bank.context_at(volume, [position], descriptors, centres, config=self.config, without=without)
+        return context, self.decoder.cross_attention(picked(self.embedding, [number]), context)
 
     def _query_batch(
         self, numbers: Sequence[int], parts: list[tuple[DecoderContext, CrossAttentionFeatures]]
@@ -203,46 +199,41 @@ def adaptation_tasks(
     varied = config.views if decoder.varies else replace(config.views, views=0)
     views = embedded_views(list(unique.values()), embedder, config=varied, seed=config.seed, progress=progress)
     rows = {key: row for row, key in enumerate(unique)}
-    encoded = [_EncodedView.of(list(unique.values()), view, decoder) for view in views]
+    encoded = [_as_read(list(unique.values()), view, decoder) for view in views]
     moved = motions(list(unique.values()), progress=progress) if decoder.moving else {}
     made: dict[str, list[AdaptationTask]] = {}
     for label, slices in support.items():
         numbers = [rows[one.volume, one.index] for one in slices]
-        made[label] = [_adaptation_task(slices, one, numbers, decoder, config.bank, moved) for one in encoded]
+        made[label] = [_adaptation_task(slices, *one, numbers, decoder, config.bank, moved) for one in encoded]
     return made
 
 
-@dataclass(frozen=True, eq=False)
-class _EncodedView:
-    """All labelled slices in one view as a decoder reads them, and the moments of those that are known as a whole."""
-
-    view: View
-    embedding: Embedding
-    moments: torch.Tensor | None
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, slices: Sequence[LabelledSlice], view: View, decoder: TargetDecoder) -> _EncodedView:
-        embedding = _channels_last(decoder.view(view.embedding))
-        device = embedding["image"].device
-        _, whole, _ = drawn_slices([replace(one, known=None) for one in slices], decoder.logits_side, device)
-        return cls(view, embedding, decoder.moments(embedding, view.moved(whole)))
+@torch.no_grad()
+def _as_read(
+    slices: Sequence[LabelledSlice], view: View, decoder: TargetDecoder
+) -> tuple[View, Embedding, torch.Tensor | None]:
+    """A view as a decoder reads it, and the moments of its slices where these are known as a whole."""
+    embedding = _channels_last(decoder.view(view.embedding))
+    device = embedding["image"].device
+    _, whole, _ = drawn_slices([replace(one, known=None) for one in slices], decoder.logits_side, device)
+    return view, embedding, decoder.moments(embedding, view.moved(whole))
 
 
 def _adaptation_task(
     slices: Sequence[LabelledSlice],
-    encoded: _EncodedView,
+    view: View,
+    everything: Embedding,
+    moments: torch.Tensor | None,
     rows: Sequence[int],
     decoder: TargetDecoder,
     config: SupportBankConfig,
     moved: Mapping[str, SliceMotion],
 ) -> AdaptationTask:
     side = decoder.logits_side
-    view, device = encoded.view, encoded.embedding["image"].device
-    masks, known, unknown = drawn_slices(slices, side, device)
-    embedding = picked(encoded.embedding, rows)
-    whole = encoded.moments is not None and all(one.known is None for one in slices)
-    moments = encoded.moments[list(rows)] if whole and encoded.moments is not None else None
+    masks, known, unknown = drawn_slices(slices, side, everything["image"].device)
+    embedding = picked(everything, rows)
+    if moments is not None:
+        moments = moments[list(rows)] if all(one.known is None for one in slices) else None
     masks, known = view.moved(masks), view.moved(known)
     bank = SupportBank.from_tensors(
         embedding["image"],

@@ -90,10 +90,7 @@ class Chain:
         self.stop: Stop | None = None
         self._last, self._index = self.seed, start
         self._seen = self._described(start, self.seed)
-        if not self.seed.any():
-            self._end("empty")
-        else:
-            self._look_ahead()
+        self._look_ahead("" if self.seed.any() else "empty")
 
     @property
     def reach(self) -> int:
@@ -127,10 +124,6 @@ class Chain:
         self._last, self._index = mask, index
         self._look_ahead()
 
-    def give_up(self) -> None:
-        """Stop because time is up."""
-        self._end("time")
-
     def _draw(self, index: int, mask: np.ndarray) -> torch.Tensor:
         device = self.embeddings.slice(index)["image"].device
         return draw_mask(mask, self.embeddings.frame, self.decoder.logits_size, device)
@@ -140,12 +133,12 @@ class Chain:
         image = self.embeddings.slice(index)["image"]
         return F.normalize(describe_target(image, self._draw(index, mask))[0, 0], dim=0)
 
-    def _look_ahead(self) -> None:
-        reason = self._obstacle(self._index + self.step)
-        if reason:
-            self._end(reason)
+    def _look_ahead(self, reason: str = "") -> None:
+        if reason := reason or self._obstacle(self._index + self.step):
+            self.give_up(reason)
 
-    def _end(self, reason: str) -> None:
+    def give_up(self, reason: str) -> None:
+        """Stop before the next slice."""
         self.stop = Stop(self.start, self._index + self.step, reason)
 
     def _obstacle(self, index: int) -> str:
@@ -260,7 +253,7 @@ def _walk(chains: list[Chain], config: PropagationConfig, progress: Progress) ->
     while alive:
         for chain in alive:
             if end is not None and time.monotonic() >= end:
-                chain.give_up()
+                chain.give_up("time")
                 continue
             progress("propagate", steps, total)
             chain.advance()

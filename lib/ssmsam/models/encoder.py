@@ -99,6 +99,12 @@ class Encoder(nn.Module, ABC):
             ValueError: Slices of another shape.
         """
 
+    def expect(self, slices: torch.Tensor) -> None:
+        """Raises ValueError for what :meth:`encode` does not take."""
+        expected = (3, self.spec.input_size, self.spec.input_size)
+        if slices.ndim != 4 or tuple(slices.shape[1:]) != expected:
+            raise ValueError(f"expected slices (B, {', '.join(map(str, expected))}), got {tuple(slices.shape)}")
+
     def remake(self, slices: torch.Tensor) -> list[torch.Tensor]:
         """The last ``spec.remade`` levels of what :meth:`encode` gives for the same slices (B, 3, S, S)."""
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,8 +16,15 @@ from torch import nn
 
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder, same_initial_state
+from ssmsam.models.fewshot_fused import FusedTargetNetwork
+from ssmsam.models.fewshot_sam import SamTargetNetwork
+from ssmsam.models.fewshot_small import TargetNetwork
 from ssmsam.models.prompt_decoder import PromptDecoder
-from ssmsam.models.small_encoder import part_of
+from ssmsam.models.prompt_sam import SamPromptDecoder
+from ssmsam.models.prompt_small import SmallPromptDecoder
+from ssmsam.models.sam_encoder import LiteMedSamEncoder, SamEncoder, load_sam
+from ssmsam.models.self_sampling import SelfSamplingDecoder
+from ssmsam.models.small_encoder import SmallEncoder, part_of
 from ssmsam.models.volume_head import OBJECT_DESCRIPTORS, SLICE_DESCRIPTORS, VolumeHead
 from ssmsam.models.weights import (
     MissingWeights,
@@ -96,15 +103,9 @@ def load_encoder(name: str, *, device: str = "cpu", **source: Unpack[WeightsSour
     architecture = entry(name).architecture
     path = find_weights(name, **source)
     if architecture == "small":
-        from ssmsam.models.small_encoder import SmallEncoder
-
         return SmallEncoder.from_file(path).to(device).eval().requires_grad_(False)
     if architecture == "lite_medsam":
-        from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
-
         return LiteMedSamEncoder.from_file(path, name=name, device=device).eval()
-    from ssmsam.models.sam_encoder import SamEncoder
-
     return SamEncoder.from_file(path, name=name, device=device).eval()
 
 
@@ -130,14 +131,9 @@ def load_decoder(
     files = decoder_weights(encoder_name, published=published, **source)
     path = files[encoder_name]
     if architecture == "small":
-        from ssmsam.models.prompt_small import SmallPromptDecoder
-
         decoder = SmallPromptDecoder.from_file(path)
         decoder.network.to(device)
         return decoder
-    from ssmsam.models.prompt_sam import SamPromptDecoder
-    from ssmsam.models.sam_encoder import load_sam
-
     sam = load_sam(encoder_name, path, device=device)
     if encoder_name not in TRAINED_PROMPT_DECODERS:
         return SamPromptDecoder.from_sam(sam)
@@ -177,18 +173,11 @@ def load_target_decoder(encoder_name: str, *, device: str = "cpu", **source: Unp
     """
     path = find_weights(encoder_name, **source)
     if entry(encoder_name).architecture == "small":
-        from ssmsam.models.fewshot_small import TargetNetwork
-
         return _ready(TargetNetwork(), part_of(load_file(str(path)), "fewshot"), device)
     if encoder_name in TRAINED_FEWSHOT_DECODERS:
         trained = find_made_for(TRAINED_FEWSHOT_DECODERS[encoder_name], weights_digest(path), **source)
         if trained is not None:
-            from ssmsam.models.fewshot_fused import FusedTargetNetwork
-
             return _ready(FusedTargetNetwork(), load_file(str(trained)), device)
-    from ssmsam.models.fewshot_sam import SamTargetNetwork
-    from ssmsam.models.sam_encoder import load_sam
-
     sam = load_sam(encoder_name, path, device=device)
     with same_initial_state():
         return SamTargetNetwork(sam).eval().requires_grad_(False)
@@ -208,3 +197,31 @@ def _ready(network: Network, state: Mapping[str, torch.Tensor], device: str = "c
     """A network with these weights in single precision, frozen, in evaluation mode."""
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return network.to(device).eval().requires_grad_(False)
+
+
+META_LEARNED = {"small": "small_ssm"}
+"""The meta-learned initialisations in the manifest, by encoder."""
+
+
+def load_ssm_decoder(encoder_name: str, *, device: str = "cpu", **source: Unpack[WeightsSource]) -> SelfSamplingDecoder:
+    """The decoder for the embeddings of ``load_encoder(encoder_name, ...)``, frozen, in evaluation mode.
+
+    It begins with the packaged initialisation that was meta-learned for the very weights of the encoder; for others,
+    which is logged, with the target decoder of :func:`load_target_decoder`, whose arguments and errors these are."""
+    inner = load_target_decoder(encoder_name, device=device, **source)
+    weights = weights_digest(find_weights(encoder_name, **source))
+    with same_initial_state():
+        decoder = SelfSamplingDecoder(inner, width=inner.width)
+    path = find_made_for(META_LEARNED[encoder_name], weights, **source) if encoder_name in META_LEARNED else None
+    if path is None:
+        logger.info("no meta-learned initialisation for these weights of %s: ssm_sam begins like fewshot", encoder_name)
+    else:
+        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(str(path)).items()})
+    return decoder.to(device).eval().requires_grad_(False)
+
+
+FEWSHOT, SSM_SAM = "fewshot", "ssm_sam"
+"""The methods that adapt to labelled slices."""
+
+DECODERS: Mapping[str, Callable[..., TargetDecoder]] = {FEWSHOT: load_target_decoder, SSM_SAM: load_ssm_decoder}
+"""Method -> what loads its decoder, with the arguments of :func:`load_encoder`."""

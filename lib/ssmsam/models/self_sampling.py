@@ -18,7 +18,7 @@ the support's. And the answer changes the map, which a token-query decoder then 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -42,22 +42,28 @@ VALUES = 4
 
 
 @dataclass(frozen=True)
-class MaskAttentionConfig:
-    """``most_keys`` bounds the cells that are attended to; larger maps are pooled for that.
+class SelfSamplingConfig:
+    """Which modules work, and their sizes."""
 
-    *Chosen on* five MR training patients (complete, five slices, 20 organs): 256 and 64 gave the Dice of 1024 to 0.1,
-    in two thirds of the time.
-    """
-
+    self_sampling: bool = True
+    mask_attention: bool = True
+    target: int = 20
+    """Points that are sampled on the target from all support slices together; so around it and far from it."""
+    ring: int = 10
+    far: int = 10
+    queries: int = 10
+    """How many queries gather the points."""
     depth: int = 2
     heads: int = 4
     most_keys: int = 256
+    """Of the cells that masks attend to; larger maps are pooled for that. *Chosen on* five MR training patients
+    (complete, five slices, 20 organs): 256 and 64 gave the Dice of 1024 to 0.1, in two thirds of the time."""
 
 
 class MaskAttention(nn.Module):
     """What the masks change in the query's map. Changes nothing before it is trained."""
 
-    def __init__(self, *, width: int, config: MaskAttentionConfig) -> None:
+    def __init__(self, *, width: int, config: SelfSamplingConfig) -> None:
         super().__init__()
         self.config = config
         self.norm = nn.LayerNorm(width)
@@ -114,18 +120,6 @@ _KINDS = ((0, FOREGROUND_CELLS), (FOREGROUND_CELLS, RING_CELLS), (FOREGROUND_CEL
 """Where the cells of one support slice lie that are on the target, around it, and far from it: (start, length)."""
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How many points are sampled from all support slices together, and how many queries gather them."""
-
-    target: int = 20
-    ring: int = 10
-    far: int = 10
-    queries: int = 10
-    depth: int = 2
-    heads: int = 4
-
-
 @dataclass(frozen=True, eq=False)
 class Sampled:
     """P points for each of N queries: ``features`` (N, P, D), ``kinds`` (N, P) 0 target, 1 ring, 2 far, ``shares``
@@ -138,7 +132,7 @@ class Sampled:
     valid: torch.Tensor
 
 
-def sampled(context: DecoderContext, config: SamplingConfig) -> Sampled:
+def sampled(context: DecoderContext, config: SelfSamplingConfig) -> Sampled:
     """Points spread over all support slices in turn and over each of their areas; the same ones every time.
 
     Everything comes from the support's own masks and images: nothing of the query is at hand here.
@@ -167,7 +161,7 @@ def sampled(context: DecoderContext, config: SamplingConfig) -> Sampled:
 class SelfSampling(nn.Module):
     """What the sampled points change in the query's map. Changes nothing before it is trained."""
 
-    def __init__(self, *, width: int, config: SamplingConfig) -> None:
+    def __init__(self, *, width: int, config: SelfSamplingConfig) -> None:
         super().__init__()
         self.config = config
         self.queries = nn.Parameter(0.1 * torch.randn(config.queries, width))
@@ -220,16 +214,6 @@ _SOFTNESS = 2.0
 """Cells over which the edge of a prior is blurred."""
 
 
-@dataclass(frozen=True)
-class SelfSamplingDecoderConfig:
-    """Which modules work, and their sizes."""
-
-    self_sampling: bool = True
-    mask_attention: bool = True
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    attention: MaskAttentionConfig = field(default_factory=MaskAttentionConfig)
-
-
 class SelfSamplingDecoder(TargetDecoder):
     """Zhang et al. (WACV 2024) around any :class:`~ssmsam.models.fewshot_decoder.TargetDecoder`.
 
@@ -241,14 +225,14 @@ class SelfSamplingDecoder(TargetDecoder):
 
     log_rates: torch.Tensor
 
-    def __init__(self, inner: TargetDecoder, *, width: int, config: SelfSamplingDecoderConfig | None = None) -> None:
+    def __init__(self, inner: TargetDecoder, *, width: int, config: SelfSamplingConfig | None = None) -> None:
         super().__init__()
-        self.config = config or SelfSamplingDecoderConfig()
+        self.config = config or SelfSamplingConfig()
         self.stride, self.logits_side = inner.stride, inner.logits_side
         self.pretrained, self.enlarges, self.varies = inner.pretrained, inner.enlarges, inner.varies
         self.inner = inner
-        self.sampling = SelfSampling(width=width, config=self.config.sampling)
-        self.mask_attention = MaskAttention(width=width, config=self.config.attention)
+        self.sampling = SelfSampling(width=width, config=self.config)
+        self.mask_attention = MaskAttention(width=width, config=self.config)
         self.register_buffer("log_rates", torch.zeros(len(self.groups())))
 
     def view(self, embedding: Embedding) -> Embedding:

@@ -120,9 +120,7 @@ class SmallEncoder(Encoder):
         return {"image": image, "levels": [level2, level4]}
 
     def encode(self, slices: torch.Tensor) -> Embedding:
-        expected = (3, SPEC.input_size, SPEC.input_size)
-        if slices.ndim != 4 or tuple(slices.shape[1:]) != expected:
-            raise ValueError(f"expected slices (B, {', '.join(map(str, expected))}), got {tuple(slices.shape)}")
+        self.expect(slices)
         return self(slices)
 
     @classmethod

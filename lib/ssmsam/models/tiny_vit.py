@@ -65,14 +65,18 @@ def in_pieces(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, wi
     return torch.cat([layer(piece) for piece in x.flatten(0, 2).split(size)]).unflatten(0, x.shape[:3])
 
 
-class Depthwise(nn.Conv2d):
-    """A 3 x 3 convolution of every channel by itself."""
-
-    def __init__(self, width: int, stride: int = 1) -> None:
-        super().__init__(width, width, 3, stride=stride, padding=1, groups=width)
+class Around(nn.Conv2d):
+    """A 3 x 3 convolution of maps (B, H, W, C)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Depthwise(Around):
+    """The same of every channel by itself."""
+
+    def __init__(self, width: int, stride: int = 1) -> None:
+        super().__init__(width, width, 3, stride=stride, padding=1, groups=width)
 
 
 class Inverted(nn.Module):
@@ -201,13 +205,6 @@ class Stem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return in_pieces(self.seq, x, self.width)
-
-
-class Around(nn.Conv2d):
-    """A 3 x 3 convolution of maps (B, H, W, C)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class TinyVit(nn.Module):

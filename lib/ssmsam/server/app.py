@@ -24,10 +24,9 @@ from ssmsam.cluster import Program, open_engine, run_elsewhere
 from ssmsam.dicom.web import DicomStore
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
-from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry
-from ssmsam.fewshot.initialisations import DECODERS, Initialisations
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, Initialisations
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
-from ssmsam.models.registry import ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
+from ssmsam.models.registry import DECODERS, ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
 from ssmsam.models.weights import CorruptWeights, MissingWeights
 from ssmsam.paths import CacheFolders, default_cache_folders, default_checkpoints, default_dicom_folder
 from ssmsam.progress import Cancelled, Turns

@@ -15,7 +15,7 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 
-from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.annotation.annotations import InvalidSubmission
 from ssmsam.annotation.store import CorruptAnnotations
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.fewshot.checkpoint_registry import UnknownCheckpoint

@@ -17,16 +17,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssmsam.annotation.annotations import Annotations, Update, covered_voxels, label_map
+from ssmsam.annotation.annotations import (
+    Annotations,
+    InvalidSubmission,
+    SliceAnnotation,
+    SliceKey,
+    SupportSet,
+    Update,
+    covered_voxels,
+    label_map,
+    now,
+)
 from ssmsam.annotation.interpretation import Submission, whole_label
 from ssmsam.annotation.labels import new_labels, read_label_info
-from ssmsam.annotation.log import Assignment, Mark, Served
+from ssmsam.annotation.log import Agreement, Assignment, Mark, Review, ReviewVerdict, Served, WorkSummary, agreement
 from ssmsam.annotation.partial import write_partial
-from ssmsam.annotation.review import Agreement, Review, ReviewVerdict, WorkSummary, agreement
 from ssmsam.annotation.service import AnnotationService, FinishedLabel, finished_labels, summarise
-from ssmsam.annotation.slice_state import STORED_SLICES, InvalidSubmission, SliceAnnotation, SliceKey, now
 from ssmsam.annotation.store import Overview
-from ssmsam.annotation.support import SupportSet
 from ssmsam.cache import KeyedLocks
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
@@ -35,7 +42,7 @@ from ssmsam.service.errors import InvalidRequest, NotKnown, NotNow, NotYours
 from ssmsam.service.jobs import account
 from ssmsam.service.waiting import Waiting, WaitingRoom
 from ssmsam.volume.errors import named
-from ssmsam.volume.geometry import Plane, axis_codes
+from ssmsam.volume.geometry import STORED_SLICES, Plane, axis_codes
 from ssmsam.volume.volume import Grid, Volume, reoriented
 from ssmsam.volume.writing import write_volume
 

@@ -13,9 +13,8 @@ from ssmsam.cache import Cache, KeyedLocks, SingleFlight
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
+from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, Initialisations, UnknownCheckpoint
 from ssmsam.fewshot.config import LEAST_SLICES, FewShotConfig
-from ssmsam.fewshot.initialisations import Initialisations
 from ssmsam.fewshot.pipeline import adapt, with_pseudo_labels, with_support_again
 from ssmsam.fewshot.support import NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card

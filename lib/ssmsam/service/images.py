@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmsam.annotation.slice_state import STORED_SLICES, OtherImage
+from ssmsam.annotation.annotations import OtherImage
 from ssmsam.annotation.store import CorruptAnnotations
 from ssmsam.cache import Cache, SingleFlight
 from ssmsam.dicom.web import SeriesRefused, SeriesUnavailable
@@ -22,7 +22,7 @@ from ssmsam.service.annotated_studies import StudyFiles
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.set_aside import SetAside
 from ssmsam.volume.errors import named
-from ssmsam.volume.geometry import Plane
+from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.volume import Volume
 
 logger = logging.getLogger(__name__)

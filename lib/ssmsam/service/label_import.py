@@ -7,7 +7,7 @@ import os
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ssmsam.annotation.slice_state import InvalidSubmission
+from ssmsam.annotation.annotations import InvalidSubmission
 from ssmsam.service.annotated_studies import FINAL, AnnotatedStudies
 from ssmsam.service.set_aside import SetAside
 from ssmsam.volume.errors import UnreadableVolume

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ssmsam.annotation.slice_state import OtherImage
-from ssmsam.annotation.support import SupportSlice
+from ssmsam.annotation.annotations import OtherImage, SupportSlice
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.ops import evenly_spaced

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssmsam.annotation.slice_state import now
+from ssmsam.annotation.annotations import now
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.interactive.prompt_state import StateStore, same
 from ssmsam.interactive.request import PromptRequest
-from ssmsam.interactive.session import SegmentationResult
+from ssmsam.interactive.session import SegmentationResult, StateStore, same
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.ops import PackedMask
 from ssmsam.service.annotated_studies import AnnotatedStudies

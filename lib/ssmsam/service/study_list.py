@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ssmsam.annotation.review import WorkSummary
+from ssmsam.annotation.log import WorkSummary
 from ssmsam.reading import read_grid, read_slice
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.errors import InvalidRequest

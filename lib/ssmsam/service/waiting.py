@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ssmsam.annotation.slice_state import now
+from ssmsam.annotation.annotations import now
 from ssmsam.files import DAMAGED, private_folder, put_aside, write_bytes
 from ssmsam.service.errors import InvalidRequest
 

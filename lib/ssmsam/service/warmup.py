@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ssmsam.embeddings.embedder import Embedder
-from ssmsam.interactive.prompt_state import SegmentationState
 from ssmsam.interactive.request import PromptRequest
-from ssmsam.interactive.session import segment_2d, segment_3d
+from ssmsam.interactive.session import SegmentationState, segment_2d, segment_3d
 from ssmsam.models.encoder import Encoder
 from ssmsam.models.prompt_decoder import PromptDecoder
 from ssmsam.reading import read_volume

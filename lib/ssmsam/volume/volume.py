@@ -13,10 +13,8 @@ import SimpleITK as sitk
 from nibabel import orientations
 
 from ssmsam.volume.errors import UnreadableVolume, one_error
+from ssmsam.volume.formats import compact, itk_voxels, nifti_voxels
 from ssmsam.volume.geometry import RAS_LPS, Grid, orthogonal_grid
-from ssmsam.volume.itk import itk_voxels
-from ssmsam.volume.nifti import nifti_voxels
-from ssmsam.volume.voxels import compact
 
 __all__ = ["Grid", "ImageLike", "Volume", "as_volume", "reoriented"]
 

@@ -430,8 +430,8 @@ def fewshot(arguments: argparse.Namespace) -> None:
 
     from ssmsam.cli.command import ProgressBar
     from ssmsam.models.fewshot_small import TargetNetwork
-    from ssmsam.models.medsam_lite_encoder import REDUCTION, Reduction
     from ssmsam.models.registry import load_target_decoder
+    from ssmsam.models.sam_encoder import REDUCTION, Reduction
     from ssmsam.models.weights import find_weights, weights_digest
     from ssmsam_research.training.fewshot_episodes import load_volumes
     from ssmsam_research.training.fewshot_training import FewShotTrainingConfig, begun_with_small, train_fewshot
@@ -518,7 +518,7 @@ def lite(arguments: argparse.Namespace) -> None:
     import torch
 
     from ssmsam.cli.command import ProgressBar
-    from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
+    from ssmsam.models.sam_encoder import LiteMedSamEncoder
     from ssmsam.models.weights import find_weights
     from ssmsam_research.training.embedded_slices import load_slices
     from ssmsam_research.training.lite_training import LiteTrainingConfig, train_lite

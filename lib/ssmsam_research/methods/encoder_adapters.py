@@ -35,8 +35,7 @@ from ssmsam.fewshot.support import LabelledSlice, Support, checked
 from ssmsam.fewshot.support_bank import Places, SupportBank, drawn_slices
 from ssmsam.models.encoder import Embedding, Encoder
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
-from ssmsam.models.sam_encoder import SamEncoder
+from ssmsam.models.sam_encoder import LiteMedSamEncoder, SamEncoder
 from ssmsam.models.small_encoder import STAGES, SmallEncoder
 from ssmsam.progress import Progress, silent
 

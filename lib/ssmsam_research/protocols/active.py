@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ssmsam.active.acquisition import RULES, Rule
-from ssmsam.active.forecast import Expected, descriptors, expect
-from ssmsam.active.uncertainty import probabilities
+from ssmsam.active.forecast import Expected, descriptors, expect, probabilities
 from ssmsam.active.volume_state import Choice, Reason, VolumeState
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask

@@ -21,7 +21,7 @@ from ssmsam.models.encoder import Embedding, take
 from ssmsam.models.fewshot_decoder import DecoderContext, Proposal
 from ssmsam.models.fewshot_fused import STAGES, FusedTargetNetwork
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.medsam_lite_encoder import IMAGE, Reduction
+from ssmsam.models.sam_encoder import IMAGE, Reduction
 from ssmsam.models.support_encoding import describe
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.fewshot_episodes import (

@@ -11,7 +11,7 @@ from torch import nn
 
 from ssmsam.models.encoder import Embedding
 from ssmsam.models.fewshot_decoder import TargetDecoder
-from ssmsam.models.self_sampling import MaskAttention, SelfSamplingDecoder, SelfSamplingDecoderConfig
+from ssmsam.models.self_sampling import MaskAttention, SelfSamplingConfig, SelfSamplingDecoder
 
 
 class LevelAttention(nn.Module):
@@ -55,7 +55,7 @@ class LevelledDecoder(SelfSamplingDecoder):
         *,
         width: int,
         channels: Sequence[int],
-        config: SelfSamplingDecoderConfig | None = None,
+        config: SelfSamplingConfig | None = None,
     ) -> None:
         super().__init__(inner, width=width, config=config)
         self.levels = LevelAttention(channels=channels, width=width)

@@ -16,8 +16,7 @@ from ssmsam.fewshot.config import AdaptationConfig, ViewConfig
 from ssmsam.fewshot.pipeline import segment
 from ssmsam.models.fewshot_sam import SamTargetNetwork
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder, Projection, Reduction
-from ssmsam.models.sam_encoder import SamEncoder, use_headwise_attention
+from ssmsam.models.sam_encoder import LiteMedSamEncoder, Projection, Reduction, SamEncoder, use_headwise_attention
 from ssmsam.models.self_sampling import SelfSamplingDecoder
 from ssmsam.models.small_encoder import SmallEncoder
 from ssmsam.models.tiny_vit import build_lite_medsam

@@ -11,7 +11,7 @@ import torch
 
 from ssmsam.models import encoder as precision
 from ssmsam.models.encoder import has_bfloat16, use_bfloat16
-from ssmsam.models.medsam_lite_encoder import LiteMedSamEncoder
+from ssmsam.models.sam_encoder import LiteMedSamEncoder
 from ssmsam.models.small_encoder import SPEC
 from ssmsam.models.weights import MissingWeights, find_weights
 from ssmsam_research.labelled_sets import open_set, read_notes

@@ -14,7 +14,7 @@ from ssmsam.embeddings.embedder import Embedder
 from ssmsam.models.encoder import Embedding, Encoder, EncoderSpec
 from ssmsam.models.fewshot_fused import STAGES, FusedTargetNetwork
 from ssmsam.models.fewshot_small import TargetNetwork
-from ssmsam.models.medsam_lite_encoder import Projection, Reduction
+from ssmsam.models.sam_encoder import Projection, Reduction
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.labelled_sets import Case

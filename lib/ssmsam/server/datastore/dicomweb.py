@@ -17,8 +17,8 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from pydicom.dataset import Dataset
 
 import ssmsam
+from ssmsam.annotation.annotations import InvalidSubmission
 from ssmsam.annotation.labels import read_label_info
-from ssmsam.annotation.slice_state import InvalidSubmission
 from ssmsam.dicom.measurements import MODALITIES
 from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.dicom.seg_reader import read_segs

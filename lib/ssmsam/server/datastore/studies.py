@@ -9,8 +9,8 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
+from ssmsam.annotation.annotations import SupportSet
 from ssmsam.annotation.store import ANNOTATIONS
-from ssmsam.annotation.support import SupportSet
 from ssmsam.dicom.web import DicomStore
 from ssmsam.server.datastore.dicomweb import DicomWebArchive
 from ssmsam.server.datastore.folder import FolderFiles

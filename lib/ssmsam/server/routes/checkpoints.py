@@ -12,9 +12,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
-from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
-from ssmsam.fewshot.initialisations import SHIPPED, SSM_SAM, Initialisations
+from ssmsam.fewshot.checkpoint_registry import SHIPPED, CheckpointRegistry, Initialisations, UnknownCheckpoint
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, LARGEST
+from ssmsam.models.registry import SSM_SAM
 from ssmsam.server.app import ServerApp
 from ssmsam.server.routes.common import Admin, Annotator, AnyUser, App, Upload, is_mine, long, reader
 from ssmsam.service.errors import InvalidRequest, NotKnown

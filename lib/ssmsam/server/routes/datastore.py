@@ -13,9 +13,9 @@ from monailabel.endpoints import datastore as stock
 from monailabel.utils.others.generic import remove_file
 from pydantic import BaseModel, Field
 
+from ssmsam.annotation.annotations import SliceKey
 from ssmsam.annotation.partial import write_partial
 from ssmsam.annotation.service import summarise
-from ssmsam.annotation.slice_state import SliceKey
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.reading import read_volume
 from ssmsam.server.clients.rest import LABELS_HEADER, SUBMISSION, in_header, require_keys
@@ -208,9 +208,9 @@ def known_slices(app: App, user: AnyUser, image: KnownImage) -> dict[str, Any]:
     revisions = [
         {
             "revision": revision.number,
-            "client_id": revision.update.client,
-            "when": revision.update.when,
-            "counted": summarise(revision.update).splitlines(),
+            "client_id": revision.client,
+            "when": revision.when,
+            "counted": summarise(revision).splitlines(),
         }
         for revision in known.revisions
     ]

@@ -8,7 +8,7 @@ from zipfile import ZIP_STORED, ZipFile
 from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
-from ssmsam.annotation.review import Review, ReviewVerdict, WorkSummary
+from ssmsam.annotation.log import Review, ReviewVerdict, WorkSummary
 from ssmsam.dicom.measurements import Measurement, as_prompts, measurements
 from ssmsam.dicom.series import find_series
 from ssmsam.fewshot.task_checkpoint import FEWSHOT

@@ -17,14 +17,14 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ssmsam.active.volume_state import end_question
-from ssmsam.annotation.slice_state import now
+from ssmsam.annotation.annotations import now
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.config import FewShotConfig
-from ssmsam.fewshot.initialisations import SSM_SAM
 from ssmsam.fewshot.pipeline import Prediction, as_annotated, segment
 from ssmsam.fewshot.proposals import Clicks
 from ssmsam.fewshot.support import Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
+from ssmsam.models.registry import SSM_SAM
 from ssmsam.progress import Progress
 from ssmsam.server.clients.ohif import keep_the_rest
 from ssmsam.server.clients.prompts import read_prompts

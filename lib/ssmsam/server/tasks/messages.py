@@ -14,10 +14,10 @@ import numpy as np
 from cachetools import TTLCache
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from ssmsam.annotation.annotations import SliceKey, now
 from ssmsam.annotation.labels import is_reserved
 from ssmsam.annotation.log import Mark, Verdict
 from ssmsam.annotation.service import describe_finished
-from ssmsam.annotation.slice_state import SliceKey, now
 from ssmsam.progress import shielded
 from ssmsam.server.clients.prompts import read_flag, read_prompts
 from ssmsam.server.clients.rest import InferenceCommand

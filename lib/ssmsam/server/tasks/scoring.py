@@ -12,9 +12,8 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from pydantic import Field
 
-from ssmsam.annotation.annotations import Annotations
+from ssmsam.annotation.annotations import Annotations, SliceAnnotation
 from ssmsam.annotation.labels import read_label_info
-from ssmsam.annotation.slice_state import SliceAnnotation
 from ssmsam.ops import dice
 from ssmsam.progress import Cancelled
 from ssmsam.reading import read_volume

@@ -8,7 +8,7 @@ from typing import Any
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from pydantic import Field
 
-from ssmsam.active.uncertainty import MOST_VIEWS, uncertainty_map
+from ssmsam.active.forecast import MOST_VIEWS, uncertainty_map
 from ssmsam.server.clients.rest import InferenceCommand, Options
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.fewshot_service import FewShotService
