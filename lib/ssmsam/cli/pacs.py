@@ -42,7 +42,6 @@ class Orthanc:
     port: int
     user: str = ""
     password: str = ""
-    pid: int = 0
 
     @property
     def root(self) -> str:
@@ -79,7 +78,7 @@ def running_orthanc(folder: Path, *, port: int, user: str = "", password: str = 
     program = next(filter(None, map(shutil.which, PROGRAMS)))
     with log.open("wb") as output:
         process = subprocess.Popen([program, str(settings)], stdout=output, stderr=subprocess.STDOUT)
-    orthanc = Orthanc(port=port, user=user, password=password, pid=process.pid)
+    orthanc = Orthanc(port=port, user=user, password=password)
     try:
         _wait(orthanc, process, log)
         yield orthanc

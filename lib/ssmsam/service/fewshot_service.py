@@ -1,38 +1,190 @@
-"""What the automatic models share: what is annotated, the checkpoints that were made of it, and what adapts beside."""
+"""What the automatic models share: what is annotated, the checkpoints that were made of it, what adapts beside, and the
+answers that are kept while nothing changes."""
 
 from __future__ import annotations
 
 import threading
+import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ssmsam.annotation.slice_state import OtherImage
+from ssmsam.annotation.support import SupportSlice
 from ssmsam.cache import Cache, KeyedLocks, SingleFlight
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
-from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, UnknownCheckpoint
 from ssmsam.fewshot.config import LEAST_SLICES, FewShotConfig
 from ssmsam.fewshot.initialisations import Initialisations
 from ssmsam.fewshot.pipeline import adapt, with_pseudo_labels, with_support_again
-from ssmsam.fewshot.support import NothingToLearn, Support, digest
+from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import FairLock, Progress, silent
 from ssmsam.service.annotated_studies import AnnotatedStudies
-from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.background import Background
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.service.labelled_slices import LabelledSlices
+from ssmsam.volume.geometry import Plane
 
 ADAPT, SEGMENT = "adapt", "segment"
 """Kinds of jobs."""
 _HEADS_IN_MEMORY = 2
 """A guess: the task checkpoint that answers and the one before it, 22 MB each."""
+MEMORY_BYTES = 64 * 2**20
+"""A guess: hundreds of packed answers."""
+_QUICK = 1
+"""The level of compression: masks are mostly background and shrink hundredfold at any."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many slices of a label are learned from: adaptation takes time with every slice."""
+
+    own: int = 24
+    others: int = 24
+
+
+@dataclass(frozen=True)
+class LabelledSlices:
+    """The annotated slices of all images, opened: the support that few-shot methods learn from."""
+
+    images: Images
+    studies: AnnotatedStudies
+
+    def support(
+        self, image_id: str, *, labels: Collection[str] = (), only_this: bool = False, limits: Limits | None = None
+    ) -> Support:
+        """Label -> slices: those of ``image_id`` and, unless ``only_this``, those of other images.
+
+        Labels that are annotated on no slice that shows them are left out, and so are other images that cannot be
+        read. Raises InvalidRequest for ``labels`` that are not annotated anywhere, and where no image that shows one
+        of them can be read.
+        """
+        limits = limits or Limits()
+        known = self.studies.support()
+        if only_this:
+            known = known.only(images=[image_id])
+        wanted = [label for label in known.labels if len(known.only(label=label, nonempty=True))]
+        missing = sorted(set(labels) - set(wanted))
+        if missing:
+            annotated = ", ".join(wanted) or "none yet"
+            raise InvalidRequest(
+                f"no annotated slice shows {', '.join(missing)}; annotated labels: {annotated}. "
+                "Annotate a few slices of it, submit them, and run again"
+            )
+        opened: dict[tuple[str, Plane], VolumeEmbeddings] = {}
+        found = {}
+        for label in wanted:
+            if not labels or label in labels:
+                everything = known.only(label=label)
+                own = [one for one in everything if one.image == image_id]
+                others = [one for one in everything if one.image != image_id]
+                chosen = _spread(own, limits.own) + _spread(others, limits.others)
+                slices = self._opened(chosen, image_id, opened)
+                if any(one.mask.any() for one in slices):
+                    found[label] = slices
+        if labels and not found:
+            raise InvalidRequest(
+                f"the images that show {', '.join(sorted(labels))} cannot be read; GET /info/ says why. "
+                "Annotate a few slices of it in another image, submit them, and run again"
+            )
+        return found
+
+    def these(self, slices: Mapping[str, Iterable[Mapping[str, object]]]) -> Support:
+        """Label -> the slices that a card lists, as they are annotated now; without those that cannot be opened."""
+        known = self.studies.support()
+        opened: dict[tuple[str, Plane], VolumeEmbeddings] = {}
+        found = {}
+        for label, several in slices.items():
+            wanted = {(one.get("image"), one.get("axis"), one.get("slice")) for one in several}
+            chosen = [one for one in known.only(label=label) if (one.image, one.plane.axis, one.index) in wanted]
+            found[label] = self._opened(chosen, "", opened)
+        return found
+
+    def showing(self) -> Counter[tuple[str, str]]:
+        """(image, label) -> how many annotated slices show it. Opens nothing."""
+        return Counter((one.image, one.label) for one in self.studies.support().only(nonempty=True))
+
+    def _opened(
+        self, slices: Iterable[SupportSlice], image_id: str, opened: dict[tuple[str, Plane], VolumeEmbeddings]
+    ) -> list[LabelledSlice]:
+        found = []
+        for one in slices:
+            key = one.image, one.plane
+            try:
+                if key not in opened:
+                    opened[key] = self.images.embeddings(one.image, plane=one.plane)
+                if not opened[key].grid.matches(one.grid):
+                    raise OtherImage(one.image, one.grid, opened[key].grid)
+            except UNUSABLE:  # its image was removed or cannot be read: nothing can be learned from it now
+                if one.image == image_id:
+                    raise
+                continue
+            known = None if one.annotation.known is None else one.annotation.known.array
+            found.append(LabelledSlice(opened[key], one.index, one.mask, known, one.image))
+        return found
+
+
+def _spread(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
+    """At most so many of the slices, spread evenly, those that show the label first."""
+    showing = [one for one in slices if not one.annotation.empty]
+    empty = [one for one in slices if one.annotation.empty]
+    kept = [showing[n] for n in evenly_spaced(len(showing), most)]
+    return kept + [empty[n] for n in evenly_spaced(len(empty), most - len(kept))]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """``mask`` (slices, rows, columns) uint8 holds 1, 2, ... for the ``labels``. Of each label ``uncertain`` slices are
+    named, the worst first, and ``asked``: slices just past its annotated ends, of which it is asked whether it is still
+    there; ``expected`` is the Dice in [0, 1] that is expected of it on slices that nobody annotated, in all, and
+    ``slice_dice`` that on each of them that has a mask."""
+
+    labels: tuple[str, ...]
+    mask: np.ndarray
+    uncertain: Mapping[str, list[int]]
+    asked: Mapping[str, list[int]]
+    expected: Mapping[str, float] = field(default_factory=dict)
+    slice_dice: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+
+class AnswerMemory:
+    """The answers that were given last, within a limit of bytes. The key has to hold everything that they depend on.
+    Safe for threads."""
+
+    def __init__(self) -> None:
+        self._kept: Cache[Hashable, tuple[Answer, bytes]] = Cache(
+            MEMORY_BYTES, size=lambda kept: len(kept[1]), keep_newest=True
+        )
+
+    def clear(self) -> None:
+        """Forget all answers."""
+        self._kept.clear()
+
+    def recalled(self, key: Hashable, make: Callable[[], Answer]) -> tuple[Answer, bool]:
+        """The answer, and whether it was known; several who ask at once wait for the one who makes it."""
+        made: list[Answer] = []
+
+        def packed() -> tuple[Answer, bytes]:
+            made.append(make())
+            mask = made[0].mask
+            data = zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes(), _QUICK)
+            return replace(made[0], mask=np.broadcast_to(np.uint8(0), mask.shape)), data
+
+        answer, data = self._kept.recalled(key, packed)
+        if made:
+            return made[0], False
+        return replace(answer, mask=np.frombuffer(zlib.decompress(data), np.uint8).reshape(answer.mask.shape)), True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +222,7 @@ class FewShotService:
     @property
     def labelled(self) -> LabelledSlices:
         """The annotated slices of all images."""
-        return LabelledSlices(images=self.images, embedder=self.embedder, studies=self.studies)
+        return LabelledSlices(self.images, self.studies)
 
     @property
     def offered(self) -> list[str]:
@@ -152,9 +304,7 @@ class FewShotService:
             plain = self._at_hand(support, lambda card: not _judged(card))
             if plain is None:
                 return made, self.registry.publish(made, decoder=self.decoder), bool(made.card["adapted"])
-            if not made.card[
-                "adapted"
-            ]:  # the decoder is as it was: the checkpoint that there is knows now that it is best
+            if not made.card["adapted"]:  # the checkpoint that there is knows now that it is best
                 told = {key: made.card[key] for key in ("settings", "dice_estimate")}
                 kept = replace(plain[0], card={**plain[0].card, **told})
                 self.registry.replace(plain[1], kept, decoder=self.decoder)
