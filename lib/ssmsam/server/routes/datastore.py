@@ -34,7 +34,6 @@ from ssmsam.server.routes.common import (
     reader,
     received,
     require_label,
-    until_sent,
 )
 from ssmsam.service.annotated_studies import FINAL, PARTIAL
 from ssmsam.service.errors import NotKnown
@@ -90,13 +89,13 @@ def check_image(app: App, user: AnyUser, image: KnownImage, check_sum: str | Non
 
 @router.get("/image", summary="Download an image")
 def download_image(
-    app: App, user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, request: Request, client_id: str = ""
+    app: App, user: AnyUser, image: KnownImage, scratch: Scratch, request: Request, client_id: str = ""
 ) -> Response:
     """The stored file, or a NIfTI file with the same voxel indices where a folder of DICOM files is stored."""
     note_opened(app, image, request, client_id)
     source = app.images.from_datastore(image)
     if source.path.is_dir():
-        copy = until_sent(background_tasks) / f"{image}.nii.gz"
+        copy = scratch / f"{image}.nii.gz"
         write_volume(app.images.open(source).volume, copy)
         return FileResponse(copy, media_type="application/gzip", filename=copy.name)
     return stock.download_image(image)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -91,8 +90,7 @@ def infer(
     result = app.run(app.command(asked, source))
     _name_page(result["params"], source, str(request.base_url), viewer=str(options.get("viewer") or ""))
     if output == ResultType.dicom_seg:
-        result["dicom_seg"] = _dicom_seg(source, result)
-        background_tasks.add_task(remove_file, result["dicom_seg"])
+        result["dicom_seg"] = _dicom_seg(source, result, scratch)
     answer = send_response(app.datastore(), result, output, background_tasks)
     if isinstance(answer, Response):
         details = result["params"]
@@ -120,22 +118,17 @@ def _source(app: ServerApp, image: str, session_id: str, file: UploadFile | None
     return app.images.from_datastore(image)
 
 
-def _dicom_seg(source: Source, result: dict[str, Any]) -> str:
+def _dicom_seg(source: Source, result: dict[str, Any], scratch: Path) -> str:
     """Write the mask as DICOM SEG; returns its path."""
-    if not result["params"].get("voxels"):
-        remove_file(result["file"])
-        raise InvalidRequest("the mask is empty: there is nothing to write as DICOM SEG")
-    with tempfile.NamedTemporaryFile(prefix="ssmsam-", suffix=".dcm", delete=False) as file:
-        path = file.name
+    path = scratch / "mask.dcm"
     algorithm = AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, kind="SEMIAUTOMATIC")
     try:
+        if not result["params"].get("voxels"):
+            raise InvalidRequest("the mask is empty: there is nothing to write as DICOM SEG")
         write_seg(read_volume(result["file"]), result["params"]["label_names"], source.path, path, algorithm=algorithm)
-    except BaseException:
-        remove_file(path)
-        raise
     finally:
         remove_file(result["file"])
-    return path
+    return str(path)
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image and slices to annotate")
