@@ -164,7 +164,7 @@ def _of_file(path: Path) -> Study:
 
 
 def _is_volume(path: Path) -> bool:
-    if path.name.startswith("."):
+    if path.name.startswith(".") or path.name == "labels":  # what a server keeps there are no images
         return False
     if not path.is_dir():
         return path.name.lower().endswith(VOLUME_SUFFIXES)

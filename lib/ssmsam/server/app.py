@@ -49,7 +49,7 @@ from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
 from ssmsam.service.background import Background
 from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
-from ssmsam.service.fewshot_service import SEGMENT, AnswerMemory, FewShotService
+from ssmsam.service.fewshot_service import SEGMENT, FewShotService, answer_cache
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
 from ssmsam.service.machine import choose_device, give_way, limit_arenas, memory_in_use, use_threads
@@ -186,7 +186,7 @@ class ServerApp(MONAILabelApp):
             background=self.background,
             labels=self.configuration.labels,
         )
-        self.answers = AnswerMemory()
+        self.answers = answer_cache()
         self.services = {method: self._service(method) for method in self.target_decoders}
         self.forecasts = VolumeForecasts(self.services[FEWSHOT])
         tasks = {name: make(prompting) for name, make in self.MODELS.items()}

@@ -42,8 +42,6 @@ _HEADS_IN_MEMORY = 2
 """A guess: the task checkpoint that answers and the one before it, 22 MB each."""
 MEMORY_BYTES = 64 * 2**20
 """A guess: hundreds of packed answers."""
-_QUICK = 1
-"""The level of compression: masks are mostly background and shrink hundredfold at any."""
 
 
 @dataclass(frozen=True)
@@ -143,48 +141,38 @@ def _spread(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
     return kept + [empty[n] for n in evenly_spaced(len(empty), most - len(kept))]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """``mask`` (slices, rows, columns) uint8 holds 1, 2, ... for the ``labels``. Of each label ``uncertain`` slices are
-    named, the worst first, and ``asked``: slices just past its annotated ends, of which it is asked whether it is still
-    there; ``expected`` is the Dice in [0, 1] that is expected of it on slices that nobody annotated, in all, and
-    ``slice_dice`` that on each of them that has a mask."""
+    """What a task checkpoint says of an image, small enough to be kept.
+
+    Of each label ``uncertain`` slices are named, the worst first, and ``asked``: slices just past its annotated ends,
+    of which it is asked whether it is still there; ``expected`` is the Dice in [0, 1] that is expected of it on slices
+    that nobody annotated, in all, and ``slice_dice`` that on each of them that has a mask.
+    """
 
     labels: tuple[str, ...]
-    mask: np.ndarray
+    packed: bytes
+    """The mask, see :meth:`pack`."""
+    shape: tuple[int, ...]
     uncertain: Mapping[str, list[int]]
     asked: Mapping[str, list[int]]
-    expected: Mapping[str, float] = field(default_factory=dict)
-    slice_dice: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    expected: Mapping[str, float]
+    slice_dice: Mapping[str, Mapping[int, float]]
+
+    @staticmethod
+    def pack(mask: np.ndarray) -> bytes:
+        """Masks are mostly background and shrink hundredfold, at any level of compression."""
+        return zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes(), 1)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(slices, rows, columns) uint8 with 1, 2, ... for the labels."""
+        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.shape)
 
 
-class AnswerMemory:
-    """The answers that were given last, within a limit of bytes. The key has to hold everything that they depend on.
-    Safe for threads."""
-
-    def __init__(self) -> None:
-        self._kept: Cache[Hashable, tuple[Answer, bytes]] = Cache(
-            MEMORY_BYTES, size=lambda kept: len(kept[1]), keep_newest=True
-        )
-
-    def clear(self) -> None:
-        """Forget all answers."""
-        self._kept.clear()
-
-    def recalled(self, key: Hashable, make: Callable[[], Answer]) -> tuple[Answer, bool]:
-        """The answer, and whether it was known; several who ask at once wait for the one who makes it."""
-        made: list[Answer] = []
-
-        def packed() -> tuple[Answer, bytes]:
-            made.append(make())
-            mask = made[0].mask
-            data = zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes(), _QUICK)
-            return replace(made[0], mask=np.broadcast_to(np.uint8(0), mask.shape)), data
-
-        answer, data = self._kept.recalled(key, packed)
-        if made:
-            return made[0], False
-        return replace(answer, mask=np.frombuffer(zlib.decompress(data), np.uint8).reshape(answer.mask.shape)), True
+def answer_cache() -> Cache[Hashable, Answer]:
+    """For the answers that were given last. The key has to hold everything that they depend on."""
+    return Cache(MEMORY_BYTES, size=lambda answer: len(answer.packed), keep_newest=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +193,7 @@ class FewShotService:
     """What viewers are offered, in their order."""
     config: FewShotConfig = field(default_factory=FewShotConfig)
     jobs: Jobs = field(default_factory=Jobs)
-    answers: AnswerMemory = field(default_factory=AnswerMemory)
+    answers: Cache[Hashable, Answer] = field(default_factory=answer_cache)
     adapting: FairLock = field(default_factory=FairLock)
     """One at a time adapts the decoder: tens of seconds, on all threads of the machine."""
     publishing: threading.Lock = field(default_factory=threading.Lock)

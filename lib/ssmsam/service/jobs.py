@@ -134,8 +134,8 @@ class Jobs:
     :meth:`running`. ``kept`` ended jobs are remembered.
     """
 
-    def __init__(self, *, workers: int = 1, kept: int = KEPT, turns: Turns | None = None) -> None:
-        self.turns = turns or Turns()
+    def __init__(self, *, workers: int = 1, kept: int = KEPT) -> None:
+        self.turns = Turns()
         """Whose turn it is to compute. Queued jobs pause for clicks."""
         self._workers, self._kept = workers, kept
         self._changed = threading.Condition()

@@ -110,14 +110,14 @@ class FewShotTask(Task):
         )
         adapted = time.perf_counter()
         clicks = self._clicks(request, image, task)
-        found, known = self._answer(asked, task, name, clicks, progress)
+        found, proposed, known = self._answer(asked, task, name, clicks, progress)
         segmented = time.perf_counter()
         values = self._values(found.labels, command)
-        mask = np.array([0, *(values[label] for label in found.labels)], dtype=np.uint8)[found.mask]
+        mask = np.array([0, *(values[label] for label in found.labels)], dtype=np.uint8)[proposed]
         if command.replaces_screen and image.source.image_id:
             keep_the_rest(service.studies, image, mask, values, offered=service.offered, client=asked.client)
         path = write_mask(mask, image.volume, request.format)
-        self._serve(image, found, asked.client, clicks)
+        self._serve(image, found.labels, proposed, asked.client, clicks)
         if image.source.image_id:
             service.studies.expect(image.source.image_id, found.expected)
         beside = self._adapts_beside(asked, name)
@@ -174,34 +174,38 @@ class FewShotTask(Task):
 
     def _answer(
         self, asked: Asked, task: AdaptedTask, name: str, clicks: Mapping[str, Clicks], progress: Progress
-    ) -> tuple[Answer, bool]:
-        """What the checkpoint says of the image, and whether that was known already: kept while nothing changes."""
-        service, embeddings = self._service, asked.image.embeddings
+    ) -> tuple[Answer, np.ndarray, bool]:
+        """What the checkpoint says of the image, kept while nothing changes; its mask with all slices that are
+        annotated by now; and whether the answer was known already."""
+        service, embeddings, known = self._service, asked.image.embeddings, True
         key = (
             service.method, name, task.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
             service.config.segmentation,
         )  # fmt: skip
 
         def made() -> Answer:
+            nonlocal known
+            known = False
             with service.jobs.turns.long(progress):
                 prediction = segment(
                     embeddings, task, support=asked.support, clicks=clicks, config=service.config, progress=progress
                 )
             least_sure = slice_dice(prediction, asked.support, embeddings.key.digest)
             return Answer(
-                prediction.labels,
-                prediction.mask,
-                hints(least_sure),
-                {label: list(slices) for label, slices in prediction.open_ends.items()},
-                dict(prediction.dice),
-                least_sure,
+                labels=prediction.labels,
+                packed=Answer.pack(prediction.mask),
+                shape=prediction.mask.shape,
+                uncertain=hints(least_sure),
+                asked={label: list(slices) for label, slices in prediction.open_ends.items()},
+                expected=dict(prediction.dice),
+                slice_dice=least_sure,
             )
 
-        found, known = service.answers.recalled(key, made)
+        found = service.answers.recalled(key, made)
         # the checkpoint was shown some of the annotated slices of this volume: all of them stay as they are
         image_id, limits = asked.image.source.image_id, Limits(own=sys.maxsize, others=0)
         everything = service.labelled.support(image_id, only_this=True, limits=limits)
-        return replace(found, mask=as_annotated(found.mask, found.labels, embeddings, everything)), known
+        return found, as_annotated(found.mask, found.labels, embeddings, everything), known
 
     def _stop_outdated(self, asked: Asked) -> None:
         """What adapts beside for this client to other annotations than there are now would be for nothing."""
@@ -264,10 +268,12 @@ class FewShotTask(Task):
             return {label: offered.index(label) + 1 for label in labels}
         return {label: number for number, label in enumerate(labels, 1)}
 
-    def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
+    def _serve(
+        self, image: OpenImage, labels: Sequence[str], proposed: np.ndarray, client: str, clicks: Mapping[str, Clicks]
+    ) -> None:
         image_id, plane, when = image.source.image_id, image.embeddings.plane, now()
-        for number, label in enumerate(found.labels if image_id else (), 1):
-            mask, prompted = found.mask == number, clicks.get(label, ())
+        for number, label in enumerate(labels if image_id else (), 1):
+            mask, prompted = proposed == number, clicks.get(label, ())
             self._service.studies.serve(
                 image_id, mask, label=label, client=client, plane=plane, prompted=prompted, when=when
             )
