@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssmsam.cli import doctor
-from ssmsam.cli.doctor import FAIL, OK, WARN, Place, examine, studies_folder
+from ssmsam.cli.doctor import FAIL, OK, WARN, examine, studies_folder
 from ssmsam.cli.live_server import free_port
 from ssmsam.cli.pacs import INSTALL, is_installed, running_orthanc
 from ssmsam.models.weights import entry
@@ -26,7 +26,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def test_every_finding_that_is_not_fine_says_what_to_do(tmp_path, nowhere):
-    findings = list(examine(Place(samples=tmp_path, store=tmp_path)))
+    findings = list(examine(samples_folder=tmp_path, store=tmp_path))
     assert {finding.level for finding in findings} <= {OK, WARN, FAIL}
     assert all(finding.step for finding in findings if finding.level != OK)
     by_subject = {finding.subject: finding for finding in findings}
@@ -119,11 +119,10 @@ def test_the_program_ends_with_1_exactly_when_something_fails(tmp_path, nowhere,
 
 
 def test_a_dicom_store_that_is_down_is_reported(tmp_path):
-    there = Place(studies="http://127.0.0.1:9/dicom-web")
-    (down,) = doctor.dicom_store(there)
+    (down,) = doctor.dicom_store("http://127.0.0.1:9/dicom-web")
     assert down.level == FAIL
     assert "cannot be reached" in down.text
-    assert list(doctor.dicom_store(Place(orthanc_port=9))) == [], "nobody asked, and none runs"
+    assert list(doctor.dicom_store(local_port=9)) == [], "nobody asked, and none runs"
 
 
 def test_what_a_dicom_store_holds_is_reported(tmp_path):
@@ -131,11 +130,10 @@ def test_what_a_dicom_store_holds_is_reported(tmp_path):
         pytest.skip(f"Orthanc with its DICOMweb plugin is not installed: {INSTALL}")
     port = free_port()
     with running_orthanc(tmp_path, port=port) as orthanc:
-        place = Place(orthanc_port=port)
-        (empty,) = doctor.dicom_store(place)
+        (empty,) = doctor.dicom_store(local_port=port)
         assert empty.level == WARN
         orthanc.upload(sorted((ROOT / "sample-datasets" / "abdomen_dicom" / "ct_01").glob("*.dcm")))
-        (filled,) = doctor.dicom_store(place)
+        (filled,) = doctor.dicom_store(local_port=port)
         assert filled.level == OK
         assert "1 studies with 1 CT, 0 MR and 0 SEG series" in filled.text
 

@@ -10,7 +10,7 @@ from planted import COLUMNS, ORGAN, OTHER, draw_volume
 
 from fakes import PocketEncoder
 from ssmsam.api import support_of
-from ssmsam.cli.labelled_files import (
+from ssmsam.cli.adapt import (
     LabelledFile,
     LabelledImage,
     examples_from,

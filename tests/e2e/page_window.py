@@ -12,7 +12,7 @@ from ohif_page import ARGUMENTS, CHROMIUM
 from playwright.sync_api import Browser, Page, sync_playwright
 from sample_cases import Truth
 
-from ssmsam.server.routes.page import NIIVUE
+from ssmsam.server.routes.pages import NIIVUE
 
 HAS_PAGE = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssmsam.api import support_of
-from ssmsam.cli.labelled_files import LabelledFile, examples_from, read_labelled
+from ssmsam.cli.adapt import LabelledFile, examples_from, read_labelled
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.config import FewShotConfig
 from ssmsam.fewshot.pipeline import adapt, segment

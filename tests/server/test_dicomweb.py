@@ -31,7 +31,6 @@ from ssmsam.dicom.web import (
 )
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.server.datastore import catalogue as dicom_catalogue
-from ssmsam.server.datastore import series_cache
 from ssmsam.server.datastore.dicomweb import UNSENT, DicomWebArchive
 from ssmsam.server.datastore.studies import DicomWebStudies
 from ssmsam.service import annotated_studies
@@ -195,7 +194,7 @@ def test_a_series_that_still_grows_is_fetched_again(
 def test_a_full_cache_forgets_what_was_not_used_for_longest(
     open_studies: Open, add: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(series_cache, "IN_USE_S", 0.0)
+    monkeypatch.setattr(dicom_catalogue, "IN_USE_S", 0.0)
     first, second, third = add(1), add(2), add(3)
     one_mb_is_too_much = sum(file.stat().st_size for file in (tmp_path / "series-1-CT").iterdir()) * 5 // 2
     studies = open_studies(quota_bytes=one_mb_is_too_much)

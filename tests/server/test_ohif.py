@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ssmsam.server.clients.ohif import PAGE, index_with_script, own_file, replaces_its_screen
-from ssmsam.server.routes import viewer
+from ssmsam.server.routes import pages
 from ssmsam.server.routes.common import the_app
 
 
@@ -32,7 +32,7 @@ def test_the_script_is_added_once_and_the_page_stays_as_it_is(tmp_path: Path) ->
 
 
 def test_the_bundled_page_takes_the_script() -> None:
-    assert "/ohif/ssmsam/main.js" in index_with_script(viewer.FILES / "index.html")
+    assert "/ohif/ssmsam/main.js" in index_with_script(pages.OHIF / "index.html")
 
 
 @pytest.mark.parametrize("path", ["ssmsam/../ohif.py", "ssmsam/", "ssmsam", "main.js", "ssmsam/nothing.js"])
@@ -50,7 +50,7 @@ def test_everything_that_the_script_imports_is_there() -> None:
 
 def test_on_a_folder_of_files_the_page_says_how_to_go_on() -> None:
     app = FastAPI()
-    app.include_router(viewer.router)
+    app.include_router(pages.router)
     app.dependency_overrides[the_app] = FolderApp
     answer = TestClient(app).get("/ohif/")
     assert answer.status_code == 200 and "make serve-dicom" in answer.text and "http://testserver/" in answer.text

@@ -15,6 +15,7 @@ from ssmsam.active.acquisition import RULES
 from ssmsam.active.forecast import prompted
 from ssmsam.reading import read_volume
 from ssmsam.server.clients.rest import InferenceCommand, NextSampleCommand
+from ssmsam.server.tasks.fewshot import UncertaintyMap
 from ssmsam.server.tasks.strategies import (
     EXHAUSTED,
     FINISHED,
@@ -22,7 +23,6 @@ from ssmsam.server.tasks.strategies import (
     SliceStrategy,
     slices_hint,
 )
-from ssmsam.server.tasks.uncertainty import UncertaintyMap
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.fewshot_service import FewShotService
 from ssmsam.service.mask_files import MaskFormat

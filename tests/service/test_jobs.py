@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ssmsam.progress import Cancelled, shielded, stop_if_cancelled
-from ssmsam.service.jobs import LATER, NOW, Job, Jobs, Paused, UnknownJob
+from ssmsam.service.jobs import Job, Jobs, Paused, UnknownJob
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def test_what_somebody_waits_for_goes_first(jobs: Jobs) -> None:
     gate, order = PriorityLock(), []
     jobs.submit(Job("adapt"), gate)
     assert gate.began.wait(5)
-    last = jobs.submit(Job("adapt", priority=LATER), lambda job: order.append("later"))
-    jobs.submit(Job("adapt", priority=NOW), lambda job: order.append("now"))
-    assert [job.priority for job in jobs.listed()][1:] == [NOW, LATER]
+    last = jobs.submit(Job("adapt", title="later"), lambda job: order.append("later"))
+    jobs.submit(Job("adapt", title="now"), lambda job: order.append("now"), first=True)
+    assert [job.title for job in jobs.listed()][1:] == ["now", "later"]
     gate.open.set()
     last.result.result(timeout=5)
     assert order == ["now", "later"]

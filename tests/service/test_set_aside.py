@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssmsam.service import set_aside as module
-from ssmsam.service.set_aside import RETRY_S, SetAside
+from ssmsam.service import images as module
+from ssmsam.service.images import RETRY_S, SetAside
 
 
 def test_a_file_is_tried_again_when_it_changes() -> None:

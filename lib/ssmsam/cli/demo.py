@@ -6,8 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,13 @@ def command(*, volumes: Sequence[str], models: Sequence[str], encoder: str, pict
     the output files is written; the studies and what was annotated stay beside the picture, to be looked at.
     """
     cases = sample_cases(volumes)
+    studies = picture.parent / f"demo_{time.strftime('%Y%m%dT%H%M%S')}"
+    studies.mkdir(parents=True)
+    for case in cases:
+        shutil.copy(case.image, studies)  # without the labels
     try:
-        with studies_of(cases, picture.parent) as (studies, scratch):
+        with tempfile.TemporaryDirectory(prefix="ssmsam-demo-") as folder:
+            scratch = Path(folder)
             print(f"starting the server on {len(cases)} sample volumes ...", flush=True)
             conf = {"store": str(scratch / "store"), "encoder": encoder}
             with live_server(app=app_folder(scratch / "app"), studies=studies, conf=conf) as server:
@@ -78,18 +82,6 @@ def command(*, volumes: Sequence[str], models: Sequence[str], encoder: str, pict
     print(f"page:    ssmsam serve {studies}   (in a clone: make serve STUDIES={studies})")
     print(f"         then open http://127.0.0.1:8000/annotate?image={cases[0].name}")
     return FINE
-
-
-@contextmanager
-def studies_of(cases: Sequence[SampleCase], output: Path) -> Iterator[tuple[Path, Path]]:
-    """Copies of the images, without their labels, in a new folder of ``output``, and an empty one for everything else,
-    which goes."""
-    studies = output / f"demo_{time.strftime('%Y%m%dT%H%M%S')}"
-    studies.mkdir(parents=True)
-    for case in cases:
-        shutil.copy(case.image, studies)
-    with tempfile.TemporaryDirectory(prefix="ssmsam-demo-") as folder:
-        yield studies, Path(folder)
 
 
 @dataclass
@@ -228,9 +220,9 @@ def annotate(
     return result, annotator.panels
 
 
-def wait_until_warm(url: str, timeout_s: float = 120.0) -> dict[str, Any]:
-    """What ``/info/`` says of the model, once the server has warmed up."""
-    until = time.monotonic() + timeout_s
+def wait_until_warm(url: str) -> dict[str, Any]:
+    """What ``/info/`` says of the model, once the server has warmed up, or after two minutes."""
+    until = time.monotonic() + 120
     while True:
         info = requests.get(f"{url}/info/", timeout=10).json()["ssmsam"]
         if info["warm"] or time.monotonic() > until:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from ssmsam.cli.command import FAILED, FINE, Program, json_option
 from ssmsam.cli.live_server import is_used
 from ssmsam.cli.options import weights_option
 from ssmsam.cli.samples import IMAGES, TRUTH, sample_folder
-from ssmsam.dicom.file import looks_like_dicom
+from ssmsam.cluster.studies import volumes_in
 from ssmsam.models.registry import ENCODER_VARIABLE, choose_encoder, default_encoder, other_choice
 from ssmsam.models.weights import FOLDER_VARIABLE, CorruptWeights, MissingWeights, entry, find_weights, manifest
-from ssmsam.paths import default_root, default_store
+from ssmsam.paths import default_store
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.report import record_run
 
@@ -37,7 +37,10 @@ _STEPS = {
     "dev": "make test installs it; only the tests and checks need it",
 }
 """How to have what an extra of the package asks for."""
+_WITHOUT = {"ssm": ": ssm_sam begins like fewshot", "lite_decoder": ": medsam_lite then knows boxes only"}
+"""Architecture -> what is different without its weights, where the rest works."""
 _GIB = 1024**3
+ORTHANC_PORT = 8042
 
 
 @dataclass(frozen=True)
@@ -51,37 +54,30 @@ class Finding:
     step: str = ""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where to look: the folders of samples, weights and embeddings, and the ports meant to be used."""
+def examine(
+    *,
+    store: Path,
+    weights_folder: Path | None = None,
+    samples_folder: Path | None = None,
+    server_port: int = 8000,
+    studies: str = "",
+) -> Iterator[Finding]:
+    """Every finding, in the order in which a newcomer would want to know. Changes nothing, needs no network.
 
-    samples: Path | None = None
-    """The sample dataset; None for the one that comes with the package or lies in the clone."""
-    weights: Path | None = None
-    store: Path = field(default_factory=default_root)
-    server_port: int = 8000
-    orthanc_port: int = 8042
-    studies: str = ""
-    """The address of a DICOMweb store, or a folder; empty looks for a local Orthanc."""
-
-
-def examine(place: Place) -> Iterator[Finding]:
-    """Every finding, in the order in which a newcomer would want to know. Changes nothing, needs no network."""
+    ``studies`` is the address of a DICOMweb store, or a folder; empty looks for a local Orthanc.
+    """
     yield python()
     yield from packages()
     yield from devices()
     for name in manifest():
-        yield weights(name, folder=place.weights)
-    yield encoder(place.weights)
-    yield samples(place.samples)
-    yield disk(place.store)
-    yield port(place.server_port, "the server", "PORT=8001 make serve")
+        yield weights(name, folder=weights_folder)
+    yield encoder(weights_folder)
+    yield samples(samples_folder)
+    yield disk(store)
+    yield port(server_port, "the server", "PORT=8001 make serve")
     yield from programs()
-    yield port(place.orthanc_port, "Orthanc", "use the one that runs, or stop it", used_is_fine=True)
-    if place.studies and "://" not in place.studies:
-        yield from studies_folder(Path(place.studies))
-    else:
-        yield from dicom_store(place)
+    yield port(ORTHANC_PORT, "Orthanc", "use the one that runs, or stop it", used_is_fine=True)
+    yield from studies_folder(Path(studies)) if studies and "://" not in studies else dicom_store(studies)
 
 
 def python() -> Finding:
@@ -145,13 +141,9 @@ def weights(name: str, *, folder: Path | None = None) -> Finding:
     except CorruptWeights as error:
         return Finding(subject, FAIL, str(error), f"delete the file, then: {_get_weights(name)}")
     except MissingWeights:
-        if known.architecture == "ssm":
-            return Finding(subject, WARN, f"{known.file} is not there: ssm_sam begins like fewshot", _get_weights(name))
-        if known.architecture == "lite_decoder":
-            text = f"{known.file} is not there: medsam_lite then knows boxes only"
-            return Finding(subject, WARN, text, _get_weights(name))
-        level = FAIL if known.packaged else WARN
-        return Finding(subject, level, f"{known.file} is not there", _get_weights(name))
+        without = _WITHOUT.get(known.architecture, "")
+        level = FAIL if known.packaged and not without else WARN
+        return Finding(subject, level, f"{known.file} is not there{without}", _get_weights(name))
     text = f"{path.name}, {path.stat().st_size / 1e6:.0f} MB"
     if known.sha256 is None:
         return Finding(subject, WARN, f"{text}, checksum not recorded", f"ssmsam train record {name}, in a clone")
@@ -216,11 +208,11 @@ def port(number: int, user: str, step: str, *, used_is_fine: bool = False) -> Fi
     return Finding(f"port {number}", OK, f"{'in use' if used else 'free'} ({user})")
 
 
-def dicom_store(place: Place) -> Iterator[Finding]:
+def dicom_store(address: str = "", *, local_port: int = ORTHANC_PORT) -> Iterator[Finding]:
     """What a DICOMweb store holds, or why it does not say. Without an address: the local Orthanc, if one runs."""
-    if not place.studies and not is_used(place.orthanc_port):
+    if not address and not is_used(local_port):
         return
-    url = place.studies or f"http://127.0.0.1:{place.orthanc_port}/dicom-web"
+    url = address or f"http://127.0.0.1:{local_port}/dicom-web"
     try:
         from ssmsam.dicom.web import DicomStore, StoreRefused, StoreUnavailable
         from ssmsam.server.datastore.access import store_access
@@ -230,40 +222,30 @@ def dicom_store(place: Place) -> Iterator[Finding]:
     try:
         listed = DicomStore(store_access(url)).series({"Modality": ["CT", "MR", "SEG"]})
     except (StoreRefused, StoreUnavailable, ValueError) as error:
-        level = FAIL if place.studies else WARN
-        yield Finding("DICOM store", level, str(error), "make serve-dicom starts a local one with sample studies")
+        step = "make serve-dicom starts a local one with sample studies"
+        yield Finding("DICOM store", FAIL if address else WARN, str(error), step)
         return
     counts = Counter(record.modality for record in listed)
     studies = len({record.study_uid for record in listed})
     text = f"{url}: {studies} studies with {counts['CT']} CT, {counts['MR']} MR and {counts['SEG']} SEG series"
-    if counts["CT"] + counts["MR"] == 0:
-        yield Finding("DICOM store", WARN, text, "send CT or MR series to it; others with --conf modalities")
-    else:
-        yield Finding("DICOM store", OK, text)
+    step = "" if counts["CT"] + counts["MR"] else "send CT or MR series to it; others with --conf modalities"
+    yield Finding("DICOM store", WARN if step else OK, text, step)
 
 
 def studies_folder(folder: Path) -> Iterator[Finding]:
     """Every image of a folder of studies, read as the server will read it: what it would set aside, and why."""
-    from ssmsam.service.identifiers import VOLUME_SUFFIXES
-
     if not folder.is_dir():
         yield Finding("studies", FAIL, f"there is no folder {folder}", "look at the path that --studies is to have")
         return
     read = 0
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(VOLUME_SUFFIXES)):
-            continue
-        if path.is_dir() and not any(file.is_file() and looks_like_dicom(file) for file in path.rglob("*")):
-            continue
+    for path in volumes_in(folder):
         try:
             read_volume(path)
             read += 1
         except (UnreadableVolume, OSError) as error:
             yield Finding(f"image {path.name}", WARN, str(error), "the server sets it aside; the others can be used")
-    level = OK if read else WARN
-    yield Finding(
-        "studies", level, f"{folder}: {read} images can be read", "" if read else "put images into the folder"
-    )
+    step = "" if read else "put images into the folder"
+    yield Finding("studies", OK if read else WARN, f"{folder}: {read} images can be read", step)
 
 
 def programs() -> Iterator[Finding]:
@@ -308,7 +290,7 @@ def command(*, download: str | None, weights: Path | None, port: int, studies: s
         click.echo(f"{click.style('OK', 'green')}    {download} is at {path}, checksum right")
         return FINE
     findings = []
-    for finding in examine(Place(weights=weights, store=default_store(), server_port=port, studies=studies)):
+    for finding in examine(store=default_store(), weights_folder=weights, server_port=port, studies=studies):
         findings.append(finding)
         click.echo(f"{click.style(f'{finding.level:4}', COLORS[finding.level])}  {finding.subject}: {finding.text}")
         if finding.step:

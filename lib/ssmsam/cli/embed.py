@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from ssmsam.cli.cohort import listed, recorded, worked_on
 from ssmsam.cli.command import Program, json_option, path_option
-from ssmsam.cli.options import EngineOptions, engine_options, model_options, on_cuda
+from ssmsam.cli.options import EngineOptions, engine_options, listed, model_options, on_cuda, recorded, worked_on
 from ssmsam.cluster import EmbedStudy, Model
 from ssmsam.models.weights import find_weights, weights_digest
 

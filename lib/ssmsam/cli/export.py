@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from ssmsam import __version__
+from ssmsam.cli.adapt import parse_names
 from ssmsam.cli.command import Program, json_option, path_option
-from ssmsam.cli.labelled_files import parse_names
 from ssmsam.cli.options import names_option
 from ssmsam.dicom.seg_writer import FAMILIES, AlgorithmNotes
 from ssmsam.reading import read_volume

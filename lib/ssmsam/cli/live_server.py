@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import requests
 
 LOOPBACK = "127.0.0.1"
 
@@ -78,7 +78,10 @@ def live_server(
             )
         try:
             url = f"http://{LOOPBACK}:{port}"
-            _wait(process, url, log, timeout_s)
+            if not answers(process, f"{url}/info/", timeout_s):
+                ended = process.poll()
+                how = f"did not answer within {timeout_s:.0f} s" if ended is None else f"ended with status {ended}"
+                raise ServerFailed(f"the server {how}:\n{last_lines(log)}")
             yield LiveServer(url=url, pid=process.pid, start_s=time.perf_counter() - started, log=log)
         finally:
             end(process)
@@ -91,17 +94,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
+def answers(
+    process: subprocess.Popen[bytes], url: str, timeout_s: float, *, statuses: tuple[int, ...] = (200,)
+) -> bool:
+    """Wait until a process answers at ``url`` with one of these statuses; False where it ended, or did not in time."""
     until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise ServerFailed(f"the server ended with status {process.returncode}:\n{last_lines(log)}")
-        try:
-            with urllib.request.urlopen(f"{url}/info/", timeout=5):
-                return
-        except OSError:  # not listening yet, or not ready: that is what the loop waits for
-            time.sleep(0.1)
-    raise ServerFailed(f"the server did not answer within {timeout_s:.0f} s:\n{last_lines(log)}")
+    while time.monotonic() < until and process.poll() is None:
+        with suppress(requests.RequestException):  # not listening yet: that is what the loop waits for
+            if requests.get(url, timeout=5).status_code in statuses:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def is_used(port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of them."""
+"""Options that several commands share, what becomes of them, and how a cohort is worked on with them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,30 @@ from typing import Any
 import click
 import torch
 
-from ssmsam.cli.command import Several, path_option
-from ssmsam.cluster.engine import Tls
-from ssmsam.cluster.work import Model
+from ssmsam.cli.command import FAILED, FINE, ProgressBar, Several, path_option
+from ssmsam.cluster import (
+    Cohort,
+    EmbedStudy,
+    Model,
+    ScoreStudy,
+    SegmentStudy,
+    Study,
+    Tls,
+    open_engine,
+    run_cohort,
+    studies_of,
+)
+from ssmsam.cluster.engine import DaskEngine
+from ssmsam.dicom.web import StoreRefused, StoreUnavailable
 from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, ENCODERS, choose_encoder, default_encoder
 from ssmsam.paths import default_store
+from ssmsam.report import record_run
 
 METHODS = ("fewshot", "ssm_sam")
 PLANES = ("axial", "coronal", "sagittal")
+LISTED = 10
+"""Failures that are printed one by one: a guess; all of them are in the table."""
+AnyWork = EmbedStudy | SegmentStudy | ScoreStudy
 
 encoder_option = click.option(
     "--encoder",
@@ -111,3 +127,32 @@ engine_options = together(
 def on_cuda(device: str | None) -> str:
     """The device that a model is on whose options leave it open."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def listed(studies: str) -> list[Study]:
+    """The studies of an argument. Raises ValueError where there is none."""
+    try:
+        return studies_of(studies)
+    except (StoreUnavailable, StoreRefused) as error:
+        raise ValueError(str(error)) from None
+
+
+def worked_on(studies: list[Study], work: AnyWork, *, out: Path | None, engine: EngineOptions) -> Cohort:
+    """Run a cohort where the options say, with a bar; what came of it is printed."""
+    gpu = bool(engine.cluster) and (work.model.device or "").startswith("cuda")
+    with open_engine(**vars(engine), threads=work.model.threads, gpu=gpu) as opened, ProgressBar() as progress:
+        if isinstance(opened, DaskEngine):
+            print(f"{opened.workers} workers; what each of them does: {opened.page}")
+        cohort = run_cohort(studies, work, engine=opened, out=out, progress=progress)
+    titles = {study.name: study.title for study in studies}
+    for outcome in cohort.failed[:LISTED]:
+        click.echo(f"{titles[outcome.study]}: left out, {outcome.reason}", err=True)
+    table = f"; the table: {out / 'studies.csv'}" if out else ""
+    print(f"{cohort.count} studies done{table}")
+    return cohort
+
+
+def recorded(cohort: Cohort, work: AnyWork, path: Path | None, result: dict[str, Any], **more: Any) -> int:
+    """Write what was done for ``--json``; the command's status."""
+    record_run(path, result, protocol=work.name, device=on_cuda(work.model.device), **more)
+    return FAILED if cohort.failed else FINE

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import click
 import requests
 
 from ssmsam.cli.command import FAILED, FINE, Program, json_option, path_option
-from ssmsam.cli.live_server import LOOPBACK, end, is_used, last_lines
+from ssmsam.cli.live_server import LOOPBACK, answers, end, is_used, last_lines
 from ssmsam.cli.samples import sample_folder, write_sample_studies
 from ssmsam.report import record_run
 
@@ -42,7 +41,6 @@ class Orthanc:
     port: int
     user: str = ""
     password: str = ""
-    pid: int = 0
 
     @property
     def root(self) -> str:
@@ -79,9 +77,11 @@ def running_orthanc(folder: Path, *, port: int, user: str = "", password: str = 
     program = next(filter(None, map(shutil.which, PROGRAMS)))
     with log.open("wb") as output:
         process = subprocess.Popen([program, str(settings)], stdout=output, stderr=subprocess.STDOUT)
-    orthanc = Orthanc(port=port, user=user, password=password, pid=process.pid)
+    orthanc = Orthanc(port=port, user=user, password=password)
     try:
-        _wait(orthanc, process, log)
+        # an answer that asks for a login is one
+        if not answers(process, f"{orthanc.url}/studies?limit=1", START_S, statuses=(200, 401)):
+            raise OrthancFailed(f"Orthanc did not start within {START_S:.0f} s:\n{last_lines(log, 15)}")
         yield orthanc
     finally:
         end(process)
@@ -110,21 +110,6 @@ def _settings(folder: Path, port: int, user: str, password: str) -> dict[str, ob
 
 def _plugin(pattern: str) -> str | None:
     return next((str(file) for folder in PLUGIN_FOLDERS for file in sorted(Path(folder).glob(pattern))), None)
-
-
-def _wait(orthanc: Orthanc, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until it answers; an answer that asks for a login is one."""
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        try:
-            if requests.get(f"{orthanc.url}/studies?limit=1", timeout=5).status_code in (200, 401):
-                return
-        except requests.RequestException:
-            pass  # not listening yet
-        time.sleep(0.1)
-    raise OrthancFailed(f"Orthanc did not start within {START_S:.0f} s:\n{last_lines(log, 15)}")
 
 
 @click.command(cls=Program)

@@ -9,9 +9,8 @@ import click
 import numpy as np
 
 from ssmsam.api import task_card
-from ssmsam.cli.cohort import listed, recorded, worked_on
 from ssmsam.cli.command import Program, json_option, path_option
-from ssmsam.cli.options import EngineOptions, engine_options, model_options
+from ssmsam.cli.options import EngineOptions, engine_options, listed, model_options, recorded, worked_on
 from ssmsam.cluster import Model, ScoreStudy
 from ssmsam.cluster.work import task_file
 

@@ -11,22 +11,28 @@ import click
 import numpy as np
 
 from ssmsam.api import Segmentation, task_card, write_volume
-from ssmsam.cli.adapt import Learning, learned, learning_options, record_use, sources, support_option
-from ssmsam.cli.cohort import listed, recorded, worked_on
+from ssmsam.cli.adapt import (
+    LabelledFile,
+    Learning,
+    learned,
+    learning_options,
+    record_use,
+    sources,
+    support_option,
+)
 from ssmsam.cli.command import FINE, Program, ProgressBar, json_option, path_option
-from ssmsam.cli.labelled_files import LabelledFile
-from ssmsam.cli.options import METHODS, EngineOptions, engine_options, model_options
+from ssmsam.cli.options import METHODS, EngineOptions, engine_options, listed, model_options, recorded, worked_on
 from ssmsam.cli.pictures import Panel, draw_overlays
 from ssmsam.cluster import Model, SegmentStudy
 from ssmsam.cluster.work import segmenter_of, summary
 from ssmsam.cluster.work import task_file as task_of_file
 from ssmsam.ops import evenly_spaced
 from ssmsam.reading import read_volume
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
 from ssmsam.volume.geometry import Plane
 from ssmsam.volume.intensity import recipe_for
 from ssmsam.volume.volume import Volume, reoriented
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd")
 PANELS = 6
 """Slices in the picture of a result: a guess of what can be taken in at once."""
 
@@ -90,8 +96,8 @@ def command(
     assert query is not None
     if engine.workers > 1 or engine.cluster or to_archive:
         raise click.UsageError("--workers, --cluster and --to-archive belong to --studies.")
-    if not out.name.lower().endswith(ENDINGS):
-        raise click.UsageError(f"--out {out.name}: the name has to end in {', '.join(ENDINGS)}.")
+    if not out.name.lower().endswith(VOLUME_SUFFIXES):
+        raise click.UsageError(f"--out {out.name}: the name has to end in {', '.join(VOLUME_SUFFIXES)}.")
     plane = learning.plane
     segmenter = segmenter_of(model, method_of(task_file, learning.method))
     volume = read_volume(query)

@@ -5,8 +5,7 @@ content-addressed: doing it twice does no harm, and a run that was stopped goes 
 """
 
 from ssmsam.cluster.cohort import Cohort, Outcome, run_cohort
-from ssmsam.cluster.engine import EngineUnavailable, Tls, open_engine
-from ssmsam.cluster.program import Program, ProgramFailed, run_elsewhere
+from ssmsam.cluster.engine import EngineUnavailable, Program, ProgramFailed, Tls, open_engine, run_elsewhere
 from ssmsam.cluster.studies import Study, studies_of
 from ssmsam.cluster.work import EmbedStudy, Model, ScoreStudy, SegmentStudy
 

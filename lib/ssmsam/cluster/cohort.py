@@ -57,10 +57,8 @@ class Outcome:
         first = {"study": self.study, "state": self.state, "reason": self.reason, "seconds": self.seconds}
         plain = {name: value for name, value in self.details.items() if name != "labels"}
         labels = self.details.get("labels") or {"": {}}
-        return [
-            {**first, **plain, **({"label": label} if label else {}), **_flat(values)}
-            for label, values in labels.items()
-        ]
+        named = [({"label": label} if label else {}) | _flat(values) for label, values in labels.items()]
+        return [{**first, **plain, **one} for one in named]
 
 
 @dataclass(frozen=True)
@@ -136,13 +134,11 @@ def run_cohort(
         if isinstance(engine, InProcess):
             task = partial(task, progress=progress)  # each study's own too; from elsewhere only its end is heard
         for study, result in engine.run(task, left):
-            if isinstance(result, Outcome):
-                outcome = result
-            else:
-                outcome = Outcome(study=study.name, state="failed", reason=_sentence(result))
-            found[study.name] = outcome
+            if not isinstance(result, Outcome):
+                result = Outcome(study=study.name, state="failed", reason=_sentence(result))
+            found[study.name] = result
             if log:
-                log.append(keys[study.name], asdict(outcome))
+                log.append(keys[study.name], asdict(result))
             progress("studies", len(found), len(studies))
         cohort = Cohort(tuple(found[study.name] for study in studies))
         if out:
@@ -163,10 +159,8 @@ def carry_out(study: Study, *, work: Work, version: str, progress: Progress = si
         return Outcome(study=study.name, state=state, seconds=seconds, worker=worker, **more)
 
     if version != __version__:
-        return outcome(
-            "failed",
-            reason=f"worker {worker} has ssmsam {__version__}, the run was begun by {version}: install the same",
-        )
+        told = f"worker {worker} has ssmsam {__version__}, the run was begun by {version}: install the same"
+        return outcome("failed", reason=told)
     for attempt in range(TRIES):
         try:
             return outcome("done", details=work(study, progress=progress))
@@ -192,10 +186,6 @@ def _alone(out: Path | None) -> Iterator[None]:
             yield
     except Timeout:
         raise ValueError(f"another run works in {out}: wait for it, or choose another folder") from None
-
-
-def _failed(study: Study, error: Exception) -> Outcome:
-    return Outcome(study=study.name, state="failed", reason=_sentence(error))
 
 
 def _key(what: Any) -> str:

@@ -1,17 +1,28 @@
-"""Where work runs: in this process, in several of this machine, or on the workers of a Dask scheduler."""
+"""Where work runs: in this process, in several of this machine, or on the workers of a Dask scheduler.
+
+A worker also runs whole programs for a client, such as a training of the server.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 import queue
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from ssmsam import __version__
+from ssmsam.progress import POLL_S
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +38,8 @@ CONNECT_S = 20.0
 """How long a scheduler may take to answer: a guess."""
 KILLED = 3
 """Workers that may die of a task before it is given up: Dask's own default."""
+LINES = 20
+"""What of a failed program's output is told: a guess, enough for the message and where it came from."""
 
 
 class EngineUnavailable(ConnectionError):
@@ -51,18 +64,11 @@ class Tls:
 class Engine(Protocol):
     """``run`` gives what becomes of each item as it is finished, in any order: a result, or the error."""
 
-    @property
-    def workers(self) -> int: ...
-
     def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R | Exception]]: ...
 
 
 class InProcess:
     """One after the other, here."""
-
-    @property
-    def workers(self) -> int:
-        return 1
 
     def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R | Exception]]:
         for item in items:
@@ -76,8 +82,7 @@ class DaskEngine:
     """On Dask's workers, few tasks ahead of what they do: what is stopped leaves nothing behind."""
 
     def __init__(self, client: Any, *, resources: Mapping[str, float] | None = None) -> None:
-        self._client = client
-        self._resources = dict(resources or {})
+        self._client, self._resources = client, resources
 
     @property
     def workers(self) -> int:
@@ -96,7 +101,7 @@ class DaskEngine:
             while True:
                 room = max(4, (1 + AHEAD) * self._threads()) - len(at_work)
                 for item in islice(todo, max(0, room)):
-                    future = self._client.submit(function, item, pure=False, resources=self._resources or None)
+                    future = self._client.submit(function, item, pure=False, resources=self._resources)
                     at_work[future] = item
                     future.add_done_callback(ended.put)
                 if not at_work:
@@ -245,3 +250,78 @@ def _require(package: str) -> None:
     if find_spec(package) is None:
         names = {"distributed": '"ssmsam[cluster]"'}
         raise ValueError(f"this needs a package more: pip install {names.get(package, package.replace('_', '-'))}")
+
+
+class ProgramFailed(RuntimeError):
+    """A program on a worker ended with an error: its last lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A module that is run as ``python -m`` and writes its result to a file.
+
+    Attributes:
+        module: its name.
+        arguments: of its command line; ``{out}`` stands for the file.
+        environment: set beside the worker's own. No passwords: whoever reads the scheduler's traffic reads them.
+        version: of ssmsam, which the worker has to have too.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    version: str = __version__
+
+
+def run_elsewhere(engine: Engine, program: Program) -> str:
+    """Run a program on any of an engine's workers; what it wrote.
+
+    Raises ProgramFailed, EngineUnavailable, and RuntimeError where the worker has another version of ssmsam.
+    """
+    ((_, result),) = engine.run(run_program, [program])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def run_program(program: Program) -> str:
+    """What a worker does of :func:`run_elsewhere`. It looks now and then whether anybody still waits for the result."""
+    if program.version != __version__:
+        raise RuntimeError(
+            f"{platform.node()} has ssmsam {__version__}, and what asked for this {program.version}: install the same"
+        )
+    with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
+        out, log = Path(folder) / "out", Path(folder) / "log"
+        line = [argument.replace("{out}", str(out)) for argument in program.arguments]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", program.module, *line],
+                env={**os.environ, **program.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        try:
+            while process.poll() is None and not _given_up():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_S)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            told = log.read_text(errors="replace").strip().splitlines()[-LINES:]
+            raise ProgramFailed("\n".join(told) or f"{program.module} ended with {process.returncode}")
+        return out.read_text() if out.exists() else ""
+
+
+def _given_up() -> bool:
+    """Whether this is a task of a Dask worker that nobody waits for any more."""
+    try:
+        from distributed.worker import get_worker, thread_state
+    except ImportError:
+        return False
+    key = getattr(thread_state, "key", None)
+    if key is None:
+        return False
+    task = get_worker().state.tasks.get(key)
+    return task is None or task.state == "cancelled"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ssmsam.dicom.file import looks_like_dicom
 from ssmsam.dicom.web import DicomStore, SeriesRecord, StoreAccess
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
 
-VOLUMES = (".nii.gz", ".nii", ".nrrd")
 LISTS = (".txt", ".csv")
 MODALITIES = ("CT", "MR")
 """Which series of a store are meant unless others are named."""
@@ -58,7 +58,11 @@ def studies_of(source: str | os.PathLike[str], *, modalities: Sequence[str] = MO
     """
     found = list(_found(source, modalities))
     if not found:
-        what = f"a {' or '.join(modalities)} series" if is_address(source) else f"{', '.join(VOLUMES)} or DICOM folders"
+        what = (
+            f"a {' or '.join(modalities)} series"
+            if is_address(source)
+            else f"{', '.join(VOLUME_SUFFIXES)} or DICOM folders"
+        )
         raise ValueError(f"{source} holds no volume: expected {what}")
     often = Counter(study.name for study in found)
     # the same name in several folders, or as several kinds of files
@@ -154,15 +158,14 @@ def _of_file(path: Path) -> Study:
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     stats = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
     name = path.name
-    for ending in VOLUMES:
+    for ending in VOLUME_SUFFIXES:
         name = name.removesuffix(ending)
     return Study(name, str(path), hashlib.sha256(repr(stats).encode()).hexdigest())
 
 
 def _is_volume(path: Path) -> bool:
-    if path.name.startswith("."):
+    if path.name.startswith(".") or path.name == "labels":  # what a server keeps there are no images
         return False
     if not path.is_dir():
-        return path.name.endswith(VOLUMES)
-    first = next((one for one in path.iterdir() if one.is_file() and not one.name.startswith(".")), None)
-    return first is not None and looks_like_dicom(first)
+        return path.name.lower().endswith(VOLUME_SUFFIXES)
+    return any(looks_like_dicom(one) for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))

@@ -30,6 +30,7 @@ from ssmsam.ops import dice
 from ssmsam.paths import default_support
 from ssmsam.progress import Progress, silent
 from ssmsam.reading import read_volume
+from ssmsam.service.identifiers import VOLUME_SUFFIXES
 from ssmsam.volume.geometry import FILES_MM, Plane
 from ssmsam.volume.volume import Volume
 
@@ -60,7 +61,6 @@ class Model:
         encoder: its name.
         store: where embeddings are kept: a folder that all workers share, or a URL (s3://bucket/prefix ...).
         store_gb: the most that is kept in the folder, or of a URL on each worker.
-        cache: where a worker keeps what it has of a URL; None for this machine's usual folder.
         weights: a folder to look for weights in first.
         allow_unverified: accept weights of one's own.
         device: as torch names it; None for a GPU where there is one.
@@ -70,7 +70,6 @@ class Model:
     encoder: str
     store: str | None = None
     store_gb: float = 20.0
-    cache: str | None = None
     weights: str | None = None
     allow_unverified: bool = False
     device: str | None = None
@@ -86,18 +85,17 @@ class EmbedStudy:
     """All slices of a study through the encoder, into the store."""
 
     model: Model
-    plane: str | None = None
     name = "embed"
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"work": self.name, **self.model.identity, "plane": self.plane, "store": self.model.store}
+        return {"work": self.name, **self.model.identity, "store": self.model.store}
 
     def __call__(self, study: Study, *, progress: Progress = silent) -> dict[str, Any]:
         embedder = embedder_of(self.model)
         with files_of(study) as path:
             volume = read_volume(path)
-        before, opened = embedder.encoded, embedder.open(volume, plane=Plane.named(self.plane, volume.grid))
+        before, opened = embedder.encoded, embedder.open(volume)
         opened.embed(progress=progress)
         if embedder.store is not None:
             _published(embedder.store, opened)
@@ -141,9 +139,7 @@ class SegmentStudy(_TaskStudy):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {
-            "work": self.name, **self.model.identity, "task": self.task_sha256, "to_archive": self.to_archive,
-        }  # fmt: skip
+        return {"work": self.name, **self.model.identity, "task": self.task_sha256, "to_archive": self.to_archive}
 
     def __call__(self, study: Study, *, progress: Progress = silent) -> dict[str, Any]:
         if self.to_archive and study.series is None:
@@ -191,7 +187,7 @@ class ScoreStudy(_TaskStudy):
         return {"labels": labels}
 
     def _truth(self, study: Study, volume: Volume) -> np.ndarray:
-        for ending in (".nii.gz", ".nii", ".nrrd"):
+        for ending in VOLUME_SUFFIXES:
             file = Path(str(self.truth)) / f"{study.name}{ending}"
             if file.exists():
                 truth = read_volume(file)
@@ -235,7 +231,7 @@ def segmenter_of(model: Model, method: str) -> FewShotSegmenter:
 def _settings(model: Model) -> dict[str, Any]:
     if model.threads:
         torch.set_num_threads(model.threads)
-    store = open_store(model.store, cache=model.cache, quota_bytes=int(model.store_gb * GB)) if model.store else None
+    store = open_store(model.store, quota_bytes=int(model.store_gb * GB)) if model.store else None
     told = {name: getattr(model, name) for name in ("device", "weights", "allow_unverified")}
     return {**told, "store": store}
 

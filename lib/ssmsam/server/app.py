@@ -46,10 +46,9 @@ from ssmsam.server.monailabel_patches import (
 from ssmsam.server.privacy import keep_patients_out_of_logs, without_uids_in
 from ssmsam.server.tasks.queue import TRAIN, running
 from ssmsam.server.tasks.training import Training
-from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.background import Background
 from ssmsam.service.errors import ConfigurationError, InvalidRequest, NotKnown
-from ssmsam.service.fewshot_service import SEGMENT, FewShotService
+from ssmsam.service.fewshot_service import SEGMENT, FewShotService, answer_cache
 from ssmsam.service.images import Images, Source
 from ssmsam.service.jobs import Job, Jobs
 from ssmsam.service.machine import choose_device, give_way, limit_arenas, memory_in_use, use_threads
@@ -110,11 +109,7 @@ class ServerApp(MONAILabelApp):
         configuration = self.configuration
         threads = use_threads(configuration.threads)
         self.jobs.turns = Turns(max(1, (os.cpu_count() or 1) // threads))
-        wanted: dict[str, Any] = {
-            "folder": configuration.weights,
-            "download": configuration.download,
-            "device": self.device,
-        }
+        wanted: dict[str, Any] = dict(folder=configuration.weights, download=configuration.download, device=self.device)
         self.encoder = load_encoder(configuration.encoder, **wanted)
         self.decoder = load_decoder(configuration.encoder, **wanted)
         offered = [method for method, tasks in self.ADAPTIVE.items() if set(tasks) & set(configuration.models)]
@@ -122,10 +117,9 @@ class ServerApp(MONAILabelApp):
             method: DECODERS[method](configuration.encoder, **wanted)
             for method in dict.fromkeys([FEWSHOT, *offered])  # the strategies ask the first one
         }
-        store = EmbeddingStore(configuration.store, quota_bytes=int(configuration.store_gb * GB))
         self.embedder = Embedder(
             encoder=self.encoder,
-            store=store,
+            store=EmbeddingStore(configuration.store, quota_bytes=int(configuration.store_gb * GB)),
             memory_bytes=int(configuration.memory_gb * GB),
             bfloat16=configuration.bfloat16,
         )
@@ -143,12 +137,8 @@ class ServerApp(MONAILabelApp):
         if is_dicomweb(self.studies):
             return self._dicom_studies()
         if made_by_this_process(Path(self.studies)):
-            refuse_to_start(
-                ConfigurationError(
-                    f"--studies {self.studies} did not exist. Correct the path, or make the folder first (mkdir) if it "
-                    "is meant to be empty"
-                )
-            )
+            step = "Correct the path, or make the folder first (mkdir) if it is meant to be empty"
+            refuse_to_start(ConfigurationError(f"--studies {self.studies} did not exist. {step}"))
         return StudiesFolder(
             self.studies,
             labels=self.configuration.labels,
@@ -179,11 +169,8 @@ class ServerApp(MONAILabelApp):
         return studies
 
     def init_infers(self) -> dict[str, InferTask]:
-        self.images = Images(
-            files=self.datastore().files,
-            embedder=self.embedder,
-            memory_bytes=int(self.configuration.memory_gb * GB),
-        )
+        memory_bytes = int(self.configuration.memory_gb * GB)
+        self.images = Images(files=self.datastore().files, embedder=self.embedder, memory_bytes=memory_bytes)
         self.background = Background(
             self.images,
             jobs=self.jobs,
@@ -198,7 +185,7 @@ class ServerApp(MONAILabelApp):
             background=self.background,
             labels=self.configuration.labels,
         )
-        self.answers = AnswerMemory()
+        self.answers = answer_cache()
         self.services = {method: self._service(method) for method in self.target_decoders}
         self.forecasts = VolumeForecasts(self.services[FEWSHOT])
         tasks = {name: make(prompting) for name, make in self.MODELS.items()}
@@ -244,18 +231,13 @@ class ServerApp(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What viewers ask for, with one more key that they do not read; without the UIDs of anybody's images."""
+        warming = getattr(self, "warming", None)
         with self.datastore().one_look():
-            return self._info()
-
-    def _info(self) -> dict[str, Any]:
-        warm = getattr(self, "warm_up", None)
-        found = {
-            **super().info(),
-            "train_stats": self._train_stats(),
-            "ssmsam": {
+            found = {**super().info(), "train_stats": self._train_stats()}
+            found["ssmsam"] = {
                 "encoder": self.configuration.encoder,
                 "device": self.device,
-                "warm": warm.done if warm else False,
+                "warm": warming is not None and not warming.is_alive(),
                 "memory_bytes": memory_in_use(),
                 "encoded_slices": self.embedder.encoded,
                 "embedding": self.background.status,
@@ -263,8 +245,7 @@ class ServerApp(MONAILabelApp):
                 "notices": list(self.datastore().files.notices),
                 **self.services[FEWSHOT].status,
                 "methods": {method: service.status for method, service in self.services.items()},
-            },
-        }
+            }
         told: dict[str, Any] = without_uids_in(found)
         return told
 
@@ -300,14 +281,8 @@ class ServerApp(MONAILabelApp):
         """Run a task. It is a job while it runs. Raises what the task raises, and InvalidRequest where the work was
         stopped."""
         task, source = self.require_model(command.model), command.image
-        job = Job(
-            SEGMENT,
-            title=f"{command.model} on {source.name}",
-            owner=command.client,
-            image=source.image_id,
-            model=command.model,
-            brief=True,
-        )
+        title, image = f"{command.model} on {source.name}", source.image_id
+        job = Job(SEGMENT, title=title, owner=command.client, image=image, model=command.model, brief=True)
         try:
             # clicks go before whatever else computes; what takes long takes its own place where it computes
             turn = self.jobs.turns.brief() if getattr(task, "brief", False) else self.jobs.turns.pausing()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from ssmsam.dicom.series import NOT_IMAGES
 from ssmsam.models.registry import AUTO, ENCODER_VARIABLE, default_encoder
@@ -42,24 +42,6 @@ def _split(value: Any) -> tuple[str, ...]:
     return found
 
 
-def _models(value: Any, info: ValidationInfo) -> tuple[str, ...]:
-    names, valid = _split(value), (info.context or {}).get("models")
-    if valid is None:
-        return names
-    if names == ("all",):
-        return tuple(valid)
-    if unknown := [name for name in names if name not in valid]:
-        raise ValueError(f"unknown {_listed(unknown)}; valid names are all, {_listed(valid)}")
-    return names
-
-
-def _encoder(name: str, info: ValidationInfo) -> str:
-    valid = (info.context or {}).get("encoders", (name,))
-    if name not in (*valid, AUTO):
-        raise ValueError(f"valid names are {_listed((*valid, AUTO))}")
-    return name
-
-
 def _place(value: Any) -> Path:
     return Path(value).expanduser().absolute()
 
@@ -68,23 +50,6 @@ def _folder(value: Any) -> Path:
     if not (folder := _place(value)).is_dir():
         raise ValueError("no such folder")
     return folder
-
-
-def _yes_or_no(value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if str(value).lower() not in words:
-        raise ValueError("valid values are true and false")
-    return words[str(value).lower()]
-
-
-def _positive(value: Any) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ValueError("expected a number above 0")
-    return number
 
 
 def _shaped(pattern: str, expected: str) -> BeforeValidator:
@@ -115,9 +80,15 @@ def _modalities(value: Any) -> tuple[str, ...]:
 
 
 Place = Annotated[Path, BeforeValidator(_place)]
-Positive = Annotated[float, BeforeValidator(_positive)]
-_COUNT = r"0*[1-9]\d*"
-YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_EXPECTED = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "valid values are true and false"),
+    **dict.fromkeys(("float_parsing", "finite_number", "greater_than"), "expected a number above 0"),
+    "int_parsing": "expected a whole number above 0",
+}
+"""What to write instead, for errors that pydantic finds by itself."""
 
 
 class Configuration(BaseModel):
@@ -125,13 +96,13 @@ class Configuration(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    models: Annotated[tuple[str, ...], BeforeValidator(_models)]
+    models: Names
     """Which infer tasks to offer, by name."""
-    encoder: Annotated[str, BeforeValidator(_encoder)] = Field(default_factory=default_encoder)
+    encoder: str = Field(default_factory=default_encoder)
     """The backbone, by its name in ``ssmsam.encoders``; ``auto`` is the best one whose weights are here."""
     weights: Annotated[Path, BeforeValidator(_folder)] | None = None
     """A folder with checkpoints; ``None`` looks where ``ssmsam.models.weights`` looks by itself."""
-    download: YesOrNo = False
+    download: bool = False
     """Whether missing weights may be fetched from the network."""
     store: Place = Field(default_factory=default_store)
     """The folder of the embedding store."""
@@ -144,13 +115,13 @@ class Configuration(BaseModel):
     threads: Annotated[
         int,
         BeforeValidator(lambda text: 0 if text == "auto" else text),
-        _shaped(f"auto|{_COUNT}", "expected auto or a whole number above 0"),
+        _shaped(r"auto|0*[1-9]\d*", "expected auto or a whole number above 0"),
     ] = 0
     """CPU threads per computation; 0 means one per physical core, or ``OMP_NUM_THREADS`` where that is set."""
-    bfloat16: Annotated[bool | None, BeforeValidator(lambda text: None if text == "auto" else _yes_or_no(text))] = None
+    bfloat16: Annotated[bool | None, BeforeValidator(lambda text: None if text == "auto" else text)] = None
     """Whether embeddings are computed in half the precision; ``None`` where the encoder's masks stay the same and the
     processor is faster at it."""
-    precompute: YesOrNo = True
+    precompute: bool = True
     """Whether an image's slices are embedded in the background as soon as somebody opens it."""
     precompute_minutes: Positive = 10.0
     """For how long after the last request about an image that goes on: a guess."""
@@ -171,7 +142,7 @@ class Configuration(BaseModel):
         | None
     ) = None
     """A Dask scheduler for work on many images (tcp://host:8786); ``None`` starts processes on this machine."""
-    cluster_workers: Annotated[int, _shaped(_COUNT, "expected a whole number above 0")] = 1
+    cluster_workers: PositiveInt = 1
     """How many of them; each loads the model."""
     labels: Annotated[tuple[str, ...], BeforeValidator(_labels)] = DEFAULT_LABELS
     """The labels that viewers offer, in their order."""
@@ -185,13 +156,20 @@ class Configuration(BaseModel):
         if unknown := sorted(set(conf) - set(cls.model_fields) - UNUSED_KEYS):
             valid = _listed(sorted(cls.model_fields))
             raise ConfigurationError(f"unknown --conf key {_listed(unknown)}; valid keys are {valid}")
-        if "encoder" not in conf and default_encoder() not in (*encoders, AUTO):
-            valid = _listed((*encoders, AUTO))
-            raise ConfigurationError(f"{ENCODER_VARIABLE}={default_encoder()}: valid names are {valid}")
         said = {"models": "all", **{key: str(value).strip() for key, value in conf.items() if key not in UNUSED_KEYS}}
         try:
-            return cls.model_validate(said, context={"models": models, "encoders": encoders})
+            found = cls.model_validate(said)
         except ValidationError as error:
             wrong = error.errors()[0]
-            key, why = wrong["loc"][0], wrong["msg"].removeprefix("Value error, ")
-            raise ConfigurationError(f"--conf {key} {wrong['input']}: {why}") from error
+            why = _EXPECTED.get(wrong["type"]) or wrong["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(f"--conf {wrong['loc'][0]} {wrong['input']}: {why}") from error
+        if found.models == ("all",):
+            found = found.model_copy(update={"models": tuple(models)})
+        encoder = "--conf encoder " if "encoder" in conf else f"{ENCODER_VARIABLE}="
+        for key, names, known in (
+            ("--conf models ", found.models, ("all", *models)),
+            (encoder, (found.encoder,), (*encoders, AUTO)),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise ConfigurationError(f"{key}{_listed(unknown)}: unknown; valid names are {_listed(known)}")
+        return found

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +57,8 @@ DELIVER_S, LONGEST_S = 10.0, 60.0
 each time. A guess."""
 PARTIAL = "partial"
 """The tag of what is annotated so far. ``final`` is for volumes that were declared finished."""
+Info = dict[str, Any]
+"""What is noted of a label, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,7 @@ class StudyFiles(Protocol):
     def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
     def save_label(
-        self,
-        image_id: str,
-        label_filename: str,
-        label_tag: str,
-        label_info: dict[str, Any],
-        covered: Covered = NOTHING_COVERED,
+        self, image_id: str, label_filename: str, label_tag: str, label_info: Info, covered: Covered = NOTHING_COVERED
     ) -> str: ...
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None: ...
     def remove_label(self, label_id: str, label_tag: str) -> None: ...
@@ -161,7 +157,6 @@ class AnnotatedStudies:
         self._service.go_on()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work-log")
         self._images_locked = KeyedLocks()
-        """By image: submissions come one after the other, so that label files are never older than they."""
         """By image: submissions come one after the other, so that label files are never older than they."""
         self._waiting = WaitingRoom(root.with_name(f"{root.name}-waiting"))
         self._delivery = threading.Lock()
@@ -268,7 +263,7 @@ class AnnotatedStudies:
         for image_id, known in self._service.store.overviews().items():
             if known.finished and (said := self._own_label_info(image_id, UNSENT)):
                 try:
-                    self._apply(image_id, said, partial(Update, self.grid(image_id)))
+                    self._apply(image_id, Update, params=said)
                 except Exception as error:
                     logger.info("The final label of %s is not in the archive yet: %s", image_id, error)
                     left += 1
@@ -388,9 +383,11 @@ class AnnotatedStudies:
             raise self._wait(image_id, file, params, tag, error) from error
         submission = Submission(_read_mask(file, grid), params)
         with self._images_locked.hold(image_id):
-            receipt = self._apply(
-                image_id, params, lambda: self._service.submitted(image_id, submission, grid), client=submission.client
-            )
+
+            def read(grid: Grid) -> Update:
+                return self._service.submitted(image_id, submission, grid)
+
+            receipt = self._apply(image_id, read, client=submission.client, params=params, grid=grid)
             shown = self._service.on_screen(image_id, submission)
             self._writer.submit(self._note, self._service.log.serve, image_id, *shown)
         return receipt
@@ -398,9 +395,8 @@ class AnnotatedStudies:
     def submit_slice(self, image_id: str, key: SliceKey, mask: np.ndarray, *, client: str = "") -> Receipt:
         """Count one label on one slice as it was drawn: ``mask`` (height, width) bool, without any voxel where the
         label is not on the slice. It counts as what the client has on screen. Raises InvalidSubmission."""
-        grid = self.grid(image_id)
         receipt = self._apply(
-            image_id, {}, lambda: self._service.drawn(image_id, key, mask, grid, client=client), client=client
+            image_id, lambda grid: self._service.drawn(image_id, key, mask, grid, client=client), client=client
         )
         (known, entry), *_ = receipt.update.entries.items()
         shown = Served(known.label, client, known.axis, {known.index: entry.mask}, when=entry.when)
@@ -409,38 +405,34 @@ class AnnotatedStudies:
 
     def change(self, image_id: str, partial: Any, *, client: str = "") -> Receipt:
         """Apply ``partial`` without a mask: withdraw slices, reopen, accept what is on screen, declare complete."""
-        grid = self.grid(image_id)
         return self._apply(
-            image_id, {}, lambda: self._service.changed(image_id, partial, grid, client=client), client=client
+            image_id, lambda grid: self._service.changed(image_id, partial, grid, client=client), client=client
         )
 
     def mark(self, image_id: str, mark: Mark) -> Receipt:
         """Count one slice as annotated, by a client's verdict on what it has on screen."""
-        grid = self.grid(image_id)
-        return self._apply(image_id, {}, lambda: self._service.marked(image_id, mark, grid), client=mark.client)
+        return self._apply(image_id, lambda grid: self._service.marked(image_id, mark, grid), client=mark.client)
 
     def finish(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """Declare labels finished as the client sees them: those that it was shown since it opened the image and of
         which a slice was checked, of ``labels`` or of all. Raises InvalidSubmission where there are none."""
-        return self._apply(image_id, {}, lambda: self._finished(image_id, client, labels), client=client)
+        return self._apply(
+            image_id, lambda grid: self._service.finished(image_id, grid, client=client, labels=labels), client=client
+        )
 
     def finishing(self, image_id: str, *, client: str = "", labels: Collection[str] = ()) -> Receipt:
         """What :meth:`finish` would do. Nothing is changed."""
         with self._images_locked.hold(image_id):
             self._written()
-            update = self._finished(image_id, client, labels)
-            merged = self._service.known(image_id, update.grid).merge(update)
+            grid = self.grid(image_id)
+            update = self._service.finished(image_id, grid, client=client, labels=labels)
+            merged = self._service.known(image_id, grid).merge(update)
             return Receipt(update, merged, since=self._service.log.opened(image_id, client))
-
-    def _finished(self, image_id: str, client: str, labels: Collection[str]) -> Update:
-        grid = self.grid(image_id)
-        return self._service.finished(image_id, grid, client=client, labels=labels)
 
     def undo(self, image_id: str, *, client: str = "") -> Receipt:
         """Take back what a client did last to an image. Raises InvalidSubmission where nothing is left."""
-        grid = self.grid(image_id)
         return self._apply(
-            image_id, {}, lambda: self._service.known(image_id, grid).taken_back(client, when=now()), client=client
+            image_id, lambda grid: self._service.known(image_id, grid).taken_back(client, when=now()), client=client
         )
 
     # --- what a second person says, and what is known of the work
@@ -479,9 +471,7 @@ class AnnotatedStudies:
             raise NotYours(f"{who} annotated {image_id}: a second person has to review it")
         given = Review(verdict, who, now(), self._service.store.overview(image_id).revision, note)
         if verdict is ReviewVerdict.SEND_BACK:
-            grid = self.grid(image_id)
-            opened: Any = {"reopen": True}
-            self._apply(image_id, {}, lambda: self._service.changed(image_id, opened, grid, client=client))
+            self._apply(image_id, lambda grid: self._service.changed(image_id, {"reopen": True}, grid, client=client))
         self._service.log.review(image_id, given)
         return given
 
@@ -601,17 +591,25 @@ class AnnotatedStudies:
         self.files.require_writable()
 
     def _apply(
-        self, image_id: str, params: Mapping[str, Any], read: Callable[[], Update], *, client: str | None = None
+        self,
+        image_id: str,
+        read: Callable[[Grid], Update],
+        *,
+        client: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        grid: Grid | None = None,
     ) -> Receipt:
-        """Merge what ``read`` finds, keep the label files in step, and note that a ``client`` did it.
+        """Merge what ``read`` finds, given the image's grid, keep the label files in step, and note that a ``client``
+        did it.
 
         Where a store of final labels does not take one, it counts as finished all the same and is sent later; the error
         of the store is raised.
         """
         self.require_writable()
+        params, grid = params or {}, grid or self.grid(image_id)
         with self._images_locked.hold(image_id):
             self._written()
-            names, before, update = self._service.annotated_names, self._service.store.load(image_id), read()
+            names, before, update = self._service.annotated_names, self._service.store.load(image_id), read(grid)
             merged = self._service.merge(image_id, replace(update, complete=frozenset()))
             declared = Update(merged.grid, complete=update.complete, client=update.client, when=update.when)
             finished = merged.merge(declared)

@@ -1,37 +1,176 @@
-"""What the automatic models share: what is annotated, the checkpoints that were made of it, and what adapts beside."""
+"""What the automatic models share: what is annotated, the checkpoints that were made of it, what adapts beside, and the
+answers that are kept while nothing changes."""
 
 from __future__ import annotations
 
 import threading
+import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ssmsam.annotation.annotations import OtherImage, SupportSlice
 from ssmsam.cache import Cache, KeyedLocks, SingleFlight
 from ssmsam.dicom.web import StoreRefused, StoreUnavailable
-from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, Initialisations, UnknownCheckpoint
 from ssmsam.fewshot.config import LEAST_SLICES, FewShotConfig
 from ssmsam.fewshot.pipeline import adapt, with_pseudo_labels, with_support_again
-from ssmsam.fewshot.support import NothingToLearn, Support, digest
+from ssmsam.fewshot.support import LabelledSlice, NothingToLearn, Support, digest
 from ssmsam.fewshot.task_checkpoint import FEWSHOT, UnusableCheckpoint, read_card
 from ssmsam.models.fewshot_decoder import TargetDecoder
+from ssmsam.ops import evenly_spaced
 from ssmsam.progress import FairLock, Progress, silent
 from ssmsam.service.annotated_studies import AnnotatedStudies
-from ssmsam.service.answers import AnswerMemory
 from ssmsam.service.background import Background
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.images import UNUSABLE, Images
 from ssmsam.service.jobs import Job, Jobs
-from ssmsam.service.labelled_slices import LabelledSlices
+from ssmsam.volume.geometry import Plane
 
 ADAPT, SEGMENT = "adapt", "segment"
 """Kinds of jobs."""
 _HEADS_IN_MEMORY = 2
 """A guess: the task checkpoint that answers and the one before it, 22 MB each."""
+MEMORY_BYTES = 64 * 2**20
+"""A guess: hundreds of packed answers."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many slices of a label are learned from: adaptation takes time with every slice."""
+
+    own: int = 24
+    others: int = 24
+
+
+@dataclass(frozen=True)
+class LabelledSlices:
+    """The annotated slices of all images, opened: the support that few-shot methods learn from."""
+
+    images: Images
+    studies: AnnotatedStudies
+
+    def support(
+        self, image_id: str, *, labels: Collection[str] = (), only_this: bool = False, limits: Limits | None = None
+    ) -> Support:
+        """Label -> slices: those of ``image_id`` and, unless ``only_this``, those of other images.
+
+        Labels that are annotated on no slice that shows them are left out, and so are other images that cannot be
+        read. Raises InvalidRequest for ``labels`` that are not annotated anywhere, and where no image that shows one
+        of them can be read.
+        """
+        limits = limits or Limits()
+        known = self.studies.support()
+        if only_this:
+            known = known.only(images=[image_id])
+        wanted = [label for label in known.labels if len(known.only(label=label, nonempty=True))]
+        missing = sorted(set(labels) - set(wanted))
+        if missing:
+            annotated = ", ".join(wanted) or "none yet"
+            raise InvalidRequest(
+                f"no annotated slice shows {', '.join(missing)}; annotated labels: {annotated}. "
+                "Annotate a few slices of it, submit them, and run again"
+            )
+        opened: dict[tuple[str, Plane], VolumeEmbeddings] = {}
+        found = {}
+        for label in wanted:
+            if not labels or label in labels:
+                everything = known.only(label=label)
+                own = [one for one in everything if one.image == image_id]
+                others = [one for one in everything if one.image != image_id]
+                chosen = _spread(own, limits.own) + _spread(others, limits.others)
+                slices = self._opened(chosen, image_id, opened)
+                if any(one.mask.any() for one in slices):
+                    found[label] = slices
+        if labels and not found:
+            raise InvalidRequest(
+                f"the images that show {', '.join(sorted(labels))} cannot be read; GET /info/ says why. "
+                "Annotate a few slices of it in another image, submit them, and run again"
+            )
+        return found
+
+    def these(self, slices: Mapping[str, Iterable[Mapping[str, object]]]) -> Support:
+        """Label -> the slices that a card lists, as they are annotated now; without those that cannot be opened."""
+        known = self.studies.support()
+        opened: dict[tuple[str, Plane], VolumeEmbeddings] = {}
+        found = {}
+        for label, several in slices.items():
+            wanted = {(one.get("image"), one.get("axis"), one.get("slice")) for one in several}
+            chosen = [one for one in known.only(label=label) if (one.image, one.plane.axis, one.index) in wanted]
+            found[label] = self._opened(chosen, "", opened)
+        return found
+
+    def showing(self) -> Counter[tuple[str, str]]:
+        """(image, label) -> how many annotated slices show it. Opens nothing."""
+        return Counter((one.image, one.label) for one in self.studies.support().only(nonempty=True))
+
+    def _opened(
+        self, slices: Iterable[SupportSlice], image_id: str, opened: dict[tuple[str, Plane], VolumeEmbeddings]
+    ) -> list[LabelledSlice]:
+        found = []
+        for one in slices:
+            key = one.image, one.plane
+            try:
+                if key not in opened:
+                    opened[key] = self.images.embeddings(one.image, plane=one.plane)
+                if not opened[key].grid.matches(one.grid):
+                    raise OtherImage(one.image, one.grid, opened[key].grid)
+            except UNUSABLE:  # its image was removed or cannot be read: nothing can be learned from it now
+                if one.image == image_id:
+                    raise
+                continue
+            known = None if one.annotation.known is None else one.annotation.known.array
+            found.append(LabelledSlice(opened[key], one.index, one.mask, known, one.image))
+        return found
+
+
+def _spread(slices: list[SupportSlice], most: int) -> list[SupportSlice]:
+    """At most so many of the slices, spread evenly, those that show the label first."""
+    showing = [one for one in slices if not one.annotation.empty]
+    empty = [one for one in slices if one.annotation.empty]
+    kept = [showing[n] for n in evenly_spaced(len(showing), most)]
+    return kept + [empty[n] for n in evenly_spaced(len(empty), most - len(kept))]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a task checkpoint says of an image, small enough to be kept.
+
+    Of each label ``uncertain`` slices are named, the worst first, and ``asked``: slices just past its annotated ends,
+    of which it is asked whether it is still there; ``expected`` is the Dice in [0, 1] that is expected of it on slices
+    that nobody annotated, in all, and ``slice_dice`` that on each of them that has a mask.
+    """
+
+    labels: tuple[str, ...]
+    packed: bytes
+    """The mask, see :meth:`pack`."""
+    shape: tuple[int, ...]
+    uncertain: Mapping[str, list[int]]
+    asked: Mapping[str, list[int]]
+    expected: Mapping[str, float]
+    slice_dice: Mapping[str, Mapping[int, float]]
+
+    @staticmethod
+    def pack(mask: np.ndarray) -> bytes:
+        """Masks are mostly background and shrink hundredfold, at any level of compression."""
+        return zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes(), 1)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(slices, rows, columns) uint8 with 1, 2, ... for the labels."""
+        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.shape)
+
+
+def answer_cache() -> Cache[Hashable, Answer]:
+    """For the answers that were given last. The key has to hold everything that they depend on."""
+    return Cache(MEMORY_BYTES, size=lambda answer: len(answer.packed), keep_newest=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +191,7 @@ class FewShotService:
     """What viewers are offered, in their order."""
     config: FewShotConfig = field(default_factory=FewShotConfig)
     jobs: Jobs = field(default_factory=Jobs)
-    answers: AnswerMemory = field(default_factory=AnswerMemory)
+    answers: Cache[Hashable, Answer] = field(default_factory=answer_cache)
     adapting: FairLock = field(default_factory=FairLock)
     """One at a time adapts the decoder: tens of seconds, on all threads of the machine."""
     publishing: threading.Lock = field(default_factory=threading.Lock)
@@ -69,7 +208,7 @@ class FewShotService:
     @property
     def labelled(self) -> LabelledSlices:
         """The annotated slices of all images."""
-        return LabelledSlices(images=self.images, embedder=self.embedder, studies=self.studies)
+        return LabelledSlices(self.images, self.studies)
 
     @property
     def offered(self) -> list[str]:
@@ -151,9 +290,7 @@ class FewShotService:
             plain = self._at_hand(support, lambda card: not _judged(card))
             if plain is None:
                 return made, self.registry.publish(made, decoder=self.decoder), bool(made.card["adapted"])
-            if not made.card[
-                "adapted"
-            ]:  # the decoder is as it was: the checkpoint that there is knows now that it is best
+            if not made.card["adapted"]:  # the checkpoint that there is knows now that it is best
                 told = {key: made.card[key] for key in ("settings", "dice_estimate")}
                 kept = replace(plain[0], card={**plain[0].card, **told})
                 self.registry.replace(plain[1], kept, decoder=self.decoder)

@@ -1,11 +1,13 @@
-"""From what a request names to an opened volume. The only way from an id to a file."""
+"""From what a request names to an opened volume, the only way from an id to a file; and what cannot be read, set aside
+with its reason, so that nobody waits for it and everybody is told."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,6 @@ from ssmsam.models.weights import sha256_of
 from ssmsam.reading import UnreadableVolume, read_volume
 from ssmsam.service.annotated_studies import StudyFiles
 from ssmsam.service.errors import InvalidRequest, NotKnown
-from ssmsam.service.set_aside import SetAside
 from ssmsam.volume.errors import named
 from ssmsam.volume.geometry import STORED_SLICES, Plane
 from ssmsam.volume.volume import Volume
@@ -32,6 +33,10 @@ UNUSABLE = (NotKnown, OtherImage, UnreadableVolume, CorruptAnnotations, SeriesRe
 archive that is down is another matter."""
 _OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of the system that say nothing of an image: what is kept beside it could not be written."""
+RETRY_S = 60.0
+"""After so many seconds an image of a remote store is tried again; of a file it is seen when it changes. A guess."""
+MOST = 10_000
+"""Images that are remembered, at most; those set aside first are forgotten first."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,72 @@ class OpenImage:
     def key(self) -> str:
         """What click state belongs to: another image under the same name is another key."""
         return f"{self.source.image_id}@{self.volume.digest}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an image was set aside, in a sentence with the next step, and since when (seconds since 1970).
+
+    ``state`` is what the image was then: a refusal counts as long as it is the same. None counts for :data:`RETRY_S`.
+    """
+
+    reason: str
+    state: Hashable
+    since: float
+
+
+class SetAside:
+    """The images that could not be read. Safe for threads.
+
+    Args:
+        state: image id -> what changes when the image does (time and size of its file), None where that cannot be told
+            without fetching it. It has to be quick and must not raise.
+
+    Example:
+        >>> aside = SetAside(lambda image: 1)
+        >>> aside.note("case07", "case07: the header is damaged: export it again.")
+        >>> aside.reason("case07")
+        'case07: the header is damaged: export it again.'
+        >>> aside.reason("case08")
+        ''
+    """
+
+    def __init__(self, state: Callable[[str], Hashable], *, clock: Callable[[], float] = time.time) -> None:
+        self._state, self._clock = state, clock
+        self._refusals: dict[str, Refusal] = {}
+        self._lock = threading.Lock()
+
+    def note(self, image: str, reason: str) -> None:
+        """An image could not be read just now."""
+        refusal = Refusal(reason, self._state(image), self._clock())
+        with self._lock:
+            self._refusals.pop(image, None)
+            self._refusals[image] = refusal
+            if len(self._refusals) > MOST:
+                del self._refusals[next(iter(self._refusals))]
+
+    def clear(self, image: str) -> None:
+        """An image was read."""
+        with self._lock:
+            self._refusals.pop(image, None)
+
+    def reason(self, image: str) -> str:
+        """Why an image is set aside; "" for one that is not, or that changed since and may be tried again."""
+        refusal = self._refusals.get(image)
+        if refusal is None:
+            return ""
+        known, age_s = refusal.state, self._clock() - refusal.since
+        if age_s < RETRY_S if known is None else self._state(image) == known:
+            return refusal.reason
+        with self._lock:
+            if self._refusals.get(image) is refusal:
+                del self._refusals[image]
+        return ""
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """``image``, ``reason`` and ``since`` (seconds since 1970) of each, the newest first."""
+        listed = [(image, refusal) for image, refusal in reversed(list(self._refusals.items())) if self.reason(image)]
+        return [{"image": image, "reason": one.reason, "since": round(one.since, 1)} for image, one in listed]
 
 
 class Images:

@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
-NOW, LATER = 0, 10
-"""Priorities: somebody waits for it, or it is done beside. The lowest runs first."""
 KEPT = 50
 """Ended jobs that are remembered, the oldest are forgotten: a guess."""
 
@@ -67,13 +65,12 @@ class Job:
         image: str = "",
         model: str = "",
         subject: object = None,
-        priority: int = LATER,
         brief: bool = False,
     ) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.kind, self.title, self.owner, self.image, self.model = kind, title, owner, image, model
         self.login = account() if login is None else login
-        self.subject, self.priority, self.brief = subject, priority, brief
+        self.subject, self.brief = subject, brief
         self.state: State = "queued"
         self.detail = ""
         self.result: Future[Any] = Future()
@@ -130,15 +127,15 @@ class Job:
 
 
 class Jobs:
-    """One queue for all kinds of work, in the order of priority, then of age.
+    """One queue for all kinds of work, the oldest first unless another is put before it.
 
     Of each kind ``workers`` jobs run at a time, in threads that start with the first of the kind: an adaptation waits
     for another one, but not for a training. Work that a request does in its own thread is listed with
     :meth:`running`. ``kept`` ended jobs are remembered.
     """
 
-    def __init__(self, *, workers: int = 1, kept: int = KEPT, turns: Turns | None = None) -> None:
-        self.turns = turns or Turns()
+    def __init__(self, *, workers: int = 1, kept: int = KEPT) -> None:
+        self.turns = Turns()
         """Whose turn it is to compute. Queued jobs pause for clicks."""
         self._workers, self._kept = workers, kept
         self._changed = threading.Condition()
@@ -146,7 +143,7 @@ class Jobs:
         self._work: dict[str, Callable[[Job], Any]] = {}
         """Of those that wait."""
         self._turns: dict[str, int] = {}
-        """Of those that did not end: among equal priorities the lowest is the next."""
+        """Of those that did not end: the lowest is the next."""
         self._back, self._front = itertools.count(), itertools.count(-1, -1)
         self._threads: dict[str, list[threading.Thread]] = {}
         self._stopping = False
@@ -154,7 +151,7 @@ class Jobs:
     def submit(self, job: Job, work: Callable[[Job], Any], *, first: bool = False) -> Job:
         """Queue ``work(job)``, which may set the job's ``detail``. Its result or error is in ``job.result``.
 
-        ``first`` puts it before all others of its priority. Raises RuntimeError after :meth:`stop`.
+        ``first`` puts it before all others. Raises RuntimeError after :meth:`stop`.
         """
         with self._changed:
             if self._stopping:
@@ -171,7 +168,7 @@ class Jobs:
         return job
 
     def bring_forward(self, job: Job) -> None:
-        """Put a job that did not end before all others of its priority."""
+        """Put a job that did not end before all others."""
         with self._changed:
             if job.id in self._turns:
                 self._turns[job.id] = next(self._front)
@@ -192,9 +189,9 @@ class Jobs:
             with cancellable(job.token):
                 yield job
         except BaseException as error:
-            self._end(job, "cancelled" if isinstance(error, Cancelled) else "failed", error)
+            self._end(job, error)
             raise
-        self._end(job, "done", None)
+        self._end(job)
 
     def get(self, name: str) -> Job:
         """Raises :class:`UnknownJob`."""
@@ -216,11 +213,8 @@ class Jobs:
 
     def active(self, kind: str = "", *, model: str = "") -> list[Job]:
         """Those that run or wait, of a kind and a model where given."""
-        return [
-            job
-            for job in self.listed()
-            if not job.ended and (not kind or job.kind == kind) and (not model or job.model == model)
-        ]
+        jobs = [job for job in self.listed() if not job.ended]
+        return [job for job in jobs if kind in ("", job.kind) and model in ("", job.model)]
 
     def cancel(self, name: str) -> Job:
         """Stop one job, and no other: one that waits ends at once. One that ended stays so. Raises UnknownJob."""
@@ -247,10 +241,10 @@ class Jobs:
         with self._changed:
             waiting = self._work.pop(job.id, None) is not None
         if waiting:
-            self._end(job, "cancelled", Cancelled())
+            self._end(job, Cancelled())
 
-    def _rank(self, job: Job) -> tuple[int, int]:
-        return job.priority, self._turns.get(job.id, 0)
+    def _rank(self, job: Job) -> int:
+        return self._turns.get(job.id, 0)
 
     def _waiting(self, kind: str) -> list[Job]:
         return [self._jobs[name] for name in self._work if self._jobs[name].kind == kind]
@@ -279,13 +273,13 @@ class Jobs:
             if not isinstance(error, Cancelled):
                 job.detail = job.detail or str(error)
                 logger.warning("A job failed: %s", job.title or job.kind, exc_info=error)
-            self._end(job, "cancelled" if isinstance(error, Cancelled) else "failed", error)
+            self._end(job, error)
         else:
-            self._end(job, "done", None, found)
+            self._end(job, found=found)
 
-    def _end(self, job: Job, state: State, error: BaseException | None, found: Any = None) -> None:
+    def _end(self, job: Job, error: BaseException | None = None, found: Any = None) -> None:
         with self._changed:
-            job.end(state)
+            job.end("done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed")
             self._turns.pop(job.id, None)
             self._jobs.pop(job.id, None)
             if not job.brief:

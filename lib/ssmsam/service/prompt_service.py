@@ -1,19 +1,32 @@
-"""What the tasks of clicks and boxes share, and what they know of each client's prompts."""
+"""What the tasks of clicks and boxes share, what they know of each client's prompts, and a first inference at start."""
 
 from __future__ import annotations
 
+import logging
+import tempfile
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from ssmsam.annotation.annotations import now
 from ssmsam.cache import Cache
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.interactive.request import PromptRequest
-from ssmsam.interactive.session import SegmentationResult, StateStore, same
+from ssmsam.interactive.session import SegmentationResult, SegmentationState, StateStore, same, segment_2d, segment_3d
+from ssmsam.models.encoder import Encoder
 from ssmsam.models.prompt_decoder import PromptDecoder, SlicePrompt
 from ssmsam.ops import PackedMask
+from ssmsam.reading import read_volume
 from ssmsam.service.annotated_studies import AnnotatedStudies
 from ssmsam.service.background import Background
 from ssmsam.service.images import Images, OpenImage
+from ssmsam.service.mask_files import MaskFormat, write_mask
+from ssmsam.volume.volume import Volume
+from ssmsam.volume.writing import write_volume
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 1024
 """Objects whose prompts are remembered with the time of each: a guess, many more than are worked on at once. Prompts of
@@ -76,3 +89,30 @@ class PromptService:
             plane=image.embeddings.plane,
             prompted=result.details["slices_prompted"],
         )
+
+
+def warm_up(encoder: Encoder, decoder: PromptDecoder) -> None:
+    """Run one inference, so that the first user does not wait for lazy imports. The server works without it, and a real
+    fault shows again in the first request."""
+    started = time.perf_counter()
+    try:
+        _one_inference(encoder, decoder)
+        logger.info("Warm after %.1f s", time.perf_counter() - started)
+    except Exception:
+        logger.exception("The warm-up failed")
+
+
+def _one_inference(encoder: Encoder, decoder: PromptDecoder) -> None:
+    """Read, embed, segment and write a tiny volume, as requests do. Leaves nothing behind."""
+    array = np.zeros((3, 64, 64), np.int16)
+    array[:, 16:48, 16:48] = 200
+    with tempfile.TemporaryDirectory(prefix="ssmsam-warm-up-") as folder:
+        file = Path(folder) / "block.nii.gz"
+        write_volume(Volume(array, np.diag([1.0, 1.0, 2.0, 1.0]), "MR"), file)
+        volume = read_volume(file)
+        embeddings = Embedder(encoder=encoder).open(volume)  # its own: not counted, not stored
+        for dimension, segment in ((2, segment_2d), (3, segment_3d)):
+            request = PromptRequest.of(positive=[[32, 32, 1]], grid=volume.grid, dimension=dimension)
+            result = segment(request, embeddings, decoder, SegmentationState())
+            for suffix in (".nrrd", ".nii.gz"):
+                Path(write_mask(result.mask, volume, MaskFormat(suffix=suffix))).unlink()

@@ -6,22 +6,22 @@ from typing import ClassVar
 from monailabel.interfaces.app import MONAILabelApp
 
 from ssmsam.annotation.log import Verdict
-from ssmsam.server.tasks import fewshot, messages, prompts, scoring, strategies, training, uncertainty
+from ssmsam.server.tasks import clicks, fewshot, scoring, strategies, training
 from ssmsam.server.web import WebApp
 
 
 class SsmsamApp(WebApp, MONAILabelApp):  # MONAI Label looks for a class with this direct base
     MODELS: ClassVar = {
-        "sam_2d": partial(prompts.PromptTask, dimension=2),
-        "sam_3d": partial(prompts.PromptTask, dimension=3),
-        "accept_slice": partial(messages.SliceMessage, verdict=Verdict.ACCEPTED),
-        "empty_slice": partial(messages.SliceMessage, verdict=Verdict.EMPTY),
-        "withdraw_slice": partial(messages.SliceMessage, verdict=None),
-        "undo": messages.Undo,
-        "finish_volume": messages.FinishVolume,
+        "sam_2d": partial(clicks.PromptTask, dimension=2),
+        "sam_3d": partial(clicks.PromptTask, dimension=3),
+        "accept_slice": partial(clicks.SliceMessage, verdict=Verdict.ACCEPTED),
+        "empty_slice": partial(clicks.SliceMessage, verdict=Verdict.EMPTY),
+        "withdraw_slice": partial(clicks.SliceMessage, verdict=None),
+        "undo": clicks.Undo,
+        "finish_volume": clicks.FinishVolume,
     }
     ADAPTIVE: ClassVar = {
-        "fewshot": {"fewshot": fewshot.FewShotTask, "uncertainty_map": uncertainty.UncertaintyMap},
+        "fewshot": {"fewshot": fewshot.FewShotTask, "uncertainty_map": fewshot.UncertaintyMap},
         "ssm_sam": {"ssm_sam": fewshot.FewShotTask},
     }
     TRAINERS: ClassVar = {

@@ -76,7 +76,8 @@ def keep_the_rest(
 def own_file(path: str) -> Path | None:
     """A file of ours that belongs to OHIF's page; None where the path names none."""
     folder, _, name = path.partition("/")
-    return PAGE / name if folder == FOLDER and name in _names() else None
+    files = PAGE.iterdir() if folder == FOLDER else ()
+    return next((file for file in files if file.name == name and file.is_file()), None)
 
 
 @cache
@@ -105,8 +106,3 @@ def no_archive_page(server: str) -> str:
 <code>monailabel start_server --app ssmsam_app --studies http://ARCHIVE/dicom-web</code>.</li>
 <li>To annotate these files, connect 3D Slicer (module <em>MONAI Label</em>) to <code>{escape(server)}</code>.</li>
 </ul></body></html>"""
-
-
-@cache
-def _names() -> frozenset[str]:
-    return frozenset(file.name for file in PAGE.iterdir() if file.is_file())

@@ -38,10 +38,9 @@ from ssmsam.files import private_folder, write_bytes
 from ssmsam.paths import SERIES
 from ssmsam.progress import Cancelled, shielded
 from ssmsam.reading import UnreadableVolume, read_volume
-from ssmsam.server.datastore.catalogue import FRESH_S, DicomCatalogue
+from ssmsam.server.datastore.catalogue import FRESH_S, DicomCatalogue, SeriesCache
 from ssmsam.server.datastore.local_record import SoundRecord
-from ssmsam.server.datastore.series_cache import SeriesCache
-from ssmsam.service.annotated_studies import FINAL, UNSENT, raw_mask, required_names, turned_to
+from ssmsam.service.annotated_studies import FINAL, UNSENT, Info, raw_mask, required_names, turned_to
 from ssmsam.service.errors import InvalidRequest, NotKnown
 from ssmsam.service.identifiers import is_uid
 from ssmsam.service.jobs import Job, Jobs
@@ -132,7 +131,7 @@ class DicomWebArchive(SoundRecord):
                 tags[tag] = tags.get(tag, 0) + (tag != FINAL)
         total, completed = (_count(what) for what in (self.list_images, self.get_labeled_images))
         tags[FINAL] = completed
-        trouble = {"trouble": self._catalogue.trouble} if self._catalogue.trouble else {}
+        trouble = {"trouble": why} if (why := self._catalogue.trouble) else {}
         return {"total": total, "completed": completed, "label_tags": {k: n for k, n in tags.items() if n}, **trouble}
 
     def json(self) -> dict[str, Any]:
@@ -212,12 +211,7 @@ class DicomWebArchive(SoundRecord):
         return info
 
     def save_label(
-        self,
-        image_id: str,
-        label_filename: str,
-        label_tag: str,
-        label_info: dict[str, Any],
-        covered: Covered = NOTHING_COVERED,
+        self, image_id: str, label_filename: str, label_tag: str, label_info: Info, covered: Covered = NOTHING_COVERED
     ) -> str:
         """Keep a label. A final one is stored as DICOM SEG first, where labels may overlap; returns the image's id.
 
@@ -271,13 +265,7 @@ class DicomWebArchive(SoundRecord):
         return pairs
 
     def _store_final(
-        self,
-        image_id: str,
-        mask: Volume,
-        series: DicomSeries,
-        file: Path,
-        info: dict[str, Any],
-        covered: Covered,
+        self, image_id: str, mask: Volume, series: DicomSeries, file: Path, info: dict[str, Any], covered: Covered
     ) -> None:
         """Mask -> DICOM SEG -> store, once: what may have arrived there before is not sent a second time under another
         UID. Adds to ``info`` which object it became. A job, which can be stopped until the SEG is sent."""
@@ -288,7 +276,10 @@ class DicomWebArchive(SoundRecord):
                 job.progress("write", 0, 2)
                 labels = _names(info, mask)
                 digest = _digest(mask, labels, series, covered)
-                seg, tried = self._written_seg(image_id, digest, mask, labels, series, _notes(info), covered)
+                seg = self._outgoing / f"{image_id}-{digest}.dcm"
+                tried = seg.exists()  # then it may have been sent
+                if not tried:
+                    _write_seg(seg, mask, labels, series, info, covered)
                 self._keep(image_id, str(file), UNSENT, info)  # before it is sent: this process may be killed then
                 job.progress("send", 1, 2)
                 with shielded():
@@ -314,29 +305,6 @@ class DicomWebArchive(SoundRecord):
         """Keep a final label that the store did not take; the error that says so."""
         self._keep(image_id, str(file), UNSENT, info)
         return type(error)(f"{error} {KEPT}")
-
-    def _written_seg(
-        self,
-        image_id: str,
-        digest: str,
-        mask: Volume,
-        labels: dict[str, int],
-        series: DicomSeries,
-        notes: AlgorithmNotes,
-        covered: Covered,
-    ) -> tuple[Path, bool]:
-        """The file of the SEG, and whether it was there already: then it may have been sent. Raises InvalidRequest."""
-        path = self._outgoing / f"{image_id}-{digest}.dcm"
-        if path.exists():
-            return path, True
-        with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
-            try:
-                write_seg(mask, labels, series, Path(scratch) / "label.dcm", algorithm=notes, covered=covered)
-            except (ValueError, InvalidSubmission) as error:
-                raise InvalidRequest(str(error)) from error
-            private_folder(self._outgoing)
-            write_bytes(path, (Path(scratch) / "label.dcm").read_bytes())
-        return path, False
 
     def _there(self, image_id: str, digest: str, seg: Path, tried: bool) -> SegmentationRecord | None:
         """The SEG as the store has it already: it came to its end there, and the answer not here."""
@@ -516,6 +484,16 @@ def _digest(mask: Volume, labels: Mapping[str, int], series: DicomSeries, covere
     return sha.hexdigest()[:32]
 
 
-def _notes(info: Mapping[str, Any]) -> AlgorithmNotes:
+def _write_seg(
+    path: Path, mask: Volume, labels: dict[str, int], series: DicomSeries, info: Mapping[str, Any], covered: Covered
+) -> None:
+    """Write a final label as DICOM SEG, whole or not at all. Raises InvalidRequest."""
     model = str(info.get("model") or "")[:64]
-    return AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, parameters={"model": model} if model else {})
+    notes = AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, parameters={"model": model} if model else {})
+    with tempfile.TemporaryDirectory(prefix="ssmsam-") as scratch:
+        try:
+            write_seg(mask, labels, series, Path(scratch) / "label.dcm", algorithm=notes, covered=covered)
+        except (ValueError, InvalidSubmission) as error:
+            raise InvalidRequest(str(error)) from error
+        private_folder(path.parent)
+        write_bytes(path, (Path(scratch) / "label.dcm").read_bytes())

@@ -21,6 +21,7 @@ from ssmsam.dicom.seg_check import NOTHING_COVERED, Covered
 from ssmsam.files import WRITING, put_aside, whole_file, write_bytes
 from ssmsam.server.monailabel_patches import held
 from ssmsam.server.privacy import keep_names_out_of_logs
+from ssmsam.service.annotated_studies import Info
 from ssmsam.service.errors import NotNow, StudiesNotWritable, shown
 from ssmsam.service.identifiers import LONGEST_NAME
 
@@ -149,12 +150,7 @@ class SoundRecord(LocalDatastore):
             )
 
     def save_label(
-        self,
-        image_id: str,
-        label_filename: str,
-        label_tag: str,
-        label_info: dict[str, Any],
-        covered: Covered = NOTHING_COVERED,
+        self, image_id: str, label_filename: str, label_tag: str, label_info: Info, covered: Covered = NOTHING_COVERED
     ) -> str:
         """Keep a label file. It cannot hold what is ``covered``: that stays with the annotations."""
         if image_id not in self._datastore.objects:

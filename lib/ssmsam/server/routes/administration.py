@@ -16,7 +16,7 @@ from ssmsam.server.routes.common import Admin, App
 from ssmsam.service.errors import NotKnown
 from ssmsam.service.patient_cache import cached, purge
 
-router = APIRouter(prefix="/logs", tags=["Others"])
+router = APIRouter()
 
 MOST_LINES = 100_000
 _PAGE = """<!doctype html>
@@ -25,7 +25,7 @@ _PAGE = """<!doctype html>
 <body><pre>{text}</pre></body></html>"""
 
 
-@router.get("/", summary="The last lines of the server's log", response_class=HTMLResponse)
+@router.get("/logs/", tags=["Others"], summary="The last lines of the server's log", response_class=HTMLResponse)
 def log(
     user: Admin,
     lines: Annotated[int, Query(ge=0, le=MOST_LINES, description="how many of the last ones; 0 for all")] = 300,
@@ -46,7 +46,7 @@ def log(
     return HTMLResponse(_PAGE.format(refresh=again, text=escape(found)))
 
 
-@router.get("/gpu", summary="What nvidia-smi says")
+@router.get("/logs/gpu", tags=["Others"], summary="What nvidia-smi says")
 def gpu(user: Admin) -> PlainTextResponse:
     """Its output as text; 404 where it is not installed."""
     try:
@@ -56,15 +56,14 @@ def gpu(user: Admin) -> PlainTextResponse:
     return PlainTextResponse(said.stdout)
 
 
-cached_data = APIRouter(prefix="/cache", tags=["Cache"])
-
-
-@cached_data.get("", summary="Cached patient data: what there is, and what DELETE would remove")
+@router.get("/cache", tags=["Cache"], summary="Cached patient data: what there is, and what DELETE would remove")
 def cache(app: App, user: Admin) -> dict[str, Any]:
     return {"places": [place.as_json() for place in cached(app.cache_folders())]}
 
 
-@cached_data.delete("", summary="Remove all cached patient data; annotations, labels and task checkpoints stay")
+@router.delete(
+    "/cache", tags=["Cache"], summary="Remove all cached patient data; annotations, labels and task checkpoints stay"
+)
 def remove(app: App, user: Admin) -> dict[str, Any]:
     """Embeddings, support caches, downloaded series and sessions on disk. What is needed is made again, which takes
     time. What is in the memory of a running server goes when it ends."""

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import BackgroundTasks, Depends, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi import Depends, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
-from monailabel.utils.others.generic import remove_file
 
 from ssmsam.annotation.log import SHARED_IDS, reader_of
 from ssmsam.json_text import InvalidJson, read_json_text, require_storable
@@ -167,16 +166,9 @@ def known_image(app: App, image: str) -> str:
 
 
 def scratch_folder() -> Iterator[Path]:
-    """A folder for what the request sends, which goes when the request is over, however it ends."""
+    """A folder for what the request sends and is sent, which goes when the request is over, however it ends."""
     with tempfile.TemporaryDirectory(prefix="ssmsam-") as folder:
         yield Path(folder)
-
-
-def until_sent(background_tasks: BackgroundTasks) -> Path:
-    """A folder for what is answered, which goes when the answer was sent."""
-    folder = tempfile.mkdtemp(prefix="ssmsam-")
-    background_tasks.add_task(remove_file, folder)
-    return Path(folder)
 
 
 Scratch = Annotated[Path, Depends(scratch_folder)]

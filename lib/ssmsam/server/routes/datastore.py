@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import datastore as stock
+from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import remove_file
 from pydantic import BaseModel, Field
 
@@ -34,7 +34,6 @@ from ssmsam.server.routes.common import (
     reader,
     received,
     require_label,
-    until_sent,
 )
 from ssmsam.service.annotated_studies import FINAL, PARTIAL
 from ssmsam.service.errors import NotKnown
@@ -69,14 +68,14 @@ def add_image(
     path = received(file, scratch)
     with named(path, sent_name):
         read_volume(path)
-    said |= {"user": user.username} if user.username else {}
-    return {"image": app.datastore().add_image(image_id, str(path), said)}
+    return {"image": app.datastore().add_image(image_id, str(path), said | _by(user))}
 
 
 @router.delete("/", include_in_schema=False, deprecated=True)
 @router.delete("/image", summary="Remove an image and its labels")
 def remove_image(app: App, user: Admin, id: str) -> dict[str, Any]:
-    return stock.remove_image(app.images.require(id), user.username)
+    app.datastore().remove_image(app.images.require(id))
+    return {}
 
 
 @router.head("/image", summary="Whether an image exists")
@@ -90,28 +89,31 @@ def check_image(app: App, user: AnyUser, image: KnownImage, check_sum: str | Non
 
 @router.get("/image", summary="Download an image")
 def download_image(
-    app: App, user: AnyUser, image: KnownImage, background_tasks: BackgroundTasks, request: Request, client_id: str = ""
+    app: App, user: AnyUser, image: KnownImage, scratch: Scratch, request: Request, client_id: str = ""
 ) -> Response:
     """The stored file, or a NIfTI file with the same voxel indices where a folder of DICOM files is stored."""
     note_opened(app, image, request, client_id)
     source = app.images.from_datastore(image)
     if source.path.is_dir():
-        copy = until_sent(background_tasks) / f"{image}.nii.gz"
+        copy = scratch / f"{image}.nii.gz"
         write_volume(app.images.open(source).volume, copy)
         return FileResponse(copy, media_type="application/gzip", filename=copy.name)
     return stock.download_image(image)
 
 
 @router.get("/image/info", summary="What is known of an image")
-def image_info(user: AnyUser, image: KnownImage) -> dict[str, Any]:
-    found: dict[str, Any] = stock.get_image_info(image)
-    return found
+def image_info(app: App, user: AnyUser, image: KnownImage) -> Any:
+    return app.datastore().get_image_info(image)
 
 
 @router.put("/image/info", summary="Add to what is known of an image")
-def update_image_info(user: Annotator, image: KnownImage, info: JsonText = "{}") -> Any:
-    said = json_object(info, name="info")
-    return stock.update_image_info(image, json.dumps(said), user.username)
+def update_image_info(app: App, user: Annotator, image: KnownImage, info: JsonText = "{}") -> Any:
+    return app.datastore().update_image_info(image, json_object(info, name="info") | _by(user))
+
+
+def _by(user: User) -> dict[str, str]:
+    """What is noted of whoever says something, where people log in."""
+    return {"user": user.username} if user.username else {}
 
 
 @router.put("/label", summary="Save a label")
@@ -145,7 +147,8 @@ def save_label(
 @router.delete("/label", summary="Remove a label")
 def remove_label(app: App, user: Admin, id: str, tag: str) -> dict[str, Any]:
     require_label(app, id, tag)
-    return stock.remove_label(id, tag, user.username)
+    app.datastore().remove_label(id, tag)
+    return {}
 
 
 @router.head("/label", summary="Whether a label exists")
@@ -161,10 +164,9 @@ def download_label(app: App, user: AnyUser, label: str, tag: str) -> Any:
 
 
 @router.get("/label/info", summary="What is known of a label")
-def label_info(app: App, user: AnyUser, label: str, tag: str) -> dict[str, Any]:
+def label_info(app: App, user: AnyUser, label: str, tag: str) -> Any:
     require_label(app, label, tag)
-    found: dict[str, Any] = stock.get_label_info(label, tag)
-    return found
+    return app.datastore().get_label_info(label, tag)
 
 
 @router.put("/label/info", summary="Add to what is known of a label")
@@ -176,7 +178,7 @@ def update_label_info(app: App, user: Annotator, request: Request, label: str, t
     if "partial" in said and tag in (PARTIAL, FINAL):
         client = reader(said.get("client_id"), request)
         return datastore.change(label, said["partial"], client=client).answer()
-    return stock.update_label_info(label, tag, json.dumps(said), user.username)
+    return datastore.update_label_info(label, tag, said | _by(user))
 
 
 @router.put("/updatelabelinfo", include_in_schema=False, deprecated=True)

@@ -1,9 +1,11 @@
-"""``POST /infer/{model}``: the whole contract of the stock route, in a thread, with checked names."""
+"""What the app offers, running a model on an image, and the image to annotate next.
+
+``POST /infer/{model}`` has the whole contract of the stock route, in a thread, with checked names.
+"""
 
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,19 +20,23 @@ import ssmsam
 from ssmsam.dicom.seg_writer import AlgorithmNotes, write_seg
 from ssmsam.reading import read_volume
 from ssmsam.server.app import ServerApp
-from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, in_header
+from ssmsam.server.clients.rest import DETAIL_HEADER, LABELS_HEADER, SAMPLE, in_header, require_keys
+from ssmsam.server.clients.slicer import title
 from ssmsam.server.routes.common import (
     AnyUser,
     App,
+    CheckedJson,
     JsonText,
     MaybeUpload,
     Scratch,
     json_object,
     long,
+    note_opened,
     reader,
     received,
 )
 from ssmsam.server.routes.sessions import session_image
+from ssmsam.server.tasks.strategies import note_offer
 from ssmsam.service.errors import InvalidRequest
 from ssmsam.service.identifiers import VOLUME_SUFFIXES
 from ssmsam.service.images import Source
@@ -38,10 +44,15 @@ from ssmsam.service.images import Source
 logger = logging.getLogger(__name__)
 PAGE = "page"
 """How our own page calls itself as a viewer."""
-router = APIRouter(tags=["Infer"])
+router = APIRouter(route_class=CheckedJson)
 
 
-@router.post("/infer/{model}", summary="Run inference")
+@router.get("/info/", tags=["App"], summary="What this app offers")
+def info(app: App, user: AnyUser) -> dict[str, Any]:
+    return app.info()
+
+
+@router.post("/infer/{model}", tags=["Infer"], summary="Run inference")
 @long
 def infer(
     app: App,
@@ -79,8 +90,7 @@ def infer(
     result = app.run(app.command(asked, source))
     _name_page(result["params"], source, str(request.base_url), viewer=str(options.get("viewer") or ""))
     if output == ResultType.dicom_seg:
-        result["dicom_seg"] = _dicom_seg(source, result)
-        background_tasks.add_task(remove_file, result["dicom_seg"])
+        result["dicom_seg"] = _dicom_seg(source, result, scratch)
     answer = send_response(app.datastore(), result, output, background_tasks)
     if isinstance(answer, Response):
         details = result["params"]
@@ -108,19 +118,39 @@ def _source(app: ServerApp, image: str, session_id: str, file: UploadFile | None
     return app.images.from_datastore(image)
 
 
-def _dicom_seg(source: Source, result: dict[str, Any]) -> str:
+def _dicom_seg(source: Source, result: dict[str, Any], scratch: Path) -> str:
     """Write the mask as DICOM SEG; returns its path."""
-    if not result["params"].get("voxels"):
-        remove_file(result["file"])
-        raise InvalidRequest("the mask is empty: there is nothing to write as DICOM SEG")
-    with tempfile.NamedTemporaryFile(prefix="ssmsam-", suffix=".dcm", delete=False) as file:
-        path = file.name
+    path = scratch / "mask.dcm"
     algorithm = AlgorithmNotes(name="ssmsam", version=ssmsam.__version__, kind="SEMIAUTOMATIC")
     try:
+        if not result["params"].get("voxels"):
+            raise InvalidRequest("the mask is empty: there is nothing to write as DICOM SEG")
         write_seg(read_volume(result["file"]), result["params"]["label_names"], source.path, path, algorithm=algorithm)
-    except BaseException:
-        remove_file(path)
-        raise
     finally:
         remove_file(result["file"])
-    return path
+    return str(path)
+
+
+@router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The next image and slices to annotate")
+@long
+def next_sample(
+    app: App, user: AnyUser, strategy: str, request: Request, params: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Without an ``id`` in the answer nothing is left, and ``message`` says so."""
+    asked = dict(params or {})
+    app.require_strategy(strategy)
+    require_keys(asked, SAMPLE, where="the request")
+    name = asked.get("client_id") or user.username
+    client = reader(name, request)
+    found = app.next_sample({**asked, "strategy": strategy, "client_id": client})
+    if not found.get("id"):
+        return found
+    if not asked.get("image"):  # a viewer opens what it is offered; one that names an image has it open
+        note_opened(app, found["id"], request, name or "")
+    info = note_offer(app.datastore(), found["id"], strategy, client=client)
+    slices = found.get("slices") if found.get("axis", 2) == 2 else None  # those that are embedded
+    app.background.prefer(found["id"], near=slices[0] if slices else None, client=client)
+    shown = {**found, **info}
+    if found.get("hint") and info.get("PatientID"):  # a viewer shows this as the volume's name
+        shown["PatientID"] = title(info["PatientID"], found["hint"])
+    return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from zipfile import ZIP_STORED, ZipFile
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ssmsam.annotation.log import Review, ReviewVerdict, WorkSummary
@@ -14,7 +14,7 @@ from ssmsam.dicom.series import find_series
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.json_text import require_storable
 from ssmsam.server.clients.rest import LABELS_HEADER, in_header, read_names
-from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, long, note_opened, reader, until_sent
+from ssmsam.server.routes.common import Annotator, AnyUser, App, KnownImage, Scratch, long, note_opened, reader
 from ssmsam.service.exports import (
     FORMATS,
     annotated_labels,
@@ -178,7 +178,7 @@ def export(
     app: App,
     user: AnyUser,
     request: Request,
-    background_tasks: BackgroundTasks,
+    scratch: Scratch,
     image: KnownImage,
     format: Annotated[str, Query(description=f"one of {', '.join(FORMATS)}")] = "nifti",
     labels: Annotated[str, Query(description="which labels, separated by commas; all unless told")] = "",
@@ -188,10 +188,9 @@ def export(
     Labels that overlap do so in them, while a label map holds one a voxel."""
     order = app.services[FEWSHOT].offered
     mask, values, covered = annotated_labels(app.datastore().annotations(image), order=order, only=read_names(labels))
-    folder = until_sent(background_tasks)
     source = app.images.from_datastore(image).path
     suffix = FORMATS.get(format, "")
-    path = write_labels(mask, values, folder / f"labels{suffix}", format=format, source=source, covered=covered)
+    path = write_labels(mask, values, scratch / f"labels{suffix}", format=format, source=source, covered=covered)
     kind = {"dicom_seg": "seg", "rtstruct": "rtstruct"}.get(format, "labels")
     answer = FileResponse(path, media_type="application/octet-stream", filename=f"{image}_{kind}{suffix}")
     answer.headers[LABELS_HEADER] = in_header(values)
@@ -204,7 +203,7 @@ def dataset(
     app: App,
     user: Annotator,
     request: Request,
-    background_tasks: BackgroundTasks,
+    scratch: Scratch,
     only: Annotated[
         Literal["finished", "annotated"], Query(description="finished images, or all annotated")
     ] = "finished",
@@ -213,13 +212,12 @@ def dataset(
 ) -> FileResponse:
     """A ZIP archive of a data set folder, version 2: ``dataset.json``, ``imagesTr``, ``labelsTr``, and ``export.json``,
     which says what was left out and why. Voxels of which nothing is known have the label ``ignore``."""
-    folder = until_sent(background_tasks)
     cases = studies_cases(app.datastore(), app.images)
-    write_nnunet(cases, folder / DATASET, labels=read_names(labels), finished=only == "finished", modality=modality)
-    archive = folder / f"{DATASET}.zip"
+    write_nnunet(cases, scratch / DATASET, labels=read_names(labels), finished=only == "finished", modality=modality)
+    archive = scratch / f"{DATASET}.zip"
     with ZipFile(archive, "w", ZIP_STORED) as packed:  # what is large in it is compressed already
-        for file in sorted(one for one in (folder / DATASET).rglob("*") if one.is_file()):
-            packed.write(file, file.relative_to(folder))
+        for file in sorted(one for one in (scratch / DATASET).rglob("*") if one.is_file()):
+            packed.write(file, file.relative_to(scratch))
     return FileResponse(archive, media_type="application/zip", filename=archive.name)
 
 

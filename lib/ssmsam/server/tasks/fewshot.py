@@ -1,4 +1,4 @@
-"""The automatic model: learns from the annotated slices, proposes the rest. A thin front on ``ssmsam.fewshot``.
+"""The automatic model: learns from the annotated slices, proposes the rest, and says how sure it is of each voxel.
 
 In two beats: what the decoder says when the annotated slices prompt it is answered at once. It is adapted in a job
 beside, and what comes of that answers from the next run on if it is estimated to be better.
@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from pydantic import Field
 
+from ssmsam.active.forecast import MOST_VIEWS, uncertainty_map
 from ssmsam.active.volume_state import end_question
 from ssmsam.annotation.annotations import now
 from ssmsam.fewshot.adapted_task import AdaptedTask
@@ -28,14 +30,14 @@ from ssmsam.models.registry import SSM_SAM
 from ssmsam.progress import Progress
 from ssmsam.server.clients.ohif import keep_the_rest
 from ssmsam.server.clients.prompts import read_prompts
-from ssmsam.server.clients.rest import FewShotCommand, InferenceCommand
-from ssmsam.service.answers import Answer
+from ssmsam.server.clients.rest import FewShotCommand, InferenceCommand, Options
+from ssmsam.server.tasks import Task, latencies
 from ssmsam.service.errors import InvalidRequest
-from ssmsam.service.fewshot_service import ADAPT, FewShotService
+from ssmsam.service.fewshot_service import ADAPT, Answer, FewShotService, Limits
 from ssmsam.service.images import OpenImage
 from ssmsam.service.jobs import Job, UnknownJob, account
-from ssmsam.service.labelled_slices import Limits
 from ssmsam.service.mask_files import centroids, write_mask
+from ssmsam.service.volume_forecasts import VolumeForecasts
 
 HINTS = 3
 """How many uncertain slices of each label the answer names."""
@@ -47,6 +49,9 @@ FROM_ELSEWHERE = (
     "annotate a few slices here and run without it"
 )
 
+NOT_YET = (
+    "no slice is annotated yet, so nothing can be expected: annotate a few slices, submit them, and run this again"
+)
 DESCRIPTIONS = {
     FEWSHOT: "Proposes the rest of this image from the slices that were annotated so far, and adapts beside",
     SSM_SAM: "The same with self-sampled points and mask attention, from a start made for quick adaptation",
@@ -69,7 +74,7 @@ class Asked:
         return self.config.adaptation.steps > 0
 
 
-class FewShotTask(InferTask):
+class FewShotTask(Task):
     """``fewshot`` and ``ssm_sam``: all annotated labels in one image."""
 
     def __init__(self, service: FewShotService) -> None:
@@ -88,9 +93,6 @@ class FewShotTask(InferTask):
         )
         self._service = service
 
-    def is_valid(self) -> bool:
-        return True
-
     def info(self) -> dict[str, Any]:
         labels = {label: number for number, label in enumerate(self._service.offered, 1)}
         return {**super().info(), "labels": labels}
@@ -108,14 +110,14 @@ class FewShotTask(InferTask):
         )
         adapted = time.perf_counter()
         clicks = self._clicks(request, image, task)
-        found, known = self._answer(asked, task, name, clicks, progress)
+        found, proposed, known = self._answer(asked, task, name, clicks, progress)
         segmented = time.perf_counter()
         values = self._values(found.labels, command)
-        mask = np.array([0, *(values[label] for label in found.labels)], dtype=np.uint8)[found.mask]
+        mask = np.array([0, *(values[label] for label in found.labels)], dtype=np.uint8)[proposed]
         if command.replaces_screen and image.source.image_id:
             keep_the_rest(service.studies, image, mask, values, offered=service.offered, client=asked.client)
         path = write_mask(mask, image.volume, request.format)
-        self._serve(image, found, asked.client, clicks)
+        self._serve(image, found.labels, proposed, asked.client, clicks)
         if image.source.image_id:
             service.studies.expect(image.source.image_id, found.expected)
         beside = self._adapts_beside(asked, name)
@@ -142,14 +144,11 @@ class FewShotTask(InferTask):
                 label: {str(k): round(dice, 3) for k, dice in by_slice.items()}
                 for label, by_slice in found.slice_dice.items()
             },
-            "latencies": {
-                "pre": round(adapted - started, 4), "infer": round(segmented - adapted, 4), "post": 0.0,
-                "write": round(done - segmented, 4), "total": round(done - started, 4),
-            },
+            "latencies": latencies(started, adapted, segmented, done),
             "encoder": service.embedder.encoder.spec.name,
             "encoder_sha256": service.embedder.encoder.weights_sha256,
             "encoded_slices": service.embedder.encoded,
-        }  # fmt: skip
+        }
 
     def _asked(self, request: InferenceCommand, command: FewShotCommand) -> Asked:
         """What a request is about. Raises InvalidRequest where no slice is annotated."""
@@ -175,34 +174,38 @@ class FewShotTask(InferTask):
 
     def _answer(
         self, asked: Asked, task: AdaptedTask, name: str, clicks: Mapping[str, Clicks], progress: Progress
-    ) -> tuple[Answer, bool]:
-        """What the checkpoint says of the image, and whether that was known already: kept while nothing changes."""
-        service, embeddings = self._service, asked.image.embeddings
+    ) -> tuple[Answer, np.ndarray, bool]:
+        """What the checkpoint says of the image, kept while nothing changes; its mask with all slices that are
+        annotated by now; and whether the answer was known already."""
+        service, embeddings, known = self._service, asked.image.embeddings, True
         key = (
             service.method, name, task.card["created"], digest(asked.support), embeddings.key.digest, _told(clicks),
             service.config.segmentation,
         )  # fmt: skip
 
         def made() -> Answer:
+            nonlocal known
+            known = False
             with service.jobs.turns.long(progress):
                 prediction = segment(
                     embeddings, task, support=asked.support, clicks=clicks, config=service.config, progress=progress
                 )
             least_sure = slice_dice(prediction, asked.support, embeddings.key.digest)
             return Answer(
-                prediction.labels,
-                prediction.mask,
-                hints(least_sure),
-                {label: list(slices) for label, slices in prediction.open_ends.items()},
-                dict(prediction.dice),
-                least_sure,
+                labels=prediction.labels,
+                packed=Answer.pack(prediction.mask),
+                shape=prediction.mask.shape,
+                uncertain=hints(least_sure),
+                asked={label: list(slices) for label, slices in prediction.open_ends.items()},
+                expected=dict(prediction.dice),
+                slice_dice=least_sure,
             )
 
-        found, known = service.answers.recalled(key, made)
+        found = service.answers.recalled(key, made)
         # the checkpoint was shown some of the annotated slices of this volume: all of them stay as they are
         image_id, limits = asked.image.source.image_id, Limits(own=sys.maxsize, others=0)
         everything = service.labelled.support(image_id, only_this=True, limits=limits)
-        return replace(found, mask=as_annotated(found.mask, found.labels, embeddings, everything)), known
+        return found, as_annotated(found.mask, found.labels, embeddings, everything), known
 
     def _stop_outdated(self, asked: Asked) -> None:
         """What adapts beside for this client to other annotations than there are now would be for nothing."""
@@ -265,10 +268,12 @@ class FewShotTask(InferTask):
             return {label: offered.index(label) + 1 for label in labels}
         return {label: number for number, label in enumerate(labels, 1)}
 
-    def _serve(self, image: OpenImage, found: Answer, client: str, clicks: Mapping[str, Clicks]) -> None:
+    def _serve(
+        self, image: OpenImage, labels: Sequence[str], proposed: np.ndarray, client: str, clicks: Mapping[str, Clicks]
+    ) -> None:
         image_id, plane, when = image.source.image_id, image.embeddings.plane, now()
-        for number, label in enumerate(found.labels if image_id else (), 1):
-            mask, prompted = found.mask == number, clicks.get(label, ())
+        for number, label in enumerate(labels if image_id else (), 1):
+            mask, prompted = proposed == number, clicks.get(label, ())
             self._service.studies.serve(
                 image_id, mask, label=label, client=client, plane=plane, prompted=prompted, when=when
             )
@@ -317,3 +322,69 @@ def in_words(found: Answer, task: AdaptedTask, *, fresh: bool, beside: bool) -> 
     elif worst:
         said.append(f"look first at {', '.join(worst)}")
     return "; ".join(said)
+
+
+class MapOptions(Options):
+    """How often to ask again without a part of the annotated slices."""
+
+    views: int = Field(default=0, ge=0, le=MOST_VIEWS)
+
+
+class UncertaintyMap(Task):
+    """``uncertainty_map``: per cent of the highest entropy, 0 sure and 100 as good as a guess.
+
+    It holds values, not labels: its type keeps viewers from offering it among the models that draw segments.
+    """
+
+    def __init__(self, service: FewShotService) -> None:
+        super().__init__(
+            type=InferType.OTHERS,
+            labels=[],
+            dimension=3,
+            description="How unsure the few-shot model is of every voxel, 0 to 100; load it as a volume, not as labels",
+            config=MapOptions().model_dump(),
+        )
+        self._service = service
+        self._forecasts = VolumeForecasts(service)
+
+    def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
+        """The path of the volume, and the details. Of the options ``label`` names the one label that it is about, and
+        ``views`` says how often to ask again without a part of the annotated slices.
+
+        Raises InvalidRequest, UnreadableVolume.
+        """
+        started = time.perf_counter()
+        service = self._service
+        image = service.images.open(request.image)
+        image_id, label, views = image.source.image_id, request.label, MapOptions.read(request.options).views
+        labels = [label] if label else self._forecasts.learnable()
+        if not labels:
+            raise InvalidRequest(NOT_YET)
+        task, name = self._forecasts.task(image_id, labels)
+        if label and label not in task.banks:
+            raise InvalidRequest(
+                f"the pinned task checkpoint does not know {label!r}; it knows {', '.join(task.labels)}"
+            )
+        annotated = image_id and self._forecasts.annotated(image_id)
+        support = service.labelled.support(image_id, labels=labels, only_this=True) if annotated else {}
+        with service.jobs.turns.long(request.progress):
+            unsure = uncertainty_map(
+                task,
+                image.embeddings,
+                labels=labels,
+                support=support,
+                views=views,
+                config=service.config,
+                progress=request.progress,
+            )
+        path = write_mask(unsure, image.volume, request.format)
+        return path, {
+            "label_names": {},
+            "centroids": {},
+            "labels": labels,
+            "unit": "per cent of one bit of entropy",
+            "views": views,
+            "mean": round(float(unsure.mean()), 3),
+            "head": name,
+            "latencies": {"total": round(time.perf_counter() - started, 4)},
+        }

@@ -25,9 +25,8 @@ from ssmsam.files import write_bytes
 from ssmsam.progress import Progress
 from ssmsam.server.clients.rest import Options
 from ssmsam.service.errors import InvalidRequest
-from ssmsam.service.fewshot_service import FewShotService
+from ssmsam.service.fewshot_service import FewShotService, Limits
 from ssmsam.service.jobs import Job
-from ssmsam.service.labelled_slices import Limits
 
 _EVERY_S = 1.0
 
@@ -35,12 +34,15 @@ _EVERY_S = 1.0
 class Training(TrainTask):
     """Training on what is annotated. Notes in a file how far it is: it runs in another process than who asks."""
 
-    def __init__(self, service: FewShotService, description: str) -> None:
+    def __init__(self, service: FewShotService, description: str, options: Options) -> None:
         super().__init__(description)
-        self._service = service
+        self._service, self._options = service, options
         self._loss: float | None = None
         self._here = False
         """Whether it runs in this process."""
+
+    def config(self) -> dict[str, Any]:
+        return self._options.model_dump()
 
     def note_loss(self, loss: float) -> None:
         """The loss of a step, for the next note."""
@@ -125,10 +127,7 @@ class FewShotTraining(Training):
     """
 
     def __init__(self, service: FewShotService) -> None:
-        super().__init__(service, "Fits the few-shot model to all annotated slices, thoroughly")
-
-    def config(self) -> dict[str, Any]:
-        return FewShotOptions().model_dump()
+        super().__init__(service, "Fits the few-shot model to all annotated slices, thoroughly", FewShotOptions())
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured(options)
@@ -198,10 +197,8 @@ class MetaTraining(Training):
     """
 
     def __init__(self, service: FewShotService) -> None:
-        super().__init__(service, "Learns a better start of ssm_sam from all annotated labels and images")
-
-    def config(self) -> dict[str, Any]:
-        return MetaOptions().model_dump()
+        description = "Learns a better start of ssm_sam from all annotated labels and images"
+        super().__init__(service, description, MetaOptions())
 
     def require(self, options: Mapping[str, Any]) -> None:
         self._configured(options)

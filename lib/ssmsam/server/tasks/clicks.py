@@ -1,6 +1,7 @@
-"""Message models: commands in the shape of click tasks, for viewers that have no other way to say something.
+"""Clicks and boxes to masks, and commands in the shape of clicks, for viewers that cannot say something otherwise.
 
-The user clicks on a slice and runs the model. The answer is empty on the image's grid, which viewers leave alone.
+For a command the user clicks on a slice and runs the model. The answer is empty on the image's grid, which viewers
+leave alone.
 """
 
 from __future__ import annotations
@@ -12,22 +13,28 @@ from typing import Any
 
 import numpy as np
 from cachetools import TTLCache
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from ssmsam.annotation.annotations import SliceKey, now
 from ssmsam.annotation.labels import is_reserved
 from ssmsam.annotation.log import Mark, Verdict
 from ssmsam.annotation.service import describe_finished
+from ssmsam.interactive.session import SegmentationResult, segment_2d, segment_3d
 from ssmsam.progress import shielded
 from ssmsam.server.clients.prompts import read_flag, read_prompts
 from ssmsam.server.clients.rest import InferenceCommand
 from ssmsam.server.clients.slicer import FOR_LABEL, chosen_label, label_choices
+from ssmsam.server.tasks import Task, latencies
 from ssmsam.service.annotated_studies import AnnotatedStudies, Receipt
 from ssmsam.service.errors import InvalidRequest, NotConfirmed
 from ssmsam.service.images import OpenImage
-from ssmsam.service.mask_files import write_mask
+from ssmsam.service.mask_files import centroids, slice_as_json, write_mask
 from ssmsam.service.prompt_service import PromptService
 
+LEVEL = 17
+"""Uncertainty is told in 16 steps of 255: finer ones make an answer four times as large, and nobody sees them."""
+UNNAMED = "object"
+"""The label of a mask when the request names none: viewers use the segment that is selected."""
 CLICK_FIRST = (
     "it is not known which slice this is about: place a point on it, and run the model again, or send its number as "
     "'slice'"
@@ -36,7 +43,80 @@ CONFIRM_S = 60
 """Within how many seconds a second run confirms: a guess at the time to read what is asked."""
 
 
-class MessageTask(InferTask):
+class PromptTask(Task):
+    """Clicks and boxes to the mask of one object, on a slice (``dimension`` 2) or through the volume (3)."""
+
+    brief = True
+    """Somebody waits for it with a finger on the mouse: long work pauses."""
+
+    def __init__(self, prompting: PromptService, *, dimension: int) -> None:
+        options: dict[str, Any] = {"reset_state": False, FOR_LABEL: label_choices(prompting.labels)}
+        if dimension == 3:
+            options |= {"propagate": True, "max_mm": 0.0, "z_range": ""}
+        where = "this slice" if dimension == 2 else "the whole volume, in both directions"
+        super().__init__(
+            type=InferType.DEEPGROW,
+            labels=[],  # none of its own: viewers then offer the labels of the app
+            dimension=dimension,
+            description=f"Click on an organ or draw a box round it: segments {where}",
+            config=options,
+        )
+        self._prompting = prompting
+
+    def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
+        """The path of the mask, and the details. Raises InvalidPrompt, InvalidRequest, UnreadableVolume."""
+        started = time.perf_counter()
+        options = {**self.config(), **request.options}
+        prompting = self._prompting
+        image = prompting.images.open(request.image)
+        embeddings = image.embeddings
+        prompts = read_prompts(options, grid=image.volume.grid, plane=embeddings.plane, dimension=self.dimension)
+        opened = time.perf_counter()
+        client = request.client
+        confirmed = prompting.confirmed(image, prompts, client)
+        gone = {index for index, mask in confirmed.items() if mask.empty}  # a click that only said so is no prompt
+        prompts = replace(prompts, slices={k: prompt for k, prompt in prompts.slices.items() if k not in gone})
+        state = prompting.states.open(image.key, prompts.label, prompts.client_id)
+        segment = segment_2d if self.dimension == 2 else segment_3d
+        result = segment(prompts, embeddings, prompting.decoder, state, progress=request.progress)
+        for index, mask in confirmed.items():
+            embeddings.plane.stack(result.mask)[index] = mask.array
+        segmented = time.perf_counter()
+        prompting.serve(image, prompts, result, client)
+        labels = {request.label_as_sent or UNNAMED: 1}
+        if request.slice_only:
+            path, shown = "", _slice(result)
+        else:
+            path = write_mask(result.mask, image.volume, request.format)
+            shown = {"centroids": centroids(result.mask, labels), "voxels": int(result.mask.sum())}
+        written = time.perf_counter()
+        prompting.background.prefer(image, near=prompts.current, client=client)
+        return path, {
+            **result.details,
+            "label_names": labels,
+            **shown,
+            "latencies": latencies(started, opened, segmented, written),
+            # how the answer came about, for records and tests
+            "encoder": prompting.embedder.encoder.spec.name,
+            "encoder_sha256": prompting.embedder.encoder.weights_sha256,
+            "recipe": embeddings.recipe.name,
+            "encoded_slices": prompting.embedder.encoded,
+        }
+
+
+def _slice(result: SegmentationResult) -> dict[str, Any]:
+    """The slice that was asked for and where it is uncertain, for the details. The volume is never touched."""
+    embeddings, index = result.embeddings, result.details["slice"]
+    mask, unsure = result.slice_mask(index), result.uncertainty
+    place: dict[str, Any] = {"plane": embeddings.plane, "grid": embeddings.grid}
+    return {
+        "slice_mask": slice_as_json(mask, index, **place),
+        "uncertainty": None if unsure is None else slice_as_json(LEVEL * np.rint(unsure * 255 / LEVEL), index, **place),
+        "voxels": int(mask.sum()),
+    }
+
+
+class MessageTask(Task):
     """A command about an image. Subclasses say in :meth:`carry_out` what it does."""
 
     brief = True
@@ -50,9 +130,6 @@ class MessageTask(InferTask):
             config={FOR_LABEL: label_choices(prompting.labels), **options},
         )
         self._prompting = prompting
-
-    def is_valid(self) -> bool:
-        return True
 
     def __call__(self, request: InferenceCommand) -> tuple[str, dict[str, Any]]:
         """The path of an empty mask, and what was done. Raises InvalidPrompt, InvalidRequest, InvalidSubmission."""
