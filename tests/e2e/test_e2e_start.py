@@ -77,7 +77,8 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_volume(Volume(np.zeros((2, 8, 8), np.int16), np.eye(4), "CT"), tiny)
     for number in range(1, 1000):
         os.link(tiny, folder / f"case_{number:04d}.nii.gz")
-    server = Server(studies=folder, home=tmp_path_factory.mktemp("home"), conf={"precompute": "no", "models": "sam_2d"})
+    conf = {"precompute": "no", "models": "sam_2d"}
+    server = Server(studies=folder, home=tmp_path_factory.mktemp("home"), conf=conf, cold=True)
     try:
         yield server.wait_until_it_answers().wait_until_warm()
     finally:
