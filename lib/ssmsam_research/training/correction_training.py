@@ -40,13 +40,13 @@ from ssmsam_research.training.proposals import corrected
 class CorrectionConfig:
     """How many episodes are answered, and how they are gone over. All numbers are guesses."""
 
-    answered: int = 300
+    answered: int = 240
     """Episodes."""
     estranged_share: float = 0.5
     """Share of episodes in which the decoder sees badly, as it does an organ that it never saw."""
     corrected_share: float = 0.1
     """Share of episodes whose queries were clicked on."""
-    steps: int = 4000
+    steps: int = 3000
     batch: int = 32
     crop: int = 40
     """Side of what is seen of a query at a time, in cells, around a cell of the target or of what was found."""
