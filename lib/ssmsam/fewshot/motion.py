@@ -44,6 +44,8 @@ def motions(slices: Sequence[LabelledSlice], *, progress: Progress = silent) -> 
         if steps:
             positions = np.array([volumes[name].position_mm(index) for index in several])
             found[name] = SliceMotion(positions, np.stack(steps))
+    if total:
+        progress("motion", total, total)
     return found
 
 

@@ -340,6 +340,7 @@ TABLES: dict[str, Table] = {
         _CROSSPATIENT + _MEAN + " One support patient, or five where it says so; `medsam_lite`, no gradient steps.",
         _OTHERS,
         [
+            *_against("crosspatient_medsam_lite_ct", "CT, 4 organs", _CARRIED),
             *_against("crosspatient_medsam_lite_mr", "MR, 4 organs", _CARRIED),
             *_against("crosspatient_medsam_lite_left_atrium", "Left atrium", _CARRIED),
             *_against(
