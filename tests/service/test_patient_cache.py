@@ -43,7 +43,7 @@ def files(folder: Path) -> set[str]:
 
 def test_caches_are_listed_and_removed_and_work_stays(folders: CacheFolders, tmp_path: Path) -> None:
     before = files(tmp_path)
-    counts = {place.name: len(place.files) for place in cached(folders)}
+    counts = {place.name: place.as_json()["files"] for place in cached(folders)}
     assert counts == {"embeddings": 3, "support": 3, "series": 1, "sessions": 1, "temporary": 1}
     assert files(tmp_path) == before, "listing removes nothing"
     told = {one["name"]: one["files"] for one in purge(cached(folders))}
@@ -53,13 +53,13 @@ def test_caches_are_listed_and_removed_and_work_stays(folders: CacheFolders, tmp
         "dicom/0123/annotations/1.2.3/liver.npz", "dicom/0123/labels/final/1.2.3.nrrd",
         "tmp/ssmsam-now/mask.nrrd", "tmp/others/file",
     }  # fmt: skip
-    assert all(place.bytes == 0 for place in cached(folders))
+    assert all(place.as_json()["bytes"] == 0 for place in cached(folders))
 
 
 def test_missing_folders_hold_nothing(tmp_path: Path) -> None:
     none = tmp_path / "none"
     folders = CacheFolders(store=none, checkpoints=(none,), dicom=none, sessions=none)
-    assert [place.name for place in cached(folders) if place.files and place.name != "temporary"] == []
+    assert [place.name for place in cached(folders) if place.as_json()["files"] and place.name != "temporary"] == []
 
 
 def test_links_are_removed_and_not_what_they_lead_to(folders: CacheFolders, tmp_path: Path) -> None:

@@ -39,14 +39,13 @@ def command(
         dicom=dicom_folder or usual.dicom,
     )
     places = cached(folders)
-    for place in places:
-        found = place.as_json()
-        print(f"{found['bytes'] / 1e6:10.1f} MB  {found['files']:7d} files  {place.name}: {place.what}")
     there = [place.as_json() for place in places]
+    for found in there:
+        print(f"{found['bytes'] / 1e6:10.1f} MB  {found['files']:7d} files  {found['name']}: {found['what']}")
     if not yes:
         print("Nothing was removed: give --yes to remove all of this. Annotations stay.")
     gone = purge(places) if yes else []
-    left = sum(place.bytes for place in places) if yes else 0
+    left = sum(place.as_json()["bytes"] for place in places) if yes else 0
     if yes:
         print(f"Removed {sum(one['bytes'] for one in gone) / 1e6:.1f} MB.")
     record_run(record, {"found": there, "removed": gone, "left_bytes": left}, protocol="purge")

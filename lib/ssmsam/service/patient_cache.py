@@ -28,16 +28,10 @@ class CachePlace:
     what: str
     paths: tuple[Path, ...]
 
-    @property
-    def files(self) -> list[Path]:
-        return [file for path in self.paths for file in _files(path)]
-
-    @property
-    def bytes(self) -> int:
-        return sum(_size(file) for file in self.files)
-
     def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "what": self.what, "files": len(self.files), "bytes": self.bytes}
+        """With how many files there are now, and their bytes."""
+        sizes = [_size(file) for path in self.paths for file in _files(path)]
+        return {"name": self.name, "what": self.what, "files": len(sizes), "bytes": sum(sizes)}
 
 
 def cached(folders: CacheFolders) -> list[CachePlace]:
