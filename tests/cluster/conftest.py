@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dask_processes import Processes
 
 from ssmsam.cluster import Study, studies_of
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Processes]:
+    """A scheduler with one worker, for all tests that leave both as they were."""
+    running = Processes()
+    try:
+        running.worker()
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture

@@ -27,11 +27,19 @@ class Processes:
         self.address = f"{scheme}://127.0.0.1:{port or free_port()}"
         self._options = options
         self._running = [self._start("scheduler", "--host", self.address, "--no-dashboard")]
+        self.workers: list[subprocess.Popen[bytes]] = []
+        wait(self._listens)
+
+    def _listens(self) -> bool:
+        """Whether the scheduler is there: on a busy machine that takes longer than clients wait."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.address.rpartition(":")[2]))) == 0
 
     def worker(self) -> subprocess.Popen[bytes]:
         """One more, without a process that starts it again."""
         process = self._start("worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
         self._running.append(process)
+        self.workers.append(process)
         return process
 
     def stop(self) -> None:

@@ -61,7 +61,7 @@ def test_a_worker_that_is_killed_loses_nothing(
             time.sleep(0.02)
         workers[0].send_signal(signal.SIGKILL)
 
-    threading.Thread(target=kill).start()
+    threading.Thread(target=kill, daemon=True).start()
     with open_engine(cluster=cluster.address) as two:
         done = run_cohort(studies[:7], CountBytes(str(notes), seconds=0.4), engine=two, out=tmp_path / "out")
     assert not done.failed and len(done.outcomes) == 7
@@ -71,12 +71,7 @@ def test_a_worker_that_is_killed_loses_nothing(
     assert len(lines) == 7  # each outcome once
 
 
-def test_stopping_leaves_nothing_at_work(
-    studies: list[Study], notes: Path, tmp_path: Path, processes: Callable[..., Processes]
-) -> None:
-    cluster = processes()
-    cluster.worker()
-
+def test_stopping_leaves_nothing_at_work(studies: list[Study], notes: Path, tmp_path: Path, cluster: Processes) -> None:
     def stop(phase: str, done: int, total: int) -> None:
         if done == 2:
             raise Cancelled
@@ -91,9 +86,8 @@ def test_stopping_leaves_nothing_at_work(
     assert noted(notes, "ended")["study0"] == 1
 
 
-def test_a_benchmark_runs_on_the_same_workers(notes: Path, processes: Callable[..., Processes]) -> None:
-    cluster = processes()
-    worker = cluster.worker()
+def test_a_benchmark_runs_on_the_same_workers(notes: Path, cluster: Processes) -> None:
+    (worker,) = cluster.workers
     run = Squares(notes=str(notes), cluster=cluster.address)
     assert run.run() == Squares(notes=str(notes)).run() == {"1": 1, "2": 4, "3": 9, "4": 16}
     run.run(notes / "log.jsonl")

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ from ssmsam.cluster.engine import InProcess
 
 pytest.importorskip("distributed")
 from dask_processes import Processes, wait
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Processes]:
-    running = Processes()
-    running.worker()
-    yield running
-    running.stop()
 
 
 def compiled(*arguments: str) -> Program:

@@ -13,6 +13,7 @@ from ssmsam.cli.samples import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import reoriented
 from ssmsam.volume.writing import write_volume
+from ssmsam_research.synthetic.samples import CASES
 
 ORIENTATIONS = ("RAS", "LAS", "LPI")
 SERIES = "ct_series"
@@ -49,12 +50,19 @@ def server(studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Case -> its DICOM files, as they are in the archive."""
+    folders = write_sample_studies(SAMPLES, tmp_path_factory.mktemp("series"))
+    return {case.name: folder for case, folder in zip(CASES, folders, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def orthanc(series: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     """A real DICOM archive with the sample studies, for all tests that only add segmentations to it."""
     if not is_installed():
         pytest.skip(f"Orthanc with its DICOMweb plugin is not installed: {INSTALL}")
     with running_orthanc(tmp_path_factory.mktemp("orthanc"), port=free_port()) as running:
-        for folder in write_sample_studies(SAMPLES, tmp_path_factory.mktemp("series")):
+        for folder in series.values():
             running.upload(sorted(folder.glob("*.dcm")))
         yield running
 

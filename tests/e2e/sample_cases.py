@@ -11,7 +11,8 @@ from scipy import ndimage
 from serving import ROOT
 
 from ssmsam.reading import read_volume
-from ssmsam.volume.volume import Grid
+from ssmsam.volume.volume import Grid, Volume
+from ssmsam.volume.writing import write_volume
 
 SAMPLES = ROOT / "sample-datasets"
 CT, MR = "ct_01", "mr_04"
@@ -48,6 +49,14 @@ class Truth:
         depth = ndimage.distance_transform_edt(mask[k])
         j, i = np.unravel_index(depth.argmax(), depth.shape)
         return [int(i), int(j), k]
+
+
+def thin_copy_of(name: str, folder: Path, *, step: int) -> None:
+    """Every ``step``-th slice of a sample: the whole patient in a part of the time."""
+    whole = read_volume(SAMPLES / "abdomen" / f"{name}.nii.gz")
+    affine = whole.affine.copy()
+    affine[:3, 2] *= step
+    write_volume(Volume(whole.array[::step].copy(), affine, whole.modality), folder / f"{name}.nii.gz")
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:

@@ -17,11 +17,9 @@ from serving import Server, free_port
 from stored_segs import read_by_dcmqi, stored, stored_seg
 
 from ssmsam.cli.pacs import Orthanc, running_orthanc
-from ssmsam.cli.samples import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume, reoriented
 from ssmsam.volume.writing import write_volume
-from ssmsam_research.synthetic.samples import CASES
 
 NAMES = [{"name": "Läsion" if name == "lesion" else name, "idx": value} for name, value in LABELS.items()]
 TOLERANCE_MM = 0.05
@@ -34,13 +32,6 @@ def archive(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running.wait_until_it_answers()
     finally:
         running.kill()
-
-
-@pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Case -> its DICOM files, as they are in the archive."""
-    folders = write_sample_studies(SAMPLES, tmp_path_factory.mktemp("series"))
-    return {case.name: folder for case, folder in zip(CASES, folders, strict=True)}
 
 
 def uid_of(folder: Path) -> str:

@@ -22,7 +22,6 @@ from stored_segs import stored_seg
 from viewers import TIMEOUT, ohif, refused
 
 from ssmsam.cli.pacs import INSTALL, Orthanc, is_installed, running_orthanc
-from ssmsam.cli.samples import write_sample_studies
 from ssmsam.reading import read_volume
 from ssmsam.volume.volume import reoriented
 from ssmsam.volume.writing import write_volume
@@ -62,12 +61,6 @@ class Archive:
         names = requests.post(f"{self.now.root}/tools/find", json=query, timeout=60).json()
         headers = [requests.get(f"{self.now.root}/instances/{name}/tags?short", timeout=60).json() for name in names]
         return sum(header["0008,1115"][0]["0020,000e"] == image for header in headers)
-
-
-@pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = write_sample_studies(SAMPLES, tmp_path_factory.mktemp("series"))
-    return {case.name: folder for case, folder in zip(CASES, folders, strict=True)}
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name in (CT, "ct_02", MR):
         copy_of(name, folder)
     (folder / "broken.nii.gz").write_bytes(b"no image")
-    running = Server(studies=folder, home=tmp_path_factory.mktemp("cohort-home"), conf={"precompute": "false"})
+    home = tmp_path_factory.mktemp("cohort-home")
+    running = Server(studies=folder, home=home, conf={"precompute": "false"}, cold=True)  # it starts processes itself
     try:
         yield running.wait_until_it_answers().wait_until_warm()
     finally:

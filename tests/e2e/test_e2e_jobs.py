@@ -22,12 +22,10 @@ from ssmsam.reading import read_volume
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 
-CROWD = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-"""How many times slower everything is than on a machine that does nothing else."""
-FREE_S = 1.0 * CROWD
-"""Within how long the worker of a client that hung up is free."""
-PROMPT_S = 0.1 * CROWD
-"""The 99th percentile of the seconds that /info/ may take while the server works."""
+FREE_S = 1.0
+"""Within how long the worker of a client that hung up is free, on a machine that does nothing else."""
+PROMPT_S = 0.1
+"""The 99th percentile of the seconds that /info/ may take while the server works, on such a machine."""
 UNSEEN = ("unseen_a", "unseen_b")
 ORGAN = "liver"
 
@@ -58,6 +56,11 @@ def annotated(busy: Server, ct: Truth, tmp_path_factory: pytest.TempPathFactory)
     file = tmp_path_factory.mktemp("masks") / "liver.nii.gz"
     write_volume(Volume(drawn, ct.grid.affine), file)
     submit_slices(busy.url, CT, file, {ORGAN: 1}, known)
+
+
+def crowd() -> float:
+    """How many times slower everything is now than on a machine that does nothing else."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def jobs(server: Server, *, kind: str = "", running: bool = False) -> list[dict[str, Any]]:
@@ -117,7 +120,7 @@ def test_who_hangs_up_frees_the_worker(busy: Server, annotated: None, path: str,
     time.sleep(0.5)
     assert jobs(busy, kind="segment"), "the work was over too soon to say anything"
     caller.hang_up()
-    assert wait_for(lambda: not jobs(busy, kind="segment")) < FREE_S
+    assert wait_for(lambda: not jobs(busy, kind="segment")) < FREE_S * crowd()
 
 
 def test_who_hangs_up_ends_a_batch_that_was_waited_for(busy: Server) -> None:
@@ -128,7 +131,7 @@ def test_who_hangs_up_ends_a_batch_that_was_waited_for(busy: Server) -> None:
     wait_for(lambda: jobs(busy, kind="segment", running=True))
     assert [job["owner"] for job in jobs(busy, kind="batch_infer")] == ["away"]
     caller.hang_up()
-    assert wait_for(lambda: not jobs(busy, kind="batch_infer") and not jobs(busy, kind="segment")) < FREE_S
+    assert wait_for(lambda: not jobs(busy, kind="batch_infer") and not jobs(busy, kind="segment")) < FREE_S * crowd()
 
 
 def test_an_adaptation_is_stopped_by_its_owner_alone(busy: Server, annotated: None) -> None:
@@ -140,10 +143,15 @@ def test_an_adaptation_is_stopped_by_its_owner_alone(busy: Server, annotated: No
     assert requests.delete(f"{url}/heads/adaptation?client_id=nobody", timeout=TIMEOUT).json() == {"cancelled": False}
     assert {job["id"] for job in jobs(busy, kind="adapt")} == {mine, theirs}
     assert requests.delete(f"{url}/heads/adaptation?client_id=mine", timeout=TIMEOUT).json() == {"cancelled": True}
-    wait_for(lambda: requests.get(f"{url}/jobs/{mine}", timeout=TIMEOUT).json()["state"] == "cancelled", seconds=FREE_S)
-    wait_for(lambda: [job["id"] for job in jobs(busy, kind="adapt", running=True)] == [theirs], seconds=FREE_S)
+    wait_for(
+        lambda: requests.get(f"{url}/jobs/{mine}", timeout=TIMEOUT).json()["state"] == "cancelled",
+        seconds=FREE_S * crowd(),
+    )
+    wait_for(
+        lambda: [job["id"] for job in jobs(busy, kind="adapt", running=True)] == [theirs], seconds=FREE_S * crowd()
+    )
     assert requests.delete(f"{url}/jobs/{theirs}", timeout=TIMEOUT).status_code == 200
-    wait_for(lambda: not jobs(busy, kind="adapt"), seconds=FREE_S)
+    wait_for(lambda: not jobs(busy, kind="adapt"), seconds=FREE_S * crowd())
 
 
 def test_trainings_wait_for_each_other_and_are_stopped_one_by_one(busy: Server, annotated: None) -> None:
@@ -186,7 +194,7 @@ def test_info_does_not_wait_for_adaptation_and_embedding(busy: Server, annotated
     rest(busy)
     p50, p99 = np.percentile(seconds, [50, 99])
     print(f"/info/: p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, at work at the end: {sorted(worked)}")
-    assert p99 < PROMPT_S
+    assert p99 < PROMPT_S * crowd()
 
 
 def test_the_document_describes_a_job(busy: Server) -> None:
