@@ -28,15 +28,14 @@ class Prior:
     A generalisation of the blurred support mask that SSM-SAM (Zhang et al., 2024) hands to its decoder: the signed
     distances of the annotated slices below and above, interpolated, with how far they can be trusted.
 
-    ``distance`` (S, S) signed distance in cells, positive inside, where the anatomy's motion is known along it, and
-    ``unmoved`` the same without it; ``between`` 1 when annotated slices are on both
+    ``distance`` (S, S) signed distance in cells, positive inside, interpolated along the anatomy's motion where that is
+    known; ``between`` 1 when annotated slices are on both
     sides, else 0; ``closeness`` in (0, 1], 0 when there is no annotated slice in the volume; ``agreement`` is the Dice
     of the masks on both sides, in [0, 1], 0 with one side only: the less the shape changes from the one to the other,
     the less interpolation can be wrong, whatever the distance.
     """
 
     distance: np.ndarray
-    unmoved: np.ndarray
     between: float
     closeness: float
     agreement: float
@@ -57,24 +56,24 @@ def interpolated(
     """The prior at ``position`` from signed distances at other positions, all in millimetres along the volume; along
     its ``motion`` where that is known."""
     if not distances:
-        nothing = np.zeros(shape, dtype=np.float32)
-        return Prior(nothing, nothing, 0.0, 0.0, 0.0)
+        return Prior(np.zeros(shape, dtype=np.float32), 0.0, 0.0, 0.0)
     below = max((z for z in distances if z <= position), default=None)
     above = min((z for z in distances if z >= position), default=None)
     if below is None or above is None:
         near = below if below is not None else above
         assert near is not None
-        return Prior(distances[near], distances[near], 0.0, closeness(near - position), 0.0)
+        return Prior(distances[near], 0.0, closeness(near - position), 0.0)
     if above == below:
-        return Prior(distances[below], distances[below], 1.0, 1.0, 1.0)
+        return Prior(distances[below], 1.0, 1.0, 1.0)
     share = (position - below) / (above - below)
-    unmoved = ((1 - share) * distances[below] + share * distances[above]).astype(np.float32)
-    lower, upper, mixed = distances[below], distances[above], unmoved
-    if motion is not None:
-        lower, upper = (motion.carried(distances[mm][None], mm, position)[0] for mm in (below, above))
-        mixed = ((1 - share) * lower + share * upper).astype(np.float32)
+    lower, upper = (_carried(distances, mm, position, motion) for mm in (below, above))
+    mixed = ((1 - share) * lower + share * upper).astype(np.float32)
     agreement = float(ops.dice(lower > 0, upper > 0))
-    return Prior(mixed, unmoved, 1.0, closeness(min(position - below, above - position)), agreement)
+    return Prior(mixed, 1.0, closeness(min(position - below, above - position)), agreement)
+
+
+def _carried(maps: Mapping[float, np.ndarray], start: float, stop: float, motion: SliceMotion | None) -> np.ndarray:
+    return maps[start] if motion is None else motion.carried(maps[start][None], start, stop)[0]
 
 
 def interpolated_error(
@@ -88,12 +87,8 @@ def interpolated_error(
     below = max((z for z in errors if z <= position), default=min(errors))
     above = min((z for z in errors if z >= position), default=max(errors))
     share = (position - below) / (above - below) if above > below else 0.0
-    unmoved = (1 - share) * errors[below] + share * errors[above]
-    mixed = unmoved
-    if motion is not None and above > below:
-        lower, upper = (motion.carried(errors[mm][None], mm, position)[0] for mm in (below, above))
-        mixed = (1 - share) * lower + share * upper
-    return np.stack([mixed, unmoved]).astype(np.float32)
+    both = [[_carried(errors, mm, position, known) for mm in (below, above)] for known in (motion, None)]
+    return np.stack([(1 - share) * lower + share * upper for lower, upper in both]).astype(np.float32)
 
 
 def gathered_context(
@@ -103,7 +98,6 @@ def gathered_context(
     prior: torch.Tensor,
     trust: torch.Tensor,
     *,
-    unmoved: torch.Tensor | None = None,
     moves: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     fit: torch.Tensor | None = None,
@@ -115,7 +109,7 @@ def gathered_context(
     """Gather the contexts of N queries from K encoded slices.
 
     ``supports`` (N, S) numbers among the K, -1 for none; ``near`` (N, S) closeness of each to the query; ``prior``
-    (N, 1, H, W), ``unmoved``, ``trust`` (N, 2) and ``agreement`` (N, 1) as in DecoderContext. ``moves`` (N, S, 2) are
+    (N, 1, H, W), ``trust`` (N, 2) and ``agreement`` (N, 1) as in DecoderContext. ``moves`` (N, S, 2) are
     added to the places of each slice's cells, (x, y) in input pixels. ``weights`` and ``fit`` are those of the online
     optimiser, ``atlas`` the maps of registered volumes, ``error`` and ``held_out`` what is known of held-out slices.
     """
@@ -143,7 +137,6 @@ def gathered_context(
         cells_near=spread(near, cells),
         valid=spread(given, cells) & per_query(gathered.valid),
         prior=prior,
-        unmoved=prior if unmoved is None else unmoved,
         trust=trust,
         agreement=trust.new_zeros(count, 1) if agreement is None else agreement,
         weights=trust.new_zeros(count, 0) if weights is None else weights,
@@ -430,7 +423,6 @@ class SupportBank:
             torch.tensor([one + [0.0] * (longest - len(one)) for one in near], device=device),
             torch.from_numpy(np.stack([prior.distance for prior in priors]))[:, None].to(device),
             torch.tensor([[prior.between, prior.closeness] for prior in priors], device=device),
-            unmoved=torch.from_numpy(np.stack([prior.unmoved for prior in priors]))[:, None].to(device),
             agreement=torch.tensor([[prior.agreement] for prior in priors], device=device),
             moves=torch.from_numpy(moves).to(device),
             weights=weights,

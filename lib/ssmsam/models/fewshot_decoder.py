@@ -26,15 +26,14 @@ class DecoderContext(Batch):
 
     ``tokens`` (N, T, D), ``kinds`` (N, T), ``near`` (N, T) closeness of the token's slice to the query, 0 for other
     volumes; ``cells`` (N, M, D), ``places`` (N, M, 2), ``shares`` (N, M), ``cells_near`` (N, M), ``valid`` (N, M);
-    ``prior`` (N, 1, S, S) signed distance in cells and the same ``unmoved`` by registration of slices, ``trust`` (N, 2)
-    its (between, closeness) and ``agreement`` (N, 1), all zero without: see
-    :class:`~ssmsam.fewshot.support_bank.Prior`; ``weights`` (N, d) of the online optimiser and
+    ``prior`` (N, 1, S, S) signed distance in cells, ``trust`` (N, 2) its (between, closeness) and ``agreement`` (N, 1),
+    all zero without: see :class:`~ssmsam.fewshot.support_bank.Prior`; ``weights`` (N, d) of the online optimiser and
     ``fit`` (N, 1) how well it answers labelled slices that it was not context, in [0, 1]; d is 0 for decoders without
     one. ``atlas`` (N, 3, S, S) is what labelled volumes that were registered with the query's say of each cell: see
     :attr:`~ssmsam.fewshot.atlas.Guide.maps`; zero without any. ``error`` (N, 2, S, S) in [-1, 1] is what the decoder
-    missed on the annotated slices around when they were held out, and ``held_out`` (N, 4) what is known of that: the
-    mean Dice of decoder and interpolation there, n / (n + 1) for n slices, and how far the query is from the nearest
-    annotated slice, in parts of how far they were; zero without.
+    missed on the annotated slices around when they were held out, along the anatomy and in place; ``held_out`` (N, 4)
+    is what is known of that: the mean Dice of decoder and interpolation there, n / (n + 1) for n slices, and how far
+    the query is from the nearest annotated slice, in parts of how far they were; zero without.
     """
 
     tokens: torch.Tensor
@@ -46,7 +45,6 @@ class DecoderContext(Batch):
     cells_near: torch.Tensor
     valid: torch.Tensor
     prior: torch.Tensor
-    unmoved: torch.Tensor
     trust: torch.Tensor
     agreement: torch.Tensor
     weights: torch.Tensor

@@ -70,22 +70,20 @@ class ShapeBlend(_CellWeight):
     The decoder's own weight of the shape is one number a slice and falls with the distance to annotated slices. Where
     these are many, interpolation alone can be better than a decoder that has never seen such an organ. This small
     network reads both answers, how well the online optimiser does, and how alike the annotated slices on both sides
-    are, and weighs the shape that followed the anatomy and the one that did not. It changes nothing where there is no
-    annotated slice in the volume.
+    are. It changes nothing where there is no annotated slice in the volume.
     """
 
     def __init__(self) -> None:
-        super().__init__(further=2, weights=2)
+        super().__init__(further=1)
 
     def forward(
         self, logits: torch.Tensor, drawn: torch.Tensor, fitted: torch.Tensor, context: DecoderContext
     ) -> torch.Tensor:
         """What is added to ``logits`` (N, S, S): ``drawn`` (N, DENSE, S, S) are the prompts as maps, ``fitted``
         (N, 2, S, S) the online optimiser's answer and its trust."""
-        agreement, unmoved = context.agreement[:, :, None, None], (context.unmoved / _TANH).tanh()
-        weight = self.weight(logits, drawn, fitted, agreement, unmoved)
+        weight = self.weight(logits, drawn, fitted, context.agreement[:, :, None, None])
         given = (context.trust.amax(1) > 0).to(logits)[:, None, None]
-        return given * (weight[:, 0] * context.prior[:, 0] + weight[:, 1] * context.unmoved[:, 0])
+        return given * weight[:, 0] * context.prior[:, 0]
 
 
 class HeldOutCorrection(_CellWeight):

@@ -1,14 +1,13 @@
-"""Training what is added to the few-shot decoder's logits last, on answers that were made once.
+"""Training what the few-shot decoder puts right after held-out slices, on answers that were made once.
 
-That is the interpolated shape, and what is put right after held-out slices. Everything else is frozen: an episode is
-answered as the product answers it, what the two small networks would read is kept, and they then go over it many times
-in little time.
+Everything else is frozen: an episode is answered as the product answers it, what the correction would read is kept,
+and the small network then goes over it many times in little time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from ssmsam.fewshot.estimate import held_out_answers
 from ssmsam.fewshot.support_bank import Places, SupportBank
 from ssmsam.models.encoder import Batch, take
 from ssmsam.models.fewshot_decoder import DecoderContext, Proposal
-from ssmsam.models.fewshot_fused import FusedTargetNetwork, HeldOutCorrection, ShapeBlend
+from ssmsam.models.fewshot_fused import FusedTargetNetwork, HeldOutCorrection
 from ssmsam.progress import Progress, silent
 from ssmsam_research.training.fewshot_episodes import (
     STRENGTH,
@@ -76,19 +75,14 @@ class CorrectionConfig:
 
 @dataclass(frozen=True, eq=False)
 class Answers(Batch):
-    """What :class:`~ssmsam.models.fewshot_fused.ShapeBlend` and
-    :class:`~ssmsam.models.fewshot_fused.HeldOutCorrection` read of N queries, float16: the ``logits`` (N, S, S) before
-    both, ``drawn`` and ``fitted`` maps, ``prior`` and ``unmoved`` (N, 1, S, S), ``error`` (N, 2, S, S),
-    ``trust`` (N, 2), ``agreement`` (N, 1), ``held_out`` (N, HELD_OUT); the truth ``target`` and where it is ``known``,
-    (N, 1, S, S)."""
+    """What :class:`~ssmsam.models.fewshot_fused.HeldOutCorrection` reads of N queries, float16: ``logits`` (N, S, S),
+    ``drawn`` and ``fitted`` maps, ``error`` (N, 2, S, S), ``agreement`` (N, 1), ``held_out`` (N, HELD_OUT); the
+    truth ``target`` and where it is ``known``, (N, 1, S, S)."""
 
     logits: torch.Tensor
     drawn: torch.Tensor
     fitted: torch.Tensor
-    prior: torch.Tensor
-    unmoved: torch.Tensor
     error: torch.Tensor
-    trust: torch.Tensor
     agreement: torch.Tensor
     held_out: torch.Tensor
     target: torch.Tensor
@@ -111,22 +105,19 @@ class Answers(Batch):
 
         return Answers(**{name: part(maps) for name, maps in vars(self).items()})
 
-    def put_right(self, *, shape: ShapeBlend, correction: HeldOutCorrection) -> torch.Tensor:
-        """The logits (N, S, S) with what both networks add, float32."""
+    def put_right(self, correction: HeldOutCorrection) -> torch.Tensor:
+        """The logits (N, S, S) with the correction, float32."""
         logits, drawn, fitted = (getattr(self, name).float() for name in ("logits", "drawn", "fitted"))
-        read = _Read(*(getattr(self, one.name).float() for one in fields(_Read)))
-        logits = logits + shape(logits, drawn, fitted, read)
+        names = "error", "agreement", "held_out"
+        read = _Read(*(getattr(self, name).float() for name in names))
         return logits + correction(logits, drawn, fitted, read)
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """The fields of a DecoderContext that the two networks read."""
+    """The fields of a DecoderContext that the correction reads."""
 
-    prior: torch.Tensor
-    unmoved: torch.Tensor
     error: torch.Tensor
-    trust: torch.Tensor
     agreement: torch.Tensor
     held_out: torch.Tensor
 
@@ -179,19 +170,19 @@ def answered(
             network(asked, context, corrected(proposal, target, np.random.default_rng(clicked)))
     logits, drawn, fitted, _ = found[-1]
     return Answers(
-        *(one.half() for one in (logits, drawn, fitted, *(getattr(context, one.name) for one in fields(_Read)))),
-        *(one.half() for one in (target, episode.known[count:])),
+        *(one.half() for one in (logits, drawn, fitted, context.error)),
+        *(one.half() for one in (context.agreement, context.held_out, target, episode.known[count:])),
     )
 
 
 class _read:
-    """What goes into a network's last parts while this is open, call by call."""
+    """What goes into a network's correction while this is open, call by call."""
 
     def __init__(self, network: FusedTargetNetwork) -> None:
         self._network, self._calls = network, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, DecoderContext]]()
 
     def __enter__(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, DecoderContext]]:
-        self._hook = self._network.shape.register_forward_pre_hook(lambda _, given: self._calls.append(given))
+        self._hook = self._network.correction.register_forward_pre_hook(lambda _, given: self._calls.append(given))
         return self._calls
 
     def __exit__(self, *_: object) -> None:
@@ -222,9 +213,8 @@ def episodes_answered(
 def train_correction(
     network: FusedTargetNetwork, answers: Answers, config: CorrectionConfig, *, progress: Progress = silent
 ) -> list[float]:
-    """Train ``network.shape`` and ``network.correction``; the losses of all steps. Learning rate and average as for the
-    other parts."""
-    trained = nn.ModuleDict({"shape": network.shape, "correction": network.correction}).requires_grad_(True).train()
+    """Train ``network.correction``; the losses of all steps. Learning rate and average as for the other parts."""
+    trained = network.correction.requires_grad_(True).train()
     average = torch.optim.swa_utils.AveragedModel(
         trained, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average)
     )
@@ -234,7 +224,7 @@ def train_correction(
     for step in range(config.steps):
         some = answers[torch.from_numpy(rng.integers(len(answers.logits), size=config.batch))]
         some = some.cropped(min(config.crop, some.logits.shape[-1]), rng)
-        logits = some.put_right(shape=network.shape, correction=network.correction)
+        logits = some.put_right(trained)
         proposal = Proposal(logits, logits.new_zeros(len(logits)))
         loss = proposal_loss(proposal, some.target.float(), some.known.float(), judge_presence=False)
         optimiser.zero_grad()

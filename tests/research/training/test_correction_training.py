@@ -42,7 +42,7 @@ def test_an_untrained_correction_leaves_answers_as_they_are() -> None:
     one = network()
     found = answers(one)
     assert found.error.any() and len(found.logits) == len(found.target)
-    torch.testing.assert_close(found.put_right(shape=one.shape, correction=one.correction), found.logits.float())
+    torch.testing.assert_close(found.put_right(one.correction), found.logits.float())
 
 
 def planted(count: int = 12, side: int = 32) -> Answers:
@@ -62,11 +62,6 @@ def planted(count: int = 12, side: int = 32) -> Answers:
         "known": known,
         "error": (0.9 * target).expand(-1, 2, -1, -1),
     }
-    everything |= {
-        "prior": torch.zeros_like(target),
-        "unmoved": torch.zeros_like(target),
-        "trust": torch.zeros(count, 2),
-    }
     return Answers(**{name: one.half() for name, one in everything.items()})
 
 
@@ -76,7 +71,7 @@ def test_it_learns_what_held_out_slices_tell_and_changes_nothing_else() -> None:
     losses = train_correction(one, planted(), CONFIG)
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     changed = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed and all(name.startswith(("correction.", "shape.")) for name in changed)
+    assert changed and all(name.startswith("correction.") for name in changed)
 
 
 def test_the_same_seed_answers_the_same_episodes() -> None:
