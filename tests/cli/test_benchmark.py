@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from ssmsam.volume.volume import Volume
 from ssmsam.volume.writing import write_volume
 from ssmsam_research.labelled_sets import open_set
+from ssmsam_research.protocols import check
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample-datasets" / "abdomen"
 ORGANS = (3, 5)  # right kidney and aorta
@@ -129,8 +131,10 @@ def test_speed_is_recorded_with_a_ratio(program, random_small, tmp_path):
 
 
 def test_a_check_passes_as_recorded_and_fails_when_a_figure_got_worse(
-    program, random_small, few_slices, tmp_path, capsys
+    program, random_small, few_slices, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(check, "METHODS", ("interpolation", "fewshot_prompted"))  # gradient steps take half a minute
+    monkeypatch.setattr(check, "SPEED", replace(check.SPEED, rounds=2))
     expected = tmp_path / "check.json"
     expected.write_text(json.dumps({"cases": ["ct_01"], "organs": ["aorta"]}))
     options = ["check", "--data", str(few_slices), "--threads", "1", "--expected", str(expected)]
