@@ -70,6 +70,8 @@ class Engine(Protocol):
 class InProcess:
     """One after the other, here."""
 
+    workers = 1
+
     def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R | Exception]]:
         for item in items:
             try:
