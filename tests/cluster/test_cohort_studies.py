@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssmsam.cluster import studies_of
-from ssmsam.cluster.studies import files_of
+from ssmsam.cluster.studies import archive, files_of
 
 SAMPLES = Path(__file__).parents[2] / "sample-datasets"
 
@@ -60,3 +60,12 @@ def test_what_holds_nothing_says_what_is_expected(tmp_path: Path) -> None:
         studies_of(tmp_path)
     with pytest.raises(ValueError, match="there is no such folder, list or file"):
         studies_of(tmp_path / "nowhere")
+
+
+def test_an_archive_is_reached_as_the_server_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONAI_LABEL_WADO_PREFIX", "wado-rs")
+    monkeypatch.setenv("MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", "75")
+    monkeypatch.setenv("SSMSAM_DICOMWEB_TOKEN", "secret")
+    access = archive("http://archive.example/dicom-web/").access
+    assert (access.wado, access.qido, access.read_s) == ("wado-rs", None, 75.0)
+    assert access.token is not None and access.token() == "secret"

@@ -101,15 +101,18 @@ def is_address(source: str | os.PathLike[str]) -> bool:
 
 @lru_cache(maxsize=4)
 def archive(url: str) -> DicomStore:
-    """The store at an address. User, password and token come from the environment that the server reads too: what is
-    sent to workers holds no secret."""
+    """The store at an address. How to get in, prefixes and patience come from the environment that the server reads
+    too: what is sent to workers holds no secret."""
     token = os.environ.get("SSMSAM_DICOMWEB_TOKEN", "").strip()
+    told = {name: os.environ.get(f"MONAI_LABEL_{name.upper()}_PREFIX") or None for name in ("qido", "wado", "stow")}
     return DicomStore(
         StoreAccess(
             url=url.rstrip("/"),
             user=os.environ.get("MONAI_LABEL_DICOMWEB_USERNAME", ""),
             password=os.environ.get("MONAI_LABEL_DICOMWEB_PASSWORD", ""),
             token=(lambda: token) if token else None,
+            read_s=float(os.environ.get("MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT") or StoreAccess.read_s),
+            **told,
         )
     )
 
