@@ -104,7 +104,7 @@ def archive(url: str) -> DicomStore:
     """The store at an address. How to get in, prefixes and patience come from the environment that the server reads
     too: what is sent to workers holds no secret."""
     token = os.environ.get("SSMSAM_DICOMWEB_TOKEN", "").strip()
-    told = {name: os.environ.get(f"MONAI_LABEL_{name.upper()}_PREFIX") or None for name in ("qido", "wado", "stow")}
+    qido, wado, stow = (os.environ.get(f"MONAI_LABEL_{name}_PREFIX") or None for name in ("QIDO", "WADO", "STOW"))
     return DicomStore(
         StoreAccess(
             url=url.rstrip("/"),
@@ -112,7 +112,9 @@ def archive(url: str) -> DicomStore:
             password=os.environ.get("MONAI_LABEL_DICOMWEB_PASSWORD", ""),
             token=(lambda: token) if token else None,
             read_s=float(os.environ.get("MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT") or StoreAccess.read_s),
-            **told,
+            qido=qido,
+            wado=wado,
+            stow=stow,
         )
     )
 
