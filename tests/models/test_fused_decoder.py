@@ -118,9 +118,9 @@ def test_what_was_missed_on_held_out_slices_is_put_right_and_nothing_where_none_
     context = context_of(fused, view, masks_of(found))
     query = take(view, torch.tensor([4]))
     before = fused(query, context).logits
-    fused.correction.weigh.bias[0] = 50.0
+    fused.correction.weigh.bias.fill_(25.0)
     torch.testing.assert_close(fused(query, context).logits, before, rtol=0, atol=0)
-    error = torch.zeros_like(context.prior)
+    error = torch.zeros_like(context.error)
     error[..., :8, :8], error[..., 8:, 8:] = 1, -1
     after = fused(query, replace(context, error=error)).logits
     assert (after[:, :8, :8] > 0).all() and (after[:, 8:, 8:] < 0).all()
