@@ -41,6 +41,7 @@ class Orthanc:
     port: int
     user: str = ""
     password: str = ""
+    pid: int = 0
 
     @property
     def root(self) -> str:
@@ -77,7 +78,7 @@ def running_orthanc(folder: Path, *, port: int, user: str = "", password: str = 
     program = next(filter(None, map(shutil.which, PROGRAMS)))
     with log.open("wb") as output:
         process = subprocess.Popen([program, str(settings)], stdout=output, stderr=subprocess.STDOUT)
-    orthanc = Orthanc(port=port, user=user, password=password)
+    orthanc = Orthanc(port=port, user=user, password=password, pid=process.pid)
     try:
         # an answer that asks for a login is one
         if not answers(process, f"{orthanc.url}/studies?limit=1", START_S, statuses=(200, 401)):
