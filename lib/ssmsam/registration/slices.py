@@ -22,7 +22,7 @@ ITERATIONS = 10
 SMOOTHNESS = 1.0
 """Standard deviation in cells of the Gaussian that smooths displacements: *chosen on* the same volumes. With 1.5 and 3
 masks of small organs were carried less well, and by optical flow."""
-_KEPT_BYTES = 16 * 2**20
+_KEPT_BYTES = 4 * 2**20
 """Bound of what is remembered of paths through one volume: a *guess*."""
 
 
