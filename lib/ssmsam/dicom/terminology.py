@@ -171,7 +171,7 @@ def _private(label: str) -> Concept:
 RGB = tuple[int, int, int]
 
 APART = 12.0
-"""Distance in CIELab from which two colours are taken for different ones at a glance."""
+"""Distance in CIELab from which two colours are taken for different ones at a glance: a *guess*."""
 
 
 def distinct_colours(wanted: Sequence[RGB | None]) -> list[RGB]:

@@ -407,10 +407,13 @@ class SupportBank:
             )
             for position, one in zip(positions, chosen, strict=True)
         ]
-        errors = [self._error(one, volume, position) for position, one in zip(positions, chosen, strict=True)]
-        held_out = self._held_out(volume, np.asarray(positions))
         if without:  # the errors of others were found with these as context
-            errors, held_out = [np.zeros_like(one) for one in errors], np.zeros_like(held_out)
+            errors = np.zeros((len(chosen), 2, *self.errors.shape[1:]), dtype=np.float32)
+            held_out = np.zeros((len(chosen), HELD_OUT), dtype=np.float32)
+        else:
+            both = zip(positions, chosen, strict=True)
+            errors = np.stack([self._error(one, volume, position) for position, one in both])
+            held_out = self._held_out(volume, np.asarray(positions))
         moves = np.zeros((len(chosen), longest, 2), dtype=np.float32)
         for row, one in enumerate(chosen):
             for column, k in enumerate(one):
@@ -428,7 +431,7 @@ class SupportBank:
             weights=weights,
             fit=fit,
             atlas=atlas,
-            error=torch.from_numpy(np.stack(errors)).to(device),
+            error=torch.from_numpy(errors).to(device),
             held_out=torch.from_numpy(held_out).to(device),
         )
 
