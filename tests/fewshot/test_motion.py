@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from ssmsam.embeddings.embedder import Embedder, slice_descriptors, stacked
 from ssmsam.fewshot.config import MOTION_STEPS, FewShotConfig
 from ssmsam.fewshot.episodes import adaptation_tasks
-from ssmsam.fewshot.motion import motions
+from ssmsam.fewshot.motion import motions, steps_ahead
 from ssmsam.fewshot.pipeline import adapt
 from ssmsam.fewshot.support import LabelledSlice
 from ssmsam.fewshot.support_bank import SupportBank
@@ -62,6 +62,21 @@ def test_the_prior_between_two_annotated_slices_lies_where_the_organ_is(embedder
     followed, plain = (prior(one, slices, 2) > 0 for one in (bank, replace(bank, motions={})))
     truth = draw_mask(tube[2], slices[0].embeddings.frame, len(plain))[0, 0].numpy() > 0.5
     assert dice(followed, truth) > 0.75 > 0.5 > dice(plain, truth)
+
+
+@pytest.mark.parametrize("affine", [AFFINE, *TURNED])
+def test_nothing_is_left_to_register_after_the_steps_ahead(
+    embedder: Embedder, affine: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices, _ = labelled(embedder, affine)
+    expected = motions(slices)[slices[0].volume]
+    embedder.derived.clear()
+    steps = steps_ahead(slices[0].embeddings)
+    assert len(steps) == COUNT - 1
+    for step in steps:
+        step()
+    monkeypatch.setattr("ssmsam.fewshot.motion.both_ways", lambda *_: pytest.fail("registered again"))
+    np.testing.assert_array_equal(motions(slices)[slices[0].volume].steps, expected.steps)
 
 
 def test_a_decoder_that_does_not_ask_for_it_gets_the_plain_shape(embedder: Embedder) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from plain_files import PlainFiles
 
 from fakes import PoolingEncoder
-from ssmsam.embeddings.embedder import Embedder
+from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.models.encoder import Embedding
 from ssmsam.service.background import WAITING, Background
 from ssmsam.service.images import Images
@@ -180,3 +181,38 @@ def test_switched_off(images: Images) -> None:
     assert worker.jobs.listed() == []
     time.sleep(0.4)
     assert not done(images, "case0").any()
+
+
+def test_what_proposals_will_want_follows_when_all_slices_are_embedded(images: Images) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def steps_ahead(volume: VolumeEmbeddings) -> list[Callable[[], object]]:
+        return [partial(step, volume, number) for number in range(3)]
+
+    def step(volume: VolumeEmbeddings, number: int) -> None:
+        asked.append((int(volume.done.sum()), number))
+        time.sleep(0.2)
+
+    worker = Background(images, steps_ahead=steps_ahead)
+    try:
+        worker.prefer("case0")
+        wait_for(lambda: worker.status["phase"] == "motion")
+        assert [job.as_json()["phase"] for job in worker.jobs.listed()] == ["motion"]
+        wait_for(lambda: worker.jobs.listed() == [])
+        assert asked == [(5, 0), (5, 1), (5, 2)]
+    finally:
+        worker.stop()
+
+
+def test_clicks_go_before_what_proposals_will_want(images: Images) -> None:
+    asked: list[int] = []
+    worker = Background(images, steps_ahead=lambda volume: [partial(asked.append, number) for number in range(3)])
+    try:
+        images.open(images.from_datastore("case0")).embeddings.embed(range(5))
+        with worker.jobs.turns.brief():
+            worker.prefer("case0")
+            time.sleep(0.5)
+            assert asked == []
+        wait_for(lambda: asked == [0, 1, 2])
+    finally:
+        worker.stop()

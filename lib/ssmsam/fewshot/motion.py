@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -39,7 +39,7 @@ def motions(slices: Sequence[LabelledSlice], *, progress: Progress = silent) -> 
         steps = []
         for lower, upper in pairwise(several):
             progress("motion", done, total)
-            steps.append(volumes[name].derived(("motion", lower, upper), partial(_step, volumes[name], lower, upper)))
+            steps.append(_remembered_step(volumes[name], lower, upper))
             done += 1
         if steps:
             positions = np.array([volumes[name].position_mm(index) for index in several])
@@ -47,6 +47,13 @@ def motions(slices: Sequence[LabelledSlice], *, progress: Progress = silent) -> 
     if total:
         progress("motion", total, total)
     return found
+
+
+def steps_ahead(volume: VolumeEmbeddings) -> list[Callable[[], object]]:
+    """What :func:`motions` will want of a volume whose annotated slices are no more than :data:`MOTION_STEPS` apart:
+    each call registers one slice with the next, about a tenth of a second, and is remembered."""
+    along = sorted(range(volume.count), key=volume.position_mm)
+    return [partial(_remembered_step, volume, lower, upper) for lower, upper in pairwise(along)]
 
 
 def _stations(volume: VolumeEmbeddings, labelled: Sequence[int]) -> list[int]:
@@ -57,6 +64,11 @@ def _stations(volume: VolumeEmbeddings, labelled: Sequence[int]) -> list[int]:
         for step in evenly_spaced(last - first + 1, MOTION_STEPS + 1)[1:]
     ]
     return sorted([labelled[0], *between], key=volume.position_mm)
+
+
+def _remembered_step(volume: VolumeEmbeddings, lower: int, upper: int) -> np.ndarray:
+    step: np.ndarray = volume.derived(("motion", lower, upper), partial(_step, volume, lower, upper))
+    return step
 
 
 def _step(volume: VolumeEmbeddings, lower: int, upper: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from ssmsam.dicom.web import DicomStore
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.embeddings.store import EmbeddingStore
 from ssmsam.fewshot.checkpoint_registry import CheckpointRegistry, Initialisations
+from ssmsam.fewshot.motion import steps_ahead
 from ssmsam.fewshot.task_checkpoint import FEWSHOT
 from ssmsam.models.registry import DECODERS, ENCODERS, choose_encoder, load_decoder, load_encoder, other_choice
 from ssmsam.models.weights import CorruptWeights, MissingWeights
@@ -176,6 +177,7 @@ class ServerApp(MONAILabelApp):
             jobs=self.jobs,
             enabled=self.configuration.precompute,
             wanted_s=60 * self.configuration.precompute_minutes,
+            steps_ahead=steps_ahead if self.target_decoders[FEWSHOT].moving else None,
         )
         prompting = PromptService(
             images=self.images,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ssmsam.embeddings.embedder import nearest_first
+from ssmsam.embeddings.embedder import VolumeEmbeddings, nearest_first
 from ssmsam.progress import POLL_S, Cancelled
 from ssmsam.service.images import Images, OpenImage, Source
 from ssmsam.service.jobs import Job, Jobs, Paused
@@ -37,18 +38,28 @@ class _EmbeddingRequest:
 class Background:
     """Embeds what will be needed next, in jobs of the kind :data:`EMBED`, one at a time.
 
+    When all slices of an image are embedded, its ``steps_ahead`` follow: what else proposals will want of it, each call
+    a moment's work.
+
     The newest request goes first and interrupts the one at work, which waits for its next turn. An image is wanted for
     ``wanted_s`` seconds after the last request about it, so that nothing is done for nobody. While a click is answered
     no slice is begun, and the encoder lets one pass in the middle of a slice; with other long work it takes turns.
     """
 
     def __init__(
-        self, images: Images, *, jobs: Jobs | None = None, enabled: bool = True, wanted_s: float = WANTED_S
+        self,
+        images: Images,
+        *,
+        jobs: Jobs | None = None,
+        enabled: bool = True,
+        wanted_s: float = WANTED_S,
+        steps_ahead: Callable[[VolumeEmbeddings], Sequence[Callable[[], object]]] | None = None,
     ) -> None:
         self.jobs = jobs or Jobs()
         self._images = images
         self._enabled = enabled
         self._wanted_s = wanted_s
+        self._steps_ahead = steps_ahead
         self._changed = threading.Condition()
         self._by_image: dict[str, _EmbeddingRequest] = {}
         """By the image's name; the newest is the last. At most one more than may wait, see :data:`WAITING`."""
@@ -56,8 +67,8 @@ class Background:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What was embedded last: image id, phase ("embed", or "" when nothing is), slices done, slices in all, images
-        that wait."""
+        """What was made ready last: image id, phase ("embed", then "motion" with steps ahead, or "" when nothing is),
+        slices done, slices in all, images that wait."""
         active = self.jobs.active(EMBED)
         working = any(job.state == "running" for job in active)
         with self._changed:
@@ -108,21 +119,36 @@ class Background:
         source = self._images.from_datastore(request.image) if isinstance(request.image, str) else request.image
         embeddings = self._images.open(source).embeddings
         near = embeddings.count // 2 if asked is None else min(max(asked, 0), embeddings.count - 1)
-        left, turns = nearest_first(near, embeddings.count), self.jobs.turns
+        left = nearest_first(near, embeddings.count)
         while True:
             known = embeddings.done
             left = [index for index in left if not known[index]]
-            done = embeddings.count - len(left)
-            with self._changed:
-                self._status = {"image": source.image_id, "phase": "embed", "done": done, "total": embeddings.count}
-            request.job.progress("embed", done, embeddings.count)
+            self._say(request, source, "embed", embeddings.count - len(left), embeddings.count)
             if not left:
-                return
+                break
             self._step(request, asked)
             size = embeddings.batch_size
-            with self._images.reading(source.image_id), turns.pausing(), turns.long():  # each is work of its own
+            with self._one_step(source):
                 embeddings.embed(left[:size])
             left = left[size:]
+        steps = self._steps_ahead(embeddings) if self._steps_ahead else ()
+        for number, step in enumerate(steps):
+            self._say(request, source, "motion", number, len(steps))
+            self._step(request, asked)
+            with self._one_step(source):
+                step()
+
+    def _say(self, request: _EmbeddingRequest, source: Source, phase: str, done: int, total: int) -> None:
+        with self._changed:
+            self._status = {"image": source.image_id, "phase": phase, "done": done, "total": total}
+        request.job.progress(phase, done, total)
+
+    @contextmanager
+    def _one_step(self, source: Source) -> Iterator[None]:
+        """Each is work of its own, between which all others have their turn."""
+        turns = self.jobs.turns
+        with self._images.reading(source.image_id), turns.pausing(), turns.long():
+            yield
 
     def _step(self, request: _EmbeddingRequest, near: int | None) -> None:
         """Wait while clicks are answered. Raises Paused where something else goes first, or other slices of this
