@@ -82,12 +82,9 @@ serve-dicom: setup  ## start a local Orthanc with the sample studies and the ser
 doctor: setup  ## say what works here, what does not, and what to do
 	@$(BIN)/python apps/doctor.py
 
-test: $(VENV)/.installed-dev  ## run the tests (all but the slow ones), those of the server beside all others
-	@echo "== tests: tests/e2e here, all others beside them, one thread each; their output follows"
-	@mkdir -p output; export OMP_NUM_THREADS=1; \
-	$(BIN)/python -m pytest -m "not slow and not faults" --ignore=tests/e2e >output/tests.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m "not slow and not faults" tests/e2e; first=$$?; \
-	wait $$others; second=$$?; cat output/tests.log; exit $$((first || second))
+test: $(VENV)/.installed-dev  ## run the tests (all but the slow ones), JOBS at a time
+	@echo "== tests, $(JOBS) at a time, one thread each"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
 
 test-slow: $(VENV)/.installed-dev  ## run the tests that need real data or minutes
 	@echo "== slow tests, $(THREADS) threads"

@@ -12,7 +12,7 @@ from planted import ORGAN, OTHER, QUICK, SLICES, PocketDecoder, draw_volume, kep
 
 from ssmsam.embeddings.embedder import Embedder
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.config import FewShotConfig, SegmentationConfig
+from ssmsam.fewshot.config import BATCH, FOLLOWED, FewShotConfig, SegmentationConfig
 from ssmsam.fewshot.pipeline import adapt, assembled, segment
 from ssmsam.fewshot.proposals import Proposals, propose
 from ssmsam.fewshot.selection import Selected, expected_loss
@@ -34,7 +34,14 @@ class Echo(PocketDecoder):
         return Proposal(context.prior[:, 0], torch.ones(len(context.prior)))
 
 
-UNJUDGED = SegmentationConfig(volume_head=False, own_slices=0)
+class Growing(PocketDecoder):
+    """Answers with its prior, a cell wider all around."""
+
+    def forward(self, embedding, context, corrections=None, features=None) -> Proposal:
+        return Proposal(context.prior[:, 0] + 1, torch.ones(len(context.prior)))
+
+
+UNJUDGED = SegmentationConfig(volume_head=False, own_slices=0, follow=False)
 """Everything that is proposed is kept."""
 
 
@@ -121,6 +128,63 @@ def test_nothing_is_proposed_past_a_slice_that_is_known_to_end_the_target(embedd
     for ends, expected in ((True, [1, 2, 3, 4, 5]), (False, list(range(SLICES)))):
         found = propose(adapted, query, range(SLICES), config=UNJUDGED, to_known_ends=ends)["organ"]
         assert np.flatnonzero((found.logits > 0).any(axis=(1, 2))).tolist() == expected
+
+
+# a target that one slice shows is followed outwards
+
+COLUMN = np.broadcast_to(ORGAN[4], ORGAN.shape)
+"""The same cross-section on every slice."""
+
+
+def grown(embedder: Embedder, annotated: int, *, follow: bool = True, batch: int = BATCH) -> np.ndarray:
+    """(SLICES, S, S) logits after one slice of the organ was annotated."""
+    adapted = task_of(embedder, Growing(), {"organ": labelled(embedder, draw_volume(), COLUMN, (annotated,))})
+    config = replace(UNJUDGED, batch=batch)
+    found = propose(adapted, embedder.open(draw_volume()), range(SLICES), config=config, follow=follow)
+    return found["organ"].logits
+
+
+@pytest.mark.parametrize("annotated", [0, 3, SLICES - 1])
+def test_what_was_found_supports_what_lies_farther_out(embedder: Embedder, annotated: int) -> None:
+    away = np.abs(np.arange(SLICES) - annotated)
+    steps = np.maximum(-(-away // FOLLOWED), 1)
+    areas = (grown(embedder, annotated) > 0).sum(axis=(1, 2))
+    for step in range(1, steps.max() + 1):
+        (area,) = set(areas[steps == step])
+        assert area > max(areas[steps < step], default=0)
+    assert len(set((grown(embedder, annotated, follow=False) > 0).sum(axis=(1, 2)))) == 1
+
+
+def test_how_many_slices_are_answered_at_once_changes_no_step(embedder: Embedder) -> None:
+    for batch in (1, 3, 9):
+        np.testing.assert_allclose(grown(embedder, 2, batch=batch), grown(embedder, 2), atol=1e-5)
+
+
+def test_targets_are_followed_together_as_alone(embedder: Embedder) -> None:
+    support = {
+        "organ": labelled(embedder, draw_volume(), ORGAN, (2,)),
+        "other": labelled(embedder, draw_volume(), OTHER, (6,)),
+        "elsewhere": labelled(embedder, draw_volume(seed=5), OTHER, (5,)),
+    }
+    query, adapted = embedder.open(draw_volume()), task_of(embedder, Growing(), support)
+    wanted = {"config": UNJUDGED, "up_to_extent": True, "follow": True}
+    together = propose(adapted, query, range(SLICES), **wanted)
+    for label, found in together.items():
+        alone = propose(replace(adapted, banks={label: adapted.banks[label]}), query, range(SLICES), **wanted)[label]
+        np.testing.assert_allclose(found.logits, alone.logits, atol=1e-4)
+        np.testing.assert_allclose(found.descriptors, alone.descriptors, atol=1e-5)
+
+
+@pytest.mark.parametrize(("annotated", "followed"), [((0,), True), ((0, 1), False)])
+def test_only_a_target_that_one_slice_shows_is_followed(
+    embedder: Embedder, annotated: tuple[int, ...], followed: bool
+) -> None:
+    adapted = task_of(embedder, Growing(), {"organ": labelled(embedder, draw_volume(), COLUMN, annotated)})
+    query, whole = embedder.open(draw_volume()), replace(UNADAPTED, segmentation=replace(UNJUDGED, follow=True))
+    areas = segment(query, adapted, config=whole).mask.sum(axis=(1, 2))
+    assert (areas[FOLLOWED] < areas[FOLLOWED + 1]) == followed
+    switched_off = segment(query, adapted, config=EVERYTHING).mask.sum(axis=(1, 2))
+    assert switched_off[2] == switched_off[-1]
 
 
 def test_labels_that_are_looked_for_together_are_found_as_alone(embedder: Embedder, decoder: PocketDecoder) -> None:

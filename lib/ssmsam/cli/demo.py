@@ -122,14 +122,11 @@ class Annotator:
                 "sam_2d", kind="box", reset_state=True, **there, **click_params(index, [], bounding_box(flat))
             )
             scores["sam_2d, box"] = percent(box[index] != 0, flat)
-            count = min(VOLUME_CLICKS, len(clicks))
-            for n in sorted({1, count}):
-                kind = "first click" if n == 1 else "later click"
-                found, _ = self.ask("sam_3d", kind=kind, reset_state=n == 1, **there, **click_params(index, clicks[:n]))
-                whole[label] = found != 0
-                if n == 1:
-                    scores["sam_3d, 1 click"] = percent(whole[label], truth)
-            scores["sam_3d, 3 clicks"] = percent(whole[label], truth)
+            found, _ = self.ask(
+                "sam_3d", kind="clicks", reset_state=True, **there, **click_params(index, clicks[:VOLUME_CLICKS])
+            )
+            whole[label] = found != 0
+            scores[f"sam_3d, {VOLUME_CLICKS} clicks"] = percent(whole[label], truth)
             about = {"case": case.name, "label": label, "slice": index}
             self.records.append({**about, "dice": scores, "weights_sha256": details["encoder_sha256"]})
             title = f"{case.name}, {label}: {scores[HEADLINE]:.0f} %"

@@ -123,6 +123,11 @@ def find(
     for label, target in targets.items():
         proposals = corrected(proposed[label], clicked[label], target)
         found[label] = Finding(proposals, select_target(proposals, target, clicked=clicked[label]))
+    if config.follow:
+        shown_once = {
+            label: one for label, one in targets.items() if sum(one.bank.shows[[*one.annotated.values()]]) == 1
+        }
+        found |= _followed(found, shown_once, clicked, up_to_extent, progress)
     if config.own_slices:
         unseen = {label: one for label, one in targets.items() if not clicked[label] and not one.annotated}
         found |= _self_supported(found, unseen, progress)
@@ -130,6 +135,39 @@ def find(
         refined = refined_in_roi(one.final, targets[label], clicked[label], progress=progress)
         found[label] = replace(one, selected=replace(one.selected, proposals=refined))
     return found
+
+
+def _followed(
+    found: Mapping[str, Finding],
+    targets: Mapping[str, Target],
+    clicked: Mapping[str, Clicks],
+    up_to_extent: bool,
+    progress: Progress,
+) -> dict[str, Finding]:
+    """What is found of targets that are followed outwards from the one annotated slice that shows them; only of those
+    of which the volume head expects more then."""
+    if not targets:
+        return {}
+    first = next(iter(targets.values()))
+    again = propose(
+        replace(first.task, banks={label: one.bank for label, one in targets.items()}),
+        first.query,
+        found[first.label].proposed.slices.tolist(),
+        config=first.config,
+        guides={label: guide for label in targets if (guide := found[label].proposed.guide)},
+        up_to_extent=up_to_extent,
+        to_known_ends=up_to_extent,
+        follow=True,
+        progress=progress,
+    )
+    better = {}
+    for label, target in targets.items():
+        proposals = corrected(again[label], clicked[label], target)
+        second = select_target(proposals, target, clicked=clicked[label])
+        if second.rank >= found[label].selected.rank:
+            # what to expect was judged before own masks passed for annotated ones
+            better[label] = Finding(proposals, replace(second, expected=found[label].selected.expected))
+    return better
 
 
 def _self_supported(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ import torch
 from ssmsam.embeddings.embedder import VolumeEmbeddings, slice_descriptors
 from ssmsam.fewshot.adapted_task import AdaptedTask
 from ssmsam.fewshot.atlas import Guide
-from ssmsam.fewshot.config import NOT_THERE, NOWHERE, RoiConfig, SegmentationConfig
+from ssmsam.fewshot.config import FOLLOWED, NOT_THERE, NOWHERE, RoiConfig, SegmentationConfig
 from ssmsam.fewshot.support import LabelledSlice, Support
 from ssmsam.fewshot.support_bank import SupportBank
 from ssmsam.models.encoder import Embedding, take
@@ -82,6 +85,12 @@ class Target:
         """Slices of the volume that a person labelled -> their numbers in the bank."""
         return self.bank.annotated_slices(self.query)
 
+    @property
+    def shown_on(self) -> list[int]:
+        """Those of them that show it."""
+        shows = self.bank.shows
+        return [index for index, number in self.annotated.items() if shows[number]]
+
 
 @torch.inference_mode()
 def propose(
@@ -93,6 +102,7 @@ def propose(
     guides: Mapping[str, Guide] | None = None,
     up_to_extent: bool = False,
     to_known_ends: bool = True,
+    follow: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Proposals]:
     """Proposals for all labels of a task on some slices of a volume.
@@ -106,28 +116,33 @@ def propose(
         up_to_extent: Nothing is proposed past a slice, outwards from the annotated ones, where the decoder sees nothing
             of the target; that saves time.
         to_known_ends: Nor past the nearest slice on which somebody saw that it is not.
+        follow: Follow targets outwards from their annotated slices: what was proposed last supports what lies farther
+            out, :data:`~ssmsam.fewshot.config.FOLLOWED` slices at a time, as in propagation through a video.
         progress: Raising :class:`~ssmsam.progress.Cancelled` in ``progress("segment", done, total)`` stops between two
             batches.
     """
     order = sorted(slices)
     targets = {
         label: _Proposing.of(
-            Target(task, label, query, config), order, (guides or {}).get(label), up_to_extent, to_known_ends
+            Target(task, label, query, config), order, (guides or {}).get(label), up_to_extent, to_known_ends, follow
         )
         for label in task.labels
     }
     descriptors: list[np.ndarray] = [np.empty(0)] * len(order)
-    done = 0
-    for rows in _outwards(order, [one.extent for one in targets.values() if one.extent], config.batch):
-        progress("segment", done, len(order))
+    firsts = [one.extent[0] for one in targets.values() if one.extent]
+    followed = [one.extent for one in targets.values() if one.extent and one.follow]
+    sweeps, lowest = _sweeps(order, firsts, followed, config.batch), min(firsts, default=-1)
+    done, total = 0, sum(len(rows) for rows, _ in sweeps)
+    for rows, upwards in sweeps:
+        progress("segment", done, total)
         embedding = task.decoder.view(query.batch([order[row] for row in rows]))
         described = slice_descriptors(embedding["image"])
         for row, one in zip(rows, described.cpu().numpy(), strict=True):
             descriptors[row] = one
         for target in targets.values():
-            target.propose(rows, embedding, described)
+            target.propose(rows, embedding, described, upwards=upwards, lowest=lowest)
         done += len(rows)
-    progress("segment", len(order), len(order))
+    progress("segment", total, total)
     where, stack = np.array(order), np.stack(descriptors)
     return {label: Proposals(where, one.logits, one.presence, stack, guide=one.guide) for label, one in targets.items()}
 
@@ -135,8 +150,9 @@ def propose(
 @dataclass(eq=False)
 class _Proposing:
     """What is proposed of one target, batch by batch: ``logits`` (n, S, S) and ``presence`` (n,) of all slices of the
-    ``order``. ``extent`` are the outermost annotated slices that show it, if it is followed outwards from these, and
-    ``low`` and ``high`` the nearest slices past those that end it."""
+    ``order``. ``extent`` are the outermost annotated slices that show it, if any do, and ``low`` and ``high`` the
+    nearest slices past those that end it. On the way up and on the way down, if it is followed: ``steps`` outwards,
+    the ``farthest`` rows on which it was seen, and the ``banks`` that support what lies farther out."""
 
     target: Target
     order: Sequence[int]
@@ -144,37 +160,55 @@ class _Proposing:
     logits: np.ndarray
     presence: np.ndarray
     annotated: Sequence[int]
-    extent: tuple[int, int] | None
+    up_to_extent: bool
+    follow: bool
+    banks: dict[bool, SupportBank]
+    steps: dict[bool, int] = field(default_factory=dict)
+    farthest: dict[bool, int] = field(default_factory=dict)
+    extent: tuple[int, int] | None = None
     low: float = -np.inf
     high: float = np.inf
 
     @classmethod
     def of(
-        cls, target: Target, order: Sequence[int], guide: Guide | None, up_to_extent: bool, to_known_ends: bool
+        cls,
+        target: Target,
+        order: Sequence[int],
+        guide: Guide | None,
+        up_to_extent: bool,
+        to_known_ends: bool,
+        follow: bool,
     ) -> _Proposing:
         """Of which nothing is proposed yet. Where no slice of the volume shows it, it may be anywhere."""
         side, shows, annotated = target.task.decoder.logits_side, target.bank.shows, target.annotated
         logits = np.full((len(order), side, side), NOWHERE, dtype=np.float32)
         presence = np.zeros(len(order), dtype=np.float32)
-        found = cls(target, order, guide, logits, presence, list(annotated), None)
-        on = [index for index, number in annotated.items() if shows[number]]
+        banks = {True: target.bank, False: target.bank}
+        found = cls(target, order, guide, logits, presence, list(annotated), up_to_extent, follow, banks)
+        on = target.shown_on
         if on and to_known_ends:
             # a slice that is known in parts says nothing of the target's absence
             distances = target.bank.distances
             off = [i for i, number in annotated.items() if not shows[number] and (distances[number] != 0).all()]
             found.low = max((index for index in off if index < min(on)), default=-np.inf)
             found.high = min((index for index in off if index > max(on)), default=np.inf)
-        found.extent = (min(on), max(on)) if on and up_to_extent else None
+        found.extent = (min(on), max(on)) if on else None
         return found
 
-    def propose(self, batch: Sequence[int], embedding: Embedding, descriptors: torch.Tensor) -> None:
-        """Ask the decoders about those slices of a batch of rows on which the target may be."""
-        task, bank, config = self.target.task, self.target.bank, self.target.config.bank
-        kept = [n for n, row in enumerate(batch) if self.low <= self.order[row] <= self.high]
+    def propose(
+        self, batch: Sequence[int], embedding: Embedding, descriptors: torch.Tensor, *, upwards: bool, lowest: int
+    ) -> None:
+        """Ask the decoders about those slices of a batch of rows on which the target may be: on the way up those from
+        its first annotated slice on, or from the ``lowest`` of any target where it has none, on the way down others."""
+        task, config = self.target.task, self.target.config.bank
+        first = self.extent[0] if self.extent else lowest
+        indices = [self.order[row] for row in batch]
+        kept = [n for n, i in enumerate(indices) if (i >= first) == upwards and self.low <= i <= self.high]
         if not kept:
             return
         rows, device = [batch[n] for n in kept], descriptors.device
         slices, index = [self.order[row] for row in rows], torch.tensor(kept, device=device)
+        bank = self._followed_to(rows, upwards=upwards)
         atlas = self.guide.maps(rows).to(device) if self.guide else None
         context = bank.context_of(self.target.query, slices, descriptors[index], config=config, atlas=atlas)
         part = embedding if len(kept) == len(batch) else take(embedding, index)
@@ -185,29 +219,56 @@ class _Proposing:
             if decoder is not None and some.any():
                 answered = _answered(decoder, part, context, some)
                 self.logits[np.array(rows)[some]], self.presence[np.array(rows)[some]] = answered
-        self._find_extent(rows)
+        if self.extent is not None:
+            self._look_outwards(rows, self.extent, upwards=upwards)
 
-    def _find_extent(self, rows: Sequence[int]) -> None:
-        """Learn from what was proposed on some slices where the target ends."""
-        if self.extent is None:
-            return
-        for row in rows:
-            if not (self.logits[row] > 0).any() or self.presence[row] < NOT_THERE:
-                if self.order[row] < self.extent[0]:
-                    self.low = max(self.low, self.order[row])
-                elif self.order[row] > self.extent[1]:
-                    self.high = min(self.high, self.order[row])
+    def _followed_to(self, rows: Sequence[int], *, upwards: bool) -> SupportBank:
+        """What supports some slices of one step: with the farthest of the steps before on which the target was seen."""
+        if self.follow and self.extent:
+            (step,) = {_step(self.order, self.extent, row, upwards=upwards) for row in rows}
+            if step > self.steps.get(upwards, 0) and upwards in self.farthest:
+                row, query = self.farthest[upwards], self.target.query
+                mask = logits_to_pixels(torch.from_numpy(self.logits[row : row + 1]), query.frame)[0] > 0
+                seen = SupportBank.of([LabelledSlice(query, self.order[row], mask)], self.target.task.decoder)
+                self.banks[upwards] = self.target.bank.joined(seen)
+            self.steps[upwards] = step
+        return self.banks[upwards]
+
+    def _look_outwards(self, rows: Sequence[int], extent: tuple[int, int], *, upwards: bool) -> None:
+        """Learn from what was proposed on some slices where the target ends, and how far it was seen."""
+        past = [row for row in rows if (self.order[row] > extent[1] if upwards else self.order[row] < extent[0])]
+        seen = [row for row in past if self.presence[row] >= NOT_THERE and (self.logits[row] > 0).any()]
+        if seen:
+            self.farthest[upwards] = seen[-1] if upwards else seen[0]
+        for index in (self.order[row] for row in past if self.up_to_extent and row not in seen):
+            self.low, self.high = (self.low, min(self.high, index)) if upwards else (max(self.low, index), self.high)
 
 
-def _outwards(order: Sequence[int], extents: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
-    """All rows of ascending slices in batches: those between the annotated ends first, then up, then down."""
-    low = min((first for first, _ in extents), default=-1)
-    high = max((last for _, last in extents), default=np.inf)
-    below = [row for row, index in enumerate(order) if index < low][::-1]
-    between = [row for row, index in enumerate(order) if low <= index <= high]
-    above = [row for row, index in enumerate(order) if index > high]
-    parts = [part[start : start + batch] for part in (between, above, below) for start in range(0, len(part), batch)]
-    return [sorted(part) for part in parts]
+def _sweeps(
+    order: Sequence[int], firsts: Sequence[int], followed: Sequence[tuple[int, int]], batch: int
+) -> list[tuple[list[int], bool]]:
+    """All rows of ascending slices in batches, each with whether it is on the way up: from the lowest of the first
+    annotated slices of targets up, and from the highest of these down. No batch reaches past a step outwards of a
+    target that is ``followed`` from its extent, so that what was found before is known in each."""
+    starts = firsts or [-1]
+    up = [row for row, index in enumerate(order) if index >= min(starts)]
+    down = [row for row, index in enumerate(order) if index < max(starts)][::-1]
+
+    def steps(row: int, *, upwards: bool) -> list[int]:
+        return [_step(order, extent, row, upwards=upwards) for extent in followed]
+
+    parts = [
+        (list(part), upwards)
+        for rows, upwards in ((up, True), (down, False))
+        for _, part in groupby(rows, partial(steps, upwards=upwards))
+    ]
+    return [(sorted(part[at : at + batch]), way) for part, way in parts for at in range(0, len(part), batch)]
+
+
+def _step(order: Sequence[int], extent: tuple[int, int], row: int, *, upwards: bool) -> int:
+    """Which step outwards from an extent a row of ascending slices is in; 0 where it is not past it."""
+    away = row + 1 - bisect_right(order, extent[1]) if upwards else bisect_left(order, extent[0]) - row
+    return -(-max(away, 0) // FOLLOWED)
 
 
 def _answered(
