@@ -115,8 +115,8 @@ class SegmentationConfig:
     follow: bool = True
     """A target that one annotated slice of the volume shows is also followed outwards, and found so where the volume
     head thinks more of that. *Chosen on* 33 targets of training patients and of network output on organs that no
-    training had (hippocampus, ``chaos_t2_mr``, lesions, cord, ``totalseg_examples``): 1.9 points (0.3 to 2.5 over the
-    volumes). With more annotated slices nothing was gained."""
+    training had (hippocampus, ``chaos_t2_mr``, lesions, cord, ``totalseg_examples``; ``medsam_lite``): 1.9 points (0.3
+    to 2.5 over the volumes). With more annotated slices, and with ``small``, nothing was gained."""
     every_slice: bool = False
     """The target is known to be on every slice that is looked at."""
     bank: SupportBankConfig = field(default_factory=SupportBankConfig)

@@ -123,7 +123,7 @@ def find(
     for label, target in targets.items():
         proposals = corrected(proposed[label], clicked[label], target)
         found[label] = Finding(proposals, select_target(proposals, target, clicked=clicked[label]))
-    if config.follow:
+    if config.follow and task.decoder.follows:
         shown_once = {
             label: one for label, one in targets.items() if sum(one.bank.shows[[*one.annotated.values()]]) == 1
         }

@@ -135,6 +135,8 @@ class TargetDecoder(nn.Module, ABC):
     """Whether annotated shapes reach its queries along the anatomy, by registration of slices."""
     corrects: bool = False
     """Whether it reads what was missed on annotated slices that were held out."""
+    follows: bool = False
+    """Whether targets that a single slice shows are followed outwards: where that was measured to gain."""
     stride: int
     """Input pixels per cell of the image embedding."""
     width: int

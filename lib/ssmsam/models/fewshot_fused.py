@@ -115,7 +115,7 @@ class FusedTargetNetwork(TargetNetwork):
     of the second."""
 
     enlarges = varies = False  # encoding slices anew takes too long
-    corrects = moving = True
+    corrects = moving = follows = True
     image_mean: torch.Tensor
     image_basis: torch.Tensor
     centre: torch.Tensor
