@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ohif_page import ARGUMENTS, CHROMIUM
+from ohif_page import ARGUMENTS, CHROMIUM, SCALE
 from playwright.sync_api import Browser, Page, sync_playwright
 from sample_cases import Truth
 
@@ -103,9 +103,10 @@ def opened_browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened_window(browser: Browser, reader: str = "page-reader") -> Iterator[Window]:
-    """With storage of its own; ends with a look at its errors."""
-    context = browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True)
+def opened_window(browser: Browser, reader: str = "page-reader", *, scale: float = SCALE) -> Iterator[Window]:
+    """With storage of its own and ``scale`` pixels of the screen to one of the page; ends with a look at its errors."""
+    size = {"width": 1280, "height": 720}
+    context = browser.new_context(viewport=size, device_scale_factor=scale, accept_downloads=True)
     try:
         window = Window(context.new_page(), reader)
         try:

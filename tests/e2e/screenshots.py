@@ -29,7 +29,7 @@ def main() -> None:
         server = Server(studies=studies, home=Path(scratch) / "home", conf={"precompute": "false", "encoder": "small"})
         try:
             server.wait_until_it_answers().wait_until_warm()
-            with opened_browser() as browser, opened_window(browser, "reader-a") as window:
+            with opened_browser() as browser, opened_window(browser, "reader-a", scale=1) as window:
                 _annotate(server, window, folder)
                 for name, path in (("studies", "/"), ("dashboard", "/dashboard")):
                     window.page.goto(server.url + path)

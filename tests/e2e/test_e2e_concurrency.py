@@ -35,7 +35,7 @@ def long_work(studies: Path, tmp_path: Path) -> Callable[[Server], float]:
     array[0] += np.random.default_rng().integers(1, 1000, array[0].shape, dtype=array.dtype)
     file = tmp_path / "never_seen.nii.gz"
     write_volume(Volume(array, volume.affine, volume.modality), file)
-    params = {"foreground": [[80, 80, k] for k in range(0, len(array), 2)], "label": str(tmp_path)}
+    params = {"foreground": [[80, 80, k] for k in range(0, len(array), 2)], "label": tmp_path.name}
 
     def work(server: Server) -> float:
         started = time.perf_counter()

@@ -24,6 +24,7 @@ from ssmsam.cli.pacs import Orthanc
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
 
+from ohif_page import SCALE
 from page_window import HAS_PAGE, Window, opened_browser, opened_window
 from playwright.sync_api import Browser
 
@@ -104,7 +105,7 @@ def magenta_voxels(window: Window, k: int, truth: Truth) -> np.ndarray:
     origin, right, down = (np.array(place) for place in places)
     steps_i, steps_j = (right - origin) / (columns - 1), (down - origin) / (rows - 1)
     x, y = (origin + np.arange(rows)[:, None, None] * steps_j + np.arange(columns)[None, :, None] * steps_i).T
-    seen = picture[np.rint(y).T.astype(int), np.rint(x).T.astype(int)]
+    seen = picture[np.rint(SCALE * y).T.astype(int), np.rint(SCALE * x).T.astype(int)]
     return (seen[..., 0] > 150) & (seen[..., 2] > 150) & (seen[..., 1] < 120)
 
 

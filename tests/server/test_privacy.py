@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ssmsam.server import privacy
 from ssmsam.server.datastore.studies import StudiesFolder
 from ssmsam.server.privacy import (
     keep_names_out_of_logs,
@@ -18,7 +19,10 @@ from ssmsam.server.privacy import (
 
 
 @pytest.fixture
-def without_a_trace() -> Iterator[None]:
+def without_a_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No name that another test's server hid, and none is left."""
+    monkeypatch.setattr(privacy, "_names", {})
+    monkeypatch.setattr(privacy, "_hidden", set())
     before = logging.getLogRecordFactory()
     yield
     logging.setLogRecordFactory(before)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from ssmsam.embeddings.embedder import Embedder, VolumeEmbeddings
 from ssmsam.fewshot.adaptation import fit
 from ssmsam.fewshot.adapted_task import AdaptedTask
-from ssmsam.fewshot.atlas import Atlas, guides_for
+from ssmsam.fewshot.atlas import Atlas, Guide, guides_for
 from ssmsam.fewshot.config import DEFAULTS, FewShotConfig, PseudoLabelConfig, SegmentationConfig
 from ssmsam.fewshot.episodes import adaptation_tasks
 from ssmsam.fewshot.estimate import (
@@ -107,16 +108,8 @@ def find(
     task = replace(task, banks=banks)
     side, atlases = task.decoder.logits_side, task.atlases if config.atlases else ()
     guides = guides_for(atlases, banks, query, slices, side, progress=progress)
-    proposed = propose(
-        task,
-        query,
-        slices,
-        config=config,
-        guides=guides,
-        up_to_extent=up_to_extent,
-        to_known_ends=not clicks,
-        progress=progress,
-    )
+    ask = partial(propose, config=config, up_to_extent=up_to_extent, to_known_ends=not clicks, progress=progress)
+    proposed = ask(task, query, slices, guides=guides)
     targets = {label: Target(task, label, query, config) for label in proposed}
     clicked: Mapping[str, Clicks] = {label: (clicks or {}).get(label, {}) for label in targets}
     found = {}
@@ -124,10 +117,7 @@ def find(
         proposals = corrected(proposed[label], clicked[label], target)
         found[label] = Finding(proposals, select_target(proposals, target, clicked=clicked[label]))
     if config.follow and task.decoder.follows:
-        shown_once = {
-            label: one for label, one in targets.items() if sum(one.bank.shows[[*one.annotated.values()]]) == 1
-        }
-        found |= _followed(found, shown_once, clicked, up_to_extent, progress)
+        found |= _followed(found, targets, clicked, ask)
     if config.own_slices:
         unseen = {label: one for label, one in targets.items() if not clicked[label] and not one.annotated}
         found |= _self_supported(found, unseen, progress)
@@ -141,32 +131,38 @@ def _followed(
     found: Mapping[str, Finding],
     targets: Mapping[str, Target],
     clicked: Mapping[str, Clicks],
-    up_to_extent: bool,
-    progress: Progress,
+    ask: Callable[..., dict[str, Proposals]],
 ) -> dict[str, Finding]:
-    """What is found of targets that are followed outwards from the one annotated slice that shows them; only of those
-    of which the volume head expects more then."""
+    """What is found of targets that one annotated slice shows and that are followed outwards from it; only of those of
+    which the volume head expects more then."""
+    targets = {label: target for label, target in targets.items() if len(target.shown_on) == 1}
     if not targets:
         return {}
     first = next(iter(targets.values()))
-    again = propose(
-        replace(first.task, banks={label: one.bank for label, one in targets.items()}),
-        first.query,
-        found[first.label].proposed.slices.tolist(),
-        config=first.config,
-        guides={label: guide for label in targets if (guide := found[label].proposed.guide)},
-        up_to_extent=up_to_extent,
-        to_known_ends=up_to_extent,
-        follow=True,
-        progress=progress,
-    )
+    task = replace(first.task, banks={label: one.bank for label, one in targets.items()})
+    slices = found[first.label].proposed.slices.tolist()
+    again = ask(task, first.query, slices, guides=_guides(found, targets), follow=True)
+    proposals = {label: corrected(again[label], clicked[label], target) for label, target in targets.items()}
+    return _better(found, proposals, targets, clicked)
+
+
+def _guides(found: Mapping[str, Finding], labels: Iterable[str]) -> dict[str, Guide]:
+    return {label: guide for label in labels if (guide := found[label].proposed.guide)}
+
+
+def _better(
+    found: Mapping[str, Finding],
+    again: Mapping[str, Proposals],
+    targets: Mapping[str, Target],
+    clicked: Mapping[str, Clicks],
+) -> dict[str, Finding]:
+    """Of what was proposed again what the volume head expects more of than of what was found before."""
     better = {}
-    for label, target in targets.items():
-        proposals = corrected(again[label], clicked[label], target)
-        second = select_target(proposals, target, clicked=clicked[label])
-        if second.rank >= found[label].selected.rank:
+    for label, proposals in again.items():
+        before, second = found[label].selected, select_target(proposals, targets[label], clicked=clicked[label])
+        if second.rank >= before.rank:
             # what to expect was judged before own masks passed for annotated ones
-            better[label] = Finding(proposals, replace(second, expected=found[label].selected.expected))
+            better[label] = Finding(proposals, replace(second, expected=before.expected))
     return better
 
 
@@ -188,25 +184,17 @@ def _self_supported(
     banks = {
         label: target.bank.joined(SupportBank.of(own[label], target.task.decoder)) for label, target in targets.items()
     }
-    guides = {label: guide for label in targets if (guide := found[label].proposed.guide)}
     again = propose(
         replace(first.task, banks=banks, initial=None),
         first.query,
         found[first.label].proposed.slices.tolist(),
         config=first.config,
-        guides=guides,
+        guides=_guides(found, targets),
         to_known_ends=False,
         progress=progress,
     )
-    better = {}
-    for label, target in targets.items():
-        before = found[label]
-        proposals = replace(again[label], presence=before.proposed.presence)
-        second = select_target(proposals, target)
-        if second.rank >= before.selected.rank:
-            # what to expect was judged before own masks passed for annotated ones
-            better[label] = Finding(proposals, replace(second, expected=before.selected.expected))
-    return better
+    seen = {label: replace(one, presence=found[label].proposed.presence) for label, one in again.items()}
+    return _better(found, seen, targets, {label: {} for label in targets})
 
 
 def _own_slices(kept: Selected, target: Target) -> list[LabelledSlice]:
