@@ -48,6 +48,33 @@ def test_clicks_are_kept_even_against_the_image(bench: Bench, clicked: SliceProm
     assert satisfied(answer.mask, clicked) == clicked.clicks
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (prompt([[20, 30]]), [(1, 0, False, False)]),
+        (prompt(box=(9, 16, 31, 44)), [(0, 0, True, False)]),
+        (prompt([[20, 30], [22, 32]], [[50, 34]]), [(1, 0, False, False), (2, 1, False, True)]),
+        (prompt([[20, 30]], box=(9, 16, 31, 44)), [(0, 0, True, False), (1, 0, True, True)]),
+    ],
+)
+def test_several_prompts_at_once_begin_with_one_of_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, asked: SlicePrompt, expected: list[tuple[int, int, bool, bool]]
+) -> None:
+    calls, predict = [], bench.decoder.predict
+
+    def noted(embedding, *, frame, prompt, previous=None):
+        box = prompt.box is not None
+        calls.append((len(prompt.positive), len(prompt.negative), box, previous is not None))
+        return predict(embedding, frame=frame, prompt=prompt, previous=previous)
+
+    monkeypatch.setattr(bench.decoder, "predict", noted)
+    answer = segment_slice(bench.embeddings, bench.decoder, 9, asked)
+    assert calls == expected
+    calls.clear()
+    segment_slice(bench.embeddings, bench.decoder, 9, asked, previous=answer.logits)
+    assert calls == [(*expected[-1][:3], True)], "what was answered before is where it goes on"
+
+
 def test_the_candidate_with_more_satisfied_clicks_beats_the_better_predicted_one() -> None:
     small, large = np.full((2, 10, 10), -1.0)
     small[2:4, 2:4] = large[2:8, 2:8] = 1

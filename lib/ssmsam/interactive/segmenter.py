@@ -201,7 +201,8 @@ def segment_slice(
 
     ``previous`` are the logits of the last answer on this slice. Without them, ``base`` (height, width) is the mask
     that the user saw there, from propagation for instance: the prompt then corrects it; without either, the inner part
-    of a lasso is where it begins. The prompt must not be empty.
+    of a lasso is where it begins, else what the box or the first click says alone: decoders learned to correct, and of
+    many clicks at once they make less than of one after the other. The prompt must not be empty.
     """
     embedding = embeddings.slice(index)
     frame = embeddings.frame
@@ -209,6 +210,10 @@ def segment_slice(
         base = inner_part(prompt.outline, (frame.height, frame.width))
     if previous is None and base is not None and base.any():
         previous = mask_to_logits(draw_mask(base, frame, decoder.logits_size))
+    if previous is None and (first := _beginning(prompt)) is not None:
+        candidates = decoder.predict(embedding, frame=frame, prompt=first)
+        chosen = choose(logits_to_pixels(candidates.logits, frame), first)
+        previous = candidates.logits[None, chosen : chosen + 1]
     if previous is not None:
         previous = previous.to(embedding["image"].device)
     if previous is not None:
@@ -230,6 +235,13 @@ def segment_slice(
         quality=float(candidates.quality[chosen]),
         corrected=corrected,
     )
+
+
+def _beginning(prompt: SlicePrompt) -> SlicePrompt | None:
+    """The box alone, or the first positive click; None where there is nothing else."""
+    if len(prompt.positive) + len(prompt.negative) + (prompt.box is not None) == 1:
+        return None
+    return SlicePrompt(box=prompt.box) if prompt.box else SlicePrompt(positive=prompt.positive[:1])
 
 
 def uncertainty(logits: torch.Tensor, frame: Frame) -> np.ndarray:
