@@ -36,7 +36,7 @@ class OrthancFailed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Orthanc:
-    """A running Orthanc. ``url`` is its DICOMweb root."""
+    """A running Orthanc. ``url`` is its DICOMweb root; ``pid`` its process, 0 where another one started it."""
 
     port: int
     user: str = ""

@@ -170,7 +170,8 @@ class MetaConfig:
 NOWHERE = -30.0
 """Logits of cells of which nothing was proposed, or that were ruled out: so low that no interpolation lifts them."""
 FOLLOWED = 4
-"""Slices at a time where a target is followed outwards. *Chosen on* the same targets: one at a time strayed."""
+"""Slices at a time where a target is followed outwards: *chosen on* the training patients and network output that
+:attr:`SegmentationConfig.follow` names, among 1, 2 and 4; one at a time strayed."""
 NOT_THERE = 0.03
 """Presence below which the decoder sees nothing of a target: a *guess*, which saves time and decides nothing else."""
 OBJECTS = 4

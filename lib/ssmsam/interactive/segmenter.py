@@ -215,9 +215,7 @@ def segment_slice(
         chosen = choose(logits_to_pixels(candidates.logits, frame), first)
         previous = candidates.logits[None, chosen : chosen + 1]
     if previous is not None:
-        previous = previous.to(embedding["image"].device)
-    if previous is not None:
-        previous = with_lines(previous, prompt, frame)
+        previous = with_lines(previous.to(embedding["image"].device), prompt, frame)
     for _ in range(2):
         candidates = decoder.predict(embedding, frame=frame, prompt=prompt, previous=previous)
         pixels = logits_to_pixels(candidates.logits, frame)
@@ -239,7 +237,7 @@ def segment_slice(
 
 def _beginning(prompt: SlicePrompt) -> SlicePrompt | None:
     """The box alone, or the first positive click; None where there is nothing else."""
-    if len(prompt.positive) + len(prompt.negative) + (prompt.box is not None) == 1:
+    if prompt.clicks + (prompt.box is not None) == 1:
         return None
     return SlicePrompt(box=prompt.box) if prompt.box else SlicePrompt(positive=prompt.positive[:1])
 
